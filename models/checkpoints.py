@@ -1,0 +1,117 @@
+"""Weights and run states on disk; nothing that is loaded can execute code."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from prunegym.models.errors import InvalidInputError, MissingDataError
+
+
+def save_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Write the state of a run (tensors, numbers, strings, lists and dicts of them) so that no crash leaves half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    torch.save(dict(state), partial)
+    os.replace(partial, path)
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Read what :func:`save_state` wrote, or any torch file of plain tensors, executing nothing.
+
+    Raises:
+        MissingDataError: If there is no such file.
+        InvalidInputError: If the file is damaged, or holds objects that ``weights_only`` loading refuses.
+    """
+    if not path.exists():
+        raise MissingDataError(f"There is no checkpoint {path}. Check the path.")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise InvalidInputError(
+            f"{path} is not a torch file of plain tensors ({str(error).splitlines()[0]}). "
+            "Files that would execute code are refused; save the state dict alone and try again."
+        ) from error
+    if not isinstance(state, dict):
+        raise InvalidInputError(f"{path} holds a {type(state).__name__}; a dict of tensors is needed.")
+    return state
+
+
+def save_weights(network: nn.Module, path: Path) -> None:
+    """Write a network's parameters and buffers as safetensors."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    safetensors.torch.save_file(tensors, path)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read a state dict from safetensors, or from a torch file of plain tensors.
+
+    Public checkpoints often wrap the state dict under ``state_dict``, beside such things as ``best_prec1`` and the
+    epoch, and prefix its names with ``module.`` (torch's ``DataParallel``). Whatever stands beside is loaded with
+    ``weights_only=True`` like the rest, so it cannot execute anything, and is dropped; the prefix is removed.
+
+    Args:
+        path: ``.safetensors`` or a torch file (``.pt``, ``.pth``, ``.th``).
+
+    Returns:
+        Names and tensors.
+
+    Raises:
+        MissingDataError: If there is no such file.
+        InvalidInputError: If the file is damaged or holds no state dict.
+    """
+    if not path.exists():
+        raise MissingDataError(f"There is no checkpoint {path}. Check the path.")
+    if path.suffix == ".safetensors":
+        try:
+            return safetensors.torch.load_file(path)
+        except SafetensorError as error:
+            raise InvalidInputError(f"{path} is not a safetensors file ({error}). Was it copied whole?") from error
+    state = load_state(path)
+    if isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    tensors = {name.removeprefix("module."): value for name, value in state.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise InvalidInputError(f"{path} holds no tensors; its keys are {sorted(map(str, state))[:8]}.")
+    return tensors
+
+
+def load_weights(network: nn.Module, path: Path) -> nn.Module:
+    """Load weights of :func:`read_weights` into a network; names and shapes must agree.
+
+    Args:
+        network: Changed in place.
+        path: See :func:`read_weights`.
+
+    Returns:
+        The network.
+
+    Raises:
+        MissingDataError: If there is no such file.
+        InvalidInputError: If names or shapes differ, or a weight is NaN or infinite.
+    """
+    tensors = read_weights(path)
+    broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor.float()).all()]
+    if broken:
+        raise InvalidInputError(f"{path} has NaN or infinite values in {broken[0]!r} ({len(broken)} tensors in all).")
+    own = network.state_dict()
+    # Checkpoints from before torch 0.4.1 have no num_batches_tracked; eval mode never reads it.
+    missing = [name for name in own if name not in tensors and not name.endswith("num_batches_tracked")]
+    extra = [name for name in tensors if name not in own]
+    wrong = [name for name in own if name in tensors and own[name].shape != tensors[name].shape]
+    if missing or extra or wrong:
+        raise InvalidInputError(
+            f"{path} does not fit {type(network).__name__}: missing {missing[:3]}, unexpected {extra[:3]}, "
+            f"other shapes {wrong[:3]}. Build the network with the arguments that the checkpoint was made with."
+        )
+    network.load_state_dict(tensors, strict=False)
+    return network

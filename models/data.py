@@ -1,0 +1,245 @@
+"""Data sets in memory: uint8 images, normalised in batches, with fixed train, validation and test splits."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from prunegym.models.errors import InvalidInputError
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclasses.dataclass(frozen=True)
+class Normalisation:
+    """Per-channel mean and standard deviation of images in [0, 1].
+
+    Attributes:
+        mean: One number a channel.
+        std: One positive number a channel.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Normalise images.
+
+        Args:
+            images: (batch, channels, height, width), uint8 in 0..255 or float in [0, 1].
+
+        Returns:
+            float32, same shape, channels_last in memory (the faster layout for convolutions on a CPU).
+        """
+        floats = images.float() / 255 if images.dtype == torch.uint8 else images.float()
+        mean = torch.tensor(self.mean, device=images.device).view(-1, 1, 1)
+        std = torch.tensor(self.std, device=images.device).view(-1, 1, 1)
+        return ((floats - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+    """One split of a data set.
+
+    Attributes:
+        name: As in tables.
+        split: ``train``, ``validation`` or ``test``.
+        images: (count, channels, height, width) uint8.
+        labels: (count,) int64, from 0 to ``len(classes) - 1``.
+        classes: Names of the classes.
+        normalisation: How images become the network's input.
+        pad: Pixels of random shift in training.
+        flip: Whether training mirrors images at random.
+    """
+
+    name: str
+    split: Split
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+    normalisation: Normalisation
+    pad: int = 0
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        """Check shapes, types and the range of the labels.
+
+        Raises:
+            InvalidInputError: Naming what is wrong.
+        """
+        where = f"Data set {self.name!r}, split {self.split!r}"
+        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
+            raise InvalidInputError(
+                f"{where}: images are {self.images.dtype} {tuple(self.images.shape)}; "
+                "uint8 of shape (count, channels, height, width) is needed."
+            )
+        if len(self.images) == 0:
+            raise InvalidInputError(f"{where} is empty. Give it at least one image.")
+        if self.labels.shape != (len(self.images),):
+            raise InvalidInputError(
+                f"{where}: {len(self.images)} images but labels of shape {tuple(self.labels.shape)}; "
+                "one integer an image is needed."
+            )
+        low, high = int(self.labels.min()), int(self.labels.max())
+        if low < 0 or high >= len(self.classes):
+            raise InvalidInputError(
+                f"{where}: labels range from {low} to {high}, but there are {len(self.classes)} classes, "
+                f"so 0 to {len(self.classes) - 1} are allowed. Renumber the labels or name every class."
+            )
+        if len(self.normalisation.mean) != self.images.shape[1]:
+            raise InvalidInputError(
+                f"{where}: images have {self.images.shape[1]} channels, the normalisation has "
+                f"{len(self.normalisation.mean)}. Give one mean and one standard deviation a channel."
+            )
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.images)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)."""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
+    def batch(
+        self, indices: Tensor, *, device: torch.device | str = "cpu", augment: torch.Generator | None = None
+    ) -> Tensor:
+        """Return normalised images, as the network takes them.
+
+        Args:
+            indices: (batch,) int64, counted within the split.
+            device: Where the images go.
+            augment: If given, images are shifted and mirrored at random, drawn from it.
+
+        Returns:
+            (batch, channels, height, width) float32, a fresh tensor.
+        """
+        images = self.images[indices]
+        if augment is not None:
+            images = random_shift_and_flip(images, self.pad, self.flip, augment)
+        return self.normalisation(images.to(device))
+
+    def subset(self, indices: Tensor, split: Split | None = None) -> Dataset:
+        """Return the images of ``indices`` (int64) as a data set of their own."""
+        return dataclasses.replace(
+            self, images=self.images[indices], labels=self.labels[indices], split=split or self.split
+        )
+
+
+def random_shift_and_flip(images: Tensor, pad: int, flip: bool, generator: torch.Generator) -> Tensor:
+    """Shift each image by up to ``pad`` pixels (zeros come in) and mirror half of them.
+
+    Args:
+        images: (batch, channels, height, width), any dtype.
+        pad: Largest shift in pixels, each way.
+        flip: Whether to mirror.
+        generator: Source of the random numbers.
+
+    Returns:
+        Same shape and dtype, fresh memory.
+    """
+    count, _, height, width = images.shape
+    padded = torch.nn.functional.pad(images, (pad, pad, pad, pad))
+    top = torch.randint(0, 2 * pad + 1, (count, 1), generator=generator)
+    left = torch.randint(0, 2 * pad + 1, (count, 1), generator=generator)
+    rows = top + torch.arange(height)
+    columns = left + torch.arange(width)
+    if flip:
+        mirrored = torch.rand(count, 1, generator=generator) < 0.5
+        columns = torch.where(mirrored, columns.flip(1), columns)
+    batch = torch.arange(count).view(-1, 1, 1)
+    return padded.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def hold_out_validation(train: Dataset, share: float = 0.1, seed: int = 0) -> tuple[Dataset, Dataset]:
+    """Split training images into training and validation images, the same ones every time.
+
+    Args:
+        train: All training images.
+        share: Share (0 to 1) of them that becomes the validation split.
+        seed: Seed of the draw; the default is the one that all results use.
+
+    Returns:
+        The training split and the validation split.
+
+    Raises:
+        InvalidInputError: If either would be empty.
+    """
+    count = round(len(train) * share)
+    if not 0 < count < len(train):
+        raise InvalidInputError(
+            f"Data set {train.name!r} has {len(train)} training images; a validation share of {share} leaves an "
+            "empty split. Give more images or another share."
+        )
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
+    return train.subset(order[count:].sort().values, "train"), train.subset(order[:count].sort().values, "validation")
+
+
+def from_arrays(
+    train: tuple[Tensor, Tensor],
+    test: tuple[Tensor, Tensor],
+    *,
+    name: str = "arrays",
+    classes: tuple[str, ...] | None = None,
+    normalisation: Normalisation | None = None,
+    pad: int | None = None,
+    flip: bool = False,
+) -> dict[Split, Dataset]:
+    """Make the three splits of a data set from tensors or numpy arrays in memory.
+
+    Args:
+        train: Images (count, channels, height, width) uint8 and labels (count,) integers.
+        test: The same, of the test split.
+        name: As in tables.
+        classes: Names of the classes; by default ``"0"``, ``"1"``, ...
+        normalisation: By default ImageNet's for 3 channels, else mean 0.5 and standard deviation 0.5.
+        pad: Pixels of random shift in training; by default an eighth of the height.
+        flip: Whether training mirrors images.
+
+    Returns:
+        ``{"train": ..., "validation": ..., "test": ...}``; the validation split is a tenth of the training images.
+
+    Raises:
+        InvalidInputError: For wrong shapes, types, labels or an empty split.
+
+    Example:
+        >>> images, labels = torch.zeros(40, 1, 8, 8, dtype=torch.uint8), torch.arange(40) % 2
+        >>> {split: len(part) for split, part in from_arrays((images, labels), (images, labels)).items()}
+        {'train': 36, 'validation': 4, 'test': 40}
+    """
+    images = torch.as_tensor(train[0])
+    if images.ndim != 4:
+        raise InvalidInputError(
+            f"Data set {name!r}: images have shape {tuple(images.shape)}; (count, channels, height, width) is needed."
+        )
+    channels = images.shape[1]
+    if normalisation is None:
+        rgb = channels == 3
+        normalisation = Normalisation(
+            IMAGENET_MEAN if rgb else (0.5,) * channels, IMAGENET_STD if rgb else (0.5,) * channels
+        )
+    labels = torch.as_tensor(train[1]).long()
+    names = classes or tuple(str(label) for label in range(int(labels.max()) + 1 if len(labels) else 0))
+    make = _maker(name, names, normalisation, images.shape[2] // 8 if pad is None else pad, flip)
+    training, validation = hold_out_validation(make("train", images, labels))
+    testing = make("test", torch.as_tensor(test[0]), torch.as_tensor(test[1]).long())
+    return {"train": training, "validation": validation, "test": testing}
+
+
+def _maker(
+    name: str, classes: tuple[str, ...], normalisation: Normalisation, pad: int, flip: bool
+) -> Callable[[Split, Tensor, Tensor], Dataset]:
+    def make(split: Split, images: Tensor, labels: Tensor) -> Dataset:
+        return Dataset(name, split, images, labels, classes, normalisation, pad, flip)
+
+    return make

@@ -1,0 +1,56 @@
+"""Errors that PruneGym raises for bad input: each says what was given, what is allowed and how to mend it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class PruneGymError(Exception):
+    """Base class of every error that PruneGym raises on purpose."""
+
+
+class UnknownNameError(PruneGymError, KeyError):
+    """A name that stands for no model, data set, reward, accuracy term, baseline or stage."""
+
+    def __init__(self, kind: str, name: object, allowed: Iterable[str]) -> None:
+        """Build the message.
+
+        Args:
+            kind: What the name should have named, e.g. ``"model"``.
+            name: What was given.
+            allowed: The names that exist.
+        """
+        names = sorted(allowed)
+        near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.4)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        self.message = f"Unknown {kind} {name!r}.{hint} Known: {', '.join(names)}."
+        super().__init__(self.message)
+
+    def __str__(self) -> str:
+        """Return the message itself, since ``KeyError`` would quote it."""
+        return self.message
+
+
+class InvalidInputError(PruneGymError, ValueError):
+    """A value, shape or type that the called function does not take."""
+
+
+class MissingDataError(PruneGymError, FileNotFoundError):
+    """A file, data set or checkpoint that is not where it was looked for."""
+
+    def __str__(self) -> str:
+        """Return the message alone, without an errno."""
+        return str(self.args[0]) if self.args else ""
+
+
+class UntraceableModelError(PruneGymError, TypeError):
+    """A network that torch.fx cannot trace, or in which no gate can be found."""
+
+
+class RewardError(PruneGymError, ValueError):
+    """A reward or accuracy function that raised, or returned a wrong shape or non-finite values."""
+
+
+class MissingDependencyError(PruneGymError, ImportError):
+    """An optional package that a feature needs; the message has its pip line."""

@@ -1,0 +1,174 @@
+"""Step 1 of the document: train a network from scratch, resumably."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from prunegym.models.checkpoints import load_state, save_state
+from prunegym.models.data import Dataset
+from prunegym.models.errors import InvalidInputError
+
+Report = Callable[[dict[str, float]], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How a network is trained from scratch."""
+
+    epochs: int = 40
+    batch_size: int = 128
+    learning_rate: float = 0.1
+    """Peak of the one-cycle schedule."""
+    weight_decay: float = 5e-4
+    momentum: float = 0.9
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the forward pass; ``auto`` takes bfloat16 where the processor computes it natively."""
+    seed: int = 0
+
+
+def bfloat16_is_native(device: torch.device | str = "cpu") -> bool:
+    """Whether bfloat16 convolutions are fast here; on processors without the instructions they are 10x slower."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    features = torch.cpu.get_capabilities()
+    return bool(features.get("avx512_bf16") or features.get("amx_bf16") or features.get("bf16"))
+
+
+def autocast(device: torch.device | str, precision: str) -> torch.autocast:
+    """Return the autocast context for a precision of :class:`TrainConfig`."""
+    native = precision == "bfloat16" or (precision == "auto" and bfloat16_is_native(device))
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=native)
+
+
+def epoch_batches(count: int, batch_size: int, seed: int, epoch: int) -> tuple[Tensor, torch.Generator]:
+    """Shuffle image indices for one epoch.
+
+    The order depends on nothing but its arguments, so that a resumed run sees the batches that it would have seen.
+
+    Args:
+        count: Images in the split.
+        batch_size: Images in a batch; the last, incomplete batch is dropped unless it is the only one.
+        seed: Seed of the run.
+        epoch: Epoch, from 0.
+
+    Returns:
+        Indices (batches, batch_size) int64, and the generator to draw this epoch's augmentations from.
+    """
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    order = torch.randperm(count, generator=generator)
+    batch_size = min(batch_size, count)
+    batches = count // batch_size
+    return order[: batches * batch_size].view(batches, batch_size), generator
+
+
+def train(
+    network: nn.Module,
+    dataset: Dataset,
+    config: TrainConfig,
+    *,
+    validation: Dataset | None = None,
+    checkpoint: Path | None = None,
+    device: str = "cpu",
+    report: Report | None = None,
+) -> nn.Module:
+    """Train a network in place by SGD with a one-cycle learning rate and the data set's augmentation.
+
+    Args:
+        network: Takes normalised images (batch, channels, height, width), returns logits (batch, classes).
+        dataset: Training images.
+        config: Schedule.
+        validation: Images whose accuracy is reported after each epoch; nothing is chosen by it.
+        checkpoint: File written after each epoch; if it exists, training goes on from it.
+        device: Torch device.
+        report: Called after each epoch with ``epoch``, ``loss``, ``validation_accuracy`` and ``seconds``.
+
+    Returns:
+        The network, in eval mode.
+
+    Raises:
+        InvalidInputError: If the loss is not finite, or the checkpoint belongs to another configuration.
+    """
+    network.to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    steps = config.epochs * epoch_batches(len(dataset), config.batch_size, 0, 0)[0].shape[0]
+    optimizer = torch.optim.SGD(
+        network.parameters(), config.learning_rate, config.momentum, weight_decay=config.weight_decay, nesterov=True
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, total_steps=steps, pct_start=0.15)
+    first = _resume(checkpoint, network, optimizer, schedule, config)
+    for epoch in range(first, config.epochs):
+        loss = _train_epoch(network, dataset, config, epoch, optimizer, schedule, device)
+        if checkpoint is not None:
+            save_state(
+                checkpoint,
+                {
+                    "epoch": epoch + 1,
+                    "config": dataclasses.asdict(config),
+                    "network": network.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "schedule": schedule.state_dict(),
+                },
+            )
+        if report is not None:
+            row = {"epoch": epoch + 1, "loss": loss, "learning_rate": schedule.get_last_lr()[0]}
+            if validation is not None:
+                row["validation_accuracy"] = accuracy(network, validation, device=device)
+            report(row)
+    return network.eval()
+
+
+def _resume(path: Path | None, network: nn.Module, optimizer: Any, schedule: Any, config: TrainConfig) -> int:
+    if path is None or not path.exists():
+        return 0
+    state = load_state(path)
+    if state["config"] != dataclasses.asdict(config):
+        raise InvalidInputError(
+            f"{path} was written by another configuration ({state['config']}); "
+            f"this run has {dataclasses.asdict(config)}. Give the same options, or another folder."
+        )
+    network.load_state_dict(state["network"])
+    optimizer.load_state_dict(state["optimizer"])
+    schedule.load_state_dict(state["schedule"])
+    return int(state["epoch"])
+
+
+def _train_epoch(
+    network: nn.Module, dataset: Dataset, config: TrainConfig, epoch: int, optimizer: Any, schedule: Any, device: str
+) -> float:
+    network.train()
+    batches, generator = epoch_batches(len(dataset), config.batch_size, config.seed, epoch)
+    total = 0.0
+    for indices in batches:
+        images = dataset.batch(indices, device=device, augment=generator)
+        with autocast(device, config.precision):
+            loss = F.cross_entropy(network(images), dataset.labels[indices].to(device))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+        total += loss.item()
+    mean = total / len(batches)
+    if not torch.isfinite(torch.tensor(mean)):
+        raise InvalidInputError(
+            f"The training loss became {mean} in epoch {epoch + 1}. Lower the learning rate ({config.learning_rate})."
+        )
+    return mean
+
+
+def accuracy(network: nn.Module, dataset: Dataset, *, batch_size: int = 250, device: str = "cpu") -> float:
+    """Return the share (0 to 1) of a data set's images that the network, in eval mode, classifies right."""
+    was_training = network.training
+    network.eval()
+    correct = 0
+    with torch.inference_mode():
+        for indices in torch.arange(len(dataset)).split(batch_size):
+            logits = network(dataset.batch(indices, device=device))
+            correct += int((logits.argmax(1).cpu() == dataset.labels[indices]).sum())
+    network.train(was_training)
+    return correct / len(dataset)
