@@ -1,0 +1,115 @@
+"""What a mask costs: multiply-accumulates and weights of every row of a batch of masks, exactly."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from prunegym.models.discovery import Gate, Layout
+from prunegym.models.graph import Graph, Step
+from prunegym.models.operators import Kind
+
+_LAYERS = (Kind.CONV, Kind.DEPTHWISE, Kind.LINEAR)
+
+
+class CostModel:
+    """Counts the MACs and weights that a mask leaves.
+
+    A layer's MACs are (input channels kept) x (output channels kept) x (MACs of one such pair), so in a plain network
+    the price of a channel depends on its neighbours. One MAC is one multiply-accumulate. Convolutions and linears
+    count; norms, pooling and activations do not (as in ``torch.utils.flop_counter``, which counts two a MAC).
+
+    Attributes:
+        total_macs: MACs of one image through the original network.
+        fixed_macs: Those that no mask can remove.
+        total_weights: Weights (without biases) of the original network's convolutions and linears.
+    """
+
+    def __init__(self, graph: Graph, network: nn.Module, gates: list[Gate], layouts: dict[str, Layout]) -> None:
+        self._widths = torch.tensor([gate.width for gate in gates], dtype=torch.float64)
+        layers = [step for step in graph.steps if step.kind in _LAYERS]
+        reads, makes, macs, weights = [], [], [], []
+        for step in layers:
+            layer = network.get_submodule(step.target)
+            assert isinstance(layer, nn.Conv2d | nn.Linear)
+            pairs = layer.weight.numel() / (step.shape[1 if step.kind is not Kind.LINEAR else -1] * layer.weight.shape[1])
+            reads.append(_counts(layouts[step.inputs[0]], len(gates), step))
+            makes.append(_counts(layouts[step.name], len(gates), step) if step.kind is not Kind.DEPTHWISE else _one(gates))
+            macs.append(pairs * _positions(step))
+            weights.append(pairs)
+        self._reads, self._makes = torch.stack(reads), torch.stack(makes)
+        self._macs = torch.tensor(macs, dtype=torch.float64)
+        self._weights = torch.tensor(weights, dtype=torch.float64)
+        self._other_macs = 0.0
+        ones = torch.ones(1, int(self._widths.sum()))
+        self.total_weights = int(self.weights(ones).item())
+        self._other_macs = _counted_macs(graph, network) - float(self.macs(ones).item())
+        self.total_macs = int(self.macs(ones).item())
+        self.fixed_macs = int(self.macs(torch.zeros_like(ones)).item())
+
+    def kept(self, mask: Tensor) -> Tensor:
+        """Return the number of kept channels of each gate: mask (batch, mask_size) -> (batch, gates) float64."""
+        slices = mask.double().split([int(width) for width in self._widths], dim=1)
+        return torch.stack([part.sum(1) for part in slices], dim=1)
+
+    def macs_of_widths(self, kept: Tensor) -> Tensor:
+        """Return the MACs of an image for kept widths: (batch, gates) -> (batch,) float64."""
+        return self._count(kept, self._macs) + self._other_macs
+
+    def macs(self, mask: Tensor) -> Tensor:
+        """Return the MACs of an image under each mask: (batch, mask_size) -> (batch,) float64."""
+        return self.macs_of_widths(self.kept(mask))
+
+    def mac_share(self, mask: Tensor) -> Tensor:
+        """Return MACs under each mask / MACs of the original network: (batch, mask_size) -> (batch,) float64."""
+        return self.macs(mask) / self.total_macs
+
+    def weights(self, mask: Tensor) -> Tensor:
+        """Return the weights that each mask keeps alive: (batch, mask_size) -> (batch,) float64.
+
+        This is the document's ||M||_0 over weights: a weight lives if its input and its output channel are kept.
+        """
+        return self._count(self.kept(mask), self._weights)
+
+    def channel_price(self) -> Tensor:
+        """Return for each gate the MACs that one channel less saves in the full network: (gates,) float64."""
+        full = self._widths.repeat(len(self._widths), 1)
+        return self.total_macs - self.macs_of_widths(full - torch.eye(len(full), dtype=torch.float64))
+
+    def _count(self, kept: Tensor, price: Tensor) -> Tensor:
+        device = kept.device
+        kept = torch.cat([kept.double(), torch.ones(len(kept), 1, dtype=torch.float64, device=device)], dim=1)
+        live = (kept @ self._reads.to(device).T) * (kept @ self._makes.to(device).T)
+        return live @ price.to(device)
+
+
+def _counts(layout: Layout, gates: int, step: Step) -> Tensor:
+    """Return (gates + 1,): how many of a value's channels there are for each kept channel of a gate, and always."""
+    counts = torch.zeros(gates + 1, dtype=torch.float64)
+    if step.kind is Kind.LINEAR and len(step.shape) > 2:
+        # A linear layer over the last of several dimensions reads features, not channels: none of them can be masked.
+        counts[-1] = sum(block.width * block.repeat for block in layout)
+        return counts
+    for block in layout:
+        counts[-1 if block.gate is None else block.gate] += block.repeat if block.gate is not None else block.width * block.repeat
+    return counts
+
+
+def _one(gates: list[Gate]) -> Tensor:
+    counts = torch.zeros(len(gates) + 1, dtype=torch.float64)
+    counts[-1] = 1
+    return counts
+
+
+def _positions(step: Step) -> int:
+    spatial = step.shape[2:] if step.kind is not Kind.LINEAR else step.shape[1:-1]
+    return int(torch.tensor(spatial).prod()) if spatial else 1
+
+
+def _counted_macs(graph: Graph, network: nn.Module) -> float:
+    """Count the whole network with torch's own counter, so that operations without channels are not forgotten."""
+    images = torch.zeros(1, *graph[graph.input].shape[1:], device=next(network.parameters()).device)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(images)
+    return counter.get_total_flops() / 2

@@ -1,0 +1,125 @@
+"""What a mask is decided from: cheap features of what a gate's producer reads."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from prunegym.models.data import Dataset
+from prunegym.models.errors import InvalidInputError
+from prunegym.models.masked import MaskedCNN
+
+CLIP = 10.0
+"""Standardised features are clipped to +-CLIP."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Decision:
+    """A moment at which mask bits are chosen.
+
+    Attributes:
+        gates: Indices of the gates whose bits are chosen; the first one's producer input is looked at.
+        width: Number of bits.
+    """
+
+    gates: tuple[int, ...]
+    width: int
+
+
+def decisions_of(masked: MaskedCNN, layerwise: bool) -> tuple[Decision, ...]:
+    """Return one decision a gate, or (``layerwise`` False) one for all gates at the first."""
+    if layerwise:
+        return tuple(Decision((index,), gate.width) for index, gate in enumerate(masked.gates))
+    return (Decision(tuple(range(len(masked.gates))), masked.mask_size),)
+
+
+class MaskFeatures(nn.Module):
+    """Average and coarse grid of each channel that a gate's producer reads, standardised and clipped to +-10.
+
+    The grid has as many cells as fit into ``feature_size`` numbers, and none if the averages alone fill it. Looking
+    costs no MAC: pooling is not counted.
+
+    Args:
+        masked: The CNN whose gates are decided.
+        layerwise: One decision a gate, or one for all.
+        grid: Cells along each side of the grid.
+        feature_size: Largest number of features of a decision.
+
+    Attributes:
+        decisions: See :func:`decisions_of`.
+        sizes: Number of features of each decision.
+    """
+
+    def __init__(self, masked: MaskedCNN, layerwise: bool = True, grid: int = 4, feature_size: int = 1088) -> None:
+        super().__init__()
+        if grid < 1 or feature_size < 1:
+            raise InvalidInputError(f"grid is {grid} and feature_size {feature_size}; both must be at least 1.")
+        self.config = {"layerwise": layerwise, "grid": grid, "feature_size": feature_size}
+        self.decisions = decisions_of(masked, layerwise)
+        self.feature_size = feature_size
+        self._grids: list[int] = []
+        self.sizes: list[int] = []
+        for index, decision in enumerate(self.decisions):
+            producer = masked.graph[masked.gates[decision.gates[0]].producers[0]]
+            channels, height, width = masked.graph[producer.inputs[0]].shape[1:]
+            cells = min(grid, height, width)
+            while cells > 1 and channels * (1 + cells**2) > feature_size:
+                cells //= 2
+            self._grids.append(cells if cells > 1 and channels * (1 + cells**2) <= feature_size else 0)
+            self.sizes.append(min(channels, feature_size) + channels * self._grids[-1] ** 2)
+            self.register_buffer(f"mean{index}", torch.zeros(self.sizes[-1]))
+            self.register_buffer(f"std{index}", torch.ones(self.sizes[-1]))
+
+    def raw(self, decision: int, reads: Tensor) -> Tensor:
+        """Return features before standardisation: (batch, channels, height, width) -> (batch, sizes[decision])."""
+        average = reads.mean((2, 3))
+        if average.shape[1] > self.feature_size:
+            return F.adaptive_avg_pool1d(average[:, None], self.feature_size)[:, 0]
+        cells = self._grids[decision]
+        if not cells:
+            return average
+        return torch.cat([average, F.adaptive_avg_pool2d(reads, cells).flatten(1)], dim=1)
+
+    def forward(self, decision: int, reads: Tensor) -> Tensor:
+        """Return the features of a decision.
+
+        Args:
+            decision: Index of the decision.
+            reads: What the producer of its first gate reads, (batch, channels, height, width).
+
+        Returns:
+            (batch, sizes[decision]) float32 in [-10, 10].
+        """
+        mean, std = self.get_buffer(f"mean{decision}"), self.get_buffer(f"std{decision}")
+        return ((self.raw(decision, reads).float() - mean) / std).clamp(-CLIP, CLIP)
+
+    @torch.no_grad()
+    def calibrate(self, masked: MaskedCNN, dataset: Dataset, images: int = 1024) -> MaskFeatures:
+        """Set mean and standard deviation from the first training images with all channels on. Returns itself.
+
+        Args:
+            masked: The CNN.
+            dataset: Images of the training split.
+            images: How many of them.
+        """
+        rows: list[list[Tensor]] = [[] for _ in self.decisions]
+        device = self.get_buffer("mean0").device
+        starts = {decision.gates[0]: index for index, decision in enumerate(self.decisions)}
+        order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))[:images]
+        for indices in order.split(256):
+            state = masked.begin(dataset.batch(indices, device=device))
+            while state.reads is not None:
+                index = starts.get(state.gate)
+                if index is not None:
+                    rows[index].append(self.raw(index, state.reads))
+                masked.advance(state, None)
+        for index, parts in enumerate(rows):
+            values = torch.cat(parts).float()
+            self.get_buffer(f"mean{index}").copy_(values.mean(0))
+            # A feature that never varies, as at the dark edge of digits, would else be divided by zero.
+            deviation = values.std(0, unbiased=False)
+            self.get_buffer(f"std{index}").copy_(torch.where(deviation > 1e-4, deviation, torch.ones_like(deviation)))
+        return self

@@ -1,0 +1,171 @@
+"""Gate policies: small networks that decide which channels of a CNN an image needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from prunegym.models.errors import InvalidInputError
+from prunegym.models.features import Decision, MaskFeatures
+from prunegym.models.masked import MaskedCNN
+
+Choose = Callable[[Tensor], Tensor]
+"""From the logits of a decision (batch, width) to its mask bits (batch, width) float."""
+
+
+class GatePolicy(nn.Module):
+    """For each decision a head of one hidden layer, from features to one logit a channel.
+
+    The same module serves imitation, joint training, Stable-Baselines3 (as the actor) and inference. A channel is kept
+    if its logit is positive (the document's method 5.1: sigmoid of a small network, thresholded at 0.5).
+
+    Args:
+        features: What it looks at.
+        hidden: Width of the hidden layers.
+        bias: Initial bias of the logits; +2 keeps a channel with probability 0.88, so that training starts from a
+            network that works.
+        penalty_range: If given, a policy for all lambdas in [low, high]: lambda is one more input.
+
+    Attributes:
+        decisions: The decisions, in order.
+        macs: MACs of deciding the masks of one image.
+    """
+
+    def __init__(
+        self,
+        features: MaskFeatures,
+        hidden: int = 64,
+        bias: float = 2.0,
+        penalty_range: tuple[float, float] | None = None,
+    ) -> None:
+        super().__init__()
+        if hidden < 1:
+            raise InvalidInputError(f"hidden is {hidden}; at least 1 is needed.")
+        self.features = features
+        self.decisions: tuple[Decision, ...] = features.decisions
+        self.config = {"hidden": hidden, "penalty_range": penalty_range}
+        self.penalty_range = penalty_range
+        extra = 0 if penalty_range is None else 1
+        self.heads = nn.ModuleList(
+            nn.Sequential(nn.Linear(size + extra, hidden), nn.ReLU(), nn.Linear(hidden, decision.width))
+            for size, decision in zip(features.sizes, self.decisions, strict=True)
+        )
+        for head in self.heads:
+            assert isinstance(head, nn.Sequential)
+            nn.init.normal_(head[2].weight, std=0.01)
+            nn.init.constant_(head[2].bias, bias)
+        self.macs = sum(layer.weight.numel() for layer in self.heads.modules() if isinstance(layer, nn.Linear))
+
+    def logits(self, decision: int, features: Tensor, penalty: Tensor | float | None = None) -> Tensor:
+        """Return one logit a channel.
+
+        Args:
+            decision: Index of the decision.
+            features: (batch, sizes[decision]) float32, of :class:`MaskFeatures`.
+            penalty: lambda, (batch,) or one number, for a policy with a ``penalty_range``; by default its middle.
+
+        Returns:
+            (batch, width) float32.
+        """
+        if self.penalty_range is not None:
+            low, high = self.penalty_range
+            value = torch.as_tensor((low + high) / 2 if penalty is None else penalty, dtype=features.dtype)
+            scaled = 2 * (value.to(features.device) - low) / max(high - low, 1e-12) - 1
+            features = torch.cat([features, scaled.expand(len(features)).unsqueeze(1)], dim=1)
+        logits: Tensor = self.heads[decision](features)
+        return logits
+
+
+class StaticPolicy(nn.Module):
+    """The same mask for every image: one logit a channel that looks at nothing. The honest static rival's gates.
+
+    Args:
+        features: Of the policy that it is compared with; only its decisions are used.
+        bias: Initial logits.
+    """
+
+    macs = 0
+    penalty_range = None
+
+    def __init__(self, features: MaskFeatures, bias: float = 2.0) -> None:
+        super().__init__()
+        self.features = features
+        self.decisions = features.decisions
+        self.channels = nn.ParameterList(
+            nn.Parameter(torch.full((decision.width,), bias)) for decision in self.decisions
+        )
+
+    def logits(self, decision: int, features: Tensor, penalty: Tensor | float | None = None) -> Tensor:
+        """Return the same logits (batch, width) for every image; features (batch, any) give the batch size."""
+        return self.channels[decision].expand(len(features), -1)
+
+
+def greedy(logits: Tensor) -> Tensor:
+    """Keep the channels with a positive logit."""
+    return (logits > 0).to(logits.dtype)
+
+
+class StraightThrough:
+    """Sample bits and pass the gradient through the sigmoid (Bengio et al. 2013; Gumbel noise: Maddison et al. 2017).
+
+    Args:
+        generator: Source of the noise; None decides without noise.
+        temperature: Of the sigmoid; the noise is scaled with it.
+    """
+
+    def __init__(self, generator: torch.Generator | None = None, temperature: float = 1.0) -> None:
+        self.generator = generator
+        self.temperature = temperature
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Return bits (batch, width) whose gradient is that of the sigmoid."""
+        if self.generator is not None:
+            uniform = torch.rand(logits.shape, generator=self.generator).to(logits.device).clamp(1e-6, 1 - 1e-6)
+            logits = logits + torch.log(uniform) - torch.log1p(-uniform)
+        soft = torch.sigmoid(logits / self.temperature)
+        return (soft > 0.5).to(soft.dtype) + soft - soft.detach()
+
+
+class Rollout(NamedTuple):
+    """What came of a batch that ran through a CNN with a policy deciding on the way."""
+
+    output: Tensor
+    """The CNN's output (batch, ...)."""
+    mask: Tensor
+    """(batch, mask_size) float."""
+    gate_logits: Tensor
+    """(batch, mask_size) float."""
+
+
+def rollout(
+    masked: MaskedCNN,
+    policy: GatePolicy | StaticPolicy,
+    images: Tensor,
+    choose: Choose = greedy,
+    penalty: Tensor | float | None = None,
+) -> Rollout:
+    """Run images through a CNN, deciding each gate before its producer runs.
+
+    Args:
+        masked: The CNN.
+        policy: Decides; what it looks at is detached from the CNN's graph.
+        images: (batch, channels, height, width) float, normalised.
+        choose: How logits become bits.
+        penalty: lambda, for a policy with a ``penalty_range``.
+
+    Returns:
+        Output, mask and logits.
+    """
+    state = masked.begin(images)
+    masks, logits = [], []
+    for index, decision in enumerate(policy.decisions):
+        assert state.reads is not None
+        logits.append(policy.logits(index, policy.features(index, state.reads.detach()), penalty))
+        masks.append(choose(logits[-1]))
+        widths = [masked.gates[gate].width for gate in decision.gates]
+        for part in masks[-1].split(widths, dim=1):
+            masked.advance(state, part)
+    return Rollout(masked.finish(state), torch.cat(masks, 1), torch.cat(logits, 1))

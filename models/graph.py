@@ -1,0 +1,184 @@
+"""A traced network as a list of steps, each with its inputs by name, its kind and its output shape."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+
+from prunegym.models.errors import UntraceableModelError
+from prunegym.models.operators import Kind, kind_of_function, kind_of_method, kind_of_module
+
+
+@dataclasses.dataclass(frozen=True)
+class Value:
+    """Stands in a step's arguments for the output of the step of that name."""
+
+    name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One operation of the network.
+
+    Attributes:
+        name: Unique name of its output.
+        op: ``input``, ``module``, ``function``, ``method`` or ``attribute``.
+        target: Module or attribute path, function, or method name.
+        args: Arguments; outputs of other steps stand as :class:`Value`.
+        kwargs: The same.
+        inputs: Names of the steps that it reads, each once.
+        kind: What it does to channels.
+        shape: Shape of its output for the example input; empty if that is no tensor.
+    """
+
+    name: str
+    op: str
+    target: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    inputs: tuple[str, ...]
+    kind: Kind
+    shape: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Graph:
+    """The steps in the order in which they run, and the name of the one whose output is the network's."""
+
+    steps: tuple[Step, ...]
+    output: str
+
+    def __post_init__(self) -> None:
+        """Index the steps by name, and their users."""
+        users: dict[str, list[str]] = {step.name: [] for step in self.steps}
+        for step in self.steps:
+            for name in step.inputs:
+                users[name].append(step.name)
+        object.__setattr__(self, "index", {step.name: position for position, step in enumerate(self.steps)})
+        object.__setattr__(self, "users", {name: tuple(names) for name, names in users.items()})
+
+    index: dict[str, int] = dataclasses.field(init=False, repr=False)
+    users: dict[str, tuple[str, ...]] = dataclasses.field(init=False, repr=False)
+
+    @property
+    def input(self) -> str:
+        """Name of the step that stands for the network's input."""
+        return next(step.name for step in self.steps if step.op == "input")
+
+    def __getitem__(self, name: str) -> Step:
+        """Return the step of that name."""
+        return self.steps[self.index[name]]
+
+
+def trace(network: nn.Module, example_input: Tensor) -> Graph:
+    """Trace a network into steps.
+
+    Args:
+        network: In eval mode; takes one tensor (batch, channels, height, width), returns one tensor (batch, ...).
+        example_input: Gives the shapes; float, (batch, channels, height, width).
+
+    Returns:
+        The graph. It refers to the network's modules by path and holds none of them.
+
+    Raises:
+        UntraceableModelError: If torch.fx cannot trace the network, it takes several inputs, or returns no tensor.
+    """
+    name = type(network).__name__
+    try:
+        traced = fx.symbolic_trace(network)
+    except Exception as error:
+        raise UntraceableModelError(
+            f"torch.fx cannot trace {name} ({type(error).__name__}: {error}). Control flow that depends on the data is "
+            "the usual reason: move it out of forward, or mark the module that has it with torch.fx.wrap."
+        ) from error
+    try:
+        with torch.no_grad():
+            ShapeProp(traced).propagate(example_input)  # type: ignore[no-untyped-call]
+    except Exception as error:
+        raise UntraceableModelError(
+            f"{name} does not take the example input {tuple(example_input.shape)}: {error}. Give an example of the "
+            "shape (batch, channels, height, width) that the network takes, normalised floats."
+        ) from error
+    return _to_steps(traced, name)
+
+
+def _to_steps(traced: fx.GraphModule, name: str) -> Graph:
+    steps: list[Step] = []
+    output = ""
+    for node in traced.graph.nodes:
+        if node.op == "output":
+            if not isinstance(node.args[0], fx.Node) or not _shape(node.args[0]):
+                raise UntraceableModelError(
+                    f"{name} returns {type(node.args[0]).__name__}; one tensor (batch, ...) is needed. Wrap it in a "
+                    "module that returns the tensor that the accuracy term reads."
+                )
+            output = node.args[0].name
+            continue
+        op, kind = _classify(traced, node)
+        args = fx.node.map_arg(node.args, lambda other: Value(other.name))
+        kwargs = fx.node.map_arg(node.kwargs, lambda other: Value(other.name))
+        inputs = tuple(other.name for other in node.all_input_nodes)
+        steps.append(Step(node.name, op, node.target, tuple(args), dict(kwargs), inputs, kind, _shape(node)))
+    if sum(step.op == "input" for step in steps) != 1:
+        raise UntraceableModelError(f"{name} takes several inputs; a network of one image batch is needed.")
+    return Graph(tuple(steps), output)
+
+
+def _classify(traced: fx.GraphModule, node: fx.Node) -> tuple[str, Kind]:
+    if node.op == "call_module":
+        return "module", kind_of_module(traced.get_submodule(str(node.target)))
+    if node.op == "call_function":
+        assert callable(node.target)
+        return "function", kind_of_function(node.target)
+    if node.op == "call_method":
+        return "method", kind_of_method(str(node.target))
+    return ("input" if node.op == "placeholder" else "attribute"), Kind.OTHER
+
+
+def _shape(node: fx.Node) -> tuple[int, ...]:
+    meta = node.meta.get("tensor_meta")
+    return tuple(meta.shape) if isinstance(meta, fx.passes.shape_prop.TensorMetadata) else ()
+
+
+Runner = Callable[[dict[str, Any]], Any]
+
+
+def runner(step: Step, network: nn.Module) -> Runner:
+    """Return a function from the values so far, which begin with the network's input, to this step's output."""
+    if step.op == "input":
+        return lambda values: values[step.name]
+    if step.op == "attribute":
+        return lambda _values: _attribute(network, step.target)
+    if step.op == "module":
+        function: Callable[..., Any] = network.get_submodule(step.target)
+    else:
+        function = step.target if step.op == "function" else getattr(Tensor, step.target)
+    if not step.kwargs and all(isinstance(argument, Value) for argument in step.args):
+        names = [argument.name for argument in step.args]
+        if len(names) == 1:
+            (name,) = names
+            return lambda values: function(values[name])
+        return lambda values: function(*[values[name] for name in names])
+    return lambda values: function(*_resolve(step.args, values), **_resolve(step.kwargs, values))
+
+
+def _attribute(network: nn.Module, path: str) -> Any:
+    parent, _, leaf = path.rpartition(".")
+    return getattr(network.get_submodule(parent), leaf)
+
+
+def _resolve(argument: Any, values: dict[str, Any]) -> Any:
+    if isinstance(argument, Value):
+        return values[argument.name]
+    if isinstance(argument, (list, tuple)):
+        return type(argument)(_resolve(item, values) for item in argument)
+    if isinstance(argument, dict):
+        return {key: _resolve(item, values) for key, item in argument.items()}
+    if isinstance(argument, slice):
+        return slice(*(_resolve(item, values) for item in (argument.start, argument.stop, argument.step)))
+    return argument

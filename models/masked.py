@@ -1,0 +1,247 @@
+"""MaskedCNN: any CNN with one mask bit for each channel that can be spared."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunegym.models.cost import CostModel
+from prunegym.models.discovery import Gate, Layout, find_gates, layouts
+from prunegym.models.errors import InvalidInputError, UnknownNameError, UntraceableModelError
+from prunegym.models.graph import Graph, runner, trace
+from prunegym.models.verification import failing_gates
+
+
+@dataclasses.dataclass
+class ForwardPass:
+    """A forward pass of a batch that stops at each gate, before the gate's producer runs.
+
+    Attributes:
+        gate: Index of the gate to decide next; ``len(masked.gates)`` when the pass is over.
+        reads: What that gate's producer reads, (batch, channels, height, width); None when the pass is over.
+        logits: The network's output (batch, ...) when the pass is over, else None.
+        points: If recorded, the values at the gates decided so far, before the mask, (batch, width, height, width).
+    """
+
+    gate: int
+    reads: Tensor | None
+    logits: Tensor | None
+    values: dict[str, Tensor]
+    masks: list[Tensor | None]
+    points: list[Tensor] | None
+
+
+class MaskedCNN(nn.Module):
+    """A CNN whose channels can be masked image by image.
+
+    The module is copied and traced; the one that was given is not touched. A gate zeroes a channel behind its norm and
+    activation, so that a masked channel equals a removed filter, and a mask of ones gives the original network.
+
+    Args:
+        module: A CNN that torch.fx can trace: one tensor in, one tensor out.
+        example_input: (batch, channels, height, width) float, normalised as the network takes it; its size is the one
+            for which MACs are counted.
+        gates: ``"auto"`` for all that can be found, or names of convolutions.
+        frozen: Parameters need no gradient, and batch norm and dropout stay in eval mode whatever :meth:`train` says.
+
+    Attributes:
+        network: The copy. Its state dict has the original names.
+        gates: The gates, in the order in which their producers run.
+        mask_size: Number of mask bits: the sum of the gates' widths.
+        cost: MACs and weights of masks.
+        rejected: For each convolution that is no gate, the reason.
+
+    Raises:
+        InvalidInputError: If a weight is NaN or infinite, or the example has no four dimensions.
+        UntraceableModelError: If the network cannot be traced, or no gate is found in it.
+        UnknownNameError: If ``gates`` names something that is no gate.
+
+    Example:
+        >>> from prunegym.models.zoo import build
+        >>> masked = MaskedCNN(build("simple-cnn"), torch.zeros(1, 3, 32, 32))
+        >>> [(gate.name, gate.width) for gate in masked.gates], masked.mask_size
+        ([('features.0', 16), ('features.3', 32)], 48)
+        >>> masked(torch.zeros(2, 3, 32, 32), torch.ones(2, 48)).shape
+        torch.Size([2, 10])
+    """
+
+    def __init__(
+        self, module: nn.Module, example_input: Tensor, gates: str | Sequence[str] = "auto", frozen: bool = True
+    ) -> None:
+        super().__init__()
+        _check(module, example_input)
+        self.network = copy.deepcopy(module).eval()
+        self.frozen = False
+        example = example_input[:1].detach().float().cpu()
+        device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+        self.network.cpu()
+        self.graph: Graph = trace(self.network, example)
+        found, self.rejected = find_gates(self.graph, self.network)
+        for gate, reason in failing_gates(self.graph, self.network, found, example):
+            found.remove(gate)
+            self.rejected[gate.name] = reason
+        self.gates: tuple[Gate, ...] = tuple(_choose(found, gates, self.rejected, type(module).__name__))
+        self.layouts: dict[str, Layout] = layouts(self.graph, list(self.gates))
+        self.cost = CostModel(self.graph, self.network, list(self.gates), self.layouts)
+        self.mask_size = sum(gate.width for gate in self.gates)
+        self._bind()
+        self.to(device)
+        if frozen:
+            self.freeze()
+
+    def _bind(self) -> None:
+        """Prepare what a forward pass looks up: a function for each step, where gates are, what is read last where."""
+        self._runners = [runner(step, self.network) for step in self.graph.steps]
+        self._points = {gate.point: index for index, gate in enumerate(self.gates)}
+        starts = [self.graph.index[gate.producers[0]] for gate in self.gates]
+        self._cuts = [0, *starts, len(self.graph.steps)]
+        last = {name: step for step, names in enumerate(s.inputs for s in self.graph.steps) for name in names}
+        self._drop: list[list[str]] = [[] for _ in self.graph.steps]
+        for name, step in last.items():
+            if name != self.graph.output:
+                self._drop[step].append(name)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> MaskedCNN:
+        """Copy with functions that are bound to the copy's own modules."""
+        clone = MaskedCNN.__new__(MaskedCNN)
+        memo[id(self)] = clone
+        clone.__dict__ = {key: value for key, value in self.__dict__.items() if key != "_runners"}
+        clone._modules = {"network": copy.deepcopy(self.network, memo)}
+        clone._bind()
+        return clone
+
+    def freeze(self) -> MaskedCNN:
+        """Make the CNN constant for good: no gradients to its parameters, eval mode always. Returns itself."""
+        self.frozen = True
+        for parameter in self.parameters():
+            parameter.requires_grad_(False)
+            parameter.grad = None
+        return self.eval()
+
+    def train(self, mode: bool = True) -> MaskedCNN:
+        """Set training mode, which a frozen CNN never enters."""
+        super().train(mode and not self.frozen)
+        return self
+
+    def split(self, mask: Tensor) -> tuple[Tensor, ...]:
+        """Return views of a mask (..., mask_size), one slice (..., width) a gate, in order."""
+        return mask.split([gate.width for gate in self.gates], dim=-1)
+
+    def check_mask(self, mask: Tensor, batch: int) -> None:
+        """Raise InvalidInputError unless the mask is (batch, mask_size)."""
+        if mask.shape != (batch, self.mask_size):
+            raise InvalidInputError(
+                f"The mask has shape {tuple(mask.shape)}; ({batch}, {self.mask_size}) is needed: one row an image, one "
+                f"number a channel of the {len(self.gates)} gates ({', '.join(gate.name for gate in self.gates[:4])}...)."
+            )
+
+    def forward(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Run the network under a mask.
+
+        Args:
+            images: (batch, channels, height, width) float, normalised.
+            mask: (batch, mask_size), any finite floats that channels are multiplied with; None keeps all.
+
+        Returns:
+            The network's output (batch, ...), differentiable in images and mask.
+
+        Raises:
+            InvalidInputError: If the mask has the wrong shape.
+        """
+        if mask is None:
+            return self.finish(self.begin(images))
+        self.check_mask(mask, len(images))
+        state = self.begin(images)
+        for part in self.split(mask):
+            self.advance(state, part)
+        assert state.logits is not None
+        return state.logits
+
+    def begin(self, images: Tensor, record: bool = False) -> ForwardPass:
+        """Start a pass that stops before the producer of each gate.
+
+        Args:
+            images: (batch, channels, height, width) float, normalised.
+            record: Keep the values at the gates.
+
+        Returns:
+            The pass, at gate 0.
+        """
+        values = {self.graph.input: images}
+        state = ForwardPass(-1, None, None, values, [None] * len(self.gates), [] if record else None)
+        self._run_segment(state)
+        return state
+
+    def advance(self, state: ForwardPass, gate_mask: Tensor | None) -> ForwardPass:
+        """Apply a mask to the gate at which a pass stands, and go on to the next gate or to the output.
+
+        All gates in turn cost one forward pass.
+
+        Args:
+            state: Changed in place.
+            gate_mask: (batch, width of the gate) float; None keeps all channels.
+
+        Returns:
+            ``state``.
+        """
+        state.masks[state.gate] = gate_mask
+        self._run_segment(state)
+        return state
+
+    def finish(self, state: ForwardPass) -> Tensor:
+        """Keep all channels of the gates that are left, and return the output (batch, ...)."""
+        while state.logits is None:
+            self.advance(state, None)
+        return state.logits
+
+    def _run_segment(self, state: ForwardPass) -> None:
+        values, steps = state.values, self.graph.steps
+        first, last = self._cuts[state.gate + 1], self._cuts[state.gate + 2]
+        for position in range(first, last):
+            step = steps[position]
+            value = self._runners[position](values)
+            point = self._points.get(step.name)
+            if point is not None:
+                if state.points is not None:
+                    state.points.append(value)
+                mask = state.masks[point]
+                if mask is not None:
+                    value = value * mask.to(value.dtype)[:, :, None, None]
+            values[step.name] = value
+            for name in self._drop[position]:
+                del values[name]
+        state.gate += 1
+        if state.gate == len(self.gates):
+            state.reads, state.logits = None, values[self.graph.output]
+        else:
+            state.reads = values[self.graph[self.gates[state.gate].producers[0]].inputs[0]]
+
+
+def _check(module: nn.Module, example_input: Tensor) -> None:
+    if example_input.ndim != 4:
+        raise InvalidInputError(
+            f"The example input has shape {tuple(example_input.shape)}; (batch, channels, height, width) is needed."
+        )
+    for name, tensor in module.state_dict().items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise InvalidInputError(f"{type(module).__name__}: {name!r} has NaN or infinite values. Load sound weights.")
+
+
+def _choose(found: list[Gate], wanted: str | Sequence[str], rejected: dict[str, str], name: str) -> list[Gate]:
+    if wanted != "auto":
+        names = [wanted] if isinstance(wanted, str) else list(wanted)
+        for gate in names:
+            if gate in rejected:
+                raise InvalidInputError(f"{gate!r} of {name} cannot be a gate: {rejected[gate]}.")
+            if gate not in {other.name for other in found}:
+                raise UnknownNameError("gate", gate, [other.name for other in found])
+        found = [gate for gate in found if gate.name in names]
+    if not found:
+        reasons = "; ".join(f"{gate}: {reason}" for gate, reason in list(rejected.items())[:5]) or "it has no Conv2d"
+        raise UntraceableModelError(f"No gate was found in {name}, so nothing could be masked ({reasons}).")
+    return found

@@ -1,0 +1,94 @@
+"""What each operation does to channels: the table by which gates are found, whatever the architecture is called."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from enum import Enum
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Kind(Enum):
+    """What an operation does to a channel that is zero, and to its place."""
+
+    CONV = "mixes all input channels into new ones (convolution without groups)"
+    LINEAR = "mixes all input features into new ones"
+    DEPTHWISE = "filters each channel by itself, and may add a bias"
+    CHANNELWISE = "maps each channel by itself, and zero to something else (norm, sigmoid)"
+    ACTIVATION = "maps each value by itself, and zero to zero (ReLU)"
+    POOL = "maps each channel by itself, and zero to zero (pooling, dropout, resizing)"
+    RESHAPE = "lays out channels anew without mixing them (flatten)"
+    MULTIPLY = "zero where one operand is zero"
+    CONCAT = "puts channels side by side"
+    OTHER = "anything else: no gate reaches through it"
+
+
+_ACTIVATIONS: tuple[type[nn.Module], ...] = (
+    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish,
+    nn.Tanh, nn.Hardtanh, nn.Softsign,
+)  # fmt: skip
+_POOLS: tuple[type[nn.Module], ...] = (
+    nn.Identity, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Dropout, nn.Dropout2d,
+    nn.Upsample, nn.ZeroPad2d,
+)  # fmt: skip
+_CHANNELWISE_MODULES: tuple[type[nn.Module], ...] = (nn.BatchNorm2d, nn.Sigmoid, nn.Hardsigmoid, nn.Softplus)
+
+_FUNCTIONS: dict[Any, Kind] = {
+    **dict.fromkeys(
+        (
+            F.relu, torch.relu, F.relu_, F.relu6, F.leaky_relu, F.elu, F.gelu, F.silu, F.mish, F.hardswish, torch.tanh,
+            F.tanh, F.hardtanh,
+        ),
+        Kind.ACTIVATION,
+    ),
+    **dict.fromkeys(
+        (
+            F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.dropout, F.interpolate,
+            torch.mean,
+        ),
+        Kind.POOL,
+    ),
+    **dict.fromkeys((torch.sigmoid, F.sigmoid, F.hardsigmoid, F.softplus), Kind.CHANNELWISE),
+    **dict.fromkeys((torch.flatten, torch.reshape, torch.squeeze), Kind.RESHAPE),
+    **dict.fromkeys((operator.mul, torch.mul), Kind.MULTIPLY),
+    **dict.fromkeys((torch.cat, torch.concat), Kind.CONCAT),
+}  # fmt: skip
+
+_METHODS: dict[str, Kind] = {
+    **dict.fromkeys(("relu", "relu_", "tanh"), Kind.ACTIVATION),
+    **dict.fromkeys(("mean", "contiguous"), Kind.POOL),
+    "sigmoid": Kind.CHANNELWISE,
+    **dict.fromkeys(("flatten", "view", "reshape", "squeeze"), Kind.RESHAPE),
+    "mul": Kind.MULTIPLY,
+}
+
+
+def kind_of_module(module: nn.Module) -> Kind:
+    """Classify a module by its exact type, since a subclass may do anything."""
+    if type(module) is nn.Conv2d:
+        if module.groups == 1:
+            return Kind.CONV
+        return Kind.DEPTHWISE if module.groups == module.in_channels == module.out_channels else Kind.OTHER
+    if type(module) is nn.Linear:
+        return Kind.LINEAR
+    if type(module) in _CHANNELWISE_MODULES:
+        return Kind.CHANNELWISE
+    if type(module) in _ACTIVATIONS:
+        return Kind.ACTIVATION
+    if type(module) in _POOLS:
+        return Kind.POOL
+    return Kind.RESHAPE if type(module) is nn.Flatten else Kind.OTHER
+
+
+def kind_of_function(function: Callable[..., Any]) -> Kind:
+    """Classify a function that the graph calls."""
+    return _FUNCTIONS.get(function, Kind.OTHER)
+
+
+def kind_of_method(name: str) -> Kind:
+    """Classify a tensor method that the graph calls."""
+    return _METHODS.get(name, Kind.OTHER)
