@@ -1,0 +1,1 @@
+"""The learners: policies, recipes, baselines and evaluation."""

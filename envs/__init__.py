@@ -1,0 +1,1 @@
+"""The task: environments in which channel masks are actions."""

@@ -1,0 +1,1 @@
+"""The CNN side, plain torch: zoo, data, gates, masks and cost."""
