@@ -104,10 +104,24 @@ def load_weights(network: nn.Module, path: Path) -> nn.Module:
         MissingDataError: If there is no such file.
         InvalidInputError: If names or shapes differ, or a weight is NaN or infinite.
     """
-    tensors = read_weights(path)
+    load_tensors(network, read_weights(path), str(path))
+    return network
+
+
+def load_tensors(network: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Put tensors into a network; names and shapes must agree.
+
+    Args:
+        network: Changed in place.
+        tensors: By name, as in its state dict.
+        source: Where they are from, for the message.
+
+    Raises:
+        InvalidInputError: If names or shapes differ, or a weight is NaN or infinite.
+    """
     broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor.float()).all()]
     if broken:
-        raise InvalidInputError(f"{path} has NaN or infinite values in {broken[0]!r} ({len(broken)} tensors in all).")
+        raise InvalidInputError(f"{source} has NaN or infinite values in {broken[0]!r} ({len(broken)} tensors in all).")
     own = network.state_dict()
     # Checkpoints from before torch 0.4.1 have no num_batches_tracked; eval mode never reads it.
     missing = [name for name in own if name not in tensors and not name.endswith("num_batches_tracked")]
@@ -115,8 +129,7 @@ def load_weights(network: nn.Module, path: Path) -> nn.Module:
     wrong = [name for name in own if name in tensors and own[name].shape != tensors[name].shape]
     if missing or extra or wrong:
         raise InvalidInputError(
-            f"{path} does not fit {type(network).__name__}: missing {missing[:3]}, unexpected {extra[:3]}, "
+            f"{source} does not fit {type(network).__name__}: missing {missing[:3]}, unexpected {extra[:3]}, "
             f"other shapes {wrong[:3]}. Build the network with the arguments that the checkpoint was made with."
         )
-    network.load_state_dict(tensors, strict=False)
-    return network
+    network.load_state_dict(dict(tensors), strict=False)

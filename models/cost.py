@@ -33,9 +33,13 @@ class CostModel:
         for step in layers:
             layer = network.get_submodule(step.target)
             assert isinstance(layer, nn.Conv2d | nn.Linear)
-            pairs = layer.weight.numel() / (step.shape[1 if step.kind is not Kind.LINEAR else -1] * layer.weight.shape[1])
+            pairs = layer.weight.numel() / (
+                step.shape[1 if step.kind is not Kind.LINEAR else -1] * layer.weight.shape[1]
+            )
             reads.append(_counts(layouts[step.inputs[0]], len(gates), step))
-            makes.append(_counts(layouts[step.name], len(gates), step) if step.kind is not Kind.DEPTHWISE else _one(gates))
+            makes.append(
+                _counts(layouts[step.name], len(gates), step) if step.kind is not Kind.DEPTHWISE else _one(gates)
+            )
             macs.append(pairs * _positions(step))
             weights.append(pairs)
         self._reads, self._makes = torch.stack(reads), torch.stack(makes)
@@ -92,7 +96,9 @@ def _counts(layout: Layout, gates: int, step: Step) -> Tensor:
         counts[-1] = sum(block.width * block.repeat for block in layout)
         return counts
     for block in layout:
-        counts[-1 if block.gate is None else block.gate] += block.repeat if block.gate is not None else block.width * block.repeat
+        counts[-1 if block.gate is None else block.gate] += (
+            block.repeat if block.gate is not None else block.width * block.repeat
+        )
     return counts
 
 

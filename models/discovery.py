@@ -100,7 +100,9 @@ def _consumers(graph: Graph, point: str) -> tuple[tuple[str, ...], str | None]:
             step = graph[user]
             if step.kind in (Kind.CONV, Kind.LINEAR):
                 consumers.append(user)
-            elif step.kind in (Kind.ACTIVATION, Kind.POOL, Kind.CONCAT, Kind.MULTIPLY) or _keeps_batch(graph, name, step):
+            elif step.kind in (Kind.ACTIVATION, Kind.POOL, Kind.CONCAT, Kind.MULTIPLY) or _keeps_batch(
+                graph, name, step
+            ):
                 if user not in seen:
                     pending.append(user)
                     seen.add(user)

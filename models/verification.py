@@ -63,9 +63,7 @@ def _reading_weights(
         yield _weight(network, step), 1, columns(found[step.inputs[0]], index, off)
 
 
-def _making_weights(
-    graph: Graph, network: nn.Module, gate: Gate, off: Tensor
-) -> Iterator[tuple[Tensor, int, Tensor]]:
+def _making_weights(graph: Graph, network: nn.Module, gate: Gate, off: Tensor) -> Iterator[tuple[Tensor, int, Tensor]]:
     for name in gate.producers:
         yield _weight(network, graph[name]), 0, off
 
