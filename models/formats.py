@@ -84,8 +84,8 @@ def _tar_members(path: Path) -> Iterator[tuple[str, bytes]]:
                 if stream is not None:
                     yield member.name, stream.read()
             # tarfile stops without a word at a damaged header, and before a gzip file's checksum at its very end.
-            archive.fileobj.seek(archive.offset)  # type: ignore[union-attr]
-            rest = archive.fileobj.read()  # type: ignore[union-attr]
+            archive.fileobj.seek(archive.offset)
+            rest = b"".join(iter(lambda: archive.fileobj.read(65_536), b""))
             if not rest or rest.strip(b"\0"):
                 raise tarfile.ReadError(f"damaged after {archive.offset} bytes")
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:

@@ -50,10 +50,8 @@ def png(pixels: np.ndarray) -> bytes:
 
 def test_digits_are_those_of_sklearn_each_once() -> None:
     bundle = load_digits()
-    expected = sorted(
-        (tuple(image.ravel().astype(int)), int(label))
-        for image, label in zip(bundle.images, bundle.target, strict=True)
-    )
+    pairs = zip(bundle.images, bundle.target, strict=True)
+    expected = sorted((tuple(image.ravel().astype(int)), int(label)) for image, label in pairs)
     found = []
     for split in ("train", "validation", "test"):
         part = load_dataset("digits", split)
@@ -285,9 +283,8 @@ def test_image_folder(tmp_path: Path, form: str, mode: str) -> None:
         write_folder(tmp_path / "mine", {**members, "train/zebra/notes.txt": b"no image", "README.md": b"x"})
     else:
         ending, _, top = form.partition(" ")
-        write_tar(
-            tmp_path / f"mine.{ending}", {f"{'./mine/' if top else './'}{name}": members[name] for name in members}
-        )
+        prefix = "./mine/" if top else "./"
+        write_tar(tmp_path / f"mine.{ending}", {prefix + name: data for name, data in members.items()})
     test = load_dataset("mine", "test", tmp_path)
     assert test.classes == ("ant", "zebra")
     assert test.labels.tolist() == [0, 0, 0, 1, 1, 1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
 
 import pytest
@@ -15,7 +16,7 @@ from prunegym.models.zoo import ZOO, build
 
 def conv(*widths: int, bias: bool = False, norm: bool = True) -> int:
     """Parameters of a chain of 3x3 convolutions."""
-    pairs = zip(widths, widths[1:], strict=False)
+    pairs = itertools.pairwise(widths)
     return sum(9 * a * b + (b if bias else 0) + (2 * b if norm else 0) for a, b in pairs)
 
 
