@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,59 +40,96 @@ def failing_gates(graph: Graph, network: nn.Module, gates: list[Gate], example: 
     own = copy.deepcopy(network).float()
     _check_batch(graph, own, images, type(network).__name__)
     found = layouts(graph, gates)
-    trials = [(_randomised(copy.deepcopy(own), generator), generator.get_state()), (own, generator.get_state())]
-    failing = []
-    for index, gate in enumerate(gates):
-        reason: str | None = None
-        for trial, state in trials:
-            draw = torch.Generator()
-            draw.set_state(state)
-            off = torch.randperm(gate.width, generator=draw)[: (gate.width + 1) // 2]
-            reason = _try(graph, trial, images, gate, index, off, found)
-            if reason != _UNSEEN:
-                break
-        if reason is not None:
-            failing.append((gate, reason))
-    return failing
+    channels = [torch.randperm(gate.width, generator=generator)[: (gate.width + 1) // 2] for gate in gates]
+    reasons: list[str | None] = [_UNSEEN] * len(gates)
+    for trial in (_randomised(copy.deepcopy(own), generator), own):
+        passing = _Pass(graph, trial, images[:1])
+        dense = passing.rest()
+        for index, (gate, off) in enumerate(zip(gates, channels, strict=True)):
+            if reasons[index] == _UNSEEN:
+                passing.advance(graph.index[gate.producers[0]])
+                reading = list(_reading_weights(graph, trial, gate, index, found, off))
+                making = list(_making_weights(graph, trial, gate, off))
+                reasons[index] = _try(passing, dense, gate, off, reading, making)
+        if _UNSEEN not in reasons:
+            break
+    return [(gate, reason) for gate, reason in zip(gates, reasons, strict=True) if reason is not None]
 
 
 _UNSEEN = "nothing that its channels do reaches the output"
+_Places = tuple[Tensor, int, Tensor]
+"""A weight, one of its dimensions, and places along it."""
+
+
+class _Pass:
+    """A pass through the network, from where it stands run on to the output as often as wanted."""
+
+    def __init__(self, graph: Graph, network: nn.Module, images: Tensor) -> None:
+        self.graph = graph
+        self.runners = [runner(step, network) for step in graph.steps]
+        self.last = {name: position for position, step in enumerate(graph.steps) for name in step.inputs}
+        self.values = {graph.input: images.clone()}
+        self.position = 0
+
+    def advance(self, position: int) -> None:
+        """Run up to a step."""
+        self.values = self._run(self.values, position)
+        self.position = position
+
+    def rest(self, point: str = "", mask: Tensor | None = None) -> Tensor:
+        """Return the output (batch, ...), the value at ``point`` multiplied with a mask (width,); the pass stays."""
+        # What in-place operations overwrite is a copy; values that are views of each other stay so.
+        return self._run(copy.deepcopy(self.values), len(self.runners), point, mask)[self.graph.output]
+
+    @torch.no_grad()
+    def _run(self, values: dict[str, Any], end: int, point: str = "", mask: Tensor | None = None) -> dict[str, Any]:
+        for position in range(self.position, end):
+            step = self.graph.steps[position]
+            value = self.runners[position](values)
+            values[step.name] = value if step.name != point or mask is None else value * mask[:, None, None]
+        kept = {self.graph.output}
+        return {name: value for name, value in values.items() if name in kept or self.last.get(name, -1) >= end}
 
 
 def _try(
-    graph: Graph, network: nn.Module, images: Tensor, gate: Gate, index: int, off: Tensor, found: dict[str, Layout]
+    passing: _Pass, dense: Tensor, gate: Gate, off: Tensor, reading: list[_Places], making: list[_Places]
 ) -> str | None:
-    """Return what is wrong with a gate, or None."""
+    """Return what is wrong with a gate, or None; the pass stands before its producer."""
     mask = torch.ones(gate.width).index_fill_(0, off, 0.0)
-    dense = _run(graph, network, images, "", mask)
-    masked = _run(graph, network, images, gate.point, mask)
+    masked = passing.rest(gate.point, mask)
     tolerance = _TOLERANCE * float(dense.abs().max())
     if not torch.isfinite(dense).all() or torch.allclose(masked, dense, rtol=0, atol=10 * tolerance):
         return _UNSEEN
-    with _changed(_reading_weights(graph, network, gate, index, found, off), 0.0):
-        unread = _run(graph, network, images, "", mask)
+    with _changed(reading, 0.0):
+        unread = passing.rest()
     if not torch.allclose(masked, unread, rtol=0, atol=tolerance):
         return "something besides its consumers depends on its channels"
-    with _changed(_making_weights(graph, network, gate, off), -3.0):
-        other = _run(graph, network, images, gate.point, mask)
+    with _changed(making, -3.0):
+        other = passing.rest(gate.point, mask)
     if not torch.allclose(masked, other, rtol=0, atol=tolerance):
         return "its filters are used elsewhere too"
     return None
 
 
 def _check_batch(graph: Graph, network: nn.Module, images: Tensor, name: str) -> None:
-    """Raise UntraceableModelError unless the network takes a batch and gives the same output twice."""
+    """Raise UntraceableModelError unless the network takes a batch and treats each image by itself, twice alike."""
     try:
-        outputs = [_run(graph, network, images, "", images) for _ in range(2)]
+        first, again = (_Pass(graph, network, images).rest() for _ in range(2))
+        alone = _Pass(graph, network, images[:1]).rest()
     except Exception as error:
         raise UntraceableModelError(
             f"{name} takes one image but no batch of two ({type(error).__name__}: {error}). Sizes that are written into "
             "forward are the usual reason: use x.flatten(1) or x.size(0)."
         ) from error
-    if not torch.allclose(*outputs, equal_nan=True):
+    if not torch.allclose(first, again, equal_nan=True):
         raise UntraceableModelError(
             f"{name} gives different outputs for the same images in eval mode. F.dropout without "
             "training=self.training is the usual reason."
+        )
+    if first.shape[1:] != alone.shape[1:] or not torch.allclose(first[:1], alone, 1e-3, 1e-4, equal_nan=True):
+        raise UntraceableModelError(
+            f"{name} gives an image another output when another image is beside it in the batch, so no image can have "
+            "a mask of its own. A mean over the batch is the usual reason."
         )
 
 
@@ -126,15 +164,13 @@ def columns(layout: Layout, gate: int, channels: Tensor) -> Tensor:
 
 def _reading_weights(
     graph: Graph, network: nn.Module, gate: Gate, index: int, found: dict[str, Layout], off: Tensor
-) -> Iterator[tuple[Tensor, int, Tensor]]:
+) -> Iterator[_Places]:
     for name in gate.consumers:
         step = graph[name]
         yield _weight(network, step), 1, columns(found[step.inputs[0]], index, off)
 
 
-def _making_weights(
-    graph: Graph, network: nn.Module, gate: Gate, off: Tensor
-) -> Iterator[tuple[Tensor, int, Tensor]]:
+def _making_weights(graph: Graph, network: nn.Module, gate: Gate, off: Tensor) -> Iterator[_Places]:
     for name in gate.producers:
         yield _weight(network, graph[name]), 0, off
 
@@ -149,8 +185,8 @@ def _weight(network: nn.Module, step: Step) -> Tensor:
 class _changed:
     """Multiply rows or columns of weights by a factor, and restore them."""
 
-    def __init__(self, places: Iterator[tuple[Tensor, int, Tensor]], factor: float) -> None:
-        self.places = list(places)
+    def __init__(self, places: list[_Places], factor: float) -> None:
+        self.places = places
         self.factor = factor
 
     def __enter__(self) -> None:
@@ -161,12 +197,3 @@ class _changed:
     def __exit__(self, *_: object) -> None:
         for (weight, _, _), saved in zip(self.places, self.saved, strict=True):
             weight.copy_(saved)
-
-
-def _run(graph: Graph, network: nn.Module, images: Tensor, point: str, mask: Tensor) -> Tensor:
-    values = {graph.input: images.clone()}
-    with torch.no_grad():
-        for step in graph.steps:
-            value = runner(step, network)(values)
-            values[step.name] = value * mask.view(1, -1, 1, 1) if step.name == point else value
-    return values[graph.output]

@@ -374,6 +374,8 @@ def test_errors() -> None:
         MaskedCNN(BatchOfOne(), example)
     with pytest.raises(UntraceableModelError, match="Wrapped gives different outputs for the same images in eval mode"):
         MaskedCNN(Wrapped(lambda out: F.dropout(out, 0.5)), example)
+    with pytest.raises(UntraceableModelError, match="Wrapped gives an image another output when another image is besi"):
+        MaskedCNN(Wrapped(lambda out: out - out.mean(0, keepdim=True)), example)
 
 
 def test_optional_inputs_have_their_defaults() -> None:
