@@ -228,7 +228,7 @@ def test_a_pass_in_segments_reads_what_the_producers_read_and_costs_one_pass() -
     assert state.reads is None
     assert torch.equal(state.logits, whole)
     assert sorted(calls) == sorted(name for name, _ in layers)
-    assert [point.shape[1] for point in state.points] == [gate.width for gate in masked.gates]
+    assert [state.points[gate].shape[1] for gate in range(len(masked.gates))] == [gate.width for gate in masked.gates]
     for handle in handles:
         handle.remove()
     with pytest.raises(InvalidInputError, match="The pass is over: every gate has been decided"):
