@@ -302,7 +302,9 @@ def test_gates_by_name() -> None:
     assert [gate.name for gate in MaskedCNN(network, EXAMPLE, gates="layer3.1.conv1").gates] == ["layer3.1.conv1"]
     with pytest.raises(UnknownNameError, match=r"Unknown gate 'layer1\.0\.conv'\. Did you mean 'layer1\.0\.conv1'\?"):
         MaskedCNN(network, EXAMPLE, gates="layer1.0.conv")
-    with pytest.raises(InvalidInputError, match=r"'layer1\.0\.conv2' of CifarResNet cannot be a gate: its channels reach"):
+    with pytest.raises(
+        InvalidInputError, match=r"'layer1\.0\.conv2' of CifarResNet cannot be a gate: its channels reach"
+    ):
         MaskedCNN(network, EXAMPLE, gates=["layer1.0.conv2"])
 
 
@@ -356,7 +358,9 @@ def test_errors() -> None:
         MaskedCNN(SimpleCNN(image_size=8), example[0])
     with pytest.raises(UntraceableModelError, match=r"SimpleCNN does not take the example input \(1, 3, 9, 20\): mat1"):
         MaskedCNN(SimpleCNN(image_size=8), torch.zeros(1, 3, 9, 20))
-    with pytest.raises(UntraceableModelError, match=r"torch\.fx cannot trace Wrapped .*Control flow that depends on the"):
+    with pytest.raises(
+        UntraceableModelError, match=r"torch\.fx cannot trace Wrapped .*Control flow that depends on the"
+    ):
         MaskedCNN(Wrapped(lambda out: out if out.sum() > 0 else -out), example)
     with pytest.raises(UntraceableModelError, match=r"TwoInputs takes several inputs \(x, y\); a network of one image"):
         MaskedCNN(TwoInputs(), example)
@@ -370,7 +374,7 @@ def test_errors() -> None:
         MaskedCNN(nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), example)
     with pytest.raises(UntraceableModelError, match=r"No gate was found in Conv2d, .*are an output of the network\)"):
         MaskedCNN(nn.Conv2d(3, 2, 3), example)
-    with pytest.raises(UntraceableModelError, match="BatchOfOne takes one image but no batch of two .*written into"):
+    with pytest.raises(UntraceableModelError, match=r"BatchOfOne takes one image but no batch of two .*written into"):
         MaskedCNN(BatchOfOne(), example)
     with pytest.raises(UntraceableModelError, match="Wrapped gives different outputs for the same images in eval mode"):
         MaskedCNN(Wrapped(lambda out: F.dropout(out, 0.5)), example)
