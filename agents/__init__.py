@@ -1,0 +1,1 @@
+"""The learners: policies for Stable-Baselines3, recipes, training, baselines, evaluation, comparison."""

@@ -1,0 +1,56 @@
+"""The CNN side: masks, gates, costs, gate policies, networks, data. Needs neither gymnasium nor stable-baselines3."""
+
+from __future__ import annotations
+
+from prunegym.models.budget import meet_target
+from prunegym.models.checkpoints import load_weights, save_weights
+from prunegym.models.cost import CostModel
+from prunegym.models.data import Dataset, Normalisation, from_arrays
+from prunegym.models.discovery import Gate
+from prunegym.models.dynamic import CNNInfo, DynamicCNN, Prediction, read_model, shipped_model, write_model
+from prunegym.models.features import MaskFeatures
+from prunegym.models.gate_policy import GatePolicy, StaticPolicy, StraightThrough, rollout
+from prunegym.models.imitation import ImitationConfig, imitate
+from prunegym.models.joint import TuneConfig, tune
+from prunegym.models.masked import MaskedCNN
+from prunegym.models.preparation import PrepareConfig, new_policy, prepare, taylor_scores
+from prunegym.models.sources import load_dataset
+from prunegym.models.training import TrainConfig, accuracy, train
+from prunegym.models.zoo import ZOO, build
+
+__all__ = [
+    "ZOO",
+    "CNNInfo",
+    "CostModel",
+    "Dataset",
+    "DynamicCNN",
+    "Gate",
+    "GatePolicy",
+    "ImitationConfig",
+    "MaskFeatures",
+    "MaskedCNN",
+    "Normalisation",
+    "Prediction",
+    "PrepareConfig",
+    "StaticPolicy",
+    "StraightThrough",
+    "TrainConfig",
+    "TuneConfig",
+    "accuracy",
+    "build",
+    "from_arrays",
+    "imitate",
+    "load_dataset",
+    "load_weights",
+    "meet_target",
+    "new_policy",
+    "prepare",
+    "read_model",
+    "rollout",
+    "save_weights",
+    "shipped_model",
+    "taylor_scores",
+    "train",
+    "tune",
+    "write_model",
+]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,11 +15,11 @@ from prunegym.models.errors import InvalidInputError, MissingDataError
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Write the state of a run (tensors, numbers, strings, lists and dicts of them) so that no crash leaves half a file."""
+    """Write the state of a run (tensors, numbers, strings, lists, dicts) so that no crash leaves half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     torch.save(dict(state), partial)
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -35,9 +33,14 @@ def load_state(path: Path) -> dict[str, Any]:
         raise MissingDataError(f"There is no checkpoint {path}. Check the path.")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except OSError:
+        raise
+    except (
+        Exception
+    ) as error:  # a damaged file raises about anything: fuzzing gave ten types, AssertionError among them
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InvalidInputError(
-            f"{path} is not a torch file of plain tensors ({str(error).splitlines()[0]}). "
+            f"{path} is not a torch file of plain tensors ({reason}). "
             "Files that would execute code are refused; save the state dict alone and try again."
         ) from error
     if not isinstance(state, dict):
@@ -49,7 +52,9 @@ def save_weights(network: nn.Module, path: Path) -> None:
     """Write a network's parameters and buffers as safetensors."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    safetensors.torch.save_file(tensors, path)
+    partial = path.with_name(path.name + ".partial")
+    safetensors.torch.save_file(tensors, partial)
+    partial.replace(path)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -99,10 +104,24 @@ def load_weights(network: nn.Module, path: Path) -> nn.Module:
         MissingDataError: If there is no such file.
         InvalidInputError: If names or shapes differ, or a weight is NaN or infinite.
     """
-    tensors = read_weights(path)
+    load_tensors(network, read_weights(path), str(path))
+    return network
+
+
+def load_tensors(network: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Put tensors into a network; names and shapes must agree.
+
+    Args:
+        network: Changed in place.
+        tensors: By name, as in its state dict.
+        source: Where they are from, for the message.
+
+    Raises:
+        InvalidInputError: If names or shapes differ, or a weight is NaN or infinite.
+    """
     broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor.float()).all()]
     if broken:
-        raise InvalidInputError(f"{path} has NaN or infinite values in {broken[0]!r} ({len(broken)} tensors in all).")
+        raise InvalidInputError(f"{source} has NaN or infinite values in {broken[0]!r} ({len(broken)} tensors in all).")
     own = network.state_dict()
     # Checkpoints from before torch 0.4.1 have no num_batches_tracked; eval mode never reads it.
     missing = [name for name in own if name not in tensors and not name.endswith("num_batches_tracked")]
@@ -110,8 +129,7 @@ def load_weights(network: nn.Module, path: Path) -> nn.Module:
     wrong = [name for name in own if name in tensors and own[name].shape != tensors[name].shape]
     if missing or extra or wrong:
         raise InvalidInputError(
-            f"{path} does not fit {type(network).__name__}: missing {missing[:3]}, unexpected {extra[:3]}, "
+            f"{source} does not fit {type(network).__name__}: missing {missing[:3]}, unexpected {extra[:3]}, "
             f"other shapes {wrong[:3]}. Build the network with the arguments that the checkpoint was made with."
         )
-    network.load_state_dict(tensors, strict=False)
-    return network
+    network.load_state_dict(dict(tensors), strict=False)

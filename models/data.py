@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -89,16 +88,19 @@ class Dataset:
                 f"{where}: {len(self.images)} images but labels of shape {tuple(self.labels.shape)}; "
                 "one integer an image is needed."
             )
+        if self.labels.dtype != torch.int64:
+            raise InvalidInputError(f"{where}: labels are {self.labels.dtype}; int64 is needed.")
         low, high = int(self.labels.min()), int(self.labels.max())
         if low < 0 or high >= len(self.classes):
             raise InvalidInputError(
                 f"{where}: labels range from {low} to {high}, but there are {len(self.classes)} classes, "
                 f"so 0 to {len(self.classes) - 1} are allowed. Renumber the labels or name every class."
             )
-        if len(self.normalisation.mean) != self.images.shape[1]:
+        lengths = len(self.normalisation.mean), len(self.normalisation.std)
+        if lengths != (self.images.shape[1], self.images.shape[1]):
             raise InvalidInputError(
-                f"{where}: images have {self.images.shape[1]} channels, the normalisation has "
-                f"{len(self.normalisation.mean)}. Give one mean and one standard deviation a channel."
+                f"{where}: images have {self.images.shape[1]} channels, the normalisation has {lengths[0]} means and "
+                f"{lengths[1]} standard deviations. Give one of each a channel."
             )
 
     def __len__(self) -> int:
@@ -228,12 +230,19 @@ def from_arrays(
         normalisation = Normalisation(
             IMAGENET_MEAN if rgb else (0.5,) * channels, IMAGENET_STD if rgb else (0.5,) * channels
         )
-    labels = torch.as_tensor(train[1]).long()
+    labels, test_labels = _integers(name, train[1]), _integers(name, test[1])
     names = classes or tuple(str(label) for label in range(int(labels.max()) + 1 if len(labels) else 0))
     make = _maker(name, names, normalisation, images.shape[2] // 8 if pad is None else pad, flip)
     training, validation = hold_out_validation(make("train", images, labels))
-    testing = make("test", torch.as_tensor(test[0]), torch.as_tensor(test[1]).long())
+    testing = make("test", torch.as_tensor(test[0]), test_labels)
     return {"train": training, "validation": validation, "test": testing}
+
+
+def _integers(name: str, labels: Tensor) -> Tensor:
+    labels = torch.as_tensor(labels)
+    if labels.is_floating_point() or labels.is_complex():
+        raise InvalidInputError(f"Data set {name!r}: labels are {labels.dtype}; integers are needed.")
+    return labels.long()
 
 
 def _maker(

@@ -22,6 +22,7 @@ class UnknownNameError(PruneGymError, KeyError):
             allowed: The names that exist.
         """
         names = sorted(allowed)
+        self._arguments = (kind, name, names)
         near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.4)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         self.message = f"Unknown {kind} {name!r}.{hint} Known: {', '.join(names)}."
@@ -30,6 +31,10 @@ class UnknownNameError(PruneGymError, KeyError):
     def __str__(self) -> str:
         """Return the message itself, since ``KeyError`` would quote it."""
         return self.message
+
+    def __reduce__(self) -> tuple[type[UnknownNameError], tuple[str, object, list[str]]]:
+        """Pickle by the arguments: worker processes send their errors, and ``args`` holds the message alone."""
+        return type(self), self._arguments
 
 
 class InvalidInputError(PruneGymError, ValueError):

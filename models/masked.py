@@ -25,7 +25,7 @@ class ForwardPass:
         gate: Index of the gate to decide next; ``len(masked.gates)`` when the pass is over.
         reads: What that gate's producer reads, (batch, channels, height, width); None when the pass is over.
         logits: The network's output (batch, ...) when the pass is over, else None.
-        points: If recorded, the values at the gates decided so far, before the mask, (batch, width, height, width).
+        points: If recorded, for each gate passed so far the channels before the mask, (batch, width, height, width).
     """
 
     gate: int
@@ -33,7 +33,7 @@ class ForwardPass:
     logits: Tensor | None
     values: dict[str, Tensor]
     masks: list[Tensor | None]
-    points: list[Tensor] | None
+    points: dict[int, Tensor] | None
 
 
 class MaskedCNN(nn.Module):
@@ -124,6 +124,13 @@ class MaskedCNN(nn.Module):
             parameter.grad = None
         return self.eval()
 
+    def unfreeze(self) -> MaskedCNN:
+        """Let the CNN be trained again, as joint fine-tuning does. Returns itself, in training mode."""
+        self.frozen = False
+        for parameter in self.parameters():
+            parameter.requires_grad_(True)
+        return self.train()
+
     def train(self, mode: bool = True) -> MaskedCNN:
         """Set training mode, which a frozen CNN never enters."""
         super().train(mode and not self.frozen)
@@ -175,7 +182,7 @@ class MaskedCNN(nn.Module):
             The pass, at gate 0.
         """
         values = {self.graph.input: images}
-        state = ForwardPass(-1, None, None, values, [None] * len(self.gates), [] if record else None)
+        state = ForwardPass(-1, None, None, values, [None] * len(self.gates), {} if record else None)
         self._run_segment(state)
         return state
 
@@ -224,7 +231,7 @@ class MaskedCNN(nn.Module):
                 mask = state.masks[point]
                 if state.points is not None:
                     # Without a mask the value itself goes on, and an in-place activation may overwrite it.
-                    state.points.append(value.clone() if mask is None else value)
+                    state.points[point] = value.clone() if mask is None else value
                 if mask is not None:
                     value = value * mask.to(value.dtype)[:, :, None, None]
             values[step.name] = value

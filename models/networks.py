@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from prunegym.models.errors import InvalidInputError
+
 
 class SimpleCNN(nn.Module):
     """Convolutions of 3x3, each followed by max pooling by 2 and ReLU, then one linear layer.
@@ -34,6 +36,11 @@ class SimpleCNN(nn.Module):
         batch_norm: bool = False,
     ) -> None:
         super().__init__()
+        if image_size < 2 ** len(widths):
+            raise InvalidInputError(
+                f"SimpleCNN pools {len(widths)} times by 2, so its images need at least {2 ** len(widths)} pixels "
+                f"a side; image_size is {image_size}. Use larger images or fewer widths."
+            )
         layers: list[nn.Module] = []
         channels, size = in_channels, image_size
         for width in widths:

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from prunegym.models.checkpoints import load_state, save_state
 from prunegym.models.data import Dataset
-from prunegym.models.errors import InvalidInputError
+from prunegym.models.errors import InvalidInputError, UnknownNameError
 
 Report = Callable[[dict[str, float]], None]
+
+PRECISIONS = ("auto", "float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,11 +34,26 @@ class TrainConfig:
     """Of the forward pass; ``auto`` takes bfloat16 where the processor computes it natively."""
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            InvalidInputError: If a number is too small or the precision is unknown.
+        """
+        if self.epochs < 1 or self.batch_size < 1:
+            raise InvalidInputError(
+                f"epochs is {self.epochs} and batch_size {self.batch_size}; both must be at least 1."
+            )
+        if not self.learning_rate > 0:
+            raise InvalidInputError(f"learning_rate is {self.learning_rate}; it must be above 0.")
+        if self.precision not in PRECISIONS:
+            raise UnknownNameError("precision", self.precision, PRECISIONS)
+
 
 def bfloat16_is_native(device: torch.device | str = "cpu") -> bool:
     """Whether bfloat16 convolutions are fast here; on processors without the instructions they are 10x slower."""
     if torch.device(device).type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     features = torch.cpu.get_capabilities()
     return bool(features.get("avx512_bf16") or features.get("amx_bf16") or features.get("bf16"))
 
@@ -87,7 +104,7 @@ def train(
         validation: Images whose accuracy is reported after each epoch; nothing is chosen by it.
         checkpoint: File written after each epoch; if it exists, training goes on from it.
         device: Torch device.
-        report: Called after each epoch with ``epoch``, ``loss``, ``validation_accuracy`` and ``seconds``.
+        report: Called after each epoch with ``epoch``, ``loss``, ``learning_rate`` and ``validation_accuracy``.
 
     Returns:
         The network, in eval mode.
@@ -116,7 +133,11 @@ def train(
                 },
             )
         if report is not None:
-            row = {"epoch": epoch + 1, "loss": loss, "learning_rate": schedule.get_last_lr()[0]}
+            row: dict[str, float] = {
+                "epoch": epoch + 1,
+                "loss": loss,
+                "learning_rate": float(schedule.get_last_lr()[0]),
+            }
             if validation is not None:
                 row["validation_accuracy"] = accuracy(network, validation, device=device)
             report(row)
@@ -127,12 +148,21 @@ def _resume(path: Path | None, network: nn.Module, optimizer: Any, schedule: Any
     if path is None or not path.exists():
         return 0
     state = load_state(path)
+    keys = ("epoch", "config", "network", "optimizer", "schedule")
+    if not all(key in state for key in keys):
+        raise InvalidInputError(f"{path} is not the checkpoint of a training run; its keys are {sorted(state)[:8]}.")
     if state["config"] != dataclasses.asdict(config):
         raise InvalidInputError(
             f"{path} was written by another configuration ({state['config']}); "
             f"this run has {dataclasses.asdict(config)}. Give the same options, or another folder."
         )
-    network.load_state_dict(state["network"])
+    try:
+        network.load_state_dict(state["network"])
+    except RuntimeError as error:
+        raise InvalidInputError(
+            f"{path} was written by another network than this {type(network).__name__} ({str(error).splitlines()[0]}) "
+            "Train the same network, or give another folder."
+        ) from error
     optimizer.load_state_dict(state["optimizer"])
     schedule.load_state_dict(state["schedule"])
     return int(state["epoch"])
@@ -144,15 +174,18 @@ def _train_epoch(
     network.train()
     batches, generator = epoch_batches(len(dataset), config.batch_size, config.seed, epoch)
     total = 0.0
-    for indices in batches:
-        images = dataset.batch(indices, device=device, augment=generator)
-        with autocast(device, config.precision):
-            loss = F.cross_entropy(network(images), dataset.labels[indices].to(device))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        schedule.step()
-        total += loss.item()
+    # Dropout draws from the global generator: seeded by epoch, a resumed run draws what it would have drawn.
+    with torch.random.fork_rng(devices=[] if torch.device(device).type == "cpu" else [device]):
+        torch.manual_seed(config.seed * 1_000_003 + epoch)
+        for indices in batches:
+            images = dataset.batch(indices, device=device, augment=generator)
+            with autocast(device, config.precision):
+                loss = F.cross_entropy(network(images), dataset.labels[indices].to(device))
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+            total += loss.item()
     mean = total / len(batches)
     if not torch.isfinite(torch.tensor(mean)):
         raise InvalidInputError(
@@ -167,7 +200,7 @@ def accuracy(network: nn.Module, dataset: Dataset, *, batch_size: int = 250, dev
     network.eval()
     correct = 0
     with torch.inference_mode():
-        for indices in torch.arange(len(dataset)).split(batch_size):
+        for indices in torch.split(torch.arange(len(dataset)), batch_size):
             logits = network(dataset.batch(indices, device=device))
             correct += int((logits.argmax(1).cpu() == dataset.labels[indices]).sum())
     network.train(was_training)

@@ -14,7 +14,7 @@ from prunegym.models.networks import VGG, CifarResNet, MCifarNet, SimpleCNN
 
 ZOO: dict[str, Callable[..., nn.Module]] = {
     "simple-cnn": SimpleCNN,
-    "simple-cnn-wide": functools.partial(SimpleCNN, widths=(64, 128, 128), batch_norm=True),
+    "simple-cnn-wide": functools.partial(SimpleCNN, widths=(32, 64, 64), batch_norm=True),
     "resnet20": functools.partial(CifarResNet, 20),
     "resnet32": functools.partial(CifarResNet, 32),
     "resnet44": functools.partial(CifarResNet, 44),

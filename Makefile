@@ -1,0 +1,52 @@
+# Each target does its own set-up: `make demo` and `make test` work on a fresh machine.
+PYTHON ?= python3
+# Options for pip. Where plain `torch` means a CUDA build of several GB, ask for the CPU build:
+#   make test PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+PIP_ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# Many small tensors: one thread a test process is faster than two processes fighting over two cores.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+.PHONY: venv demo test test-slow test-all lint format types check wheel-test clean
+
+venv: $(STAMP)
+
+# torch goes in first and by its exact version: a range that another package asks for may fetch a CUDA build.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) "$$(grep '^torch==' constraints.txt)" -c constraints.txt
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/python -m prunegym demo
+
+test: $(STAMP)
+	$(PYTEST) -m "not slow" -n 2
+
+test-slow: $(STAMP)
+	$(PYTEST) -m slow -n 2
+
+test-all: $(STAMP)
+	$(PYTEST) -n 2
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+check: lint types test
+
+wheel-test: $(STAMP)
+	PIP_ARGS="$(PIP_ARGS)" bash .ci/wheel_test $(BIN)/python
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info

@@ -1,0 +1,169 @@
+"""Readers of the formats that data sets come in: IDX, CIFAR's binary archives, image folders, array files."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import math
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prunegym.models.data import Dataset, Split, from_arrays
+from prunegym.models.errors import InvalidInputError
+
+Splits = dict[Split, Dataset]
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
+CIFAR_PIXELS = 3 * 32 * 32
+
+
+def read_idx(path: Path) -> Tensor:
+    """Read an IDX file of unsigned bytes, gzipped or not.
+
+    Returns:
+        uint8, of the shape that the file states.
+
+    Raises:
+        InvalidInputError: If the file is damaged or holds another type.
+    """
+    try:
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise InvalidInputError(f"{path} is not a whole gzip file ({error}). Was it downloaded whole?") from error
+    dimensions = data[3] if len(data) > 3 and data[:3] == b"\x00\x00\x08" else 0
+    start = 4 + 4 * dimensions
+    shape = tuple(int.from_bytes(data[at : at + 4], "big") for at in range(4, start, 4))
+    if dimensions == 0 or len(data) - start != math.prod(shape):
+        raise InvalidInputError(f"{path} is not an IDX file of unsigned bytes. Was it downloaded whole?")
+    return torch.from_numpy(np.frombuffer(data, dtype=np.uint8, offset=start).reshape(shape).copy())
+
+
+def cifar_archive(path: Path, name: str) -> Splits:
+    """Read an official binary archive of CIFAR-10 or CIFAR-100; the pickled ones would execute code on load.
+
+    Args:
+        path: ``cifar-10-binary.tar.gz`` or ``cifar-100-binary.tar.gz``.
+        name: ``cifar10`` (a row is a label and the pixels) or ``cifar100`` (coarse label, fine label, pixels).
+
+    Raises:
+        InvalidInputError: If the archive is damaged or a part of it is missing.
+    """
+    members = {Path(member).name: data for member, data in _tar_members(path)}
+    ten = name == "cifar10"
+
+    def part(prefix: str) -> tuple[Tensor, Tensor]:
+        chosen = b"".join(members[member] for member in sorted(members) if member.startswith(prefix))
+        row = CIFAR_PIXELS + (1 if ten else 2)
+        if not chosen or len(chosen) % row:
+            raise InvalidInputError(
+                f"{path} has {len(chosen)} bytes in its files {prefix}*; rows of {row} bytes are needed. "
+                f"Is it the binary archive of {name}?"
+            )
+        rows = torch.from_numpy(np.frombuffer(chosen, dtype=np.uint8).reshape(-1, row).copy())
+        return rows[:, -CIFAR_PIXELS:].reshape(-1, 3, 32, 32), rows[:, -CIFAR_PIXELS - 1].long()
+
+    names = "batches.meta.txt" if ten else "fine_label_names.txt"
+    if names not in members:
+        raise InvalidInputError(f"{path} has no {names}. Is it the binary archive of {name}?")
+    train, test = (part(prefix) for prefix in (("data_batch_", "test_batch") if ten else ("train.bin", "test.bin")))
+    return from_arrays(train, test, name=name, classes=tuple(members[names].decode().split()), pad=4, flip=True)
+
+
+def _tar_members(path: Path) -> Iterator[tuple[str, bytes]]:
+    try:
+        with tarfile.open(path) as archive:
+            for member in archive:
+                stream = archive.extractfile(member) if member.isfile() else None
+                if stream is not None:
+                    yield member.name, stream.read()
+            # tarfile stops without a word at a damaged header, and before a gzip file's checksum at its very end.
+            archive.fileobj.seek(archive.offset)
+            rest = b"".join(iter(lambda: archive.fileobj.read(65_536), b""))
+            if not rest or rest.strip(b"\0"):
+                raise tarfile.ReadError(f"damaged after {archive.offset} bytes")
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        reason = " ".join(str(error).split())  # tarfile's has a line for each compression that it tried
+        raise InvalidInputError(f"{path} is not a whole tar archive ({reason}). Was it copied whole?") from error
+
+
+def _folder_members(path: Path) -> Iterator[tuple[str, bytes]]:
+    for file in path.rglob("*"):
+        if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file():
+            yield file.relative_to(path).as_posix(), file.read_bytes()
+
+
+def image_folder(path: Path) -> Splits:
+    """Read ``train/<class>/<image>`` and ``test/<class>/<image>`` from a folder or a tar archive of one.
+
+    The order is that of the sorted paths, so that an index means the same image everywhere.
+
+    Raises:
+        InvalidInputError: If a part is missing, an image cannot be read, or sizes or classes differ.
+    """
+    members = _folder_members(path) if path.is_dir() else _tar_members(path)
+    parts: dict[str, list[tuple[str, str, bytes]]] = {"train": [], "test": []}
+    for name, data in members:
+        steps = [step for step in name.split("/") if step != "."]
+        if Path(name).suffix.lower() in IMAGE_SUFFIXES and len(steps) >= 3 and steps[-3] in parts:
+            parts[steps[-3]].append((steps[-2], steps[-1], data))
+    for part, files in parts.items():
+        if not files:
+            raise InvalidInputError(f"{path} has no images under {part}/<class>/. Both train and test are needed.")
+    classes = tuple(sorted({label for label, _, _ in parts["train"]}))
+    train, test = (_decode(path, part, classes, parts[part]) for part in ("train", "test"))
+    name = path.name.split(".")[0]
+    return from_arrays(train, test, name=name, classes=classes, flip=True)
+
+
+def _decode(
+    path: Path, part: str, classes: tuple[str, ...], files: list[tuple[str, str, bytes]]
+) -> tuple[Tensor, Tensor]:
+    from PIL import Image, UnidentifiedImageError
+
+    images: list[np.ndarray[tuple[int, ...], np.dtype[np.uint8]]] = []
+    labels: list[int] = []
+    for label, file, data in sorted(files, key=lambda entry: entry[:2]):
+        if label not in classes:
+            raise InvalidInputError(f"{path}/{part} has class {label!r}, which train has not: {', '.join(classes)}.")
+        try:
+            image = Image.open(io.BytesIO(data))
+            pixels = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:  # PIL's on damaged files
+            raise InvalidInputError(f"{path}/{part}/{label}/{file} cannot be read as an image ({error}).") from error
+        pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+        if images and pixels.shape != images[0].shape:
+            raise InvalidInputError(
+                f"{path}/{part}/{label}/{file} is {pixels.shape}, the images before it are {images[0].shape} "
+                "(channels, height, width). Bring all images to one size first."
+            )
+        images.append(pixels)
+        labels.append(classes.index(label))
+    return torch.from_numpy(np.stack(images)), torch.tensor(labels)
+
+
+def array_file(path: Path) -> Splits:
+    """Read an ``.npz`` file with train_images, train_labels, test_images and test_labels, images channels first.
+
+    Raises:
+        InvalidInputError: If an array is missing or has the wrong form.
+    """
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+            arrays = {key: torch.from_numpy(file[key]) for key in file.files}
+    except (OSError, EOFError, ValueError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        raise InvalidInputError(f"{path} is not an .npz file of plain arrays ({error}).") from error
+    keys = ("train_images", "train_labels", "test_images", "test_labels")
+    missing = [key for key in keys if key not in arrays]
+    if missing:
+        raise InvalidInputError(
+            f"{path} has no {missing[0]!r}; it has {sorted(arrays)}, and {', '.join(keys)} are needed."
+        )
+    train, test = (arrays[keys[0]], arrays[keys[1]]), (arrays[keys[2]], arrays[keys[3]])
+    return from_arrays(train, test, name=path.stem)

@@ -1,0 +1,129 @@
+"""Imitation: a policy's first lesson, from a teacher that sees all activations of an image."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from prunegym.models.data import Dataset
+from prunegym.models.errors import InvalidInputError
+from prunegym.models.gate_policy import GatePolicy, StaticPolicy, rollout
+from prunegym.models.masked import MaskedCNN
+
+Report = Callable[[dict[str, float]], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class ImitationConfig:
+    """How a policy imitates the teacher."""
+
+    steps: int = 600
+    batch_size: int = 128
+    kept_share: float = 0.7
+    """Share of all channels that the teacher keeps of each image; in the first half of the steps it is halfway to 1."""
+    learning_rate: float = 3e-3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the kept share."""
+        if not 0 < self.kept_share <= 1:
+            raise InvalidInputError(f"kept_share is {self.kept_share}; it must be above 0 and at most 1.")
+
+
+@torch.no_grad()
+def channel_scores(masked: MaskedCNN, images: Tensor) -> Tensor:
+    """Score the channels of each image by what they contribute for their price.
+
+    Root mean square of the channel's activation, over that of what its producer reads, over the square root of the
+    MACs that the channel costs. The scores of all layers are on one scale, so that budget moves between layers.
+
+    Args:
+        masked: The CNN; it runs with all channels on.
+        images: (batch, channels, height, width) float, normalised.
+
+    Returns:
+        (batch, mask_size) float32.
+    """
+    state = masked.begin(images, record=True)
+    reads: list[Tensor] = []
+    while state.reads is not None:
+        reads.append(state.reads.float().square().mean((1, 2, 3)).sqrt())
+        masked.advance(state, None)
+    assert state.points is not None
+    price = masked.cost.channel_price()
+    price = (price / price.max()).sqrt()
+    scores = [
+        state.points[gate].float().square().mean((2, 3)).sqrt()
+        / reads[gate].clamp_min(1e-12)[:, None]
+        / float(price[gate])
+        for gate in range(len(masked.gates))
+    ]
+    return torch.cat(scores, dim=1)
+
+
+def keep_best(scores: Tensor, kept_share: float) -> Tensor:
+    """Return masks that keep the best-scored share of all channels of each image: (batch, mask_size) float32."""
+    kept = max(1, round(kept_share * scores.shape[1]))
+    return torch.zeros_like(scores).scatter(1, scores.topk(kept, dim=1).indices, 1.0)
+
+
+class FollowMask:
+    """A way to choose bits that ignores logits and deals out a given mask, decision by decision."""
+
+    def __init__(self, mask: Tensor) -> None:
+        self.mask = mask
+        self.used = 0
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Return the next bits (batch, width) of the mask."""
+        first = self.used
+        self.used += logits.shape[1]
+        return self.mask[:, first : self.used]
+
+
+def imitation_loss(policy: GatePolicy | StaticPolicy, gate_logits: Tensor, mask: Tensor) -> Tensor:
+    """Return the binary cross-entropy of a policy's logits to a teacher's mask, each decision with the same weight."""
+    widths = [decision.width for decision in policy.decisions]
+    losses = [
+        F.binary_cross_entropy_with_logits(logits, target)
+        for logits, target in zip(gate_logits.split(widths, 1), mask.split(widths, 1), strict=True)
+    ]
+    return torch.stack(losses).mean()
+
+
+def imitate(
+    masked: MaskedCNN,
+    policy: GatePolicy | StaticPolicy,
+    dataset: Dataset,
+    config: ImitationConfig,
+    *,
+    report: Report | None = None,
+) -> None:
+    """Train a policy in place to keep the channels that the teacher keeps, on features that the teacher's masks lead to.
+
+    Args:
+        masked: Frozen CNN.
+        policy: Trained by Adam.
+        dataset: Training images, augmented.
+        config: Schedule.
+        report: Called every 50 steps with ``step`` and ``loss``.
+    """
+    device = next(policy.parameters()).device
+    generator = torch.Generator().manual_seed(config.seed)
+    optimizer = torch.optim.Adam(policy.parameters(), config.learning_rate)
+    for step in range(config.steps):
+        indices = torch.randint(len(dataset), (min(config.batch_size, len(dataset)),), generator=generator)
+        images = dataset.batch(indices, device=device, augment=generator)
+        easy = step < config.steps // 2
+        share = (1 + config.kept_share) / 2 if easy else config.kept_share
+        mask = keep_best(channel_scores(masked, images), share)
+        loss = imitation_loss(policy, rollout(masked, policy, images, FollowMask(mask)).gate_logits, mask)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        if report is not None and (step + 1) % 50 == 0:
+            report({"step": step + 1, "loss": loss.item()})

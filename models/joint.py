@@ -1,0 +1,195 @@
+"""Steps 3 and 5 of the document: gates trained through their sigmoids, alone or together with the CNN."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from prunegym.models.checkpoints import load_state, save_state
+from prunegym.models.data import Dataset
+from prunegym.models.errors import InvalidInputError
+from prunegym.models.gate_policy import GatePolicy, Rollout, StaticPolicy, StraightThrough, greedy, rollout
+from prunegym.models.masked import MaskedCNN
+from prunegym.models.training import autocast, epoch_batches
+
+Report = Callable[[dict[str, float]], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class TuneConfig:
+    """How gates, and the CNN if it may change, are trained by gradient."""
+
+    target_macs: float = 0.5
+    """Total MAC share to end at, the policy's MACs included."""
+    epochs: float = 8.0
+    batch_size: int = 128
+    train_cnn: bool = True
+    """False: the CNN stays frozen, and only the gates are refined."""
+    train_gates: bool = True
+    """False: the policy's mask stays as it is, and the CNN adapts to it."""
+    cnn_learning_rate: float = 0.05
+    gate_learning_rate: float = 2e-3
+    weight_decay: float = 5e-4
+    distillation: float = 0.5
+    """Weight of the distance to the original network's logits; the rest is cross-entropy to the labels."""
+    anneal: float = 0.4
+    """Share of the steps over which the MAC target comes down from 1."""
+    over_weight: float = 60.0
+    """Weight of the squared MAC share above the target."""
+    under_weight: float = 5.0
+    """Weight of the squared MAC share below it."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the target."""
+        if not 0 < self.target_macs <= 1:
+            raise InvalidInputError(f"target_macs is {self.target_macs}; it must be above 0 and at most 1.")
+
+
+@torch.inference_mode()
+def dense_logits(masked: MaskedCNN, dataset: Dataset, batch_size: int = 250) -> Tensor:
+    """Return the CNN's output for every image of a data set with all channels on: (count, ...) on the CPU."""
+    device = next(masked.parameters()).device
+    was_training = masked.training
+    masked.eval()
+    parts = [
+        masked(dataset.batch(indices, device=device)).cpu() for indices in torch.arange(len(dataset)).split(batch_size)
+    ]
+    masked.train(was_training)
+    return torch.cat(parts).clone()
+
+
+def tune(
+    masked: MaskedCNN,
+    policy: GatePolicy | StaticPolicy,
+    dataset: Dataset,
+    config: TuneConfig,
+    *,
+    teacher: Tensor | None = None,
+    checkpoint: Path | None = None,
+    report: Report | None = None,
+) -> None:
+    """Train gates straight-through to a MAC target, in place; the CNN is frozen again at the end.
+
+    Args:
+        masked: The CNN.
+        policy: Its gates.
+        dataset: Training images, augmented.
+        config: What is trained, and the schedule.
+        teacher: The original network's logits for each image (count, classes); by default the CNN's own, as it comes.
+        checkpoint: File written after each epoch; if it exists, training goes on from it.
+        report: Called after each epoch with ``epoch``, ``loss`` and ``mac_share``.
+
+    Raises:
+        InvalidInputError: If the loss becomes NaN or infinite.
+    """
+    if teacher is None and config.distillation > 0:
+        teacher = dense_logits(masked, dataset)
+    device = next(masked.parameters()).device
+    if config.train_cnn:
+        masked.unfreeze()
+        masked.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    batches_an_epoch = epoch_batches(len(dataset), config.batch_size, 0, 0)[0].shape[0]
+    steps = max(1, round(config.epochs * batches_an_epoch))
+    trained = {"cnn": masked if config.train_cnn else None, "gates": policy if config.train_gates else None}
+    rates = {"cnn": config.cnn_learning_rate, "gates": config.gate_learning_rate}
+    optimizers = {name: _optimizer(name, module, config) for name, module in trained.items() if module is not None}
+    schedules = {
+        name: torch.optim.lr_scheduler.OneCycleLR(optimizer, rates[name], total_steps=steps, pct_start=0.15)
+        for name, optimizer in optimizers.items()
+    }
+    state = {"masked": masked, "policy": policy, **{f"optimizer {k}": v for k, v in optimizers.items()}}
+    state |= {f"schedule {k}": v for k, v in schedules.items()}
+    done = _restore(checkpoint, state, config)
+    while done < steps:
+        epoch = done // batches_an_epoch
+        batches, generator = epoch_batches(len(dataset), config.batch_size, config.seed, epoch)
+        losses, shares = [], []
+        for indices in batches[: steps - done]:
+            images = dataset.batch(indices, device=device, augment=generator)
+            noise = StraightThrough(generator)
+            with autocast(device, config.precision):
+                run = rollout(masked, policy, images, noise if config.train_gates else greedy)
+            labels = dataset.labels[indices].to(device)
+            target = None if teacher is None else teacher[indices].to(device)
+            share = _mac_share(masked, policy, run)
+            loss = _task_loss(run, labels, target, config)
+            if config.train_gates:
+                loss = loss + _mac_loss(share, done / steps, config)
+            for optimizer in optimizers.values():
+                optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            if config.train_cnn:
+                nn.utils.clip_grad_norm_(masked.parameters(), 5.0)
+            for name, optimizer in optimizers.items():
+                optimizer.step()
+                schedules[name].step()
+            losses.append(loss.item())
+            shares.append(share.item())
+            done += 1
+        _report_epoch(epoch, losses, shares, report)
+        if checkpoint is not None:
+            _store(checkpoint, state, config, done)
+    masked.freeze()
+
+
+def _optimizer(name: str, module: nn.Module, config: TuneConfig) -> torch.optim.Optimizer:
+    if name == "gates":
+        return torch.optim.Adam(module.parameters(), config.gate_learning_rate)
+    return torch.optim.SGD(
+        module.parameters(), config.cnn_learning_rate, 0.9, weight_decay=config.weight_decay, nesterov=True
+    )
+
+
+def _mac_share(masked: MaskedCNN, policy: GatePolicy | StaticPolicy, run: Rollout) -> Tensor:
+    return masked.cost.mac_share(run.mask).mean() + policy.macs / masked.cost.total_macs
+
+
+def _task_loss(run: Rollout, labels: Tensor, teacher: Tensor | None, config: TuneConfig) -> Tensor:
+    output = run.output.float()
+    loss = F.cross_entropy(output, labels)
+    if teacher is None or config.distillation == 0:
+        return loss
+    # Hinton et al. 2015 at temperature 2; the factor 4 keeps the size of the gradient.
+    distance = F.kl_div(F.log_softmax(output / 2, 1), F.softmax(teacher / 2, 1), reduction="batchmean") * 4
+    return (1 - config.distillation) * loss + config.distillation * distance
+
+
+def _mac_loss(share: Tensor, progress: float, config: TuneConfig) -> Tensor:
+    left = max(0.0, 1 - progress / config.anneal) if config.anneal else 0.0
+    target = config.target_macs + (1 - config.target_macs) * left
+    over, under = F.relu(share - target), F.relu(target - share)
+    return config.over_weight * over.square() + config.under_weight * under.square()
+
+
+def _report_epoch(epoch: int, losses: list[float], shares: list[float], report: Report | None) -> None:
+    loss, share = sum(losses) / len(losses), sum(shares) / len(shares)
+    if not torch.isfinite(torch.tensor(loss)):
+        raise InvalidInputError(f"The loss became {loss} in epoch {epoch + 1}. Lower the learning rates.")
+    if report is not None:
+        report({"epoch": epoch + 1, "loss": loss, "mac_share": share})
+
+
+def _store(path: Path, state: dict[str, nn.Module], config: TuneConfig, done: int) -> None:
+    parts = {name: part.state_dict() for name, part in state.items()}
+    save_state(path, {"done": done, "config": dataclasses.asdict(config), "state": parts})
+
+
+def _restore(path: Path | None, state: dict[str, nn.Module], config: TuneConfig) -> int:
+    if path is None or not path.exists():
+        return 0
+    stored = load_state(path)
+    if stored["config"] != dataclasses.asdict(config):
+        raise InvalidInputError(
+            f"{path} was written by another configuration ({stored['config']}). Give the same options, or another folder."
+        )
+    for name, part in state.items():
+        part.load_state_dict(stored["state"][name])
+    return int(stored["done"])

@@ -1,0 +1,119 @@
+"""Steps 2 and 3 of the document: gates that first imitate, then learn together with the CNN, which is then frozen."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from prunegym.models.budget import meet_target
+from prunegym.models.checkpoints import load_state, save_state
+from prunegym.models.data import Dataset
+from prunegym.models.features import MaskFeatures
+from prunegym.models.gate_policy import GatePolicy, StaticPolicy
+from prunegym.models.imitation import ImitationConfig, imitate
+from prunegym.models.joint import TuneConfig, tune
+from prunegym.models.masked import MaskedCNN
+
+StageReport = Callable[[str, dict[str, float]], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareConfig:
+    """How a CNN and its gates are prepared, or (``tune.train_cnn`` False) the gates of a frozen CNN refined."""
+
+    imitation: ImitationConfig | None = dataclasses.field(default_factory=lambda: ImitationConfig(kept_share=0.6))
+    """None: no imitation first; gates then start from their bias."""
+    tune: TuneConfig | None = dataclasses.field(default_factory=TuneConfig)
+    """None: imitation only."""
+    layerwise: bool = True
+    hidden: int = 64
+    grid: int = 4
+    feature_size: int = 1088
+    seed: int = 0
+
+
+def new_policy(masked: MaskedCNN, dataset: Dataset, config: PrepareConfig) -> GatePolicy:
+    """Return a policy with calibrated features and fresh heads; the global random state is left as it was."""
+    features = MaskFeatures(masked, config.layerwise, config.grid, config.feature_size).calibrate(masked, dataset)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return GatePolicy(features, config.hidden).to(next(masked.parameters()).device)
+
+
+def prepare(
+    network: nn.Module | MaskedCNN,
+    dataset: Dataset,
+    config: PrepareConfig,
+    *,
+    policy: GatePolicy | StaticPolicy | None = None,
+    teacher: Tensor | None = None,
+    folder: Path | None = None,
+    report: StageReport | None = None,
+) -> tuple[MaskedCNN, GatePolicy | StaticPolicy]:
+    """Make a masked CNN and gates that belong together.
+
+    Args:
+        network: The trained CNN; it is copied.
+        dataset: Training images.
+        config: The stages.
+        policy: Gates to start from; by default fresh ones.
+        teacher: Logits to distil from, see :func:`prunegym.models.joint.tune`.
+        folder: Where checkpoints are; an interrupted call with the same arguments goes on from them.
+        report: Called with the stage (``imitation`` or ``tune``) and its figures.
+
+    Returns:
+        The CNN, frozen, and its gates.
+    """
+    masked = (
+        copy.deepcopy(network) if isinstance(network, MaskedCNN) else MaskedCNN(network, dataset.batch(torch.arange(1)))
+    ).freeze()
+    policy = new_policy(masked, dataset, config) if policy is None else policy
+    done = None if folder is None else folder / "imitation.pt"
+    if config.imitation is not None:
+        key = {"imitation": dataclasses.asdict(config.imitation), "seed": config.seed}
+        if done is not None and done.exists() and load_state(done)["key"] == key:
+            policy.load_state_dict(load_state(done)["policy"])
+        else:
+            imitate(masked, policy, dataset, config.imitation, report=_stage(report, "imitation"))
+            if done is not None:
+                save_state(done, {"key": key, "policy": policy.state_dict()})
+    if config.tune is not None:
+        checkpoint = None if folder is None else folder / "tune.pt"
+        tune(
+            masked, policy, dataset, config.tune, teacher=teacher, checkpoint=checkpoint, report=_stage(report, "tune")
+        )
+        if config.tune.train_gates:
+            meet_target(masked, policy, dataset, config.tune.target_macs)
+    return masked, policy
+
+
+def _stage(report: StageReport | None, stage: str) -> Callable[[dict[str, float]], None] | None:
+    return None if report is None else lambda row: report(stage, row)
+
+
+def taylor_scores(masked: MaskedCNN, dataset: Dataset, images: int = 2048) -> Tensor:
+    """Score channels by the expected squared change of the loss when they go (Molchanov et al. 2019, equation 8).
+
+    Args:
+        masked: The CNN.
+        dataset: Training images with labels.
+        images: How many of them, drawn with a fixed seed.
+
+    Returns:
+        (mask_size,) float32: the mean over images of the squared gradient of the cross-entropy in the mask.
+    """
+    total = torch.zeros(masked.mask_size)
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))[:images]
+    for indices in order.split(128):
+        mask = torch.ones(len(indices), masked.mask_size, requires_grad=True)
+        device = next(masked.parameters()).device
+        output = masked(dataset.batch(indices, device=device), mask.to(device))
+        loss = nn.functional.cross_entropy(output, dataset.labels[indices].to(device), reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, mask)
+        total += gradient.square().sum(0)
+    return total / len(order)
