@@ -97,7 +97,7 @@ class StaticPolicy(nn.Module):
             nn.Parameter(torch.full((decision.width,), bias)) for decision in self.decisions
         )
 
-    def logits(self, decision: int, features: Tensor, penalty: Tensor | float | None = None) -> Tensor:
+    def logits(self, decision: int, features: Tensor, penalty: Tensor | float | None = None) -> Tensor:  # noqa: ARG002
         """Return the same logits (batch, width) for every image; features (batch, any) give the batch size."""
         logits: Tensor = self.channels[decision]
         return logits.expand(len(features), -1)

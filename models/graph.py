@@ -101,7 +101,7 @@ def trace(network: nn.Module, example_input: Tensor) -> Graph:
             "the usual reason: move it out of forward, or mark the module that has it with torch.fx.wrap."
         ) from error
     with torch.no_grad():
-        ShapeProp(traced).propagate(example_input)  # type: ignore[no-untyped-call]
+        ShapeProp(traced).propagate(example_input)
     # torch.fx keeps tensors that forward makes as attributes of what it traced; they move to the network.
     for node in traced.graph.nodes:
         if node.op == "get_attr" and str(node.target) in root.__dict__:
