@@ -171,13 +171,9 @@ class MaskVecEnv(VecEnv):
         return [result for _ in self._get_indices(indices)]
 
     def env_is_wrapped(
-<<<<<<< HEAD
         self,
         wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]],  # noqa: ARG002
         indices: VecEnvIndices = None,
-=======
-        self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None
->>>>>>> main
     ) -> list[bool]:
         """Return False for each: there are no scalar environments to wrap."""
         return [False for _ in self._get_indices(indices)]
