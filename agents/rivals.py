@@ -71,9 +71,8 @@ def _remove_best(
     scores = _gradient(masked, batch, labels, mask).square() / saved.clamp_min(1e-12)
     tried = scores.masked_fill(~possible, float("inf")).argsort()[: min(candidates, int(possible.sum()))]
     base = _loss(masked, batch, labels, mask)
-    rises = [
-        (_loss(masked, batch, labels, _without(mask, channel)) - base) / saved[channel].item() for channel in tried
-    ]
+    losses = [_loss(masked, batch, labels, _without(mask, channel)) for channel in tried]
+    rises = [(loss - base) / saved[channel].item() for loss, channel in zip(losses, tried, strict=True)]
     left = mask
     for place in sorted(range(len(tried)), key=rises.__getitem__)[: max(1, candidates // 2)]:
         smaller = _without(left, tried[place])
@@ -129,7 +128,7 @@ def taylor_static(masked: MaskedCNN, train: Dataset, share: float) -> Masks:
 def learned_static(
     masked: MaskedCNN, train: Dataset, share: float, *, epochs: float = 5, seed: int = 0, report: Report | None = None
 ) -> Masks:
-    """Learn the best static mask of a frozen CNN, as gates are refined but with a constant input: the frozen track's rival.
+    """Learn the best static mask of a frozen CNN, as gates are refined but without input: the frozen track's rival.
 
     Args:
         masked: The CNN; it is not changed.
@@ -224,4 +223,4 @@ def gates_at_mac_share(agent: DynamicCNN, train: Dataset, share: float, images: 
 def _biases(policy: GatePolicy | StaticPolicy) -> list[Tensor]:
     if isinstance(policy, StaticPolicy):
         return list(policy.channels)
-    return [head[-1].bias for head in policy.heads if isinstance(head, nn.Sequential)]
+    return [head.get_parameter("2.bias") for head in policy.heads]
