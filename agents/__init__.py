@@ -1,1 +1,1 @@
-"""The learners: policies, recipes, baselines and evaluation."""
+"""The learners: policies for Stable-Baselines3, recipes, training, baselines, evaluation, comparison."""

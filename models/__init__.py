@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from prunegym.models.budget import meet_target
 from prunegym.models.checkpoints import load_weights, save_weights
 from prunegym.models.cost import CostModel
 from prunegym.models.data import Dataset, Normalisation, from_arrays
@@ -12,6 +13,7 @@ from prunegym.models.gate_policy import GatePolicy, StaticPolicy, StraightThroug
 from prunegym.models.imitation import ImitationConfig, imitate
 from prunegym.models.joint import TuneConfig, tune
 from prunegym.models.masked import MaskedCNN
+from prunegym.models.preparation import PrepareConfig, new_policy, prepare, taylor_scores
 from prunegym.models.sources import load_dataset
 from prunegym.models.training import TrainConfig, accuracy, train
 from prunegym.models.zoo import ZOO, build
@@ -29,6 +31,7 @@ __all__ = [
     "MaskedCNN",
     "Normalisation",
     "Prediction",
+    "PrepareConfig",
     "StaticPolicy",
     "StraightThrough",
     "TrainConfig",
@@ -39,10 +42,14 @@ __all__ = [
     "imitate",
     "load_dataset",
     "load_weights",
+    "meet_target",
+    "new_policy",
+    "prepare",
     "read_model",
     "rollout",
     "save_weights",
     "shipped_model",
+    "taylor_scores",
     "train",
     "tune",
     "write_model",

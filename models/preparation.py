@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from prunegym.models.budget import meet_target
 from prunegym.models.checkpoints import load_state, save_state
 from prunegym.models.data import Dataset
 from prunegym.models.features import MaskFeatures
@@ -86,6 +87,8 @@ def prepare(
         tune(
             masked, policy, dataset, config.tune, teacher=teacher, checkpoint=checkpoint, report=_stage(report, "tune")
         )
+        if config.tune.train_gates:
+            meet_target(masked, policy, dataset, config.tune.target_macs)
     return masked, policy
 
 

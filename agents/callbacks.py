@@ -1,0 +1,193 @@
+"""What happens during training: progress, figures on the validation split, checkpoints, a warning of collapse."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+from tqdm import tqdm
+
+from prunegym.agents.policies import MaskPolicy
+from prunegym.models.data import Dataset
+from prunegym.models.gate_policy import GatePolicy, StaticPolicy, rollout
+from prunegym.models.masked import MaskedCNN
+
+
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+    """How a gate policy does on images while it is trained."""
+
+    accuracy: float
+    total_mac_share: float
+    reward: float
+    """correct - penalty * total MAC share, deterministic masks."""
+    distinct_masks: int
+    conditional_share: float
+    """Share of channels that are kept for some images (1 to 99 %) and not for others."""
+    shuffled_accuracy: float
+    """Accuracy with the same masks dealt to other images."""
+
+
+@torch.inference_mode()
+def snapshot(masked: MaskedCNN, policy: GatePolicy | StaticPolicy, dataset: Dataset, penalty: float) -> Snapshot:
+    """Evaluate a policy on every image of a data set, with the shuffled control on the first 1,000."""
+    device = next(masked.parameters()).device
+    masks, correct = [], []
+    for indices in torch.arange(len(dataset)).split(250):
+        run = rollout(masked, policy, dataset.batch(indices, device=device))
+        masks.append(run.mask)
+        correct.append(run.output.argmax(1).cpu() == dataset.labels[indices])
+    mask = torch.cat(masks)
+    accuracy = float(torch.cat(correct).float().mean())
+    share = float(masked.cost.mac_share(mask).mean()) + policy.macs / masked.cost.total_macs
+    kept = mask.mean(0)
+    first = torch.arange(min(1000, len(dataset)))
+    shuffled = [
+        masked(dataset.batch(part, device=device), mask[(part + 1) % len(first)]).argmax(1).cpu()
+        == dataset.labels[part]
+        for part in first.split(250)
+    ]
+    return Snapshot(
+        accuracy=accuracy,
+        total_mac_share=share,
+        reward=accuracy - penalty * share,
+        distinct_masks=len(mask.unique(dim=0)),
+        conditional_share=float(((kept > 0.01) & (kept < 0.99)).float().mean()),
+        shuffled_accuracy=float(torch.cat(shuffled).float().mean()),
+    )
+
+
+class CollapseWarning(UserWarning):
+    """The policy gives (nearly) every image the same mask."""
+
+
+class TrainingMonitor(BaseCallback):
+    """Shows progress, evaluates every few updates, keeps the best actor, writes checkpoints.
+
+    Args:
+        masked: The CNN.
+        validation: Images that nothing was trained on.
+        penalty: lambda of the reward by which the best actor is chosen.
+        eval_every: Updates between two evaluations.
+        folder: Checkpoints go here.
+        total_timesteps: For the progress bar.
+        progress: Whether to show it.
+        report: Called with the figures of each evaluation.
+    """
+
+    def __init__(
+        self,
+        masked: MaskedCNN,
+        validation: Dataset,
+        penalty: float,
+        eval_every: int,
+        folder: Path,
+        total_timesteps: int,
+        progress: bool = True,
+        report: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
+        super().__init__()
+        self.masked = masked
+        self.validation = validation
+        self.penalty = penalty
+        self.eval_every = eval_every
+        self.folder = folder
+        self.total_timesteps = total_timesteps
+        self.progress = progress
+        self.report = report
+        self.best_reward = -np.inf
+        self.history: list[dict[str, Any]] = []
+        self.updates = 0
+        self._episodes: list[tuple[float, float, float]] = []
+        self._bar: Any = None
+
+    @property
+    def state_path(self) -> Path:
+        """File beside the checkpoint with what Stable-Baselines3 does not store."""
+        return self.folder / "monitor.json"
+
+    def actor(self) -> GatePolicy:
+        """Return a copy of the actor as it is now."""
+        assert isinstance(self.model.policy, MaskPolicy)
+        return self.model.policy.gate_policy()
+
+    def restore(self) -> None:
+        """Go on from a checkpoint's figures."""
+        state = json.loads(self.state_path.read_text())
+        self.best_reward, self.history, self.updates = state["best_reward"], state["history"], state["updates"]
+
+    def _on_training_start(self) -> None:
+        self._bar = tqdm(
+            total=self.total_timesteps, initial=self.num_timesteps, unit="step", disable=not self.progress, leave=True
+        )
+        if not self.history:
+            self._evaluate()
+
+    def _on_step(self) -> bool:
+        self._bar.update(self.training_env.num_envs)
+        if self.locals["dones"][0]:
+            self._episodes += [
+                (float(info["episode"]["r"]), float(info["correct"]), float(info["mac_share"]))
+                for info in self.locals["infos"]
+            ]
+        return True
+
+    def _on_rollout_end(self) -> None:
+        if not self._episodes:
+            return
+        reward, correct, mac_share = np.mean(self._episodes, axis=0)
+        self._episodes.clear()
+        self._bar.set_postfix(reward=f"{reward:.3f}", accuracy=f"{correct:.3f}", macs=f"{mac_share:.3f}")
+        for name, value in (("reward", reward), ("accuracy", correct), ("mac_share", mac_share)):
+            self.logger.record(f"rollout/{name}", float(value))
+
+    def _on_rollout_start(self) -> None:
+        # The update of the rollout before has just been made, so this is where an actor is worth looking at.
+        if self.num_timesteps:
+            self.updates += 1
+            if self.updates % self.eval_every == 0:
+                self._evaluate()
+
+    def _on_training_end(self) -> None:
+        self.updates += 1
+        self._evaluate()
+        self._bar.close()
+
+    def _evaluate(self) -> None:
+        actor = self.actor()
+        result = snapshot(self.masked, actor, self.validation, self.penalty)
+        row = {"timesteps": self.num_timesteps, "updates": self.updates, **dataclasses.asdict(result)}
+        self.history.append(row)
+        for name, value in dataclasses.asdict(result).items():
+            self.logger.record(f"eval/{name}", value)
+        if result.reward > self.best_reward:
+            self.best_reward = result.reward
+            torch.save(actor.state_dict(), self.folder / "best_actor.pt")
+        self._warn_of_collapse(result)
+        self.save()
+        if self.report is not None:
+            self.report(row)
+
+    def _warn_of_collapse(self, result: Snapshot) -> None:
+        if result.distinct_masks == 1 or result.shuffled_accuracy >= result.accuracy - 0.005:
+            warnings.warn(
+                f"The policy has become static: {result.distinct_masks} distinct masks, accuracy {result.accuracy:.3f}, "
+                f"{result.shuffled_accuracy:.3f} with masks of other images. Start from imitation, lower the learning "
+                "rate or raise the penalty's accuracy term.",
+                CollapseWarning,
+                stacklevel=2,
+            )
+
+    def save(self) -> None:
+        """Write a checkpoint from which the run goes on."""
+        self.model.save(self.folder / "checkpoint.partial.zip", exclude=["_last_obs"])
+        (self.folder / "checkpoint.partial.zip").replace(self.folder / "checkpoint.zip")
+        state = {"best_reward": self.best_reward, "history": self.history, "updates": self.updates}
+        self.state_path.write_text(json.dumps(state))

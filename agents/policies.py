@@ -1,0 +1,152 @@
+"""The actor-critic policy by which Stable-Baselines3 trains a gate policy."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.distributions import BernoulliDistribution, Distribution
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from torch import Tensor, nn
+
+from prunegym.models.errors import InvalidInputError
+from prunegym.models.gate_policy import GatePolicy
+
+ALWAYS_KEPT = 40.0
+"""Logit of the bits past a gate's width: their log-probability and entropy are 0 in float32."""
+
+
+class MaskPolicy(ActorCriticPolicy):
+    """A :class:`~prunegym.models.GatePolicy` as actor, with a small critic for each decision.
+
+    Works with both environments of PruneGym and every on-policy algorithm of Stable-Baselines3.
+
+    Args:
+        observation_space: Dict with ``features``, and layer by layer ``gate`` and ``cost``; ``penalty`` if it varies.
+        action_space: MultiBinary, as wide as the widest decision.
+        lr_schedule: Learning rate over the remaining progress.
+        gate_policy: The actor to start from, copied; :func:`new_gate_policy` makes one for an environment.
+        sharpen: Factor on the actor's logits at the start. Above 1 it samples closer to its most likely mask.
+        value_hidden: Width of the critics' hidden layers.
+        **kwargs: Those of ``ActorCriticPolicy``.
+
+    Raises:
+        InvalidInputError: If no gate policy is given, or it does not fit the spaces.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        lr_schedule: Schedule,
+        gate_policy: GatePolicy | None = None,
+        sharpen: float = 1.0,
+        value_hidden: int = 64,
+        **kwargs: Any,
+    ) -> None:
+        if gate_policy is None:
+            raise InvalidInputError(
+                "MaskPolicy needs an actor to start from: "
+                "policy_kwargs={'gate_policy': prunegym.agents.new_gate_policy(env)}."
+            )
+        _check_spaces(observation_space, action_space, gate_policy)
+        self._start = gate_policy
+        self._sharpen = sharpen
+        self._value_hidden = value_hidden
+        kwargs["ortho_init"] = False
+        super().__init__(observation_space, action_space, lr_schedule, **kwargs)
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        self.actor = copy.deepcopy(self._start)
+        for head in self.actor.heads:
+            assert isinstance(head, nn.Sequential)
+            with torch.no_grad():
+                head[2].weight.mul_(self._sharpen)
+                head[2].bias.mul_(self._sharpen)
+        assert isinstance(self.observation_space, spaces.Dict)
+        extra = sum(key in self.observation_space.spaces for key in ("cost", "penalty"))
+        self.critics = nn.ModuleList(
+            nn.Sequential(nn.Linear(size + extra, self._value_hidden), nn.ReLU(), nn.Linear(self._value_hidden, 1))
+            for size in self.actor.features.sizes
+        )
+        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        data = super()._get_constructor_parameters()
+        return data | {"gate_policy": self._start, "sharpen": self._sharpen, "value_hidden": self._value_hidden}
+
+    def gate_policy(self) -> GatePolicy:
+        """Return a copy of the actor, as a plain torch module."""
+        return copy.deepcopy(self.actor)
+
+    def _rows(self, obs: PyTorchObs) -> list[tuple[int, Tensor]]:
+        """Return which rows of a batch stand at which decision."""
+        assert isinstance(obs, dict)
+        if "gate" not in obs:
+            return [(0, torch.arange(len(obs["features"]), device=self.device))]
+        gates = obs["gate"].argmax(1)
+        return [(int(gate), (gates == gate).nonzero()[:, 0]) for gate in gates.unique()]
+
+    def _logits(self, obs: PyTorchObs) -> Tensor:
+        assert isinstance(obs, dict) and isinstance(self.action_space, spaces.MultiBinary)
+        logits = torch.full((len(obs["features"]), int(self.action_space.n)), ALWAYS_KEPT, device=self.device)
+        for decision, rows in self._rows(obs):
+            features = obs["features"][rows, : self.actor.features.sizes[decision]]
+            penalty = obs["penalty"][rows, 0] if "penalty" in obs else None
+            values = self.actor.logits(decision, features, penalty)
+            logits[rows, : values.shape[1]] = values
+        return logits
+
+    def get_distribution(self, obs: PyTorchObs) -> Distribution:
+        """Return the distribution of the mask bits (batch, action width)."""
+        assert isinstance(self.action_dist, BernoulliDistribution)
+        return self.action_dist.proba_distribution(self._logits(obs))
+
+    def predict_values(self, obs: PyTorchObs) -> Tensor:
+        """Return the expected return of each observation, (batch, 1)."""
+        assert isinstance(obs, dict)
+        values = torch.zeros(len(obs["features"]), 1, device=self.device)
+        extra = [obs[key] for key in ("cost", "penalty") if key in obs]
+        for decision, rows in self._rows(obs):
+            features = obs["features"][rows, : self.actor.features.sizes[decision]]
+            values[rows] = self.critics[decision](torch.cat([features, *(part[rows] for part in extra)], dim=1))
+        return values
+
+    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """Return actions (batch, width), values (batch, 1) and log-probabilities (batch,)."""
+        distribution = self.get_distribution(obs)
+        actions = distribution.get_actions(deterministic=deterministic)
+        return actions, self.predict_values(obs), distribution.log_prob(actions)
+
+    def evaluate_actions(self, obs: PyTorchObs, actions: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return values (batch, 1), log-probabilities (batch,) and entropies (batch,) of given actions."""
+        distribution = self.get_distribution(obs)
+        return self.predict_values(obs), distribution.log_prob(actions), distribution.entropy()
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> Tensor:
+        return self.get_distribution(observation).get_actions(deterministic=deterministic)
+
+
+def _check_spaces(observation: spaces.Space[Any], action: spaces.Space[Any], policy: GatePolicy) -> None:
+    if not isinstance(observation, spaces.Dict) or "features" not in observation.spaces:
+        raise InvalidInputError(
+            f"MaskPolicy reads a Dict observation with 'features'; this environment has {observation}."
+        )
+    if not isinstance(action, spaces.MultiBinary):
+        raise InvalidInputError(f"MaskPolicy acts in a MultiBinary space; this environment has {action}.")
+    size = int(np.prod(observation["features"].shape or ()))
+    widest = max(decision.width for decision in policy.decisions)
+    if max(policy.features.sizes) != size or int(action.n) != widest:
+        raise InvalidInputError(
+            f"The gate policy has up to {max(policy.features.sizes)} features and {widest} bits, the environment {size} "
+            f"and {action.n}. Make both for the same model, both layer by layer or both in one step."
+        )
+    if (policy.penalty_range is not None) != ("penalty" in observation.spaces):
+        raise InvalidInputError(
+            f"The gate policy's penalty_range is {policy.penalty_range}, but the environment's penalty is "
+            f"{'a range' if 'penalty' in observation.spaces else 'one number'}. Give both the same."
+        )

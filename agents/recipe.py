@@ -1,0 +1,123 @@
+"""Recipes: how an agent is trained, in YAML in RL-Zoo's form (environment id, then its settings)."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from prunegym.models.errors import InvalidInputError, MissingDataError, UnknownNameError
+from prunegym.models.imitation import ImitationConfig
+from prunegym.models.joint import TuneConfig
+
+FOLDER = Path(__file__).parent / "recipes"
+ALGORITHMS = ("a2c", "ppo")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Every setting of a training run. Episodes are images, whatever the number of steps an episode has."""
+
+    name: str
+    env: str = "prunegym/LayerwiseChannelMask-v0"
+    env_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Reward, accuracy term, penalty and the like, as ``gym.make`` takes them."""
+    gate_policy: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """``hidden``, ``grid`` and ``feature_size`` of a fresh policy; a prepared model brings its own."""
+    imitation: ImitationConfig | None = None
+    """First stage, skipped if the model has a policy."""
+    refine: TuneConfig | None = None
+    """Second stage: straight-through refinement of the gates, the CNN frozen."""
+    target_macs: float | None = None
+    """After these stages, logits are shifted so that the masks cost this total MAC share."""
+    algo: str = "ppo"
+    n_envs: int = 512
+    group: int = 1
+    """Neighbouring environments with the same image; above 1 each is judged against the mean of the others."""
+    n_episodes: int = 76800
+    """Episodes (images) of reinforcement learning."""
+    episodes_per_rollout: int = 1
+    """Episodes of each environment between two updates."""
+    n_minibatches: int = 2
+    """Parts into which a rollout is cut for the updates (PPO)."""
+    sharpen: float = 1.0
+    """Factor on the logits at the start of reinforcement learning."""
+    eval_every: int = 10
+    """Updates between two evaluations on the validation split."""
+    eval_images: int = 5000
+    """Images of the validation split that are evaluated, at most."""
+    hyperparameters: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Whatever else the algorithm's constructor takes, e.g. ``learning_rate``."""
+
+    def __post_init__(self) -> None:
+        """Check what Stable-Baselines3 would complain about late or not at all."""
+        if self.algo not in ALGORITHMS:
+            raise UnknownNameError("algorithm that acts in MultiBinary spaces", self.algo, ALGORITHMS)
+        if self.group < 1 or self.n_envs % self.group:
+            raise InvalidInputError(
+                f"Recipe {self.name!r}: group is {self.group}; n_envs ({self.n_envs}) must be a multiple of it."
+            )
+        if self.n_episodes < self.n_envs * self.episodes_per_rollout:
+            raise InvalidInputError(
+                f"Recipe {self.name!r}: n_episodes is {self.n_episodes}; one rollout alone has "
+                f"{self.n_envs * self.episodes_per_rollout}. Give more episodes or fewer environments."
+            )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all settings as plain JSON."""
+        return dataclasses.asdict(self)
+
+
+def load_recipe(name_or_path: str | Path) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        name_or_path: A recipe that comes with PruneGym (``frozen``), or a YAML file.
+
+    Raises:
+        UnknownNameError: If there is no such recipe, or it has an unknown setting.
+        MissingDataError: If there is no such file.
+        InvalidInputError: If the file is not YAML of the right form, or a value is out of range.
+
+    Example:
+        >>> load_recipe("digits").algo
+        'ppo'
+    """
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        path = FOLDER / f"{name_or_path}.yaml"
+        if not path.exists():
+            raise UnknownNameError("recipe", str(name_or_path), [file.stem for file in FOLDER.glob("*.yaml")])
+    if not path.exists():
+        raise MissingDataError(f"There is no recipe {path}. Check the path.")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise InvalidInputError(f"{path} is not YAML: {error}") from error
+    if not isinstance(content, dict) or len(content) != 1 or not isinstance(next(iter(content.values())), dict):
+        raise InvalidInputError(f"{path} must have one environment id at the top, and its settings below.")
+    ((env, settings),) = content.items()
+    return _recipe(path.stem, env, settings)
+
+
+def _recipe(name: str, env: str, settings: dict[str, Any]) -> Recipe:
+    fields = {field.name for field in dataclasses.fields(Recipe)} - {"name", "env"}
+    for key in settings:
+        if key not in fields:
+            raise UnknownNameError(f"setting in recipe {name!r}:", key, fields)
+    values = dict(settings)
+    for key, config in (("imitation", ImitationConfig), ("refine", TuneConfig)):
+        if values.get(key) is not None:
+            values[key] = _stage(name, key, config, values[key])
+    return Recipe(name=name, env=env, **values)
+
+
+def _stage(recipe: str, key: str, config: type[Any], values: dict[str, Any]) -> Any:
+    fields = {field.name for field in dataclasses.fields(config)}
+    for name in values:
+        if name not in fields:
+            raise UnknownNameError(f"setting of {key} in recipe {recipe!r}:", name, fields)
+    fixed = {"train_cnn": False} if key == "refine" else {}
+    return config(**{**values, **fixed})

@@ -1,0 +1,226 @@
+"""Training an agent by a recipe: imitation, refinement, then reinforcement learning, resumable at each point."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from prunegym.envs.group_advantage import GroupAdvantage
+from prunegym.envs.mask_vec_env import MaskVecEnv
+from stable_baselines3 import A2C, PPO
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.vec_env import VecEnv
+
+from prunegym.agents.callbacks import TrainingMonitor
+from prunegym.agents.policies import MaskPolicy
+from prunegym.agents.recipe import Recipe
+from prunegym.models.budget import meet_target
+from prunegym.models.checkpoints import load_state
+from prunegym.models.data import Dataset
+from prunegym.models.dynamic import CNNInfo, DynamicCNN
+from prunegym.models.errors import InvalidInputError
+from prunegym.models.gate_policy import GatePolicy, StaticPolicy
+from prunegym.models.masked import MaskedCNN
+from prunegym.models.preparation import PrepareConfig, prepare
+
+CLASSES: dict[str, type[OnPolicyAlgorithm]] = {"ppo": PPO, "a2c": A2C}
+Report = Callable[[str, dict[str, Any]], None]
+
+
+def train_agent(
+    masked: MaskedCNN,
+    info: CNNInfo,
+    train: Dataset,
+    validation: Dataset,
+    recipe: Recipe,
+    out: Path,
+    *,
+    policy: GatePolicy | StaticPolicy | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    device: str = "cpu",
+    progress: bool = True,
+    report: Report | None = None,
+) -> DynamicCNN:
+    """Train an agent on a frozen CNN.
+
+    Args:
+        masked: The CNN, from now on frozen.
+        info: What is stored with it.
+        train: Images to learn from.
+        validation: Images by which the best actor of the run is chosen.
+        recipe: Stages and settings.
+        out: Folder of the run: ``run.json`` says how it was made, ``model.safetensors`` is the result,
+            ``start.safetensors`` the gates before reinforcement learning; checkpoints and TensorBoard logs beside.
+        policy: Gates to start from (a prepared model's); imitation and refinement are then skipped.
+        seed: Of everything that is drawn.
+        resume: Go on from the run's last checkpoint, to the recipe's number of episodes.
+        device: Torch device.
+        progress: Show a progress bar.
+        report: Called with the stage and its figures.
+
+    Returns:
+        The best actor by validation reward, with its CNN.
+
+    Raises:
+        InvalidInputError: If the folder has another run, or a run that was not asked to be resumed.
+    """
+    begin_run(out, {"recipe": recipe.as_dict(), "seed": seed, "dataset": train.name, "cnn": info.architecture}, resume)
+    masked.freeze().to(device)
+    started = time.perf_counter()
+    start = _start(masked, train, recipe, out, policy, seed, device, report)
+    DynamicCNN(masked, start, info).save(out / "start.safetensors")
+    best = _reinforce(masked, start, train, validation, recipe, out, seed, resume, device, progress, report)
+    model = DynamicCNN(masked, best, info)
+    model.save(out / "model.safetensors")
+    _finish_run(out, time.perf_counter() - started)
+    return model
+
+
+def _start(
+    masked: MaskedCNN,
+    train: Dataset,
+    recipe: Recipe,
+    out: Path,
+    policy: GatePolicy | StaticPolicy | None,
+    seed: int,
+    device: str,
+    report: Report | None,
+) -> GatePolicy:
+    if isinstance(policy, StaticPolicy):
+        raise InvalidInputError("The model's policy is static: it looks at nothing, so there is nothing to train.")
+    if policy is not None:
+        return policy.to(device)
+    layerwise = "Layerwise" in recipe.env
+    config = PrepareConfig(
+        imitation=recipe.imitation, tune=recipe.refine, layerwise=layerwise, seed=seed, **recipe.gate_policy
+    )
+    _, start = prepare(masked, train, config, folder=out, report=report)
+    if recipe.target_macs is not None:
+        meet_target(masked, start, train, recipe.target_macs)
+    assert isinstance(start, GatePolicy)
+    return start
+
+
+def _reinforce(
+    masked: MaskedCNN,
+    start: GatePolicy,
+    train: Dataset,
+    validation: Dataset,
+    recipe: Recipe,
+    out: Path,
+    seed: int,
+    resume: bool,
+    device: str,
+    progress: bool,
+    report: Report | None,
+) -> GatePolicy:
+    if recipe.n_episodes == 0:
+        return start
+    env = training_env(masked, start, train, recipe, seed, device)
+    total = recipe.n_episodes * len(start.decisions)
+    penalty = recipe.env_kwargs.get("penalty", 0.5)
+    held_out = validation.subset(torch.arange(min(len(validation), recipe.eval_images)))
+    monitor = TrainingMonitor(
+        masked, held_out, penalty if isinstance(penalty, float | int) else sum(penalty) / 2, recipe.eval_every, out,
+        total, progress, None if report is None else lambda row: report(recipe.algo, row),
+    )  # fmt: skip
+    checkpoint = out / "checkpoint.zip"
+    if resume and checkpoint.exists() and monitor.state_path.exists():
+        algorithm = CLASSES[recipe.algo].load(checkpoint, env=env, device=device)
+        monitor.restore()
+    else:
+        algorithm = build_algorithm(env, start, recipe, seed, device, out / "tensorboard")
+    left = total - algorithm.num_timesteps
+    if left > 0:
+        fresh = algorithm.num_timesteps == 0
+        algorithm.learn(left, callback=monitor, reset_num_timesteps=fresh, tb_log_name=recipe.algo, log_interval=10)
+    start.load_state_dict(load_state(out / "best_actor.pt"))
+    return start
+
+
+def training_env(
+    masked: MaskedCNN, policy: GatePolicy, train: Dataset, recipe: Recipe, seed: int, device: str
+) -> VecEnv:
+    """Return the batched environment of a recipe, with the group baseline where it has one."""
+    env: VecEnv = MaskVecEnv(
+        recipe.env,
+        recipe.n_envs,
+        group=recipe.group,
+        seed=seed,
+        model=masked,
+        dataset=train,
+        features=policy.features,
+        device=device,
+        **recipe.env_kwargs,
+    )
+    return GroupAdvantage(env) if recipe.group > 1 else env
+
+
+def build_algorithm(
+    env: VecEnv, start: GatePolicy, recipe: Recipe, seed: int, device: str, log: Path | None = None
+) -> OnPolicyAlgorithm:
+    """Return Stable-Baselines3's algorithm of a recipe, its actor at the start."""
+    n_steps = recipe.episodes_per_rollout * len(start.decisions)
+    settings: dict[str, Any] = dict(recipe.hyperparameters)
+    settings["n_steps"] = n_steps
+    if recipe.algo == "ppo":
+        settings["batch_size"] = max(1, n_steps * recipe.n_envs // recipe.n_minibatches)
+    return CLASSES[recipe.algo](
+        MaskPolicy,
+        env,
+        seed=seed,
+        device=device,
+        policy_kwargs={"gate_policy": start, "sharpen": recipe.sharpen},
+        tensorboard_log=None if log is None else str(log),
+        **settings,
+    )
+
+
+def begin_run(out: Path, description: dict[str, Any], resume: bool) -> None:
+    """Write how a run is made to ``run.json`` in its folder, or check that a run to be resumed is the same.
+
+    Raises:
+        InvalidInputError: If the folder has another run, or has this one and ``resume`` is False.
+    """
+    path = out / "run.json"
+    description = json.loads(json.dumps(description))
+    if path.exists():
+        before = json.loads(path.read_text())["settings"]
+        if before != description:
+            changed = [key for key in description if before.get(key) != description[key]]
+            raise InvalidInputError(
+                f"{out} has a run with other settings ({', '.join(changed)}). Give another --out, or the same settings."
+            )
+        if not resume:
+            raise InvalidInputError(
+                f"{out} has this run already. Add --resume to go on with it, or give another --out."
+            )
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    packages = ("prunegym", "torch", "gymnasium", "stable-baselines3", "numpy")
+    run = {
+        "settings": description,
+        "command": " ".join(sys.argv),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "machine": {
+            "system": platform.platform(),
+            "processor": platform.processor(),
+            "threads": torch.get_num_threads(),
+        },
+    }
+    path.write_text(json.dumps(run, indent=1))
+
+
+def _finish_run(out: Path, seconds: float) -> None:
+    path = out / "run.json"
+    run = json.loads(path.read_text())
+    run["seconds"] = round(run.get("seconds", 0.0) + seconds, 1)
+    path.write_text(json.dumps(run, indent=1))

@@ -1,0 +1,73 @@
+"""Bringing a policy to a MAC budget by one number: an offset on all its logits."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from prunegym.models.data import Dataset
+from prunegym.models.gate_policy import GatePolicy, StaticPolicy, rollout
+from prunegym.models.masked import MaskedCNN
+
+
+@torch.no_grad()
+def shift_logits(policy: GatePolicy | StaticPolicy, offset: float) -> None:
+    """Add a number to every logit of a policy, in place: positive keeps more channels."""
+    if isinstance(policy, StaticPolicy):
+        for channels in policy.channels:
+            channels.add_(offset)
+        return
+    for head in policy.heads:
+        assert isinstance(head, nn.Sequential)
+        head[2].bias.add_(offset)
+
+
+@torch.inference_mode()
+def total_mac_share(masked: MaskedCNN, policy: GatePolicy | StaticPolicy, dataset: Dataset) -> float:
+    """Return the mean total MAC share of a data set's images, the policy's MACs included."""
+    device = next(masked.parameters()).device
+    total = 0.0
+    for indices in torch.arange(len(dataset)).split(250):
+        mask = rollout(masked, policy, dataset.batch(indices, device=device)).mask
+        total += float(masked.cost.mac_share(mask).sum())
+    return total / len(dataset) + policy.macs / masked.cost.total_macs
+
+
+def meet_target(
+    masked: MaskedCNN,
+    policy: GatePolicy | StaticPolicy,
+    dataset: Dataset,
+    target_macs: float,
+    *,
+    images: int = 1000,
+    rounds: int = 10,
+) -> float:
+    """Shift a policy's logits, in place, so that its masks cost a given total MAC share.
+
+    Training with noise ends at the target for sampled masks; the masks that are used are the most likely ones, which
+    cost a little more or less.
+
+    Args:
+        masked: The CNN.
+        policy: Its gates.
+        dataset: Training images to measure on.
+        target_macs: Total MAC share.
+        images: How many images.
+        rounds: Halvings of the interval; 10 find an offset to 0.01.
+
+    Returns:
+        The offset that was added.
+    """
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))[:images]
+    sample = dataset.subset(order)
+    low, high, applied = -5.0, 5.0, 0.0
+    for _ in range(rounds):
+        middle = (low + high) / 2
+        shift_logits(policy, middle - applied)
+        applied = middle
+        if total_mac_share(masked, policy, sample) > target_macs:
+            high = middle
+        else:
+            low = middle
+    shift_logits(policy, low - applied)
+    return low
