@@ -1,4 +1,4 @@
-"""Agents side by side: trained and evaluated for each seed, with intervals, baselines at the same MACs, and resumable."""
+"""Agents side by side: trained and evaluated for each seed, with intervals and baselines at the same MACs."""
 
 from __future__ import annotations
 

@@ -162,8 +162,8 @@ def as_entry(thing: Any) -> Entry:
     """Return an entry for whatever names or is one.
 
     Args:
-        thing: An entry; a baseline's or rival's name; ``"module:name"`` of an agent; a model file; a recipe, its name or
-            its file; else an agent.
+        thing: An entry; a baseline's or rival's name; ``"module:name"`` of an agent; a model file; a recipe, its name
+            or its file; else an agent.
     """
     if isinstance(thing, Entry):
         return thing
