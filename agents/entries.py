@@ -97,7 +97,9 @@ def before_rl_entry(recipe: Entry, same_share: bool = False) -> Entry:
     """
 
     def make(run: Run) -> DynamicCNN:
-        start = DynamicCNN.load(run.folder(recipe.name) / "start.safetensors", run.masked.network, run.device)
+        start = DynamicCNN.load(
+            run.folder(recipe.name) / "start.safetensors", copy.deepcopy(run.masked.network), run.device
+        )
         return gates_at_mac_share(start, run.train, run.share) if same_share else start
 
     name = "gates before RL" + (", same MACs" if same_share else "")
