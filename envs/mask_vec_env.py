@@ -158,8 +158,8 @@ class MaskVecEnv(VecEnv):
         """
         if not hasattr(self, attr_name) or len(list(self._get_indices(indices))) != self.num_envs:
             raise InvalidInputError(
-                f"{attr_name!r} cannot be set for sub-environments {indices}: they are one batch, with the attributes of "
-                "MaskVecEnv, and these are set for all."
+                f"{attr_name!r} cannot be set for sub-environments {indices}: they are one batch, with the attributes "
+                "of MaskVecEnv, and these are set for all."
             )
         setattr(self, attr_name, value)
 
@@ -170,7 +170,11 @@ class MaskVecEnv(VecEnv):
         result = getattr(self, method_name)(*method_args, **method_kwargs)
         return [result for _ in self._get_indices(indices)]
 
-    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None) -> list[bool]:
+    def env_is_wrapped(
+        self,
+        wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]],  # noqa: ARG002
+        indices: VecEnvIndices = None,
+    ) -> list[bool]:
         """Return False for each: there are no scalar environments to wrap."""
         return [False for _ in self._get_indices(indices)]
 
