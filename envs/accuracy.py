@@ -1,0 +1,83 @@
+"""Accuracy terms: how well the masked CNN did on each image, as one number that is to be maximised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from prunegym.envs.outcome import Outcome
+from prunegym.envs.user_functions import import_object
+from prunegym.models.errors import InvalidInputError, RewardError, UnknownNameError
+
+AccuracyTerm = Callable[[Outcome], Tensor]
+
+
+def correct(outcome: Outcome) -> Tensor:
+    """Return 1 where the class is right, else 0: (batch,) float64."""
+    return (_class_logits(outcome, "correct").argmax(1) == outcome.labels).double()
+
+
+def log_likelihood(outcome: Outcome) -> Tensor:
+    """Return the log-probability of the true class: (batch,) float64, at most 0."""
+    logits = _class_logits(outcome, "log_likelihood").double()
+    return torch.log_softmax(logits, 1).gather(1, outcome.labels[:, None])[:, 0]
+
+
+def probability(outcome: Outcome) -> Tensor:
+    """Return the probability of the true class: (batch,) float64."""
+    return log_likelihood(outcome).exp()
+
+
+def fidelity(outcome: Outcome) -> Tensor:
+    """Return 1 where the class is that of the dense CNN, else 0: (batch,) float64. Needs no labels.
+
+    Outputs (batch, classes, ...) give the share of positions that agree.
+    """
+    agree = outcome.logits.argmax(1) == outcome.dense_logits.argmax(1)
+    return agree.double().reshape(len(agree), -1).mean(1)
+
+
+ACCURACY_TERMS: dict[str, AccuracyTerm] = {
+    "correct": correct,
+    "log_likelihood": log_likelihood,
+    "probability": probability,
+    "fidelity": fidelity,
+}
+
+
+def resolve_accuracy(accuracy: str | AccuracyTerm) -> AccuracyTerm:
+    """Return an accuracy term.
+
+    Args:
+        accuracy: A key of :data:`ACCURACY_TERMS`, ``"module:function"``, or a function from an
+            :class:`~prunegym.envs.Outcome` of a batch to (batch,) numbers.
+
+    Raises:
+        UnknownNameError: If there is no such name.
+        InvalidInputError: If it is no function.
+    """
+    if isinstance(accuracy, str) and ":" in accuracy:
+        accuracy = import_object(accuracy, "accuracy term")
+    if isinstance(accuracy, str):
+        if accuracy not in ACCURACY_TERMS:
+            raise UnknownNameError("accuracy term", accuracy, ACCURACY_TERMS)
+        return ACCURACY_TERMS[accuracy]
+    if not callable(accuracy):
+        raise InvalidInputError(
+            f"accuracy is {accuracy!r}; a name ({', '.join(ACCURACY_TERMS)}), 'module:function' or a function from an "
+            "Outcome to (batch,) numbers is needed."
+        )
+    return accuracy
+
+
+def _class_logits(outcome: Outcome, name: str) -> Tensor:
+    logits = outcome.logits
+    if logits.ndim != 2 or logits.shape[1] <= int(outcome.labels.max()):
+        raise RewardError(
+            f"The accuracy term {name!r} needs an output (batch, classes) with a class for each label up to "
+            f"{int(outcome.labels.max())}; this network's is {tuple(logits.shape)}. Pass accuracy= a function of your "
+            "own from an Outcome to (batch,) numbers."
+        )
+    return logits

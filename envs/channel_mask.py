@@ -1,0 +1,227 @@
+"""The scalar environments: the batched simulator with a batch of one."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+from typing_extensions import Unpack
+
+from prunegym.envs.rendering import check_render_mode, render
+from prunegym.envs.simulator import MaskSimulator, Observation
+from prunegym.envs.task import Penalty, TaskArguments, make_task
+from prunegym.models.errors import InvalidInputError, UnknownNameError
+
+Action = npt.NDArray[Any]
+
+
+class ChannelMaskEnv(gym.Env[Observation, Action]):
+    """Choose all channels of a frozen CNN that one image needs, in one step.
+
+    ## Description
+    An episode is one image of a data set. The agent sees features of the image and answers with a bit for each gated
+    channel of the CNN: 1 keeps it, 0 switches it off. The CNN classifies the image under that mask, and the reward
+    weighs the answer against the channels kept: R = accuracy term - lambda * ||M||_0. The CNN's weights never change.
+
+    To train, use the batched forms: ``gym.make_vec`` or :class:`prunegym.envs.MaskVecEnv`; an image at a time a CNN
+    is many times slower. Of Stable-Baselines3, PPO and A2C work as they are, and TRPO of sb3-contrib: the algorithms
+    that sample MultiBinary actions. DQN, SAC, TD3 and DDPG do not, and refuse at construction.
+
+    ## Action Space
+    ``MultiBinary(mask_size)``: the gates' channels in order; ``env.unwrapped.task.masked.gates`` names them. Any dtype
+    is taken, but no values other than 0 and 1.
+
+    ## Observation Space
+    A ``Dict`` of arrays:
+
+    | Key        | Space                                  | Meaning                                                      |
+    |------------|----------------------------------------|--------------------------------------------------------------|
+    | `features` | `Box(-10, 10, (F,), float32)`          | average and 4x4 grid of what the first gate's convolution reads, standardised |
+    | `penalty`  | `Box(low, high, (1,), float32)`        | lambda; only if `penalty` is a range                         |
+    | `image`    | `Box(0, 255, (C, H, W), uint8)`        | the image; only with `observation="image"`                   |
+
+    SB3's own image extractor needs at least 36 pixels a side; under that, give it one of your own.
+
+    ## Rewards
+    ``accuracy(outcome) - penalty * cost(mask)``, see :func:`prunegym.envs.resolve_reward` for how the document's
+    formula is read and for a worked example. Costs: ``l0`` kept channels (the default), ``l0_weights`` weights kept
+    alive, ``macs`` share of multiply-accumulates. A function ``(Outcome) -> (batch,)`` gives the whole reward.
+
+    ## Starting State
+    A random image; each comes once an epoch, in a new order. ``reset(options={"index": i})`` chooses image i of the
+    split, counted from 0, and ``options={"penalty": x}`` lambda. The info of ``reset`` has ``index`` and ``label``.
+
+    ## Episode End
+    - Termination: the mask is complete, after one step. The info has ``index``, ``label``, ``prediction``, ``correct``,
+      ``kept`` (number of channels) and ``mac_share``.
+    - Truncation: never.
+
+    ## Arguments
+    >>> import gymnasium as gym
+    >>> import prunegym
+    >>> env = gym.make(
+    ...     "prunegym/ChannelMask-v0",
+    ...     model="digits",           # shipped model, zoo network, model file, torch module, MaskedCNN or DynamicCNN
+    ...     dataset="digits",         # name, path, Dataset, dict of splits, or None: the one of the model
+    ...     split="train",            # train, validation or test
+    ...     reward="l0",              # l0, l0_weights, macs, "module:function" or a function of an Outcome
+    ...     accuracy="correct",       # correct, log_likelihood, probability, fidelity, or as for reward
+    ...     penalty=None,             # lambda, a range (low, high), or None: the full mask costs 0.5
+    ...     observation="features",   # features or image
+    ...     device="cpu",             # where the CNN runs
+    ...     features=None,            # MaskFeatures of your own
+    ...     augment=False,            # shift and mirror images at random
+    ...     images=None,              # only the first so many images of the split
+    ...     render_mode="rgb_array",  # or None, or human
+    ... )
+    >>> observation, info = env.reset(seed=0, options={"index": 3})
+    >>> info["index"]
+    3
+    >>> observation, reward, terminated, truncated, info = env.step(np.ones(env.action_space.n))
+    >>> terminated, info["kept"] == env.action_space.n, info["mac_share"]
+    (True, True, 1.0)
+
+    ## Version History
+    - v0: initial version.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 4}  # noqa: RUF012
+    layerwise: ClassVar[bool] = False
+
+    def __init__(self, render_mode: str | None = None, **task: Unpack[TaskArguments]) -> None:
+        self.render_mode = check_render_mode(render_mode)
+        self.task = make_task(layerwise=self.layerwise, **task)
+        self.observation_space = self.task.observation_space
+        self.action_space = self.task.action_space
+        self.simulator = MaskSimulator(self.task, 1, np.random.default_rng())
+        self._seeded = False
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Start an episode; see the class.
+
+        Raises:
+            InvalidInputError: If the index is out of range.
+            UnknownNameError: For an unknown option.
+        """
+        super().reset(seed=seed)
+        if seed is not None or not self._seeded:
+            self.simulator.reseed(self.np_random)
+            self._seeded = True
+        index, penalty = read_options(options)
+        observation = self.simulator.reset(None if index is None else [index], penalty)
+        return _first(observation), _scalars(self.simulator.info())
+
+    def step(self, action: Action) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Take a decision; see the class.
+
+        Raises:
+            InvalidInputError: If the action has another shape or other values than 0 and 1, or the episode is over.
+            RewardError: If a reward function of the user's misbehaves.
+        """
+        action = np.asarray(action)
+        if action.shape != self.action_space.shape:
+            raise InvalidInputError(
+                f"The action has shape {action.shape}; {self.action_space.shape} is needed: a 0 or 1 for each channel."
+            )
+        result = self.simulator.step(action[None])
+        info = self.simulator.info() if result.outcome is None else result.outcome.summary()
+        return _first(result.observation), float(result.reward[0]), result.terminated, False, _scalars(info)
+
+    def render(self) -> npt.NDArray[np.uint8] | None:  # type: ignore[override]
+        """Return a picture (height, width, 3) of the image, the mask, the prediction and the cost."""
+        if self.render_mode is None:
+            return None
+        return render(self.task, self.simulator.snapshot())
+
+
+class LayerwiseChannelMaskEnv(ChannelMaskEnv):
+    """Choose the channels that one image needs gate by gate, as the image passes through a frozen CNN.
+
+    ## Description
+    As :class:`ChannelMaskEnv`, but each step decides one gate, after the layers before it have run under the bits chosen
+    so far. The agent sees what the gate's convolution is about to read. All steps together cost one forward pass.
+
+    ## Action Space
+    ``MultiBinary(widest gate)``; bits past the width of the gate at hand are ignored, whatever they are.
+
+    ## Observation Space
+    A ``Dict`` of arrays:
+
+    | Key        | Space                                  | Meaning                                                      |
+    |------------|----------------------------------------|--------------------------------------------------------------|
+    | `features` | `Box(-10, 10, (F,), float32)`          | of what this gate's convolution reads, standardised, padded with zeros to the largest gate's |
+    | `gate`     | `Box(0, 1, (gates,), float32)`         | which gate is to be decided, one-hot; zero at the end        |
+    | `cost`     | `Box(0, 1, (1,), float32)`             | MAC share of the bits chosen so far, later gates off         |
+    | `penalty`  | `Box(low, high, (1,), float32)`        | lambda; only if `penalty` is a range                         |
+    | `image`    | `Box(0, 255, (C, H, W), uint8)`        | the image; only with `observation="image"`                   |
+
+    ## Rewards
+    The costs of named rewards are paid gate by gate, as each gate is decided, and the accuracy term (with the cost that
+    no mask can avoid) at the end: the undiscounted return is R, so learn with gamma = 1. A reward function of your own
+    is paid at the end, unless it has ``step_cost(outcome_so_far, gate) -> (batch,)``.
+
+    ## Starting State
+    As :class:`ChannelMaskEnv`.
+
+    ## Episode End
+    - Termination: all gates are decided. The info is that of :class:`ChannelMaskEnv`; before, it has ``index`` and
+      ``label``.
+    - Truncation: never.
+
+    ## Arguments
+    >>> import gymnasium as gym
+    >>> import prunegym
+    >>> env = gym.make(
+    ...     "prunegym/LayerwiseChannelMask-v0",
+    ...     model="digits",
+    ...     dataset="digits",
+    ...     split="train",
+    ...     reward="macs",
+    ...     accuracy="probability",
+    ...     penalty=(0.1, 1.0),
+    ...     observation="features",
+    ...     device="cpu",
+    ...     features=None,
+    ...     augment=False,
+    ...     images=None,
+    ...     render_mode=None,
+    ... )
+    >>> observation, info = env.reset(seed=0, options={"index": 3, "penalty": 0.5})
+    >>> float(observation["penalty"][0]), float(observation["gate"][0])
+    (0.5, 1.0)
+    >>> terminated = False
+    >>> while not terminated:
+    ...     observation, reward, terminated, truncated, info = env.step(np.ones(env.action_space.n))
+    >>> info["mac_share"]
+    1.0
+
+    ## Version History
+    - v0: initial version.
+    """
+
+    layerwise = True
+
+
+def read_options(options: dict[str, Any] | None) -> tuple[Any, Penalty | None]:
+    """Return ``index`` and ``penalty`` of reset options.
+
+    Raises:
+        UnknownNameError: For another key.
+    """
+    for key in options or {}:
+        if key not in ("index", "penalty"):
+            raise UnknownNameError("reset option", key, ("index", "penalty"))
+    options = options or {}
+    return options.get("index"), options.get("penalty")
+
+
+def _first(observation: Observation) -> Observation:
+    return {name: array[0] for name, array in observation.items()}
+
+
+def _scalars(info: dict[str, npt.NDArray[Any]]) -> dict[str, Any]:
+    return {name: array[0].item() for name, array in info.items()}

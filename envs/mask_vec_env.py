@@ -1,0 +1,183 @@
+"""The batched environments in Stable-Baselines3's form."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
+from typing_extensions import Unpack
+
+from prunegym.envs.channel_mask import Action, read_options
+from prunegym.envs.registration import LAYERWISE
+from prunegym.envs.rendering import check_render_mode, render
+from prunegym.envs.simulator import MaskSimulator, Observation, Snapshot
+from prunegym.envs.task import TaskArguments, make_task
+from prunegym.envs.vector import rows
+from prunegym.models.errors import InvalidInputError, UnknownNameError
+
+
+class MaskVecEnv(VecEnv):
+    """``num_envs`` episodes as one batch for Stable-Baselines3: one batched forward pass an episode.
+
+    All sub-environments move in lockstep. Infos are empty until the step that ends the episodes; then each has
+    ``episode`` (as of SB3's Monitor), ``terminal_observation``, what the scalar environment reports, and
+    ``is_success``, of which SB3 logs the mean as ``rollout/success_rate``.
+
+    Args:
+        env_id: ``prunegym/ChannelMask-v0`` or ``prunegym/LayerwiseChannelMask-v0``.
+        num_envs: Number of sub-environments.
+        group: So many neighbours get the same image and lambda, for :class:`~prunegym.envs.GroupAdvantage`.
+        seed: Of all randomness, from the first reset on.
+        render_mode: ``rgb_array`` or None.
+        **task: As for ``gym.make``.
+
+    Raises:
+        UnknownNameError: For an unknown id.
+
+    Example:
+        >>> from stable_baselines3 import PPO
+        >>> from prunegym.envs import MaskVecEnv
+        >>> env = MaskVecEnv("prunegym/ChannelMask-v0", num_envs=32, seed=0)
+        >>> model = PPO("MultiInputPolicy", env, n_steps=2, batch_size=64).learn(64)
+        >>> action, _ = model.predict(env.reset(), deterministic=True)
+        >>> action.shape == (32, env.action_space.n)
+        True
+    """
+
+    def __init__(
+        self,
+        env_id: str,
+        num_envs: int,
+        group: int = 1,
+        seed: int | None = None,
+        render_mode: str | None = None,
+        **task: Unpack[TaskArguments],
+    ) -> None:
+        if env_id not in LAYERWISE:
+            raise UnknownNameError("environment", env_id, LAYERWISE)
+        self.render_mode = check_render_mode(render_mode)
+        self.task = make_task(layerwise=LAYERWISE[env_id], **task)
+        self.group = group
+        self.simulator = MaskSimulator(self.task, num_envs, np.random.default_rng(seed), group)
+        super().__init__(num_envs, self.task.observation_space, self.task.action_space)
+        self._actions: Action = np.empty(0)
+        self._shown: Snapshot | None = None
+        self._start = time.time()
+
+    def reset(self) -> VecEnvObs:
+        """Start an episode in every sub-environment, with the seed and options that were set.
+
+        Raises:
+            InvalidInputError: If only some sub-environments have an index in their options, or one is out of range.
+        """
+        if self._seeds[0] is not None:
+            self.simulator.reseed(np.random.default_rng(self._seeds[0]))
+        index, penalty = self._read_options()
+        self._reset_seeds()
+        self._reset_options()
+        observation = self._begin(index, penalty)
+        info = self.simulator.info()
+        self.reset_infos = _info_rows(info, self.num_envs)
+        self._shown = self.simulator.snapshot() if self.render_mode else None
+        return observation
+
+    def step_async(self, actions: Action) -> None:
+        """Keep the actions for :meth:`step_wait`."""
+        self._actions = actions
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Take a decision in every sub-environment; where that ends the episodes, the next ones begin.
+
+        Raises:
+            InvalidInputError: If actions have another shape or other values than 0 and 1.
+            RewardError: If a reward function of the user's misbehaves.
+        """
+        result = self.simulator.step(self._actions)
+        self._returns += result.reward
+        self._shown = self.simulator.snapshot() if self.render_mode else None
+        observation = result.observation
+        infos: list[dict[str, Any]]
+        if result.outcome is None:
+            infos = [{} for _ in range(self.num_envs)]
+        else:
+            infos = self._final_infos(result.outcome.summary(), result.observation)
+            observation = self._begin(None, None)
+        dones = np.full(self.num_envs, result.terminated)
+        return observation, result.reward.astype(np.float32), dones, infos
+
+    def _begin(self, index: Any, penalty: Any) -> Observation:
+        self._returns = np.zeros(self.num_envs)
+        return self.simulator.reset(index, penalty)
+
+    def _final_infos(self, summary: dict[str, npt.NDArray[Any]], last: Observation) -> list[dict[str, Any]]:
+        infos = _info_rows(summary, self.num_envs)
+        length, elapsed = len(self.simulator.decisions), round(time.time() - self._start, 6)
+        for info, value, observation in zip(infos, self._returns.tolist(), rows(last, self.num_envs), strict=True):
+            info["episode"] = {"r": value, "l": length, "t": elapsed}
+            info["terminal_observation"] = observation
+            if "correct" in info:
+                info["is_success"] = info["correct"]
+        return infos
+
+    def _read_options(self) -> tuple[Any, Any]:
+        """Return the index and the penalty of all sub-environments, or None, from the list of options."""
+        options = [read_options(options) for options in self._options]
+        columns = []
+        for name, values in zip(("index", "penalty"), zip(*options, strict=True), strict=True):
+            given = [value for value in values if value is not None]
+            if given and len(given) != self.num_envs:
+                raise InvalidInputError(
+                    f"{len(given)} sub-environments have {name!r} in their options; all {self.num_envs} need one, or "
+                    "none: they begin together."
+                )
+            columns.append(np.asarray(given) if given else None)
+        return columns[0], columns[1]
+
+    def get_images(self) -> Sequence[npt.NDArray[np.uint8] | None]:
+        """Return a picture of each sub-environment."""
+        if self._shown is None:
+            return [None] * self.num_envs
+        return [render(self.task, self._shown, row) for row in range(self.num_envs)]
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        """Return an attribute of the batch, once for each of the sub-environments."""
+        value = getattr(self, attr_name)
+        return [value for _ in self._get_indices(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        """Set an attribute of the batch as a whole.
+
+        Raises:
+            InvalidInputError: If there is no such attribute, or not all sub-environments are meant.
+        """
+        if not hasattr(self, attr_name) or len(list(self._get_indices(indices))) != self.num_envs:
+            raise InvalidInputError(
+                f"{attr_name!r} cannot be set for sub-environments {indices}: they are one batch, with the attributes of "
+                "MaskVecEnv, and these are set for all."
+            )
+        setattr(self, attr_name, value)
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
+    ) -> list[Any]:
+        """Call a method of the batch once, and return its result for each of the sub-environments."""
+        result = getattr(self, method_name)(*method_args, **method_kwargs)
+        return [result for _ in self._get_indices(indices)]
+
+    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None) -> list[bool]:
+        """Return False for each: there are no scalar environments to wrap."""
+        return [False for _ in self._get_indices(indices)]
+
+    def close(self) -> None:
+        """Do nothing: there is nothing to release."""
+
+
+def _info_rows(columns: dict[str, npt.NDArray[Any]], count: int) -> list[dict[str, Any]]:
+    names, values = list(columns), [column.tolist() for column in columns.values()]
+    return [dict(zip(names, row, strict=True)) for row in zip(*values, strict=True)] if names else [{}] * count

@@ -1,0 +1,21 @@
+"""The ids of the environments. Gymnasium has no plugins: they are registered when prunegym is imported."""
+
+from __future__ import annotations
+
+import gymnasium as gym
+
+LAYERWISE = {"prunegym/ChannelMask-v0": False, "prunegym/LayerwiseChannelMask-v0": True}
+"""All ids, and whether an episode decides one gate a step."""
+
+
+def register_environments() -> None:
+    """Register all ids with Gymnasium; once is enough, twice does no harm."""
+    for env_id, layerwise in LAYERWISE.items():
+        if env_id not in gym.registry:
+            name = "LayerwiseChannelMask" if layerwise else "ChannelMask"
+            # No max_episode_steps: a time limit would turn the last decision into a truncation.
+            gym.register(
+                env_id,
+                entry_point=f"prunegym.envs.channel_mask:{name}Env",
+                vector_entry_point=f"prunegym.envs.vector:{name}VectorEnv",
+            )

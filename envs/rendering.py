@@ -1,0 +1,166 @@
+"""Pictures of images with their masks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from prunegym.envs.simulator import Snapshot
+from prunegym.envs.task import Task
+from prunegym.models.errors import UnknownNameError
+
+Picture = npt.NDArray[np.uint8]
+Colour = tuple[int, int, int]
+
+BACKGROUND: Colour = (24, 26, 31)
+TEXT: Colour = (232, 232, 232)
+FAINT: Colour = (140, 145, 155)
+KEPT: Colour = (86, 180, 233)
+OFF: Colour = (60, 64, 72)
+UNDECIDED: Colour = (34, 37, 43)
+RIGHT: Colour = (98, 200, 120)
+WRONG: Colour = (232, 100, 90)
+
+MARGIN, IMAGE_SIDE, NAME_WIDTH, STRIP_WIDTH, ROW_HEIGHT, LINE_HEIGHT = 12, 160, 128, 320, 17, 18
+MAX_ROWS = 32
+
+
+def check_render_mode(render_mode: str | None) -> str | None:
+    """Return a render mode.
+
+    Raises:
+        UnknownNameError: If it is neither None nor ``rgb_array``; Gymnasium makes ``human`` of that.
+    """
+    if render_mode not in (None, "rgb_array"):
+        raise UnknownNameError("render mode", render_mode, ["rgb_array"])
+    return render_mode
+
+
+def render(task: Task, snapshot: Snapshot, row: int = 0) -> Picture:
+    """Draw one sub-environment: its image, the mask as a strip a gate, the prediction and the cost.
+
+    Args:
+        task: What is played.
+        snapshot: Of the simulator.
+        row: Which sub-environment.
+
+    Returns:
+        (height, width, 3) uint8; the same size throughout an episode.
+    """
+    gates = task.masked.gates
+    strips = min(len(gates), MAX_ROWS)
+    height = 2 * MARGIN + max(IMAGE_SIDE + 5 * LINE_HEIGHT, (strips + 1) * ROW_HEIGHT)
+    picture = Image.new("RGB", (4 * MARGIN + IMAGE_SIDE + NAME_WIDTH + STRIP_WIDTH, height), BACKGROUND)
+    draw = ImageDraw.Draw(picture)
+    picture.paste(_photo(snapshot.images[row], IMAGE_SIDE), (MARGIN, MARGIN))
+    for line, (text, colour) in enumerate(_captions(task, snapshot, row)):
+        draw.text((MARGIN, MARGIN + IMAGE_SIDE + 6 + line * LINE_HEIGHT), text, colour, font=_font(13))
+    left = 2 * MARGIN + IMAGE_SIDE
+    parts = task.masked.split(snapshot.mask[row].cpu())
+    for index in range(strips):
+        top = MARGIN + index * ROW_HEIGHT
+        decided = index < snapshot.gates_decided
+        name = f"{gates[index].name[-15:]}"
+        kept = f"{int(parts[index].sum())}/{gates[index].width}" if decided else f"-/{gates[index].width}"
+        draw.text((left, top), name, FAINT, font=_font(11))
+        draw.text((left + NAME_WIDTH - 4, top), kept, TEXT if decided else FAINT, font=_font(11), anchor="ra")
+        _draw_strip(draw, parts[index].numpy(), decided, (left + NAME_WIDTH + 4, top), STRIP_WIDTH, ROW_HEIGHT - 4)
+    if len(gates) > strips:
+        text = f"and {len(gates) - strips} more gates"
+        draw.text((left, MARGIN + strips * ROW_HEIGHT), text, FAINT, font=_font(11))
+    return np.array(picture)
+
+
+def draw_gallery(task: Task, snapshot: Snapshot, columns: int = 4, rows: Sequence[int] | None = None) -> Picture:
+    """Draw several images side by side, each with its whole mask as a field of cells, its prediction and its MACs.
+
+    Args:
+        task: What is played.
+        snapshot: Of a simulator whose episodes are over.
+        columns: Pictures in a row.
+        rows: Which sub-environments; by default all.
+
+    Returns:
+        (height, width, 3) uint8.
+    """
+    chosen = list(range(len(snapshot.images))) if rows is None else list(rows)
+    columns = max(1, min(columns, len(chosen)))
+    gates = task.masked.gates
+    strip_height = max(3, min(10, 140 // len(gates)))
+    side, width = 112, 128
+    tile_width = 3 * MARGIN + side + width
+    tile_height = 2 * MARGIN + max(side + 3 * LINE_HEIGHT, (strip_height + 1) * len(gates))
+    size = (tile_width * columns, tile_height * -(-len(chosen) // columns))
+    picture = Image.new("RGB", size, BACKGROUND)
+    draw = ImageDraw.Draw(picture)
+    for place, row in enumerate(chosen):
+        left = tile_width * (place % columns) + MARGIN
+        top = tile_height * (place // columns) + MARGIN
+        picture.paste(_photo(snapshot.images[row], side), (left, top))
+        verdict, _, share, *_ = [*_captions(task, snapshot, row), ("", TEXT), ("", TEXT)]
+        draw.text((left, top + side + 4), *verdict, font=_font(12))
+        draw.text((left, top + side + 4 + LINE_HEIGHT), *share, font=_font(12))
+        for index, part in enumerate(task.masked.split(snapshot.mask[row].cpu())):
+            corner = (left + side + MARGIN, top + index * (strip_height + 1))
+            _draw_strip(draw, part.numpy(), index < snapshot.gates_decided, corner, width, strip_height)
+    return np.array(picture)
+
+
+def _captions(task: Task, snapshot: Snapshot, row: int) -> list[tuple[str, Colour]]:
+    classes, label = task.dataset.classes, int(snapshot.labels[row])
+    kept, size = int(snapshot.mask[row].sum()), task.masked.mask_size
+    if snapshot.gates_decided < len(task.masked.gates):
+        verdict = (f"deciding gate {snapshot.gates_decided + 1} of {len(task.masked.gates)}", FAINT)
+    elif snapshot.predictions is None:
+        verdict = ("no class predicted", FAINT)
+    else:
+        prediction = int(snapshot.predictions[row])
+        name = classes[prediction] if prediction < len(classes) else str(prediction)
+        verdict = (f"says {name}", RIGHT if prediction == label else WRONG)
+    return [
+        verdict,
+        (f"is {classes[label]}", TEXT),
+        (f"MACs {100 * float(snapshot.mac_share[row]):.0f} %", TEXT),
+        (f"channels {kept}/{size} ({100 * kept / size:.0f} %)", TEXT),
+    ]
+
+
+def _photo(image: torch.Tensor, side: int) -> Image.Image:
+    """Scale an image (channels, height, width) uint8 up by whole pixels' colours; one or three channels are shown."""
+    pixels = image.cpu().numpy()
+    pixels = pixels[:3] if len(pixels) >= 3 else np.repeat(pixels[:1], 3, axis=0)
+    return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))).resize((side, side), Image.Resampling.NEAREST)
+
+
+def _draw_strip(
+    draw: ImageDraw.ImageDraw,
+    bits: npt.NDArray[np.float32],
+    decided: bool,
+    corner: tuple[int, int],
+    width: int,
+    height: int,
+) -> None:
+    """Draw a gate's bits as cells from left to right; where a pixel stands for several, the mixture of their colours."""
+    left, top = corner
+    edges = np.linspace(0, width, len(bits) + 1)
+    gap = 1 if width / len(bits) >= 4 else 0
+    if width >= len(bits):
+        for bit, start, end in zip(bits, edges[:-1], edges[1:], strict=True):
+            colour = UNDECIDED if not decided else KEPT if bit else OFF
+            box = (left + round(start), top, left + max(round(start), round(end) - 1 - gap), top + height - 1)
+            draw.rectangle(box, colour)
+        return
+    owner = np.minimum(np.arange(len(bits)) * width // len(bits), width - 1)
+    share = np.bincount(owner, bits, width) / np.bincount(owner, minlength=width)
+    for column, part in enumerate(share):
+        mixed = [round(float(part) * on + (1 - float(part)) * off) for on, off in zip(KEPT, OFF, strict=True)]
+        colour = (mixed[0], mixed[1], mixed[2]) if decided else UNDECIDED
+        draw.line((left + column, top, left + column, top + height - 1), colour)
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)

@@ -1,0 +1,175 @@
+"""Rewards: R = accuracy term - lambda * cost of the mask, by name or as a function of one's own."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Protocol
+
+from torch import Tensor
+
+from prunegym.envs.accuracy import AccuracyTerm, resolve_accuracy
+from prunegym.envs.outcome import Outcome
+from prunegym.envs.user_functions import call_checked, import_object, name_of
+from prunegym.models.errors import InvalidInputError, UnknownNameError
+from prunegym.models.masked import MaskedCNN
+
+FULL_MASK_COST = 0.5
+"""With the default penalty the full mask costs this much: half of what a right answer earns."""
+
+
+class Cost(Protocol):
+    """Cost of a mask in its own unit."""
+
+    def __call__(self, masked: MaskedCNN, mask: Tensor) -> Tensor:
+        """From (batch, mask_size) bits to (batch,) float64."""
+
+
+def kept_channels(masked: MaskedCNN, mask: Tensor) -> Tensor:  # noqa: ARG001
+    """Return ||M||_0 over channels, as in the document's example: (batch,) float64."""
+    return mask.double().sum(1)
+
+
+def kept_weights(masked: MaskedCNN, mask: Tensor) -> Tensor:
+    """Return ||M||_0 over weights, the document's definition: those with a kept input and output, (batch,) float64."""
+    return masked.cost.weights(mask)
+
+
+def mac_share(masked: MaskedCNN, mask: Tensor) -> Tensor:
+    """Return MACs under the mask / MACs of the original CNN: (batch,) float64."""
+    return masked.cost.mac_share(mask)
+
+
+@dataclasses.dataclass(frozen=True)
+class CostReward:
+    """accuracy(outcome) - penalty * cost(mask), with a cost that can be paid gate by gate.
+
+    Attributes:
+        accuracy: The accuracy term.
+        cost: The cost.
+    """
+
+    accuracy: AccuracyTerm
+    cost: Cost
+
+    def __call__(self, outcome: Outcome) -> Tensor:
+        """Return the whole reward (batch,) float64."""
+        return call_checked("accuracy term", self.accuracy, outcome) - outcome.penalty * self.cost(
+            outcome.masked, outcome.mask
+        )
+
+    def step_cost(self, outcome: Outcome, gate: int) -> Tensor:
+        """Return what deciding ``gate`` added to the cost while all later gates are 0: (batch,) float64.
+
+        In a plain network a gate's price depends on its neighbours; counted so, the prices add up to the cost.
+        """
+        before = outcome.mask.clone()
+        outcome.masked.split(before)[gate].zero_()
+        added = self.cost(outcome.masked, outcome.mask) - self.cost(outcome.masked, before)
+        return outcome.penalty * added
+
+
+REWARDS: dict[str, Cost] = {"l0": kept_channels, "l0_weights": kept_weights, "macs": mac_share}
+
+RewardFunction = Callable[[Outcome], Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Reward:
+    """A reward function and what an environment has to know of it.
+
+    Attributes:
+        name: As in tables.
+        function: From an :class:`Outcome` to (batch,) numbers. If it also has ``step_cost(outcome_so_far, gate)`` ->
+            (batch,), that much is paid after each gate, and the rest at the end.
+        default_penalty: lambda where none is given.
+    """
+
+    name: str
+    function: RewardFunction
+    default_penalty: float
+
+    @property
+    def gate_by_gate(self) -> bool:
+        """Whether layer-by-layer environments pay costs at each step."""
+        return hasattr(self.function, "step_cost")
+
+    def __call__(self, outcome: Outcome) -> Tensor:
+        """Return the whole reward of each episode, (batch,) float64.
+
+        Raises:
+            RewardError: If the function raises, or returns a wrong shape or non-finite values.
+        """
+        return call_checked("reward", self.function, outcome)
+
+    def step_cost(self, outcome: Outcome, gate: int) -> Tensor:
+        """Return the cost of a gate just decided, (batch,) float64; raises as the reward itself."""
+        return call_checked("step cost", self.function.step_cost, outcome, gate)  # type: ignore[attr-defined]
+
+
+def resolve_reward(
+    reward: str | RewardFunction | Reward, accuracy: str | AccuracyTerm, masked: MaskedCNN
+) -> Reward:
+    """Return a reward, R = accuracy term - lambda * cost.
+
+    The document writes R = L(W * M(x); D) - lambda ||M(x)||_0 with L a loss elsewhere. Maximised, that would reward
+    errors, so L is read here as a performance: the accuracy term, which is larger the better the answer.
+
+    Args:
+        reward: ``l0`` (kept channels), ``l0_weights`` (weights with a kept input and output) or ``macs`` (MAC share); a
+            function from an :class:`Outcome` of a batch to (batch,) numbers, which is then the whole reward; or where
+            such a function is found, ``"module:function"``.
+        accuracy: The accuracy term of a named reward, see :func:`~prunegym.envs.accuracy.resolve_accuracy`.
+        masked: The CNN, for the default penalty: the one at which the full mask costs 0.5.
+
+    Raises:
+        UnknownNameError: If there is no such name.
+        InvalidInputError: If it is no function, or ``accuracy`` is given although it would be ignored.
+
+    Example:
+        The document's network, 3-16-32, with half of each gate's channels. The answer is right, so R is
+        1 - 24 * 0.5 / 48 for ``l0``; weights are 8 * 27 + 16 * 8 * 9 + 16 * 64 * 10 of 25,520; MACs are
+        221,184 + 294,912 + 10,240 of 1,642,496.
+
+        >>> import torch
+        >>> from prunegym.models.zoo import build
+        >>> masked = MaskedCNN(build("simple-cnn"), torch.zeros(1, 3, 32, 32))
+        >>> mask = torch.cat([torch.ones(1, 8), torch.zeros(1, 8), torch.ones(1, 16), torch.zeros(1, 16)], 1)
+        >>> for name in REWARDS:
+        ...     reward = resolve_reward(name, "correct", masked)
+        ...     outcome = Outcome(
+        ...         logits=torch.eye(10)[:1], labels=torch.tensor([0]), indices=torch.tensor([0]), mask=mask,
+        ...         kept=mask.sum(1), mac_share=masked.cost.mac_share(mask),
+        ...         penalty=torch.tensor([reward.default_penalty]), masked=masked, dense=lambda: torch.eye(10)[:1],
+        ...     )
+        ...     print(name, round(reward(outcome).item(), 6))
+        l0 0.75
+        l0_weights 0.772571
+        macs 0.839776
+    """
+    if isinstance(reward, Reward):
+        return reward
+    if isinstance(reward, str) and ":" in reward:
+        path, reward = reward, import_object(reward, "reward")
+        return _of_function(reward, path, accuracy)
+    if isinstance(reward, str):
+        if reward not in REWARDS:
+            raise UnknownNameError("reward", reward, [*REWARDS, "module:function"])
+        cost = REWARDS[reward]
+        full = cost(masked, next(masked.parameters()).new_ones(1, masked.mask_size)).item()
+        return Reward(reward, CostReward(resolve_accuracy(accuracy), cost), FULL_MASK_COST / full)
+    return _of_function(reward, name_of(reward), accuracy)
+
+
+def _of_function(function: RewardFunction, name: str, accuracy: str | AccuracyTerm) -> Reward:
+    if not callable(function):
+        raise InvalidInputError(
+            f"reward is {function!r}; a name ({', '.join(REWARDS)}), 'module:function' or a function from an Outcome to "
+            "(batch,) numbers is needed."
+        )
+    if accuracy != "correct":
+        raise InvalidInputError(
+            f"The reward {name!r} is a function, so what it returns is the whole reward and accuracy={accuracy!r} would "
+            "be ignored. Leave accuracy out, or use a named reward."
+        )
+    return Reward(name, function, FULL_MASK_COST)

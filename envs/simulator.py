@@ -1,0 +1,276 @@
+"""The one implementation of the dynamics, batched; scalar and vector environments are thin interfaces over it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from prunegym.envs.outcome import Outcome
+from prunegym.envs.sampling import EpochSampler
+from prunegym.envs.task import Task
+from prunegym.models.data import random_shift_and_flip
+from prunegym.models.errors import InvalidInputError
+from prunegym.models.masked import ForwardPass
+
+Observation = dict[str, npt.NDArray[Any]]
+Indices = Sequence[int] | npt.NDArray[np.integer[Any]] | Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class StepResult:
+    """What a step of all sub-environments gave.
+
+    Attributes:
+        observation: See the environments; each array (num_envs, ...), fresh memory.
+        reward: (num_envs,) float64.
+        terminated: Whether the episodes are over, all at once.
+        outcome: What came of them, if they are over.
+    """
+
+    observation: Observation
+    reward: npt.NDArray[np.float64]
+    terminated: bool
+    outcome: Outcome | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+    """What a picture of the sub-environments shows.
+
+    Attributes:
+        images: (num_envs, channels, height, width) uint8.
+        labels: (num_envs,) int64.
+        mask: (num_envs, mask_size) float32, 0 where nothing is decided yet.
+        gates_decided: How many gates are decided.
+        predictions: (num_envs,) int64 classes, if the episodes are over and the output is one of classes.
+        mac_share: (num_envs,) float64, so far.
+    """
+
+    images: Tensor
+    labels: Tensor
+    mask: Tensor
+    gates_decided: int
+    predictions: Tensor | None
+    mac_share: Tensor
+
+
+class MaskSimulator:
+    """Sub-environments in lockstep, all at the same decision: one batched forward pass an episode.
+
+    Args:
+        task: What is played.
+        num_envs: Number of sub-environments.
+        rng: Source of all randomness.
+        group: So many neighbours get the same image, augmentation and penalty.
+
+    Attributes:
+        indices: (num_envs,) int64, the current images within the split.
+        penalty: (num_envs,) float64, the current lambdas.
+        mask: (num_envs, mask_size) float32, the bits chosen so far.
+
+    Raises:
+        InvalidInputError: If ``num_envs`` is no positive multiple of ``group``.
+
+    Example:
+        >>> from prunegym.envs import MaskSimulator, make_task
+        >>> task = make_task("simple-cnn", "digits", layerwise=True)
+        >>> simulator = MaskSimulator(task, num_envs=3, rng=np.random.default_rng(0))
+        >>> {name: array.shape for name, array in simulator.reset([0, 1, 2]).items()}
+        {'features': (3, 272), 'gate': (3, 2), 'cost': (3, 1)}
+        >>> result = simulator.step(np.ones((3, 32)))
+        >>> result.terminated, simulator.step(np.ones((3, 32))).terminated
+        (False, True)
+    """
+
+    def __init__(self, task: Task, num_envs: int, rng: np.random.Generator, group: int = 1) -> None:
+        if group < 1 or num_envs < 1 or num_envs % group:
+            raise InvalidInputError(
+                f"num_envs is {num_envs} and group {group}; both must be at least 1, and num_envs a multiple of group."
+            )
+        self.task = task
+        self.num_envs = num_envs
+        self.group = group
+        self.decisions = task.decisions
+        self.observation_space = task.observation_space
+        self.action_space = task.action_space
+        self._state: ForwardPass | None = None
+        self.reseed(rng)
+
+    def reseed(self, rng: np.random.Generator) -> None:
+        """Take all randomness from ``rng`` from now on, and start a new epoch."""
+        self._rng = rng
+        self._sampler = EpochSampler(len(self.task.dataset), rng)
+        self._augmentation: torch.Generator | None = None
+
+    @torch.inference_mode()
+    def reset(self, indices: Indices | None = None, penalty: float | Tensor | None = None) -> Observation:
+        """Start an episode in every sub-environment.
+
+        Args:
+            indices: (any,) int, images within the split, counted from 0; ``num_envs`` becomes their number. By default
+                random ones, each once an epoch.
+            penalty: lambda, one number or (num_envs,); by default the task's, drawn if that is a range.
+
+        Returns:
+            The observation.
+
+        Raises:
+            InvalidInputError: If an index is out of range, or lambda is outside the task's range.
+        """
+        repeat = self.group if indices is None else 1
+        chosen = self._sampler.draw(self.num_envs // self.group) if indices is None else self._check_indices(indices)
+        self.num_envs = len(chosen) * repeat
+        device = self.task.device
+        self._raw = self._load(chosen).repeat_interleave(repeat, 0)
+        self._images = self.task.dataset.normalisation(self._raw.to(device))
+        self.penalty = self._draw_penalty(len(chosen), penalty).repeat_interleave(repeat).to(device)
+        self.indices = chosen.repeat_interleave(repeat)
+        self.labels = self.task.dataset.labels[self.indices]
+        self.mask = torch.zeros(self.num_envs, self.task.masked.mask_size, device=device)
+        self._paid = torch.zeros(self.num_envs, dtype=torch.float64, device=device)
+        self._decided = 0
+        self._state = self.task.masked.begin(self._images)
+        return self._observe()
+
+    @torch.inference_mode()
+    def step(self, actions: npt.ArrayLike | Tensor) -> StepResult:
+        """Decide one gate, or all of them, in every sub-environment.
+
+        Args:
+            actions: (num_envs, size of the action space) of 0 and 1, any dtype; bits past the decision's width are
+                ignored.
+
+        Returns:
+            The result. After the last decision the observation's features and gate are zero.
+
+        Raises:
+            InvalidInputError: If actions have another shape or other values, or no episode is under way.
+            RewardError: If the reward function misbehaves.
+        """
+        if self._state is None or self._decided == len(self.decisions):
+            raise InvalidInputError("There is no episode under way: it is over or not begun. Call reset() first.")
+        decision = self.decisions[self._decided]
+        bits = self._check_actions(actions, decision.width)
+        gates = self.task.masked.gates
+        for gate, part in zip(decision.gates, bits.split([gates[g].width for g in decision.gates], 1), strict=True):
+            self.task.masked.split(self.mask)[gate].copy_(part)
+            self.task.masked.advance(self._state, part)
+        self._decided += 1
+        terminated = self._decided == len(self.decisions)
+        reward = self._pay(terminated, decision.gates[-1])
+        return StepResult(self._observe(), reward.cpu().numpy(), terminated, self._outcome if terminated else None)
+
+    def info(self) -> dict[str, npt.NDArray[Any]]:
+        """Return ``index`` and ``label`` of the current episodes, each (num_envs,) int64, fresh memory."""
+        return {"index": self.indices.numpy().copy(), "label": self.labels.numpy().copy()}
+
+    def snapshot(self) -> Snapshot:
+        """Return what a picture shows of the current episodes."""
+        over = self._decided == len(self.decisions)
+        gates = sum(len(decision.gates) for decision in self.decisions[: self._decided])
+        share = self.task.masked.cost.mac_share(self.mask)
+        return Snapshot(self._raw, self.labels, self.mask, gates, self._outcome.predictions if over else None, share)
+
+    def _pay(self, terminated: bool, gate: int) -> Tensor:
+        """Return the rewards (num_envs,) of a step: they add up to the reward function's value."""
+        if terminated or self.task.reward.gate_by_gate:
+            self._outcome = self._make_outcome()
+        if terminated:
+            return self.task.reward(self._outcome) - self._paid
+        if not self.task.reward.gate_by_gate:
+            return torch.zeros_like(self._paid)
+        reward = -self.task.reward.step_cost(self._outcome, gate)
+        self._paid += reward
+        return reward
+
+    def _make_outcome(self) -> Outcome:
+        assert self._state is not None
+        task, indices, images = self.task, self.indices.to(self.task.device), self._images
+        logits = self._state.logits
+        return Outcome(
+            logits=self.mask.new_empty(self.num_envs, 0) if logits is None else logits,
+            labels=self.labels.to(task.device),
+            indices=indices,
+            mask=self.mask,
+            kept=self.mask.double().sum(1),
+            mac_share=task.masked.cost.mac_share(self.mask),
+            penalty=self.penalty,
+            masked=task.masked,
+            dense=lambda: task.dense_logits(indices, images),
+        )
+
+    def _observe(self) -> Observation:
+        assert self._state is not None
+        spaces = self.observation_space.spaces
+        features = torch.zeros(self.num_envs, *(spaces["features"].shape or ()), device=self.task.device)
+        if self._state.reads is not None:
+            values = self.task.features(self._decided, self._state.reads)
+            features[:, : values.shape[1]] = values
+        observation: Observation = {"features": features.cpu().numpy()}
+        if self.task.layerwise:
+            gate = np.zeros((self.num_envs, len(self.decisions)), np.float32)
+            gate[:, self._decided : self._decided + 1] = 1
+            cost = self.task.masked.cost.mac_share(self.mask)
+            observation |= {"gate": gate, "cost": cost.float().cpu().numpy()[:, None]}
+        if "penalty" in spaces:
+            observation["penalty"] = self.penalty.float().cpu().numpy()[:, None]
+        if "image" in spaces:
+            observation["image"] = self._raw.numpy().copy()
+        return observation
+
+    def _load(self, indices: Tensor) -> Tensor:
+        dataset = self.task.dataset
+        images = dataset.images[indices]
+        if not self.task.augment:
+            return images
+        if self._augmentation is None:
+            self._augmentation = torch.Generator().manual_seed(int(self._rng.integers(2**63 - 1)))
+        return random_shift_and_flip(images, dataset.pad, dataset.flip, self._augmentation)
+
+    def _draw_penalty(self, number: int, given: float | Tensor | None) -> Tensor:
+        wanted = self.task.penalty
+        if given is not None:
+            values = torch.as_tensor(given, dtype=torch.float64).cpu().expand(number)
+            low, high = wanted if isinstance(wanted, tuple) else (0.0, float("inf"))
+            if not ((values >= low) & (values <= high) & values.isfinite()).all():
+                raise InvalidInputError(f"penalty is {given}; {low} to {high} is allowed in this task.")
+            return values
+        if isinstance(wanted, tuple):
+            return torch.from_numpy(self._rng.uniform(*wanted, size=number))
+        return torch.full((number,), wanted, dtype=torch.float64)
+
+    def _check_indices(self, indices: Indices) -> Tensor:
+        chosen = torch.as_tensor(np.asarray(indices))
+        count = len(self.task.dataset)
+        if chosen.ndim != 1 or len(chosen) == 0 or chosen.is_floating_point() or chosen.dtype == torch.bool:
+            raise InvalidInputError(f"indices are {indices!r}; a list of integers from 0 to {count - 1} is needed.")
+        if int(chosen.min()) < 0 or int(chosen.max()) >= count:
+            wrong = int(chosen[(chosen < 0) | (chosen >= count)][0])
+            raise InvalidInputError(
+                f"Image {wrong} is out of range: split {self.task.dataset.split!r} of {self.task.dataset.name!r} has "
+                f"images 0 to {count - 1}."
+            )
+        return chosen.long()
+
+    def _check_actions(self, actions: npt.ArrayLike | Tensor, width: int) -> Tensor:
+        values = torch.as_tensor(actions if isinstance(actions, Tensor) else np.asarray(actions))
+        expected = (self.num_envs, *self.action_space.shape)
+        if values.shape != expected:
+            raise InvalidInputError(
+                f"The action has shape {tuple(values.shape)}; {expected} is needed: a row for each sub-environment, a 0 "
+                "or 1 for each channel."
+            )
+        bits = values[:, :width].to(self.task.device, torch.float32)
+        wrong = (bits != 0) & (bits != 1)
+        if wrong.any():
+            raise InvalidInputError(
+                f"The action has the value {bits[wrong][0].item()}; only 0 (channel off) and 1 (kept) are allowed. "
+                "Threshold or sample probabilities first."
+            )
+        return bits

@@ -1,0 +1,316 @@
+"""A task: which CNN is masked on which images, for what reward, and what an agent sees and does."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TypedDict, cast
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from prunegym.envs.accuracy import AccuracyTerm, correct, log_likelihood, probability, resolve_accuracy
+from prunegym.envs.rewards import CostReward, Reward, RewardFunction, resolve_reward
+from prunegym.models.data import SPLITS, Dataset, Split
+from prunegym.models.dynamic import SHIPPED, CNNInfo, DynamicCNN, read_model, shipped_model
+from prunegym.models.errors import InvalidInputError, UnknownNameError
+from prunegym.models.features import CLIP, Decision, MaskFeatures, decisions_of
+from prunegym.models.masked import MaskedCNN
+from prunegym.models.sources import load_dataset
+from prunegym.models.zoo import ZOO, build
+
+Penalty = float | tuple[float, float]
+OBSERVATIONS = ("features", "image")
+
+
+class TaskArguments(TypedDict, total=False):
+    """The keyword arguments of :func:`make_task` that every environment takes."""
+
+    model: str | nn.Module
+    dataset: str | Dataset | Mapping[Split, Dataset] | None
+    split: str
+    reward: str | RewardFunction
+    accuracy: str | AccuracyTerm
+    penalty: Penalty | None
+    observation: str
+    device: str | torch.device
+    features: MaskFeatures | None
+    augment: bool
+    images: int | None
+
+
+@dataclasses.dataclass(eq=False)
+class Task:
+    """What an environment plays; simulators of one task share its CNN and its cache of dense outputs.
+
+    Attributes:
+        masked: The frozen CNN, on ``device``.
+        dataset: The images and labels, uint8 on the CPU.
+        features: What an agent sees of each image.
+        reward: The reward.
+        penalty: lambda, or the range from which it is drawn for each episode.
+        observation: ``features``, or ``image`` to see the image as well.
+        layerwise: One gate a step, or all in one.
+        device: Where the CNN runs.
+        augment: Whether images are shifted and mirrored at random as in training.
+    """
+
+    masked: MaskedCNN
+    dataset: Dataset
+    features: MaskFeatures
+    reward: Reward
+    penalty: Penalty
+    observation: str
+    layerwise: bool
+    device: torch.device
+    augment: bool
+    _dense: Tensor | None = dataclasses.field(default=None, init=False, repr=False)
+    _dense_known: Tensor | None = dataclasses.field(default=None, init=False, repr=False)
+
+    @property
+    def decisions(self) -> tuple[Decision, ...]:
+        """What is decided at each step of an episode."""
+        return self.features.decisions
+
+    @functools.cached_property
+    def observation_space(self) -> spaces.Dict:
+        """A dict of float32 vectors with finite bounds (and the uint8 image, if wanted); see the environments."""
+
+        def box(low: float, high: float, size: int) -> spaces.Box:
+            return spaces.Box(low, high, (size,), np.float32)
+
+        parts: dict[str, spaces.Space[Any]] = {"features": box(-CLIP, CLIP, max(self.features.sizes))}
+        if self.layerwise:
+            parts |= {"gate": box(0, 1, len(self.decisions)), "cost": box(0, 1, 1)}
+        if isinstance(self.penalty, tuple):
+            parts["penalty"] = box(*self.penalty, 1)
+        if self.observation == "image":
+            parts["image"] = spaces.Box(0, 255, self.dataset.image_shape, np.uint8)
+        return spaces.Dict(parts)
+
+    @functools.cached_property
+    def action_space(self) -> spaces.MultiBinary:
+        """One bit a channel of the widest decision."""
+        return spaces.MultiBinary(max(decision.width for decision in self.decisions))
+
+    @torch.inference_mode()
+    def dense_logits(self, indices: Tensor, images: Tensor) -> Tensor:
+        """Return the CNN's output with all channels on; computed once an image, unless images are augmented.
+
+        Args:
+            indices: (batch,) int64, of the images within the split.
+            images: (batch, channels, height, width) float32, normalised.
+
+        Returns:
+            (batch, ...) as the CNN's output.
+        """
+        if self.augment:
+            return self.masked(images)  # type: ignore[no-any-return]
+        if self._dense is None or self._dense_known is None:
+            shape = self.masked.graph[self.masked.graph.output].shape[1:]
+            self._dense = torch.empty(len(self.dataset), *shape, device=self.device)
+            self._dense_known = torch.zeros(len(self.dataset), dtype=torch.bool, device=self.device)
+        missing = ~self._dense_known[indices]
+        if missing.any():
+            self._dense[indices[missing]] = self.masked(images[missing]).to(self._dense.dtype)
+            self._dense_known[indices[missing]] = True
+        return self._dense[indices]
+
+
+def make_task(
+    model: str | nn.Module = "digits",
+    dataset: str | Dataset | Mapping[Split, Dataset] | None = None,
+    split: str = "train",
+    reward: str | RewardFunction | Reward = "l0",
+    accuracy: str | AccuracyTerm = "correct",
+    penalty: Penalty | None = None,
+    observation: str = "features",
+    layerwise: bool = False,
+    device: str | torch.device = "cpu",
+    features: MaskFeatures | None = None,
+    augment: bool = False,
+    images: int | None = None,
+) -> Task:
+    """Put a task together from names or objects.
+
+    Args:
+        model: A shipped model (``digits``), a network of the zoo (with fresh weights), a path to a model file
+            (``.safetensors``), a CNN, a :class:`MaskedCNN` or a :class:`DynamicCNN`.
+        dataset: A name or path, a :class:`Dataset` (its own split is used), the dict of all three, or None for the one
+            that the model was made for, else ``digits``.
+        split: ``train``, ``validation`` or ``test``.
+        reward: See :func:`~prunegym.envs.rewards.resolve_reward`.
+        accuracy: The accuracy term of a named reward, see :func:`~prunegym.envs.accuracy.resolve_accuracy`.
+        penalty: lambda, a range ``(low, high)`` of it, or None for the value at which the full mask costs 0.5.
+        observation: ``features`` or ``image`` (features and the image).
+        layerwise: One gate a step, or all in one.
+        device: Where the CNN runs. A model that is elsewhere is copied there.
+        features: What an agent sees; by default a DynamicCNN's own where it decides likewise, else the standard
+            features, standardised on the training split.
+        augment: Shift and mirror images at random as in training.
+        images: Use the first so many images of the split only.
+
+    Returns:
+        The task.
+
+    Raises:
+        UnknownNameError: For an unknown model, data set, split, reward, accuracy term or observation.
+        InvalidInputError: If parts do not fit each other, or a number is out of range.
+    """
+    if observation not in OBSERVATIONS:
+        raise UnknownNameError("observation", observation, OBSERVATIONS)
+    source = _read(model)
+    training, chosen = _datasets(dataset if dataset is not None else source.dataset, split)
+    if source.info is not None:
+        chosen = dataclasses.replace(chosen, normalisation=source.info.normalisation)
+        training = training and dataclasses.replace(training, normalisation=source.info.normalisation)
+    where = torch.device(device)
+    masked = _place(_masked(source.network, chosen), where)
+    _check_images(masked, chosen)
+    resolved = resolve_reward(reward, accuracy, masked)
+    _check_output(masked, chosen, resolved)
+    if features is None and source.features is not None and source.features.config["layerwise"] == layerwise:
+        features = source.features
+    return Task(
+        masked=masked,
+        dataset=_first(chosen, images),
+        features=_features(features, masked, layerwise, training, where),
+        reward=resolved,
+        penalty=resolved.default_penalty if penalty is None else _check_penalty(penalty),
+        observation=observation,
+        layerwise=layerwise,
+        device=where,
+        augment=augment,
+    )
+
+
+class _Source(NamedTuple):
+    """What an argument ``model`` stands for; a network of the zoo is built later, to fit the data set."""
+
+    network: str | nn.Module
+    features: MaskFeatures | None = None
+    info: CNNInfo | None = None
+
+    @property
+    def dataset(self) -> str:
+        return self.info.dataset if self.info is not None else "digits"
+
+
+def _read(model: str | nn.Module) -> _Source:
+    if isinstance(model, str | Path):
+        if str(model) in ZOO:
+            return _Source(str(model))
+        if str(model).endswith(".safetensors"):
+            stored = read_model(Path(model))
+            return _Source(stored.masked, stored.policy and stored.policy.features, stored.info)
+        if model not in SHIPPED:
+            raise UnknownNameError("model", str(model), [*SHIPPED, *ZOO, "path/to/model.safetensors"])
+        model = shipped_model(model)
+    if isinstance(model, DynamicCNN):
+        return _Source(model.masked, model.policy.features, model.info)
+    if not isinstance(model, nn.Module):
+        raise InvalidInputError(
+            f"model is a {type(model).__name__}; a name, a path to a model file, a torch module, a MaskedCNN or a "
+            "DynamicCNN is needed."
+        )
+    return _Source(model)
+
+
+def _datasets(dataset: str | Dataset | Mapping[Split, Dataset], split: str) -> tuple[Dataset | None, Dataset]:
+    """Return the training split, if there is one to be had, and the split that is played."""
+    if isinstance(dataset, Dataset):
+        return (dataset if dataset.split == "train" else None), dataset
+    if split not in SPLITS:
+        raise UnknownNameError("split", split, SPLITS)
+    if isinstance(dataset, Mapping):
+        if split not in dataset:
+            raise UnknownNameError("split of the given data sets", split, dataset)
+        return dataset.get("train"), dataset[cast(Split, split)]
+    return load_dataset(dataset, "train"), load_dataset(dataset, split)
+
+
+def _masked(network: str | nn.Module, dataset: Dataset) -> MaskedCNN:
+    if isinstance(network, MaskedCNN):
+        if not network.frozen:
+            raise InvalidInputError("The MaskedCNN is not frozen, so its answers change. Call its freeze() first.")
+        return network
+    if isinstance(network, str):
+        channels, height, _ = dataset.image_shape
+        network = build(network, len(dataset.classes), channels, height)
+    return MaskedCNN(network, torch.zeros(1, *dataset.image_shape))
+
+
+def _place(masked: MaskedCNN, device: torch.device) -> MaskedCNN:
+    # A model of the user's is never moved away under their hands.
+    there = next(masked.parameters()).device
+    return masked if there.type == device.type else copy.deepcopy(masked).to(device)
+
+
+def _check_images(masked: MaskedCNN, dataset: Dataset) -> None:
+    needed = masked.graph[masked.graph.input].shape[1:]
+    if needed != dataset.image_shape:
+        raise InvalidInputError(
+            f"The model takes images of shape {needed}, those of data set {dataset.name!r} have "
+            f"{dataset.image_shape} (channels, height, width). Choose a data set or a model that fits the other."
+        )
+
+
+def _check_output(masked: MaskedCNN, dataset: Dataset, reward: Reward) -> None:
+    function = reward.function
+    if not (isinstance(function, CostReward) and function.accuracy in (correct, log_likelihood, probability)):
+        return
+    output = masked.graph[masked.graph.output].shape[1:]
+    if len(output) != 1 or output[0] < len(dataset.classes):
+        raise InvalidInputError(
+            f"The model's output has shape {output} an image, but data set {dataset.name!r} has "
+            f"{len(dataset.classes)} classes, and the accuracy term {function.accuracy.__name__!r} needs one number a "
+            "class. Pass accuracy= a function of your own from an Outcome to (batch,) numbers, or another model."
+        )
+
+
+def _features(
+    given: MaskFeatures | None, masked: MaskedCNN, layerwise: bool, training: Dataset | None, device: torch.device
+) -> MaskFeatures:
+    if given is None:
+        if training is None:
+            raise InvalidInputError(
+                "The data set is given as one split without its training images, on which features are standardised. "
+                "Pass the dict of all splits (with split=), or features= those of the task that the agent trained on."
+            )
+        return MaskFeatures(masked, layerwise).to(device).calibrate(masked, training)
+    if given.decisions != decisions_of(masked, layerwise):
+        raise InvalidInputError(
+            f"The features are for {len(given.decisions)} decisions of widths "
+            f"{[decision.width for decision in given.decisions]}, which are not those of this model with "
+            f"layerwise={layerwise}. Make them with MaskFeatures(masked, layerwise={layerwise})."
+        )
+    there = given.get_buffer("mean0").device
+    return given if there.type == device.type else copy.deepcopy(given).to(device)
+
+
+def _check_penalty(penalty: Penalty) -> Penalty:
+    bounds = tuple(penalty) if isinstance(penalty, tuple | list) else (penalty,)
+    fine = all(isinstance(bound, int | float) and math.isfinite(bound) and bound >= 0 for bound in bounds)
+    if not fine or len(bounds) > 2 or (len(bounds) == 2 and not bounds[0] < bounds[1]):
+        raise InvalidInputError(
+            f"penalty is {penalty!r}; a finite number of at least 0, or a range (low, high) with low < high, is needed. "
+            "It is what a unit of cost takes off the reward."
+        )
+    return float(bounds[0]) if len(bounds) == 1 else (float(bounds[0]), float(bounds[1]))
+
+
+def _first(dataset: Dataset, images: int | None) -> Dataset:
+    if images is None:
+        return dataset
+    if not 1 <= images <= len(dataset):
+        raise InvalidInputError(
+            f"images is {images}; data set {dataset.name!r}, split {dataset.split!r}, has {len(dataset)} images, so 1 to "
+            f"{len(dataset)} is allowed."
+        )
+    return dataset.subset(torch.arange(images))

@@ -1,0 +1,108 @@
+"""Functions that users bring: found by import path, and checked at each call."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prunegym.envs.outcome import Outcome
+from prunegym.models.errors import InvalidInputError, PruneGymError, RewardError
+
+
+def import_object(path: str, kind: str) -> Any:
+    """Import ``"module:name"``; modules in the current folder are found too.
+
+    Args:
+        path: E.g. ``"mymodule:myfunction"``.
+        kind: What it should be, for the error: ``"reward"``, ``"agent"``.
+
+    Returns:
+        The object.
+
+    Raises:
+        InvalidInputError: If the module cannot be imported or has no such name.
+
+    Example:
+        >>> import_object("torch.nn.functional:relu", "reward").__name__
+        'relu'
+    """
+    module_name, _, name = path.partition(":")
+    try:
+        with _current_folder_importable():
+            module = importlib.import_module(module_name)
+    except Exception as error:  # whatever the user's module raises on import
+        raise InvalidInputError(
+            f"The {kind} {path!r} cannot be imported: {type(error).__name__}: {error}. "
+            f"Looked in the installed packages and in {Path.cwd()}."
+        ) from error
+    found: Any = module
+    for part in name.split("."):
+        if not hasattr(found, part):
+            public = ", ".join(key for key in vars(module) if not key.startswith("_"))
+            raise InvalidInputError(f"The {kind} {path!r}: {module_name} has no {name!r}. It has: {public}.")
+        found = getattr(found, part)
+    return found
+
+
+@contextlib.contextmanager
+def _current_folder_importable() -> Iterator[None]:
+    # An installed command has its own folder, not the current one, on the path.
+    folder = str(Path.cwd())
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(folder)
+
+
+def name_of(function: object) -> str:
+    """Return a name of a callable for messages and tables."""
+    return str(getattr(function, "__qualname__", None) or type(function).__qualname__)
+
+
+def call_checked(kind: str, function: Callable[..., Any], outcome: Outcome, *arguments: Any) -> Tensor:
+    """Call a function of an outcome, and see to it that it returns one finite number an episode.
+
+    Args:
+        kind: For the error: ``"reward"``, ``"accuracy term"``, ``"step cost"``.
+        function: Called with the outcome and the arguments.
+        outcome: Of a batch.
+        arguments: Further arguments.
+
+    Returns:
+        (batch,) float64, on the device of the outcome.
+
+    Raises:
+        RewardError: If the function raises, or returns another shape or non-finite values.
+    """
+    batch = len(outcome.mask)
+    try:
+        returned = function(outcome, *arguments)
+        values = torch.as_tensor(returned, dtype=torch.float64, device=outcome.mask.device)
+    except PruneGymError:
+        raise
+    except Exception as error:  # whatever the user's function raises
+        raise RewardError(
+            f"The {kind} {name_of(function)!r} raised {type(error).__name__}: {error}. It is called with an Outcome of "
+            f"{batch} episodes and has to return a tensor of shape ({batch},)."
+        ) from error
+    if values.shape != (batch,):
+        raise RewardError(
+            f"The {kind} {name_of(function)!r} returned shape {tuple(values.shape)}; ({batch},) is needed, one number "
+            "an episode. The tensors of an Outcome have the batch as their first dimension."
+        )
+    if not torch.isfinite(values).all():
+        row = int((~torch.isfinite(values)).nonzero()[0])
+        raise RewardError(
+            f"The {kind} {name_of(function)!r} returned {values[row].item()} for episode {row} of {batch}; finite "
+            "numbers are needed. Guard divisions and logarithms."
+        )
+    return values
