@@ -1,0 +1,154 @@
+"""Does a mask depend on its image at all? The static and the shuffled control, and where the compute goes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prunegym.models.data import Dataset
+from prunegym.models.masked import MaskedCNN
+
+
+def static_mask(masks: Tensor, masked: MaskedCNN) -> Tensor:
+    """Return the static control's mask: per gate the channels that were kept most often, as many as were kept on average.
+
+    Args:
+        masks: (images, mask_size) bool.
+        masked: The CNN with the gates.
+
+    Returns:
+        (mask_size,) bool. The average number is rounded to the nearest integer; of channels kept equally often the
+        first ones are taken.
+    """
+    control = torch.zeros(masked.mask_size, dtype=torch.bool)
+    for share, part in zip(masked.split(masks.double().mean(0)), masked.split(control), strict=True):
+        count = math.floor(share.sum().item() + 0.5)
+        part[share.argsort(descending=True, stable=True)[:count]] = True
+    return control
+
+
+def deal_out(count: int, seed: int = 0) -> Tensor:
+    """Return a derangement: for each of ``count`` images another image, each taken once, (count,) int64.
+
+    It is one random cycle through all images, so no image gets itself back (unless there is only one).
+    """
+    cycle = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    dealt = torch.empty_like(cycle)
+    dealt[cycle] = cycle.roll(-1)
+    return dealt
+
+
+def count_distinct(masks: Tensor) -> int:
+    """Return how many different rows (images, mask_size) bool has."""
+    return len({row.tobytes() for row in np.packbits(masks.numpy(), axis=1)})
+
+
+@dataclasses.dataclass(frozen=True)
+class Usage:
+    """How channels are used over a split.
+
+    Attributes:
+        always_on: Channels that every image keeps.
+        always_off: Channels that no image keeps.
+        conditional: The others.
+    """
+
+    always_on: int
+    always_off: int
+    conditional: int
+
+    @classmethod
+    def of(cls, masks: Tensor) -> Usage:
+        """Count the channels of masks (images, mask_size) bool."""
+        on, off = int(masks.all(0).sum()), int((~masks.any(0)).sum())
+        return cls(on, off, masks.shape[1] - on - off)
+
+
+@dataclasses.dataclass(frozen=True)
+class Difficulty:
+    """Does compute follow difficulty?
+
+    Attributes:
+        mac_share_right: Mean MAC share of the images that the dense network classifies right; None if there is none.
+        mac_share_wrong: The same of those that it classifies wrong.
+        mac_share_by_class: Mean MAC share of each class that occurs, by its name.
+        margin_correlation: Pearson's correlation of MAC share and the dense network's margin (largest logit minus the
+            second largest). Negative if images that are hard to tell get more compute; None if either is constant.
+    """
+
+    mac_share_right: float | None
+    mac_share_wrong: float | None
+    mac_share_by_class: dict[str, float]
+    margin_correlation: float | None
+
+
+def difficulty(mac_share: Tensor, dense_logits: Tensor, dataset: Dataset) -> Difficulty:
+    """Compare each image's compute with how hard it is for the dense network.
+
+    Args:
+        mac_share: (images,) float64.
+        dense_logits: (images, classes) float32, of the network with all channels on.
+        dataset: The images' labels and names of classes.
+
+    Returns:
+        The comparison.
+    """
+    right = dense_logits.argmax(1) == dataset.labels
+    by_class = {
+        name: mac_share[dataset.labels == label].mean().item()
+        for label, name in enumerate(dataset.classes)
+        if (dataset.labels == label).any()
+    }
+    correlation = None
+    if dense_logits.shape[1] > 1:
+        best = dense_logits.double().topk(2, dim=1).values
+        correlation = _correlation(mac_share, best[:, 0] - best[:, 1])
+    return Difficulty(_mean(mac_share[right]), _mean(mac_share[~right]), by_class, correlation)
+
+
+def _mean(values: Tensor) -> float | None:
+    return values.mean().item() if len(values) else None
+
+
+def _correlation(first: Tensor, second: Tensor) -> float | None:
+    first, second = first - first.mean(), second - second.mean()
+    size = (first.norm() * second.norm()).item()
+    return None if size < 1e-9 else (first @ second).item() / size
+
+
+def verdict(correct: Tensor, shuffled_correct: Tensor, distinct_masks: int) -> tuple[bool, str]:
+    """Say whether a policy is static: whether it matters which image a mask was made for.
+
+    A policy is static if it has one mask, or if its masks do as well on other images: the images that only its own
+    mask gets right (b) and those that only the other's does (c) differ by no more than two standard errors,
+    b - c <= 2 sqrt(b + c) (McNemar 1947).
+
+    Args:
+        correct: (images,) bool, right under the image's own mask.
+        shuffled_correct: (images,) bool, right under another image's mask.
+        distinct_masks: How many masks there are.
+
+    Returns:
+        Whether it is static, and a sentence for the table.
+
+    Example:
+        >>> right = torch.ones(100, dtype=torch.bool)
+        >>> verdict(right, torch.arange(100) >= 30, 100)
+        (False, "Per input: other images' masks lose 30.0 points, 5.5 standard errors.")
+    """
+    if distinct_masks == 1:
+        return True, "Static: every image gets the same mask."
+    only_own = int((correct & ~shuffled_correct).sum())
+    only_other = int((~correct & shuffled_correct).sum())
+    points = 100 * (only_own - only_other) / len(correct)
+    errors = (only_own - only_other) / max(math.sqrt(only_own + only_other), 1.0)
+    if errors <= 2:
+        return True, (
+            f"Static in effect: other images' masks do as well ({-points:+.1f} points, within two standard errors), so "
+            f"its {distinct_masks} masks do not depend usefully on the image."
+        )
+    return False, f"Per input: other images' masks lose {points:.1f} points, {errors:.1f} standard errors."

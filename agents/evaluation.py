@@ -1,0 +1,304 @@
+"""Exact evaluation: every image of a split once, with the controls that tell whether masks depend on their image."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from prunegym.agents.controls import Difficulty, Usage, count_distinct, deal_out, difficulty, static_mask, verdict
+from prunegym.agents.deciding import Agent, Decided, decide_dynamic, decide_fixed, is_masks
+from prunegym.agents.predicting import PredictorOptions, decide_by_prediction
+from prunegym.models.data import Dataset
+from prunegym.models.dynamic import CNNInfo, DynamicCNN, StoredModel
+from prunegym.models.errors import InvalidInputError
+from prunegym.models.masked import MaskedCNN
+
+Model: TypeAlias = MaskedCNN | DynamicCNN | StoredModel | nn.Module
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What an agent does on a split. Shares and accuracies are from 0 to 1 (a MAC share above 1 is possible).
+
+    The fields up to ``images`` are the keys of :meth:`as_json`; accuracies are over all images.
+
+    Attributes:
+        accuracy: Of the CNN under the agent's masks.
+        dense_accuracy: Of the original network, from which losses are counted.
+        prepared_accuracy: Of the agent's own CNN with all channels on.
+        kept_share: Kept channels / mask_size, mean.
+        mac_share: MACs of the masked CNN / MACs of the original CNN, mean.
+        policy_mac_share: MACs of deciding the mask / MACs of the original CNN.
+        total_mac_share: The sum of the two.
+        mac_share_std: Standard deviation of ``mac_share`` over images.
+        distinct_masks: Number of different masks.
+        static_accuracy: Of the static control, see :func:`prunegym.agents.controls.static_mask`.
+        shuffled_accuracy: Of the same masks dealt to other images.
+        reward: accuracy - penalty * total_mac_share.
+        images: Number of images.
+        is_static: Whether it does not matter which image a mask was made for.
+        verdict: The same as a sentence.
+        usage: Channels always on, always off, conditional.
+        difficulty: Whether compute follows difficulty.
+        notes: What a reader has to know.
+        masks: (images, mask_size) bool.
+        correct: (images,) bool, to pair agents by image.
+        logits: (images, classes) float32.
+    """
+
+    accuracy: float
+    dense_accuracy: float
+    prepared_accuracy: float
+    kept_share: float
+    mac_share: float
+    policy_mac_share: float
+    total_mac_share: float
+    mac_share_std: float
+    distinct_masks: int
+    static_accuracy: float
+    shuffled_accuracy: float
+    reward: float
+    images: int
+    is_static: bool
+    verdict: str
+    usage: Usage
+    difficulty: Difficulty
+    notes: tuple[str, ...]
+    masks: Tensor = dataclasses.field(repr=False)
+    correct: Tensor = dataclasses.field(repr=False)
+    logits: Tensor = dataclasses.field(repr=False)
+
+    def as_json(self) -> dict[str, float | int]:
+        """Return the figures, and nothing else, as ``prunegym evaluate --json`` prints them."""
+        return {key: getattr(self, key) for key in JSON_KEYS}
+
+
+JSON_KEYS = (
+    "accuracy", "dense_accuracy", "prepared_accuracy", "kept_share", "mac_share", "policy_mac_share",
+    "total_mac_share", "mac_share_std", "distinct_masks", "static_accuracy", "shuffled_accuracy", "reward", "images",
+)  # fmt: skip
+
+
+class Bench:
+    """Runs the images of a split under masks, and no image twice under the same mask.
+
+    Args:
+        masked: The CNN, in eval mode.
+        dataset: The images.
+        batch_size: Images in one forward pass.
+
+    Attributes:
+        forwards: Images that have been run.
+    """
+
+    def __init__(self, masked: MaskedCNN, dataset: Dataset, batch_size: int = 250) -> None:
+        self.masked = masked
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.forwards = 0
+        self._known: list[tuple[Tensor, Tensor]] = []
+
+    def add(self, masks: Tensor, logits: Tensor) -> None:
+        """Remember a run: masks (images, mask_size) bool and the outputs (images, ...) under them."""
+        self._known.append((masks, logits))
+
+    def __call__(self, masks: Tensor) -> Tensor:
+        """Return the outputs (images, ...) float32 on the CPU under masks (images, mask_size) bool, or (mask_size,)."""
+        masks = masks.expand(len(self.dataset), -1)
+        left = torch.ones(len(masks), dtype=torch.bool)
+        logits = None
+        for known, output in self._known:
+            logits = torch.empty_like(output) if logits is None else logits
+            same = left & (known == masks).all(1)
+            logits[same] = output[same]
+            left &= ~same
+        indices = left.nonzero()[:, 0]
+        for part in indices.split(self.batch_size):
+            output = self._run(part, masks[part])
+            logits = torch.empty(len(masks), *output.shape[1:]) if logits is None else logits
+            logits[part] = output
+        assert logits is not None
+        self.forwards += len(indices)
+        self.add(masks, logits)
+        return logits
+
+    def _run(self, indices: Tensor, masks: Tensor) -> Tensor:
+        device = next(self.masked.parameters()).device
+        mask = None if masks.all() else masks.float().to(device)
+        return self.masked(self.dataset.batch(indices, device=device), mask).float().cpu()
+
+
+@torch.no_grad()
+def evaluate(
+    agent: Agent,
+    model: Model | None,
+    dataset: Dataset,
+    *,
+    penalty: float = 0.5,
+    layerwise: bool | None = None,
+    device: str | torch.device | None = None,
+    dense: nn.Module | None = None,
+    batch_size: int = 250,
+    options: PredictorOptions | None = None,
+) -> Evaluation:
+    """Evaluate an agent, deterministically, on every image of a split.
+
+    Args:
+        agent: A :class:`DynamicCNN`; a Stable-Baselines3 model; any object with a batched ``predict(observation) ->
+            action`` or such a function; masks (mask_size,) or (images, mask_size), as array or baseline.
+        model: The CNN that is masked. A dynamic CNN as agent brings its own, and ``model`` is not looked at.
+        dataset: The split.
+        penalty: lambda of the figure ``reward``.
+        layerwise: Whether the agent decides gate by gate; None: as its observation space or its attribute
+            ``layerwise`` says, else all at once. Only for agents with ``predict``.
+        device: Torch device, to which the model is moved; None: where it is.
+        dense: The original network, where the model's was trained further. Without it the dense accuracy is that which
+            the model file states for this split, else that of the CNN with all channels on.
+        batch_size: Images in one forward pass.
+        options: More on agents with ``predict``.
+
+    Returns:
+        The figures.
+
+    Raises:
+        InvalidInputError: If there is no model, the network's output is not (batch, classes), or masks are wrong.
+        AgentError: If the agent fails or gives wrong actions.
+
+    Example:
+        >>> from prunegym.models import MaskedCNN, build, load_dataset
+        >>> masked = MaskedCNN(build("simple-cnn", 10, 1, 8), torch.zeros(1, 1, 8, 8))
+        >>> result = evaluate(torch.ones(48), masked, load_dataset("digits", "test"))
+        >>> result.kept_share, result.total_mac_share, result.is_static, result.accuracy == result.dense_accuracy
+        (1.0, 1.0, True, True)
+    """
+    owner = agent if isinstance(agent, DynamicCNN) else model
+    masked, info = _network(owner, dataset)
+    if info is not None:
+        dataset = dataclasses.replace(dataset, normalisation=info.normalisation)
+    if device is not None:
+        masked.to(device)
+        if isinstance(owner, DynamicCNN):
+            owner.to(device)
+    with _evaluating(masked):
+        bench = Bench(masked, dataset, batch_size)
+        decided = _decide(agent, model, masked, dataset, layerwise, batch_size, options or PredictorOptions())
+        if decided.logits is not None:
+            bench.add(decided.masks, decided.logits)
+        full = _class_logits(bench(torch.ones(masked.mask_size, dtype=torch.bool)), dataset)
+        dense_accuracy, dense_logits, notes = _dense(dense, info, full, dataset, batch_size)
+        decided = dataclasses.replace(decided, notes=decided.notes + notes)
+        return _summary(decided, bench, full, dense_accuracy, dense_logits, penalty)
+
+
+def _decide(
+    agent: Agent,
+    model: Model | None,
+    masked: MaskedCNN,
+    dataset: Dataset,
+    layerwise: bool | None,
+    batch_size: int,
+    options: PredictorOptions,
+) -> Decided:
+    if isinstance(agent, DynamicCNN):
+        return decide_dynamic(agent, dataset, batch_size, options.agent_penalty)
+    if is_masks(agent):
+        return decide_fixed(agent, masked, dataset)  # type: ignore[arg-type]
+    owner = model if isinstance(model, DynamicCNN) else masked
+    return decide_by_prediction(agent, owner, dataset, layerwise, batch_size, options)
+
+
+def _network(owner: object, dataset: Dataset) -> tuple[MaskedCNN, CNNInfo | None]:
+    if isinstance(owner, DynamicCNN):
+        return owner.masked, owner.info
+    if isinstance(owner, MaskedCNN):
+        return owner, None
+    if isinstance(owner, StoredModel):
+        return owner.masked, owner.info
+    if isinstance(owner, nn.Module):
+        return MaskedCNN(owner, dataset.batch(torch.arange(1))), None
+    raise InvalidInputError(
+        f"The model is {owner!r}; a MaskedCNN, a DynamicCNN or a torch module is needed for this agent."
+    )
+
+
+@contextlib.contextmanager
+def _evaluating(masked: MaskedCNN) -> Iterator[None]:
+    was_training = masked.training
+    masked.eval()
+    try:
+        yield
+    finally:
+        masked.train(was_training)
+
+
+def _class_logits(logits: Tensor, dataset: Dataset) -> Tensor:
+    if logits.ndim != 2 or logits.shape[1] < len(dataset.classes):
+        raise InvalidInputError(
+            f"The network's output is {tuple(logits.shape)} for {len(logits)} images of {len(dataset.classes)} classes; "
+            "(images, classes) is needed to count right answers."
+        )
+    return logits
+
+
+def _dense(
+    dense: nn.Module | None, info: CNNInfo | None, full: Tensor, dataset: Dataset, batch_size: int
+) -> tuple[float, Tensor, tuple[str, ...]]:
+    if dense is not None:
+        was_training, device = dense.training, next(dense.parameters()).device
+        dense.eval()
+        parts = torch.arange(len(dataset)).split(batch_size)
+        full = torch.cat([dense(dataset.batch(part, device=device)).float().cpu() for part in parts])
+        dense.train(was_training)
+        return _accuracy(full, dataset), full, ()
+    stated = (info.metadata if info else {}).get("dense_accuracy", {}).get(f"{dataset.name}/{dataset.split}")
+    if stated is not None:
+        return float(stated), full, ()
+    note = "Dense accuracy is that of its own CNN with all channels on."
+    return _accuracy(full, dataset), full, (note,)
+
+
+def _accuracy(logits: Tensor, dataset: Dataset) -> float:
+    return (logits.argmax(1) == dataset.labels).double().mean().item()
+
+
+def _summary(
+    decided: Decided, bench: Bench, full: Tensor, dense_accuracy: float, dense_logits: Tensor, penalty: float
+) -> Evaluation:
+    masked, dataset, masks = bench.masked, bench.dataset, decided.masks
+    logits = bench(masks)
+    static = bench(static_mask(masks, masked))
+    shuffled = bench(masks[deal_out(len(masks))])
+    correct = logits.argmax(1) == dataset.labels
+    accuracy, mac_share = correct.double().mean().item(), masked.cost.mac_share(masks)
+    policy_share = decided.macs / masked.cost.total_macs
+    total = mac_share.mean().item() + policy_share
+    distinct = count_distinct(masks)
+    is_static, sentence = verdict(correct, shuffled.argmax(1) == dataset.labels, distinct)
+    return Evaluation(
+        accuracy=accuracy,
+        dense_accuracy=dense_accuracy,
+        prepared_accuracy=_accuracy(full, dataset),
+        kept_share=masks.double().mean().item(),
+        mac_share=mac_share.mean().item(),
+        policy_mac_share=policy_share,
+        total_mac_share=total,
+        mac_share_std=mac_share.std(unbiased=False).item(),
+        distinct_masks=distinct,
+        static_accuracy=_accuracy(static, dataset),
+        shuffled_accuracy=_accuracy(shuffled, dataset),
+        reward=accuracy - penalty * total,
+        images=len(dataset),
+        is_static=is_static,
+        verdict=sentence,
+        usage=Usage.of(masks),
+        difficulty=difficulty(mac_share, dense_logits, dataset),
+        notes=decided.notes,
+        masks=masks,
+        correct=correct,
+        logits=logits,
+    )

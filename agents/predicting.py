@@ -1,0 +1,171 @@
+"""Agents with ``predict``, run over a split on the environments' own simulator."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from prunegym.agents.deciding import Decided
+from prunegym.agents.loading import AgentError, CheckedAgent, as_predictor
+from prunegym.envs.outcome import Outcome
+from prunegym.envs.simulator import MaskSimulator
+from prunegym.envs.task import Task, make_task
+from prunegym.models.data import Dataset
+from prunegym.models.dynamic import DynamicCNN
+from prunegym.models.features import MaskFeatures
+from prunegym.models.masked import MaskedCNN
+from prunegym.models.sources import load_dataset
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictorOptions:
+    """More on the evaluation of agents with ``predict``.
+
+    Attributes:
+        features: What the agent looks at; None: those of its own gate policy, else the model's, else fresh ones that
+            are calibrated on ``train``, as environments do.
+        train: Training images for that; None: the training split of the data set of the same name.
+        agent_penalty: lambda shown to an agent that was trained for a range of them; None: the middle of its range.
+    """
+
+    features: MaskFeatures | None = None
+    train: Dataset | None = None
+    agent_penalty: float | None = None
+
+
+def decide_by_prediction(
+    agent: Any,
+    model: MaskedCNN | DynamicCNN,
+    dataset: Dataset,
+    layerwise: bool | None,
+    batch_size: int,
+    options: PredictorOptions,
+) -> Decided:
+    """Let an agent decide the masks of a split, each image once.
+
+    Args:
+        agent: Object with ``predict``, or function.
+        model: The CNN.
+        dataset: The split.
+        layerwise: Gate by gate; None: as the agent says.
+        batch_size: Images at a time.
+        options: See there.
+
+    Raises:
+        AgentError: If the agent fails, gives wrong actions, or was made for other observations.
+    """
+    caller = CheckedAgent(as_predictor(agent))
+    task = _task(caller, model, dataset, layerwise, options)
+    simulator = MaskSimulator(task, min(batch_size, len(dataset)), np.random.default_rng(0))
+    _check_spaces(caller, simulator)
+    macs, notes = _stated_macs(caller.agent)
+    counter = FlopCounterMode(display=False) if macs is None else None
+    masks: list[Tensor] = []
+    logits: list[Tensor] = []
+    for part in torch.arange(len(dataset)).split(batch_size):
+        outcome = _episode(caller, simulator, part, options.agent_penalty, None if masks else counter)
+        masks.append(outcome.mask.bool().cpu())
+        logits.append(outcome.logits.float().cpu())
+    if counter is not None:
+        macs, notes = _counted_macs(counter, len(masks[0]), caller)
+    return Decided(torch.cat(masks), torch.cat(logits), float(macs or 0.0), notes)
+
+
+def _episode(
+    caller: CheckedAgent,
+    simulator: MaskSimulator,
+    part: Tensor,
+    agent_penalty: float | None,
+    counter: FlopCounterMode | None,
+) -> Outcome:
+    wanted = simulator.task.penalty
+    if isinstance(wanted, tuple) and agent_penalty is None:
+        agent_penalty = sum(wanted) / 2
+    observation = simulator.reset(part, penalty=agent_penalty if isinstance(wanted, tuple) else None)
+    bits = int(simulator.action_space.n)
+    state: Any = None
+    outcome: Outcome | None = None
+    first = True
+    while outcome is None:
+        with counter if counter is not None else contextlib.nullcontext():
+            actions, state = caller(observation, state, first, bits)
+        result = simulator.step(actions)
+        observation, outcome, first = result.observation, result.outcome, False
+    return outcome
+
+
+def _task(
+    caller: CheckedAgent, model: MaskedCNN | DynamicCNN, dataset: Dataset, layerwise: bool | None, options: PredictorOptions
+) -> Task:
+    space = getattr(caller.agent, "observation_space", None)
+    keys = set(getattr(space, "spaces", {}))
+    if layerwise is None:
+        layerwise = "gate" in keys if keys else bool(getattr(caller.agent, "layerwise", False))
+    return make_task(
+        model=model,
+        dataset=dataset,
+        reward=_nothing,
+        penalty=(float(space["penalty"].low[0]), float(space["penalty"].high[0])) if "penalty" in keys else None,
+        observation="image" if "image" in keys else "features",
+        layerwise=layerwise,
+        device=next(model.parameters()).device,
+        features=_features(caller.agent, model, dataset, layerwise, options),
+    )
+
+
+def _nothing(outcome: Outcome) -> Tensor:
+    """Return no reward, (batch,): an evaluation needs none."""
+    return torch.zeros_like(outcome.kept)
+
+
+def _features(
+    agent: Any, model: MaskedCNN | DynamicCNN, dataset: Dataset, layerwise: bool, options: PredictorOptions
+) -> MaskFeatures:
+    gates = _gate_policy(agent)
+    known = [options.features, None if gates is None else gates.features]
+    known.append(model.policy.features if isinstance(model, DynamicCNN) else None)
+    for features in known:
+        if features is not None and features.config["layerwise"] == layerwise:
+            return features
+    masked = model.masked if isinstance(model, DynamicCNN) else model
+    train = options.train if options.train is not None else load_dataset(dataset.name, "train")
+    return MaskFeatures(masked, layerwise).to(next(masked.parameters()).device).calibrate(masked, train)
+
+
+def _gate_policy(agent: Any) -> Any:
+    getter = getattr(getattr(agent, "policy", None), "gate_policy", None)
+    return getter() if callable(getter) else None
+
+
+def _check_spaces(caller: CheckedAgent, simulator: MaskSimulator) -> None:
+    space = getattr(caller.agent, "observation_space", None)
+    if not hasattr(space, "spaces"):
+        return
+    made_for = {key: part.shape for key, part in space.spaces.items()}
+    given = {key: part.shape for key, part in simulator.observation_space.spaces.items()}
+    if made_for != given:
+        raise AgentError(
+            f"The agent {caller.name!r} was made for observations {made_for}; with this model they are {given}. Evaluate "
+            "it on the model that it was trained on, with the same features."
+        )
+
+
+def _stated_macs(agent: Any) -> tuple[float | None, tuple[str, ...]]:
+    gates = _gate_policy(agent)
+    macs = getattr(agent, "macs", None) if gates is None else gates.macs
+    return (None, ()) if macs is None else (float(macs), ())
+
+
+def _counted_macs(counter: FlopCounterMode, batch: int, caller: CheckedAgent) -> tuple[float, tuple[str, ...]]:
+    macs = counter.get_total_flops() / 2 / batch
+    if macs == 0:
+        return 0.0, (
+            f"The MACs of {caller.name!r} deciding are not known and are taken as 0; give it an attribute `macs`.",
+        )
+    return macs, (f"The MACs of {caller.name!r} deciding are those that torch counted in its predict.",)
