@@ -14,7 +14,7 @@ from prunegym.models.masked import MaskedCNN
 
 
 def static_mask(masks: Tensor, masked: MaskedCNN) -> Tensor:
-    """Return the static control's mask: per gate the channels that were kept most often, as many as were kept on average.
+    """Return the static control's mask: per gate the channels kept most often, as many as are kept on average.
 
     Args:
         masks: (images, mask_size) bool.

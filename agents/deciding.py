@@ -68,7 +68,7 @@ def decide_dynamic(agent: DynamicCNN, dataset: Dataset, batch_size: int, agent_p
     """Let a dynamic CNN's own policy decide on the way through its CNN: one forward pass an image."""
     device = next(agent.masked.parameters()).device
     masks, logits = [], []
-    for indices in torch.arange(len(dataset)).split(batch_size):
+    for indices in torch.split(torch.arange(len(dataset)), batch_size):
         run = rollout(agent.masked, agent.policy, dataset.batch(indices, device=device), penalty=agent_penalty)
         masks.append(run.mask.bool().cpu())
         logits.append(run.output.float().cpu())

@@ -110,27 +110,19 @@ class Bench:
     def __call__(self, masks: Tensor) -> Tensor:
         """Return the outputs (images, ...) float32 on the CPU under masks (images, mask_size) bool, or (mask_size,)."""
         masks = masks.expand(len(self.dataset), -1)
+        logits = torch.empty(len(masks), *self.masked.graph[self.masked.graph.output].shape[1:])
         left = torch.ones(len(masks), dtype=torch.bool)
-        logits = None
         for known, output in self._known:
-            logits = torch.empty_like(output) if logits is None else logits
             same = left & (known == masks).all(1)
             logits[same] = output[same]
             left &= ~same
-        indices = left.nonzero()[:, 0]
-        for part in indices.split(self.batch_size):
-            output = self._run(part, masks[part])
-            logits = torch.empty(len(masks), *output.shape[1:]) if logits is None else logits
-            logits[part] = output
-        assert logits is not None
-        self.forwards += len(indices)
+        device = next(self.masked.parameters()).device
+        for part in torch.split(left.nonzero()[:, 0], self.batch_size) if left.any() else ():
+            images = self.dataset.batch(part, device=device)
+            logits[part] = self.masked(images, masks[part].float().to(device)).float().cpu()
+            self.forwards += len(part)
         self.add(masks, logits)
         return logits
-
-    def _run(self, indices: Tensor, masks: Tensor) -> Tensor:
-        device = next(self.masked.parameters()).device
-        mask = None if masks.all() else masks.float().to(device)
-        return self.masked(self.dataset.batch(indices, device=device), mask).float().cpu()
 
 
 @torch.no_grad()
@@ -239,8 +231,8 @@ def _evaluating(masked: MaskedCNN) -> Iterator[None]:
 def _class_logits(logits: Tensor, dataset: Dataset) -> Tensor:
     if logits.ndim != 2 or logits.shape[1] < len(dataset.classes):
         raise InvalidInputError(
-            f"The network's output is {tuple(logits.shape)} for {len(logits)} images of {len(dataset.classes)} classes; "
-            "(images, classes) is needed to count right answers."
+            f"The network's output is {tuple(logits.shape)} for {len(logits)} images of {len(dataset.classes)} "
+            "classes; (images, classes) is needed to count right answers."
         )
     return logits
 
@@ -251,7 +243,7 @@ def _dense(
     if dense is not None:
         was_training, device = dense.training, next(dense.parameters()).device
         dense.eval()
-        parts = torch.arange(len(dataset)).split(batch_size)
+        parts = torch.split(torch.arange(len(dataset)), batch_size)
         full = torch.cat([dense(dataset.batch(part, device=device)).float().cpu() for part in parts])
         dense.train(was_training)
         return _accuracy(full, dataset), full, ()

@@ -72,8 +72,8 @@ def as_predictor(agent: Any, name: str | None = None) -> Predictor:
         except Exception as error:  # whatever the user's constructor raises
             raise AgentError(
                 f"The agent {name!r} is a class that cannot be instantiated without arguments: "
-                f"{type(error).__name__}: {error}. Give an object, e.g. `agent = {name.rpartition(':')[2]}(...)` in its "
-                "module."
+                f"{type(error).__name__}: {error}. Give an object, e.g. `agent = {name.rpartition(':')[2]}(...)` "
+                "in its module."
             ) from error
     if callable(getattr(agent, "predict", None)):
         predictor: Predictor = agent
@@ -152,6 +152,6 @@ class CheckedAgent:
         if wrong.any():
             row, bit = (int(place[0]) for place in wrong.nonzero())
             raise AgentError(
-                f"The agent {self.name!r} returned {actions[row, bit]:.4g} for bit {bit} of image {row}; only 0 (channel "
-                "off) and 1 (on) are allowed. Threshold probabilities, e.g. `probability > 0.5`."
+                f"The agent {self.name!r} returned {actions[row, bit]:.4g} for bit {bit} of image {row}; only 0 "
+                "(channel off) and 1 (on) are allowed. Threshold probabilities, e.g. `probability > 0.5`."
             )

@@ -68,7 +68,7 @@ def decide_by_prediction(
     counter = FlopCounterMode(display=False) if macs is None else None
     masks: list[Tensor] = []
     logits: list[Tensor] = []
-    for part in torch.arange(len(dataset)).split(batch_size):
+    for part in torch.split(torch.arange(len(dataset)), batch_size):
         outcome = _episode(caller, simulator, part, options.agent_penalty, None if masks else counter)
         masks.append(outcome.mask.bool().cpu())
         logits.append(outcome.logits.float().cpu())
@@ -88,7 +88,7 @@ def _episode(
     if isinstance(wanted, tuple) and agent_penalty is None:
         agent_penalty = sum(wanted) / 2
     observation = simulator.reset(part, penalty=agent_penalty if isinstance(wanted, tuple) else None)
-    bits = int(simulator.action_space.n)
+    (bits,) = simulator.action_space.shape
     state: Any = None
     outcome: Outcome | None = None
     first = True
@@ -101,17 +101,21 @@ def _episode(
 
 
 def _task(
-    caller: CheckedAgent, model: MaskedCNN | DynamicCNN, dataset: Dataset, layerwise: bool | None, options: PredictorOptions
+    caller: CheckedAgent,
+    model: MaskedCNN | DynamicCNN,
+    dataset: Dataset,
+    layerwise: bool | None,
+    options: PredictorOptions,
 ) -> Task:
-    space = getattr(caller.agent, "observation_space", None)
-    keys = set(getattr(space, "spaces", {}))
+    parts = _spaces(caller.agent)
+    keys = set(parts)
     if layerwise is None:
         layerwise = "gate" in keys if keys else bool(getattr(caller.agent, "layerwise", False))
     return make_task(
         model=model,
         dataset=dataset,
         reward=_nothing,
-        penalty=(float(space["penalty"].low[0]), float(space["penalty"].high[0])) if "penalty" in keys else None,
+        penalty=(float(parts["penalty"].low[0]), float(parts["penalty"].high[0])) if "penalty" in keys else None,
         observation="image" if "image" in keys else "features",
         layerwise=layerwise,
         device=next(model.parameters()).device,
@@ -143,16 +147,18 @@ def _gate_policy(agent: Any) -> Any:
     return getter() if callable(getter) else None
 
 
+def _spaces(agent: object) -> dict[str, Any]:
+    """Return the parts of the observation space that an agent says it was made for; empty if it says nothing."""
+    return dict(getattr(getattr(agent, "observation_space", None), "spaces", {}))
+
+
 def _check_spaces(caller: CheckedAgent, simulator: MaskSimulator) -> None:
-    space = getattr(caller.agent, "observation_space", None)
-    if not hasattr(space, "spaces"):
-        return
-    made_for = {key: part.shape for key, part in space.spaces.items()}
+    made_for = {key: part.shape for key, part in _spaces(caller.agent).items()}
     given = {key: part.shape for key, part in simulator.observation_space.spaces.items()}
-    if made_for != given:
+    if made_for and made_for != given:
         raise AgentError(
-            f"The agent {caller.name!r} was made for observations {made_for}; with this model they are {given}. Evaluate "
-            "it on the model that it was trained on, with the same features."
+            f"The agent {caller.name!r} was made for observations {made_for}; with this model they are {given}. "
+            "Evaluate it on the model that it was trained on, with the same features."
         )
 
 

@@ -1,0 +1,203 @@
+"""Baselines without learning, each at a wanted share of the MACs: what an agent has to beat."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from prunegym.agents.deciding import Masks
+from prunegym.models.data import Dataset
+from prunegym.models.errors import InvalidInputError, UnknownNameError
+from prunegym.models.imitation import channel_scores
+from prunegym.models.masked import MaskedCNN
+from prunegym.models.preparation import taylor_scores
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Setting:
+    """What a baseline is made for.
+
+    Attributes:
+        masked: The CNN, frozen.
+        dataset: The split on which it will be evaluated; its labels are not looked at.
+        train: Training images, for scores that need labels.
+        share: MAC share to spend, from above 0 to 1.
+        seed: Of what is drawn.
+        batch_size: Images in one forward pass.
+    """
+
+    masked: MaskedCNN
+    dataset: Dataset
+    train: Dataset
+    share: float
+    seed: int = 0
+    batch_size: int = 250
+
+
+def at_mac_share(scores: Tensor, masked: MaskedCNN, share: float, per_gate: bool = False) -> Tensor:
+    """Keep the best-scored channels, so many that a wanted share of the MACs is spent.
+
+    The number of kept channels is the smallest with which the mean MAC share over the rows reaches ``share``: a
+    baseline never has less to spend than what it is compared with, and at most one channel more than it needs.
+
+    Args:
+        scores: (mask_size,) or (images, mask_size), any finite numbers; of equal ones the first are kept.
+        masked: The CNN.
+        share: MAC share, from above 0 to 1; what is above 1 counts as 1.
+        per_gate: Keep the same share of each gate, to within a channel, instead of the best of all gates.
+
+    Returns:
+        Masks of the shape of ``scores``, bool.
+
+    Raises:
+        InvalidInputError: For another shape, scores that are not finite, or a share of 0 or below.
+
+    Example:
+        >>> from prunegym.models import MaskedCNN, build
+        >>> masked = MaskedCNN(build("simple-cnn"), torch.zeros(1, 3, 32, 32))
+        >>> mask = at_mac_share(torch.arange(48.0), masked, 0.5, per_gate=True)
+        >>> [int(part.sum()) for part in masked.split(mask)], round(masked.cost.mac_share(mask[None]).item(), 3)
+        ([11, 21], 0.517)
+    """
+    scores = scores.detach().cpu()
+    if scores.ndim not in (1, 2) or scores.shape[-1] != masked.mask_size or not torch.isfinite(scores).all():
+        raise InvalidInputError(
+            f"The scores have shape {tuple(scores.shape)}; finite numbers of shape ({masked.mask_size},) or (images, "
+            f"{masked.mask_size}) are needed."
+        )
+    if not share > 0:
+        raise InvalidInputError(f"The MAC share is {share}; a number above 0 is needed.")
+    rows = scores if scores.ndim == 2 else scores[None]
+    if per_gate:  # a channel's place in its gate, from 0 to 1, puts the channels of all gates into one order
+        rows = torch.cat([-(_ranks(part) + 0.5) / part.shape[1] for part in masked.split(rows)], dim=1)
+    ranks = _ranks(rows)
+    low, high = 1, masked.mask_size
+    while low < high:  # masks grow with the number of channels, so the first that suffices is found by bisection
+        middle = (low + high) // 2
+        if masked.cost.mac_share(ranks < middle).mean().item() >= share - 1e-9:
+            high = middle
+        else:
+            low = middle + 1
+    return (ranks < low).view(scores.shape)
+
+
+def _ranks(scores: Tensor) -> Tensor:
+    """Return each score's rank in its row, 0 for the best: (rows, channels) -> the same, float64."""
+    order = scores.argsort(dim=1, descending=True, stable=True)
+    places = torch.arange(scores.shape[1], dtype=torch.float64).expand_as(scores)
+    return torch.empty_like(places).scatter(1, order, places)
+
+
+def keep_all(setting: Setting) -> Masks:
+    """Keep every channel."""
+    return Masks("keep all", torch.ones(setting.masked.mask_size, dtype=torch.bool))
+
+
+def random_masks(setting: Setting) -> Masks:
+    """Keep random channels, others for each image, the same number for all."""
+    generator = torch.Generator().manual_seed(setting.seed)
+    scores = torch.rand(len(setting.dataset), setting.masked.mask_size, generator=generator)
+    return Masks("random", at_mac_share(scores, setting.masked, setting.share))
+
+
+def l1(setting: Setting) -> Masks:
+    """Keep the filters of the largest L1 norm, the same share of each gate (Li et al. 2017). Static."""
+    return Masks("L1", at_mac_share(l1_scores(setting.masked), setting.masked, setting.share, per_gate=True))
+
+
+def l1_scores(masked: MaskedCNN) -> Tensor:
+    """Return the L1 norm of each channel's filters: (mask_size,) float32."""
+    parts = []
+    for gate in masked.gates:
+        norms = torch.zeros(gate.width)
+        for producer in gate.producers:
+            layer = masked.network.get_submodule(masked.graph[producer].target)
+            norms += layer.get_parameter("weight").detach().abs().sum((1, 2, 3)).cpu()
+        parts.append(norms)
+    return torch.cat(parts)
+
+
+def taylor(setting: Setting) -> Masks:
+    """Keep the channels that the loss on training images depends on most, the same share of each gate. Static."""
+    scores = taylor_scores(setting.masked, setting.train)
+    return Masks("Taylor", at_mac_share(scores, setting.masked, setting.share, per_gate=True))
+
+
+def taylor_global(setting: Setting) -> Masks:
+    """Keep the channels with the largest Taylor score for the price of their MACs, over all gates. Static."""
+    scores = taylor_scores(setting.masked, setting.train) / prices(setting.masked)
+    return Masks("Taylor, all gates", at_mac_share(scores, setting.masked, setting.share))
+
+
+def prices(masked: MaskedCNN) -> Tensor:
+    """Return what each channel costs in the full network, in MACs: (mask_size,) float64."""
+    widths = torch.tensor([gate.width for gate in masked.gates])
+    return masked.cost.channel_price().repeat_interleave(widths)
+
+
+ORACLE = "An oracle: it looks at a dense forward pass of the image first, which is counted as the cost of deciding."
+
+
+def activation_topk(setting: Setting) -> Masks:
+    """Keep the channels with the largest mean activation in a dense pass of the image, the same share of each gate."""
+    masks = at_mac_share(_over_images(setting, activations), setting.masked, setting.share, per_gate=True)
+    return Masks("activation top-k", masks, setting.masked.cost.total_macs, ORACLE)
+
+
+def ranked_activation(setting: Setting) -> Masks:
+    """Keep the best channels of all gates by :func:`channel_scores` of the image: the teacher of imitation."""
+    masks = at_mac_share(_over_images(setting, channel_scores), setting.masked, setting.share)
+    return Masks("ranked activation", masks, setting.masked.cost.total_macs, ORACLE)
+
+
+def activations(masked: MaskedCNN, images: Tensor) -> Tensor:
+    """Return the mean absolute value of each channel with all channels on.
+
+    Args:
+        masked: The CNN.
+        images: (batch, channels, height, width) float, normalised.
+
+    Returns:
+        (batch, mask_size) float32.
+    """
+    state = masked.begin(images, record=True)
+    masked.finish(state)
+    points = state.points or {}
+    return torch.cat([points[gate].float().abs().mean((2, 3)) for gate in range(len(masked.gates))], dim=1)
+
+
+@torch.no_grad()
+def _over_images(setting: Setting, score: Callable[[MaskedCNN, Tensor], Tensor]) -> Tensor:
+    device = next(setting.masked.parameters()).device
+    parts = torch.split(torch.arange(len(setting.dataset)), setting.batch_size)
+    return torch.cat([score(setting.masked, setting.dataset.batch(part, device=device)).cpu() for part in parts])
+
+
+BASELINES: dict[str, Callable[[Setting], Masks]] = {
+    "keep-all": keep_all,
+    "random": random_masks,
+    "l1": l1,
+    "taylor": taylor,
+    "taylor-global": taylor_global,
+    "activation-topk": activation_topk,
+    "ranked-activation": ranked_activation,
+}
+"""The cheap baselines by name; those that are learned are in :mod:`prunegym.agents.rivals`."""
+
+
+def make_baseline(name: str, setting: Setting) -> Masks:
+    """Make the masks of a baseline.
+
+    Args:
+        name: A key of :data:`BASELINES`.
+        setting: What it is made for.
+
+    Raises:
+        UnknownNameError: If there is no such baseline.
+    """
+    if name not in BASELINES:
+        raise UnknownNameError("baseline", name, BASELINES)
+    return BASELINES[name](setting)

@@ -1,0 +1,219 @@
+"""Agents side by side: trained and evaluated for each seed, with intervals, baselines at the same MACs, and resumable."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunegym.agents.entries import Entry, Run, as_entry
+from prunegym.agents.evaluation import JSON_KEYS, evaluate
+from prunegym.agents.results import VERSION, Result, fingerprint, slug
+from prunegym.agents.statistics import Interval, interval
+from prunegym.models.data import Dataset
+from prunegym.models.dynamic import CNNInfo, DynamicCNN, StoredModel
+from prunegym.models.errors import InvalidInputError
+from prunegym.models.masked import MaskedCNN
+from prunegym.models.sources import load_dataset
+
+Report = Callable[[str, int, Result], None]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Row:
+    """An agent's line in the table.
+
+    Attributes:
+        name: Of the agent.
+        figures: Each key of :data:`JSON_KEYS`: mean over seeds with its 95 % Student-t interval; no interval for an
+            agent on which the seed has no bearing.
+        difference: Accuracy minus the reference's, paired by image: mean over seeds for each image, then mean over
+            images with its interval. None for the reference.
+        difference_over_seeds: The same with the interval over seeds, each paired with the reference's run of that seed.
+        static_seeds: In how many of the runs the policy is static.
+        verdict: Of the first run.
+        notes: What a reader has to know.
+        results: Of each seed.
+    """
+
+    name: str
+    figures: dict[str, Interval]
+    difference: Interval | None
+    difference_over_seeds: Interval | None
+    static_seeds: int
+    verdict: str
+    notes: tuple[str, ...]
+    results: dict[int, Result] = dataclasses.field(repr=False)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the row as plain JSON."""
+        figures = {key: dataclasses.asdict(value) for key, value in self.figures.items()}
+        differences = {
+            key: None if value is None else dataclasses.asdict(value)
+            for key, value in (
+                ("difference", self.difference),
+                ("difference_over_seeds", self.difference_over_seeds),
+            )
+        }
+        return {
+            "name": self.name,
+            "figures": figures,
+            **differences,
+            "static_seeds": self.static_seeds,
+            "verdict": self.verdict,
+            "notes": list(self.notes),
+            "seeds": {str(seed): result.figures for seed, result in self.results.items()},
+        }
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Comparison:
+    """Agents side by side.
+
+    Attributes:
+        dataset: Name and split.
+        reference: Name of the row from which differences are counted, and whose MAC share baselines get.
+        seeds: The seeds.
+        rows: In the order of the entries.
+    """
+
+    dataset: str
+    reference: str
+    seeds: tuple[int, ...]
+    rows: tuple[Row, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the comparison as plain JSON."""
+        return {
+            "dataset": self.dataset,
+            "reference": self.reference,
+            "seeds": list(self.seeds),
+            "rows": [row.as_json() for row in self.rows],
+        }
+
+
+def compare(
+    entries: Sequence[Any],
+    model: MaskedCNN | DynamicCNN | StoredModel,
+    dataset: Dataset,
+    seeds: Sequence[int],
+    *,
+    out: Path | str,
+    train: Dataset | None = None,
+    validation: Dataset | None = None,
+    reference: str | None = None,
+    penalty: float = 0.5,
+    dense: nn.Module | None = None,
+    device: str = "cpu",
+    report: Report | None = None,
+) -> Comparison:
+    """Train and evaluate agents side by side.
+
+    Each result is a JSON file under ``out/results``, and is used again if the same entry, seed, model, data and options
+    are asked for; training runs are under ``out/runs`` and go on where they were interrupted.
+
+    Args:
+        entries: See :func:`prunegym.agents.entries.as_entry`.
+        model: The CNN that recipes, baselines and agents with ``predict`` mask; gates that it brings are where recipes
+            start.
+        dataset: The split that is evaluated.
+        seeds: Of the training runs and of what baselines draw.
+        out: Folder.
+        train: Training images; by default of the data set of the same name.
+        validation: Validation images; the same.
+        reference: Name of an entry; by default the first.
+        penalty: lambda of the figure ``reward``.
+        dense: The original network, see :func:`evaluate`.
+        device: Torch device.
+        report: Called after each result with the entry's name, the seed and the result.
+
+    Returns:
+        The table.
+
+    Raises:
+        InvalidInputError: If there are no entries or seeds, two entries have one name, or ``reference`` names none.
+    """
+    rows = [as_entry(entry) for entry in entries]
+    first = _reference(rows, seeds, reference)
+    train = load_dataset(dataset.name, "train") if train is None else train
+    validation = load_dataset(dataset.name, "validation") if validation is None else validation
+    masked, policy, info = _parts(model, dataset)
+    masked.to(device)
+    base = Run(masked, info, policy, dataset, train, validation, 0, 1.0, Path(out), device)
+    marks = {"model": fingerprint(masked), "dense": fingerprint(dense), "policy": fingerprint(policy)}
+    marks |= {"dataset": fingerprint(dataset), "train": fingerprint(train), "validation": fingerprint(validation)}
+    options = {"version": VERSION, "penalty": penalty, **marks}
+    found: dict[str, dict[int, Result]] = {entry.name: {} for entry in rows}
+    for entry in sorted(rows, key=lambda entry: entry is not first):
+        for seed in seeds if entry.seeded or (entry.at_share and first.seeded) else seeds[:1]:
+            share = 1.0 if entry is first else _share(found[first.name], seed)
+            run = dataclasses.replace(base, seed=seed, share=share)
+            found[entry.name][seed] = _result(entry, run, model, options, penalty, dense)
+            if report is not None:
+                report(entry.name, seed, found[entry.name][seed])
+    table = tuple(_row(entry, found[entry.name], found[first.name], entry is first) for entry in rows)
+    return Comparison(f"{dataset.name}/{dataset.split}", first.name, tuple(seeds), table)
+
+
+def _reference(entries: list[Entry], seeds: Sequence[int], reference: str | None) -> Entry:
+    if not entries or not seeds:
+        raise InvalidInputError(
+            f"There are {len(entries)} entries and {len(seeds)} seeds; at least one of each is needed."
+        )
+    names = [entry.name for entry in entries]
+    files = [slug(name) for name in names]
+    twice = sorted({name for name, file in zip(names, files, strict=True) if files.count(file) > 1})
+    if twice:
+        raise InvalidInputError(f"Several entries are called {', '.join(map(repr, twice))}. Give each its own name.")
+    if reference is not None and reference not in names:
+        raise InvalidInputError(f"The reference {reference!r} is none of the entries: {', '.join(names)}.")
+    return entries[names.index(reference) if reference is not None else 0]
+
+
+def _parts(model: MaskedCNN | DynamicCNN | StoredModel, dataset: Dataset) -> tuple[MaskedCNN, Any, CNNInfo]:
+    if isinstance(model, MaskedCNN):
+        return model, None, CNNInfo.of(type(model.network).__name__, dataset)
+    return model.masked, model.policy, model.info
+
+
+def _share(reference: dict[int, Result], seed: int) -> float:
+    result = reference.get(seed) or next(iter(reference.values()))
+    return min(1.0, result.figures["total_mac_share"])
+
+
+def _result(
+    entry: Entry, run: Run, model: Any, options: dict[str, Any], penalty: float, dense: nn.Module | None
+) -> Result:
+    path = run.root / "results" / f"{slug(entry.name)}-seed{run.seed}.json"
+    share = round(run.share, 6) if entry.at_share else None
+    configuration = {"entry": entry.key, "seed": run.seed, "share": share, **options}
+    stored = None if entry.key is None else Result.load(path, configuration)
+    if stored is not None:
+        return stored
+    evaluation = evaluate(
+        entry.make(run), model, run.dataset, penalty=penalty, dense=dense, device=run.device,
+    )  # fmt: skip
+    result = Result.of(evaluation)
+    result.save(path, configuration)
+    return result
+
+
+def _row(entry: Entry, results: dict[int, Result], reference: dict[int, Result], is_reference: bool) -> Row:
+    figures = {key: interval([result.figures[key] for result in results.values()]) for key in JSON_KEYS}
+    difference = over_seeds = None
+    if not is_reference:
+        pairs = [
+            (results.get(seed) or next(iter(results.values())), reference.get(seed) or next(iter(reference.values())))
+            for seed in sorted({*results, *reference})
+        ]
+        gaps = torch.stack([own.correct.double() - other.correct.double() for own, other in pairs])
+        difference = interval(gaps.mean(0).tolist())
+        over_seeds = interval(gaps.mean(1).tolist())
+    notes = tuple(dict.fromkeys(note for result in results.values() for note in result.notes))
+    static = sum(result.is_static for result in results.values())
+    verdict = next(iter(results.values())).verdict
+    return Row(entry.name, figures, difference, over_seeds, static, verdict, notes, results)

@@ -1,0 +1,116 @@
+"""Results of evaluations as JSON files, found again by the configuration that made them."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from prunegym.agents.deciding import Masks, is_masks
+from prunegym.agents.evaluation import Evaluation
+from prunegym.models.data import Dataset
+
+VERSION = 1
+"""Raised when evaluation changes what the same configuration gives, so that old results are not reused."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Result:
+    """What is kept of an evaluation.
+
+    Attributes:
+        figures: See :meth:`Evaluation.as_json`.
+        is_static: Whether the policy is static.
+        verdict: The same as a sentence.
+        notes: What a reader has to know.
+        usage: Channels always on, always off, conditional.
+        difficulty: Whether compute follows difficulty, see :class:`prunegym.agents.controls.Difficulty`.
+        correct: (images,) bool.
+    """
+
+    figures: dict[str, float]
+    is_static: bool
+    verdict: str
+    notes: tuple[str, ...]
+    usage: dict[str, Any]
+    difficulty: dict[str, Any]
+    correct: Tensor = dataclasses.field(repr=False)
+
+    @classmethod
+    def of(cls, evaluation: Evaluation) -> Result:
+        """Keep what a table needs."""
+        return cls(
+            evaluation.as_json(),
+            evaluation.is_static,
+            evaluation.verdict,
+            evaluation.notes,
+            dataclasses.asdict(evaluation.usage),
+            dataclasses.asdict(evaluation.difficulty),
+            evaluation.correct,
+        )
+
+    def save(self, path: Path, configuration: dict[str, Any]) -> None:
+        """Write the result and the configuration that made it, so that no crash leaves half a file."""
+        content: dict[str, Any] = {
+            field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "correct"
+        }
+        content["correct"] = base64.b64encode(np.packbits(self.correct.numpy()).tobytes()).decode()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text(json.dumps({"configuration": configuration, "result": content}, indent=1))
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: Path, configuration: dict[str, Any]) -> Result | None:
+        """Read a result; None if there is none, or another configuration made it."""
+        try:
+            stored = json.loads(path.read_text())
+            if stored["configuration"] != json.loads(json.dumps(configuration)):
+                return None
+            content = stored["result"]
+            bits = np.unpackbits(np.frombuffer(base64.b64decode(content.pop("correct")), np.uint8))
+            correct = torch.from_numpy(bits[: content["figures"]["images"]].astype(bool))
+            return cls(**{**content, "notes": tuple(content["notes"])}, correct=correct)
+        except (OSError, ValueError, KeyError, TypeError):  # missing, damaged or of another form: made again
+            return None
+
+
+def slug(name: str) -> str:
+    """Return a name as part of a file name."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "entry"
+
+
+def fingerprint(thing: object) -> str | None:
+    """Return a hash of what decides a result; None if that cannot be told, as for a user's own agent.
+
+    Args:
+        thing: A torch module, masks, a data set, or a Stable-Baselines3 model.
+    """
+    if isinstance(thing, Dataset):
+        mean_std = torch.tensor([thing.normalisation.mean, thing.normalisation.std])
+        return _hash([(f"{thing.name}/{thing.split}", thing.images), ("labels", thing.labels), ("norm", mean_std)])
+    if isinstance(thing, nn.Module):
+        return _hash(thing.state_dict().items())
+    if isinstance(thing, Masks):
+        return _hash([(thing.name, thing.mask), ("macs", torch.tensor(thing.macs))])
+    if is_masks(thing):
+        return _hash([("masks", torch.as_tensor(thing))])
+    policy = getattr(thing, "policy", None)
+    return _hash(policy.state_dict().items()) if isinstance(policy, nn.Module) else None
+
+
+def _hash(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in tensors:
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
