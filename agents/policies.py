@@ -54,30 +54,30 @@ class MaskPolicy(ActorCriticPolicy):
                 "policy_kwargs={'gate_policy': prunegym.agents.new_gate_policy(env)}."
             )
         _check_spaces(observation_space, action_space, gate_policy)
-        self._start = gate_policy
-        self._sharpen = sharpen
-        self._value_hidden = value_hidden
+        # Kept in a dict, since a module's attributes may not be modules before its constructor has run.
+        self._arguments = {"gate_policy": gate_policy, "sharpen": sharpen, "value_hidden": value_hidden}
         kwargs["ortho_init"] = False
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
 
     def _build(self, lr_schedule: Schedule) -> None:
-        self.actor = copy.deepcopy(self._start)
+        self.actor = copy.deepcopy(self._arguments["gate_policy"])
         for head in self.actor.heads:
             assert isinstance(head, nn.Sequential)
             with torch.no_grad():
-                head[2].weight.mul_(self._sharpen)
-                head[2].bias.mul_(self._sharpen)
+                head[2].weight.mul_(self._arguments["sharpen"])
+                head[2].bias.mul_(self._arguments["sharpen"])
         assert isinstance(self.observation_space, spaces.Dict)
         extra = sum(key in self.observation_space.spaces for key in ("cost", "penalty"))
+        hidden = self._arguments["value_hidden"]
         self.critics = nn.ModuleList(
-            nn.Sequential(nn.Linear(size + extra, self._value_hidden), nn.ReLU(), nn.Linear(self._value_hidden, 1))
+            nn.Sequential(nn.Linear(size + extra, hidden), nn.ReLU(), nn.Linear(hidden, 1))
             for size in self.actor.features.sizes
         )
         self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()
-        return data | {"gate_policy": self._start, "sharpen": self._sharpen, "value_hidden": self._value_hidden}
+        return data | self._arguments
 
     def gate_policy(self) -> GatePolicy:
         """Return a copy of the actor, as a plain torch module."""

@@ -133,7 +133,9 @@ def _photo(image: torch.Tensor, side: int) -> Image.Image:
     """Scale an image (channels, height, width) uint8 up by whole pixels' colours; one or three channels are shown."""
     pixels = image.cpu().numpy()
     pixels = pixels[:3] if len(pixels) >= 3 else np.repeat(pixels[:1], 3, axis=0)
-    return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))).resize((side, side), Image.Resampling.NEAREST)
+    return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))).resize(
+        (side, side), Image.Resampling.NEAREST
+    )
 
 
 def _draw_strip(

@@ -107,9 +107,7 @@ class Reward:
         return call_checked("step cost", self.function.step_cost, outcome, gate)  # type: ignore[attr-defined]
 
 
-def resolve_reward(
-    reward: str | RewardFunction | Reward, accuracy: str | AccuracyTerm, masked: MaskedCNN
-) -> Reward:
+def resolve_reward(reward: str | RewardFunction | Reward, accuracy: str | AccuracyTerm, masked: MaskedCNN) -> Reward:
     """Return a reward, R = accuracy term - lambda * cost.
 
     The document writes R = L(W * M(x); D) - lambda ||M(x)||_0 with L a loss elsewhere. Maximised, that would reward

@@ -52,9 +52,7 @@ class ChannelMaskVectorEnv(VectorEnv[Observation, Action, Array]):
     }
     layerwise: ClassVar[bool] = False
 
-    def __init__(
-        self, num_envs: int = 1, render_mode: str | None = None, **task: Unpack[TaskArguments]
-    ) -> None:
+    def __init__(self, num_envs: int = 1, render_mode: str | None = None, **task: Unpack[TaskArguments]) -> None:
         self.render_mode = check_render_mode(render_mode)
         self.task = make_task(layerwise=self.layerwise, **task)
         self.num_envs = num_envs

@@ -28,24 +28,25 @@ class CostModel:
 
     def __init__(self, graph: Graph, network: nn.Module, gates: list[Gate], layouts: dict[str, Layout]) -> None:
         self._widths = torch.tensor([gate.width for gate in gates], dtype=torch.float64)
-        layers = [step for step in graph.steps if step.kind in _LAYERS]
         reads, makes, macs, weights = [], [], [], []
-        for step in layers:
+        counted: set[str] = set()
+        for step in graph.steps:
+            if step.kind not in _LAYERS:
+                continue
             layer = network.get_submodule(step.target)
             assert isinstance(layer, nn.Conv2d | nn.Linear)
-            pairs = layer.weight.numel() / (
-                step.shape[1 if step.kind is not Kind.LINEAR else -1] * layer.weight.shape[1]
-            )
-            reads.append(_counts(layouts[step.inputs[0]], len(gates), step))
-            makes.append(
-                _counts(layouts[step.name], len(gates), step) if step.kind is not Kind.DEPTHWISE else _one(gates)
-            )
+            pairs = layer.weight.numel() / (len(layer.weight) * layer.weight.shape[1])
+            reads.append(_channels(graph[step.inputs[0]], layouts, len(gates), step))
+            makes.append(_channels(step, layouts, len(gates), step) if step.kind is not Kind.DEPTHWISE else _one(gates))
             macs.append(pairs * _positions(step))
-            weights.append(pairs)
+            # A layer that is called twice has its weights once.
+            weights.append(0.0 if step.target in counted else pairs)
+            counted.add(step.target)
         self._reads, self._makes = torch.stack(reads), torch.stack(makes)
         self._macs = torch.tensor(macs, dtype=torch.float64)
         self._weights = torch.tensor(weights, dtype=torch.float64)
         self._other_macs = 0.0
+        self._other_weights = float(_uncounted_weights(network, counted))
         ones = torch.ones(1, int(self._widths.sum()))
         self.total_weights = int(self.weights(ones).item())
         self._other_macs = _counted_macs(graph, network) - float(self.macs(ones).item())
@@ -74,7 +75,7 @@ class CostModel:
 
         This is the document's ||M||_0 over weights: a weight lives if its input and its output channel are kept.
         """
-        return self._count(self.kept(mask), self._weights)
+        return self._count(self.kept(mask), self._weights) + self._other_weights
 
     def channel_price(self) -> Tensor:
         """Return for each gate the MACs that one channel less saves in the full network: (gates,) float64."""
@@ -88,17 +89,18 @@ class CostModel:
         return live @ price.to(device)
 
 
-def _counts(layout: Layout, gates: int, step: Step) -> Tensor:
+def _channels(value: Step, layouts: dict[str, Layout], gates: int, layer: Step) -> Tensor:
     """Return (gates + 1,): how many of a value's channels there are for each kept channel of a gate, and always."""
     counts = torch.zeros(gates + 1, dtype=torch.float64)
-    if step.kind is Kind.LINEAR and len(step.shape) > 2:
+    if layer.kind is Kind.LINEAR and len(value.shape) != 2:
         # A linear layer over the last of several dimensions reads features, not channels: none of them can be masked.
-        counts[-1] = sum(block.width * block.repeat for block in layout)
+        counts[-1] = value.shape[-1]
         return counts
-    for block in layout:
-        counts[-1 if block.gate is None else block.gate] += (
-            block.repeat if block.gate is not None else block.width * block.repeat
-        )
+    for block in layouts[value.name]:
+        if block.gate is None:
+            counts[-1] += block.width * block.repeat
+        else:
+            counts[block.gate] += block.repeat
     return counts
 
 
@@ -113,9 +115,17 @@ def _positions(step: Step) -> int:
     return int(torch.tensor(spatial).prod()) if spatial else 1
 
 
+def _uncounted_weights(network: nn.Module, counted: set[str]) -> int:
+    """Return the weights of convolutions and linears in which no channel can be masked, e.g. those with groups."""
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
+    layers = [layer for name, layer in network.named_modules() if name not in counted and isinstance(layer, kinds)]
+    return sum(layer.weight.numel() for layer in layers)
+
+
 def _counted_macs(graph: Graph, network: nn.Module) -> float:
     """Count the whole network with torch's own counter, so that operations without channels are not forgotten."""
-    images = torch.zeros(1, *graph[graph.input].shape[1:], device=next(network.parameters()).device)
+    parameter = next(network.parameters())
+    images = torch.zeros(1, *graph[graph.input].shape[1:], device=parameter.device, dtype=parameter.dtype)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(images)
     return counter.get_total_flops() / 2

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 
+import torch
 from torch import nn
 
 from prunegym.models.graph import Graph, Step, Value
@@ -44,6 +46,7 @@ class Block:
 Layout = tuple[Block, ...]
 
 _CHAIN = {Kind.DEPTHWISE, Kind.CHANNELWISE, Kind.ACTIVATION, Kind.POOL}
+_LAYERS = {Kind.CONV, Kind.DEPTHWISE, Kind.LINEAR}
 
 
 def find_gates(graph: Graph, network: nn.Module) -> tuple[list[Gate], dict[str, str]]:
@@ -54,8 +57,7 @@ def find_gates(graph: Graph, network: nn.Module) -> tuple[list[Gate], dict[str, 
     """
     gates: list[Gate] = []
     rejected: dict[str, str] = {}
-    layers = [step.target for step in graph.steps if step.kind in (Kind.CONV, Kind.DEPTHWISE, Kind.LINEAR)]
-    shared = {target for target in layers if layers.count(target) > 1}
+    shared = _shared_layers(graph, network)
     for step in graph.steps:
         if step.kind is not Kind.CONV:
             continue
@@ -64,12 +66,35 @@ def find_gates(graph: Graph, network: nn.Module) -> tuple[list[Gate], dict[str, 
         if obstacle is None and not consumers:
             obstacle = "no convolution or linear layer reads its channels"
         if obstacle is None and {graph[name].target for name in (*producers, *consumers)} & shared:
-            obstacle = "one of its layers is called twice, with other channels"
+            obstacle = "one of its layers is called twice, or shares its weights with another"
         if obstacle is not None:
             rejected[str(step.target)] = obstacle
             continue
         gates.append(Gate(str(step.target), step.shape[1], producers, point, consumers))
+    followers = {graph[name].target for gate in gates for name in gate.producers}
+    for step in graph.steps:
+        if step.kind is Kind.DEPTHWISE and step.target not in followers:
+            rejected[str(step.target)] = "it is depthwise, and no gate can be found for the channels that it reads"
+        elif step.kind is Kind.OTHER and step.op == "module":
+            layer = network.get_submodule(step.target)
+            if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+                groups = f" with {layer.groups} groups" if layer.groups > 1 else ""
+                rejected[str(step.target)] = f"{type(layer).__name__}{groups} is no plain convolution"
     return gates, rejected
+
+
+def _shared_layers(graph: Graph, network: nn.Module) -> set[str]:
+    """Return the layers that are called twice or whose weights are another layer's too."""
+    layers = [step.target for step in graph.steps if step.kind in _LAYERS]
+    calls = Counter(layers)
+    weights = {target: id(network.get_submodule(target).weight) for target in layers}
+    owners = Counter(weights.values())
+    return {target for target in layers if calls[target] > 1 or owners[weights[target]] > 1}
+
+
+def _readers(graph: Graph, name: str) -> list[Step]:
+    """Return the steps that read a value, those left out that only look at its size."""
+    return [graph[user] for user in graph.users[name] if graph[user].kind is not Kind.SIZE]
 
 
 def _point(graph: Graph, producer: Step) -> tuple[tuple[str, ...], str]:
@@ -78,9 +103,11 @@ def _point(graph: Graph, producer: Step) -> tuple[tuple[str, ...], str]:
     A mask there zeroes what norms and depthwise biases have added, and pooling treats zero as a missing channel would.
     """
     path = [producer]
-    while len(graph.users[path[-1].name]) == 1:
-        following = graph[graph.users[path[-1].name][0]]
+    while path[-1].name != graph.output and len(readers := _readers(graph, path[-1].name)) == 1:
+        (following,) = readers
         if following.kind not in _CHAIN or len(following.inputs) != 1 or len(following.shape) != 4:
+            break
+        if not _keeps_channels(path[-1], following):
             break
         path.append(following)
     point = max(position for position, step in enumerate(path) if step.kind is not Kind.POOL)
@@ -96,25 +123,59 @@ def _consumers(graph: Graph, point: str) -> tuple[tuple[str, ...], str | None]:
         name = pending.pop()
         if name == graph.output:
             return (), "its channels are an output of the network"
-        for user in graph.users[name]:
-            step = graph[user]
-            if step.kind in (Kind.CONV, Kind.LINEAR):
-                consumers.append(user)
-            elif step.kind in (Kind.ACTIVATION, Kind.POOL, Kind.CONCAT, Kind.MULTIPLY) or _keeps_batch(
-                graph, name, step
-            ):
-                if user not in seen:
-                    pending.append(user)
-                    seen.add(user)
+        for step in _readers(graph, name):
+            if _mixes_channels(graph[name], step):
+                consumers.append(step.name)
+            elif _passes_zero(graph, step) and _keeps_channels(graph[name], step):
+                if step.name not in seen:
+                    pending.append(step.name)
+                    seen.add(step.name)
             else:
                 target = getattr(step.target, "__name__", step.target)
                 return (), f"its channels reach {target!r} ({step.kind.value})"
     return tuple(sorted(set(consumers), key=lambda consumer: graph.index[consumer])), None
 
 
-def _keeps_batch(graph: Graph, name: str, step: Step) -> bool:
-    before, after = graph[name].shape, step.shape
-    return step.kind is Kind.RESHAPE and len(after) >= 2 and after[0] == before[0] and after[1] % before[1] == 0
+def _mixes_channels(before: Step, step: Step) -> bool:
+    """Whether a layer reads the second dimension of a value, the channels."""
+    dimensions = {Kind.CONV: 4, Kind.LINEAR: 2}
+    return dimensions.get(step.kind) == len(before.shape)
+
+
+def _passes_zero(graph: Graph, step: Step) -> bool:
+    """Whether a channel that is zero stays zero: also one that is multiplied with a function of itself (swish)."""
+    if step.kind is Kind.CHANNELWISE:
+        return all(reader.kind is Kind.MULTIPLY for reader in _readers(graph, step.name))
+    return step.kind in (Kind.ACTIVATION, Kind.POOL, Kind.CONCAT, Kind.MULTIPLY, Kind.RESHAPE)
+
+
+def _keeps_channels(before: Step, step: Step) -> bool:
+    """Whether each channel of a value stays by itself in the second dimension of what a step makes of it."""
+    if len(before.shape) < 2 or len(step.shape) < 2 or step.shape[0] != before.shape[0]:
+        return False
+    if step.kind is Kind.CONCAT:
+        return _dimensions(step, len(step.shape), default=0) == {1}
+    if step.kind is Kind.RESHAPE:
+        return step.shape[1] % before.shape[1] == 0
+    if step.shape[1] != before.shape[1]:
+        return False
+    if step.kind is Kind.MULTIPLY:
+        return len(step.shape) == len(before.shape)
+    if step.kind is Kind.POOL and step.shape != before.shape:
+        if step.target in ("mean", torch.mean):
+            return _dimensions(step, len(before.shape), default=None).isdisjoint({0, 1})
+        return len(before.shape) == len(step.shape) == 4
+    return True
+
+
+def _dimensions(step: Step, count: int, default: int | None) -> set[int]:
+    """Return the dimensions that a step names; all of them if it names none and there is no default."""
+    named = step.kwargs.get("dim", step.kwargs.get("axis", step.args[1] if len(step.args) > 1 else default))
+    if isinstance(named, int):
+        named = (named,)
+    if not isinstance(named, list | tuple) or not all(isinstance(dimension, int) for dimension in named):
+        return set(range(count))
+    return {dimension % count for dimension in named}
 
 
 def layouts(graph: Graph, gates: list[Gate]) -> dict[str, Layout]:
@@ -133,17 +194,22 @@ def layouts(graph: Graph, gates: list[Gate]) -> dict[str, Layout]:
 
 
 def _layout(graph: Graph, step: Step, found: dict[str, Layout]) -> Layout:
-    inputs = [found[name] for name in step.inputs if name in found]
-    if step.kind is Kind.CONCAT and isinstance(step.args[0], list | tuple):
-        parts = [found[item.name] for item in step.args[0] if isinstance(item, Value)]
-        return tuple(block for part in parts for block in part)
-    if step.kind is Kind.MULTIPLY:
-        gated = [layout for layout in inputs if any(block.gate is not None for block in layout)]
-        return gated[0] if gated else (Block(None, step.shape[1]),)
-    if step.kind in _CHAIN and inputs:
-        return inputs[0]
-    if step.kind is Kind.RESHAPE and inputs:
-        repeat, rest = divmod(step.shape[1], graph[step.inputs[0]].shape[1])
-        if rest == 0 and repeat >= 1:
-            return tuple(dataclasses.replace(block, repeat=block.repeat * repeat) for block in inputs[0])
-    return (Block(None, step.shape[1]),)
+    inputs = [name for name in step.inputs if name in found]
+    layout: Layout = ()
+    if step.kind is Kind.CONCAT and _dimensions(step, len(step.shape), default=0) == {1}:
+        parts = step.kwargs.get("tensors", step.args[0] if step.args else ())
+        layout = tuple(block for part in parts if isinstance(part, Value) for block in found[part.name])
+    elif step.kind is Kind.MULTIPLY:
+        # Of two operands with gates the one with the full map counts, not what scales it; of two such, the earlier.
+        gated = [graph[name] for name in inputs if any(block.gate is not None for block in found[name])]
+        gated = [other for other in gated if _keeps_channels(other, step)]
+        gated.sort(key=lambda other: (other.shape != step.shape, graph.index[other.name]))
+        layout = found[gated[0].name] if gated else ()
+    elif inputs and _keeps_channels(graph[inputs[0]], step):
+        if step.kind in _CHAIN:
+            layout = found[inputs[0]]
+        elif step.kind is Kind.RESHAPE:
+            repeat = step.shape[1] // graph[inputs[0]].shape[1]
+            layout = tuple(dataclasses.replace(block, repeat=block.repeat * repeat) for block in found[inputs[0]])
+    complete = sum(block.width * block.repeat for block in layout) == step.shape[1]
+    return layout if complete else (Block(None, step.shape[1]),)

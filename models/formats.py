@@ -83,8 +83,14 @@ def _tar_members(path: Path) -> Iterator[tuple[str, bytes]]:
                 stream = archive.extractfile(member) if member.isfile() else None
                 if stream is not None:
                     yield member.name, stream.read()
+            # tarfile stops without a word at a damaged header, and before a gzip file's checksum at its very end.
+            archive.fileobj.seek(archive.offset)
+            rest = b"".join(iter(lambda: archive.fileobj.read(65_536), b""))
+            if not rest or rest.strip(b"\0"):
+                raise tarfile.ReadError(f"damaged after {archive.offset} bytes")
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise InvalidInputError(f"{path} is not a whole tar archive ({error}). Was it copied whole?") from error
+        reason = " ".join(str(error).split())  # tarfile's has a line for each compression that it tried
+        raise InvalidInputError(f"{path} is not a whole tar archive ({reason}). Was it copied whole?") from error
 
 
 def _folder_members(path: Path) -> Iterator[tuple[str, bytes]]:
@@ -149,7 +155,7 @@ def array_file(path: Path) -> Splits:
         InvalidInputError: If an array is missing or has the wrong form.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {key: torch.from_numpy(file[key]) for key in file.files}
     except (OSError, EOFError, ValueError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         raise InvalidInputError(f"{path} is not an .npz file of plain arrays ({error}).") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -86,25 +87,65 @@ def trace(network: nn.Module, example_input: Tensor) -> Graph:
         The graph. It refers to the network's modules by path and holds none of them.
 
     Raises:
-        UntraceableModelError: If torch.fx cannot trace the network, it takes several inputs, or returns no tensor.
+        UntraceableModelError: If torch.fx cannot trace the network, it needs several inputs, or returns no tensor.
     """
     name = type(network).__name__
+    _check_signature(network, name)
+    _check_run(network, example_input, name)
+    root = _OneInput(network)
     try:
-        traced = fx.symbolic_trace(network)
+        traced = fx.symbolic_trace(root)
     except Exception as error:
         raise UntraceableModelError(
             f"torch.fx cannot trace {name} ({type(error).__name__}: {error}). Control flow that depends on the data is "
             "the usual reason: move it out of forward, or mark the module that has it with torch.fx.wrap."
         ) from error
+    with torch.no_grad():
+        ShapeProp(traced).propagate(example_input)  # type: ignore[no-untyped-call]
+    # torch.fx keeps tensors that forward makes as attributes of what it traced; they move to the network.
+    for node in traced.graph.nodes:
+        if node.op == "get_attr" and str(node.target) in root.__dict__:
+            network.register_buffer(str(node.target), getattr(root, str(node.target)), persistent=False)
+    return _to_steps(traced, name)
+
+
+class _OneInput(nn.Module):
+    """Calls a network with one tensor, so that what else it could take has its default while it is traced."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Any:
+        return self.network(images)
+
+
+def _check_signature(network: nn.Module, name: str) -> None:
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    parameters = inspect.signature(network.forward).parameters.values()
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind not in variable]
+    if len(needed) > 1:
+        raise UntraceableModelError(
+            f"{name} takes several inputs ({', '.join(needed)}); a network of one image batch is needed. Wrap it in a "
+            "module that fills in the others."
+        )
+
+
+def _check_run(network: nn.Module, example_input: Tensor, name: str) -> None:
     try:
         with torch.no_grad():
-            ShapeProp(traced).propagate(example_input)  # type: ignore[no-untyped-call]
+            output = network(example_input.clone())
     except Exception as error:
         raise UntraceableModelError(
             f"{name} does not take the example input {tuple(example_input.shape)}: {error}. Give an example of the "
             "shape (batch, channels, height, width) that the network takes, normalised floats."
         ) from error
-    return _to_steps(traced, name)
+    if not isinstance(output, Tensor) or output.ndim == 0 or len(output) != len(example_input):
+        given = f"a tensor {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+        raise UntraceableModelError(
+            f"{name} returns {given}; one tensor (batch, ...) is needed. Wrap it in a module that returns the tensor "
+            "that the accuracy term reads."
+        )
 
 
 def _to_steps(traced: fx.GraphModule, name: str) -> Graph:
@@ -112,20 +153,16 @@ def _to_steps(traced: fx.GraphModule, name: str) -> Graph:
     output = ""
     for node in traced.graph.nodes:
         if node.op == "output":
-            if not isinstance(node.args[0], fx.Node) or not _shape(node.args[0]):
-                raise UntraceableModelError(
-                    f"{name} returns {type(node.args[0]).__name__}; one tensor (batch, ...) is needed. Wrap it in a "
-                    "module that returns the tensor that the accuracy term reads."
-                )
+            if not isinstance(node.args[0], fx.Node):
+                raise UntraceableModelError(f"{name} returns a constant; its output has to depend on the images.")
             output = node.args[0].name
             continue
         op, kind = _classify(traced, node)
         args = fx.node.map_arg(node.args, lambda other: Value(other.name))
         kwargs = fx.node.map_arg(node.kwargs, lambda other: Value(other.name))
         inputs = tuple(other.name for other in node.all_input_nodes)
-        steps.append(Step(node.name, op, node.target, tuple(args), dict(kwargs), inputs, kind, _shape(node)))
-    if sum(step.op == "input" for step in steps) != 1:
-        raise UntraceableModelError(f"{name} takes several inputs; a network of one image batch is needed.")
+        target = f"{node.target}.".removeprefix("network.")[:-1] if op in ("module", "attribute") else node.target
+        steps.append(Step(node.name, op, target, tuple(args), dict(kwargs), inputs, kind, _shape(node)))
     return Graph(tuple(steps), output)
 
 
@@ -134,7 +171,7 @@ def _classify(traced: fx.GraphModule, node: fx.Node) -> tuple[str, Kind]:
         return "module", kind_of_module(traced.get_submodule(str(node.target)))
     if node.op == "call_function":
         assert callable(node.target)
-        return "function", kind_of_function(node.target)
+        return "function", kind_of_function(node.target, node.args)
     if node.op == "call_method":
         return "method", kind_of_method(str(node.target))
     return ("input" if node.op == "placeholder" else "attribute"), Kind.OTHER

@@ -77,14 +77,15 @@ class MaskedCNN(nn.Module):
         _check(module, example_input)
         self.network = copy.deepcopy(module).eval()
         self.frozen = False
-        example = example_input[:1].detach().float().cpu()
-        device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+        first = next(module.parameters(), torch.zeros(()))
+        device = first.device
+        example = example_input[:1].detach().to("cpu", first.dtype)
         self.network.cpu()
         self.graph: Graph = trace(self.network, example)
         found, self.rejected = find_gates(self.graph, self.network)
         for gate, reason in failing_gates(self.graph, self.network, found, example):
             found.remove(gate)
-            self.rejected[gate.name] = reason
+            self.rejected.update({str(self.graph[name].target): reason for name in gate.producers})
         self.gates: tuple[Gate, ...] = tuple(_choose(found, gates, self.rejected, type(module).__name__))
         self.layouts: dict[str, Layout] = layouts(self.graph, list(self.gates))
         self.cost = CostModel(self.graph, self.network, list(self.gates), self.layouts)
@@ -106,14 +107,14 @@ class MaskedCNN(nn.Module):
             if name != self.graph.output:
                 self._drop[step].append(name)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> MaskedCNN:
-        """Copy with functions that are bound to the copy's own modules."""
-        clone = MaskedCNN.__new__(MaskedCNN)
-        memo[id(self)] = clone
-        clone.__dict__ = {key: value for key, value in self.__dict__.items() if key != "_runners"}
-        clone._modules = {"network": copy.deepcopy(self.network, memo)}
-        clone._bind()
-        return clone
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state for copies and pickles, without the functions that are bound to this one's modules."""
+        return {key: value for key, value in self.__dict__.items() if key != "_runners"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a copy and bind it to its own modules."""
+        super().__setstate__(state)
+        self._bind()
 
     def freeze(self) -> MaskedCNN:
         """Make the CNN constant for good: no gradients to its parameters, eval mode always. Returns itself."""
@@ -195,7 +196,19 @@ class MaskedCNN(nn.Module):
 
         Returns:
             ``state``.
+
+        Raises:
+            InvalidInputError: If the mask has the wrong shape, or the pass is over.
         """
+        if state.gate == len(self.gates):
+            raise InvalidInputError("The pass is over: every gate has been decided. Call begin for another one.")
+        assert state.reads is not None
+        gate = self.gates[state.gate]
+        if gate_mask is not None and gate_mask.shape != (len(state.reads), gate.width):
+            raise InvalidInputError(
+                f"The mask of gate {gate.name!r} has shape {tuple(gate_mask.shape)}; "
+                f"({len(state.reads)}, {gate.width}) is needed: one row an image, one number a channel."
+            )
         state.masks[state.gate] = gate_mask
         self._run_segment(state)
         return state
@@ -214,9 +227,10 @@ class MaskedCNN(nn.Module):
             value = self._runners[position](values)
             point = self._points.get(step.name)
             if point is not None:
-                if state.points is not None:
-                    state.points[point] = value
                 mask = state.masks[point]
+                if state.points is not None:
+                    # Without a mask the value itself goes on, and an in-place activation may overwrite it.
+                    state.points[point] = value.clone() if mask is None else value
                 if mask is not None:
                     value = value * mask.to(value.dtype)[:, :, None, None]
             values[step.name] = value

@@ -24,6 +24,7 @@ class Kind(Enum):
     RESHAPE = "lays out channels anew without mixing them (flatten)"
     MULTIPLY = "zero where one operand is zero"
     CONCAT = "puts channels side by side"
+    SIZE = "reads the shape alone"
     OTHER = "anything else: no gate reaches through it"
 
 
@@ -35,7 +36,9 @@ _POOLS: tuple[type[nn.Module], ...] = (
     nn.Identity, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Dropout, nn.Dropout2d,
     nn.Upsample, nn.ZeroPad2d,
 )  # fmt: skip
-_CHANNELWISE_MODULES: tuple[type[nn.Module], ...] = (nn.BatchNorm2d, nn.Sigmoid, nn.Hardsigmoid, nn.Softplus)
+_CHANNELWISE_MODULES: tuple[type[nn.Module], ...] = (
+    nn.BatchNorm2d, nn.InstanceNorm2d, nn.Sigmoid, nn.Hardsigmoid, nn.Softplus,
+)  # fmt: skip
 
 _FUNCTIONS: dict[Any, Kind] = {
     **dict.fromkeys(
@@ -52,18 +55,19 @@ _FUNCTIONS: dict[Any, Kind] = {
         ),
         Kind.POOL,
     ),
-    **dict.fromkeys((torch.sigmoid, F.sigmoid, F.hardsigmoid, F.softplus), Kind.CHANNELWISE),
+    **dict.fromkeys((torch.sigmoid, F.sigmoid, F.hardsigmoid, F.softplus, torch.clamp), Kind.CHANNELWISE),
     **dict.fromkeys((torch.flatten, torch.reshape, torch.squeeze), Kind.RESHAPE),
-    **dict.fromkeys((operator.mul, torch.mul), Kind.MULTIPLY),
+    **dict.fromkeys((operator.mul, torch.mul, torch.multiply), Kind.MULTIPLY),
     **dict.fromkeys((torch.cat, torch.concat), Kind.CONCAT),
 }  # fmt: skip
 
 _METHODS: dict[str, Kind] = {
     **dict.fromkeys(("relu", "relu_", "tanh"), Kind.ACTIVATION),
     **dict.fromkeys(("mean", "contiguous"), Kind.POOL),
-    "sigmoid": Kind.CHANNELWISE,
+    **dict.fromkeys(("sigmoid", "clamp"), Kind.CHANNELWISE),
     **dict.fromkeys(("flatten", "view", "reshape", "squeeze"), Kind.RESHAPE),
     "mul": Kind.MULTIPLY,
+    **dict.fromkeys(("size", "dim", "numel"), Kind.SIZE),
 }
 
 
@@ -84,8 +88,10 @@ def kind_of_module(module: nn.Module) -> Kind:
     return Kind.RESHAPE if type(module) is nn.Flatten else Kind.OTHER
 
 
-def kind_of_function(function: Callable[..., Any]) -> Kind:
-    """Classify a function that the graph calls."""
+def kind_of_function(function: Callable[..., Any], args: tuple[Any, ...] = ()) -> Kind:
+    """Classify a function that the graph calls; ``x.shape`` comes as ``getattr(x, "shape")``."""
+    if function is getattr and args[1] in ("shape", "ndim", "dtype", "device"):
+        return Kind.SIZE
     return _FUNCTIONS.get(function, Kind.OTHER)
 
 

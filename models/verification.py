@@ -2,46 +2,153 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from prunegym.models.discovery import Gate, Layout, layouts
+from prunegym.models.errors import UntraceableModelError
 from prunegym.models.graph import Graph, Step, runner
 from prunegym.models.operators import Kind
+
+_TOLERANCE = 1e-4
 
 
 def failing_gates(graph: Graph, network: nn.Module, gates: list[Gate], example: Tensor) -> list[tuple[Gate, str]]:
     """Return the gates that do not hold, each with the reason.
 
     For half of a gate's channels, chosen at random, three outputs have to agree: with the channels masked; with the
-    weights zeroed that read them; with the channels masked and the filters that make them replaced by others.
+    weights zeroed that read them; with the channels masked and the filters that make them replaced by others. They
+    are tried with weights drawn at random, since in a network as it comes (norms that start at zero, weights that fade
+    with depth) hardly anything may reach the output, so that any gate would seem to hold; and with the network's own
+    weights where the random ones show nothing either.
 
     Args:
         graph: The traced network.
-        network: In eval mode; its weights are changed during the call and restored.
+        network: In eval mode; not changed.
         gates: Candidates.
         example: (1, channels, height, width) float.
+
+    Raises:
+        UntraceableModelError: If the network does not take a batch of two, or its output is random.
     """
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, *example.shape[1:], generator=generator)
+    own = copy.deepcopy(network).float()
+    _check_batch(graph, own, images, type(network).__name__)
     found = layouts(graph, gates)
-    failing = []
-    for index, gate in enumerate(gates):
-        off = torch.randperm(gate.width, generator=generator)[: (gate.width + 1) // 2]
-        mask = torch.ones(gate.width).index_fill_(0, off, 0.0)
-        masked = _run(graph, network, images, gate.point, mask)
-        tolerance = 1e-4 * max(1.0, float(masked.abs().max()))
-        with _changed(_reading_weights(graph, network, gate, index, found, off), 0.0):
-            unread = _run(graph, network, images, "", mask)
-        with _changed(_making_weights(graph, network, gate, off), -3.0):
-            other = _run(graph, network, images, gate.point, mask)
-        if not torch.allclose(masked, unread, rtol=0, atol=tolerance):
-            failing.append((gate, "something besides its consumers depends on its channels"))
-        elif not torch.allclose(masked, other, rtol=0, atol=tolerance):
-            failing.append((gate, "its filters are used elsewhere too"))
-    return failing
+    channels = [torch.randperm(gate.width, generator=generator)[: (gate.width + 1) // 2] for gate in gates]
+    reasons: list[str | None] = [_UNSEEN] * len(gates)
+    for trial in (_randomised(copy.deepcopy(own), generator), own):
+        passing = _Pass(graph, trial, images[:1])
+        dense = passing.rest()
+        for index, (gate, off) in enumerate(zip(gates, channels, strict=True)):
+            if reasons[index] == _UNSEEN:
+                passing.advance(graph.index[gate.producers[0]])
+                reading = list(_reading_weights(graph, trial, gate, index, found, off))
+                making = list(_making_weights(graph, trial, gate, off))
+                reasons[index] = _try(passing, dense, gate, off, reading, making)
+        if _UNSEEN not in reasons:
+            break
+    return [(gate, reason) for gate, reason in zip(gates, reasons, strict=True) if reason is not None]
+
+
+_UNSEEN = "nothing that its channels do reaches the output"
+_Places = tuple[Tensor, int, Tensor]
+"""A weight, one of its dimensions, and places along it."""
+
+
+class _Pass:
+    """A pass through the network, from where it stands run on to the output as often as wanted."""
+
+    def __init__(self, graph: Graph, network: nn.Module, images: Tensor) -> None:
+        self.graph = graph
+        self.runners = [runner(step, network) for step in graph.steps]
+        self.last = {name: position for position, step in enumerate(graph.steps) for name in step.inputs}
+        self.values = {graph.input: images.clone()}
+        self.position = 0
+
+    def advance(self, position: int) -> None:
+        """Run up to a step."""
+        self.values = self._run(self.values, position)
+        self.position = position
+
+    def rest(self, point: str = "", mask: Tensor | None = None) -> Tensor:
+        """Return the output (batch, ...), the value at ``point`` multiplied with a mask (width,); the pass stays."""
+        # What in-place operations overwrite is a copy; values that are views of each other stay so.
+        return self._run(copy.deepcopy(self.values), len(self.runners), point, mask)[self.graph.output]
+
+    @torch.no_grad()
+    def _run(self, values: dict[str, Any], end: int, point: str = "", mask: Tensor | None = None) -> dict[str, Any]:
+        for position in range(self.position, end):
+            step = self.graph.steps[position]
+            value = self.runners[position](values)
+            values[step.name] = value if step.name != point or mask is None else value * mask[:, None, None]
+        kept = {self.graph.output}
+        return {name: value for name, value in values.items() if name in kept or self.last.get(name, -1) >= end}
+
+
+def _try(
+    passing: _Pass, dense: Tensor, gate: Gate, off: Tensor, reading: list[_Places], making: list[_Places]
+) -> str | None:
+    """Return what is wrong with a gate, or None; the pass stands before its producer."""
+    mask = torch.ones(gate.width).index_fill_(0, off, 0.0)
+    masked = passing.rest(gate.point, mask)
+    tolerance = _TOLERANCE * float(dense.abs().max())
+    if not torch.isfinite(dense).all() or torch.allclose(masked, dense, rtol=0, atol=10 * tolerance):
+        return _UNSEEN
+    with _changed(reading, 0.0):
+        unread = passing.rest()
+    if not torch.allclose(masked, unread, rtol=0, atol=tolerance):
+        return "something besides its consumers depends on its channels"
+    with _changed(making, -3.0):
+        other = passing.rest(gate.point, mask)
+    if not torch.allclose(masked, other, rtol=0, atol=tolerance):
+        return "its filters are used elsewhere too"
+    return None
+
+
+def _check_batch(graph: Graph, network: nn.Module, images: Tensor, name: str) -> None:
+    """Raise UntraceableModelError unless the network takes a batch and treats each image by itself, twice alike."""
+    try:
+        first, again = (_Pass(graph, network, images).rest() for _ in range(2))
+        alone = _Pass(graph, network, images[:1]).rest()
+    except Exception as error:
+        raise UntraceableModelError(
+            f"{name} takes one image but no batch of two ({type(error).__name__}: {error}). Sizes that are written into "
+            "forward are the usual reason: use x.flatten(1) or x.size(0)."
+        ) from error
+    if not torch.allclose(first, again, equal_nan=True):
+        raise UntraceableModelError(
+            f"{name} gives different outputs for the same images in eval mode. F.dropout without "
+            "training=self.training is the usual reason."
+        )
+    if first.shape[1:] != alone.shape[1:] or not torch.allclose(first[:1], alone, 1e-3, 1e-4, equal_nan=True):
+        raise UntraceableModelError(
+            f"{name} gives an image another output when another image is beside it in the batch, so no image can have "
+            "a mask of its own. A mean over the batch is the usual reason."
+        )
+
+
+def _randomised(network: nn.Module, generator: torch.Generator) -> nn.Module:
+    """Draw the weights of convolutions, linears and norms anew, at a scale at which signals neither fade nor grow."""
+    with torch.no_grad():
+        for layer in network.modules():
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                layer.weight.normal_(0, (2 / layer.weight[0].numel()) ** 0.5, generator=generator)
+                if layer.bias is not None:
+                    layer.bias.normal_(0, 0.2, generator=generator)
+            elif isinstance(layer, nn.BatchNorm2d):
+                for tensor in (layer.weight, layer.running_var):
+                    if tensor is not None:
+                        tensor.uniform_(0.5, 1.5, generator=generator)
+                for tensor in (layer.bias, layer.running_mean):
+                    if tensor is not None:
+                        tensor.normal_(0, 0.3, generator=generator)
+    return network
 
 
 def columns(layout: Layout, gate: int, channels: Tensor) -> Tensor:
@@ -57,13 +164,13 @@ def columns(layout: Layout, gate: int, channels: Tensor) -> Tensor:
 
 def _reading_weights(
     graph: Graph, network: nn.Module, gate: Gate, index: int, found: dict[str, Layout], off: Tensor
-) -> Iterator[tuple[Tensor, int, Tensor]]:
+) -> Iterator[_Places]:
     for name in gate.consumers:
         step = graph[name]
         yield _weight(network, step), 1, columns(found[step.inputs[0]], index, off)
 
 
-def _making_weights(graph: Graph, network: nn.Module, gate: Gate, off: Tensor) -> Iterator[tuple[Tensor, int, Tensor]]:
+def _making_weights(graph: Graph, network: nn.Module, gate: Gate, off: Tensor) -> Iterator[_Places]:
     for name in gate.producers:
         yield _weight(network, graph[name]), 0, off
 
@@ -78,8 +185,8 @@ def _weight(network: nn.Module, step: Step) -> Tensor:
 class _changed:
     """Multiply rows or columns of weights by a factor, and restore them."""
 
-    def __init__(self, places: Iterator[tuple[Tensor, int, Tensor]], factor: float) -> None:
-        self.places = list(places)
+    def __init__(self, places: list[_Places], factor: float) -> None:
+        self.places = places
         self.factor = factor
 
     def __enter__(self) -> None:
@@ -90,12 +197,3 @@ class _changed:
     def __exit__(self, *_: object) -> None:
         for (weight, _, _), saved in zip(self.places, self.saved, strict=True):
             weight.copy_(saved)
-
-
-def _run(graph: Graph, network: nn.Module, images: Tensor, point: str, mask: Tensor) -> Tensor:
-    values = {graph.input: images}
-    with torch.no_grad():
-        for step in graph.steps:
-            value = runner(step, network)(values)
-            values[step.name] = value * mask.view(1, -1, 1, 1) if step.name == point else value
-    return values[graph.output]

@@ -1,0 +1,192 @@
+"""Weights and states on disk: round trips, public checkpoints, and files that are damaged, hostile or foreign."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors
+import torch
+from torch import nn
+
+from prunegym.models.checkpoints import load_state, load_weights, read_weights, save_state, save_weights
+from prunegym.models.errors import InvalidInputError, MissingDataError
+from prunegym.models.sources import load_dataset
+from prunegym.models.training import accuracy
+from prunegym.models.zoo import build
+
+
+def test_safetensors_round_trip(tmp_path: Path) -> None:
+    network = build("resnet20", seed=1)
+    network(torch.rand(4, 3, 32, 32))  # moves the running statistics of the norms: buffers count too
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    path = tmp_path / "deep" / "weights.safetensors"
+    save_weights(network, path)
+    assert [file.name for file in path.parent.iterdir()] == ["weights.safetensors"]
+    copy = load_weights(build("resnet20", seed=2), path)
+    assert all(torch.equal(copy.state_dict()[name], tensor) for name, tensor in network.state_dict().items())
+    with safetensors.safe_open(path, "numpy") as file:  # the oracle reads the file without us
+        assert set(file.keys()) == set(network.state_dict())
+        assert np.array_equal(file.get_tensor("linear.bias"), network.state_dict()["linear.bias"].numpy())
+
+
+def test_state_round_trip_leaves_no_partial_file(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "state.pt"
+    state = {"epoch": 3, "rate": 0.1, "names": ["a"], "nested": {"weights": torch.arange(3)}}
+    save_state(path, {"epoch": 2})
+    save_state(path, state)
+    loaded = load_state(path)
+    assert torch.equal(loaded.pop("nested")["weights"], torch.arange(3))
+    assert loaded == {"epoch": 3, "rate": 0.1, "names": ["a"]}
+    assert [file.name for file in path.parent.iterdir()] == ["state.pt"]
+
+
+def test_a_crash_while_writing_keeps_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "state.pt"
+    save_state(path, {"epoch": 2})
+    with pytest.raises((AttributeError, pickle.PicklingError)):
+        save_state(path, {"epoch": 3, "unpicklable": lambda: None})
+    assert load_state(path) == {"epoch": 2}
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_public_forms_of_a_state_dict(tmp_path: Path, prefix: str, wrapped: bool) -> None:
+    network = build("resnet20", seed=1)
+    state = {prefix + name: tensor for name, tensor in network.state_dict().items() if "tracked" not in name}
+    torch.save({"state_dict": state, "best_prec1": 91.7, "epoch": 200} if wrapped else state, tmp_path / "net.th")
+    copy = load_weights(build("resnet20", seed=2), tmp_path / "net.th")
+    for name, tensor in network.state_dict().items():
+        assert "tracked" in name or torch.equal(copy.state_dict()[name], tensor)
+
+
+class Hostile:
+    """Its pickle calls ``os.mkdir`` when it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("form", ["torch", "torch, legacy", "pickle", "beside the weights"])
+def test_hostile_pickle_is_refused_and_not_run(tmp_path: Path, form: str) -> None:
+    proof, path = tmp_path / "executed", tmp_path / "weights.pt"
+    hostile = Hostile(proof)
+    if form == "pickle":
+        path.write_bytes(pickle.dumps(hostile))
+    elif form == "beside the weights":
+        torch.save({"state_dict": build("simple-cnn").state_dict(), "args": hostile}, path)
+    else:
+        torch.save(hostile, path, _use_new_zipfile_serialization=form == "torch")
+    with pytest.raises(
+        InvalidInputError,
+        match=rf"^{re.escape(str(path))} is not a torch file of plain tensors \(.+\)\. "
+        r"Files that would execute code are refused; save the state dict alone and try again\.$",
+    ):
+        read_weights(path)
+    assert not proof.exists()
+    if form != "beside the weights":
+        torch.load(path, weights_only=False) if form != "pickle" else pickle.loads(path.read_bytes())
+        assert proof.exists(), "the file was not hostile, so the test showed nothing"
+
+
+def test_damaged_files(tmp_path: Path) -> None:
+    """Hundreds of cut and altered files: an error of ours or a valid load, never another exception."""
+    random = np.random.default_rng(0)
+    path = tmp_path / "weights.pt"
+    refused = 0
+    for zipped in (True, False):
+        buffer = io.BytesIO()
+        torch.save({"weight": torch.ones(5), "epoch": 1}, buffer, _use_new_zipfile_serialization=zipped)
+        whole = buffer.getvalue()
+        for trial in range(150):
+            data = bytearray(whole)
+            if trial % 3 == 0:
+                data = data[: random.integers(len(data))]
+            else:
+                for at in random.integers(0, len(data), 5):
+                    data[at] = random.integers(256)
+            path.write_bytes(data)
+            try:
+                load_state(path)
+            except InvalidInputError as error:
+                refused += 1
+                assert str(error).startswith(f"{path} ")  # noqa: PT017 - either outcome is right
+    assert refused > 100
+
+
+def test_damaged_safetensors(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    save_weights(build("simple-cnn"), path)
+    whole = path.read_bytes()
+    for data in (b"", b"text", whole[:1000], whole[:-1], b"\xff" * 64):
+        path.write_bytes(data)
+        with pytest.raises(InvalidInputError, match=r"is not a safetensors file \(.+\)\. Was it copied whole\?$"):
+            read_weights(path)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    for name in ("none.pt", "none.safetensors"):
+        with pytest.raises(MissingDataError) as caught:
+            read_weights(tmp_path / name)
+        assert str(caught.value) == f"There is no checkpoint {tmp_path / name}. Check the path."
+        assert isinstance(caught.value, FileNotFoundError)
+
+
+def test_files_without_a_state_dict(tmp_path: Path) -> None:
+    path = tmp_path / "file.pt"
+    torch.save([torch.ones(1)], path)
+    with pytest.raises(InvalidInputError, match=r"file\.pt holds a list; a dict of tensors is needed\.$"):
+        read_weights(path)
+    torch.save({"epoch": 1, "lr": 0.1}, path)
+    with pytest.raises(InvalidInputError, match=r"file\.pt holds no tensors; its keys are \['epoch', 'lr'\]\.$"):
+        read_weights(path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_weights_that_are_not_finite(tmp_path: Path, value: float) -> None:
+    network = build("simple-cnn")
+    with torch.no_grad():
+        network.get_parameter("features.3.weight")[5, 2, 1, 1] = value
+        network.get_parameter("linear.bias")[0] = value
+    save_weights(network, tmp_path / "bad.safetensors")
+    fresh = build("simple-cnn")
+    before = {name: tensor.clone() for name, tensor in fresh.state_dict().items()}
+    with pytest.raises(InvalidInputError, match=r"has NaN or infinite values in 'features\.3\.weight' \(2 tensors in "):
+        load_weights(fresh, tmp_path / "bad.safetensors")
+    assert all(torch.equal(before[name], tensor) for name, tensor in fresh.state_dict().items())
+
+
+def test_weights_of_another_network(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    save_weights(build("simple-cnn"), path)
+    with pytest.raises(
+        InvalidInputError,
+        match=r"does not fit CifarResNet: missing \['conv1\.weight', 'bn1\.weight', 'bn1\.bias'\], unexpected "
+        r"\['features\.0\.bias', 'features\.0\.weight', 'features\.3\.bias'\], other shapes \['linear\.weight'\]\. "
+        r"Build the network with the arguments that the checkpoint was made with\.$",
+    ):
+        load_weights(build("resnet20"), path)
+    with pytest.raises(
+        InvalidInputError, match=r"missing \[\], unexpected \[\], other shapes \['linear\.weight', 'linear\.bias'\]"
+    ):
+        load_weights(build("simple-cnn", num_classes=7), path)
+
+
+@pytest.mark.slow
+def test_public_resnet20(shared_data: Path) -> None:
+    """The accuracy of the public CIFAR-10 checkpoint on JPEG images, as the shared data page has it: 81.03 %."""
+    path = shared_data.parent / "checkpoints" / "resnet20-12fca82f.th"
+    if not path.is_file():
+        pytest.skip(f"{path} is not there")
+    network: nn.Module = load_weights(build("resnet20"), path)
+    test = load_dataset("cifar10-jpeg", "test", shared_data)
+    assert len(test) == 10_000
+    assert accuracy(network, test) == pytest.approx(0.8103, abs=1e-4)

@@ -1,0 +1,211 @@
+"""Splits, normalisation and augmentation against oracles in numpy, and the errors of malformed data by their text."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from prunegym.models.data import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Dataset,
+    Normalisation,
+    from_arrays,
+    hold_out_validation,
+    random_shift_and_flip,
+)
+from prunegym.models.errors import InvalidInputError
+
+GREY = Normalisation((0.5,), (0.5,))
+
+
+def numbered(count: int, channels: int = 1, size: int = 4) -> tuple[Tensor, Tensor]:
+    """Images that carry their own number in the first two pixels, and labels of two classes."""
+    images = torch.zeros(count, channels, size, size, dtype=torch.uint8)
+    numbers = torch.arange(count)
+    images[:, 0, 0, 0], images[:, 0, 0, 1] = (numbers // 256).to(torch.uint8), (numbers % 256).to(torch.uint8)
+    return images, numbers % 2
+
+
+def numbers_of(dataset: Dataset) -> list[int]:
+    return (dataset.images[:, 0, 0, 0].long() * 256 + dataset.images[:, 0, 0, 1]).tolist()
+
+
+def make(images: Tensor, labels: Tensor, classes: tuple[str, ...] = ("a", "b"), norm: Normalisation = GREY) -> Dataset:
+    return Dataset("mine", "train", images, labels, classes, norm)
+
+
+def test_splits_are_disjoint_and_whole() -> None:
+    splits = from_arrays(numbered(1000), numbered(10))
+    train, validation = numbers_of(splits["train"]), numbers_of(splits["validation"])
+    assert len(validation) == 100
+    assert sorted(train + validation) == list(range(1000))
+    assert numbers_of(splits["test"]) == list(range(10))
+    for part in splits.values():
+        assert part.labels.tolist() == [number % 2 for number in numbers_of(part)]
+
+
+def test_validation_split_is_the_same_every_time_and_no_prefix() -> None:
+    """Every figure of the project rests on this draw, so it is pinned: it must not change with torch or with us."""
+    images, labels = numbered(1000)
+    torch.manual_seed(1)
+    first = numbers_of(hold_out_validation(make(images, labels))[1])
+    torch.manual_seed(2)
+    assert numbers_of(hold_out_validation(make(images, labels))[1]) == first
+    assert first[:5] == [6, 15, 19, 23, 28]
+    assert numbers_of(hold_out_validation(make(images, labels), seed=1)[1]) != first
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, 0.001])
+def test_empty_validation_split(share: float) -> None:
+    images, labels = numbered(20)
+    with pytest.raises(
+        InvalidInputError,
+        match=f"^Data set 'mine' has 20 training images; a validation share of {share} leaves an empty split. "
+        "Give more images or another share.$",
+    ):
+        hold_out_validation(make(images, labels), share)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_normalisation_of_bytes_and_floats(channels: int) -> None:
+    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.3,), (0.7,))
+    images = torch.randint(0, 256, (5, channels, 6, 7), dtype=torch.uint8)
+    expected = images.numpy().astype(np.float64) / 255
+    expected = (expected - np.array(mean)[:, None, None]) / np.array(std)[:, None, None]
+    normalise = Normalisation(mean, std)
+    for given in (images, images.float() / 255):
+        result = normalise(given)
+        assert result.dtype == torch.float32
+        assert result.is_contiguous(memory_format=torch.channels_last)
+        np.testing.assert_allclose(result.numpy(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("pad", [0, 1, 3])
+def test_augmentation_is_one_of_the_shifts_and_mirrors(pad: int, flip: bool) -> None:
+    """Brute force: numpy makes every shifted and mirrored form of an image; each result must be one of them."""
+    images = torch.randint(1, 256, (400, 2, 5, 6), dtype=torch.uint8)
+    result = random_shift_and_flip(images, pad, flip, torch.Generator().manual_seed(0))
+    seen = set()
+    for image, augmented in zip(images.numpy(), result.numpy(), strict=True):
+        padded = np.pad(image, ((0, 0), (pad, pad), (pad, pad)))
+        forms = {
+            (top, left, mirror): padded[:, top : top + 5, left : left + 6][:, :, :: -1 if mirror else 1]
+            for top in range(2 * pad + 1)
+            for left in range(2 * pad + 1)
+            for mirror in ([False, True] if flip else [False])
+        }
+        matches = [key for key, form in forms.items() if np.array_equal(form, augmented)]
+        assert matches
+        seen.update(matches[:1])
+    assert len(seen) == (2 * pad + 1) ** 2 * (2 if flip else 1)  # 400 draws of at most 98 forms: all of them occur
+    assert result.dtype == torch.uint8
+
+
+def test_augmentation_depends_on_the_generator_alone() -> None:
+    images = torch.randint(0, 256, (50, 1, 8, 8), dtype=torch.uint8)
+    draws = []
+    for seed in (5, 5, 6):
+        torch.rand(3)
+        draws.append(random_shift_and_flip(images, 2, True, torch.Generator().manual_seed(seed)))
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+
+
+def test_batch_takes_indices_within_the_split_and_leaves_the_images_alone() -> None:
+    images, labels = numbered(30)
+    dataset = from_arrays((images, labels), (images, labels), pad=2, flip=True)["test"]
+    before = dataset.images.clone()
+    indices = torch.tensor([7, 3, 7])
+    plain = dataset.batch(indices)
+    np.testing.assert_allclose(plain.numpy(), images[[7, 3, 7]].numpy() / 255 * 2 - 1, atol=1e-6)
+    plain.zero_()
+    dataset.batch(indices, augment=torch.Generator().manual_seed(0)).zero_()
+    assert torch.equal(dataset.images, before)
+    assert dataset.image_shape == (1, 4, 4)
+
+
+def test_subset() -> None:
+    dataset = make(*numbered(10)).subset(torch.tensor([4, 9]), "test")
+    assert numbers_of(dataset) == [4, 9]
+    assert dataset.labels.tolist() == [0, 1]
+    assert dataset.split == "test"
+    assert len(dataset) == 2
+
+
+def test_from_arrays_takes_numpy_and_fills_in_what_is_not_said() -> None:
+    images, labels = numbered(40, channels=3, size=16)
+    part = (images.numpy(), labels.numpy().astype(np.uint8))
+    splits = from_arrays(part, part)
+    train = splits["train"]
+    assert train.classes == ("0", "1")
+    assert train.labels.dtype == torch.int64
+    assert (train.pad, train.flip, train.name) == (2, False, "arrays")
+    assert train.normalisation == Normalisation(IMAGENET_MEAN, IMAGENET_STD)
+    assert from_arrays(numbered(40), numbered(40))["train"].normalisation == GREY
+
+
+def bad(**changes: object) -> dict[str, object]:
+    images, labels = numbered(6)
+    return {"images": images, "labels": labels, **changes}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            bad(images=torch.zeros(6, 1, 4, 4)),
+            "images are torch.float32 (6, 1, 4, 4); uint8 of shape (count, channels, height, width) is needed.",
+        ),
+        (
+            bad(images=torch.zeros(6, 4, 4, dtype=torch.uint8)),
+            "images are torch.uint8 (6, 4, 4); uint8 of shape (count, channels, height, width) is needed.",
+        ),
+        (bad(images=torch.zeros(0, 1, 4, 4, dtype=torch.uint8)), "is empty. Give it at least one image."),
+        (
+            bad(labels=torch.zeros(5, dtype=torch.int64)),
+            "6 images but labels of shape (5,); one integer an image is needed.",
+        ),
+        (
+            bad(labels=torch.zeros(6, 2, dtype=torch.int64)),
+            "6 images but labels of shape (6, 2); one integer an image is needed.",
+        ),
+        (bad(labels=torch.zeros(6)), "labels are torch.float32; int64 is needed."),
+        (
+            bad(labels=torch.tensor([0, 1, 2, 0, 1, 0])),
+            "labels range from 0 to 2, but there are 2 classes, so 0 to 1 are allowed. "
+            "Renumber the labels or name every class.",
+        ),
+        (
+            bad(labels=torch.tensor([0, 1, -1, 0, 1, 0])),
+            "labels range from -1 to 1, but there are 2 classes, so 0 to 1 are allowed. "
+            "Renumber the labels or name every class.",
+        ),
+        (
+            bad(norm=Normalisation((0.5, 0.5, 0.5), (0.5,))),
+            "images have 1 channels, the normalisation has 3 means and 1 standard deviations. "
+            "Give one of each a channel.",
+        ),
+    ],
+)
+def test_malformed_data_set(arguments: dict[str, object], message: str) -> None:
+    text = re.escape(f"Data set 'mine', split 'train'{'' if message.startswith('is') else ':'} {message}")
+    with pytest.raises(InvalidInputError, match=f"^{text}$"):
+        make(**arguments)  # type: ignore[arg-type]
+
+
+def test_from_arrays_refuses_what_it_would_have_to_guess() -> None:
+    images, labels = numbered(20)
+    with pytest.raises(InvalidInputError, match=r"^Data set 'x': labels are torch.float32; integers are needed\.$"):
+        from_arrays((images, labels.float()), (images, labels), name="x")
+    with pytest.raises(InvalidInputError, match=r"^Data set 'x': images have shape \(20, 4, 4\); \(count, channels, "):
+        from_arrays((images[:, 0], labels), (images, labels), name="x")
+    with pytest.raises(InvalidInputError, match=r"^Data set 'x', split 'test' is empty\. Give it at least one image"):
+        from_arrays((images, labels), (images[:0], labels[:0]), name="x")
+    with pytest.raises(InvalidInputError, match=r"split 'test': labels range from 1 to 2, but there are 2 classes"):
+        from_arrays((images, labels), (images, labels + 1), name="x")
