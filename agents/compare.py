@@ -1,4 +1,4 @@
-"""Agents side by side: trained and evaluated for each seed, with intervals, baselines at the same MACs, and resumable."""
+"""Agents side by side: trained and evaluated for each seed, with intervals and baselines at the same MACs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import nn
 
 from prunegym.agents.entries import Entry, Run, as_entry
 from prunegym.agents.evaluation import JSON_KEYS, evaluate
+from prunegym.agents.predicting import PredictorOptions
 from prunegym.agents.results import VERSION, Result, fingerprint, slug
 from prunegym.agents.statistics import Interval, interval
 from prunegym.models.data import Dataset
@@ -196,6 +197,7 @@ def _result(
         return stored
     evaluation = evaluate(
         entry.make(run), model, run.dataset, penalty=penalty, dense=dense, device=run.device,
+        options=PredictorOptions(train=run.train),
     )  # fmt: skip
     result = Result.of(evaluation)
     result.save(path, configuration)

@@ -97,7 +97,9 @@ def before_rl_entry(recipe: Entry, same_share: bool = False) -> Entry:
     """
 
     def make(run: Run) -> DynamicCNN:
-        start = DynamicCNN.load(run.folder(recipe.name) / "start.safetensors", run.masked.network, run.device)
+        start = DynamicCNN.load(
+            run.folder(recipe.name) / "start.safetensors", copy.deepcopy(run.masked.network), run.device
+        )
         return gates_at_mac_share(start, run.train, run.share) if same_share else start
 
     name = "gates before RL" + (", same MACs" if same_share else "")
@@ -162,8 +164,8 @@ def as_entry(thing: Any) -> Entry:
     """Return an entry for whatever names or is one.
 
     Args:
-        thing: An entry; a baseline's or rival's name; ``"module:name"`` of an agent; a model file; a recipe, its name or
-            its file; else an agent.
+        thing: An entry; a baseline's or rival's name; ``"module:name"`` of an agent; a model file; a recipe, its name
+            or its file; else an agent.
     """
     if isinstance(thing, Entry):
         return thing

@@ -65,15 +65,15 @@ def decide_by_prediction(
     simulator = MaskSimulator(task, min(batch_size, len(dataset)), np.random.default_rng(0))
     _check_spaces(caller, simulator)
     macs, notes = _stated_macs(caller.agent)
-    counter = FlopCounterMode(display=False) if macs is None else None
+    flops: list[int] | None = [] if macs is None else None
     masks: list[Tensor] = []
     logits: list[Tensor] = []
     for part in torch.split(torch.arange(len(dataset)), batch_size):
-        outcome = _episode(caller, simulator, part, options.agent_penalty, None if masks else counter)
+        outcome = _episode(caller, simulator, part, options.agent_penalty, None if masks else flops)
         masks.append(outcome.mask.bool().cpu())
         logits.append(outcome.logits.float().cpu())
-    if counter is not None:
-        macs, notes = _counted_macs(counter, len(masks[0]), caller)
+    if flops is not None:
+        macs, notes = _counted_macs(sum(flops), len(masks[0]), caller)
     return Decided(torch.cat(masks), torch.cat(logits), float(macs or 0.0), notes)
 
 
@@ -82,8 +82,9 @@ def _episode(
     simulator: MaskSimulator,
     part: Tensor,
     agent_penalty: float | None,
-    counter: FlopCounterMode | None,
+    flops: list[int] | None,
 ) -> Outcome:
+    """Play an episode of each image; append the floating-point operations of each decision to ``flops``."""
     wanted = simulator.task.penalty
     if isinstance(wanted, tuple) and agent_penalty is None:
         agent_penalty = sum(wanted) / 2
@@ -93,8 +94,11 @@ def _episode(
     outcome: Outcome | None = None
     first = True
     while outcome is None:
-        with counter if counter is not None else contextlib.nullcontext():
+        counter = FlopCounterMode(display=False)  # one a decision: entering it again starts at 0
+        with contextlib.nullcontext() if flops is None else counter:
             actions, state = caller(observation, state, first, bits)
+        if flops is not None:
+            flops.append(counter.get_total_flops())
         result = simulator.step(actions)
         observation, outcome, first = result.observation, result.outcome, False
     return outcome
@@ -168,8 +172,8 @@ def _stated_macs(agent: Any) -> tuple[float | None, tuple[str, ...]]:
     return (None, ()) if macs is None else (float(macs), ())
 
 
-def _counted_macs(counter: FlopCounterMode, batch: int, caller: CheckedAgent) -> tuple[float, tuple[str, ...]]:
-    macs = counter.get_total_flops() / 2 / batch
+def _counted_macs(flops: int, batch: int, caller: CheckedAgent) -> tuple[float, tuple[str, ...]]:
+    macs = flops / 2 / batch
     if macs == 0:
         return 0.0, (
             f"The MACs of {caller.name!r} deciding are not known and are taken as 0; give it an attribute `macs`.",

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from prunegym.agents.baselines import at_mac_share, prices
 from prunegym.agents.deciding import Masks
+from prunegym.models.budget import meet_target
 from prunegym.models.data import Dataset
 from prunegym.models.dynamic import CNNInfo, DynamicCNN
 from prunegym.models.features import MaskFeatures
-from prunegym.models.gate_policy import GatePolicy, StaticPolicy, rollout
+from prunegym.models.gate_policy import StaticPolicy
 from prunegym.models.joint import TuneConfig, tune
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.preparation import PrepareConfig, prepare, taylor_scores
@@ -188,39 +189,20 @@ def pruned_and_tuned(
     return DynamicCNN(tuned, gates, info)
 
 
-@torch.no_grad()
-def gates_at_mac_share(agent: DynamicCNN, train: Dataset, share: float, images: int = 512) -> DynamicCNN:
-    """Shift a dynamic CNN's gate logits until it spends a wanted share of the MACs.
+def gates_at_mac_share(agent: DynamicCNN, train: Dataset, share: float) -> DynamicCNN:
+    """Shift a dynamic CNN's gate logits until it spends a wanted share of the MACs, measured on training images.
 
-    So gates before RL stand beside those after it at the same cost. The shift is found by bisection on training images;
-    on others the share will be near.
+    So gates before RL stand beside those after it at the same cost, nearly: the share on other images will differ a
+    little.
 
     Args:
         agent: Masked CNN and gates; not changed.
         train: Training images.
         share: Total MAC share, the policy's included.
-        images: How many training images, the first ones.
 
     Returns:
         The same CNN with a shifted copy of the gates.
     """
-    batch = train.batch(torch.arange(min(images, len(train))), device=next(agent.masked.parameters()).device)
-
-    def spent(threshold: float) -> float:
-        run = rollout(agent.masked, agent.policy, batch, lambda logits: (logits > threshold).to(logits.dtype))
-        return agent.masked.cost.mac_share(run.mask).mean().item() + agent.policy_mac_share
-
-    low, high = -30.0, 30.0
-    for _ in range(20):
-        middle = (low + high) / 2
-        low, high = (middle, high) if spent(middle) >= share else (low, middle)
     policy = copy.deepcopy(agent.policy)
-    for bias in _biases(policy):
-        bias.sub_(low)
+    meet_target(agent.masked, policy, train, share)
     return DynamicCNN(agent.masked, policy, agent.info)
-
-
-def _biases(policy: GatePolicy | StaticPolicy) -> list[Tensor]:
-    if isinstance(policy, StaticPolicy):
-        return list(policy.channels)
-    return [head.get_parameter("2.bias") for head in policy.heads]
