@@ -7,11 +7,12 @@ from typing import Any, ClassVar
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
+from gymnasium import spaces
 from typing_extensions import Unpack
 
 from prunegym.envs.rendering import check_render_mode, render
 from prunegym.envs.simulator import MaskSimulator, Observation
-from prunegym.envs.task import Penalty, TaskArguments, make_task
+from prunegym.envs.task import TaskArguments, make_task
 from prunegym.models.errors import InvalidInputError, UnknownNameError
 
 Action = npt.NDArray[Any]
@@ -36,11 +37,13 @@ class ChannelMaskEnv(gym.Env[Observation, Action]):
     ## Observation Space
     A ``Dict`` of arrays:
 
-    | Key        | Space                                  | Meaning                                                      |
-    |------------|----------------------------------------|--------------------------------------------------------------|
-    | `features` | `Box(-10, 10, (F,), float32)`          | average and 4x4 grid of what the first gate's convolution reads, standardised |
-    | `penalty`  | `Box(low, high, (1,), float32)`        | lambda; only if `penalty` is a range                         |
-    | `image`    | `Box(0, 255, (C, H, W), uint8)`        | the image; only with `observation="image"`                   |
+    | Key        | Space                           | Meaning                                                         |
+    |------------|---------------------------------|-----------------------------------------------------------------|
+    | `features` | `Box(-10, 10, (F,), float32)`   | average and 4x4 grid of what the first gate's convolution reads |
+    | `penalty`  | `Box(low, high, (1,), float32)` | lambda; only if `penalty` is a range                            |
+    | `image`    | `Box(0, 255, (C, H, W), uint8)` | the image; only with `observation="image"`                      |
+
+    Features are standardised over the training split and clipped. At the end of an episode they are zero.
 
     SB3's own image extractor needs at least 36 pixels a side; under that, give it one of your own.
 
@@ -93,7 +96,7 @@ class ChannelMaskEnv(gym.Env[Observation, Action]):
     def __init__(self, render_mode: str | None = None, **task: Unpack[TaskArguments]) -> None:
         self.render_mode = check_render_mode(render_mode)
         self.task = make_task(layerwise=self.layerwise, **task)
-        self.observation_space = self.task.observation_space
+        self.observation_space: spaces.Dict = self.task.observation_space  # type: ignore[assignment]
         self.action_space = self.task.action_space
         self.simulator = MaskSimulator(self.task, 1, np.random.default_rng())
         self._seeded = False
@@ -131,7 +134,7 @@ class ChannelMaskEnv(gym.Env[Observation, Action]):
         info = self.simulator.info() if result.outcome is None else result.outcome.summary()
         return _first(result.observation), float(result.reward[0]), result.terminated, False, _scalars(info)
 
-    def render(self) -> npt.NDArray[np.uint8] | None:  # type: ignore[override]
+    def render(self) -> npt.NDArray[np.uint8] | None:
         """Return a picture (height, width, 3) of the image, the mask, the prediction and the cost."""
         if self.render_mode is None:
             return None
@@ -142,8 +145,9 @@ class LayerwiseChannelMaskEnv(ChannelMaskEnv):
     """Choose the channels that one image needs gate by gate, as the image passes through a frozen CNN.
 
     ## Description
-    As :class:`ChannelMaskEnv`, but each step decides one gate, after the layers before it have run under the bits chosen
-    so far. The agent sees what the gate's convolution is about to read. All steps together cost one forward pass.
+    As :class:`ChannelMaskEnv`, but each step decides one gate, after the layers before it have run under the bits
+    chosen so far. The agent sees what the gate's convolution is about to read. All steps together cost one
+    forward pass.
 
     ## Action Space
     ``MultiBinary(widest gate)``; bits past the width of the gate at hand are ignored, whatever they are.
@@ -151,13 +155,15 @@ class LayerwiseChannelMaskEnv(ChannelMaskEnv):
     ## Observation Space
     A ``Dict`` of arrays:
 
-    | Key        | Space                                  | Meaning                                                      |
-    |------------|----------------------------------------|--------------------------------------------------------------|
-    | `features` | `Box(-10, 10, (F,), float32)`          | of what this gate's convolution reads, standardised, padded with zeros to the largest gate's |
-    | `gate`     | `Box(0, 1, (gates,), float32)`         | which gate is to be decided, one-hot; zero at the end        |
-    | `cost`     | `Box(0, 1, (1,), float32)`             | MAC share of the bits chosen so far, later gates off         |
-    | `penalty`  | `Box(low, high, (1,), float32)`        | lambda; only if `penalty` is a range                         |
-    | `image`    | `Box(0, 255, (C, H, W), uint8)`        | the image; only with `observation="image"`                   |
+    | Key        | Space                           | Meaning                                                         |
+    |------------|---------------------------------|-----------------------------------------------------------------|
+    | `features` | `Box(-10, 10, (F,), float32)`   | average and grid of what this gate's convolution reads          |
+    | `gate`     | `Box(0, 1, (gates,), float32)`  | which gate is to be decided, one-hot; zero at the end           |
+    | `cost`     | `Box(0, 1, (1,), float32)`      | MAC share of the bits chosen so far, later gates off            |
+    | `penalty`  | `Box(low, high, (1,), float32)` | lambda; only if `penalty` is a range                            |
+    | `image`    | `Box(0, 255, (C, H, W), uint8)` | the image; only with `observation="image"`                      |
+
+    Features are padded with zeros to the size of the gate that has most.
 
     ## Rewards
     The costs of named rewards are paid gate by gate, as each gate is decided, and the accuracy term (with the cost that
@@ -206,7 +212,7 @@ class LayerwiseChannelMaskEnv(ChannelMaskEnv):
     layerwise = True
 
 
-def read_options(options: dict[str, Any] | None) -> tuple[Any, Penalty | None]:
+def read_options(options: dict[str, Any] | None) -> tuple[Any, Any]:
     """Return ``index`` and ``penalty`` of reset options.
 
     Raises:

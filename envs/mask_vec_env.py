@@ -158,8 +158,8 @@ class MaskVecEnv(VecEnv):
         """
         if not hasattr(self, attr_name) or len(list(self._get_indices(indices))) != self.num_envs:
             raise InvalidInputError(
-                f"{attr_name!r} cannot be set for sub-environments {indices}: they are one batch, with the attributes of "
-                "MaskVecEnv, and these are set for all."
+                f"{attr_name!r} cannot be set for sub-environments {indices}: they are one batch, with the attributes "
+                "of MaskVecEnv, and these are set for all."
             )
         setattr(self, attr_name, value)
 
@@ -171,7 +171,9 @@ class MaskVecEnv(VecEnv):
         return [result for _ in self._get_indices(indices)]
 
     def env_is_wrapped(
-        self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None
+        self,
+        wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]],  # noqa: ARG002
+        indices: VecEnvIndices = None,
     ) -> list[bool]:
         """Return False for each: there are no scalar environments to wrap."""
         return [False for _ in self._get_indices(indices)]

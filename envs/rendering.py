@@ -25,7 +25,8 @@ UNDECIDED: Colour = (34, 37, 43)
 RIGHT: Colour = (98, 200, 120)
 WRONG: Colour = (232, 100, 90)
 
-MARGIN, IMAGE_SIDE, NAME_WIDTH, STRIP_WIDTH, ROW_HEIGHT, LINE_HEIGHT = 12, 160, 128, 320, 17, 18
+MARGIN, IMAGE_SIDE, NAME_WIDTH, STRIP_WIDTH, LINE_HEIGHT = 12, 160, 128, 320, 18
+LOWEST_ROW, HIGHEST_ROW = 17, 48
 MAX_ROWS = 32
 
 
@@ -53,7 +54,9 @@ def render(task: Task, snapshot: Snapshot, row: int = 0) -> Picture:
     """
     gates = task.masked.gates
     strips = min(len(gates), MAX_ROWS)
-    height = 2 * MARGIN + max(IMAGE_SIDE + 5 * LINE_HEIGHT, (strips + 1) * ROW_HEIGHT)
+    room = IMAGE_SIDE + 5 * LINE_HEIGHT
+    row_height = min(HIGHEST_ROW, max(LOWEST_ROW, room // (strips + 1)))
+    height = 2 * MARGIN + max(room, (strips + 1) * row_height)
     picture = Image.new("RGB", (4 * MARGIN + IMAGE_SIDE + NAME_WIDTH + STRIP_WIDTH, height), BACKGROUND)
     draw = ImageDraw.Draw(picture)
     picture.paste(_photo(snapshot.images[row], IMAGE_SIDE), (MARGIN, MARGIN))
@@ -62,16 +65,17 @@ def render(task: Task, snapshot: Snapshot, row: int = 0) -> Picture:
     left = 2 * MARGIN + IMAGE_SIDE
     parts = task.masked.split(snapshot.mask[row].cpu())
     for index in range(strips):
-        top = MARGIN + index * ROW_HEIGHT
+        top = MARGIN + index * row_height
         decided = index < snapshot.gates_decided
-        name = f"{gates[index].name[-15:]}"
+        name = gates[index].name[-15:]
         kept = f"{int(parts[index].sum())}/{gates[index].width}" if decided else f"-/{gates[index].width}"
-        draw.text((left, top), name, FAINT, font=_font(11))
-        draw.text((left + NAME_WIDTH - 4, top), kept, TEXT if decided else FAINT, font=_font(11), anchor="ra")
-        _draw_strip(draw, parts[index].numpy(), decided, (left + NAME_WIDTH + 4, top), STRIP_WIDTH, ROW_HEIGHT - 4)
+        middle = top + (row_height - 4) // 2
+        draw.text((left, middle), name, FAINT, font=_font(11), anchor="lm")
+        draw.text((left + NAME_WIDTH - 4, middle), kept, TEXT if decided else FAINT, font=_font(11), anchor="rm")
+        _draw_strip(draw, parts[index].numpy(), decided, (left + NAME_WIDTH + 4, top), STRIP_WIDTH, row_height - 4)
     if len(gates) > strips:
         text = f"and {len(gates) - strips} more gates"
-        draw.text((left, MARGIN + strips * ROW_HEIGHT), text, FAINT, font=_font(11))
+        draw.text((left, MARGIN + strips * row_height), text, FAINT, font=_font(11))
     return np.array(picture)
 
 
@@ -90,10 +94,10 @@ def draw_gallery(task: Task, snapshot: Snapshot, columns: int = 4, rows: Sequenc
     chosen = list(range(len(snapshot.images))) if rows is None else list(rows)
     columns = max(1, min(columns, len(chosen)))
     gates = task.masked.gates
-    strip_height = max(3, min(10, 140 // len(gates)))
     side, width = 112, 128
-    tile_width = 3 * MARGIN + side + width
-    tile_height = 2 * MARGIN + max(side + 3 * LINE_HEIGHT, (strip_height + 1) * len(gates))
+    strip_height = max(2, min(24, side // len(gates) - 1))
+    body = max(side, (strip_height + 1) * len(gates))
+    tile_width, tile_height = 3 * MARGIN + side + width, 2 * MARGIN + body + 2 * LINE_HEIGHT
     size = (tile_width * columns, tile_height * -(-len(chosen) // columns))
     picture = Image.new("RGB", size, BACKGROUND)
     draw = ImageDraw.Draw(picture)
@@ -101,9 +105,10 @@ def draw_gallery(task: Task, snapshot: Snapshot, columns: int = 4, rows: Sequenc
         left = tile_width * (place % columns) + MARGIN
         top = tile_height * (place // columns) + MARGIN
         picture.paste(_photo(snapshot.images[row], side), (left, top))
-        verdict, _, share, *_ = [*_captions(task, snapshot, row), ("", TEXT), ("", TEXT)]
-        draw.text((left, top + side + 4), *verdict, font=_font(12))
-        draw.text((left, top + side + 4 + LINE_HEIGHT), *share, font=_font(12))
+        (verdict, colour), (label, _), (share, _), _ = _captions(task, snapshot, row)
+        verdict = verdict if colour == RIGHT else f"{verdict} ({label})"
+        draw.text((left, top + body + 4), verdict, colour, font=_font(12))
+        draw.text((left, top + body + 4 + LINE_HEIGHT), share, TEXT, font=_font(12))
         for index, part in enumerate(task.masked.split(snapshot.mask[row].cpu())):
             corner = (left + side + MARGIN, top + index * (strip_height + 1))
             _draw_strip(draw, part.numpy(), index < snapshot.gates_decided, corner, width, strip_height)
@@ -120,12 +125,12 @@ def _captions(task: Task, snapshot: Snapshot, row: int) -> list[tuple[str, Colou
     else:
         prediction = int(snapshot.predictions[row])
         name = classes[prediction] if prediction < len(classes) else str(prediction)
-        verdict = (f"says {name}", RIGHT if prediction == label else WRONG)
+        verdict = (f"predicted: {name}", RIGHT if prediction == label else WRONG)
     return [
         verdict,
-        (f"is {classes[label]}", TEXT),
-        (f"MACs {100 * float(snapshot.mac_share[row]):.0f} %", TEXT),
-        (f"channels {kept}/{size} ({100 * kept / size:.0f} %)", TEXT),
+        (f"label: {classes[label]}", TEXT),
+        (f"MACs: {100 * float(snapshot.mac_share[row]):.0f} %", TEXT),
+        (f"channels: {kept}/{size} ({100 * kept / size:.0f} %)", TEXT),
     ]
 
 
@@ -133,9 +138,8 @@ def _photo(image: torch.Tensor, side: int) -> Image.Image:
     """Scale an image (channels, height, width) uint8 up by whole pixels' colours; one or three channels are shown."""
     pixels = image.cpu().numpy()
     pixels = pixels[:3] if len(pixels) >= 3 else np.repeat(pixels[:1], 3, axis=0)
-    return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))).resize(
-        (side, side), Image.Resampling.NEAREST
-    )
+    photo = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+    return photo.resize((side, side), Image.Resampling.NEAREST)
 
 
 def _draw_strip(
@@ -146,7 +150,7 @@ def _draw_strip(
     width: int,
     height: int,
 ) -> None:
-    """Draw a gate's bits as cells from left to right; where a pixel stands for several, the mixture of their colours."""
+    """Draw a gate's bits as cells from left to right; a pixel that stands for several mixes their colours."""
     left, top = corner
     edges = np.linspace(0, width, len(bits) + 1)
     gap = 1 if width / len(bits) >= 4 else 0

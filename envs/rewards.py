@@ -148,8 +148,7 @@ def resolve_reward(reward: str | RewardFunction | Reward, accuracy: str | Accura
     if isinstance(reward, Reward):
         return reward
     if isinstance(reward, str) and ":" in reward:
-        path, reward = reward, import_object(reward, "reward")
-        return _of_function(reward, path, accuracy)
+        return _of_function(import_object(reward, "reward"), reward, accuracy)
     if isinstance(reward, str):
         if reward not in REWARDS:
             raise UnknownNameError("reward", reward, [*REWARDS, "module:function"])
@@ -159,15 +158,15 @@ def resolve_reward(reward: str | RewardFunction | Reward, accuracy: str | Accura
     return _of_function(reward, name_of(reward), accuracy)
 
 
-def _of_function(function: RewardFunction, name: str, accuracy: str | AccuracyTerm) -> Reward:
+def _of_function(function: object, name: str, accuracy: str | AccuracyTerm) -> Reward:
     if not callable(function):
         raise InvalidInputError(
-            f"reward is {function!r}; a name ({', '.join(REWARDS)}), 'module:function' or a function from an Outcome to "
-            "(batch,) numbers is needed."
+            f"reward is {function!r}; a name ({', '.join(REWARDS)}), 'module:function' or a function from an Outcome "
+            "to (batch,) numbers is needed."
         )
-    if accuracy != "correct":
+    if accuracy != "correct":  # the default
         raise InvalidInputError(
-            f"The reward {name!r} is a function, so what it returns is the whole reward and accuracy={accuracy!r} would "
-            "be ignored. Leave accuracy out, or use a named reward."
+            f"The reward {name!r} is a function, so what it returns is the whole reward and accuracy={accuracy!r} "
+            "would be ignored. Leave accuracy out, or use a named reward."
         )
     return Reward(name, function, FULL_MASK_COST)

@@ -99,7 +99,8 @@ class MaskSimulator:
         self.decisions = task.decisions
         self.observation_space = task.observation_space
         self.action_space = task.action_space
-        self._state: ForwardPass | None = None
+        self._state: ForwardPass
+        self._decided = len(self.decisions)  # no episode is under way
         self.reseed(rng)
 
     def reseed(self, rng: np.random.Generator) -> None:
@@ -153,12 +154,12 @@ class MaskSimulator:
             InvalidInputError: If actions have another shape or other values, or no episode is under way.
             RewardError: If the reward function misbehaves.
         """
-        if self._state is None or self._decided == len(self.decisions):
+        if self._decided == len(self.decisions):
             raise InvalidInputError("There is no episode under way: it is over or not begun. Call reset() first.")
         decision = self.decisions[self._decided]
         bits = self._check_actions(actions, decision.width)
-        gates = self.task.masked.gates
-        for gate, part in zip(decision.gates, bits.split([gates[g].width for g in decision.gates], 1), strict=True):
+        widths = [self.task.masked.gates[gate].width for gate in decision.gates]
+        for gate, part in zip(decision.gates, torch.split(bits, widths, 1), strict=True):
             self.task.masked.split(self.mask)[gate].copy_(part)
             self.task.masked.advance(self._state, part)
         self._decided += 1
@@ -171,7 +172,13 @@ class MaskSimulator:
         return {"index": self.indices.numpy().copy(), "label": self.labels.numpy().copy()}
 
     def snapshot(self) -> Snapshot:
-        """Return what a picture shows of the current episodes."""
+        """Return what a picture shows of the current episodes.
+
+        Raises:
+            InvalidInputError: If none has begun.
+        """
+        if not hasattr(self, "_raw"):
+            raise InvalidInputError("There is nothing to draw yet. Call reset() first.")
         over = self._decided == len(self.decisions)
         gates = sum(len(decision.gates) for decision in self.decisions[: self._decided])
         share = self.task.masked.cost.mac_share(self.mask)
@@ -190,7 +197,6 @@ class MaskSimulator:
         return reward
 
     def _make_outcome(self) -> Outcome:
-        assert self._state is not None
         task, indices, images = self.task, self.indices.to(self.task.device), self._images
         logits = self._state.logits
         return Outcome(
@@ -206,7 +212,6 @@ class MaskSimulator:
         )
 
     def _observe(self) -> Observation:
-        assert self._state is not None
         spaces = self.observation_space.spaces
         features = torch.zeros(self.num_envs, *(spaces["features"].shape or ()), device=self.task.device)
         if self._state.reads is not None:
@@ -263,8 +268,8 @@ class MaskSimulator:
         expected = (self.num_envs, *self.action_space.shape)
         if values.shape != expected:
             raise InvalidInputError(
-                f"The action has shape {tuple(values.shape)}; {expected} is needed: a row for each sub-environment, a 0 "
-                "or 1 for each channel."
+                f"The action has shape {tuple(values.shape)}; {expected} is needed: a row for each sub-environment, a "
+                "0 or 1 for each channel."
             )
         bits = values[:, :width].to(self.task.device, torch.float32)
         wrong = (bits != 0) & (bits != 1)

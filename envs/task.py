@@ -8,14 +8,14 @@ import functools
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict, cast
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from prunegym.envs.accuracy import AccuracyTerm, correct, log_likelihood, probability, resolve_accuracy
+from prunegym.envs.accuracy import AccuracyTerm, correct, log_likelihood, probability
 from prunegym.envs.rewards import CostReward, Reward, RewardFunction, resolve_reward
 from prunegym.models.data import SPLITS, Dataset, Split
 from prunegym.models.dynamic import SHIPPED, CNNInfo, DynamicCNN, read_model, shipped_model
@@ -208,7 +208,7 @@ def _read(model: str | nn.Module) -> _Source:
             return _Source(str(model))
         if str(model).endswith(".safetensors"):
             stored = read_model(Path(model))
-            return _Source(stored.masked, stored.policy and stored.policy.features, stored.info)
+            return _Source(stored.masked, stored.policy.features if stored.policy else None, stored.info)
         if model not in SHIPPED:
             raise UnknownNameError("model", str(model), [*SHIPPED, *ZOO, "path/to/model.safetensors"])
         model = shipped_model(model)
@@ -231,7 +231,7 @@ def _datasets(dataset: str | Dataset | Mapping[Split, Dataset], split: str) -> t
     if isinstance(dataset, Mapping):
         if split not in dataset:
             raise UnknownNameError("split of the given data sets", split, dataset)
-        return dataset.get("train"), dataset[cast(Split, split)]
+        return dataset.get("train"), dataset[split]
     return load_dataset(dataset, "train"), load_dataset(dataset, split)
 
 
@@ -299,8 +299,8 @@ def _check_penalty(penalty: Penalty) -> Penalty:
     fine = all(isinstance(bound, int | float) and math.isfinite(bound) and bound >= 0 for bound in bounds)
     if not fine or len(bounds) > 2 or (len(bounds) == 2 and not bounds[0] < bounds[1]):
         raise InvalidInputError(
-            f"penalty is {penalty!r}; a finite number of at least 0, or a range (low, high) with low < high, is needed. "
-            "It is what a unit of cost takes off the reward."
+            f"penalty is {penalty!r}; a finite number of at least 0, or a range (low, high) with low < high, is "
+            "needed. It is what a unit of cost takes off the reward."
         )
     return float(bounds[0]) if len(bounds) == 1 else (float(bounds[0]), float(bounds[1]))
 
@@ -310,7 +310,7 @@ def _first(dataset: Dataset, images: int | None) -> Dataset:
         return dataset
     if not 1 <= images <= len(dataset):
         raise InvalidInputError(
-            f"images is {images}; data set {dataset.name!r}, split {dataset.split!r}, has {len(dataset)} images, so 1 to "
-            f"{len(dataset)} is allowed."
+            f"images is {images}; data set {dataset.name!r}, split {dataset.split!r}, has {len(dataset)} images, so 1 "
+            f"to {len(dataset)} is allowed."
         )
     return dataset.subset(torch.arange(images))

@@ -106,7 +106,8 @@ class DynamicCNN(nn.Module):
 
     def __init__(self, masked: MaskedCNN, policy: GatePolicy | StaticPolicy, info: CNNInfo) -> None:
         super().__init__()
-        self.masked = masked.freeze()
+        # One memory layout for all, so that a loaded model gives the very numbers of the one that was saved.
+        self.masked = masked.freeze().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.policy = policy
         self.info = info
         self.eval()

@@ -172,5 +172,3 @@ def gate_names(network: nn.Module) -> list[str]:
 def weights_alive(sliced: nn.Module) -> int:
     """Count the weights, without biases and norms, of the sliced network's convolutions and linears."""
     return sum(m.weight.numel() for m in sliced.modules() if isinstance(m, nn.Conv2d | nn.Linear))
-
-

@@ -100,7 +100,12 @@ class InvertedResidual(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem = c(3, 4)
-        self.expand, self.n1, self.depth, self.n2 = c(4, 12, 1), nn.BatchNorm2d(12), c(12, 12, groups=12), nn.BatchNorm2d(12)
+        self.expand, self.n1, self.depth, self.n2 = (
+            c(4, 12, 1),
+            nn.BatchNorm2d(12),
+            c(12, 12, groups=12),
+            nn.BatchNorm2d(12),
+        )
         self.project, self.fc = c(12, 4, 1), head(4)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -323,7 +328,9 @@ def test_gates_equal_removal(name: str) -> None:
         return
     masked = MaskedCNN(network, example)
     assert {gate.name for gate in masked.gates} == expected
-    convolutions = {path for path, layer in network.named_modules() if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)}
+    convolutions = {
+        path for path, layer in network.named_modules() if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)
+    }
     depthwise = {str(masked.graph[step].target) for gate in masked.gates for step in gate.producers}
     assert set(masked.rejected) == convolutions - expected - depthwise
     images = torch.randn(2, 3, 8, 8, dtype=torch.float64)

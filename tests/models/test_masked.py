@@ -228,7 +228,7 @@ def test_a_pass_in_segments_reads_what_the_producers_read_and_costs_one_pass() -
     assert state.reads is None
     assert torch.equal(state.logits, whole)
     assert sorted(calls) == sorted(name for name, _ in layers)
-    assert [point.shape[1] for point in state.points] == [gate.width for gate in masked.gates]
+    assert [state.points[gate].shape[1] for gate in range(len(masked.gates))] == [gate.width for gate in masked.gates]
     for handle in handles:
         handle.remove()
     with pytest.raises(InvalidInputError, match="The pass is over: every gate has been decided"):
@@ -302,7 +302,9 @@ def test_gates_by_name() -> None:
     assert [gate.name for gate in MaskedCNN(network, EXAMPLE, gates="layer3.1.conv1").gates] == ["layer3.1.conv1"]
     with pytest.raises(UnknownNameError, match=r"Unknown gate 'layer1\.0\.conv'\. Did you mean 'layer1\.0\.conv1'\?"):
         MaskedCNN(network, EXAMPLE, gates="layer1.0.conv")
-    with pytest.raises(InvalidInputError, match=r"'layer1\.0\.conv2' of CifarResNet cannot be a gate: its channels reach"):
+    with pytest.raises(
+        InvalidInputError, match=r"'layer1\.0\.conv2' of CifarResNet cannot be a gate: its channels reach"
+    ):
         MaskedCNN(network, EXAMPLE, gates=["layer1.0.conv2"])
 
 
@@ -356,7 +358,9 @@ def test_errors() -> None:
         MaskedCNN(SimpleCNN(image_size=8), example[0])
     with pytest.raises(UntraceableModelError, match=r"SimpleCNN does not take the example input \(1, 3, 9, 20\): mat1"):
         MaskedCNN(SimpleCNN(image_size=8), torch.zeros(1, 3, 9, 20))
-    with pytest.raises(UntraceableModelError, match=r"torch\.fx cannot trace Wrapped .*Control flow that depends on the"):
+    with pytest.raises(
+        UntraceableModelError, match=r"torch\.fx cannot trace Wrapped .*Control flow that depends on the"
+    ):
         MaskedCNN(Wrapped(lambda out: out if out.sum() > 0 else -out), example)
     with pytest.raises(UntraceableModelError, match=r"TwoInputs takes several inputs \(x, y\); a network of one image"):
         MaskedCNN(TwoInputs(), example)

@@ -32,7 +32,7 @@ PARAMETERS = {
     "resnet44": resnet(7),
     "resnet56": resnet(9),
     "simple-cnn": conv(3, 16, 32, bias=True, norm=False) + 32 * 8 * 8 * 10 + 10,
-    "simple-cnn-wide": conv(3, 64, 128, 128) + 128 * 4 * 4 * 10 + 10,
+    "simple-cnn-wide": conv(3, 32, 64, 64) + 64 * 4 * 4 * 10 + 10,
     "vgg11": conv(3, 64, 128, 256, 256, 512, 512, 512, 512) + 5130,
     "vgg16": conv(3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512) + 5130,
     "m-cifarnet": conv(3, 64, 64, 128, 128, 128, 192, 192, 192) + 1930,

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from prunegym.models import (
+    CNNInfo,
+    Dataset,
+    DynamicCNN,
+    GatePolicy,
+    MaskedCNN,
+    MaskFeatures,
+    StaticPolicy,
+    load_dataset,
+    rollout,
+    save_weights,
+    shipped_model,
+    write_model,
+)
+from prunegym.models.errors import InvalidInputError, MissingDataError, UnknownNameError
+
+
+@pytest.fixture
+def model(digits_masked: MaskedCNN, digits: Dataset) -> DynamicCNN:
+    torch.manual_seed(0)
+    policy = GatePolicy(MaskFeatures(digits_masked).calibrate(digits_masked, digits), 8)
+    for head in policy.heads:
+        torch.nn.init.normal_(head[2].weight)
+    return DynamicCNN(digits_masked, policy, CNNInfo.of("simple-cnn", digits, {"note": "a test"}))
+
+
+def test_prediction_is_what_the_parts_say(model: DynamicCNN, digits: Dataset) -> None:
+    images = digits.images[:20]
+    prediction = model.predict(images)
+    run = rollout(model.masked, model.policy, digits.batch(torch.arange(20)))
+    torch.testing.assert_close(prediction.logits, run.output)
+    assert torch.equal(prediction.masks, run.mask.bool())
+    assert prediction.masks.unique(dim=0).shape[0] > 10
+    kept = prediction.masks.double().split([16, 32], dim=1)
+    first, second = kept[0].sum(1), kept[1].sum(1)
+    by_hand = first * 9 * 64 + first * second * 9 * 16 + second * 4 * 10 + model.policy.macs
+    assert torch.equal(prediction.macs, by_hand)
+    assert prediction.names == [str(int(label)) for label in run.output.argmax(1)]
+
+
+def test_floats_in_0_1_and_bytes_give_the_same(model: DynamicCNN, digits: Dataset) -> None:
+    torch.testing.assert_close(model(digits.images[:8]), model(digits.images[:8].float() / 255), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["policy", "static"])
+def test_a_saved_model_predicts_the_same(model: DynamicCNN, digits: Dataset, tmp_path: Path, kind: str) -> None:
+    if kind == "static":
+        policy = StaticPolicy(MaskFeatures(model.masked))
+        with torch.no_grad():
+            policy.channels[1][::2] = -1.0
+        model = DynamicCNN(model.masked, policy, model.info)
+    model.save(tmp_path / "model.safetensors")
+    loaded = DynamicCNN.load(tmp_path / "model.safetensors")
+    before, after = model.predict(digits.images[:50]), loaded.predict(digits.images[:50])
+    assert torch.equal(before.logits, after.logits)
+    assert torch.equal(before.masks, after.masks)
+    assert torch.equal(before.macs, after.macs)
+    assert loaded.info == model.info
+
+
+def test_a_network_of_ones_own_is_given_at_loading(model: DynamicCNN, digits: Dataset, tmp_path: Path) -> None:
+    path = tmp_path / "own.safetensors"
+    DynamicCNN(model.masked, model.policy, CNNInfo.of("mine", digits)).save(path)
+    with pytest.raises(InvalidInputError, match=r"holds weights of 'mine', which is no network of the zoo\."):
+        DynamicCNN.load(path)
+    from prunegym.models import build
+
+    loaded = DynamicCNN.load(path, network=build("simple-cnn", in_channels=1, image_size=8, seed=5))
+    assert torch.equal(loaded.predict(digits.images[:5]).logits, model.predict(digits.images[:5]).logits)
+
+
+def test_files_that_are_no_models(model: DynamicCNN, tmp_path: Path) -> None:
+    with pytest.raises(MissingDataError, match=r"There is no model file .*none\.safetensors"):
+        DynamicCNN.load(tmp_path / "none.safetensors")
+    write_model(tmp_path / "cnn.safetensors", model.masked.network, model.info)
+    with pytest.raises(InvalidInputError, match=r"is a CNN without a gate policy\. Train one with `prunegym train`"):
+        DynamicCNN.load(tmp_path / "cnn.safetensors")
+    save_weights(model.masked.network, tmp_path / "bare.safetensors")
+    with pytest.raises(InvalidInputError, match=r"has weights but no description of the network"):
+        DynamicCNN.load(tmp_path / "bare.safetensors")
+    (tmp_path / "text.safetensors").write_text("not a model")
+    with pytest.raises(InvalidInputError, match=r"is not a safetensors file"):
+        DynamicCNN.load(tmp_path / "text.safetensors")
+
+
+def test_a_newer_format_is_refused(model: DynamicCNN, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    model.save(path)
+    tensors = safetensors.torch.load_file(path)
+    safetensors.torch.save_file(tensors, path, metadata={"prunegym": json.dumps({"format": 99})})
+    with pytest.raises(
+        InvalidInputError, match=r"has format 99; this version of PruneGym reads format 1\. Update it\."
+    ):
+        DynamicCNN.load(path)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), r"Images have shape \(1, 3, 8, 8\); \(batch, 1, 8, 8\) is needed"),
+        (torch.zeros(1, 8, 8, dtype=torch.uint8), r"Images have shape \(1, 8, 8\)"),
+        (
+            torch.full((1, 1, 8, 8), 3.0),
+            r"Images are torch\.float32 from 3 to 3; uint8 in 0\.\.255 or floats in \[0, 1\]",
+        ),
+        (torch.full((1, 1, 8, 8), float("nan")), r"Images are torch\.float32 from nan to nan"),
+        (torch.zeros(1, 1, 8, 8, dtype=torch.int64), r"Images are torch\.int64"),
+    ],
+)
+def test_wrong_images(model: DynamicCNN, images: torch.Tensor, message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        model.predict(images)
+
+
+def test_the_shipped_model_is_good_and_small() -> None:
+    model, test = shipped_model("digits"), load_dataset("digits", "test")
+    prediction = model.predict(test.images)
+    assert float((prediction.labels == test.labels).float().mean()) > 0.97
+    assert float(prediction.mac_share.mean()) < 0.55
+    assert sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values()) < 1_000_000
+
+
+def test_an_unknown_shipped_model() -> None:
+    with pytest.raises(
+        UnknownNameError, match=r"Unknown shipped model 'digit'\. Did you mean 'digits'\? Known: digits\."
+    ):
+        shipped_model("digit")

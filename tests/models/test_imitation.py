@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from prunegym.models import Dataset, GatePolicy, ImitationConfig, MaskedCNN, MaskFeatures, imitate, rollout
+from prunegym.models.errors import InvalidInputError
+from prunegym.models.imitation import FollowMask, channel_scores, imitation_loss, keep_best
+
+
+def test_scores_equal_a_computation_with_hooks(digits_masked: MaskedCNN, digits: Dataset) -> None:
+    images = digits.batch(torch.arange(4))
+    network = digits_masked.network
+    seen: dict[str, torch.Tensor] = {}
+    convs = {"features.0": "features.2", "features.3": "features.5"}
+    for conv, activation in convs.items():
+        network.get_submodule(conv).register_forward_pre_hook(lambda _m, args, name=conv: seen.update({name: args[0]}))
+        network.get_submodule(activation).register_forward_hook(
+            lambda _m, _args, output, name=activation: seen.update({name: output})
+        )
+    with torch.no_grad():
+        network(images)
+    # MACs of one channel more, with all others on: its own filter, and what reads it.
+    price = {"features.0": 9 * 64 + 32 * 9 * 16, "features.3": 16 * 9 * 16 + 4 * 10}
+    expected = []
+    for conv, activation in convs.items():
+        rms = seen[activation].pow(2).mean((2, 3)).sqrt() / seen[conv].pow(2).mean((1, 2, 3)).sqrt()[:, None]
+        expected.append(rms / (price[conv] / max(price.values())) ** 0.5)
+    torch.testing.assert_close(channel_scores(digits_masked, images), torch.cat(expected, 1), rtol=1e-4, atol=1e-6)
+
+
+def test_keep_best_keeps_the_highest_of_each_row() -> None:
+    scores = torch.tensor([[3.0, 1.0, 2.0, 0.0], [0.0, 1.0, 2.0, 3.0]])
+    assert keep_best(scores, 0.5).tolist() == [[1, 0, 1, 0], [0, 0, 1, 1]]
+    assert keep_best(scores, 0.01).sum(1).tolist() == [1, 1]
+
+
+def test_follow_mask_deals_the_mask_out_in_order(digits_masked: MaskedCNN, digits: Dataset) -> None:
+    policy = GatePolicy(MaskFeatures(digits_masked), 4)
+    mask = (torch.rand(3, 48, generator=torch.Generator().manual_seed(0)) > 0.5).float()
+    run = rollout(digits_masked, policy, digits.batch(torch.arange(3)), FollowMask(mask))
+    assert torch.equal(run.mask, mask)
+    torch.testing.assert_close(run.output, digits_masked(digits.batch(torch.arange(3)), mask))
+
+
+def test_loss_gives_each_decision_the_same_weight(digits_masked: MaskedCNN) -> None:
+    policy = GatePolicy(MaskFeatures(digits_masked), 4)
+    logits, mask = torch.randn(5, 48, generator=torch.Generator().manual_seed(1)), torch.ones(5, 48)
+    halves = [F.softplus(-part).mean() for part in (logits[:, :16], logits[:, 16:])]
+    torch.testing.assert_close(imitation_loss(policy, logits, mask), (halves[0] + halves[1]) / 2)
+
+
+def test_a_policy_learns_the_teachers_masks(digits_masked: MaskedCNN, digits: Dataset) -> None:
+    policy = GatePolicy(MaskFeatures(digits_masked).calibrate(digits_masked, digits), 16)
+    images = digits.batch(torch.arange(200))
+    target = keep_best(channel_scores(digits_masked, images), 0.6)
+
+    def agreement() -> float:
+        logits = rollout(digits_masked, policy, images, FollowMask(target)).gate_logits
+        return float(((logits > 0) == target.bool()).float().mean())
+
+    before = agreement()
+    rows: list[dict[str, float]] = []
+    imitate(digits_masked, policy, digits, ImitationConfig(steps=300, kept_share=0.6), report=rows.append)
+    assert before < 0.65
+    assert agreement() > 0.85
+    assert [row["step"] for row in rows] == [50, 100, 150, 200, 250, 300]
+
+
+def test_kept_share_out_of_range() -> None:
+    with pytest.raises(InvalidInputError, match=r"kept_share is 0; it must be above 0 and at most 1\."):
+        ImitationConfig(kept_share=0)

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+
+from prunegym.models import Dataset, GatePolicy, MaskedCNN, MaskFeatures, StaticPolicy, TuneConfig, rollout, tune
+from prunegym.models.budget import meet_target, total_mac_share
+from prunegym.models.errors import InvalidInputError
+from prunegym.models.joint import dense_logits
+
+
+def make_policy(masked: MaskedCNN, dataset: Dataset) -> GatePolicy:
+    torch.manual_seed(0)
+    return GatePolicy(MaskFeatures(masked).calibrate(masked, dataset), 8)
+
+
+def states(*modules: torch.nn.Module) -> list[torch.Tensor]:
+    return [tensor.clone() for module in modules for tensor in module.state_dict().values()]
+
+
+def test_frozen_refinement_changes_gates_only_and_comes_near_its_target(
+    digits_masked: MaskedCNN, digits: Dataset
+) -> None:
+    policy = make_policy(digits_masked, digits)
+    before = states(digits_masked)
+    rows: list[dict[str, float]] = []
+    config = TuneConfig(0.6, epochs=12, batch_size=64, train_cnn=False)
+    tune(digits_masked, policy, digits, config, report=rows.append)
+    assert all(torch.equal(old, new) for old, new in zip(before, states(digits_masked), strict=True))
+    assert rows[0]["mac_share"] > 0.75
+    assert abs(rows[-1]["mac_share"] - 0.6) < 0.05
+
+
+def test_joint_training_changes_the_cnn_and_freezes_it_again(digits_masked: MaskedCNN, digits: Dataset) -> None:
+    policy = make_policy(digits_masked, digits)
+    before = states(digits_masked)
+    tune(digits_masked, policy, digits, TuneConfig(0.6, epochs=1, batch_size=64))
+    assert any(not torch.equal(old, new) for old, new in zip(before, states(digits_masked), strict=True))
+    assert digits_masked.frozen
+    assert not any(parameter.requires_grad for parameter in digits_masked.parameters())
+
+
+def test_a_static_mask_that_may_not_move_stays(digits_masked: MaskedCNN, digits: Dataset) -> None:
+    policy = StaticPolicy(MaskFeatures(digits_masked))
+    with torch.no_grad():
+        policy.channels[0][:8] = -1.0
+    before = states(policy)
+    tune(digits_masked, policy, digits, TuneConfig(1.0, epochs=1, train_gates=False))
+    assert all(torch.equal(old, new) for old, new in zip(before, states(policy), strict=True))
+    assert rollout(digits_masked, policy, digits.batch(torch.arange(2))).mask[:, :8].sum() == 0
+
+
+def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(
+    digits_masked: MaskedCNN, digits: Dataset, tmp_path: Path
+) -> None:
+    policy = make_policy(digits_masked, digits)
+    config = TuneConfig(0.6, epochs=3, batch_size=128)
+    whole, whole_policy = copy.deepcopy(digits_masked), copy.deepcopy(policy)
+    tune(whole, whole_policy, digits, config)
+
+    def stop(row: dict[str, float]) -> None:
+        if row["epoch"] == 3:
+            raise KeyboardInterrupt
+
+    broken, broken_policy = copy.deepcopy(digits_masked), copy.deepcopy(policy)
+    with pytest.raises(KeyboardInterrupt):
+        tune(broken, broken_policy, digits, config, checkpoint=tmp_path / "tune.pt", report=stop)
+    resumed, resumed_policy = copy.deepcopy(digits_masked), copy.deepcopy(policy)
+    rows: list[dict[str, float]] = []
+    tune(resumed, resumed_policy, digits, config, checkpoint=tmp_path / "tune.pt", report=rows.append)
+    assert [row["epoch"] for row in rows] == [3]
+    for one, other in zip(states(whole, whole_policy), states(resumed, resumed_policy), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_another_configuration_does_not_resume(digits_masked: MaskedCNN, digits: Dataset, tmp_path: Path) -> None:
+    policy, path = make_policy(digits_masked, digits), tmp_path / "tune.pt"
+    tune(digits_masked, policy, digits, TuneConfig(0.6, epochs=1), checkpoint=path)
+    with pytest.raises(InvalidInputError, match=r"was written by another configuration .*Give the same options, or"):
+        tune(digits_masked, policy, digits, TuneConfig(0.7, epochs=1), checkpoint=path)
+
+
+def test_dense_logits_are_the_networks(digits_masked: MaskedCNN, digits: Dataset) -> None:
+    some = digits.subset(torch.arange(300))
+    with torch.no_grad():
+        expected = digits_masked.network(digits.batch(torch.arange(300)))
+    torch.testing.assert_close(dense_logits(digits_masked, some), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("target", [0.4, 0.7, 0.95])
+def test_one_offset_meets_a_target(digits_masked: MaskedCNN, digits: Dataset, target: float) -> None:
+    policy = make_policy(digits_masked, digits)
+    for head in policy.heads:
+        torch.nn.init.normal_(head[2].weight, generator=torch.Generator().manual_seed(0))
+    meet_target(digits_masked, policy, digits, target)
+    assert abs(total_mac_share(digits_masked, policy, digits) - target) < 0.02
+
+
+@pytest.mark.parametrize("target", [0.0, 1.5])
+def test_a_target_out_of_range(target: float) -> None:
+    with pytest.raises(InvalidInputError, match=rf"target_macs is {target}; it must be above 0 and at most 1\."):
+        TuneConfig(target_macs=target)
