@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from prunegym.envs.group_advantage import GroupAdvantage
-from prunegym.envs.mask_vec_env import MaskVecEnv
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
@@ -17,6 +15,8 @@ from stable_baselines3.common.vec_env import VecEnv
 from prunegym.agents.callbacks import TrainingMonitor
 from prunegym.agents.policies import MaskPolicy
 from prunegym.agents.recipe import Recipe
+from prunegym.envs.group_advantage import GroupAdvantage
+from prunegym.envs.mask_vec_env import MaskVecEnv
 from prunegym.models.budget import meet_target
 from prunegym.models.checkpoints import load_state
 from prunegym.models.data import Dataset

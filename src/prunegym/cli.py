@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from typing import Any
 
@@ -19,7 +18,7 @@ USAGE_ERROR = 2
 class Group(TyperGroup):
     """Commands whose mistakes of input end in one line on standard error, not in a traceback."""
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         """Run a command; errors of PruneGym exit with 2."""
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
@@ -58,7 +57,3 @@ app.command("demo")(demo)
 def main() -> None:
     """Run the command that the arguments name."""
     app(prog_name="prunegym")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -33,7 +33,7 @@ def predict(
         raise InvalidInputError(
             f"{model} is a CNN without a gate policy. Make one with prunegym prepare or prunegym train."
         )
-    dynamic = DynamicCNN(*stored).to(device)
+    dynamic = DynamicCNN(stored.masked, stored.policy, stored.info).to(device)
     pixels = torch.stack([read_image(path, stored.info) for path in images])
     rows = describe(dynamic, [str(path) for path in images], pixels, penalty)
     shown = [

@@ -32,14 +32,14 @@ from prunegym.commands.common import (
     with_history,
 )
 from prunegym.models.data import Dataset
-from prunegym.models.dynamic import CNNInfo, DynamicCNN, StoredModel, write_model
+from prunegym.models.dynamic import CNNInfo, DynamicCNN, write_model
 from prunegym.models.errors import InvalidInputError
 from prunegym.models.features import MaskFeatures
 from prunegym.models.gate_policy import GatePolicy, StaticPolicy, rollout
 from prunegym.models.imitation import ImitationConfig
 from prunegym.models.joint import TuneConfig
 from prunegym.models.masked import MaskedCNN
-from prunegym.models.preparation import PrepareConfig
+from prunegym.models.preparation import PrepareConfig, taylor_scores
 from prunegym.models.preparation import prepare as prepare_model
 from prunegym.models.runs import begin_run, finish_run
 from prunegym.models.sources import load_dataset
@@ -72,7 +72,9 @@ def train_cnn(
     model = build_for(network, train, seed)
     checkpoint = out / "checkpoint.pt"
     if checkpoint.exists() and not resume:
-        raise InvalidInputError(f"{out} has a checkpoint already. Add --resume to go on with it, or give another --out.")
+        raise InvalidInputError(
+            f"{out} has a checkpoint already. Add --resume to go on with it, or give another --out."
+        )
     started = time.perf_counter()
     begin_run(out, {"network": network, "dataset": dataset, "seed": seed, "train": dataclasses.asdict(config)}, resume)
     report = progress_of(quiet)
@@ -137,32 +139,28 @@ def prepare(
     masked = stored.masked.to(device)
     start = _rival(masked, train, target_macs, taylor) if static or taylor else None
     masked, policy = prepare_model(masked, train, config, policy=start, folder=out, report=progress_of(quiet))
-    result = StoredModel(masked.cpu(), policy.cpu(), stored.info)
-    document = _finish(result, dataset, out, seed, kind if not frozen else f"{kind}, CNN frozen")
+    model = DynamicCNN(masked.cpu(), policy.cpu(), stored.info)
+    document = _finish(model, dataset, out, seed, kind if not frozen else f"{kind}, CNN frozen")
     finish_run(out, time.perf_counter() - started, document)
     emit(document, as_json, facts("Prepared", _shown(document)))
 
 
 def _rival(masked: MaskedCNN, train: Dataset, target_macs: float, taylor: bool) -> StaticPolicy:
     """Return gates that look at nothing: with a Taylor mask at the target, or to be learnt from all channels on."""
-    policy = StaticPolicy(MaskFeatures(masked)).to(next(masked.parameters()).device)
-    if taylor:
-        # Of the agents' room, which needs neither gymnasium nor stable-baselines3 for this.
-        from prunegym.agents.baselines import Setting
-        from prunegym.agents.baselines import taylor as taylor_masks
+    if not taylor:
+        return StaticPolicy(MaskFeatures(masked)).to(next(masked.parameters()).device)
+    # Of the agents' room, but without gymnasium and stable-baselines3.
+    from prunegym.agents.baselines import at_mac_share
+    from prunegym.agents.rivals import fixed_policy
 
-        parts = masked.split(taylor_masks(Setting(masked, train, train, target_macs)).mask)
-        for channels, part in zip(policy.channels, parts, strict=True):
-            channels.data.copy_(2.0 * part - 1.0)
-    return policy
+    return fixed_policy(masked, at_mac_share(taylor_scores(masked, train), masked, target_macs, per_gate=True))
 
 
-def _finish(result: StoredModel, dataset: str | None, out: Path, seed: int, kind: str) -> dict[str, Any]:
+def _finish(model: DynamicCNN, dataset: str | None, out: Path, seed: int, kind: str) -> dict[str, Any]:
     """Write a prepared model and return what it is worth on the validation split."""
-    masked, policy, info = result
-    assert policy is not None
-    full = accuracies(masked, info, dataset)
-    info = with_history(info, f"prepare, {kind}", seed, prepared_accuracy=full)
+    masked, policy = model.masked, model.policy
+    full = accuracies(masked, model.info, dataset)
+    info = with_history(model.info, f"prepare, {kind}", seed, prepared_accuracy=full)
     path = out / PREPARED_FILE
     DynamicCNN(masked, policy, info).save(path)
     validation = open_split(info, dataset, "validation")
@@ -182,7 +180,7 @@ def _finish(result: StoredModel, dataset: str | None, out: Path, seed: int, kind
 def _under_policy(masked: MaskedCNN, policy: GatePolicy | StaticPolicy, dataset: Dataset) -> tuple[float, float]:
     """Return accuracy and mean total MAC share of a data set's images under a policy's masks."""
     right, share = 0, 0.0
-    for indices in torch.arange(len(dataset)).split(250):
+    for indices in torch.split(torch.arange(len(dataset)), 250):
         run = rollout(masked, policy, dataset.batch(indices))
         right += int((run.output.argmax(1) == dataset.labels[indices]).sum())
         share += float(masked.cost.mac_share(run.mask).sum())

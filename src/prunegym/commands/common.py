@@ -14,6 +14,7 @@ import torch
 import typer
 from rich.console import Console, RenderableType
 from rich.table import Table
+from tqdm import tqdm
 
 from prunegym.models.data import Dataset, Normalisation
 from prunegym.models.dynamic import SHIPPED, CNNInfo, StoredModel, read_model, shipped_model
@@ -64,7 +65,7 @@ def emit(document: Mapping[str, Any], as_json: bool, *tables: RenderableType) ->
 def note(text: str, quiet: bool = False) -> None:
     """Say something on standard error."""
     if not quiet:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
+        tqdm.write(text, file=sys.stderr)  # above a progress bar, not through it
 
 
 def progress_of(quiet: bool) -> Callable[[str, Mapping[str, Any]], None]:

@@ -114,10 +114,9 @@ def play(model: DynamicCNN, simulator: MaskSimulator, indices: Tensor) -> None:
     """Play an episode with a model's policy: each decision from the features that the simulator shows."""
     observation: dict[str, Any] = simulator.reset(indices)
     policy = model.policy
-    width = int(simulator.action_space.n)
     for decision, size in enumerate(policy.features.sizes):
         logits = policy.logits(decision, torch.from_numpy(observation["features"][:, :size]))
-        actions = torch.ones(len(indices), width)
+        actions = torch.ones(len(indices), *simulator.action_space.shape)
         actions[:, : logits.shape[1]] = greedy(logits)
         observation = simulator.step(actions.numpy().astype(np.int8)).observation
 

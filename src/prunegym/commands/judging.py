@@ -46,8 +46,8 @@ COLUMNS = [
     "agent", "accuracy", "loss", "channels kept", "total MACs", "+-", "masks", "static", "shuffled", "reward",
 ]  # fmt: skip
 CAPTION = (
-    "loss: points of accuracy below the dense network. total MACs: of masked CNN and policy, as a share of the dense CNN's; +-: "
-    "standard deviation over images.\nstatic: one mask of the most often kept channels. shuffled: the same masks dealt "
+    "loss: points of accuracy below the dense network. total MACs: of masked CNN and policy, as a share of the dense "
+    "CNN's; +-: standard deviation over images.\nstatic: one mask of the most often kept channels. shuffled: the same masks dealt "
     "to other images. reward: accuracy - penalty * total MACs."
 )
 
@@ -95,7 +95,7 @@ def own_agent(stored: StoredModel) -> Any:
 
     if stored.policy is None:
         return torch.ones(stored.masked.mask_size, dtype=torch.bool)
-    return DynamicCNN(*stored)
+    return DynamicCNN(stored.masked, stored.policy, stored.info)
 
 
 def evaluations(
@@ -114,7 +114,8 @@ def evaluations(
     from prunegym.agents.evaluation import evaluate as evaluate_agent
 
     network = None if dense is None else read_model(dense).masked.network.to(device)
-    owner = stored if stored.policy is None else DynamicCNN(*stored)
+    masked, policy, info = stored
+    owner = stored if policy is None else DynamicCNN(masked, policy, info)
     results = {name: evaluate_agent(agent, owner, data, penalty=penalty, dense=network, device=device)}
     if baselines:
         train = open_split(stored.info, data.name if data.name != stored.info.dataset else None, "train")
@@ -237,5 +238,3 @@ def _interval(value: Interval | None, factor: float) -> str:
     digits = 2 if factor == 100 else 4
     half = "" if value.half_width is None else f" +-{factor * value.half_width:.{digits}f}"
     return f"{factor * value.mean:.{digits}f}{half}"
-
-

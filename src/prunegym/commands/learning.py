@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 import typer
 
 from prunegym.commands.common import (
@@ -28,8 +30,14 @@ from prunegym.commands.common import (
     table,
     with_history,
 )
-from prunegym.models.errors import InvalidInputError
+from prunegym.models.data import Dataset
+from prunegym.models.errors import InvalidInputError, UnknownNameError
+from prunegym.models.features import MaskFeatures
 from prunegym.models.joint import TuneConfig
+from prunegym.models.masked import MaskedCNN
+
+if TYPE_CHECKING:
+    from prunegym.agents.recipe import Recipe
 
 Model = Annotated[str, typer.Argument(help="A CNN of train-cnn, a model of prepare or train, or a shipped model.")]
 RecipeName = Annotated[str, typer.Option("--recipe", help="A recipe that comes with PruneGym, or a YAML file.")]
@@ -71,10 +79,12 @@ def train(
     settle(data_root, threads)
     chosen = override(load_recipe(recipe), episodes, reward, accuracy, penalty, n_envs, eval_images)
     stored = open_trained(model)
+    data = open_split(stored.info, dataset, "train")
+    try_task(chosen, stored.masked, data)
     train_agent(
         stored.masked,
         with_history(stored.info, f"train, {chosen.name}", seed),
-        open_split(stored.info, dataset, "train"),
+        data,
         open_split(stored.info, dataset, "validation"),
         chosen,
         out,
@@ -89,26 +99,45 @@ def train(
 
 
 def override(
-    recipe: Any,
+    recipe: Recipe,
     episodes: int | None = None,
     reward: str | None = None,
     accuracy: str | None = None,
     penalty: float | None = None,
     n_envs: int | None = None,
     eval_images: int | None = None,
-) -> Any:
+) -> Recipe:
     """Return a recipe with what the command line has instead; fewer environments make smaller rollouts, not fewer."""
     task = {"reward": reward, "accuracy": accuracy, "penalty": penalty}
     settings = {"n_episodes": episodes, "n_envs": n_envs, "eval_images": eval_images}
     changes: dict[str, Any] = {key: value for key, value in settings.items() if value is not None}
-    changes["env_kwargs"] = {**recipe.env_kwargs, **{key: value for key, value in task.items() if value is not None}}
+    kwargs = {**recipe.env_kwargs, **{key: value for key, value in task.items() if value is not None}}
+    if reward is not None and ":" in reward and accuracy is None:
+        kwargs.pop("accuracy", None)  # what a function returns is the whole reward
+    changes["env_kwargs"] = kwargs
     return dataclasses.replace(recipe, **changes)
+
+
+def try_task(recipe: Recipe, masked: MaskedCNN, train: Dataset) -> None:
+    """Play one episode of a recipe's task, so that a mistake in a reward shows now, not when imitation is over."""
+    from prunegym.envs.registration import LAYERWISE
+    from prunegym.envs.simulator import MaskSimulator
+    from prunegym.envs.task import make_task
+
+    if recipe.env not in LAYERWISE:
+        raise UnknownNameError("environment", recipe.env, LAYERWISE)
+    layerwise = LAYERWISE[recipe.env]
+    features = MaskFeatures(masked, layerwise).to(next(masked.parameters()).device)
+    task = make_task(masked, train, layerwise=layerwise, features=features, **recipe.env_kwargs)
+    simulator = MaskSimulator(task, 4, np.random.default_rng(0))
+    simulator.reset()
+    bits = np.ones((4, *task.action_space.shape), np.int8)
+    for _ in simulator.decisions:
+        simulator.step(bits)
 
 
 def report_run(out: Path, model: Path, as_json: bool) -> None:
     """Print what a run reached on the validation split: its first and its best evaluation."""
-    import json
-
     state = out / "monitor.json"
     history: list[dict[str, Any]] = json.loads(state.read_text())["history"] if state.exists() else []
     document: dict[str, Any] = {"model": str(model), "evaluations": len(history)}
@@ -168,9 +197,11 @@ def finetune(
         target_macs=1.0 if target_macs is None else target_macs, epochs=cnn_epochs, train_gates=with_gates, anneal=0.0,
         cnn_learning_rate=cnn_learning_rate, gate_learning_rate=5e-4, seed=seed,
     )  # fmt: skip
+    data = open_split(stored.info, dataset, "train")
+    try_task(chosen, stored.masked, data)
     rows = finetune_model(
         DynamicCNN(stored.masked, stored.policy, with_history(stored.info, "finetune", seed)),
-        open_split(stored.info, dataset, "train"),
+        data,
         open_split(stored.info, dataset, "validation"),
         chosen,
         tuning,
