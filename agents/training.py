@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import platform
-import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from prunegym.envs.group_advantage import GroupAdvantage
-from prunegym.envs.mask_vec_env import MaskVecEnv
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
@@ -21,6 +15,8 @@ from stable_baselines3.common.vec_env import VecEnv
 from prunegym.agents.callbacks import TrainingMonitor
 from prunegym.agents.policies import MaskPolicy
 from prunegym.agents.recipe import Recipe
+from prunegym.envs.group_advantage import GroupAdvantage
+from prunegym.envs.mask_vec_env import MaskVecEnv
 from prunegym.models.budget import meet_target
 from prunegym.models.checkpoints import load_state
 from prunegym.models.data import Dataset
@@ -29,6 +25,7 @@ from prunegym.models.errors import InvalidInputError
 from prunegym.models.gate_policy import GatePolicy, StaticPolicy
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.preparation import PrepareConfig, prepare
+from prunegym.models.runs import begin_run, finish_run
 
 CLASSES: dict[str, type[OnPolicyAlgorithm]] = {"ppo": PPO, "a2c": A2C}
 Report = Callable[[str, dict[str, Any]], None]
@@ -80,7 +77,7 @@ def train_agent(
     best = _reinforce(masked, start, train, validation, recipe, out, seed, resume, device, progress, report)
     model = DynamicCNN(masked, best, info)
     model.save(out / "model.safetensors")
-    _finish_run(out, time.perf_counter() - started)
+    finish_run(out, time.perf_counter() - started)
     return model
 
 
@@ -182,45 +179,3 @@ def build_algorithm(
         tensorboard_log=None if log is None else str(log),
         **settings,
     )
-
-
-def begin_run(out: Path, description: dict[str, Any], resume: bool) -> None:
-    """Write how a run is made to ``run.json`` in its folder, or check that a run to be resumed is the same.
-
-    Raises:
-        InvalidInputError: If the folder has another run, or has this one and ``resume`` is False.
-    """
-    path = out / "run.json"
-    description = json.loads(json.dumps(description))
-    if path.exists():
-        before = json.loads(path.read_text())["settings"]
-        if before != description:
-            changed = [key for key in description if before.get(key) != description[key]]
-            raise InvalidInputError(
-                f"{out} has a run with other settings ({', '.join(changed)}). Give another --out, or the same settings."
-            )
-        if not resume:
-            raise InvalidInputError(
-                f"{out} has this run already. Add --resume to go on with it, or give another --out."
-            )
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    packages = ("prunegym", "torch", "gymnasium", "stable-baselines3", "numpy")
-    run = {
-        "settings": description,
-        "command": " ".join(sys.argv),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-        "machine": {
-            "system": platform.platform(),
-            "processor": platform.processor(),
-            "threads": torch.get_num_threads(),
-        },
-    }
-    path.write_text(json.dumps(run, indent=1))
-
-
-def _finish_run(out: Path, seconds: float) -> None:
-    path = out / "run.json"
-    run = json.loads(path.read_text())
-    run["seconds"] = round(run.get("seconds", 0.0) + seconds, 1)
-    path.write_text(json.dumps(run, indent=1))

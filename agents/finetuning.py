@@ -1,0 +1,107 @@
+"""Step 5 of the document: CNN and policy trained in turns, each on what the other has become, then frozen again."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from prunegym.agents.callbacks import snapshot
+from prunegym.agents.recipe import Recipe
+from prunegym.agents.training import train_agent
+from prunegym.models.budget import total_mac_share
+from prunegym.models.data import Dataset
+from prunegym.models.dynamic import DynamicCNN
+from prunegym.models.errors import InvalidInputError
+from prunegym.models.gate_policy import StaticPolicy
+from prunegym.models.joint import TuneConfig, dense_logits, tune
+from prunegym.models.runs import begin_run, finish_run
+
+Report = Callable[[str, dict[str, Any]], None]
+
+
+def finetune(
+    model: DynamicCNN,
+    train: Dataset,
+    validation: Dataset,
+    recipe: Recipe,
+    tuning: TuneConfig,
+    out: Path,
+    *,
+    rounds: int = 2,
+    own_target: bool = True,
+    seed: int = 0,
+    resume: bool = False,
+    device: str = "cpu",
+    progress: bool = True,
+    report: Report | None = None,
+) -> list[dict[str, Any]]:
+    """Train the CNN under the policy's masks, then the policy by reinforcement learning on the CNN, and so on.
+
+    Args:
+        model: CNN and policy to start from; changed in place.
+        train: Images to learn from.
+        validation: Images by which the best actor of each turn is chosen.
+        recipe: Of the policy's turns; its imitation and refinement are not used.
+        tuning: Of the CNN's turns.
+        out: Folder of the run: ``turn-1/`` and so on for the turns, ``model.safetensors`` for the result.
+        rounds: Number of turns of both.
+        own_target: Whether the MAC target of ``tuning`` is what the model takes at the beginning.
+        seed: Of everything that is drawn; each turn has its own.
+        resume: Go on with the run that is in the folder.
+        device: Torch device.
+        progress: Show a progress bar.
+        report: Called with the stage and its figures.
+
+    Returns:
+        Figures on the validation split at the start and after each half of a turn.
+
+    Raises:
+        InvalidInputError: If the policy is static, or the folder has another run.
+    """
+    if isinstance(model.policy, StaticPolicy):
+        raise InvalidInputError("The model's policy is static: it looks at nothing, so there is nothing to train.")
+    settings = {"recipe": recipe.as_dict(), "tune": dataclasses.asdict(tuning), "rounds": rounds, "dataset": train.name}
+    begin_run(out, {**settings, "seed": seed}, resume)
+    started = time.perf_counter()
+    model.to(device)
+    if own_target:
+        tuning = dataclasses.replace(tuning, target_macs=min(1.0, _spent(model, train)))
+    penalty = recipe.env_kwargs.get("penalty", 0.5)
+    middle = penalty if isinstance(penalty, float | int) else sum(penalty) / 2
+    teacher = dense_logits(model.masked, train) if tuning.distillation > 0 else None
+    rows: list[dict[str, Any]] = []
+
+    def look(stage: str, steps: int) -> None:
+        found = snapshot(model.masked, model.policy, validation, middle)
+        rows.append({"stage": stage, "timesteps": steps, **dataclasses.asdict(found)})
+        if report is not None:
+            report(stage, rows[-1])
+
+    look("start", 0)
+    for turn in range(1, rounds + 1):
+        folder = out / f"turn-{turn}"
+        config = dataclasses.replace(tuning, seed=seed + 1000 * turn)
+        checkpoint = folder / "tune.pt"
+        tune(model.masked, model.policy, train, config, teacher=teacher, checkpoint=checkpoint, report=_under(report))
+        look(f"turn {turn}, CNN", 0)
+        model = train_agent(
+            model.masked, model.info, train, validation, recipe, folder, policy=model.policy, seed=seed + turn,
+            resume=resume, device=device, progress=progress, report=report,
+        )  # fmt: skip
+        look(f"turn {turn}, policy", recipe.n_episodes * len(model.policy.decisions))
+    model.save(out / "model.safetensors")
+    finish_run(out, time.perf_counter() - started, {"rounds": rows})
+    return rows
+
+
+def _spent(model: DynamicCNN, train: Dataset) -> float:
+    order = slice(0, min(1000, len(train)))
+    sample = dataclasses.replace(train, images=train.images[order], labels=train.labels[order])
+    return total_mac_share(model.masked, model.policy, sample)
+
+
+def _under(report: Report | None) -> Callable[[dict[str, float]], None] | None:
+    return None if report is None else lambda row: report("finetune", row)

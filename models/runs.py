@@ -1,0 +1,114 @@
+"""Folders of runs: ``run.json`` says how a run was made, so that it can be repeated, resumed or told from another."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prunegym.models.errors import InvalidInputError
+
+PACKAGES = ("prunegym", "torch", "gymnasium", "stable-baselines3", "numpy")
+
+
+def begin_run(out: Path, settings: Mapping[str, Any], resume: bool) -> None:
+    """Write how a run is made to ``run.json`` in its folder, or check that a run to be resumed is the same.
+
+    Args:
+        out: Folder of the run; made if needed.
+        settings: Whatever the result depends on, plain JSON.
+        resume: Whether the folder may have this run already.
+
+    Raises:
+        InvalidInputError: If the folder has another run, or has this one and ``resume`` is False.
+    """
+    path = out / "run.json"
+    settings = json.loads(json.dumps(settings))
+    if path.exists():
+        before = _read(path).get("settings", {})
+        changed = sorted(key for key in {*settings, *before} if before.get(key) != settings.get(key))
+        if changed:
+            raise InvalidInputError(
+                f"{out} has a run with other settings ({', '.join(changed)}). Give another --out, or the same settings."
+            )
+        if not resume:
+            raise InvalidInputError(
+                f"{out} has this run already. Add --resume to go on with it, or give another --out."
+            )
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    seed = settings.get("seed")
+    run = {"settings": settings, "command": command_line(), "seed": seed, "versions": versions(), "machine": machine()}
+    path.write_text(json.dumps(run, indent=1) + "\n")
+
+
+def finish_run(out: Path, seconds: float, results: Mapping[str, Any] | None = None) -> None:
+    """Add the time that a run took, all its parts together, and its results to ``run.json``.
+
+    Args:
+        out: Folder of the run.
+        seconds: Of this part.
+        results: Plain JSON.
+    """
+    path = out / "run.json"
+    run = _read(path)
+    run["seconds"] = round(run.get("seconds", 0.0) + seconds, 1)
+    if results is not None:
+        run["results"] = dict(results)
+    path.write_text(json.dumps(run, indent=1) + "\n")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        run = json.loads(path.read_text())
+    except ValueError as error:
+        raise InvalidInputError(f"{path} is not JSON ({error}). Delete it, or give another folder.") from error
+    if not isinstance(run, dict):
+        raise InvalidInputError(f"{path} does not describe a run. Delete it, or give another folder.")
+    return run
+
+
+def command_line() -> str:
+    """Return the command that is running, as it would be typed again."""
+    program = Path(sys.argv[0])
+    own = program.name == "prunegym" or program.parts[-2:] == ("prunegym", "__main__.py")
+    return shlex.join(["prunegym" if own else sys.argv[0], *sys.argv[1:]])
+
+
+def versions() -> dict[str, str | None]:
+    """Return the versions of Python and of the packages that a result depends on; None for absent ones."""
+    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def machine() -> dict[str, str | int]:
+    """Return what is known of the machine: system, processor, cores, threads that torch uses."""
+    return {
+        "system": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count() or 1,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _processor() -> str:
+    information = Path("/proc/cpuinfo")
+    if information.exists():
+        for line in information.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

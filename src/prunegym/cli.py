@@ -1,0 +1,59 @@
+"""The command line: ``prunegym`` and ``python -m prunegym``."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from prunegym.commands import applying, cnns, judging, learning, showing
+from prunegym.commands.demo import demo
+from prunegym.models.errors import PruneGymError
+
+USAGE_ERROR = 2
+
+
+class Group(TyperGroup):
+    """Commands whose mistakes of input end in one line on standard error, not in a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command; errors of PruneGym exit with 2."""
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            try:
+                return super().invoke(ctx)
+            except PruneGymError as error:
+                typer.echo(f"Error: {error}", err=True)
+                raise typer.Exit(USAGE_ERROR) from error
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    typer.echo(f"{category.__name__}: {message}", err=True)
+
+
+app = typer.Typer(
+    name="prunegym",
+    cls=Group,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Agents learn, image by image, which channels of a frozen CNN to run. Each command prints tables, or one JSON "
+    "document with --json; errors go to standard error, with exit code 2.",
+)
+app.command("list")(showing.list_names)
+app.command("inspect")(showing.inspect)
+app.command("train-cnn")(cnns.train_cnn)
+app.command("prepare")(cnns.prepare)
+app.command("train")(learning.train)
+app.command("finetune")(learning.finetune)
+app.command("evaluate")(judging.evaluate)
+app.command("compare")(judging.compare)
+app.command("predict")(applying.predict)
+app.command("demo")(demo)
+
+
+def main() -> None:
+    """Run the command that the arguments name."""
+    app(prog_name="prunegym")

@@ -1,0 +1,1 @@
+"""The commands of ``prunegym``, a module for each part of the work."""

@@ -1,0 +1,85 @@
+"""``predict``: step 4 of the document, a model on image files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from prunegym.commands.common import Device, JsonFlag, Threads, emit, open_trained, percent, settle, table
+from prunegym.models.dynamic import CNNInfo, DynamicCNN
+from prunegym.models.errors import InvalidInputError, MissingDataError
+
+
+def predict(
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files; they are resized.")],
+    model: Annotated[str, typer.Option("--model", help="A model file or a shipped model.")] = "digits",
+    penalty: Annotated[
+        float | None, typer.Option(help="lambda, for a model that was trained for a range of them.")
+    ] = None,
+    device: Device = "cpu",
+    threads: Threads = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Step 4: classify image files, and say what share of the channels and of the MACs each one took."""
+    settle(threads=threads)
+    stored = open_trained(model)
+    if stored.policy is None:
+        raise InvalidInputError(
+            f"{model} is a CNN without a gate policy. Make one with prunegym prepare or prunegym train."
+        )
+    dynamic = DynamicCNN(stored.masked, stored.policy, stored.info).to(device)
+    pixels = torch.stack([read_image(path, stored.info) for path in images])
+    rows = describe(dynamic, [str(path) for path in images], pixels, penalty)
+    shown = [
+        [row["file"], row["label"], percent(row["probability"]), percent(row["kept_share"]), f"{row['macs']:,}",
+         percent(row["mac_share"])]
+        for row in rows
+    ]  # fmt: skip
+    columns = ["image", "label", "probability", "channels kept", "MACs", "of the dense MACs"]
+    caption = "MACs are those of the masked CNN and of deciding the mask."
+    emit({"model": model, "images": rows}, as_json, table(f"Predictions of {model}", columns, shown, caption))
+
+
+def describe(model: DynamicCNN, files: list[str], pixels: Tensor, penalty: float | None = None) -> list[dict[str, Any]]:
+    """Return for each image (batch, channels, height, width) what a model says of it, plain JSON."""
+    found = model.predict(pixels, penalty)
+    chances = found.logits.softmax(1)
+    return [
+        {
+            "file": file,
+            "label": found.names[index],
+            "probability": float(chances[index, int(found.labels[index])]),
+            "kept_share": float(found.masks[index].double().mean()),
+            "macs": int(found.macs[index]),
+            "mac_share": float(found.mac_share[index]),
+        }
+        for index, file in enumerate(files)
+    ]
+
+
+def read_image(path: Path, info: CNNInfo) -> Tensor:
+    """Read an image file as (channels, height, width) uint8 of a model's size.
+
+    Raises:
+        MissingDataError: If there is no such file.
+        InvalidInputError: If it is no image, or the model takes neither grey nor RGB images.
+    """
+    channels, height, width = info.image_shape
+    if channels not in (1, 3):
+        raise InvalidInputError(f"The model takes images of {channels} channels; image files have 1 or 3. Use Python.")
+    if not path.is_file():
+        raise MissingDataError(f"There is no image {path}. Check the path.")
+    try:
+        with Image.open(path) as image:
+            converted = image.convert("L" if channels == 1 else "RGB")
+            scaled = converted if converted.size == (width, height) else converted.resize((width, height))
+    except (UnidentifiedImageError, OSError) as error:
+        raise InvalidInputError(f"{path} is no image file that Pillow can read ({error}).") from error
+    pixels = torch.from_numpy(np.asarray(scaled, dtype=np.uint8).copy())
+    return pixels.view(height, width, channels).permute(2, 0, 1).contiguous()

@@ -1,0 +1,195 @@
+"""``train-cnn`` and ``prepare``: steps 1 to 3 of the document."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import torch
+import typer
+
+from prunegym.commands.common import (
+    DataRoot,
+    DatasetName,
+    Device,
+    JsonFlag,
+    Out,
+    Quiet,
+    Resume,
+    Seed,
+    Threads,
+    accuracies,
+    build_for,
+    emit,
+    facts,
+    open_split,
+    open_trained,
+    percent,
+    progress_of,
+    settle,
+    with_history,
+)
+from prunegym.models.data import Dataset
+from prunegym.models.dynamic import CNNInfo, DynamicCNN, write_model
+from prunegym.models.errors import InvalidInputError
+from prunegym.models.features import MaskFeatures
+from prunegym.models.gate_policy import GatePolicy, StaticPolicy, rollout
+from prunegym.models.imitation import ImitationConfig
+from prunegym.models.joint import TuneConfig
+from prunegym.models.masked import MaskedCNN
+from prunegym.models.preparation import PrepareConfig, taylor_scores
+from prunegym.models.preparation import prepare as prepare_model
+from prunegym.models.runs import begin_run, finish_run
+from prunegym.models.sources import load_dataset
+from prunegym.models.training import PRECISIONS, TrainConfig
+from prunegym.models.training import train as train_network
+
+CNN_FILE, PREPARED_FILE = "cnn.safetensors", "prepared.safetensors"
+
+
+def train_cnn(
+    network: Annotated[str, typer.Argument(help="A network of the zoo (prunegym list).")],
+    out: Out,
+    dataset: Annotated[str, typer.Option("--dataset", help="Name or path of a data set.")] = "digits",
+    data_root: DataRoot = None,
+    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 40,
+    batch_size: Annotated[int, typer.Option(help="Images in a step.")] = 128,
+    learning_rate: Annotated[float, typer.Option(help="Peak of the one-cycle schedule.")] = 0.1,
+    seed: Seed = 0,
+    precision: Annotated[str, typer.Option(help=f"Of the forward pass: {', '.join(PRECISIONS)}.")] = "auto",
+    threads: Threads = None,
+    device: Device = "cpu",
+    resume: Resume = False,
+    quiet: Quiet = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Step 1: train a network from scratch; OUT/cnn.safetensors is the result."""
+    settle(data_root, threads)
+    config = TrainConfig(epochs, batch_size, learning_rate, precision=cast(Any, precision), seed=seed)
+    train = load_dataset(dataset, "train")
+    model = build_for(network, train, seed)
+    checkpoint = out / "checkpoint.pt"
+    if checkpoint.exists() and not resume:
+        raise InvalidInputError(
+            f"{out} has a checkpoint already. Add --resume to go on with it, or give another --out."
+        )
+    started = time.perf_counter()
+    begin_run(out, {"network": network, "dataset": dataset, "seed": seed, "train": dataclasses.asdict(config)}, resume)
+    report = progress_of(quiet)
+    trained = train_network(
+        model, train, config, validation=load_dataset(dataset, "validation"), checkpoint=checkpoint, device=device,
+        report=lambda row: report("train-cnn", row),
+    ).cpu()  # fmt: skip
+    info = CNNInfo.of(network, train, {"epochs": epochs})
+    dense = accuracies(trained, info, dataset)
+    info = with_history(info, "train-cnn", seed, dense_accuracy=dense)
+    write_model(out / CNN_FILE, trained, info)
+    finish_run(out, time.perf_counter() - started, {"dense_accuracy": dense})
+    document = {"model": str(out / CNN_FILE), "dense_accuracy": dense}
+    shown = {f"accuracy on {where}": percent(share) for where, share in dense.items()}
+    emit(document, as_json, facts(f"Trained {network}", {**shown, "model": out / CNN_FILE}))
+
+
+def prepare(
+    cnn: Annotated[str, typer.Argument(metavar="CNN_FILE", help="A trained CNN, of train-cnn.")],
+    out: Out,
+    target_macs: Annotated[float, typer.Option(help="Total MAC share to end at, the policy's included.")] = 0.5,
+    epochs: Annotated[float, typer.Option(help="Passes over the training images after imitation.")] = 8.0,
+    imitation_steps: Annotated[int, typer.Option(help="Steps of imitation first.")] = 600,
+    kept_share: Annotated[float, typer.Option(help="Share of channels that the teacher keeps.")] = 0.6,
+    no_imitation: Annotated[bool, typer.Option("--no-imitation", help="Gates start from their bias.")] = False,
+    frozen: Annotated[bool, typer.Option("--frozen", help="Refine gates only; no weight of the CNN changes.")] = False,
+    static: Annotated[bool, typer.Option("--static", help="Rival: one learnt mask for every image.")] = False,
+    taylor: Annotated[bool, typer.Option("--taylor", help="Rival: a Taylor mask, the CNN fine-tuned.")] = False,
+    cnn_learning_rate: Annotated[float, typer.Option(help="Peak, of the CNN.")] = TuneConfig.cnn_learning_rate,
+    gate_learning_rate: Annotated[float, typer.Option(help="Peak, of the gates.")] = TuneConfig.gate_learning_rate,
+    hidden: Annotated[int, typer.Option(help="Width of the policy's hidden layers.")] = 64,
+    feature_size: Annotated[int, typer.Option(help="Numbers that the policy sees at a decision, at most.")] = 1088,
+    grid: Annotated[int, typer.Option(help="Cells along each side of the grid that it sees.")] = 4,
+    dataset: DatasetName = None,
+    data_root: DataRoot = None,
+    seed: Seed = 0,
+    threads: Threads = None,
+    device: Device = "cpu",
+    resume: Resume = False,
+    quiet: Quiet = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Steps 2 and 3: gates that imitate, then learn with the CNN, which is then frozen; OUT/prepared.safetensors."""
+    settle(data_root, threads)
+    if taylor and (static or frozen):
+        raise InvalidInputError("--taylor fine-tunes the CNN to a mask that is given; leave out --static and --frozen.")
+    stored = open_trained(cnn)
+    train = open_split(stored.info, dataset, "train")
+    tune = TuneConfig(
+        target_macs=target_macs, epochs=epochs, train_cnn=not frozen, train_gates=not taylor, seed=seed,
+        cnn_learning_rate=cnn_learning_rate, gate_learning_rate=gate_learning_rate,
+    )  # fmt: skip
+    imitation = ImitationConfig(imitation_steps, kept_share=kept_share, seed=seed)
+    imitates = not (no_imitation or static or taylor or imitation_steps == 0)
+    config = PrepareConfig(
+        imitation if imitates else None, tune if epochs > 0 else None, True, hidden, grid, feature_size, seed
+    )
+    started = time.perf_counter()
+    kind = "taylor" if taylor else "static" if static else "gates"
+    settings = {"cnn": str(cnn), "kind": kind, "dataset": train.name, "prepare": dataclasses.asdict(config)}
+    begin_run(out, {**settings, "seed": seed}, resume)
+    masked = stored.masked.to(device)
+    start = _rival(masked, train, target_macs, taylor) if static or taylor else None
+    masked, policy = prepare_model(masked, train, config, policy=start, folder=out, report=progress_of(quiet))
+    model = DynamicCNN(masked.cpu(), policy.cpu(), stored.info)
+    document = _finish(model, dataset, out, seed, kind if not frozen else f"{kind}, CNN frozen")
+    finish_run(out, time.perf_counter() - started, document)
+    emit(document, as_json, facts("Prepared", _shown(document)))
+
+
+def _rival(masked: MaskedCNN, train: Dataset, target_macs: float, taylor: bool) -> StaticPolicy:
+    """Return gates that look at nothing: with a Taylor mask at the target, or to be learnt from all channels on."""
+    if not taylor:
+        return StaticPolicy(MaskFeatures(masked)).to(next(masked.parameters()).device)
+    # Of the agents' room, but without gymnasium and stable-baselines3.
+    from prunegym.agents.baselines import at_mac_share
+    from prunegym.agents.rivals import fixed_policy
+
+    return fixed_policy(masked, at_mac_share(taylor_scores(masked, train), masked, target_macs, per_gate=True))
+
+
+def _finish(model: DynamicCNN, dataset: str | None, out: Path, seed: int, kind: str) -> dict[str, Any]:
+    """Write a prepared model and return what it is worth on the validation split."""
+    masked, policy = model.masked, model.policy
+    full = accuracies(masked, model.info, dataset)
+    info = with_history(model.info, f"prepare, {kind}", seed, prepared_accuracy=full)
+    path = out / PREPARED_FILE
+    DynamicCNN(masked, policy, info).save(path)
+    validation = open_split(info, dataset, "validation")
+    where = f"{validation.name}/validation"
+    right, share = _under_policy(masked, policy, validation)
+    return {
+        "model": str(path),
+        "kind": kind,
+        "dense_accuracy": info.metadata.get("dense_accuracy", {}),
+        "prepared_accuracy": full,
+        "accuracy": {where: right},
+        "total_mac_share": {where: share},
+    }
+
+
+@torch.inference_mode()
+def _under_policy(masked: MaskedCNN, policy: GatePolicy | StaticPolicy, dataset: Dataset) -> tuple[float, float]:
+    """Return accuracy and mean total MAC share of a data set's images under a policy's masks."""
+    right, share = 0, 0.0
+    for indices in torch.split(torch.arange(len(dataset)), 250):
+        run = rollout(masked, policy, dataset.batch(indices))
+        right += int((run.output.argmax(1) == dataset.labels[indices]).sum())
+        share += float(masked.cost.mac_share(run.mask).sum())
+    return right / len(dataset), share / len(dataset) + policy.macs / masked.cost.total_macs
+
+
+def _shown(document: dict[str, Any]) -> dict[str, object]:
+    rows: dict[str, object] = {"kind": document["kind"]}
+    for key in ("dense_accuracy", "prepared_accuracy", "accuracy", "total_mac_share"):
+        for where, share in document[key].items():
+            rows[f"{key.replace('_', ' ')} on {where}"] = percent(share)
+    return rows | {"model": document["model"]}

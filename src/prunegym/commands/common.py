@@ -1,0 +1,188 @@
+"""What the commands share: options, models and data by name, and output for people or as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console, RenderableType
+from rich.table import Table
+from tqdm import tqdm
+
+from prunegym.models.data import Dataset, Normalisation
+from prunegym.models.dynamic import SHIPPED, CNNInfo, StoredModel, read_model, shipped_model
+from prunegym.models.errors import InvalidInputError, UnknownNameError
+from prunegym.models.masked import MaskedCNN
+from prunegym.models.runs import command_line
+from prunegym.models.sources import load_dataset
+from prunegym.models.training import accuracy
+from prunegym.models.zoo import ZOO, build
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else on standard output.")]
+DataRoot = Annotated[
+    Path | None, typer.Option("--data-root", help="Folder with the files of data sets; else PRUNEGYM_DATA.")
+]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads that torch uses.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder of the run.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that is in the folder.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything that is drawn.")]
+DatasetName = Annotated[
+    str | None, typer.Option("--dataset", help="Name or path of a data set; by default the model's own.")
+]
+Device = Annotated[str, typer.Option("--device", help="Torch device, e.g. cpu or cuda.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
+
+
+def settle(data_root: Path | None = None, threads: int | None = None) -> None:
+    """Set what holds for the whole command: where data are, and how many threads torch uses."""
+    if data_root is not None:
+        if not data_root.is_dir():
+            raise InvalidInputError(f"--data-root is {data_root}, which is no folder. Give the folder with the data.")
+        # Whatever loads a data set by name later finds it by this, however deep in.
+        os.environ["PRUNEGYM_DATA"] = str(data_root.expanduser().resolve())
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def emit(document: Mapping[str, Any], as_json: bool, *tables: RenderableType) -> None:
+    """Print a command's result: the document as JSON, or tables for people."""
+    if as_json:
+        sys.stdout.write(json.dumps(document, indent=1) + "\n")
+        return
+    # Piped into a file, a table keeps its columns instead of being squeezed into 80 characters.
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    for table in tables:
+        console.print(table)
+
+
+def note(text: str, quiet: bool = False) -> None:
+    """Say something on standard error."""
+    if not quiet:
+        tqdm.write(text, file=sys.stderr)  # above a progress bar, not through it
+
+
+def progress_of(quiet: bool) -> Callable[[str, Mapping[str, Any]], None]:
+    """Return a report of stages and their figures, one line on standard error each."""
+
+    def report(stage: str, row: Mapping[str, Any]) -> None:
+        figures = "  ".join(
+            f"{key.replace('_', ' ')} {value:.4g}" if isinstance(value, float) else f"{key.replace('_', ' ')} {value}"
+            for key, value in row.items()
+        )
+        note(f"{stage}: {figures}", quiet)
+
+    return report
+
+
+def table(title: str, columns: list[str], rows: list[list[str]], caption: str | None = None) -> Table:
+    """Return a table; all columns but the first are numbers, aligned right."""
+    made = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+    for index, column in enumerate(columns):
+        made.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def facts(title: str, rows: Mapping[str, object]) -> Table:
+    """Return a table of two columns: what, and how much."""
+    made = Table(title=title, show_header=False, title_justify="left")
+    made.add_column(style="bold")
+    made.add_column(overflow="fold")
+    for key, value in rows.items():
+        made.add_row(key, str(value))
+    return made
+
+
+def percent(share: float) -> str:
+    """Return a share (0 to 1) as a percentage with two digits."""
+    return f"{100 * share:.2f} %"
+
+
+def open_model(name: str, dataset: Dataset | None = None) -> StoredModel:
+    """Return a model by the name of a shipped one, a model file or a network of the zoo.
+
+    Args:
+        name: What stands on the command line.
+        dataset: What a network of the zoo is built for; None: ten classes of 3x32x32 images.
+
+    Raises:
+        UnknownNameError: If it is none of these.
+    """
+    if name in SHIPPED:
+        model = shipped_model(name)
+        return StoredModel(model.masked, model.policy, model.info)
+    if name in ZOO:
+        info = CNNInfo.of(name, dataset) if dataset is not None else _blank(name)
+        return StoredModel(MaskedCNN(info.build(), info.example()), None, info)
+    if name.endswith(".safetensors") or Path(name).is_file():
+        return read_model(Path(name))
+    raise UnknownNameError("model", name, [*SHIPPED, *ZOO, "path/to/model.safetensors"])
+
+
+def open_trained(name: str) -> StoredModel:
+    """Return a model that has learnt something.
+
+    Raises:
+        InvalidInputError: For a network of the zoo, which has fresh weights.
+    """
+    if name in ZOO:
+        raise InvalidInputError(
+            f"{name!r} is a network with fresh weights. Train it first: prunegym train-cnn {name} --out FOLDER, then "
+            "give FOLDER/cnn.safetensors."
+        )
+    return open_model(name)
+
+
+def _blank(name: str) -> CNNInfo:
+    normalisation = Normalisation((0.5,) * 3, (0.5,) * 3)
+    return CNNInfo(name, 10, (3, 32, 32), normalisation, tuple(map(str, range(10))), "none")
+
+
+def build_for(network: str, dataset: Dataset, seed: int) -> torch.nn.Module:
+    """Build a network of the zoo with fresh weights for a data set's images and classes."""
+    channels, height, _ = dataset.image_shape
+    return build(network, len(dataset.classes), channels, height, seed)
+
+
+def open_split(info: CNNInfo, name: str | None, split: str, images: int | None = None) -> Dataset:
+    """Load a split for a model: its own data set unless another is named, normalised as the model was trained.
+
+    Raises:
+        InvalidInputError: If there are fewer images than asked for, or the model takes others.
+    """
+    data = load_dataset(info.dataset if name is None else name, split)
+    if data.image_shape != info.image_shape or len(data.classes) > info.num_classes:
+        raise InvalidInputError(
+            f"The model takes images of {info.image_shape} and tells {info.num_classes} classes apart; data set "
+            f"{data.name!r} has {data.image_shape} and {len(data.classes)}. Give --dataset with one that fits."
+        )
+    data = dataclasses.replace(data, normalisation=info.normalisation)
+    if images is None:
+        return data
+    if not 1 <= images <= len(data):
+        raise InvalidInputError(f"--images is {images}; {data.name}/{split} has {len(data)} images. Give 1 to that.")
+    return data.subset(torch.arange(images))
+
+
+def accuracies(network: torch.nn.Module, info: CNNInfo, dataset: str | None) -> dict[str, float]:
+    """Return a network's accuracy (0 to 1) on the validation and test split, by ``<dataset>/<split>``."""
+    found = {}
+    for split in ("validation", "test"):
+        data = open_split(info, dataset, split)
+        found[f"{data.name}/{split}"] = accuracy(network, data)
+    return found
+
+
+def with_history(info: CNNInfo, step: str, seed: int, **facts: Any) -> CNNInfo:
+    """Add to a model's metadata how this step made it, and any further facts."""
+    entry = {"step": step, "command": command_line(), "seed": seed}
+    history = [*info.metadata.get("history", []), entry]
+    return dataclasses.replace(info, metadata={**info.metadata, **facts, "history": history})

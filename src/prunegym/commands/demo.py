@@ -1,0 +1,133 @@
+"""``demo``: the main job from beginning to end on the embedded digits, in under three minutes."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from PIL import Image
+from torch import Tensor
+
+from prunegym.commands.applying import describe, read_image
+from prunegym.commands.common import (
+    JsonFlag,
+    Quiet,
+    Seed,
+    Threads,
+    emit,
+    note,
+    open_model,
+    open_split,
+    percent,
+    progress_of,
+    settle,
+    table,
+    with_history,
+)
+from prunegym.commands.judging import evaluation_table, evaluations
+from prunegym.commands.learning import Episodes, override
+from prunegym.models.data import Dataset
+from prunegym.models.dynamic import DynamicCNN
+from prunegym.models.gate_policy import greedy
+
+if TYPE_CHECKING:
+    from prunegym.envs.simulator import MaskSimulator
+
+SHOWN = 8
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder of the results; an earlier demo's are replaced.")] = Path(
+        "runs/demo"
+    ),
+    model: Annotated[str, typer.Option("--model", help="A prepared model; by default the shipped one.")] = "digits",
+    recipe: Annotated[str, typer.Option("--recipe", help="A recipe or a YAML file.")] = "digits",
+    episodes: Episodes = None,
+    seed: Seed = 0,
+    threads: Threads = None,
+    quiet: Quiet = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Train PPO on digits, evaluate it with controls and baselines, draw masks, save the model and predict with it."""
+    from prunegym.agents.recipe import load_recipe
+    from prunegym.agents.training import train_agent
+
+    settle(threads=threads)
+    started = time.perf_counter()
+    stored = open_model(model)
+    train, validation, test = (open_split(stored.info, None, split) for split in ("train", "validation", "test"))
+    chosen = override(load_recipe(recipe), episodes)
+    training = out / "training"
+    if (training / "run.json").exists():
+        shutil.rmtree(training)
+    note(f"PPO, {chosen.n_episodes:,} episodes on {train.name}: about a minute.", quiet)
+    trained = train_agent(
+        stored.masked, with_history(stored.info, "demo", seed), train, validation, chosen, training,
+        policy=stored.policy, seed=seed, progress=not quiet, report=progress_of(quiet),
+    )  # fmt: skip
+    path, picture = out / "model.safetensors", out / "masks.png"
+    trained.save(path)
+    results = evaluations("PPO", trained, stored._replace(policy=trained.policy), test, baselines=True, seed=seed)
+    before = evaluations("gates before PPO", DynamicCNN.load(training / "start.safetensors"), stored, test)
+    results = {"PPO": results.pop("PPO"), **before, **results}
+    draw(trained, test, torch.arange(SHOWN), picture)
+    files = write_images(test, torch.arange(SHOWN), out / "images")
+    loaded = DynamicCNN.load(path)
+    rows = describe(loaded, [str(file) for file in files], torch.stack([read_image(f, loaded.info) for f in files]))
+    seconds = time.perf_counter() - started
+    document = {
+        "results": {name: result.as_json() for name, result in results.items()},
+        "predictions": rows,
+        "model": str(path),
+        "picture": str(picture),
+        "seconds": round(seconds, 1),
+    }
+    first = results["PPO"]
+    title = f"{test.name}/test, {len(test)} images, dense accuracy {percent(first.dense_accuracy)}"
+    said = [[row["file"], row["label"], percent(row["kept_share"]), percent(row["mac_share"])] for row in rows]
+    predicted = table("Predicted with the saved model", ["image", "label", "channels kept", "of the dense MACs"], said)
+    closing = f"Model: {path}   Masks drawn: {picture}   {seconds:.0f} s"
+    emit(document, as_json, evaluation_table(title, results), first.verdict, predicted, closing)
+
+
+def draw(model: DynamicCNN, data: Dataset, indices: Tensor, path: Path) -> None:
+    """Write a picture of images with the masks that a model gives them."""
+    from prunegym.envs.rendering import draw_gallery
+    from prunegym.envs.simulator import MaskSimulator
+    from prunegym.envs.task import make_task
+
+    layerwise = bool(model.policy.features.config["layerwise"])
+    task = make_task(model=model, dataset=data, reward="macs", layerwise=layerwise, features=model.policy.features)
+    simulator = MaskSimulator(task, len(indices), np.random.default_rng(0))
+    play(model, simulator, indices)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(draw_gallery(task, simulator.snapshot())).save(path)
+
+
+@torch.inference_mode()
+def play(model: DynamicCNN, simulator: MaskSimulator, indices: Tensor) -> None:
+    """Play an episode with a model's policy: each decision from the features that the simulator shows."""
+    observation: dict[str, Any] = simulator.reset(indices)
+    policy = model.policy
+    for decision, size in enumerate(policy.features.sizes):
+        logits = policy.logits(decision, torch.from_numpy(observation["features"][:, :size]))
+        actions = torch.ones(len(indices), *simulator.action_space.shape)
+        actions[:, : logits.shape[1]] = greedy(logits)
+        observation = simulator.step(actions.numpy().astype(np.int8)).observation
+
+
+def write_images(data: Dataset, indices: Tensor, folder: Path) -> list[Path]:
+    """Write images of a data set as PNG files, named by number and label."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for index in indices.tolist():
+        pixels = data.images[index].permute(1, 2, 0).numpy()
+        name = f"{index}-{data.classes[int(data.labels[index])]}.png"
+        Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(folder / name)
+        files.append(folder / name)
+    return files

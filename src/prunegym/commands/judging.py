@@ -1,0 +1,240 @@
+"""``evaluate`` and ``compare``: every image of a split once, with controls, beside baselines and other agents."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from prunegym.commands.common import (
+    DataRoot,
+    DatasetName,
+    Device,
+    JsonFlag,
+    Out,
+    Quiet,
+    Resume,
+    Threads,
+    emit,
+    note,
+    open_split,
+    open_trained,
+    percent,
+    settle,
+    table,
+)
+from prunegym.commands.learning import Environments, Episodes, EvalImages, override
+from prunegym.models.data import Dataset
+from prunegym.models.dynamic import DynamicCNN, StoredModel, read_model
+
+if TYPE_CHECKING:
+    from prunegym.agents.compare import Comparison
+    from prunegym.agents.evaluation import Evaluation
+    from prunegym.agents.statistics import Interval
+
+Split = Annotated[str, typer.Option("--split", help="train, validation or test.")]
+Penalty = Annotated[float, typer.Option("--penalty", min=0.0, help="lambda of the figure reward.")]
+Dense = Annotated[
+    Path | None, typer.Option("--dense", help="File of the original CNN, from whose accuracy losses are counted.")
+]
+COLUMNS = [
+    "agent", "accuracy", "loss", "channels kept", "total MACs", "+-", "masks", "static", "shuffled", "reward",
+]  # fmt: skip
+CAPTION = (
+    "loss: points of accuracy below the dense network. total MACs: of masked CNN and policy, as a share of the dense "
+    "CNN's; +-: standard deviation over images.\nstatic: one mask of the most often kept channels. shuffled: the same masks dealt "
+    "to other images. reward: accuracy - penalty * total MACs."
+)
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A model file, or a shipped model.")],
+    agent: Annotated[
+        str | None, typer.Option("--agent", help="module:name of an agent with a batched predict(observation).")
+    ] = None,
+    dataset: DatasetName = None,
+    data_root: DataRoot = None,
+    split: Split = "test",
+    penalty: Penalty = 0.5,
+    images: Annotated[int | None, typer.Option(help="The first so many images only.")] = None,
+    dense: Dense = None,
+    baselines: Annotated[bool, typer.Option("--baselines", help="Add baselines that spend the same MACs.")] = False,
+    seed: Annotated[int, typer.Option(help="Of what baselines draw.", min=0)] = 0,
+    device: Device = "cpu",
+    threads: Threads = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Evaluate a model's own policy, or an agent of yours on it, on every image of a split."""
+    from prunegym.agents.loading import load_agent
+
+    settle(data_root, threads)
+    stored = open_trained(model)
+    data = open_split(stored.info, dataset, split, images)
+    if images is not None and dense is None:
+        # What the file states holds for the whole split; on a part, the dense accuracy has to be measured.
+        metadata = {key: value for key, value in stored.info.metadata.items() if key != "dense_accuracy"}
+        stored = stored._replace(info=dataclasses.replace(stored.info, metadata=metadata))
+    own = own_agent(stored) if agent is None else load_agent(agent)
+    results = evaluations(model if agent is None else agent, own, stored, data, penalty, dense, baselines, seed, device)
+    first = next(iter(results.values()))
+    document: dict[str, Any] = first.as_json()
+    if baselines:
+        document["baselines"] = {name: result.as_json() for name, result in list(results.items())[1:]}
+    title = f"{data.name}/{data.split}, {len(data)} images, dense accuracy {percent(first.dense_accuracy)}"
+    emit(document, as_json, evaluation_table(title, results), first.verdict, *first.notes)
+
+
+def own_agent(stored: StoredModel) -> Any:
+    """Return a model's policy as an agent; a bare CNN keeps all channels."""
+    import torch
+
+    if stored.policy is None:
+        return torch.ones(stored.masked.mask_size, dtype=torch.bool)
+    return DynamicCNN(stored.masked, stored.policy, stored.info)
+
+
+def evaluations(
+    name: str,
+    agent: Any,
+    stored: StoredModel,
+    data: Dataset,
+    penalty: float = 0.5,
+    dense: Path | None = None,
+    baselines: bool = False,
+    seed: int = 0,
+    device: str = "cpu",
+) -> dict[str, Evaluation]:
+    """Evaluate an agent and, if wanted, every baseline at its MAC share, on one CNN."""
+    from prunegym.agents.baselines import BASELINES, Setting, make_baseline
+    from prunegym.agents.evaluation import evaluate as evaluate_agent
+
+    network = None if dense is None else read_model(dense).masked.network.to(device)
+    masked, policy, info = stored
+    owner = stored if policy is None else DynamicCNN(masked, policy, info)
+    results = {name: evaluate_agent(agent, owner, data, penalty=penalty, dense=network, device=device)}
+    if baselines:
+        train = open_split(stored.info, data.name if data.name != stored.info.dataset else None, "train")
+        share = min(1.0, results[name].total_mac_share)
+        setting = Setting(stored.masked, data, train, share, seed)
+        for baseline in BASELINES:
+            masks = make_baseline(baseline, setting)
+            results[masks.name] = evaluate_agent(masks, owner, data, penalty=penalty, dense=network)
+    return results
+
+
+def evaluation_table(title: str, results: Mapping[str, Evaluation]) -> Table:
+    """Return a table with a line for each agent."""
+    rows = []
+    for name, found in results.items():
+        loss = f"{100 * (found.dense_accuracy - found.accuracy):+.2f}"
+        rows.append(
+            [name, percent(found.accuracy), loss, percent(found.kept_share), f"{found.total_mac_share:.3f}",
+             f"{found.mac_share_std:.3f}", f"{found.distinct_masks:,}", percent(found.static_accuracy),
+             percent(found.shuffled_accuracy), f"{found.reward:.4f}"]
+        )  # fmt: skip
+    return table(title, COLUMNS, rows, CAPTION)
+
+
+def compare(
+    entries: Annotated[
+        list[str],
+        typer.Argument(metavar="RECIPE...", help="Recipes; also baselines, rivals, model files or module:name."),
+    ],
+    out: Out,
+    model: Annotated[str, typer.Option("--model", help="The CNN, with gates or without.")] = "digits",
+    agent: Annotated[list[str] | None, typer.Option("--agent", help="module:name of an agent; repeatable.")] = None,
+    dataset: DatasetName = None,
+    data_root: DataRoot = None,
+    split: Split = "test",
+    images: Annotated[int | None, typer.Option(help="The first so many images only.")] = None,
+    seeds: Annotated[int, typer.Option(help="Number of seeds, from 0.", min=1)] = 5,
+    penalty: Penalty = 0.5,
+    dense: Dense = None,
+    episodes: Episodes = None,
+    n_envs: Environments = None,
+    eval_images: EvalImages = None,
+    device: Device = "cpu",
+    threads: Threads = None,
+    resume: Resume = False,
+    quiet: Quiet = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Train and evaluate agents side by side; baselines spend what the first one spends. OUT/comparison.json."""
+    import json
+
+    from prunegym.agents.compare import compare as compare_agents
+    from prunegym.models.runs import begin_run, finish_run
+
+    settle(data_root, threads)
+    stored = open_trained(model)
+    if stored.policy is None and all(":" in entry for entry in entries):
+        note("The model has no gates of its own: agents decide from the standard features.", quiet)
+    names = [*entries, *(agent or [])]
+    things = [_entry(name, episodes, n_envs, eval_images) for name in names]
+    settings = {"entries": names, "model": model, "split": split, "seeds": seeds, "penalty": penalty, "images": images}
+    settings |= {"episodes": episodes, "n_envs": n_envs, "dense": None if dense is None else str(dense)}
+    data = open_split(stored.info, dataset, split, images)
+    begin_run(out, {**settings, "dataset": data.name}, resume)
+    started = time.perf_counter()
+    found = compare_agents(
+        things,
+        stored,
+        data,
+        range(seeds),
+        out=out,
+        train=open_split(stored.info, dataset, "train"),
+        validation=open_split(stored.info, dataset, "validation"),
+        penalty=penalty,
+        dense=None if dense is None else read_model(dense).masked.network,
+        device=device,
+        report=lambda name, seed, result: note(
+            f"{name}, seed {seed}: accuracy {result.figures['accuracy']:.4f}, "
+            f"total MAC share {result.figures['total_mac_share']:.3f}",
+            quiet,
+        ),
+    )
+    document = found.as_json()
+    (out / "comparison.json").write_text(json.dumps(document, indent=1) + "\n")
+    finish_run(out, time.perf_counter() - started)
+    emit(document, as_json, comparison_table(found), *[f"{row.name}: {row.verdict}" for row in found.rows])
+
+
+def _entry(name: str, episodes: int | None, n_envs: int | None, eval_images: int | None) -> Any:
+    from prunegym.agents.baselines import BASELINES
+    from prunegym.agents.entries import RIVALS, as_entry
+    from prunegym.agents.recipe import load_recipe
+
+    if ":" in name or name in BASELINES or name in RIVALS or name.endswith(".safetensors"):
+        return as_entry(name)
+    return as_entry(override(load_recipe(name), episodes, n_envs=n_envs, eval_images=eval_images))
+
+
+def comparison_table(found: Comparison) -> Table:
+    """Return a table with a line for each agent: means over seeds with 95 % intervals."""
+    columns = ["agent", "accuracy", "difference", "total MACs", "static", "shuffled", "reward", "static seeds"]
+    rows = []
+    for row in found.rows:
+        figures = row.figures
+        shares = [_interval(figures[key], 100) for key in ("static_accuracy", "shuffled_accuracy")]
+        rows.append(
+            [row.name, _interval(figures["accuracy"], 100), _interval(row.difference, 100),
+             _interval(figures["total_mac_share"], 1), *shares, _interval(figures["reward"], 1),
+             f"{row.static_seeds} of {len(row.results)}"]
+        )  # fmt: skip
+    caption = (
+        f"Means over seeds with 95 % intervals; accuracies in %. difference: from {found.reference}, paired by image."
+    )
+    return table(f"{found.dataset}, {len(found.seeds)} seeds", columns, rows, caption)
+
+
+def _interval(value: Interval | None, factor: float) -> str:
+    if value is None:
+        return ""
+    digits = 2 if factor == 100 else 4
+    half = "" if value.half_width is None else f" +-{factor * value.half_width:.{digits}f}"
+    return f"{factor * value.mean:.{digits}f}{half}"

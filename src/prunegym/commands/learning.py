@@ -1,0 +1,221 @@
+"""``train`` and ``finetune``: reinforcement learning on a frozen CNN, and CNN and policy in turns (step 5)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import typer
+
+from prunegym.commands.common import (
+    DataRoot,
+    DatasetName,
+    Device,
+    JsonFlag,
+    Out,
+    Quiet,
+    Resume,
+    Seed,
+    Threads,
+    emit,
+    open_split,
+    open_trained,
+    percent,
+    progress_of,
+    settle,
+    table,
+    with_history,
+)
+from prunegym.models.data import Dataset
+from prunegym.models.errors import InvalidInputError, UnknownNameError
+from prunegym.models.features import MaskFeatures
+from prunegym.models.joint import TuneConfig
+from prunegym.models.masked import MaskedCNN
+
+if TYPE_CHECKING:
+    from prunegym.agents.recipe import Recipe
+
+Model = Annotated[str, typer.Argument(help="A CNN of train-cnn, a model of prepare or train, or a shipped model.")]
+RecipeName = Annotated[str, typer.Option("--recipe", help="A recipe that comes with PruneGym, or a YAML file.")]
+Episodes = Annotated[int | None, typer.Option("--episodes", help="Episodes (images), instead of the recipe's.")]
+RewardName = Annotated[
+    str | None, typer.Option("--reward", help="A reward by name, or module:function of yours, instead of the recipe's.")
+]
+AccuracyName = Annotated[
+    str | None, typer.Option("--accuracy", help="An accuracy term by name, or module:function of yours.")
+]
+Penalty = Annotated[float | None, typer.Option("--penalty", help="lambda, instead of the recipe's.")]
+Environments = Annotated[int | None, typer.Option("--n-envs", help="Sub-environments, instead of the recipe's.")]
+EvalImages = Annotated[int | None, typer.Option("--eval-images", help="Validation images, at most.")]
+
+
+def train(
+    model: Model,
+    out: Out,
+    recipe: RecipeName = "frozen",
+    dataset: DatasetName = None,
+    data_root: DataRoot = None,
+    episodes: Episodes = None,
+    reward: RewardName = None,
+    accuracy: AccuracyName = None,
+    penalty: Penalty = None,
+    n_envs: Environments = None,
+    eval_images: EvalImages = None,
+    seed: Seed = 0,
+    threads: Threads = None,
+    device: Device = "cpu",
+    resume: Resume = False,
+    quiet: Quiet = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Train an agent by a recipe; OUT/model.safetensors is the best actor, OUT/start.safetensors where it began."""
+    from prunegym.agents.recipe import load_recipe
+    from prunegym.agents.training import train_agent
+
+    settle(data_root, threads)
+    chosen = override(load_recipe(recipe), episodes, reward, accuracy, penalty, n_envs, eval_images)
+    stored = open_trained(model)
+    data = open_split(stored.info, dataset, "train")
+    try_task(chosen, stored.masked, data)
+    train_agent(
+        stored.masked,
+        with_history(stored.info, f"train, {chosen.name}", seed),
+        data,
+        open_split(stored.info, dataset, "validation"),
+        chosen,
+        out,
+        policy=stored.policy,
+        seed=seed,
+        resume=resume,
+        device=device,
+        progress=not quiet,
+        report=progress_of(quiet),
+    )
+    report_run(out, out / "model.safetensors", as_json)
+
+
+def override(
+    recipe: Recipe,
+    episodes: int | None = None,
+    reward: str | None = None,
+    accuracy: str | None = None,
+    penalty: float | None = None,
+    n_envs: int | None = None,
+    eval_images: int | None = None,
+) -> Recipe:
+    """Return a recipe with what the command line has instead; fewer environments make smaller rollouts, not fewer."""
+    task = {"reward": reward, "accuracy": accuracy, "penalty": penalty}
+    settings = {"n_episodes": episodes, "n_envs": n_envs, "eval_images": eval_images}
+    changes: dict[str, Any] = {key: value for key, value in settings.items() if value is not None}
+    kwargs = {**recipe.env_kwargs, **{key: value for key, value in task.items() if value is not None}}
+    if reward is not None and ":" in reward and accuracy is None:
+        kwargs.pop("accuracy", None)  # what a function returns is the whole reward
+    changes["env_kwargs"] = kwargs
+    return dataclasses.replace(recipe, **changes)
+
+
+def try_task(recipe: Recipe, masked: MaskedCNN, train: Dataset) -> None:
+    """Play one episode of a recipe's task, so that a mistake in a reward shows now, not when imitation is over."""
+    from prunegym.envs.registration import LAYERWISE
+    from prunegym.envs.simulator import MaskSimulator
+    from prunegym.envs.task import make_task
+
+    if recipe.env not in LAYERWISE:
+        raise UnknownNameError("environment", recipe.env, LAYERWISE)
+    layerwise = LAYERWISE[recipe.env]
+    features = MaskFeatures(masked, layerwise).to(next(masked.parameters()).device)
+    task = make_task(masked, train, layerwise=layerwise, features=features, **recipe.env_kwargs)
+    simulator = MaskSimulator(task, 4, np.random.default_rng(0))
+    simulator.reset()
+    bits = np.ones((4, *task.action_space.shape), np.int8)
+    for _ in simulator.decisions:
+        simulator.step(bits)
+
+
+def report_run(out: Path, model: Path, as_json: bool) -> None:
+    """Print what a run reached on the validation split: its first and its best evaluation."""
+    state = out / "monitor.json"
+    history: list[dict[str, Any]] = json.loads(state.read_text())["history"] if state.exists() else []
+    document: dict[str, Any] = {"model": str(model), "evaluations": len(history)}
+    rows = []
+    if history:
+        best = max(history, key=lambda row: row["reward"])
+        document |= {"start": history[0], "best": best}
+        rows = [_row("start", history[0]), _row("best", best)]
+    columns = ["validation split", "episodes' steps", "accuracy", "total MAC share", "reward", "shuffled"]
+    emit(document, as_json, table(f"{out}", columns, rows, f"The best actor is in {model}."))
+
+
+def _row(name: str, row: Mapping[str, Any]) -> list[str]:
+    figures = [percent(row[key]) for key in ("accuracy", "total_mac_share")]
+    return [name, f"{row['timesteps']:,}", *figures, f"{row['reward']:.4f}", percent(row["shuffled_accuracy"])]
+
+
+def finetune(
+    model: Model,
+    out: Out,
+    rounds: Annotated[int, typer.Option(help="Turns of CNN and policy.", min=1)] = 2,
+    cnn_epochs: Annotated[float, typer.Option(help="Passes over the training images by the CNN, each turn.")] = 1.0,
+    episodes: Annotated[int, typer.Option(help="Episodes of the policy, each turn.")] = 10240,
+    recipe: RecipeName = "prepared",
+    with_gates: Annotated[
+        bool, typer.Option("--with-gates", help="The gates move with the CNN, by gradient; else only the CNN does.")
+    ] = False,
+    cnn_learning_rate: Annotated[float, typer.Option(help="Peak, of the CNN.")] = 0.01,
+    target_macs: Annotated[
+        float | None, typer.Option(help="Total MAC share for --with-gates; by default the model's own.")
+    ] = None,
+    reward: RewardName = None,
+    accuracy: AccuracyName = None,
+    penalty: Penalty = None,
+    n_envs: Environments = None,
+    eval_images: EvalImages = None,
+    dataset: DatasetName = None,
+    data_root: DataRoot = None,
+    seed: Seed = 0,
+    threads: Threads = None,
+    device: Device = "cpu",
+    resume: Resume = False,
+    quiet: Quiet = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Step 5: train CNN and policy in turns, then freeze again; OUT/model.safetensors is the result."""
+    from prunegym.agents.finetuning import finetune as finetune_model
+    from prunegym.agents.recipe import load_recipe
+    from prunegym.models.dynamic import DynamicCNN
+
+    settle(data_root, threads)
+    stored = open_trained(model)
+    if stored.policy is None:
+        raise InvalidInputError(f"{model} is a CNN without a gate policy. Run prunegym prepare or train on it first.")
+    chosen = override(load_recipe(recipe), episodes, reward, accuracy, penalty, n_envs, eval_images)
+    tuning = TuneConfig(
+        target_macs=1.0 if target_macs is None else target_macs, epochs=cnn_epochs, train_gates=with_gates, anneal=0.0,
+        cnn_learning_rate=cnn_learning_rate, gate_learning_rate=5e-4, seed=seed,
+    )  # fmt: skip
+    data = open_split(stored.info, dataset, "train")
+    try_task(chosen, stored.masked, data)
+    rows = finetune_model(
+        DynamicCNN(stored.masked, stored.policy, with_history(stored.info, "finetune", seed)),
+        data,
+        open_split(stored.info, dataset, "validation"),
+        chosen,
+        tuning,
+        out,
+        rounds=rounds,
+        own_target=target_macs is None,
+        seed=seed,
+        resume=resume,
+        device=device,
+        progress=not quiet,
+        report=progress_of(quiet),
+    )
+    path = out / "model.safetensors"
+    shown = [_row(str(row["stage"]), row) for row in rows]
+    columns = ["validation split", "episodes' steps", "accuracy", "total MAC share", "reward", "shuffled"]
+    document = {"model": str(path), "rounds": rows}
+    emit(document, as_json, table("Fine-tuned", columns, shown, f"The result is {path}."))

@@ -1,0 +1,97 @@
+"""``list`` and ``inspect``: what there is, and what in a CNN can be masked."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Annotated, Any
+
+import typer
+
+from prunegym.commands.common import DataRoot, DatasetName, JsonFlag, emit, facts, open_model, percent, settle, table
+from prunegym.models.dynamic import SHIPPED, StoredModel
+from prunegym.models.sources import SOURCES, load_dataset
+from prunegym.models.zoo import ZOO
+
+
+def list_names(as_json: JsonFlag = False) -> None:
+    """List every name: networks, data sets, shipped models, rewards, accuracy terms, recipes, environments."""
+    names = {"networks": sorted(ZOO), "data sets": sorted(SOURCES), "shipped models": sorted(SHIPPED)}
+    # Rewards and the rest need the environments; where gymnasium is absent, the CNN side still answers.
+    if importlib.util.find_spec("gymnasium") is not None:
+        from prunegym.agents.recipe import FOLDER
+        from prunegym.envs.accuracy import ACCURACY_TERMS
+        from prunegym.envs.registration import LAYERWISE
+        from prunegym.envs.rewards import REWARDS
+
+        names |= {
+            "rewards": sorted(REWARDS),
+            "accuracy terms": sorted(ACCURACY_TERMS),
+            "recipes": sorted(file.stem for file in FOLDER.glob("*.yaml")),
+            "environments": sorted(LAYERWISE),
+        }
+    document = {key.replace(" ", "_"): value for key, value in names.items()}
+    rows = {key: ", ".join(value) for key, value in names.items()}
+    emit(document, as_json, facts("Names", rows))
+
+
+def inspect(
+    model: Annotated[str, typer.Argument(help="A network of the zoo, a model file or a shipped model.")],
+    dataset: DatasetName = None,
+    data_root: DataRoot = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Show a CNN's gates, what a channel of each costs, and which convolutions cannot be gates, with the reason."""
+    settle(data_root)
+    stored = open_model(model, load_dataset(dataset) if dataset is not None else None)
+    document = describe(stored)
+    caption = "price: MACs of an image that one channel less saves in the full network"
+    rows = [[gate["name"], str(gate["width"]), f"{gate['price']:,}"] for gate in document["gates"]]
+    tables = [facts(model, _summary(document)), table("Gates", ["gate", "channels", "price"], rows, caption)]
+    if document["rejected"]:
+        refused = [[name, reason] for name, reason in document["rejected"].items()]
+        rejected = table("Convolutions that are no gates", ["convolution", "reason"], refused)
+        rejected.columns[1].justify = "left"
+        tables.append(rejected)
+    emit(document, as_json, *tables)
+
+
+def describe(stored: StoredModel) -> dict[str, Any]:
+    """Return what is known of a model, plain JSON."""
+    masked, policy, info = stored
+    prices = masked.cost.channel_price().tolist()
+    return {
+        "architecture": info.architecture,
+        "image_shape": list(info.image_shape),
+        "classes": list(info.classes),
+        "dataset": info.dataset,
+        "mask_size": masked.mask_size,
+        "total_macs": masked.cost.total_macs,
+        "fixed_macs": masked.cost.fixed_macs,
+        "total_weights": masked.cost.total_weights,
+        "policy": None if policy is None else type(policy).__name__,
+        "policy_macs": None if policy is None else policy.macs,
+        "gates": [
+            {"name": gate.name, "width": gate.width, "price": round(price)}
+            for gate, price in zip(masked.gates, prices, strict=True)
+        ],
+        "rejected": dict(masked.rejected),
+        "metadata": info.metadata,
+    }
+
+
+def _summary(document: dict[str, Any]) -> dict[str, object]:
+    total, fixed, policy = document["total_macs"], document["fixed_macs"], document["policy_macs"]
+    rows: dict[str, object] = {
+        "architecture": document["architecture"],
+        "images": "x".join(map(str, document["image_shape"])),
+        "classes": len(document["classes"]),
+        "channels to mask": f"{document['mask_size']} in {len(document['gates'])} gates",
+        "MACs of an image": f"{total:,}",
+        "of these fixed": f"{fixed:,} ({percent(fixed / total)}): no mask removes them",
+        "policy": "none" if policy is None else f"{document['policy']}, {policy:,} MACs ({percent(policy / total)})",
+    }
+    for key in ("dense_accuracy", "prepared_accuracy"):
+        for where, share in document["metadata"].get(key, {}).items():
+            rows[f"{key.replace('_', ' ')} on {where}"] = percent(share)
+    rows |= {f"made by ({entry['step']})": entry["command"] for entry in document["metadata"].get("history", [])}
+    return rows
