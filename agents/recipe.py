@@ -59,7 +59,7 @@ class Recipe:
             raise InvalidInputError(
                 f"Recipe {self.name!r}: group is {self.group}; n_envs ({self.n_envs}) must be a multiple of it."
             )
-        if self.n_episodes < self.n_envs * self.episodes_per_rollout:
+        if 0 < self.n_episodes < self.n_envs * self.episodes_per_rollout:
             raise InvalidInputError(
                 f"Recipe {self.name!r}: n_episodes is {self.n_episodes}; one rollout alone has "
                 f"{self.n_envs * self.episodes_per_rollout}. Give more episodes or fewer environments."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable
 
 import torch
@@ -143,10 +144,21 @@ def learned_static(
         The mask (mask_size,).
     """
     policy = StaticPolicy(MaskFeatures(masked)).to(next(masked.parameters()).device)
-    config = TuneConfig(target_macs=min(1.0, share), epochs=epochs, train_cnn=False, seed=seed)
+    config = dataclasses.replace(_tuning(train, share, epochs, seed), train_cnn=False)
     tune(masked, policy, train, config, report=report)
     logits = torch.cat([channels.detach() for channels in policy.channels])
     return Masks("static, learned", at_mac_share(logits, masked, share))
+
+
+def _tuning(train: Dataset, share: float, epochs: float, seed: int) -> TuneConfig:
+    """Return the training of a static mask.
+
+    A bare logit moves by no more than the learning rate in a step of Adam, where a head's logit moves with all of its
+    weights; so on few steps the rate is raised until a logit can go from its start of 2 to about -10 and back.
+    """
+    steps = max(1.0, epochs * len(train) / TuneConfig.batch_size)
+    rate = min(0.1, max(TuneConfig.gate_learning_rate, 20 / steps))
+    return TuneConfig(target_macs=min(1.0, share), epochs=epochs, gate_learning_rate=rate, seed=seed)
 
 
 def pruned_and_tuned(
@@ -181,7 +193,7 @@ def pruned_and_tuned(
         policy = StaticPolicy(MaskFeatures(masked)).to(next(masked.parameters()).device)
     else:
         policy = fixed_policy(masked, at_mac_share(taylor_scores(masked, train), masked, share, per_gate=True))
-    stage = TuneConfig(target_macs=min(1.0, share), epochs=epochs, train_gates=learned, seed=seed)
+    stage = dataclasses.replace(_tuning(train, share, epochs, seed), train_gates=learned)
     config = PrepareConfig(imitation=None, tune=stage, seed=seed)
     tuned, gates = prepare(
         masked, train, config, policy=policy, report=None if report is None else lambda _stage, row: report(row)

@@ -19,6 +19,7 @@ class CostModel:
     A layer's MACs are (input channels kept) x (output channels kept) x (MACs of one such pair), so in a plain network
     the price of a channel depends on its neighbours. One MAC is one multiply-accumulate. Convolutions and linears
     count; norms, pooling and activations do not (as in ``torch.utils.flop_counter``, which counts two a MAC).
+    A layer that only scales a gate's channels (the last of a squeeze-and-excitation) is counted as if it made them all.
 
     Attributes:
         total_macs: MACs of one image through the original network.
@@ -55,7 +56,7 @@ class CostModel:
 
     def kept(self, mask: Tensor) -> Tensor:
         """Return the number of kept channels of each gate: mask (batch, mask_size) -> (batch, gates) float64."""
-        slices = mask.double().split([int(width) for width in self._widths], dim=1)
+        slices = torch.split(mask.double(), [int(width) for width in self._widths], dim=1)
         return torch.stack([part.sum(1) for part in slices], dim=1)
 
     def macs_of_widths(self, kept: Tensor) -> Tensor:
@@ -128,4 +129,4 @@ def _counted_macs(graph: Graph, network: nn.Module) -> float:
     images = torch.zeros(1, *graph[graph.input].shape[1:], device=parameter.device, dtype=parameter.dtype)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(images)
-    return counter.get_total_flops() / 2
+    return float(counter.get_total_flops()) / 2

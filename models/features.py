@@ -67,8 +67,8 @@ class MaskFeatures(nn.Module):
             channels, height, width = masked.graph[producer.inputs[0]].shape[1:]
             cells = min(grid, height, width)
             while cells > 1 and channels * (1 + cells**2) > feature_size:
-                cells //= 2
-            self._grids.append(cells if cells > 1 and channels * (1 + cells**2) <= feature_size else 0)
+                cells -= 1
+            self._grids.append(cells if cells > 1 else 0)
             self.sizes.append(min(channels, feature_size) + channels * self._grids[-1] ** 2)
             self.register_buffer(f"mean{index}", torch.zeros(self.sizes[-1]))
             self.register_buffer(f"std{index}", torch.ones(self.sizes[-1]))
@@ -98,18 +98,18 @@ class MaskFeatures(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, masked: MaskedCNN, dataset: Dataset, images: int = 1024) -> MaskFeatures:
-        """Set mean and standard deviation from the first training images with all channels on. Returns itself.
+        """Set mean and standard deviation from training images with all channels on. Returns itself.
 
         Args:
             masked: The CNN.
             dataset: Images of the training split.
-            images: How many of them.
+            images: How many of them, drawn with a fixed seed.
         """
         rows: list[list[Tensor]] = [[] for _ in self.decisions]
         device = self.get_buffer("mean0").device
         starts = {decision.gates[0]: index for index, decision in enumerate(self.decisions)}
         order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))[:images]
-        for indices in order.split(256):
+        for indices in torch.split(order, 256):
             state = masked.begin(dataset.batch(indices, device=device))
             while state.reads is not None:
                 index = starts.get(state.gate)

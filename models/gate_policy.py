@@ -54,9 +54,8 @@ class GatePolicy(nn.Module):
             for size, decision in zip(features.sizes, self.decisions, strict=True)
         )
         for head in self.heads:
-            assert isinstance(head, nn.Sequential)
-            nn.init.normal_(head[2].weight, std=0.01)
-            nn.init.constant_(head[2].bias, bias)
+            nn.init.normal_(head.get_parameter("2.weight"), std=0.01)
+            nn.init.constant_(head.get_parameter("2.bias"), bias)
         self.macs = sum(layer.weight.numel() for layer in self.heads.modules() if isinstance(layer, nn.Linear))
 
     def logits(self, decision: int, features: Tensor, penalty: Tensor | float | None = None) -> Tensor:
@@ -98,9 +97,10 @@ class StaticPolicy(nn.Module):
             nn.Parameter(torch.full((decision.width,), bias)) for decision in self.decisions
         )
 
-    def logits(self, decision: int, features: Tensor, penalty: Tensor | float | None = None) -> Tensor:
+    def logits(self, decision: int, features: Tensor, penalty: Tensor | float | None = None) -> Tensor:  # noqa: ARG002
         """Return the same logits (batch, width) for every image; features (batch, any) give the batch size."""
-        return self.channels[decision].expand(len(features), -1)
+        logits: Tensor = self.channels[decision]
+        return logits.expand(len(features), -1)
 
 
 def greedy(logits: Tensor) -> Tensor:
@@ -126,7 +126,8 @@ class StraightThrough:
             uniform = torch.rand(logits.shape, generator=self.generator).to(logits.device).clamp(1e-6, 1 - 1e-6)
             logits = logits + torch.log(uniform) - torch.log1p(-uniform)
         soft = torch.sigmoid(logits / self.temperature)
-        return (soft > 0.5).to(soft.dtype) + soft - soft.detach()
+        # The difference comes first: (1 + soft) - soft is not always exactly 1 in floats.
+        return (soft > 0.5).to(soft.dtype) + (soft - soft.detach())
 
 
 class Rollout(NamedTuple):
@@ -166,6 +167,6 @@ def rollout(
         logits.append(policy.logits(index, policy.features(index, state.reads.detach()), penalty))
         masks.append(choose(logits[-1]))
         widths = [masked.gates[gate].width for gate in decision.gates]
-        for part in masks[-1].split(widths, dim=1):
+        for part in torch.split(masks[-1], widths, dim=1):
             masked.advance(state, part)
     return Rollout(masked.finish(state), torch.cat(masks, 1), torch.cat(logits, 1))

@@ -101,7 +101,7 @@ def trace(network: nn.Module, example_input: Tensor) -> Graph:
             "the usual reason: move it out of forward, or mark the module that has it with torch.fx.wrap."
         ) from error
     with torch.no_grad():
-        ShapeProp(traced).propagate(example_input)  # type: ignore[no-untyped-call]
+        ShapeProp(traced).propagate(example_input)
     # torch.fx keeps tensors that forward makes as attributes of what it traced; they move to the network.
     for node in traced.graph.nodes:
         if node.op == "get_attr" and str(node.target) in root.__dict__:
@@ -158,12 +158,15 @@ def _to_steps(traced: fx.GraphModule, name: str) -> Graph:
             output = node.args[0].name
             continue
         op, kind = _classify(traced, node)
-        args = fx.node.map_arg(node.args, lambda other: Value(other.name))
-        kwargs = fx.node.map_arg(node.kwargs, lambda other: Value(other.name))
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), _value)
         inputs = tuple(other.name for other in node.all_input_nodes)
         target = f"{node.target}.".removeprefix("network.")[:-1] if op in ("module", "attribute") else node.target
         steps.append(Step(node.name, op, target, tuple(args), dict(kwargs), inputs, kind, _shape(node)))
     return Graph(tuple(steps), output)
+
+
+def _value(node: fx.Node) -> Any:
+    return Value(node.name)
 
 
 def _classify(traced: fx.GraphModule, node: fx.Node) -> tuple[str, Kind]:

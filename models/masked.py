@@ -113,7 +113,7 @@ class MaskedCNN(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a copy and bind it to its own modules."""
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._bind()
 
     def freeze(self) -> MaskedCNN:
@@ -138,14 +138,15 @@ class MaskedCNN(nn.Module):
 
     def split(self, mask: Tensor) -> tuple[Tensor, ...]:
         """Return views of a mask (..., mask_size), one slice (..., width) a gate, in order."""
-        return mask.split([gate.width for gate in self.gates], dim=-1)
+        parts: tuple[Tensor, ...] = torch.split(mask, [gate.width for gate in self.gates], dim=-1)
+        return parts
 
     def check_mask(self, mask: Tensor, batch: int) -> None:
         """Raise InvalidInputError unless the mask is (batch, mask_size)."""
         if mask.shape != (batch, self.mask_size):
             raise InvalidInputError(
                 f"The mask has shape {tuple(mask.shape)}; ({batch}, {self.mask_size}) is needed: one row an image, one "
-                f"number a channel of the {len(self.gates)} gates ({', '.join(gate.name for gate in self.gates[:4])}...)."
+                f"number a channel of the gates ({', '.join(gate.name for gate in self.gates[:4])}, ...)."
             )
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> Tensor:

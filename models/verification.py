@@ -79,7 +79,8 @@ class _Pass:
     def rest(self, point: str = "", mask: Tensor | None = None) -> Tensor:
         """Return the output (batch, ...), the value at ``point`` multiplied with a mask (width,); the pass stays."""
         # What in-place operations overwrite is a copy; values that are views of each other stay so.
-        return self._run(copy.deepcopy(self.values), len(self.runners), point, mask)[self.graph.output]
+        output: Tensor = self._run(copy.deepcopy(self.values), len(self.runners), point, mask)[self.graph.output]
+        return output
 
     @torch.no_grad()
     def _run(self, values: dict[str, Any], end: int, point: str = "", mask: Tensor | None = None) -> dict[str, Any]:
@@ -100,11 +101,11 @@ def _try(
     tolerance = _TOLERANCE * float(dense.abs().max())
     if not torch.isfinite(dense).all() or torch.allclose(masked, dense, rtol=0, atol=10 * tolerance):
         return _UNSEEN
-    with _changed(reading, 0.0):
+    with _Changed(reading, 0.0):
         unread = passing.rest()
     if not torch.allclose(masked, unread, rtol=0, atol=tolerance):
         return "something besides its consumers depends on its channels"
-    with _changed(making, -3.0):
+    with _Changed(making, -3.0):
         other = passing.rest(gate.point, mask)
     if not torch.allclose(masked, other, rtol=0, atol=tolerance):
         return "its filters are used elsewhere too"
@@ -118,8 +119,8 @@ def _check_batch(graph: Graph, network: nn.Module, images: Tensor, name: str) ->
         alone = _Pass(graph, network, images[:1]).rest()
     except Exception as error:
         raise UntraceableModelError(
-            f"{name} takes one image but no batch of two ({type(error).__name__}: {error}). Sizes that are written into "
-            "forward are the usual reason: use x.flatten(1) or x.size(0)."
+            f"{name} takes one image but no batch of two ({type(error).__name__}: {error}). Sizes that are written "
+            "into forward are the usual reason: use x.flatten(1) or x.size(0)."
         ) from error
     if not torch.allclose(first, again, equal_nan=True):
         raise UntraceableModelError(
@@ -182,7 +183,7 @@ def _weight(network: nn.Module, step: Step) -> Tensor:
     return weight.data
 
 
-class _changed:
+class _Changed:
     """Multiply rows or columns of weights by a factor, and restore them."""
 
     def __init__(self, places: list[_Places], factor: float) -> None:
@@ -194,6 +195,6 @@ class _changed:
         for weight, dimension, index in self.places:
             weight.index_copy_(dimension, index, weight.index_select(dimension, index) * self.factor)
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *exception: object) -> None:
         for (weight, _, _), saved in zip(self.places, self.saved, strict=True):
             weight.copy_(saved)

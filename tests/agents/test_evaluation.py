@@ -78,8 +78,10 @@ def test_figures_agree_with_loops_over_single_images(digits_cnn, masked, few):
     order = deal_out(40)
 
     assert result.accuracy == pytest.approx(brute_force(digits_cnn, few, masks))
-    assert result.dense_accuracy == result.prepared_accuracy == pytest.approx(
-        brute_force(digits_cnn, few, torch.ones(40, 48))
+    assert (
+        result.dense_accuracy
+        == result.prepared_accuracy
+        == pytest.approx(brute_force(digits_cnn, few, torch.ones(40, 48)))
     )
     assert result.static_accuracy == pytest.approx(brute_force(digits_cnn, few, static.expand(40, -1)))
     assert result.shuffled_accuracy == pytest.approx(brute_force(digits_cnn, few, masks[order]))
@@ -187,8 +189,8 @@ def test_verdict_at_two_standard_errors(own, other, static):
     assert found is static
     points = own - other
     expected = (
-        f"Static in effect: other images' masks do as well ({-points:+.1f} points, within two standard errors), so its 50 "
-        "masks do not depend usefully on the image."
+        f"Static in effect: other images' masks do as well ({-points:+.1f} points, within two standard errors), so "
+        "its 50 masks do not depend usefully on the image."
         if static
         else f"Per input: other images' masks lose {points:.1f} points, {points / math.sqrt(own + other):.1f} standard "
         "errors."
@@ -209,7 +211,9 @@ def test_difficulty_by_hand(votes):
     wrong = votes.labels == 1
     assert result.mac_share_wrong == pytest.approx(share[wrong].mean().item())
     assert result.mac_share_right == pytest.approx(share[~wrong].mean().item())
-    assert result.mac_share_by_class == pytest.approx({"a": share[~wrong].mean().item(), "b": share[wrong].mean().item()})
+    assert result.mac_share_by_class == pytest.approx(
+        {"a": share[~wrong].mean().item(), "b": share[wrong].mean().item()}
+    )
     assert result.margin_correlation == pytest.approx(-1.0)
 
 
@@ -431,7 +435,9 @@ def test_agent_of_another_model_is_refused(masked, few):
 
 
 def test_wrong_masks_are_refused(masked, few):
-    with pytest.raises(InvalidInputError, match=re.escape("have shape (39, 48); (48,) for one mask or (40, 48) for one")):
+    with pytest.raises(
+        InvalidInputError, match=re.escape("have shape (39, 48); (48,) for one mask or (40, 48) for one")
+    ):
         evaluate(torch.ones(39, 48), masked, few)
     with pytest.raises(InvalidInputError, match=r"The masks 'halves' have the value 0.5; only 0 and 1 are allowed."):
         evaluate(Masks("halves", torch.full((48,), 0.5)), masked, few)

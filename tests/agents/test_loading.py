@@ -54,13 +54,17 @@ def test_missing_module(folder):
 
 
 def test_missing_attribute(folder):
-    with pytest.raises(InvalidInputError, match=f"The agent '{folder}:Kepper': {folder} has no 'Kepper'. It has: .*Keeper"):
+    with pytest.raises(
+        InvalidInputError, match=f"The agent '{folder}:Kepper': {folder} has no 'Kepper'. It has: .*Keeper"
+    ):
         load_agent(f"{folder}:Kepper")
 
 
 @pytest.mark.parametrize("path", ["agents", "agents:", ":Agent", ""])
 def test_path_without_module_or_name(path):
-    with pytest.raises(InvalidInputError, match=re.escape(f"The agent {path!r} is no import path; 'module:name' is needed")):
+    with pytest.raises(
+        InvalidInputError, match=re.escape(f"The agent {path!r} is no import path; 'module:name' is needed")
+    ):
         load_agent(path)
 
 
@@ -99,8 +103,8 @@ OBSERVATION = {"features": np.zeros((5, 17), np.float32)}
         ),
         (
             np.ones(48),
-            "The agent 'Broken' returned actions of shape (48,); (5, 48) is needed: one row an image, one number a mask "
-            "bit.",
+            "The agent 'Broken' returned actions of shape (48,); (5, 48) is needed: one row an image, one number a "
+            "mask bit.",
         ),
         (np.ones((5, 47)), "returned actions of shape (5, 47); (5, 48) is needed"),
         (

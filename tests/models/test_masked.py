@@ -48,7 +48,7 @@ def rows_of_masks(masked: MaskedCNN) -> dict[str, Tensor]:
     return rows
 
 
-SLOW = {"resnet44", "resnet56", "vgg16"}
+SLOW = {"resnet32", "resnet44", "resnet56", "vgg11", "vgg16"}
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in ZOO])
@@ -148,6 +148,9 @@ def test_not_frozen_trains_until_it_is_frozen() -> None:
     masked.freeze()
     assert not masked.train().network.training
     assert all(not parameter.requires_grad and parameter.grad is None for parameter in masked.parameters())
+    masked.unfreeze()
+    assert masked.network.training
+    assert all(parameter.requires_grad for parameter in masked.parameters())
 
 
 def test_gradients() -> None:
@@ -228,7 +231,9 @@ def test_a_pass_in_segments_reads_what_the_producers_read_and_costs_one_pass() -
     assert state.reads is None
     assert torch.equal(state.logits, whole)
     assert sorted(calls) == sorted(name for name, _ in layers)
-    assert [state.points[gate].shape[1] for gate in range(len(masked.gates))] == [gate.width for gate in masked.gates]
+    assert {index: point.shape[1] for index, point in state.points.items()} == dict(
+        enumerate(gate.width for gate in masked.gates)
+    )
     for handle in handles:
         handle.remove()
     with pytest.raises(InvalidInputError, match="The pass is over: every gate has been decided"):
@@ -374,7 +379,7 @@ def test_errors() -> None:
         MaskedCNN(nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), example)
     with pytest.raises(UntraceableModelError, match=r"No gate was found in Conv2d, .*are an output of the network\)"):
         MaskedCNN(nn.Conv2d(3, 2, 3), example)
-    with pytest.raises(UntraceableModelError, match="BatchOfOne takes one image but no batch of two .*written into"):
+    with pytest.raises(UntraceableModelError, match=r"BatchOfOne takes one image but no batch of two .*written into"):
         MaskedCNN(BatchOfOne(), example)
     with pytest.raises(UntraceableModelError, match="Wrapped gives different outputs for the same images in eval mode"):
         MaskedCNN(Wrapped(lambda out: F.dropout(out, 0.5)), example)

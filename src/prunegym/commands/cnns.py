@@ -97,6 +97,7 @@ def prepare(
     out: Out,
     target_macs: Annotated[float, typer.Option(help="Total MAC share to end at, the policy's included.")] = 0.5,
     epochs: Annotated[float, typer.Option(help="Passes over the training images after imitation.")] = 8.0,
+    batch_size: Annotated[int, typer.Option(help="Images in a step.", min=1)] = 128,
     imitation_steps: Annotated[int, typer.Option(help="Steps of imitation first.")] = 600,
     kept_share: Annotated[float, typer.Option(help="Share of channels that the teacher keeps.")] = 0.6,
     no_imitation: Annotated[bool, typer.Option("--no-imitation", help="Gates start from their bias.")] = False,
@@ -124,10 +125,10 @@ def prepare(
     stored = open_trained(cnn)
     train = open_split(stored.info, dataset, "train")
     tune = TuneConfig(
-        target_macs=target_macs, epochs=epochs, train_cnn=not frozen, train_gates=not taylor, seed=seed,
+        target_macs=target_macs, epochs=epochs, batch_size=batch_size, train_cnn=not frozen, train_gates=not taylor, seed=seed,
         cnn_learning_rate=cnn_learning_rate, gate_learning_rate=gate_learning_rate,
     )  # fmt: skip
-    imitation = ImitationConfig(imitation_steps, kept_share=kept_share, seed=seed)
+    imitation = ImitationConfig(imitation_steps, batch_size, kept_share, seed=seed)
     imitates = not (no_imitation or static or taylor or imitation_steps == 0)
     config = PrepareConfig(
         imitation if imitates else None, tune if epochs > 0 else None, True, hidden, grid, feature_size, seed

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from prunegym.agents.recipe import FOLDER, Recipe, load_recipe
+from prunegym.models.errors import InvalidInputError, MissingDataError, UnknownNameError
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_that_comes_along_is_read(path: Path) -> None:
+    recipe = load_recipe(path.stem)
+    assert recipe == load_recipe(path)
+    assert recipe.name == path.stem
+    assert recipe.env.startswith("prunegym/")
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_stages_become_their_configurations(tmp_path: Path) -> None:
+    text = "prunegym/ChannelMask-v0:\n  imitation: {steps: 5}\n  refine: {target_macs: 0.7}\n  n_envs: 16\n  group: 4\n"
+    recipe = load_recipe(write(tmp_path, text))
+    assert recipe.imitation is not None
+    assert recipe.refine is not None
+    assert (recipe.imitation.steps, recipe.refine.target_macs, recipe.refine.train_cnn) == (5, 0.7, False)
+    assert recipe.as_dict()["imitation"]["steps"] == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        (
+            "env:\n  n_env: 3\n",
+            UnknownNameError,
+            r"Unknown setting in recipe 'mine': 'n_env'\. Did you mean 'n_envs'\?",
+        ),
+        ("env:\n  imitation: {step: 3}\n", UnknownNameError, r"Unknown setting of imitation .* Did you mean 'steps'\?"),
+        ("env:\n  algo: dqn\n", UnknownNameError, r"Unknown algorithm that acts in MultiBinary spaces 'dqn'.*a2c, ppo"),
+        ("env:\n  n_envs: 10\n  group: 4\n", InvalidInputError, r"n_envs \(10\) must be a multiple of it"),
+        ("env:\n  n_episodes: 5\n", InvalidInputError, r"n_episodes is 5; one rollout alone has 512"),
+        ("a: 1\nb: 2\n", InvalidInputError, r"must have one environment id at the top"),
+        ("a: [1\n", InvalidInputError, r"mine\.yaml is not YAML"),
+    ],
+)
+def test_wrong_recipes(tmp_path: Path, text: str, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        load_recipe(write(tmp_path, text))
+
+
+def test_recipes_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UnknownNameError, match=r"Unknown recipe 'frosen'\. Did you mean 'frozen'\?"):
+        load_recipe("frosen")
+    with pytest.raises(MissingDataError, match=r"There is no recipe .*none\.yaml\. Check the path\."):
+        load_recipe(tmp_path / "none.yaml")
+
+
+def test_reinforcement_learning_may_be_left_out() -> None:
+    assert Recipe("imitation only", n_episodes=0).n_episodes == 0
