@@ -1,8 +1,8 @@
 """PruneGym: Gymnasium environments in which per-input channel masks of a frozen CNN are the actions.
 
 Importing it registers ``prunegym/ChannelMask-v0`` and ``prunegym/LayerwiseChannelMask-v0``, where gymnasium is
-installed. The names below are imported from their rooms when they are first used; ``prunegym.models`` needs neither gymnasium nor
-stable-baselines3.
+installed. The names below are imported from their rooms when they are first used; ``prunegym.models`` needs neither
+gymnasium nor stable-baselines3.
 """
 
 from __future__ import annotations

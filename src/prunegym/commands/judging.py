@@ -47,8 +47,8 @@ COLUMNS = [
 ]  # fmt: skip
 CAPTION = (
     "loss: points of accuracy below the dense network. total MACs: of masked CNN and policy, as a share of the dense "
-    "CNN's; +-: standard deviation over images.\nstatic: one mask of the most often kept channels. shuffled: the same masks dealt "
-    "to other images. reward: accuracy - penalty * total MACs."
+    "CNN's; +-: standard deviation over images.\nstatic: one mask of the most often kept channels. shuffled: the "
+    "same masks dealt to other images. reward: accuracy - penalty * total MACs."
 )
 
 
