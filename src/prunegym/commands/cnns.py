@@ -125,8 +125,8 @@ def prepare(
     stored = open_trained(cnn)
     train = open_split(stored.info, dataset, "train")
     tune = TuneConfig(
-        target_macs=target_macs, epochs=epochs, batch_size=batch_size, train_cnn=not frozen, train_gates=not taylor, seed=seed,
-        cnn_learning_rate=cnn_learning_rate, gate_learning_rate=gate_learning_rate,
+        target_macs=target_macs, epochs=epochs, batch_size=batch_size, train_cnn=not frozen,
+        train_gates=not taylor, seed=seed, cnn_learning_rate=cnn_learning_rate, gate_learning_rate=gate_learning_rate,
     )  # fmt: skip
     imitation = ImitationConfig(imitation_steps, batch_size, kept_share, seed=seed)
     imitates = not (no_imitation or static or taylor or imitation_steps == 0)
