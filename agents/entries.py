@@ -100,7 +100,7 @@ def before_rl_entry(recipe: Entry, same_share: bool = False) -> Entry:
         start = DynamicCNN.load(
             run.folder(recipe.name) / "start.safetensors", copy.deepcopy(run.masked.network), run.device
         )
-        return gates_at_mac_share(start, run.train, run.share) if same_share else start
+        return gates_at_mac_share(start, run.dataset, run.share) if same_share else start
 
     name = "gates before RL" + (", same MACs" if same_share else "")
     return Entry(name, make, {"before": recipe.key, "same share": same_share}, seeded=True, at_share=same_share)

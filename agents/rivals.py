@@ -201,20 +201,20 @@ def pruned_and_tuned(
     return DynamicCNN(tuned, gates, info)
 
 
-def gates_at_mac_share(agent: DynamicCNN, train: Dataset, share: float) -> DynamicCNN:
-    """Shift a dynamic CNN's gate logits until it spends a wanted share of the MACs, measured on training images.
+def gates_at_mac_share(agent: DynamicCNN, dataset: Dataset, share: float) -> DynamicCNN:
+    """Shift a dynamic CNN's gate logits until it spends a wanted share of the MACs.
 
-    So gates before RL stand beside those after it at the same cost, nearly: the share on other images will differ a
-    little.
+    So gates before RL stand beside those after it at the same cost, nearly: the shift is found to 0.01, and on at most
+    1,000 images.
 
     Args:
         agent: Masked CNN and gates; not changed.
-        train: Training images.
+        dataset: Images on which it is measured, best those that are evaluated; labels are not looked at.
         share: Total MAC share, the policy's included.
 
     Returns:
         The same CNN with a shifted copy of the gates.
     """
     policy = copy.deepcopy(agent.policy)
-    meet_target(agent.masked, policy, train, share)
+    meet_target(agent.masked, policy, dataset, share)
     return DynamicCNN(agent.masked, policy, agent.info)

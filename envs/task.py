@@ -297,7 +297,7 @@ def _features(
 def _check_penalty(penalty: Penalty) -> Penalty:
     bounds = tuple(penalty) if isinstance(penalty, tuple | list) else (penalty,)
     fine = all(isinstance(bound, int | float) and math.isfinite(bound) and bound >= 0 for bound in bounds)
-    if not fine or len(bounds) > 2 or (len(bounds) == 2 and not bounds[0] < bounds[1]):
+    if not fine or len(bounds) not in (1, 2) or (len(bounds) == 2 and not bounds[0] < bounds[1]):
         raise InvalidInputError(
             f"penalty is {penalty!r}; a finite number of at least 0, or a range (low, high) with low < high, is "
             "needed. It is what a unit of cost takes off the reward."

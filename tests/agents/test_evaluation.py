@@ -369,6 +369,7 @@ def test_own_agent_sees_each_image_once_and_may_state_its_macs(masked, few):
     assert agent.shapes == [(16, 17), (16, 17), (8, 17)]
     assert result.policy_mac_share == pytest.approx(500 / hand_macs(torch.ones(48)))
     assert result.total_mac_share == pytest.approx(result.mac_share + result.policy_mac_share)
+    assert result.reward == pytest.approx(result.accuracy - 0.5 * result.total_mac_share)
 
 
 def test_own_agent_may_decide_layer_by_layer(masked, few):

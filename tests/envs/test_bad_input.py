@@ -1,0 +1,206 @@
+"""Bad input: each mistake gets an error that says what was given, what is allowed and how to mend it."""
+
+from __future__ import annotations
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from mask_oracle import LAYERWISE, ONE_STEP, random_masks
+
+from prunegym.envs import ChannelMaskEnv, ChannelMaskVectorEnv, MaskSimulator, MaskVecEnv, make_task
+from prunegym.models.data import from_arrays
+from prunegym.models.errors import InvalidInputError, MissingDataError, UnknownNameError
+from prunegym.models.features import MaskFeatures
+from prunegym.models.masked import MaskedCNN
+from prunegym.models.sources import load_dataset
+from prunegym.models.zoo import build
+
+RANGE = r"a finite number of at least 0, or a range \(low, high\) with low < high, is needed"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"model": "digit"}, UnknownNameError, r"Unknown model 'digit'. Did you mean 'digits'\?"),
+        ({"model": "vgg17"}, UnknownNameError, r"Unknown model 'vgg17'. Did you mean 'vgg1[16]'\?"),
+        ({"model": "absent.safetensors"}, MissingDataError, "There is no model file absent.safetensors"),
+        ({"model": 3}, InvalidInputError, "model is a int; a name, a path to a model file, a torch module"),
+        ({"dataset": "digitz"}, UnknownNameError, r"Unknown data set .*'digitz'. Did you mean 'digits'\?"),
+        ({"split": "tests"}, UnknownNameError, r"Unknown split 'tests'. Did you mean 'test'\?"),
+        ({"observation": "imag"}, UnknownNameError, r"Unknown observation 'imag'. Did you mean 'image'\?"),
+        ({"penalty": -0.1}, InvalidInputError, rf"penalty is -0.1; {RANGE}"),
+        ({"penalty": float("nan")}, InvalidInputError, rf"penalty is nan; {RANGE}"),
+        ({"penalty": (0.2, 0.1)}, InvalidInputError, rf"penalty is \(0.2, 0.1\); {RANGE}"),
+        ({"penalty": (0.1, 0.1)}, InvalidInputError, rf"penalty is \(0.1, 0.1\); {RANGE}"),
+        ({"penalty": (0.1, 0.2, 0.3)}, InvalidInputError, RANGE),
+        ({"penalty": ()}, InvalidInputError, RANGE),
+        ({"penalty": "much"}, InvalidInputError, RANGE),
+        ({"images": 0}, InvalidInputError, "images is 0; data set 'digits', split 'train', has 1077 images"),
+        ({"images": 1078}, InvalidInputError, "images is 1078; .* so 1 to 1077 is allowed"),
+    ],
+)
+def test_arguments_of_make(arguments, error, message, cnn):
+    with pytest.raises(error, match=message):
+        gym.make(ONE_STEP, **({"model": cnn, "dataset": "digits"} | arguments))
+
+
+def test_weights_that_are_nan(cnn):
+    broken = build("simple-cnn", in_channels=1, image_size=8)
+    with torch.no_grad():
+        broken.features[0].weight[0, 0, 0, 0] = float("nan")
+    with pytest.raises(InvalidInputError, match=r"SimpleCNN: 'features.0.weight' has NaN or infinite values"):
+        gym.make(ONE_STEP, model=broken, dataset="digits")
+
+
+def test_images_of_another_shape(cnn):
+    pixels, labels = torch.zeros(20, 3, 8, 8, dtype=torch.uint8), torch.arange(20) % 10
+    masked = MaskedCNN(cnn, torch.zeros(1, 1, 8, 8))
+    with pytest.raises(
+        InvalidInputError, match=r"takes images of shape \(1, 8, 8\), those of data set 'arrays' have\s+\(3, 8, 8\)"
+    ):
+        gym.make(ONE_STEP, model=masked, dataset=from_arrays((pixels, labels), (pixels, labels)))
+
+
+def test_labels_out_of_range_and_an_empty_split():
+    pixels = torch.zeros(20, 1, 8, 8, dtype=torch.uint8)
+    with pytest.raises(InvalidInputError, match="labels range from 0 to 19, but there are 2 classes"):
+        from_arrays((pixels, torch.arange(20)), (pixels, torch.arange(20)), classes=("a", "b"))
+    with pytest.raises(InvalidInputError, match=r"split 'test' is empty. Give it at least one image"):
+        from_arrays((pixels, torch.arange(20)), (pixels[:0], torch.arange(0)))
+
+
+def test_more_classes_than_outputs(cnn):
+    pixels, labels = torch.zeros(24, 1, 8, 8, dtype=torch.uint8), torch.arange(24) % 12
+    dataset = from_arrays((pixels, labels), (pixels, labels))
+    with pytest.raises(
+        InvalidInputError, match=r"output has shape \(10,\) an image, but data set 'arrays' has 12 classes"
+    ):
+        gym.make(ONE_STEP, model=cnn, dataset=dataset)
+
+
+def test_a_masked_cnn_that_is_not_frozen(cnn):
+    with pytest.raises(InvalidInputError, match=r"MaskedCNN is not frozen, so its answers change. Call its freeze"):
+        gym.make(ONE_STEP, model=MaskedCNN(cnn, torch.zeros(1, 1, 8, 8), frozen=False), dataset="digits")
+
+
+def test_features_of_another_model_or_form(cnn):
+    masked = MaskedCNN(cnn, torch.zeros(1, 1, 8, 8))
+    with pytest.raises(InvalidInputError, match=r"for 2 decisions of widths \[16, 32\], .*layerwise=False"):
+        make_task(masked, "digits", features=MaskFeatures(masked, layerwise=True))
+
+
+def test_one_split_alone_has_no_images_to_standardise_features_on(cnn):
+    test = load_dataset("digits", "test")
+    with pytest.raises(InvalidInputError, match=r"one split without its training images.*Pass the dict of all splits"):
+        make_task(cnn, test)
+    training = make_task(cnn, "digits")
+    task = make_task(training.masked, test, features=training.features)
+    assert task.dataset is test
+    assert torch.equal(task.features.mean0, training.features.mean0)
+    by_dict = make_task(cnn, {"train": load_dataset("digits"), "test": test}, split="test")
+    assert torch.equal(by_dict.features.mean0, training.features.mean0)
+    with pytest.raises(UnknownNameError, match="Unknown split of the given data sets 'validation'"):
+        make_task(cnn, {"train": load_dataset("digits"), "test": test}, split="validation")
+
+
+SHAPE, VALUE = r"The action has shape", r"only 0 \(channel off\) and 1 \(kept\) are allowed"
+
+
+@pytest.mark.parametrize(
+    ("action", "message"),
+    [
+        (np.ones(47), rf"{SHAPE} \(47,\); \(48,\) is needed: a 0 or 1 for each channel"),
+        (np.ones((1, 48)), rf"{SHAPE} \(1, 48\); \(48,\) is needed"),
+        (1, rf"{SHAPE} \(\); \(48,\) is needed"),
+        (np.full(48, 0.5), f"value 0.5; {VALUE}"),
+        (np.full(48, 2), f"value 2.0; {VALUE}"),
+        (np.full(48, -1), f"value -1.0; {VALUE}"),
+        (np.full(48, np.nan), f"value nan; {VALUE}"),
+    ],
+)
+def test_actions(action, message, cnn):
+    env = gym.make(ONE_STEP, model=cnn, dataset="digits", disable_env_checker=True)
+    env.reset(seed=0)
+    with pytest.raises(InvalidInputError, match=message):
+        env.step(action)
+
+
+@pytest.mark.parametrize("dtype", [bool, np.int8, np.int64, np.float32, np.float64])
+def test_actions_of_any_type(dtype, cnn):
+    env = gym.make(ONE_STEP, model=cnn, dataset="digits")
+    env.reset(seed=0)
+    assert env.step(random_masks(1)[0].numpy().astype(dtype))[4]["kept"] == int(random_masks(1).sum())
+
+
+def test_bits_past_the_gates_width_are_ignored_but_those_within_are_not(cnn):
+    env = gym.make(LAYERWISE, model=cnn, dataset="digits")
+    env.reset(seed=0)
+    env.step(np.concatenate([np.ones(16), np.full(16, np.nan)]))
+    with pytest.raises(InvalidInputError, match=f"value 5.0; {VALUE}"):
+        env.step(np.concatenate([np.ones(31), [5]]))
+    # Nothing was decided by the action that was refused.
+    assert env.step(np.zeros(32))[4]["kept"] == 16
+
+
+def test_actions_of_a_batch(cnn):
+    env = MaskVecEnv(ONE_STEP, 3, model=cnn, dataset="digits")
+    env.reset()
+    with pytest.raises(
+        InvalidInputError, match=rf"{SHAPE} \(2, 48\); \(3, 48\) is needed: a row for each sub-environment"
+    ):
+        env.step(np.ones((2, 48)))
+
+
+def test_a_step_after_the_end(cnn):
+    env = gym.make(ONE_STEP, model=cnn, dataset="digits")
+    env.reset(seed=0)
+    env.step(np.ones(48))
+    with pytest.raises(InvalidInputError, match=r"no episode under way: it is over or not begun. Call reset\(\) first"):
+        env.step(np.ones(48))
+    with pytest.raises(InvalidInputError, match="no episode under way"):
+        MaskVecEnv(ONE_STEP, 3, model=cnn, dataset="digits").step(np.ones((3, 48)))
+
+
+@pytest.mark.parametrize("index", [-1, 600])
+def test_an_index_out_of_range(index, cnn):
+    message = rf"Image {index} is out of range: split 'test' of 'digits' has images 0 to 599"
+    env = gym.make(ONE_STEP, model=cnn, dataset="digits", split="test")
+    with pytest.raises(InvalidInputError, match=message):
+        env.reset(options={"index": index})
+    envs = gym.make_vec(ONE_STEP, 2, model=cnn, dataset="digits", split="test")
+    with pytest.raises(InvalidInputError, match=message):
+        envs.reset(options={"index": [0, index]})
+
+
+def test_options_of_reset(cnn):
+    env = gym.make(ONE_STEP, model=cnn, dataset="digits", penalty=(0.1, 0.2))
+    with pytest.raises(UnknownNameError, match=r"Unknown reset option 'indx'. Did you mean 'index'\?"):
+        env.reset(options={"indx": 3})
+    with pytest.raises(InvalidInputError, match="a list of integers from 0 to 1076 is needed"):
+        env.reset(options={"index": 0.5})
+    with pytest.raises(InvalidInputError, match=r"penalty is 0.3; 0.1 to 0.2 is allowed in this task"):
+        env.reset(options={"penalty": 0.3})
+    envs = gym.make_vec(ONE_STEP, 3, model=cnn, dataset="digits")
+    with pytest.raises(InvalidInputError, match=r"options\['index'\] is 1; a list of 3 indices is needed"):
+        envs.reset(options={"index": 1})
+    with pytest.raises(InvalidInputError, match=r"seed is \[1, 2, 3\]; one int is needed"):
+        envs.reset(seed=[1, 2, 3])
+    venv = MaskVecEnv(ONE_STEP, 2, model=cnn, dataset="digits")
+    venv.set_options([{"index": 1}, {}])
+    with pytest.raises(InvalidInputError, match="1 sub-environments have 'index' in their options; all 2 need one"):
+        venv.reset()
+
+
+def test_drawing_before_the_first_reset(cnn):
+    env = MaskSimulator(make_task(cnn, "digits"), 1, np.random.default_rng())
+    with pytest.raises(InvalidInputError, match=r"nothing to draw yet. Call reset\(\) first"):
+        env.snapshot()
+
+
+def test_a_render_mode_that_is_none(cnn):
+    for form in (ChannelMaskEnv, ChannelMaskVectorEnv):
+        with pytest.raises(UnknownNameError, match=r"Unknown render mode 'ansi'. .*Known: rgb_array"):
+            form(model=cnn, dataset="digits", render_mode="ansi")
+    with pytest.raises(UnknownNameError, match="Unknown render mode 'ansi'"):
+        MaskVecEnv(ONE_STEP, 2, model=cnn, dataset="digits", render_mode="ansi")

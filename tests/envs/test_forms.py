@@ -1,0 +1,357 @@
+"""The scalar, vector and SB3 forms: both checkers, equal rewards, autoreset, sampling, seeds, groups."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import AutoresetMode
+from mask_oracle import IDS, LAYERWISE, ONE_STEP, counted, hooked_logits, layer_actions, random_masks
+from sb3_contrib import TRPO
+from stable_baselines3 import A2C, PPO
+from stable_baselines3.common.env_checker import check_env as check_env_sb3
+from torch.utils.flop_counter import FlopCounterMode
+
+from prunegym.envs import GroupAdvantage, MaskSimulator, MaskVecEnv, make_task
+from prunegym.models.errors import InvalidInputError, UnknownNameError
+from prunegym.models.sources import load_dataset
+
+REGISTERED = sorted(env_id for env_id in gym.registry if env_id.startswith("prunegym/"))
+
+
+def actions_of(env_id, mask):
+    return [mask.numpy()] if env_id == ONE_STEP else layer_actions(mask)
+
+
+def test_these_are_all_ids():
+    assert sorted(IDS) == REGISTERED
+    assert all(gym.spec(env_id).max_episode_steps is None for env_id in IDS)
+
+
+@pytest.mark.parametrize("env_id", REGISTERED)
+def test_both_checkers_pass_with_all_defaults(env_id):
+    check_env(gym.make(env_id).unwrapped)
+    check_env_sb3(gym.make(env_id, render_mode="rgb_array").unwrapped, skip_render_check=False)
+
+
+@pytest.mark.parametrize("env_id", REGISTERED)
+def test_both_checkers_pass_with_everything_that_is_random(env_id, cnn):
+    env = gym.make(env_id, model=cnn, dataset="digits", penalty=(0.1, 2.0), augment=True, render_mode="rgb_array")
+    check_env(env.unwrapped)
+    check_env_sb3(env.unwrapped)
+
+
+@pytest.mark.parametrize("env_id", REGISTERED)
+def test_ppo_learns_as_it_is(env_id, cnn):
+    assert PPO("MultiInputPolicy", gym.make(env_id, model=cnn, dataset="digits")).learn(2000).num_timesteps >= 2000
+
+
+@pytest.mark.parametrize(("algorithm", "options"), [(A2C, {}), (TRPO, {"batch_size": 32})])
+def test_the_other_algorithms_of_the_docstring_run(algorithm, options, cnn):
+    env = MaskVecEnv(LAYERWISE, 4, seed=0, model=cnn, dataset="digits")
+    assert algorithm("MultiInputPolicy", env, n_steps=8, **options).learn(64).num_timesteps >= 64
+
+
+@pytest.mark.parametrize("env_id", IDS)
+@pytest.mark.parametrize("reward", ["l0", "macs"])
+def test_all_forms_give_the_same_rewards_and_infos(env_id, reward, cnn):
+    mask, indices = random_masks(6), [4, 0, 599, 7, 7, 100]
+    arguments = {"model": cnn, "dataset": "digits", "split": "test", "reward": reward, "accuracy": "probability"}
+    vector, venv = gym.make_vec(env_id, 6, **arguments), MaskVecEnv(env_id, 6, **arguments)
+    scalar = gym.make(env_id, **arguments)
+    observation, _ = vector.reset(options={"index": indices})
+    venv.set_options([{"index": index} for index in indices])
+    other = venv.reset()
+    for name, array in observation.items():
+        np.testing.assert_array_equal(array, other[name])
+    of_vector, of_venv = [], []
+    for action in actions_of(env_id, mask):
+        of_vector.append(vector.step(action))
+        of_venv.append(venv.step(action.astype(np.float32)))
+    for row, index in enumerate(indices):
+        first, _ = scalar.reset(options={"index": index})
+        for name, array in first.items():
+            np.testing.assert_allclose(array, observation[name][row], atol=1e-5)
+        for step, action in enumerate(actions_of(env_id, mask)):
+            _, value, terminated, truncated, info = scalar.step(action[row])
+            assert value == pytest.approx(of_vector[step][1][row], abs=1e-5)
+            assert value == pytest.approx(of_venv[step][1][row], abs=1e-5)
+            assert terminated is bool(of_vector[step][2][row]) is bool(of_venv[step][2][row])
+            assert truncated is False
+        logits = hooked_logits(cnn, load_dataset("digits", "test"), [index], mask[row : row + 1])
+        kept, _, share = counted(mask[row : row + 1])
+        label = int(load_dataset("digits", "test").labels[index])
+        expected = {"index": index, "label": label, "prediction": int(logits.argmax()), "kept": int(kept)}
+        expected |= {"correct": int(logits.argmax()) == label, "mac_share": pytest.approx(share.item())}
+        assert info == expected
+        assert all(type(info[key]) is int for key in ("index", "label", "prediction", "kept"))
+        assert type(info["correct"]) is bool
+        final = {name: array[row] for name, array in of_vector[-1][4]["final_info"].items()}
+        assert {name: value for name, value in final.items() if not name.startswith("_")} == expected
+        last = of_venv[-1][3][row]
+        total = sum(step[1][row] for step in of_vector)
+        assert last.pop("episode") == {
+            "r": pytest.approx(total, abs=1e-5),
+            "l": len(of_venv),
+            "t": pytest.approx(0, abs=60),
+        }
+        assert last.pop("is_success") is expected["correct"]
+        assert set(last.pop("terminal_observation")) == set(observation)
+        assert last == expected
+
+
+@pytest.mark.parametrize("env_id", IDS)
+def test_a_whole_episode_costs_one_forward_pass(env_id, cnn):
+    env = MaskVecEnv(env_id, 8, model=cnn, dataset="digits")
+    env.reset()
+    with FlopCounterMode(display=False) as counter:
+        for action in actions_of(env_id, random_masks(8)):
+            env.step(action)
+    convolutions = counter.get_flop_counts()["Global"][torch.ops.aten.convolution]
+    assert convolutions == 2 * 8 * (64 * 16 * 9 + 16 * 16 * 32 * 9)
+
+
+def test_layer_by_layer_observations_are_what_the_next_convolution_reads(cnn):
+    env = gym.make(LAYERWISE, model=cnn, dataset="digits").unwrapped
+    mask, features = random_masks(1), env.task.features
+    observation, _ = env.reset(options={"index": 3})
+    image = env.task.dataset.batch(torch.tensor([3]))
+    assert observation["gate"].tolist() == [1, 0]
+    np.testing.assert_allclose(observation["features"][:17], features(0, image)[0], atol=1e-6)
+    assert not observation["features"][17:].any()
+    first, second = layer_actions(mask)
+    observation, *_ = env.step(first[0])
+    with torch.no_grad():
+        reads = cnn.features[:3](image) * mask[:, :16, None, None]
+    assert observation["gate"].tolist() == [0, 1]
+    np.testing.assert_allclose(observation["features"], features(1, reads)[0], atol=1e-5)
+    share = counted(torch.cat([mask[:, :16], torch.zeros(1, 32)], 1))[2]
+    assert observation["cost"][0] == pytest.approx(share.item())
+    observation, *_ = env.step(second[0])
+    assert observation["gate"].tolist() == [0, 0]
+    assert not observation["features"].any()
+    assert observation["cost"][0] == pytest.approx(counted(mask)[2].item())
+
+
+@pytest.mark.parametrize("env_id", IDS)
+def test_the_vector_form_resets_in_the_step_that_ends_episodes(env_id, cnn):
+    envs = gym.make_vec(env_id, 5, model=cnn, dataset="digits")
+    assert envs.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
+    envs.reset(seed=3)
+    actions = actions_of(env_id, random_masks(5))
+    for action in actions[:-1]:
+        _, _, terminated, _, infos = envs.step(action)
+        assert not terminated.any()
+        assert set(infos) == {"index", "label", "_index", "_label"}
+    old = envs.unwrapped.simulator.indices.clone()
+    observation, _, terminated, truncated, infos = envs.step(actions[-1])
+    assert terminated.all()
+    assert not truncated.any()
+    new = envs.unwrapped.simulator.indices
+    np.testing.assert_array_equal(infos["final_info"]["index"], old)
+    np.testing.assert_array_equal(infos["index"], new)
+    assert infos["_final_obs"].all()
+    assert infos["final_obs"].shape == (5,)
+    assert all(final in envs.single_observation_space for final in infos["final_obs"])
+    assert not any(final["features"].any() for final in infos["final_obs"])
+    assert observation in envs.observation_space
+    fresh = MaskSimulator(envs.unwrapped.task, 5, np.random.default_rng())
+    np.testing.assert_array_equal(observation["features"], fresh.reset(new)["features"])
+    monitored = gym.wrappers.vector.RecordEpisodeStatistics(gym.make_vec(env_id, 5, model=cnn, dataset="digits"))
+    monitored.reset(seed=0)
+    for action in actions:
+        infos = monitored.step(action)[4]
+    assert infos["episode"]["l"].tolist() == [len(actions)] * 5
+
+
+def test_terminal_observations_of_the_sb3_form_are_the_old_episodes(cnn):
+    env = MaskVecEnv(LAYERWISE, 4, model=cnn, dataset="digits", penalty=(0.5, 1.0))
+    first = env.reset()
+    for action in layer_actions(random_masks(4)):
+        observation, _, dones, infos = env.step(action)
+    assert dones.dtype == bool
+    assert dones.all()
+    for row, info in enumerate(infos):
+        assert info["terminal_observation"]["penalty"] == first["penalty"][row]
+        assert observation["penalty"][row] != first["penalty"][row]
+        assert not info["terminal_observation"]["gate"].any()
+    np.testing.assert_array_equal(observation["gate"], [[1, 0]] * 4)
+
+
+def test_infos_of_the_sb3_form_are_empty_before_the_end(cnn):
+    env = MaskVecEnv(LAYERWISE, 3, model=cnn, dataset="digits")
+    env.reset()
+    infos = env.step(layer_actions(random_masks(3))[0])[3]
+    assert infos == [{}, {}, {}]
+    infos[0]["mine"] = 1
+    assert infos[1] == {}
+
+
+def test_observations_are_never_the_same_memory(cnn):
+    env = MaskVecEnv(LAYERWISE, 4, model=cnn, dataset="digits", penalty=(0.5, 1.0), observation="image")
+    taken = [env.reset()]
+    taken += [env.step(action)[0] for action in layer_actions(random_masks(4)) * 2]
+    for at, one in enumerate(taken):
+        for other in taken[at + 1 :]:
+            assert not any(np.shares_memory(one[name], other[name]) for name in one)
+    before = env.task.dataset.images.clone()
+    for observation in taken:
+        observation["image"][:] = 1
+    assert torch.equal(env.task.dataset.images, before)
+
+
+def test_the_image_is_observed_if_wanted(cnn):
+    env = gym.make(ONE_STEP, model=cnn, dataset="digits", observation="image")
+    observation, info = env.reset(seed=0)
+    digits = load_dataset("digits")
+    np.testing.assert_array_equal(observation["image"], digits.images[info["index"]])
+    assert observation in env.observation_space
+
+
+def test_sampling_visits_each_image_once_an_epoch(cnn):
+    """120 images in batches of 50: an epoch ends within a batch."""
+    env = MaskSimulator(make_task(cnn, "digits", "validation"), 50, np.random.default_rng(0))
+    drawn = []
+    for _ in range(12):
+        env.reset()
+        drawn += env.indices.tolist()
+    epochs = [drawn[start : start + 120] for start in range(0, 600, 120)]
+    assert all(sorted(epoch) == list(range(120)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 5
+
+
+@pytest.mark.parametrize("env_id", IDS)
+def test_seeds_reproduce_and_differ(env_id, cnn):
+    arguments = {"model": cnn, "dataset": "digits", "augment": True, "penalty": (0.1, 1.0)}
+    mask = random_masks(4)
+
+    def run(env, reset, step):
+        taken = [reset(env)]
+        taken += [step(env, action) for action in actions_of(env_id, mask)]
+        return np.concatenate([observation["features"].ravel() for observation in taken])
+
+    def vector(seed):
+        return run(
+            gym.make_vec(env_id, 4, **arguments), lambda e: e.reset(seed=seed)[0], lambda e, action: e.step(action)[0]
+        )
+
+    def sb3(seed):
+        return run(MaskVecEnv(env_id, 4, seed=seed, **arguments), lambda e: e.reset(), lambda e, a: e.step(a)[0])
+
+    def scalar(seed):
+        return run(gym.make(env_id, **arguments), lambda e: e.reset(seed=seed)[0], lambda e, a: e.step(a[0])[0])
+
+    for form in (vector, sb3, scalar):
+        np.testing.assert_array_equal(form(1), form(1))
+        assert not np.array_equal(form(1), form(2))
+
+
+def test_sb3_seeding_starts_over(cnn):
+    env = MaskVecEnv(ONE_STEP, 4, model=cnn, dataset="digits")
+    runs = []
+    for _ in range(2):
+        env.seed(7)
+        env.reset()
+        runs.append(env.simulator.indices.tolist())
+    assert runs[0] == runs[1]
+    env.reset()
+    assert env.simulator.indices.tolist() != runs[0]
+    assert [info["index"] for info in env.reset_infos] == env.simulator.indices.tolist()
+
+
+def test_penalties_are_drawn_an_episode_observed_and_used(cnn):
+    env = MaskVecEnv(ONE_STEP, 64, seed=0, model=cnn, dataset="digits", penalty=(0.001, 0.02))
+    observation = env.reset()
+    drawn = observation["penalty"][:, 0]
+    assert len(set(drawn.tolist())) == 64
+    assert 0.001 <= drawn.min() < 0.004
+    assert 0.017 < drawn.max() <= 0.02
+    _, rewards, _, infos = env.step(np.ones((64, 48)))
+    correct = np.array([info["correct"] for info in infos])
+    np.testing.assert_allclose(rewards, correct - 48 * drawn, atol=1e-6)
+    scalar = gym.make(ONE_STEP, model=cnn, dataset="digits", penalty=(0.001, 0.02))
+    observation, _ = scalar.reset(options={"penalty": 0.01})
+    assert observation["penalty"] == pytest.approx(0.01)
+
+
+def test_a_group_shares_image_augmentation_and_penalty(cnn):
+    env = MaskVecEnv(ONE_STEP, 12, group=4, seed=0, model=cnn, dataset="digits", penalty=(0.0, 1.0), augment=True)
+    observation = env.reset()
+    for array in (env.simulator.indices.numpy(), observation["penalty"][:, 0], env.simulator._raw.flatten(1).numpy()):
+        groups = array.reshape(3, 4, -1)
+        assert (groups == groups[:, :1]).all()
+        assert len(np.unique(groups[:, 0], axis=0)) == 3
+
+
+def test_group_advantage_against_brute_force(cnn):
+    arguments = {"model": cnn, "dataset": "digits", "seed": 5, "group": 3, "accuracy": "probability"}
+    plain, wrapped = MaskVecEnv(LAYERWISE, 6, **arguments), GroupAdvantage(MaskVecEnv(LAYERWISE, 6, **arguments))
+    plain.reset(), wrapped.reset()
+    for episode in range(2):
+        first, second = layer_actions(random_masks(6, seed=episode))
+        early, total = plain.step(first)[1], 0
+        np.testing.assert_array_equal(wrapped.step(first)[1], early)
+        last = plain.step(second)[1]
+        total = early + last
+        _, rewards, _, infos = wrapped.step(second)
+        for row in range(6):
+            others = [other for other in range(6) if other // 3 == row // 3 and other != row]
+            assert rewards[row] == pytest.approx(last[row] - np.mean([total[other] for other in others]), abs=1e-6)
+            assert infos[row]["episode"]["r"] == pytest.approx(total[row], abs=1e-6)
+
+
+def test_group_advantage_needs_a_group(cnn):
+    with pytest.raises(
+        InvalidInputError, match=r"several masks of an image, but the group is 1. .*MaskVecEnv\(..., group=8\)"
+    ):
+        GroupAdvantage(MaskVecEnv(ONE_STEP, 6, model=cnn, dataset="digits"))
+
+
+@pytest.mark.parametrize(("num_envs", "group"), [(6, 4), (0, 1), (4, 0)])
+def test_group_and_number_must_fit(num_envs, group, cnn):
+    with pytest.raises(InvalidInputError, match=rf"num_envs is {num_envs} and group {group}; .* a multiple of group"):
+        MaskVecEnv(ONE_STEP, num_envs, group=group, model=cnn, dataset="digits")
+
+
+def test_attributes_of_the_sb3_form(cnn):
+    env = MaskVecEnv(ONE_STEP, 3, model=cnn, dataset="digits")
+    assert env.get_attr("num_envs", [0, 2]) == [3, 3]
+    assert env.env_is_wrapped(gym.Wrapper) == [False] * 3
+    assert env.has_attr("group")
+    assert not env.has_attr("absent")
+    env.set_attr("group", 2)
+    assert env.group == 2
+    with pytest.raises(InvalidInputError, match="'lambda' cannot be set for sub-environments None: they are one batch"):
+        env.set_attr("lambda", 2)
+    with pytest.raises(InvalidInputError, match="'group' cannot be set for sub-environments 1"):
+        env.set_attr("group", 2, 1)
+
+
+def test_the_sb3_form_names_the_nearest_id():
+    with pytest.raises(
+        UnknownNameError, match=r"Unknown environment 'prunegym/ChanelMask-v0'. Did you mean '.*ChannelMask"
+    ):
+        MaskVecEnv("prunegym/ChanelMask-v0", 2)
+    with pytest.raises(gym.error.NameNotFound, match=r"Did you mean: `ChannelMask`\?"):
+        gym.make("prunegym/ChanelMask-v0")
+
+
+def test_importing_prunegym_registers_and_loads_no_sb3_and_models_need_no_gymnasium():
+    code = (
+        "import sys, prunegym, gymnasium; assert 'prunegym/ChannelMask-v0' in gymnasium.registry; "
+        "assert 'stable_baselines3' not in sys.modules and 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    code = (
+        "import sys; sys.modules['gymnasium'] = None; sys.modules['stable_baselines3'] = None; import prunegym.models"
+    )
+    blocked = (
+        "import sys, importlib.util as u; find = u.find_spec; "
+        "u.find_spec = lambda name, *more: None if name == 'gymnasium' else find(name, *more); "
+    )
+    subprocess.run([sys.executable, "-c", blocked + code], check=True)
