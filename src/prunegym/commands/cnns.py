@@ -125,8 +125,8 @@ def prepare(
     stored = open_trained(cnn)
     train = open_split(stored.info, dataset, "train")
     tune = TuneConfig(
-        target_macs=target_macs, epochs=epochs, batch_size=batch_size, train_cnn=not frozen,
-        train_gates=not taylor, seed=seed, cnn_learning_rate=cnn_learning_rate, gate_learning_rate=gate_learning_rate,
+        target_macs=target_macs, epochs=epochs, batch_size=batch_size, train_cnn=not frozen, train_gates=not taylor,
+        seed=seed, cnn_learning_rate=cnn_learning_rate, gate_learning_rate=gate_learning_rate,
     )  # fmt: skip
     imitation = ImitationConfig(imitation_steps, batch_size, kept_share, seed=seed)
     imitates = not (no_imitation or static or taylor or imitation_steps == 0)
@@ -140,6 +140,8 @@ def prepare(
     masked = stored.masked.to(device)
     start = _rival(masked, train, target_macs, taylor) if static or taylor else None
     masked, policy = prepare_model(masked, train, config, policy=start, folder=out, report=progress_of(quiet))
+    if static and isinstance(policy, StaticPolicy):
+        policy = _cut(masked, policy, target_macs)
     model = DynamicCNN(masked.cpu(), policy.cpu(), stored.info)
     document = _finish(model, dataset, out, seed, kind if not frozen else f"{kind}, CNN frozen")
     finish_run(out, time.perf_counter() - started, document)
@@ -155,6 +157,15 @@ def _rival(masked: MaskedCNN, train: Dataset, target_macs: float, taylor: bool) 
     from prunegym.agents.rivals import fixed_policy
 
     return fixed_policy(masked, at_mac_share(taylor_scores(masked, train), masked, target_macs, per_gate=True))
+
+
+def _cut(masked: MaskedCNN, policy: StaticPolicy, target_macs: float) -> StaticPolicy:
+    """Keep the channels with the largest logits, so many that the target is spent."""
+    from prunegym.agents.baselines import at_mac_share
+    from prunegym.agents.rivals import fixed_policy
+
+    logits = torch.cat([channels.detach() for channels in policy.channels])
+    return fixed_policy(masked, at_mac_share(logits, masked, target_macs))
 
 
 def _finish(model: DynamicCNN, dataset: str | None, out: Path, seed: int, kind: str) -> dict[str, Any]:
