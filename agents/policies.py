@@ -55,17 +55,13 @@ class MaskPolicy(ActorCriticPolicy):
             )
         _check_spaces(observation_space, action_space, gate_policy)
         # Kept in a dict, since a module's attributes may not be modules before its constructor has run.
-        self._arguments = {"gate_policy": gate_policy, "sharpen": sharpen, "value_hidden": value_hidden}
+        self._arguments: dict[str, Any] = {"gate_policy": gate_policy, "sharpen": sharpen, "value_hidden": value_hidden}
         kwargs["ortho_init"] = False
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
 
     def _build(self, lr_schedule: Schedule) -> None:
-        self.actor = copy.deepcopy(self._arguments["gate_policy"])
-        for head in self.actor.heads:
-            assert isinstance(head, nn.Sequential)
-            with torch.no_grad():
-                head[2].weight.mul_(self._arguments["sharpen"])
-                head[2].bias.mul_(self._arguments["sharpen"])
+        self.actor: GatePolicy = copy.deepcopy(self._arguments["gate_policy"])
+        self.actor.rescale_logits(self._arguments["sharpen"])
         assert isinstance(self.observation_space, spaces.Dict)
         extra = sum(key in self.observation_space.spaces for key in ("cost", "penalty"))
         hidden = self._arguments["value_hidden"]
@@ -73,7 +69,7 @@ class MaskPolicy(ActorCriticPolicy):
             nn.Sequential(nn.Linear(size + extra, hidden), nn.ReLU(), nn.Linear(hidden, 1))
             for size in self.actor.features.sizes
         )
-        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
+        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()
@@ -89,11 +85,12 @@ class MaskPolicy(ActorCriticPolicy):
         if "gate" not in obs:
             return [(0, torch.arange(len(obs["features"]), device=self.device))]
         gates = obs["gate"].argmax(1)
-        return [(int(gate), (gates == gate).nonzero()[:, 0]) for gate in gates.unique()]
+        return [(int(gate), (gates == gate).nonzero()[:, 0]) for gate in torch.unique(gates)]
 
     def _logits(self, obs: PyTorchObs) -> Tensor:
-        assert isinstance(obs, dict) and isinstance(self.action_space, spaces.MultiBinary)
-        logits = torch.full((len(obs["features"]), int(self.action_space.n)), ALWAYS_KEPT, device=self.device)
+        assert isinstance(obs, dict)
+        assert self.action_space.shape is not None
+        logits = torch.full((len(obs["features"]), self.action_space.shape[0]), ALWAYS_KEPT, device=self.device)
         for decision, rows in self._rows(obs):
             features = obs["features"][rows, : self.actor.features.sizes[decision]]
             penalty = obs["penalty"][rows, 0] if "penalty" in obs else None
@@ -140,10 +137,10 @@ def _check_spaces(observation: spaces.Space[Any], action: spaces.Space[Any], pol
         raise InvalidInputError(f"MaskPolicy acts in a MultiBinary space; this environment has {action}.")
     size = int(np.prod(observation["features"].shape or ()))
     widest = max(decision.width for decision in policy.decisions)
-    if max(policy.features.sizes) != size or int(action.n) != widest:
+    if max(policy.features.sizes) != size or action.shape[0] != widest:
         raise InvalidInputError(
-            f"The gate policy has up to {max(policy.features.sizes)} features and {widest} bits, the environment {size} "
-            f"and {action.n}. Make both for the same model, both layer by layer or both in one step."
+            f"The gate policy has up to {max(policy.features.sizes)} features and {widest} bits, the environment "
+            f"{size} and {action.n}. Make both for the same model, both layer by layer or both in one step."
         )
     if (policy.penalty_range is not None) != ("penalty" in observation.spaces):
         raise InvalidInputError(

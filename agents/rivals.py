@@ -53,9 +53,9 @@ def greedy_static(
     Returns:
         The mask (mask_size,).
     """
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:images]
-    batch = train.batch(order, device=next(masked.parameters()).device)
-    labels = train.labels[order].to(batch.device)
+    sample = train.sample(images)
+    batch = sample.batch(torch.arange(len(sample)), device=next(masked.parameters()).device)
+    labels = sample.labels.to(batch.device)
     mask = torch.ones(masked.mask_size)
     while True:
         left = _remove_best(masked, batch, labels, mask, share, candidates, step_share)

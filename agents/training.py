@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
@@ -124,7 +123,7 @@ def _reinforce(
     env = training_env(masked, start, train, recipe, seed, device)
     total = recipe.n_episodes * len(start.decisions)
     penalty = recipe.env_kwargs.get("penalty", 0.5)
-    held_out = validation.subset(torch.arange(min(len(validation), recipe.eval_images)))
+    held_out = validation.sample(recipe.eval_images)
     monitor = TrainingMonitor(
         masked, held_out, penalty if isinstance(penalty, float | int) else sum(penalty) / 2, recipe.eval_every, out,
         total, progress, None if report is None else lambda row: report(recipe.algo, row),

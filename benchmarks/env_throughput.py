@@ -81,7 +81,9 @@ def bare(masked: MaskedCNN, images: torch.Tensor, count: int) -> Callable[[], ob
     return run
 
 
-def episode(env_id: str, count: int, masked: MaskedCNN, dataset: object, rng: np.random.Generator) -> Callable[[], object]:
+def episode(
+    env_id: str, count: int, masked: MaskedCNN, dataset: object, rng: np.random.Generator
+) -> Callable[[], object]:
     env = MaskVecEnv(env_id, count, seed=0, model=masked, dataset=dataset)
     env.reset()
     actions = (rng.random((count, *env.action_space.shape)) < 0.7).astype(np.float32)

@@ -76,7 +76,7 @@ class ChannelMaskEnv(gym.Env[Observation, Action]):
     ...     device="cpu",             # where the CNN runs
     ...     features=None,            # MaskFeatures of your own
     ...     augment=False,            # shift and mirror images at random
-    ...     images=None,              # only the first so many images of the split
+    ...     images=None,              # so many random images of the split only
     ...     render_mode="rgb_array",  # or None, or human
     ... )
     >>> observation, info = env.reset(seed=0, options={"index": 3})

@@ -154,7 +154,7 @@ def make_task(
         features: What an agent sees; by default a DynamicCNN's own where it decides likewise, else the standard
             features, standardised on the training split.
         augment: Shift and mirror images at random as in training.
-        images: Use the first so many images of the split only.
+        images: Use so many images of the split only, drawn with a fixed seed; indices count within them.
 
     Returns:
         The task.
@@ -179,7 +179,7 @@ def make_task(
         features = source.features
     return Task(
         masked=masked,
-        dataset=_first(chosen, images),
+        dataset=_sample(chosen, images),
         features=_features(features, masked, layerwise, training, where),
         reward=resolved,
         penalty=resolved.default_penalty if penalty is None else _check_penalty(penalty),
@@ -305,7 +305,7 @@ def _check_penalty(penalty: Penalty) -> Penalty:
     return float(bounds[0]) if len(bounds) == 1 else (float(bounds[0]), float(bounds[1]))
 
 
-def _first(dataset: Dataset, images: int | None) -> Dataset:
+def _sample(dataset: Dataset, images: int | None) -> Dataset:
     if images is None:
         return dataset
     if not 1 <= images <= len(dataset):
@@ -313,4 +313,4 @@ def _first(dataset: Dataset, images: int | None) -> Dataset:
             f"images is {images}; data set {dataset.name!r}, split {dataset.split!r}, has {len(dataset)} images, so 1 "
             f"to {len(dataset)} is allowed."
         )
-    return dataset.subset(torch.arange(images))
+    return dataset.sample(images)

@@ -3,23 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
 from prunegym.models.data import Dataset
 from prunegym.models.gate_policy import GatePolicy, StaticPolicy, rollout
 from prunegym.models.masked import MaskedCNN
-
-
-@torch.no_grad()
-def shift_logits(policy: GatePolicy | StaticPolicy, offset: float) -> None:
-    """Add a number to every logit of a policy, in place: positive keeps more channels."""
-    if isinstance(policy, StaticPolicy):
-        for channels in policy.channels:
-            channels.add_(offset)
-        return
-    for head in policy.heads:
-        assert isinstance(head, nn.Sequential)
-        head[2].bias.add_(offset)
 
 
 @torch.inference_mode()
@@ -27,7 +14,7 @@ def total_mac_share(masked: MaskedCNN, policy: GatePolicy | StaticPolicy, datase
     """Return the mean total MAC share of a data set's images, the policy's MACs included."""
     device = next(masked.parameters()).device
     total = 0.0
-    for indices in torch.arange(len(dataset)).split(250):
+    for indices in torch.split(torch.arange(len(dataset)), 250):
         mask = rollout(masked, policy, dataset.batch(indices, device=device)).mask
         total += float(masked.cost.mac_share(mask).sum())
     return total / len(dataset) + policy.macs / masked.cost.total_macs
@@ -58,16 +45,15 @@ def meet_target(
     Returns:
         The offset that was added.
     """
-    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))[:images]
-    sample = dataset.subset(order)
+    sample = dataset.sample(images)
     low, high, applied = -5.0, 5.0, 0.0
     for _ in range(rounds):
         middle = (low + high) / 2
-        shift_logits(policy, middle - applied)
+        policy.rescale_logits(offset=middle - applied)
         applied = middle
         if total_mac_share(masked, policy, sample) > target_macs:
             high = middle
         else:
             low = middle
-    shift_logits(policy, low - applied)
+    policy.rescale_logits(offset=low - applied)
     return low

@@ -137,6 +137,18 @@ class Dataset:
             self, images=self.images[indices], labels=self.labels[indices], split=split or self.split
         )
 
+    def sample(self, count: int, seed: int = 0) -> Dataset:
+        """Return a random subset, the same one every time: the first images of a folder are all of one class.
+
+        Args:
+            count: Its size; if there are no more images, all are returned.
+            seed: Seed of the draw.
+        """
+        if count >= len(self):
+            return self
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        return self.subset(order[:count].sort().values)
+
 
 def random_shift_and_flip(images: Tensor, pad: int, flip: bool, generator: torch.Generator) -> Tensor:
     """Shift each image by up to ``pad`` pixels (zeros come in) and mirror half of them.

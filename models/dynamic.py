@@ -125,7 +125,7 @@ class DynamicCNN(nn.Module):
     @property
     def policy_mac_share(self) -> float:
         """MACs of deciding, as a share of the original CNN's."""
-        return self.policy.macs / self.masked.cost.total_macs
+        return float(self.policy.macs / self.masked.cost.total_macs)
 
     def prepare_images(self, images: Tensor) -> Tensor:
         """Check and normalise images.

@@ -108,9 +108,9 @@ class MaskFeatures(nn.Module):
         rows: list[list[Tensor]] = [[] for _ in self.decisions]
         device = self.get_buffer("mean0").device
         starts = {decision.gates[0]: index for index, decision in enumerate(self.decisions)}
-        order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))[:images]
-        for indices in torch.split(order, 256):
-            state = masked.begin(dataset.batch(indices, device=device))
+        sample = dataset.sample(images)
+        for indices in torch.split(torch.arange(len(sample)), 256):
+            state = masked.begin(sample.batch(indices, device=device))
             while state.reads is not None:
                 index = starts.get(state.gate)
                 if index is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -53,9 +53,9 @@ class GatePolicy(nn.Module):
             nn.Sequential(nn.Linear(size + extra, hidden), nn.ReLU(), nn.Linear(hidden, decision.width))
             for size, decision in zip(features.sizes, self.decisions, strict=True)
         )
-        for head in self.heads:
-            nn.init.normal_(head.get_parameter("2.weight"), std=0.01)
-            nn.init.constant_(head.get_parameter("2.bias"), bias)
+        for layer in self._last_layers():
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.constant_(layer.bias, bias)
         self.macs = sum(layer.weight.numel() for layer in self.heads.modules() if isinstance(layer, nn.Linear))
 
     def logits(self, decision: int, features: Tensor, penalty: Tensor | float | None = None) -> Tensor:
@@ -76,6 +76,16 @@ class GatePolicy(nn.Module):
             features = torch.cat([features, scaled.expand(len(features)).unsqueeze(1)], dim=1)
         logits: Tensor = self.heads[decision](features)
         return logits
+
+    @torch.no_grad()
+    def rescale_logits(self, factor: float = 1.0, offset: float = 0.0) -> None:
+        """Multiply all logits by a factor and add an offset, in place; a positive offset keeps more channels."""
+        for layer in self._last_layers():
+            layer.weight.mul_(factor)
+            layer.bias.mul_(factor).add_(offset)
+
+    def _last_layers(self) -> list[nn.Linear]:
+        return [cast(nn.Linear, cast(nn.Sequential, head)[-1]) for head in self.heads]
 
 
 class StaticPolicy(nn.Module):
@@ -101,6 +111,12 @@ class StaticPolicy(nn.Module):
         """Return the same logits (batch, width) for every image; features (batch, any) give the batch size."""
         logits: Tensor = self.channels[decision]
         return logits.expand(len(features), -1)
+
+    @torch.no_grad()
+    def rescale_logits(self, factor: float = 1.0, offset: float = 0.0) -> None:
+        """Multiply all logits by a factor and add an offset, in place; a positive offset keeps more channels."""
+        for channels in self.channels:
+            channels.mul_(factor).add_(offset)
 
 
 def greedy(logits: Tensor) -> Tensor:

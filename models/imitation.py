@@ -90,7 +90,7 @@ def imitation_loss(policy: GatePolicy | StaticPolicy, gate_logits: Tensor, mask:
     widths = [decision.width for decision in policy.decisions]
     losses = [
         F.binary_cross_entropy_with_logits(logits, target)
-        for logits, target in zip(gate_logits.split(widths, 1), mask.split(widths, 1), strict=True)
+        for logits, target in zip(torch.split(gate_logits, widths, 1), torch.split(mask, widths, 1), strict=True)
     ]
     return torch.stack(losses).mean()
 
@@ -103,7 +103,7 @@ def imitate(
     *,
     report: Report | None = None,
 ) -> None:
-    """Train a policy in place to keep the channels that the teacher keeps, on features that the teacher's masks lead to.
+    """Train a policy, in place, to keep the teacher's channels, on features that the teacher's masks lead to.
 
     Args:
         masked: Frozen CNN.

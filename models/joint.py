@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -60,7 +61,8 @@ def dense_logits(masked: MaskedCNN, dataset: Dataset, batch_size: int = 250) -> 
     was_training = masked.training
     masked.eval()
     parts = [
-        masked(dataset.batch(indices, device=device)).cpu() for indices in torch.arange(len(dataset)).split(batch_size)
+        masked(dataset.batch(indices, device=device)).cpu()
+        for indices in torch.split(torch.arange(len(dataset)), batch_size)
     ]
     masked.train(was_training)
     return torch.cat(parts).clone()
@@ -92,60 +94,92 @@ def tune(
     """
     if teacher is None and config.distillation > 0:
         teacher = dense_logits(masked, dataset)
-    device = next(masked.parameters()).device
     if config.train_cnn:
         masked.unfreeze()
         masked.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     batches_an_epoch = epoch_batches(len(dataset), config.batch_size, 0, 0)[0].shape[0]
     steps = max(1, round(config.epochs * batches_an_epoch))
-    trained = {"cnn": masked if config.train_cnn else None, "gates": policy if config.train_gates else None}
-    rates = {"cnn": config.cnn_learning_rate, "gates": config.gate_learning_rate}
-    optimizers = {name: _optimizer(name, module, config) for name, module in trained.items() if module is not None}
-    schedules = {
-        name: torch.optim.lr_scheduler.OneCycleLR(optimizer, rates[name], total_steps=steps, pct_start=0.15)
-        for name, optimizer in optimizers.items()
-    }
-    state = {"masked": masked, "policy": policy, **{f"optimizer {k}": v for k, v in optimizers.items()}}
-    state |= {f"schedule {k}": v for k, v in schedules.items()}
-    done = _restore(checkpoint, state, config)
-    while done < steps:
-        epoch = done // batches_an_epoch
+    training = _Training(masked, policy, config, steps)
+    training.restore(checkpoint)
+    while training.done < steps:
+        epoch = training.done // batches_an_epoch
         batches, generator = epoch_batches(len(dataset), config.batch_size, config.seed, epoch)
-        losses, shares = [], []
-        for indices in batches[: steps - done]:
-            images = dataset.batch(indices, device=device, augment=generator)
-            noise = StraightThrough(generator)
-            with autocast(device, config.precision):
-                run = rollout(masked, policy, images, noise if config.train_gates else greedy)
-            labels = dataset.labels[indices].to(device)
-            target = None if teacher is None else teacher[indices].to(device)
-            share = _mac_share(masked, policy, run)
-            loss = _task_loss(run, labels, target, config)
-            if config.train_gates:
-                loss = loss + _mac_loss(share, done / steps, config)
-            for optimizer in optimizers.values():
-                optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            if config.train_cnn:
-                nn.utils.clip_grad_norm_(masked.parameters(), 5.0)
-            for name, optimizer in optimizers.items():
-                optimizer.step()
-                schedules[name].step()
-            losses.append(loss.item())
-            shares.append(share.item())
-            done += 1
-        _report_epoch(epoch, losses, shares, report)
-        if checkpoint is not None:
-            _store(checkpoint, state, config, done)
+        rows = []
+        for indices in batches[: steps - training.done]:
+            target = None if teacher is None else teacher[indices]
+            rows.append(training.step(dataset, indices, generator, target))
+        _report_epoch(epoch, rows, report)
+        training.store(checkpoint)
     masked.freeze()
 
 
-def _optimizer(name: str, module: nn.Module, config: TuneConfig) -> torch.optim.Optimizer:
-    if name == "gates":
-        return torch.optim.Adam(module.parameters(), config.gate_learning_rate)
-    return torch.optim.SGD(
-        module.parameters(), config.cnn_learning_rate, 0.9, weight_decay=config.weight_decay, nesterov=True
-    )
+class _Training:
+    """The CNN and its gates with their optimizers, a step at a time."""
+
+    def __init__(self, masked: MaskedCNN, policy: GatePolicy | StaticPolicy, config: TuneConfig, steps: int) -> None:
+        self.masked, self.policy, self.config, self.steps = masked, policy, config, steps
+        self.done = 0
+        self.optimizers: list[torch.optim.Optimizer] = []
+        if config.train_cnn:
+            self.optimizers.append(
+                torch.optim.SGD(
+                    masked.parameters(),
+                    config.cnn_learning_rate,
+                    0.9,
+                    weight_decay=config.weight_decay,
+                    nesterov=True,
+                )
+            )
+        if config.train_gates:
+            self.optimizers.append(torch.optim.Adam(policy.parameters(), config.gate_learning_rate))
+        self.schedules = [
+            torch.optim.lr_scheduler.OneCycleLR(one, one.param_groups[0]["lr"], total_steps=steps, pct_start=0.15)
+            for one in self.optimizers
+        ]
+        self.parts: list[Any] = [masked, policy, *self.optimizers, *self.schedules]
+
+    def step(
+        self, dataset: Dataset, indices: Tensor, generator: torch.Generator, teacher: Tensor | None
+    ) -> tuple[float, float]:
+        """Make one update on a batch; return its loss and its mean total MAC share."""
+        config, device = self.config, next(self.masked.parameters()).device
+        images = dataset.batch(indices, device=device, augment=generator)
+        noise = StraightThrough(generator) if config.train_gates else greedy
+        with autocast(device, config.precision):
+            run = rollout(self.masked, self.policy, images, noise)
+        labels = dataset.labels[indices].to(device)
+        loss = _task_loss(run, labels, None if teacher is None else teacher.to(device), config)
+        share = _mac_share(self.masked, self.policy, run)
+        if config.train_gates:
+            loss = loss + _mac_loss(share, self.done / self.steps, config)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if config.train_cnn:
+            nn.utils.clip_grad_norm_(self.masked.parameters(), 5.0)
+        for optimizer, schedule in zip(self.optimizers, self.schedules, strict=True):
+            optimizer.step()
+            schedule.step()
+        self.done += 1
+        return loss.item(), share.item()
+
+    def store(self, path: Path | None) -> None:
+        if path is not None:
+            state = [part.state_dict() for part in self.parts]
+            save_state(path, {"done": self.done, "config": dataclasses.asdict(self.config), "state": state})
+
+    def restore(self, path: Path | None) -> None:
+        if path is None or not path.exists():
+            return
+        stored = load_state(path)
+        if stored["config"] != dataclasses.asdict(self.config):
+            raise InvalidInputError(
+                f"{path} was written by another configuration ({stored['config']}). "
+                "Give the same options, or another folder."
+            )
+        for part, state in zip(self.parts, stored["state"], strict=True):
+            part.load_state_dict(state)
+        self.done = int(stored["done"])
 
 
 def _mac_share(masked: MaskedCNN, policy: GatePolicy | StaticPolicy, run: Rollout) -> Tensor:
@@ -169,27 +203,9 @@ def _mac_loss(share: Tensor, progress: float, config: TuneConfig) -> Tensor:
     return config.over_weight * over.square() + config.under_weight * under.square()
 
 
-def _report_epoch(epoch: int, losses: list[float], shares: list[float], report: Report | None) -> None:
-    loss, share = sum(losses) / len(losses), sum(shares) / len(shares)
-    if not torch.isfinite(torch.tensor(loss)):
+def _report_epoch(epoch: int, rows: list[tuple[float, float]], report: Report | None) -> None:
+    loss, share = (sum(values) / len(rows) for values in zip(*rows, strict=True))
+    if not math.isfinite(loss):
         raise InvalidInputError(f"The loss became {loss} in epoch {epoch + 1}. Lower the learning rates.")
     if report is not None:
         report({"epoch": epoch + 1, "loss": loss, "mac_share": share})
-
-
-def _store(path: Path, state: dict[str, nn.Module], config: TuneConfig, done: int) -> None:
-    parts = {name: part.state_dict() for name, part in state.items()}
-    save_state(path, {"done": done, "config": dataclasses.asdict(config), "state": parts})
-
-
-def _restore(path: Path | None, state: dict[str, nn.Module], config: TuneConfig) -> int:
-    if path is None or not path.exists():
-        return 0
-    stored = load_state(path)
-    if stored["config"] != dataclasses.asdict(config):
-        raise InvalidInputError(
-            f"{path} was written by another configuration ({stored['config']}). Give the same options, or another folder."
-        )
-    for name, part in state.items():
-        part.load_state_dict(stored["state"][name])
-    return int(stored["done"])

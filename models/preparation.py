@@ -108,12 +108,12 @@ def taylor_scores(masked: MaskedCNN, dataset: Dataset, images: int = 2048) -> Te
         (mask_size,) float32: the mean over images of the squared gradient of the cross-entropy in the mask.
     """
     total = torch.zeros(masked.mask_size)
-    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))[:images]
-    for indices in order.split(128):
+    sample = dataset.sample(images)
+    for indices in torch.split(torch.arange(len(sample)), 128):
         mask = torch.ones(len(indices), masked.mask_size, requires_grad=True)
         device = next(masked.parameters()).device
-        output = masked(dataset.batch(indices, device=device), mask.to(device))
-        loss = nn.functional.cross_entropy(output, dataset.labels[indices].to(device), reduction="sum")
+        output = masked(sample.batch(indices, device=device), mask.to(device))
+        loss = nn.functional.cross_entropy(output, sample.labels[indices].to(device), reduction="sum")
         (gradient,) = torch.autograd.grad(loss, mask)
         total += gradient.square().sum(0)
-    return total / len(order)
+    return total / len(sample)

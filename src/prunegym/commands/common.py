@@ -169,7 +169,7 @@ def open_split(info: CNNInfo, name: str | None, split: str, images: int | None =
         return data
     if not 1 <= images <= len(data):
         raise InvalidInputError(f"--images is {images}; {data.name}/{split} has {len(data)} images. Give 1 to that.")
-    return data.subset(torch.arange(images))
+    return data.sample(images)
 
 
 def accuracies(network: torch.nn.Module, info: CNNInfo, dataset: str | None) -> dict[str, float]:
