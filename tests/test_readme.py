@@ -1,0 +1,74 @@
+"""What README and docs show works: Python runs, and every command line is one that the commands accept."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from prunegym.cli import app
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def commands(page: Path) -> list[list[str]]:
+    lines = [line for block in blocks(page, "bash") for line in block.splitlines()]
+    return [shlex.split(line, comments=True) for line in lines if line.startswith("prunegym ")]
+
+
+COMMANDS = [line for page in PAGES for line in commands(page)]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
+def test_python_runs(page: Path, tmp_path: Path) -> None:
+    for code in blocks(page, "python"):
+        ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+        assert ran.returncode == 0, ran.stderr
+        assert ran.stdout
+
+
+def test_quick_start_is_short() -> None:
+    (code,) = blocks(ROOT / "README.md", "python")
+    statements = [line for line in code.splitlines() if line and not line.startswith(("import", "from", "#"))]
+    assert len(statements) <= 10
+
+
+@pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
+def test_command_lines_are_accepted(arguments: list[str]) -> None:
+    group = typer.main.get_command(app)
+    command = group.commands[arguments[1]]
+    command.make_context(arguments[1], arguments[2:])
+
+
+def test_all_steps_are_shown() -> None:
+    shown = {arguments[1] for arguments in COMMANDS}
+    assert shown >= {"train-cnn", "inspect", "prepare", "train", "evaluate", "predict", "finetune", "compare", "list"}
+
+
+def test_links_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+@pytest.mark.slow
+def test_commands_on_digits_run(tmp_path: Path) -> None:
+    """Commands that need no data but digits, in a folder of their own."""
+    (tmp_path / "mine.py").write_text((ROOT / "examples/mine.py").read_text())
+    for arguments in COMMANDS:
+        if arguments[1] in ("train", "evaluate", "inspect", "list") and not any("runs/" in a for a in arguments[2:3]):
+            line = [argument.replace("../runs", "runs") for argument in arguments[1:]]
+            ran = subprocess.run(
+                [sys.executable, "-m", "prunegym", *line], cwd=tmp_path, capture_output=True, text=True
+            )
+            assert ran.returncode == 0, (line, ran.stderr)
