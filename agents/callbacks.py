@@ -126,9 +126,9 @@ class TrainingMonitor(BaseCallback):
         self.best_reward, self.history, self.updates = state["best_reward"], state["history"], state["updates"]
 
     def _on_training_start(self) -> None:
-        self._bar = tqdm(
-            total=self.total_timesteps, initial=self.num_timesteps, unit="step", disable=not self.progress, leave=True
-        )
+        # disable=None: no bar where the output is no terminal, so that logs stay readable.
+        hidden = None if self.progress else True
+        self._bar = tqdm(total=self.total_timesteps, initial=self.num_timesteps, unit="step", disable=hidden)
         if not self.history:
             self._evaluate()
 
