@@ -178,7 +178,9 @@ class TrainingMonitor(BaseCallback):
             self.report(row)
 
     def _warn_of_collapse(self, result: Snapshot) -> None:
-        if result.distinct_masks == 1 or result.shuffled_accuracy >= result.accuracy - 0.005:
+        # On few images, or where every mask is good enough, other images' masks do as well by chance.
+        interchangeable = len(self.validation) >= 1000 and result.shuffled_accuracy >= result.accuracy - 0.005
+        if result.conditional_share < 0.01 or interchangeable:
             warnings.warn(
                 f"The policy has become static: {result.distinct_masks} distinct masks, accuracy {result.accuracy:.3f} "
                 f"and {result.shuffled_accuracy:.3f} with others' masks. Start from imitation, lower the learning "
