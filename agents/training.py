@@ -95,8 +95,14 @@ def _start(
     if policy is not None:
         return policy.to(device)
     layerwise = "Layerwise" in recipe.env
+    penalty = recipe.env_kwargs.get("penalty", 0.5)
     config = PrepareConfig(
-        imitation=recipe.imitation, tune=recipe.refine, layerwise=layerwise, seed=seed, **recipe.gate_policy
+        imitation=recipe.imitation,
+        tune=recipe.refine,
+        layerwise=layerwise,
+        penalty_range=None if isinstance(penalty, float | int) else (penalty[0], penalty[1]),
+        seed=seed,
+        **recipe.gate_policy,
     )
     _, start = prepare(masked, train, config, folder=out, report=report)
     if recipe.target_macs is not None:

@@ -50,10 +50,16 @@ def load_state(path: Path) -> dict[str, Any]:
 
 def save_weights(network: nn.Module, path: Path) -> None:
     """Write a network's parameters and buffers as safetensors."""
+    write_tensors(path, network.state_dict())
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write tensors as safetensors so that no crash leaves half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     partial = path.with_name(path.name + ".partial")
-    safetensors.torch.save_file(tensors, partial)
+    # Bytes, not save_file: that gives the file to its owner alone, whatever the umask says.
+    partial.write_bytes(safetensors.torch.save(plain, metadata))
     partial.replace(path)
 
 

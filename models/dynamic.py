@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from prunegym.models.checkpoints import load_tensors, read_weights
+from prunegym.models.checkpoints import load_tensors, read_weights, write_tensors
 from prunegym.models.data import Dataset, Normalisation
 from prunegym.models.errors import InvalidInputError, MissingDataError
 from prunegym.models.features import MaskFeatures
@@ -231,9 +230,7 @@ def write_model(
         description["gates"] = [gate.name for gate in masked.gates]
         description["features"] = policy.features.config
         description["policy"] = {"kind": type(policy).__name__, **getattr(policy, "config", {})}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    safetensors.torch.save_file(plain, path, metadata={"prunegym": json.dumps(description)})
+    write_tensors(path, tensors, {"prunegym": json.dumps(description)})
 
 
 def read_model(path: Path, network: nn.Module | None = None) -> StoredModel:

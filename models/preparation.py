@@ -35,6 +35,8 @@ class PrepareConfig:
     grid: int = 4
     feature_size: int = 1088
     seed: int = 0
+    penalty_range: tuple[float, float] | None = None
+    """The policy is for all lambdas of this range, of which it is told one an image."""
 
 
 def new_policy(masked: MaskedCNN, dataset: Dataset, config: PrepareConfig) -> GatePolicy:
@@ -42,7 +44,9 @@ def new_policy(masked: MaskedCNN, dataset: Dataset, config: PrepareConfig) -> Ga
     features = MaskFeatures(masked, config.layerwise, config.grid, config.feature_size).calibrate(masked, dataset)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return GatePolicy(features, config.hidden).to(next(masked.parameters()).device)
+        return GatePolicy(features, config.hidden, penalty_range=config.penalty_range).to(
+            next(masked.parameters()).device
+        )
 
 
 def prepare(

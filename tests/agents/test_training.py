@@ -117,3 +117,20 @@ def test_a_policy_with_one_mask_is_warned_of(tmp_path: Path) -> None:
     recipe = dataclasses.replace(SMALL, n_episodes=32, gate_policy={"hidden": 8})
     with pytest.warns(CollapseWarning, match=r"The policy has become static: 1 distinct masks, accuracy 0\.9"):
         run(recipe, tmp_path, policy=False)
+
+
+def test_a_range_of_lambdas_makes_a_policy_that_reads_lambda(tmp_path: Path) -> None:
+    recipe = dataclasses.replace(
+        SMALL,
+        n_episodes=64,
+        env_kwargs=SMALL.env_kwargs | {"penalty": [0.1, 1.0]},
+        imitation=ImitationConfig(steps=150, batch_size=32, kept_share=0.6),
+        gate_policy={"hidden": 8},
+    )
+    model = run(recipe, tmp_path, policy=False)
+    assert model.policy.penalty_range == (0.1, 1.0)
+    images = load_dataset("digits", "test").images[:50]
+    cheap, dear = (DynamicCNN.load(tmp_path / "model.safetensors").predict(images, penalty=p) for p in (1.0, 0.1))
+    features = torch.zeros(1, model.policy.features.sizes[0])
+    assert not torch.equal(model.policy.logits(0, features, 0.1), model.policy.logits(0, features, 1.0))
+    assert cheap.masks.shape == dear.masks.shape
