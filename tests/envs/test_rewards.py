@@ -14,6 +14,7 @@ from torch import nn
 
 from prunegym.envs import ACCURACY_TERMS, REWARDS, MaskSimulator, make_task
 from prunegym.models.errors import InvalidInputError, RewardError, UnknownNameError
+from prunegym.models.networks import SimpleCNN
 from prunegym.models.sources import load_dataset
 
 INDICES = list(range(24))
@@ -84,6 +85,22 @@ def test_step_costs_are_each_gates_own_and_add_up_to_the_reward(cnn, reward):
     np.testing.assert_allclose(paid, -0.25 * (counted(first_only)[column] - unavoidable), atol=1e-12)
     np.testing.assert_allclose(paid + rest, play(cnn, mask, reward=reward, penalty=0.25), atol=1e-12)
     assert np.abs(paid).min() > 0
+
+
+def test_step_costs_with_later_gates_between(cnn):
+    """With three gates the middle one is neither first nor last: its MACs are those to its kept inputs alone."""
+    network = SimpleCNN(in_channels=1, image_size=8, widths=(4, 6, 8))
+    env = simulator(network, reward="macs", layerwise=True, penalty=1.0)
+    env.reset(INDICES)
+    mask = random_masks(24)[:, :18].double()
+    parts = mask.split((4, 6, 8), 1)
+    first, second, third = (part.sum(1) for part in parts)
+    total = 64 * 4 * 9 + 16 * 4 * 6 * 9 + 4 * 6 * 8 * 9 + 8 * 10
+    expected = [64 * 9 * first, 16 * 9 * first * second, 4 * 9 * second * third + 10 * third]
+    for at, (part, macs) in enumerate(zip(parts, expected, strict=True)):
+        result = env.step(F.pad(part, (0, 8 - part.shape[1])))
+        accuracy = (result.outcome.predictions == result.outcome.labels).double() if at == 2 else 0.0
+        np.testing.assert_allclose(result.reward, accuracy - macs / total, atol=1e-12)
 
 
 def test_a_function_is_the_whole_reward_paid_at_the_end(cnn):
@@ -184,11 +201,13 @@ def test_dense_outputs_are_computed_once_an_image_and_only_if_asked_for(cnn, mon
 
 def test_augmented_dense_outputs_are_those_of_the_augmented_images(cnn):
     env = simulator(cnn, accuracy="fidelity", augment=True)
-    env.reset(INDICES)
-    outcome = env.step(np.ones((24, 48))).outcome
-    torch.testing.assert_close(outcome.dense_logits, outcome.logits)
-    plain = hooked_logits(cnn, load_dataset("digits", "test"), INDICES, torch.ones(24, 48))
-    assert (outcome.logits - plain).abs().max() > 0.1
+    seen = []
+    for _ in range(2):
+        env.reset(INDICES)
+        outcome = env.step(np.ones((24, 48))).outcome
+        torch.testing.assert_close(outcome.dense_logits, outcome.logits)
+        seen.append(outcome.logits)
+    assert (seen[0] - seen[1]).abs().max() > 0.1
 
 
 def raising(outcome):
