@@ -1,0 +1,96 @@
+"""Write the README's result tables from the JSON documents beside this file: ``python results/tables.py``.
+
+The documents are what ``prunegym evaluate --json`` and ``prunegym compare --json`` printed; ``*.sh`` has the commands.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent
+README = FOLDER.parent / "README.md"
+
+TRACKS = {
+    "cifar10-jpeg": (
+        ("frozen: imitation", "frozen-start"),
+        ("frozen: imitation, then PPO", "frozen-ppo"),
+        ("frozen rival: learnt static mask", "frozen-static"),
+        ("prepared", "prepared"),
+        ("prepared, then PPO", "prepared-ppo"),
+        ("prepared rival: learnt static mask, fine-tuned", "static"),
+        ("prepared rival: Taylor, fine-tuned", "taylor"),
+    ),
+    "fashion-mnist": (
+        ("frozen: imitation", "frozen-start"),
+        ("frozen: imitation, then PPO", "frozen-ppo"),
+        ("prepared", "prepared"),
+        ("prepared, then PPO", "prepared-ppo"),
+    ),
+}
+TITLES = {"cifar10-jpeg": "CIFAR-10 (JPEG), ResNet-20", "fashion-mnist": "Fashion-MNIST, simple-cnn-wide"}
+COLUMNS = ("accuracy", "loss", "total MACs", "static control", "shuffled", "correct - 0.5 MACs")
+
+
+def main() -> None:
+    """Replace what stands between the markers of each table in the README."""
+    text = README.read_text()
+    for name, table in tables().items():
+        start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+        before, rest = text.split(start)
+        text = before + start + "\n" + table + end + rest.split(end)[1]
+    README.write_text(text)
+
+
+def tables() -> dict[str, str]:
+    """Return each table in Markdown by the name of its marker."""
+    return {**{track: evaluated(track) for track in TRACKS}, "digits": compared()}
+
+
+def evaluated(track: str) -> str:
+    """Return the table of a track's evaluations; runs that are not there yet say so."""
+    read = {file: _read(FOLDER / track / f"{file}.json") for _, file in TRACKS[track]}
+    dense = next(one["dense_accuracy"] for one in read.values() if one)
+    rows = [f"| dense | {100 * dense:.2f} | | 1 | | | {dense - 0.5:.4f} |"]
+    for label, file in TRACKS[track]:
+        one = read[file]
+        rows.append(_row(label, one) if one else f"| {label} | not run yet | | | | | |")
+    return _head(TITLES[track], COLUMNS) + "\n".join(rows) + "\n"
+
+
+def _row(label: str, one: dict[str, Any]) -> str:
+    loss = 100 * (one["dense_accuracy"] - one["accuracy"])
+    controls = [one["static_accuracy"], one["shuffled_accuracy"]] if one["distinct_masks"] > 1 else [None, None]
+    shown = ["" if value is None else f"{100 * value:.2f}" for value in controls]
+    figures = [f"{100 * one['accuracy']:.2f}", f"{loss:.2f}", f"{one['total_mac_share']:.3f}", *shown]
+    return f"| {label} | {' | '.join(figures)} | {one['reward']:.4f} |"
+
+
+def compared() -> str:
+    """Return the table of the comparison on digits."""
+    document = _read(FOLDER / "digits" / "comparison.json") or {"rows": []}
+    columns = ("accuracy", "total MACs", "static control", "shuffled")
+    rows = []
+    for row in document["rows"]:
+        figures = [
+            row["figures"][key] for key in ("accuracy", "total_mac_share", "static_accuracy", "shuffled_accuracy")
+        ]
+        shown = [
+            f"{one['mean'] * scale:.{places}f} +- {one['half_width'] * scale:.{places}f}"
+            for one, scale, places in zip(figures, (100, 1, 100, 100), (2, 3, 2, 2), strict=True)
+        ]
+        rows.append(f"| {row['name']} | {' | '.join(shown)} |")
+    return _head("digits, means of five seeds", columns) + "\n".join(rows) + "\n"
+
+
+def _head(title: str, columns: tuple[str, ...]) -> str:
+    return f"| {title} | {' | '.join(columns)} |\n|{' --- |' * (len(columns) + 1)}\n"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+if __name__ == "__main__":
+    main()
