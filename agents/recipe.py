@@ -49,7 +49,7 @@ class Recipe:
     eval_images: int = 5000
     """Images of the validation split that are evaluated, at most."""
     hyperparameters: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Whatever else the algorithm's constructor takes, e.g. ``learning_rate``."""
+    """What else the algorithm takes. ``learning_rate: lin_6.0e-4`` falls linearly to 0, as in RL-Zoo."""
 
     def __post_init__(self) -> None:
         """Check what Stable-Baselines3 would complain about late or not at all."""
@@ -68,6 +68,20 @@ class Recipe:
     def as_dict(self) -> dict[str, Any]:
         """Return all settings as plain JSON."""
         return dataclasses.asdict(self)
+
+
+def linear_start(text: str) -> float:
+    """Return where a learning rate of the form ``lin_6.0e-4`` begins.
+
+    Raises:
+        InvalidInputError: If the text has another form.
+    """
+    try:
+        return float(text.removeprefix("lin_"))
+    except ValueError:
+        raise InvalidInputError(
+            f"learning_rate is {text!r}; a number is needed, or lin_ and a number, which falls linearly to 0."
+        ) from None
 
 
 def load_recipe(name_or_path: str | Path) -> Recipe:

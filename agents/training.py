@@ -9,11 +9,12 @@ from typing import Any
 
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from prunegym.agents.callbacks import TrainingMonitor
 from prunegym.agents.policies import MaskPolicy
-from prunegym.agents.recipe import Recipe
+from prunegym.agents.recipe import Recipe, linear_start
 from prunegym.envs.group_advantage import GroupAdvantage
 from prunegym.envs.mask_vec_env import MaskVecEnv
 from prunegym.models.budget import meet_target
@@ -172,6 +173,8 @@ def build_algorithm(
     """Return Stable-Baselines3's algorithm of a recipe, its actor at the start."""
     n_steps = recipe.episodes_per_rollout * len(start.decisions)
     settings: dict[str, Any] = dict(recipe.hyperparameters)
+    if isinstance(settings.get("learning_rate"), str):
+        settings["learning_rate"] = LinearSchedule(linear_start(settings["learning_rate"]), 0.0, 1.0)
     settings["n_steps"] = n_steps
     if recipe.algo == "ppo":
         settings["batch_size"] = max(1, n_steps * recipe.n_envs // recipe.n_minibatches)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from prunegym.agents.recipe import FOLDER, Recipe, load_recipe
+from prunegym.agents.recipe import FOLDER, Recipe, linear_start, load_recipe
 from prunegym.models.errors import InvalidInputError, MissingDataError, UnknownNameError
 
 
@@ -61,3 +61,13 @@ def test_recipes_that_are_not_there(tmp_path: Path) -> None:
 
 def test_reinforcement_learning_may_be_left_out() -> None:
     assert Recipe("imitation only", n_episodes=0).n_episodes == 0
+
+
+@pytest.mark.parametrize(("text", "start"), [("lin_6.0e-4", 6e-4), ("0.01", 0.01)])
+def test_a_learning_rate_that_falls(text: str, start: float) -> None:
+    assert linear_start(text) == start
+
+
+def test_a_learning_rate_that_is_none() -> None:
+    with pytest.raises(InvalidInputError, match=r"learning_rate is 'cos_1'; a number is needed, or lin_ and a number"):
+        linear_start("cos_1")
