@@ -5,14 +5,17 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.distributions import BernoulliDistribution, Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
+from prunegym.envs.task import Task
 from prunegym.models.errors import InvalidInputError
 from prunegym.models.gate_policy import GatePolicy
 
@@ -50,8 +53,7 @@ class MaskPolicy(ActorCriticPolicy):
     ) -> None:
         if gate_policy is None:
             raise InvalidInputError(
-                "MaskPolicy needs an actor to start from: "
-                "policy_kwargs={'gate_policy': prunegym.agents.new_gate_policy(env)}."
+                "MaskPolicy needs an actor to start from: policy_kwargs={'gate_policy': prunegym.new_gate_policy(env)}."
             )
         _check_spaces(observation_space, action_space, gate_policy)
         # Kept in a dict, since a module's attributes may not be modules before its constructor has run.
@@ -126,6 +128,28 @@ class MaskPolicy(ActorCriticPolicy):
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> Tensor:
         return self.get_distribution(observation).get_actions(deterministic=deterministic)
+
+
+def new_gate_policy(env: VecEnv | gym.Env[Any, Any], hidden: int = 64, bias: float = 2.0, seed: int = 0) -> GatePolicy:
+    """Make a fresh gate policy for an environment of PruneGym, to start :class:`MaskPolicy` from.
+
+    Args:
+        env: Scalar or batched, wrapped or not.
+        hidden: Width of the hidden layers.
+        bias: Initial bias of the logits: +2 keeps a channel with probability 0.88.
+        seed: Of the initial weights; the global random state is left as it was.
+
+    Example:
+        >>> from prunegym import MaskVecEnv
+        >>> env = MaskVecEnv("prunegym/ChannelMask-v0", num_envs=4)
+        >>> [head[-1].out_features for head in new_gate_policy(env).heads] == [env.action_space.n]
+        True
+    """
+    task: Task = env.get_attr("task")[0] if isinstance(env, VecEnv) else env.unwrapped.task  # type: ignore[attr-defined]
+    bounds = task.penalty if isinstance(task.penalty, tuple) else None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return GatePolicy(task.features, hidden, bias, bounds).to(task.device)
 
 
 def _check_spaces(observation: spaces.Space[Any], action: spaces.Space[Any], policy: GatePolicy) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prunegym.agents.evaluation import Evaluation, evaluate
-    from prunegym.agents.policies import MaskPolicy
+    from prunegym.agents.policies import MaskPolicy, new_gate_policy
     from prunegym.agents.recipe import Recipe, load_recipe
     from prunegym.agents.training import train_agent
     from prunegym.envs.group_advantage import GroupAdvantage
@@ -46,6 +46,7 @@ __all__ = [
     "load_dataset",
     "load_recipe",
     "make_task",
+    "new_gate_policy",
     "prepare",
     "shipped_model",
     "train",
@@ -54,7 +55,7 @@ __all__ = [
 
 _HOMES = {
     "agents.evaluation": ("Evaluation", "evaluate"),
-    "agents.policies": ("MaskPolicy",),
+    "agents.policies": ("MaskPolicy", "new_gate_policy"),
     "agents.recipe": ("Recipe", "load_recipe"),
     "agents.training": ("train_agent",),
     "envs.group_advantage": ("GroupAdvantage",),

@@ -3,12 +3,13 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
 from stable_baselines3 import A2C, PPO
 
-from prunegym.agents.policies import MaskPolicy
+from prunegym.agents.policies import MaskPolicy, new_gate_policy
 from prunegym.envs import MaskVecEnv
 from prunegym.models import DynamicCNN, GatePolicy, MaskFeatures, shipped_model
 from prunegym.models.errors import InvalidInputError
@@ -118,6 +119,15 @@ def test_lambda_is_seen_where_it_varies(digits: DynamicCNN) -> None:
     assert not torch.equal(
         policy.get_distribution(low).distribution.logits, policy.get_distribution(high).distribution.logits
     )
+
+
+def test_a_fresh_gate_policy_fits_its_environment(digits: DynamicCNN) -> None:
+    env = MaskVecEnv(LAYERWISE, 8, seed=0, model=digits, penalty=(0.1, 1.0))
+    scalar = gymnasium.make(LAYERWISE, model=digits, penalty=(0.1, 1.0))
+    fresh, same = new_gate_policy(env, hidden=8), new_gate_policy(scalar, hidden=8)
+    assert fresh.penalty_range == (0.1, 1.0)
+    assert all(torch.equal(a, b) for a, b in zip(fresh.state_dict().values(), same.state_dict().values(), strict=True))
+    PPO(MaskPolicy, env, n_steps=3, batch_size=8, policy_kwargs={"gate_policy": fresh}).learn(24)
 
 
 def test_arguments_that_do_not_fit(digits: DynamicCNN) -> None:
