@@ -7,8 +7,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -16,14 +15,14 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from prunegym.envs.accuracy import AccuracyTerm, correct, log_likelihood, probability
+from prunegym.envs.model_argument import read_model_argument
 from prunegym.envs.rewards import CostReward, Reward, RewardFunction, resolve_reward
 from prunegym.models.data import SPLITS, Dataset, Split
-from prunegym.models.dynamic import SHIPPED, CNNInfo, DynamicCNN, read_model, shipped_model
 from prunegym.models.errors import InvalidInputError, UnknownNameError
 from prunegym.models.features import CLIP, Decision, MaskFeatures, decisions_of
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.sources import load_dataset
-from prunegym.models.zoo import ZOO, build
+from prunegym.models.zoo import build
 
 Penalty = float | tuple[float, float]
 OBSERVATIONS = ("features", "image")
@@ -165,7 +164,7 @@ def make_task(
     """
     if observation not in OBSERVATIONS:
         raise UnknownNameError("observation", observation, OBSERVATIONS)
-    source = _read(model)
+    source = read_model_argument(model)
     training, chosen = _datasets(dataset if dataset is not None else source.dataset, split)
     if source.info is not None:
         chosen = dataclasses.replace(chosen, normalisation=source.info.normalisation)
@@ -188,38 +187,6 @@ def make_task(
         device=where,
         augment=augment,
     )
-
-
-class _Source(NamedTuple):
-    """What an argument ``model`` stands for; a network of the zoo is built later, to fit the data set."""
-
-    network: str | nn.Module
-    features: MaskFeatures | None = None
-    info: CNNInfo | None = None
-
-    @property
-    def dataset(self) -> str:
-        return self.info.dataset if self.info is not None else "digits"
-
-
-def _read(model: str | nn.Module) -> _Source:
-    if isinstance(model, str | Path):
-        if str(model) in ZOO:
-            return _Source(str(model))
-        if str(model).endswith(".safetensors"):
-            stored = read_model(Path(model))
-            return _Source(stored.masked, stored.policy.features if stored.policy else None, stored.info)
-        if model not in SHIPPED:
-            raise UnknownNameError("model", str(model), [*SHIPPED, *ZOO, "path/to/model.safetensors"])
-        model = shipped_model(model)
-    if isinstance(model, DynamicCNN):
-        return _Source(model.masked, model.policy.features, model.info)
-    if not isinstance(model, nn.Module):
-        raise InvalidInputError(
-            f"model is a {type(model).__name__}; a name, a path to a model file, a torch module, a MaskedCNN or a "
-            "DynamicCNN is needed."
-        )
-    return _Source(model)
 
 
 def _datasets(dataset: str | Dataset | Mapping[Split, Dataset], split: str) -> tuple[Dataset | None, Dataset]:

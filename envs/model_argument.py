@@ -1,0 +1,56 @@
+"""What an argument ``model`` stands for: a name, a file or an object."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import nn
+
+from prunegym.models.dynamic import SHIPPED, CNNInfo, DynamicCNN, read_model, shipped_model
+from prunegym.models.errors import InvalidInputError, UnknownNameError
+from prunegym.models.features import MaskFeatures
+from prunegym.models.zoo import ZOO
+
+
+class ModelSource(NamedTuple):
+    """What an argument ``model`` stands for; a network of the zoo is built later, to fit the data set."""
+
+    network: str | nn.Module
+    features: MaskFeatures | None = None
+    info: CNNInfo | None = None
+
+    @property
+    def dataset(self) -> str:
+        """Name of the data set that the model was made for, else ``digits``."""
+        return self.info.dataset if self.info is not None else "digits"
+
+
+def read_model_argument(model: str | Path | nn.Module) -> ModelSource:
+    """Find the network, and what comes with it.
+
+    Args:
+        model: As for :func:`~prunegym.envs.make_task`.
+
+    Raises:
+        UnknownNameError: If there is no such name.
+        MissingDataError: If there is no such file.
+        InvalidInputError: If it is none of these things.
+    """
+    if isinstance(model, str | Path):
+        if str(model) in ZOO:
+            return ModelSource(str(model))
+        if str(model).endswith(".safetensors"):
+            stored = read_model(Path(model))
+            return ModelSource(stored.masked, stored.policy.features if stored.policy else None, stored.info)
+        if model not in SHIPPED:
+            raise UnknownNameError("model", str(model), [*SHIPPED, *ZOO, "path/to/model.safetensors"])
+        model = shipped_model(model)
+    if isinstance(model, DynamicCNN):
+        return ModelSource(model.masked, model.policy.features, model.info)
+    if not isinstance(model, nn.Module):
+        raise InvalidInputError(
+            f"model is a {type(model).__name__}; a name, a path to a model file, a torch module, a MaskedCNN or a "
+            "DynamicCNN is needed."
+        )
+    return ModelSource(model)
