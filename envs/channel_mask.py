@@ -75,7 +75,7 @@ class ChannelMaskEnv(gym.Env[Observation, Action]):
     ...     observation="features",   # features or image
     ...     device="cpu",             # where the CNN runs
     ...     features=None,            # MaskFeatures of your own
-    ...     augment=False,            # shift and mirror images at random
+    ...     augment=False,            # or True: shift and mirror images at random; or "flip": mirror only
     ...     images=None,              # so many random images of the split only
     ...     render_mode="rgb_array",  # or None, or human
     ... )

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from prunegym.models.sources import load_dataset
 from prunegym.models.zoo import build
 
 Penalty = float | tuple[float, float]
+Augment = bool | Literal["flip"]
 OBSERVATIONS = ("features", "image")
 
 
@@ -40,7 +41,7 @@ class TaskArguments(TypedDict, total=False):
     observation: str
     device: str | torch.device
     features: MaskFeatures | None
-    augment: bool
+    augment: Augment
     images: int | None
 
 
@@ -57,7 +58,8 @@ class Task:
         observation: ``features``, or ``image`` to see the image as well.
         layerwise: One gate a step, or all in one.
         device: Where the CNN runs.
-        augment: Whether images are shifted and mirrored at random as in training.
+        augment: Whether images are shifted and mirrored at random as in training; ``flip``: mirrored only, so that they
+            lie as those do on which an agent is used.
     """
 
     masked: MaskedCNN
@@ -68,7 +70,7 @@ class Task:
     observation: str
     layerwise: bool
     device: torch.device
-    augment: bool
+    augment: Augment
     _dense: Tensor | None = dataclasses.field(default=None, init=False, repr=False)
     _dense_known: Tensor | None = dataclasses.field(default=None, init=False, repr=False)
 
@@ -133,7 +135,7 @@ def make_task(
     layerwise: bool = False,
     device: str | torch.device = "cpu",
     features: MaskFeatures | None = None,
-    augment: bool = False,
+    augment: Augment = False,
     images: int | None = None,
 ) -> Task:
     """Put a task together from names or objects.
@@ -152,7 +154,7 @@ def make_task(
         device: Where the CNN runs. A model that is elsewhere is copied there.
         features: What an agent sees; by default a DynamicCNN's own where it decides likewise, else the standard
             features, standardised on the training split.
-        augment: Shift and mirror images at random as in training.
+        augment: Shift and mirror images at random as in training, or only mirror them (``flip``).
         images: Use so many images of the split only, drawn with a fixed seed; indices count within them.
 
     Returns:
@@ -185,7 +187,7 @@ def make_task(
         observation=observation,
         layerwise=layerwise,
         device=where,
-        augment=augment,
+        augment=_check_augment(augment),
     )
 
 
@@ -270,6 +272,12 @@ def _check_penalty(penalty: Penalty) -> Penalty:
             "needed. It is what a unit of cost takes off the reward."
         )
     return float(bounds[0]) if len(bounds) == 1 else (float(bounds[0]), float(bounds[1]))
+
+
+def _check_augment(augment: Augment) -> Augment:
+    if augment not in (True, False, "flip"):
+        raise InvalidInputError(f"augment is {augment!r}; True, False or 'flip' is allowed.")
+    return augment
 
 
 def _sample(dataset: Dataset, images: int | None) -> Dataset:

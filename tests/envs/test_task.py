@@ -12,6 +12,7 @@ from mask_oracle import ONE_STEP, random_masks
 from prunegym.envs import MaskSimulator, MaskVecEnv, make_task
 from prunegym.models.data import Normalisation
 from prunegym.models.dynamic import CNNInfo, DynamicCNN, shipped_model
+from prunegym.models.errors import InvalidInputError
 from prunegym.models.features import MaskFeatures
 from prunegym.models.gate_policy import GatePolicy
 from prunegym.models.masked import MaskedCNN
@@ -83,3 +84,20 @@ def test_a_part_of_a_split(cnn):
     env = MaskSimulator(task, 7, np.random.default_rng(0))
     env.reset()
     assert sorted(env.indices.tolist()) == list(range(7))
+
+
+def test_flip_mirrors_and_does_not_shift(cnn):
+    digits = dataclasses.replace(load_dataset("digits", "train"), flip=True)
+    task = make_task(cnn, digits, augment="flip")
+    simulator = MaskSimulator(task, 64, np.random.default_rng(0))
+    simulator.reset(range(64))
+    original = digits.images[:64]
+    same = (simulator._raw == original).flatten(1).all(1)
+    mirrored = (simulator._raw == original.flip(3)).flatten(1).all(1)
+    assert (same | mirrored).all()
+    assert 10 < int(mirrored.sum()) < 54
+
+
+def test_an_augmentation_that_is_none(cnn):
+    with pytest.raises(InvalidInputError, match=r"augment is 'shift'; True, False or 'flip' is allowed\."):
+        make_task(cnn, "digits", augment="shift")
