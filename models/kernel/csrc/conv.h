@@ -113,13 +113,16 @@ static Rows make_rows(const Conv& c, const ConvCall& call, int first, int last, 
   Rows rows;
   const long size = static_cast<long>(c.in_channels) * c.tap_count();
   rows.prefetch = call.prefetch && next_last > last;
+  rows.prefetch_pixels = false;
   rows.relu = c.relu;
   rows.residual[0] = nullptr;
   for (int r = first; r < last; r++) {
     const int channel = call.out_kept.index[r];
-    const int next = r + last - first < next_last ? r + last - first : next_last - 1;
     rows.weight[r - first] = c.weight + channel * size;
-    rows.next[r - first] = c.weight + call.out_kept.index[next] * size;
+    if (rows.prefetch) {
+      const int next = r + last - first < next_last ? r + last - first : next_last - 1;
+      rows.next[r - first] = c.weight + call.out_kept.index[next] * size;
+    }
     rows.bias[r - first] = c.bias[channel];
     rows.out[r - first] = call.output + static_cast<long>(r) * c.out.channel;
     if (call.residual) rows.residual[r - first] = call.residual + static_cast<long>(r) * c.residual.channel;
@@ -142,18 +145,22 @@ INLINE void for_parts(int first, int last, int parts, F f) {
     f(k, first + (last - first) * k / parts, first + (last - first) * (k + 1) / parts);
 }
 
+constexpr long CACHED_WEIGHTS = 50000;
+
 static void conv_in_place(const Conv& c, const ConvCall& call, const Source& source, Tiling tiling) {
+  // Where all weights stay in the second-level cache, x is read once; otherwise the weights are.
+  const bool by_pixels =
+      static_cast<long>(call.last_row - call.first_row) * source.kept.count * c.tap_count() < CACHED_WEIGHTS;
   auto block = [&](int first_row, int last_row, int first_vector, int last_vector) {
     Rows rows = make_rows(c, call, first_row, last_row, first_vector ? 0 : call.last_row);
+    rows.prefetch_pixels = !by_pixels || first_row == call.first_row;
     for (int r = 0; r < last_row - first_row; r++) {
       rows.out[r] += c.out.origin;
       if (call.residual) rows.residual[r] += c.residual.origin;
     }
     run_tiles(source, rows, last_row - first_row, first_vector, last_vector, c.valid);
   };
-  // Where all weights stay in the second-level cache, x is read once; otherwise the weights are.
-  const long weights = static_cast<long>(call.last_row - call.first_row) * source.kept.count * c.tap_count();
-  if (weights < 50000) {
+  if (by_pixels) {
     for_parts(0, c.vectors, tiling.vector_blocks, [&](int, int v0, int v1) {
       for_parts(call.first_row, call.last_row, tiling.row_blocks, [&](int, int r0, int r1) { block(r0, r1, v0, v1); });
     });
