@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 _CONV, _ADD = KINDS.index("conv"), KINDS.index("add")
 
 
-def assign_buffers(values: Sequence[Value], layers: Sequence[Mapping[str, Any]]) -> tuple[list[BufferRecord], list[int]]:
+def assign_buffers(
+    values: Sequence[Value], layers: Sequence[Mapping[str, Any]]
+) -> tuple[list[BufferRecord], list[int]]:
     """Give each value a buffer.
 
     A buffer keeps its frame of zeros, so it serves only values of one height, width and row stride. A sum may be

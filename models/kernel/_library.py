@@ -19,24 +19,24 @@ ERROR_SIZE = 256
 class BufferRecord(ctypes.Structure):
     """Memory for a map: csrc/plan.h, ``BufferRecord``."""
 
-    _fields_ = [(name, c_int32) for name in ("channels", "height", "width", "stride")]  # noqa: RUF012
+    _fields_ = [(name, c_int32) for name in ("channels", "height", "width", "stride")]
 
 
 class ValueRecord(ctypes.Structure):
     """A map or vector between layers: csrc/plan.h, ``ValueRecord``."""
 
-    _fields_ = [(name, c_int32) for name in ("buffer", "channels", "gate")]  # noqa: RUF012
+    _fields_ = [(name, c_int32) for name in ("buffer", "channels", "gate")]
 
 
-_NUMBERS = ("kind", "input", "second", "output", "kernel", "stride", "padding", "relu", "offset")
-_NUMBERS += ("gate", "average", "grid", "hidden")
+_LAYER = ("kind", "input", "second", "output", "kernel", "stride", "padding", "relu", "offset")
+_POLICY = ("gate", "average", "grid", "hidden")
 ARRAYS = ("weight", "bias", "weight2", "bias2", "mean", "scale")
 
 
 class LayerRecord(ctypes.Structure):
     """A layer: csrc/plan.h, ``LayerRecord``."""
 
-    _fields_ = [(n, c_int32) for n in _NUMBERS] + [(n, POINTER(c_float)) for n in ARRAYS]  # noqa: RUF012
+    _fields_ = [(n, c_int32) for n in (*_LAYER, *_POLICY)] + [(n, POINTER(c_float)) for n in ARRAYS]
 
 
 @functools.lru_cache(maxsize=1)

@@ -104,11 +104,13 @@ class PlanBuilder:
         y = self._value(out, height, width, gate, stride=x.stride if in_place else None)
         if residual is not None and _shape(residual) != _shape(y):
             raise InvalidInputError(f"The residual is {_shape(residual)}; the convolution's output is {_shape(y)}.")
-        self._layer("conv", x, y, second=residual, kernel=rows, stride=stride, padding=padding, relu=relu,
-                    weight=weight, bias=_bias(bias, out))  # fmt: skip
+        numbers = {"kernel": rows, "stride": stride, "padding": padding, "relu": int(relu)}
+        self._layer("conv", x, y, second=residual, **numbers, weight=weight, bias=_bias(bias, out))
         return y
 
-    def max_pool(self, x: Value, kernel: int, stride: int | None = None, padding: int = 0, *, relu: bool = False) -> Value:
+    def max_pool(
+        self, x: Value, kernel: int, stride: int | None = None, padding: int = 0, *, relu: bool = False
+    ) -> Value:
         """Add max pooling, as in torch, and ReLU after it if asked; 2x2 with stride 2 is fast."""
         stride = stride or kernel
         height = (x.height + 2 * padding - kernel) // stride + 1
@@ -126,7 +128,7 @@ class PlanBuilder:
         return y
 
     def subsample(self, x: Value, stride: int, channels: int, offset: int) -> Value:
-        """Add ResNet's option A shortcut: every ``stride``-th pixel, channels from ``offset`` on, zeros in the others."""
+        """Add ResNet's option A shortcut: every ``stride``-th pixel, channels up by ``offset``, zeros elsewhere."""
         if x.gate is not None:
             raise InvalidInputError("The shortcut takes a map that is not behind a gate.")
         y = self._value(channels, (x.height - 1) // stride + 1, (x.width - 1) // stride + 1)
@@ -180,8 +182,9 @@ class PlanBuilder:
                     f"The policy of gate {gate}: {name} is {tuple(getattr(head, name).shape)}; {shape} is needed."
                 )
         self._decided.add(gate)
-        self._layer("decide", x, gate=gate, average=head.average, grid=head.grid, hidden=hidden, mean=head.mean,
-                    scale=1 / head.std, weight=head.weight1, bias=head.bias1, weight2=head.weight2, bias2=head.bias2)  # fmt: skip
+        numbers = {"gate": gate, "average": int(head.average), "grid": head.grid, "hidden": hidden}
+        first = {"mean": head.mean, "scale": 1 / head.std, "weight": head.weight1, "bias": head.bias1}
+        self._layer("decide", x, **numbers, **first, weight2=head.weight2, bias2=head.bias2)
 
     def build(self, output: Value, variant: str | None = None) -> Plan:
         """Copy all weights into a plan.
@@ -226,9 +229,14 @@ class PlanBuilder:
         return value
 
     def _layer(
-        self, kind: str, x: Value | None = None, output: Value | None = None, *, second: Value | None = None,
+        self,
+        kind: str,
+        x: Value | None = None,
+        output: Value | None = None,
+        *,
+        second: Value | None = None,
         **fields: int | Tensor,
-    ) -> None:  # fmt: skip
+    ) -> None:
         places = {"input": x, "second": second, "output": output}
         numbers = {name: -1 if value is None else value.index for name, value in places.items()}
         self._layers.append({"kind": KINDS.index(kind), **numbers, **fields})

@@ -88,7 +88,9 @@ class Plan:
             raise MemoryError(f"The kernel could not hold the network: {error.value.decode()}.")
         self._finalizer = weakref.finalize(self, self._library.prunegym_plan_free, self._handle)
 
-    def __call__(self, images: Tensor, masks: Tensor | None = None, threads: int | None = None) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, images: Tensor, masks: Tensor | None = None, threads: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Run the network.
 
         Args:
@@ -136,7 +138,9 @@ class Plan:
     def _copy_masks(self, masks: Tensor | None, batch: int) -> Tensor:
         if masks is None:
             if self._needs_masks:
-                raise InvalidInputError(f"Masks of shape ({batch}, {self.mask_size}) are needed: not every gate decides.")
+                raise InvalidInputError(
+                    f"Masks of shape ({batch}, {self.mask_size}) are needed: not every gate decides."
+                )
             return torch.empty(batch, self.mask_size, dtype=torch.bool)
         if masks.shape != (batch, self.mask_size):
             raise InvalidInputError(

@@ -16,6 +16,7 @@ from prunegym.models.kernel.plan import GateHead, Plan
 from prunegym.models.networks import VGG, CifarResNet, MCifarNet, SimpleCNN
 
 PlainNetwork = VGG | MCifarNet | SimpleCNN
+FoldedConv = tuple[nn.Conv2d, Tensor, Tensor]
 
 
 def fold(conv: nn.Conv2d, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
@@ -30,7 +31,7 @@ def fold(conv: nn.Conv2d, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
     return conv.weight.detach() * scale[:, None, None, None], bias * scale + shift
 
 
-def folded_convs(network: PlainNetwork | CifarResNet) -> list[tuple[nn.Conv2d, Tensor, Tensor]]:
+def folded_convs(network: PlainNetwork | CifarResNet) -> list[FoldedConv]:
     """Convolutions in order of execution, with folded weights and biases."""
     modules = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d)]
     pairs = zip(modules, [*modules[1:], None], strict=True)
@@ -58,7 +59,7 @@ def make_plan(
 
 
 def _add_plain(
-    builder: PlanBuilder, network: nn.Module, convs: list[tuple[nn.Conv2d, Tensor, Tensor]], heads: Sequence[GateHead] | None
+    builder: PlanBuilder, network: nn.Module, convs: list[FoldedConv], heads: Sequence[GateHead] | None
 ) -> Value:
     x, gate = builder.images, 0
     features = network.get_submodule("features")
@@ -68,7 +69,9 @@ def _add_plain(
                 builder.decide(gate, x, heads[gate])
             _, weight, bias = convs[gate]
             # A ReLU that comes after pooling may as well come before it.
-            x = builder.conv(x, weight, bias, stride=module.stride[0], padding=int(module.padding[0]), relu=True, gate=gate)
+            x = builder.conv(
+                x, weight, bias, stride=module.stride[0], padding=int(module.padding[0]), relu=True, gate=gate
+            )
             gate += 1
         elif isinstance(module, nn.MaxPool2d):
             x = builder.max_pool(x, 2)
@@ -76,7 +79,7 @@ def _add_plain(
 
 
 def _add_resnet(
-    builder: PlanBuilder, _network: nn.Module, convs: list[tuple[nn.Conv2d, Tensor, Tensor]], heads: Sequence[GateHead] | None
+    builder: PlanBuilder, _network: nn.Module, convs: list[FoldedConv], heads: Sequence[GateHead] | None
 ) -> Value:
     _, weight, bias = convs[0]
     x = builder.conv(builder.images, weight, bias, padding=1, relu=True)
@@ -94,9 +97,12 @@ def _add_resnet(
 class _Masks:
     """Deals out masks gate by gate: given ones, or what heads decide; and remembers them."""
 
-    def __init__(self, network: PlainNetwork | CifarResNet, masks: Tensor | None, heads: Sequence[GateHead] | None) -> None:
+    def __init__(
+        self, network: PlainNetwork | CifarResNet, masks: Tensor | None, heads: Sequence[GateHead] | None
+    ) -> None:
         self.given = None if masks is None else masks.float().split(gate_widths(network), 1)
-        self.heads, self.used, self.kept = heads, [], 0  # type: tuple[Sequence[GateHead] | None, list[Tensor], int]
+        self.heads = heads
+        self.used: list[Tensor] = []
 
     def next(self, x: Tensor) -> Tensor:
         gate = len(self.used)
