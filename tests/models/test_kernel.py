@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -254,6 +255,37 @@ def test_policy_in_the_loop_of_a_whole_network(name):
 
 
 @needs_kernel
+@pytest.mark.parametrize("name", ["vgg11", "resnet20"])
+def test_threads_share_an_image(name):
+    network = zoo_network(name)
+    plan = make_plan(network, 32)
+    images, masks = torch.randn(2, 3, 32, 32), random_masks(2, gate_widths(network))
+    masks[1, :3] = False
+    expected, _ = plan(images, masks, threads=1)
+    for _ in range(5):
+        assert torch.equal(plan(images, masks, threads=3)[0], expected)
+
+
+@needs_kernel
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_threads_share_an_image_after_fork():
+    """Threads do not survive a fork; the child must start its own."""
+    program = """if True:
+        import os, torch
+        from prunegym.models.kernel.zoo_plans import make_plan
+        from prunegym.models.zoo import build
+        plan = make_plan(build("simple-cnn").eval(), 32)
+        images, masks = torch.randn(1, 3, 32, 32), torch.ones(1, 48)
+        expected = plan(images, masks, threads=2)[0].tolist()
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if plan(images, masks, threads=2)[0].tolist() == expected else 1)
+        assert os.waitpid(child, 0)[1] == 0
+    """
+    subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True, timeout=120)
+
+
+@needs_kernel
 def test_several_threads_may_call_one_plan():
     network = zoo_network("resnet20")
     plan = make_plan(network, 32)
@@ -326,7 +358,11 @@ def test_switched_off_it_says_so():
         "from prunegym.models import kernel; print(kernel.available(), kernel.variants(), kernel.unavailable_reason())"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], env={"PRUNEGYM_KERNEL": "off"}, capture_output=True, text=True, check=True
+        [sys.executable, "-c", program],
+        env={**os.environ, "PRUNEGYM_KERNEL": "off"},
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout.startswith("False () it is switched off by the environment variable PRUNEGYM_KERNEL=off")
 

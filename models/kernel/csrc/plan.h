@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "common.h"
+#include "team.h"
 
 namespace prunegym {
 
@@ -83,7 +84,8 @@ class Plan {
   void place_buffers();
   const float* keep(const float* data, size_t count);
   const Map& map_of(int value) const { return buffers_[values_[value].buffer].map; }
-  std::unique_ptr<Workspace> take_workspace(int images);
+  void run_share(int first, int last, int parts, const float* images, uint8_t* masks, float* outputs, double* seconds);
+  std::unique_ptr<Workspace> take_workspace(int images, int parts);
   void return_workspace(std::unique_ptr<Workspace>);
 
   const Variant& variant_;
@@ -103,12 +105,15 @@ class Plan {
   std::vector<std::unique_ptr<Workspace>> free_workspaces_;
 };
 
-// What one thread needs to run a group of images.
+// What is needed to run a group of images on one thread, or on `parts` threads that share each image.
 struct Workspace {
-  Workspace(const Plan&, int images);
+  Workspace(const Plan&, int images, int parts);
   float* buffer(const Plan&, int index, int image) const;
 
+  float* scratch_of(const Plan&, int part) const;
+
   int images;
+  std::unique_ptr<Team> team;  // null for one thread
   Floats shared, own, planes, chunk_planes, scratch;
   std::vector<int> kept, counts;  // (images, mask_size) and (images, gates)
 };

@@ -13,9 +13,9 @@ constexpr int GROUP = 16;                    // images that pass a chunk of weig
 constexpr long CHUNK_FLOATS = 48 << 10;      // weights of a chunk; with the maps they must fit in a second-level cache
 constexpr long PREFETCH_FLOATS = 16 << 10;   // layers with more weights than this fetch them ahead
 
-Workspace::Workspace(const Plan& plan, int images)
-    : images(images), shared(plan.shared_size_), own(plan.image_size_ * images), planes(plan.planes_size_),
-      chunk_planes(images > 1 ? plan.chunk_planes_size_ * images : 0), scratch(plan.scratch_size_),
+Workspace::Workspace(const Plan& plan, int images, int parts)
+    : images(images), team(parts > 1 ? new Team(parts) : nullptr), shared(plan.shared_size_), own(plan.image_size_ * images), planes(plan.planes_size_),
+      chunk_planes(images > 1 ? plan.chunk_planes_size_ * images : 0), scratch(plan.scratch_size_ * parts),
       kept(static_cast<size_t>(images) * plan.mask_size_), counts(static_cast<size_t>(images) * plan.widths_.size()) {}
 
 float* Workspace::buffer(const Plan& plan, int index, int image) const {
@@ -23,7 +23,9 @@ float* Workspace::buffer(const Plan& plan, int index, int image) const {
   return b.per_image ? own.data() + plan.image_size_ * image + b.place : shared.data() + b.place;
 }
 
-// One group of images on one thread.
+float* Workspace::scratch_of(const Plan& plan, int part) const { return scratch.data() + plan.scratch_size_ * part; }
+
+// One group of images on one thread, or on a team that shares each image.
 class Runner {
  public:
   Runner(const Plan& plan, Workspace& space, int count, const float* images, uint8_t* masks, float* outputs,
@@ -33,14 +35,16 @@ class Runner {
 
   void run() {
     for (int image = 0; image < count_; image++) read_masks(image);
+    if (space_.team) space_.team->start();
     for (const Segment& segment : plan_.segments_) {
-      if (segment.by_chunks && count_ > 1) {
+      if (segment.by_chunks && count_ > 1 && !space_.team) {
         timed(segment.first, [&] { conv_by_chunks(plan_.layers_[segment.first]); });
         continue;
       }
       for (int image = 0; image < count_; image++)
         for (int i = segment.first; i < segment.last; i++) timed(i, [&] { layer(plan_.layers_[i], image); });
     }
+    if (space_.team) space_.team->stop();
   }
 
  private:
@@ -90,10 +94,35 @@ class Runner {
   void conv_alone(const Layer& layer, int image) {
     const Conv& c = layer.conv;
     ConvCall call = conv_call(layer, image);
-    call.input = plan_.variant_.prepare_conv(c, call.in_kept, data(layer.record.input, image), space_.planes.data());
-    call.last_row = call.out_kept.count;
+    const float* map = data(layer.record.input, image);
+    float* planes = space_.planes.data();
     call.prefetch = count_ == 1 && static_cast<long>(c.in_channels) * c.out_channels * c.tap_count() > PREFETCH_FLOATS;
+    if (space_.team) return conv_by_team(c, call, map, planes);
+    call.input = plan_.variant_.prepare_conv(c, call.in_kept, map, planes);
+    call.last_row = call.out_kept.count;
     plan_.variant_.conv(c, call);
+  }
+
+  // Each thread makes some of the input channels ready, then computes some of the output channels.
+  void conv_by_team(const Conv& c, const ConvCall& call, const float* map, float* planes) {
+    Team& team = *space_.team;
+    const auto begin = [&](int count, int part) { return static_cast<int>(static_cast<long>(count) * part / team.parts()); };
+    const float* input = plan_.variant_.prepare_conv(c, Kept{0, nullptr}, map, planes);
+    if (c.path != Path::in_place) {
+      team.run([&](int part) {
+        const int first = begin(call.in_kept.count, part), last = begin(call.in_kept.count, part + 1);
+        plan_.variant_.prepare_conv(c, Kept{last - first, call.in_kept.index + first},
+                                    map + static_cast<long>(first) * c.in.channel,
+                                    planes + static_cast<long>(first) * c.input_channel);
+      });
+    }
+    team.run([&](int part) {
+      ConvCall own = call;
+      own.input = input;
+      own.scratch = space_.scratch_of(plan_, part);
+      own.first_row = begin(call.out_kept.count, part), own.last_row = begin(call.out_kept.count, part + 1);
+      plan_.variant_.conv(c, own);
+    });
   }
 
   void conv_by_chunks(const Layer& layer) {
@@ -172,18 +201,19 @@ class Runner {
   double* seconds_;
 };
 
-std::unique_ptr<Workspace> Plan::take_workspace(int images) {
+std::unique_ptr<Workspace> Plan::take_workspace(int images, int parts) {
   {
     std::lock_guard<std::mutex> lock(mutex_);
     for (auto& free : free_workspaces_) {
-      if (free->images < images) continue;
+      if (free->team && !free->team->alive()) free->team.release();  // forked: there is nobody to join
+      if (free->images < images || (free->team ? free->team->parts() : 1) != parts) continue;
       std::unique_ptr<Workspace> found = std::move(free);
       std::swap(free, free_workspaces_.back());
       free_workspaces_.pop_back();
       return found;
     }
   }
-  return std::make_unique<Workspace>(*this, images);
+  return std::make_unique<Workspace>(*this, images, parts);
 }
 
 void Plan::return_workspace(std::unique_ptr<Workspace> workspace) {
@@ -191,21 +221,27 @@ void Plan::return_workspace(std::unique_ptr<Workspace> workspace) {
   free_workspaces_.push_back(std::move(workspace));
 }
 
+void Plan::run_share(int first, int last, int parts, const float* images, uint8_t* masks, float* outputs,
+                     double* seconds) {
+  auto space = take_workspace(std::min(GROUP, last - first), parts);
+  for (int start = first; start < last; start += GROUP) {
+    const size_t at = start;
+    Runner(*this, *space, std::min(GROUP, last - start), images + at * input_size_, masks + at * mask_size_,
+           outputs + at * output_size_, seconds)
+        .run();
+  }
+  return_workspace(std::move(space));
+}
+
+// Enough images: each thread takes a share of them. Otherwise the threads share each image.
 void Plan::run(int batch, const float* images, uint8_t* masks, float* outputs, int threads, double* layer_seconds) {
-  threads = std::max(1, std::min(threads, batch));
+  if (batch < threads) return run_share(0, batch, threads, images, masks, outputs, layer_seconds);
   std::exception_ptr failure;
   auto share = [&](int thread) {
     try {
       const int first = static_cast<int>(static_cast<long>(batch) * thread / threads);
       const int last = static_cast<int>(static_cast<long>(batch) * (thread + 1) / threads);
-      auto space = take_workspace(std::min(GROUP, last - first));
-      for (int start = first; start < last; start += GROUP) {
-        const size_t at = start;
-        Runner(*this, *space, std::min(GROUP, last - start), images + at * input_size_, masks + at * mask_size_,
-               outputs + at * output_size_, layer_seconds)
-            .run();
-      }
-      return_workspace(std::move(space));
+      run_share(first, last, 1, images, masks, outputs, layer_seconds);
     } catch (...) {
       std::lock_guard<std::mutex> lock(mutex_);
       failure = std::current_exception();
