@@ -13,6 +13,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.modified import newer_group
 
 SOURCES = Path("models/kernel/csrc")
 COMMON_FLAGS = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fvisibility=hidden", "-pthread", "-g0", "-Wall", "-Wextra"]
@@ -38,10 +39,11 @@ class BuildKernel(build_ext):
             ext.sources = [source for source in ext.sources if Path(source).name not in variants]
         objects: list[str] = []
         for source in ext.sources:
-            own = variants.get(Path(source).name, [])
-            objects += self.compiler.compile(
-                [source], output_dir=self.build_temp, extra_postargs=flags + own, depends=ext.depends
-            )
+            made = self.compiler.object_filenames([source], output_dir=self.build_temp)
+            if self.force or newer_group([source, *ext.depends, __file__], made[0]):
+                own = variants.get(Path(source).name, [])
+                self.compiler.compile([source], output_dir=self.build_temp, extra_postargs=flags + own)
+            objects += made
         target = self.get_ext_fullpath(ext.name)
         self.compiler.link_shared_object(objects, target, extra_postargs=["-pthread"], target_lang="c++")
 
