@@ -271,15 +271,17 @@ def test_threads_share_an_image(name):
 def test_threads_share_an_image_after_fork():
     """Threads do not survive a fork; the child must start its own."""
     program = """if True:
-        import os, torch
+        import os, sys, torch
         from prunegym.models.kernel.zoo_plans import make_plan
         from prunegym.models.zoo import build
         plan = make_plan(build("simple-cnn").eval(), 32)
         images, masks = torch.randn(1, 3, 32, 32), torch.ones(1, 48)
         expected = plan(images, masks, threads=2)[0].tolist()
+        idle = make_plan(build("simple-cnn").eval(), 32)
+        idle(images, masks, threads=2)  # its team must not keep the child from ending
         child = os.fork()
         if child == 0:
-            os._exit(0 if plan(images, masks, threads=2)[0].tolist() == expected else 1)
+            sys.exit(0 if plan(images, masks, threads=2)[0].tolist() == expected else 1)
         assert os.waitpid(child, 0)[1] == 0
     """
     subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True, timeout=120)

@@ -113,7 +113,7 @@ struct Workspace {
   float* scratch_of(const Plan&, int part) const;
 
   int images;
-  std::unique_ptr<Team> team;  // null for one thread
+  std::unique_ptr<Team, Team::End> team;  // null for one thread
   Floats shared, own, planes, chunk_planes, scratch;
   std::vector<int> kept, counts;  // (images, mask_size) and (images, gates)
 };

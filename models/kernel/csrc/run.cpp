@@ -205,7 +205,7 @@ std::unique_ptr<Workspace> Plan::take_workspace(int images, int parts) {
   {
     std::lock_guard<std::mutex> lock(mutex_);
     for (auto& free : free_workspaces_) {
-      if (free->team && !free->team->alive()) free->team.release();  // forked: there is nobody to join
+      if (free->team && !free->team->alive()) free->team.reset();  // after fork()
       if (free->images < images || (free->team ? free->team->parts() : 1) != parts) continue;
       std::unique_ptr<Workspace> found = std::move(free);
       std::swap(free, free_workspaces_.back());

@@ -27,8 +27,13 @@ class Team {
   }
 
   int parts() const { return parts_; }
-  // Threads do not survive fork(): in a child process the team is of no use.
+  // Threads do not survive fork(): in a child process the team is of no use, and waiting for its end would never end.
   bool alive() const { return owner_ == getpid(); }
+  struct End {
+    void operator()(Team* team) const {
+      if (team->alive()) delete team;
+    }
+  };
 
   // Helpers are awake between start and stop.
   void start() {
