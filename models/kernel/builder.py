@@ -14,6 +14,7 @@ from prunegym.models.kernel._library import ARRAYS, KINDS, LayerRecord, ValueRec
 from prunegym.models.kernel.plan import GateHead, Plan
 
 MAX_KERNEL = 7
+LayerFields = dict[str, int | Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,12 +58,12 @@ class PlanBuilder:
 
     def __init__(self, channels: int, height: int, width: int, gates: list[int] | tuple[int, ...] = ()) -> None:
         self._values: list[Value] = []
-        self._layers: list[dict[str, int | Tensor]] = []
+        self._layers: list[LayerFields] = []
         self._widths = list(gates)
         self._decided: set[int] = set()
         self.images = self._value(channels, height, width)
         """The images, first of all values."""
-        self._layer("load", output=self.images)
+        self._layer("load", None, self.images, {})
 
     def conv(
         self,
@@ -104,8 +105,8 @@ class PlanBuilder:
         y = self._value(out, height, width, gate, stride=x.stride if in_place else None)
         if residual is not None and _shape(residual) != _shape(y):
             raise InvalidInputError(f"The residual is {_shape(residual)}; the convolution's output is {_shape(y)}.")
-        numbers = {"kernel": rows, "stride": stride, "padding": padding, "relu": int(relu)}
-        self._layer("conv", x, y, second=residual, **numbers, weight=weight, bias=_bias(bias, out))
+        fields: LayerFields = {"kernel": rows, "stride": stride, "padding": padding, "relu": relu}
+        self._layer("conv", x, y, {**fields, "weight": weight, "bias": _bias(bias, out)}, second=residual)
         return y
 
     def max_pool(
@@ -116,7 +117,7 @@ class PlanBuilder:
         height = (x.height + 2 * padding - kernel) // stride + 1
         width = (x.width + 2 * padding - kernel) // stride + 1
         y = self._value(x.channels, height, width, x.gate)
-        self._layer("max_pool", x, y, kernel=kernel, stride=stride, padding=padding, relu=relu)
+        self._layer("max_pool", x, y, {"kernel": kernel, "stride": stride, "padding": padding, "relu": relu})
         return y
 
     def add(self, a: Value, b: Value | None = None, *, relu: bool = False) -> Value:
@@ -124,7 +125,7 @@ class PlanBuilder:
         if b is not None and _shape(a) != _shape(b):
             raise InvalidInputError(f"A sum of {_shape(a)} and {_shape(b)} (channels, height, width, gate).")
         y = self._value(a.channels, a.height, a.width, a.gate, stride=a.stride)
-        self._layer("add", a, y, second=b, relu=relu)
+        self._layer("add", a, y, {"relu": relu}, second=b)
         return y
 
     def subsample(self, x: Value, stride: int, channels: int, offset: int) -> Value:
@@ -132,13 +133,13 @@ class PlanBuilder:
         if x.gate is not None:
             raise InvalidInputError("The shortcut takes a map that is not behind a gate.")
         y = self._value(channels, (x.height - 1) // stride + 1, (x.width - 1) // stride + 1)
-        self._layer("subsample", x, y, stride=stride, offset=offset)
+        self._layer("subsample", x, y, {"stride": stride, "offset": offset})
         return y
 
     def average(self, x: Value) -> Value:
         """Add the average over all pixels: a map becomes a vector."""
         y = self._value(x.channels, 1, 1, x.gate, stride=0)
-        self._layer("average", x, y)
+        self._layer("average", x, y, {})
         return y
 
     def linear(
@@ -157,7 +158,7 @@ class PlanBuilder:
         if weight.ndim != 2 or weight.shape[1] != features:
             raise InvalidInputError(f"Weights are {tuple(weight.shape)}; (outputs, {features}) is needed.")
         y = self._value(len(weight), 1, 1, gate, stride=0)
-        self._layer("linear", x, y, relu=relu, weight=weight, bias=_bias(bias, len(weight)))
+        self._layer("linear", x, y, {"relu": relu, "weight": weight, "bias": _bias(bias, len(weight))})
         return y
 
     def decide(self, gate: int, x: Value, head: GateHead) -> None:
@@ -182,9 +183,9 @@ class PlanBuilder:
                     f"The policy of gate {gate}: {name} is {tuple(getattr(head, name).shape)}; {shape} is needed."
                 )
         self._decided.add(gate)
-        numbers = {"gate": gate, "average": int(head.average), "grid": head.grid, "hidden": hidden}
-        first = {"mean": head.mean, "scale": 1 / head.std, "weight": head.weight1, "bias": head.bias1}
-        self._layer("decide", x, **numbers, **first, weight2=head.weight2, bias2=head.bias2)
+        fields: LayerFields = {"gate": gate, "average": head.average, "grid": head.grid, "hidden": hidden}
+        fields |= {"mean": head.mean, "scale": 1 / head.std, "weight": head.weight1, "bias": head.bias1}
+        self._layer("decide", x, None, {**fields, "weight2": head.weight2, "bias2": head.bias2})
 
     def build(self, output: Value, variant: str | None = None) -> Plan:
         """Copy all weights into a plan.
@@ -200,7 +201,8 @@ class PlanBuilder:
         if output.stride != 0 or output.gate is not None:
             raise InvalidInputError("A plan returns a vector that is not behind a gate; add average() or linear().")
         variant = choose_variant(variant)
-        layers = [*self._layers, {"kind": KINDS.index("store"), "input": output.index, "second": -1, "output": -1}]
+        store: LayerFields = {"kind": KINDS.index("store"), "input": output.index, "second": -1, "output": -1}
+        layers = [*self._layers, store]
         buffers, places = assign_buffers(self._values, layers)
         gates = [-1 if value.gate is None else value.gate for value in self._values]
         arrays: list[Tensor] = []  # kept alive until the plan has copied them
@@ -229,13 +231,7 @@ class PlanBuilder:
         return value
 
     def _layer(
-        self,
-        kind: str,
-        x: Value | None = None,
-        output: Value | None = None,
-        *,
-        second: Value | None = None,
-        **fields: int | Tensor,
+        self, kind: str, x: Value | None, output: Value | None, fields: LayerFields, second: Value | None = None
     ) -> None:
         places = {"input": x, "second": second, "output": output}
         numbers = {name: -1 if value is None else value.index for name, value in places.items()}
@@ -252,7 +248,7 @@ def _bias(bias: Tensor | None, outputs: int) -> Tensor:
     return torch.zeros(outputs) if bias is None else bias
 
 
-def _record(layer: dict[str, int | Tensor], arrays: list[Tensor]) -> LayerRecord:
+def _record(layer: LayerFields, arrays: list[Tensor]) -> LayerRecord:
     record = LayerRecord(**{name: int(value) for name, value in layer.items() if name not in ARRAYS})
     for name in ARRAYS:
         value = layer.get(name)

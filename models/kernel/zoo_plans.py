@@ -100,7 +100,7 @@ class _Masks:
     def __init__(
         self, network: PlainNetwork | CifarResNet, masks: Tensor | None, heads: Sequence[GateHead] | None
     ) -> None:
-        self.given = None if masks is None else masks.float().split(gate_widths(network), 1)
+        self.given = None if masks is None else torch.split(masks.float(), gate_widths(network), 1)
         self.heads = heads
         self.used: list[Tensor] = []
 
