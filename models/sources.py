@@ -137,9 +137,7 @@ def _cifar(dataset: str, root: Path | None) -> Splits:
     (file,) = FILES[dataset]
     path = find_file(dataset, file, root)
     members = dict(_tar_members(path))
-    names = next(
-        (data for name, data in members.items() if name.endswith(("batches.meta.txt", "fine_label_names.txt")))
-    )
+    names = next((data for name, data in members.items() if name.endswith(("batches.meta.txt", "fine_label_names.txt"))))
 
     def part(prefixes: tuple[str, ...]) -> tuple[Tensor, Tensor]:
         chosen = [members[name] for name in sorted(members) if Path(name).name.startswith(prefixes)]
@@ -193,9 +191,7 @@ def image_folder(path: Path) -> Splits:
     return from_arrays(train, test, name=name, classes=classes, flip=True)
 
 
-def _decode(
-    path: Path, part: str, classes: tuple[str, ...], files: list[tuple[str, str, bytes]]
-) -> tuple[Tensor, Tensor]:
+def _decode(path: Path, part: str, classes: tuple[str, ...], files: list[tuple[str, str, bytes]]) -> tuple[Tensor, Tensor]:
     from PIL import Image, UnidentifiedImageError
 
     images: list[np.ndarray[tuple[int, ...], np.dtype[np.uint8]]] = []
@@ -233,9 +229,7 @@ def array_file(path: Path) -> Splits:
     keys = ("train_images", "train_labels", "test_images", "test_labels")
     missing = [key for key in keys if key not in arrays]
     if missing:
-        raise InvalidInputError(
-            f"{path} has no {missing[0]!r}; it has {sorted(arrays)}, and {', '.join(keys)} are needed."
-        )
+        raise InvalidInputError(f"{path} has no {missing[0]!r}; it has {sorted(arrays)}, and {', '.join(keys)} are needed.")
     train, test = (arrays[keys[0]], arrays[keys[1]]), (arrays[keys[2]], arrays[keys[3]])
     return from_arrays(train, test, name=path.stem)
 
@@ -306,3 +300,5 @@ def _load(name: str, root: Path | None) -> Splits:
     if os.sep in name or name.startswith("~"):
         raise MissingDataError(f"There is no data set at {name}. Give a folder, a tar archive or an .npz file.")
     raise UnknownNameError("data set (nor a file of that name under PRUNEGYM_DATA)", name, SOURCES)
+
+
