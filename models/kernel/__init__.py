@@ -1,0 +1,13 @@
+"""A compiled CPU kernel that really skips masked channels: a whole network in one call, one mask an image.
+
+It is optional. :func:`available` says whether it was built and runs here, :func:`unavailable_reason` why not. It knows
+nothing of the rest of PruneGym: a network is described to :class:`PlanBuilder` layer by layer.
+"""
+
+from __future__ import annotations
+
+from prunegym.models.kernel._library import available, unavailable_reason, variants
+from prunegym.models.kernel.builder import PlanBuilder, Value
+from prunegym.models.kernel.plan import GateHead, Plan
+
+__all__ = ["GateHead", "Plan", "PlanBuilder", "Value", "available", "unavailable_reason", "variants"]

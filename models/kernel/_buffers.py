@@ -1,0 +1,66 @@
+"""Which value lies in which buffer: memory is used again as soon as its value is no longer needed."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from prunegym.models.kernel._library import KINDS, BufferRecord
+
+if TYPE_CHECKING:
+    from prunegym.models.kernel.builder import Value
+
+_CONV, _ADD = KINDS.index("conv"), KINDS.index("add")
+
+
+def assign_buffers(
+    values: Sequence[Value], layers: Sequence[Mapping[str, Any]]
+) -> tuple[list[BufferRecord], list[int]]:
+    """Give each value a buffer.
+
+    A buffer keeps its frame of zeros, so it serves only values of one height, width and row stride. A sum may be
+    written where one of its operands lies, if that is not needed afterwards.
+
+    Args:
+        values: All values.
+        layers: The layers in order, with the indices ``input``, ``second`` and ``output`` of values, or -1.
+
+    Returns:
+        The buffers, and for each value the index of its buffer.
+    """
+    last_use = [-1] * len(values)
+    for position, layer in enumerate(layers):
+        for name in ("input", "second", "output"):
+            if layer[name] >= 0:
+                last_use[layer[name]] = position
+    buffers: list[BufferRecord] = []
+    places = [0] * len(values)
+    free: dict[tuple[int, int, int], list[int]] = defaultdict(list)
+    for position, layer in enumerate(layers):
+        output = layer["output"]
+        ending = {layer[name] for name in ("input", "second") if layer[name] >= 0 and last_use[layer[name]] == position}
+        if output >= 0:
+            value = values[output]
+            key = (value.height, value.width, value.stride)
+            operands = {_CONV: ("second",), _ADD: ("second", "input")}.get(layer["kind"], ())
+            if layer["second"] == layer["input"]:  # a convolution must not write where it still reads
+                operands = ()
+            taken = [layer[n] for n in operands if layer[n] in ending and _key(values[layer[n]]) == key]
+            if taken:
+                places[output] = places[taken[0]]
+                ending.remove(taken[0])
+            elif free[key]:
+                places[output] = free[key].pop()
+            else:
+                places[output] = len(buffers)
+                buffers.append(BufferRecord(0, *key))
+            buffer = buffers[places[output]]
+            buffer.channels = max(buffer.channels, value.channels)
+        for index in ending:
+            free[_key(values[index])].append(places[index])
+    return buffers, places
+
+
+def _key(value: Value) -> tuple[int, int, int]:
+    return value.height, value.width, value.stride

@@ -1,0 +1,119 @@
+"""Finding and loading the shared library, and the C structures that it takes."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.machinery
+import os
+from ctypes import POINTER, c_char_p, c_double, c_float, c_int, c_int32, c_void_p
+from pathlib import Path
+from typing import Any
+
+from prunegym.models.errors import InvalidInputError, MissingDependencyError
+
+KINDS = ("load", "conv", "max_pool", "add", "subsample", "average", "linear", "decide", "store")
+ERROR_SIZE = 256
+
+
+class BufferRecord(ctypes.Structure):
+    """Memory for a map: csrc/plan.h, ``BufferRecord``."""
+
+    _fields_ = [(name, c_int32) for name in ("channels", "height", "width", "stride")]
+
+
+class ValueRecord(ctypes.Structure):
+    """A map or vector between layers: csrc/plan.h, ``ValueRecord``."""
+
+    _fields_ = [(name, c_int32) for name in ("buffer", "channels", "gate")]
+
+
+_LAYER = ("kind", "input", "second", "output", "kernel", "stride", "padding", "relu", "offset")
+_POLICY = ("gate", "average", "grid", "hidden")
+ARRAYS = ("weight", "bias", "weight2", "bias2", "mean", "scale")
+
+
+class LayerRecord(ctypes.Structure):
+    """A layer: csrc/plan.h, ``LayerRecord``."""
+
+    _fields_ = [(n, c_int32) for n in (*_LAYER, *_POLICY)] + [(n, POINTER(c_float)) for n in ARRAYS]
+
+
+@functools.lru_cache(maxsize=1)
+def _load() -> tuple[ctypes.CDLL | None, str]:
+    """The library, or None and why there is none."""
+    if os.environ.get("PRUNEGYM_KERNEL") == "off":
+        return None, "it is switched off by the environment variable PRUNEGYM_KERNEL=off"
+    folder = Path(__file__).parent
+    paths = [folder / f"_skipping{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES]
+    found = [path for path in paths if path.exists()]
+    if not found:
+        return None, (
+            "it was not built: a C++17 compiler (g++ or clang++) is needed when prunegym is installed. "
+            "Install one and run `pip install --force-reinstall prunegym`, or in a checkout "
+            "`python setup.py build_ext --inplace`"
+        )
+    try:
+        library = ctypes.CDLL(str(found[0]))
+        library.prunegym_variants.restype = c_char_p
+        if library.prunegym_record_size() != ctypes.sizeof(LayerRecord):
+            return None, f"{found[0]} belongs to another version of prunegym; build it again"
+    except (OSError, AttributeError) as error:
+        return None, f"{found[0]} cannot be loaded ({error})"
+    library.prunegym_plan_new.restype = c_void_p
+    library.prunegym_plan_new.argtypes = [
+        c_char_p,
+        *(c_int, POINTER(BufferRecord)),
+        *(c_int, POINTER(ValueRecord)),
+        *(c_int, POINTER(c_int32)),
+        *(c_int, POINTER(LayerRecord)),
+        c_char_p,
+    ]
+    library.prunegym_plan_free.restype = None
+    library.prunegym_plan_free.argtypes = [c_void_p]
+    library.prunegym_plan_run.argtypes = [
+        *(c_void_p, c_int, c_void_p, c_void_p, c_void_p, c_int),
+        POINTER(c_double),
+        c_char_p,
+    ]
+    return library, ""
+
+
+def available() -> bool:
+    """Whether the compiled kernel was built and can be loaded."""
+    return _load()[0] is not None
+
+
+def unavailable_reason() -> str:
+    """Why the kernel is not available; empty if it is."""
+    return _load()[1]
+
+
+def variants() -> tuple[str, ...]:
+    """Names of the compiled variants that this processor runs, best first: ``avx512``, ``avx2``, ``generic``.
+
+    Empty if the kernel is not available.
+    """
+    library = _load()[0]
+    return tuple(library.prunegym_variants().decode().split(",")) if library is not None else ()
+
+
+def library() -> Any:
+    """Return the loaded library.
+
+    Raises:
+        MissingDependencyError: If it is not available, saying why.
+    """
+    loaded, reason = _load()
+    if loaded is None:
+        raise MissingDependencyError(f"The compiled kernel is not available: {reason}.")
+    return loaded
+
+
+def choose_variant(name: str | None) -> str:
+    """Check the name of a variant; None stands for the environment variable PRUNEGYM_KERNEL, or else the best."""
+    library()
+    wanted = name or os.environ.get("PRUNEGYM_KERNEL") or variants()[0]
+    if wanted not in variants():
+        raise InvalidInputError(f"Kernel variant {wanted!r} cannot run here; these can: {', '.join(variants())}.")
+    return wanted

@@ -1,0 +1,258 @@
+"""Describing a network to the kernel, layer by layer."""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from prunegym.models.errors import InvalidInputError
+from prunegym.models.kernel._buffers import assign_buffers
+from prunegym.models.kernel._library import ARRAYS, KINDS, LayerRecord, ValueRecord, choose_variant
+from prunegym.models.kernel.plan import GateHead, Plan
+
+MAX_KERNEL = 7
+LayerFields = dict[str, int | Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Value:
+    """What flows between layers: a map (channels, height, width), or a vector (channels).
+
+    Attributes:
+        index: Number within its builder.
+        channels: Channels in all, kept or not.
+        height: Pixels; 1 for a vector.
+        width: Pixels; 1 for a vector.
+        stride: Numbers from a row to the next in memory; 0 for a vector.
+        gate: The gate that decides which channels are there; None if all are.
+    """
+
+    index: int
+    channels: int
+    height: int
+    width: int
+    stride: int
+    gate: int | None = None
+
+
+class PlanBuilder:
+    """Collects the layers of a network and builds a :class:`Plan`.
+
+    Args:
+        channels: Channels of the images.
+        height: Their pixels.
+        width: Their pixels.
+        gates: Width of each gate, in the order of the mask bits.
+
+    Example:
+        >>> from prunegym.models import kernel
+        >>> builder = kernel.PlanBuilder(3, 8, 8, gates=[4])
+        >>> x = builder.conv(builder.images, torch.ones(4, 3, 3, 3), padding=1, relu=True, gate=0)
+        >>> x = builder.linear(builder.average(x), torch.ones(2, 4))
+        >>> if kernel.available():
+        ...     outputs, masks = builder.build(x)(torch.ones(1, 3, 8, 8), torch.tensor([[1, 0, 0, 1]]))
+    """
+
+    def __init__(self, channels: int, height: int, width: int, gates: list[int] | tuple[int, ...] = ()) -> None:
+        self._values: list[Value] = []
+        self._layers: list[LayerFields] = []
+        self._widths = list(gates)
+        self._decided: set[int] = set()
+        self.images = self._value(channels, height, width)
+        """The images, first of all values."""
+        self._layer("load", None, self.images, {})
+
+    def conv(
+        self,
+        x: Value,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        *,
+        stride: int = 1,
+        padding: int = 0,
+        relu: bool = False,
+        gate: int | None = None,
+        residual: Value | None = None,
+    ) -> Value:
+        """Add a convolution, and what follows it at once: a residual sum, then ReLU.
+
+        Args:
+            x: A map.
+            weight: (out, in, kernel, kernel), square, at most 7x7.
+            bias: (out).
+            stride: Of both axes.
+            padding: Zeros on each side.
+            relu: Whether negative numbers become 0.
+            gate: The gate whose bits say which output channels are computed.
+            residual: A map of the output's shape and gate, added before the ReLU.
+
+        Raises:
+            InvalidInputError: If shapes do not fit, or the kernel has no such convolution.
+        """
+        out, into, rows, columns = weight.shape
+        if into != x.channels or rows != columns or rows > MAX_KERNEL or padding > MAX_KERNEL // 2 or x.stride == 0:
+            raise InvalidInputError(
+                f"Weights are {tuple(weight.shape)} with padding {padding} for {x.channels} channels; (out, "
+                f"{x.channels}, k, k) with k at most {MAX_KERNEL} and padding at most {MAX_KERNEL // 2} is needed."
+            )
+        height = (x.height + 2 * padding - rows) // stride + 1
+        width = (x.width + 2 * padding - rows) // stride + 1
+        # Where input and output rows have one stride, the convolution runs over the input where it lies.
+        in_place = stride == 1 and rows <= 3 and padding <= rows // 2
+        y = self._value(out, height, width, gate, stride=x.stride if in_place else None)
+        if residual is not None and _shape(residual) != _shape(y):
+            raise InvalidInputError(f"The residual is {_shape(residual)}; the convolution's output is {_shape(y)}.")
+        fields: LayerFields = {"kernel": rows, "stride": stride, "padding": padding, "relu": relu}
+        self._layer("conv", x, y, {**fields, "weight": weight, "bias": _bias(bias, out)}, second=residual)
+        return y
+
+    def max_pool(
+        self, x: Value, kernel: int, stride: int | None = None, padding: int = 0, *, relu: bool = False
+    ) -> Value:
+        """Add max pooling, as in torch, and ReLU after it if asked; 2x2 with stride 2 is fast."""
+        stride = stride or kernel
+        height = (x.height + 2 * padding - kernel) // stride + 1
+        width = (x.width + 2 * padding - kernel) // stride + 1
+        y = self._value(x.channels, height, width, x.gate)
+        self._layer("max_pool", x, y, {"kernel": kernel, "stride": stride, "padding": padding, "relu": relu})
+        return y
+
+    def add(self, a: Value, b: Value | None = None, *, relu: bool = False) -> Value:
+        """Add the sum of two maps of the same shape and gate, or ``a`` alone, with ReLU if asked."""
+        if b is not None and _shape(a) != _shape(b):
+            raise InvalidInputError(f"A sum of {_shape(a)} and {_shape(b)} (channels, height, width, gate).")
+        y = self._value(a.channels, a.height, a.width, a.gate, stride=a.stride)
+        self._layer("add", a, y, {"relu": relu}, second=b)
+        return y
+
+    def subsample(self, x: Value, stride: int, channels: int, offset: int) -> Value:
+        """Add ResNet's option A shortcut: every ``stride``-th pixel, channels up by ``offset``, zeros elsewhere."""
+        if x.gate is not None:
+            raise InvalidInputError("The shortcut takes a map that is not behind a gate.")
+        y = self._value(channels, (x.height - 1) // stride + 1, (x.width - 1) // stride + 1)
+        self._layer("subsample", x, y, {"stride": stride, "offset": offset})
+        return y
+
+    def average(self, x: Value) -> Value:
+        """Add the average over all pixels: a map becomes a vector."""
+        y = self._value(x.channels, 1, 1, x.gate, stride=0)
+        self._layer("average", x, y, {})
+        return y
+
+    def linear(
+        self, x: Value, weight: Tensor, bias: Tensor | None = None, *, relu: bool = False, gate: int | None = None
+    ) -> Value:
+        """Add a linear layer on a vector, or on a map flattened as in torch.
+
+        Args:
+            x: A vector or map.
+            weight: (out, channels * height * width).
+            bias: (out).
+            relu: Whether negative numbers become 0.
+            gate: The gate whose bits say which outputs are computed.
+        """
+        features = x.channels * x.height * x.width
+        if weight.ndim != 2 or weight.shape[1] != features:
+            raise InvalidInputError(f"Weights are {tuple(weight.shape)}; (outputs, {features}) is needed.")
+        y = self._value(len(weight), 1, 1, gate, stride=0)
+        self._layer("linear", x, y, {"relu": relu, "weight": weight, "bias": _bias(bias, len(weight))})
+        return y
+
+    def decide(self, gate: int, x: Value, head: GateHead) -> None:
+        """Let a policy decide a gate by the map ``x``; comes before the layers that the gate is on.
+
+        Raises:
+            InvalidInputError: If the head does not fit, or the gate is already in use.
+        """
+        features, hidden = head.features(x.channels), len(head.bias1)
+        if any(value.gate == gate for value in self._values) or gate in self._decided:
+            raise InvalidInputError(f"Gate {gate} is already in use; decide it once, before its convolution.")
+        wanted = {
+            "mean": (features,),
+            "std": (features,),
+            "weight1": (hidden, features),
+            "weight2": (self._widths[gate], hidden),
+            "bias2": (self._widths[gate],),
+        }
+        for name, shape in wanted.items():
+            if getattr(head, name).shape != shape:
+                raise InvalidInputError(
+                    f"The policy of gate {gate}: {name} is {tuple(getattr(head, name).shape)}; {shape} is needed."
+                )
+        self._decided.add(gate)
+        fields: LayerFields = {"gate": gate, "average": head.average, "grid": head.grid, "hidden": hidden}
+        fields |= {"mean": head.mean, "scale": 1 / head.std, "weight": head.weight1, "bias": head.bias1}
+        self._layer("decide", x, None, {**fields, "weight2": head.weight2, "bias2": head.bias2})
+
+    def build(self, output: Value, variant: str | None = None) -> Plan:
+        """Copy all weights into a plan.
+
+        Args:
+            output: The vector that the plan returns; not behind a gate.
+            variant: One of :func:`variants`; None for the best.
+
+        Raises:
+            InvalidInputError: If the output is a map or behind a gate, or there is no such variant.
+            MissingDependencyError: If the kernel is not available.
+        """
+        if output.stride != 0 or output.gate is not None:
+            raise InvalidInputError("A plan returns a vector that is not behind a gate; add average() or linear().")
+        variant = choose_variant(variant)
+        store: LayerFields = {"kind": KINDS.index("store"), "input": output.index, "second": -1, "output": -1}
+        layers = [*self._layers, store]
+        buffers, places = assign_buffers(self._values, layers)
+        gates = [-1 if value.gate is None else value.gate for value in self._values]
+        arrays: list[Tensor] = []  # kept alive until the plan has copied them
+        names = [f"{i} {KINDS[int(layer['kind'])]}" for i, layer in enumerate(layers)]
+        return Plan(
+            variant,
+            buffers,
+            [ValueRecord(*fields) for fields in zip(places, (v.channels for v in self._values), gates, strict=True)],
+            self._widths,
+            [_record(layer, arrays) for layer in layers],
+            layers=names,
+            image_shape=(self.images.channels, self.images.height, self.images.width),
+            outputs=output.channels,
+            needs_masks=len(self._decided) < len(self._widths),
+        )
+
+    def _value(
+        self, channels: int, height: int, width: int, gate: int | None = None, *, stride: int | None = None
+    ) -> Value:
+        if height < 1 or width < 1:
+            raise InvalidInputError(f"A map of {height}x{width} pixels: the image is too small for this layer.")
+        if gate is not None and (not 0 <= gate < len(self._widths) or self._widths[gate] != channels):
+            raise InvalidInputError(f"Gate {gate} on {channels} channels; the widths of the gates are {self._widths}.")
+        value = Value(len(self._values), channels, height, width, width + 1 if stride is None else stride, gate)
+        self._values.append(value)
+        return value
+
+    def _layer(
+        self, kind: str, x: Value | None, output: Value | None, fields: LayerFields, second: Value | None = None
+    ) -> None:
+        places = {"input": x, "second": second, "output": output}
+        numbers = {name: -1 if value is None else value.index for name, value in places.items()}
+        self._layers.append({"kind": KINDS.index(kind), **numbers, **fields})
+
+
+def _shape(value: Value) -> tuple[int, int, int, int | None]:
+    return value.channels, value.height, value.width, value.gate
+
+
+def _bias(bias: Tensor | None, outputs: int) -> Tensor:
+    if bias is not None and bias.shape != (outputs,):
+        raise InvalidInputError(f"The bias is {tuple(bias.shape)}; ({outputs},) is needed.")
+    return torch.zeros(outputs) if bias is None else bias
+
+
+def _record(layer: LayerFields, arrays: list[Tensor]) -> LayerRecord:
+    record = LayerRecord(**{name: int(value) for name, value in layer.items() if name not in ARRAYS})
+    for name in ARRAYS:
+        value = layer.get(name)
+        if isinstance(value, Tensor):
+            arrays.append(value.detach().to(device="cpu", dtype=torch.float32).contiguous())
+            setattr(record, name, ctypes.cast(arrays[-1].data_ptr(), ctypes.POINTER(ctypes.c_float)))
+    return record

@@ -1,0 +1,81 @@
+// The C interface, called by ctypes (which releases the GIL). Functions return 0 or a pointer on success; on failure
+// they write why into `error` (at least 256 bytes).
+#include <cstdio>
+#include <cstring>
+#include <exception>
+#include <string>
+
+#include "plan.h"
+
+#if defined(_WIN32)
+#define EXPORT extern "C" __declspec(dllexport)
+#else
+#define EXPORT extern "C" __attribute__((visibility("default")))
+#endif
+
+namespace prunegym {
+
+extern const Variant variant_generic;
+#ifdef PRUNEGYM_X86
+extern const Variant variant_avx2, variant_avx512;
+#endif
+
+std::vector<const Variant*> runnable_variants() {
+  std::vector<const Variant*> variants;
+#ifdef PRUNEGYM_X86
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("fma"))
+    variants.push_back(&variant_avx512);
+#ifdef PRUNEGYM_EMULATE_AVX512  // lanes16.cpp compiled for AVX2: slow, but its logic can be tested
+  else if (__builtin_cpu_supports("avx2")) variants.push_back(&variant_avx512);
+#endif
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) variants.push_back(&variant_avx2);
+#endif
+  variants.push_back(&variant_generic);
+  return variants;
+}
+
+}  // namespace prunegym
+
+using namespace prunegym;
+
+// Names of the runnable variants, best first, separated by commas.
+EXPORT const char* prunegym_variants() {
+  static const std::string names = [] {
+    std::string all;
+    for (const Variant* v : runnable_variants()) all += (all.empty() ? "" : ",") + std::string(v->name);
+    return all;
+  }();
+  return names.c_str();
+}
+
+// Size of a layer record, so that Python can tell whether library and package belong together.
+EXPORT int prunegym_record_size() { return sizeof(LayerRecord); }
+
+EXPORT void* prunegym_plan_new(const char* variant, int buffers, const BufferRecord* buffer_records, int values,
+                               const ValueRecord* value_records, int gates, const int32_t* widths, int layers,
+                               const LayerRecord* layer_records, char* error) {
+  try {
+    for (const Variant* v : runnable_variants())
+      if (std::strcmp(v->name, variant) == 0)
+        return new Plan(*v, buffers, buffer_records, values, value_records, gates, widths, layers, layer_records);
+    std::snprintf(error, 256, "no variant %s", variant);
+  } catch (const std::exception& e) {
+    std::snprintf(error, 256, "%s", e.what());
+  }
+  return nullptr;
+}
+
+EXPORT void prunegym_plan_free(void* plan) { delete static_cast<Plan*>(plan); }
+
+EXPORT int prunegym_plan_run(void* plan, int batch, const float* images, uint8_t* masks, float* outputs, int threads,
+                             double* layer_seconds, char* error) {
+  try {
+    static_cast<Plan*>(plan)->run(batch, images, masks, outputs, threads, layer_seconds);
+    return 0;
+  } catch (const std::exception& e) {
+    std::snprintf(error, 256, "%s", e.what());
+    return 1;
+  }
+}

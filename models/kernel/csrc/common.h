@@ -1,0 +1,139 @@
+// What the plan interpreter (plan.cpp) and the layer functions (conv.h, layers.h) both know.
+//
+// The layer functions are compiled once for each vector width (lanes4.cpp, lanes8.cpp, lanes16.cpp) and are reached
+// through a table of pointers, `Variant`; the interpreter picks the widest table that the processor can run.
+#pragma once
+#include <cstdint>
+
+namespace prunegym {
+
+// Always inlined: no copy compiled for one processor may stand in for another's when the objects are linked.
+#define COMMON inline __attribute__((always_inline))
+
+constexpr int LINE = 16;        // floats in a cache line of 64 bytes, and the widest vector
+constexpr int MAX_KERNEL = 7;   // largest side of a convolution kernel
+constexpr int OVERREAD = 64;    // floats that must be readable after every buffer: vectors may run past its end
+
+// How the pixels of one channel lie in memory. Around the picture lies a frame of zeros one pixel wide, and the zero
+// right of a row is the same number as the zero left of the next row:
+//
+//     origin - stride ->  0 0 0 0 0         Pixel (y, x) is at first() + y * stride + x, and each of its eight
+//     origin          ->  0 p p p p         neighbours at a fixed distance, also at the border. So a 3x3 convolution
+//                         0 p p p p         runs over one flat row of numbers from `origin`, and what it computes for
+//                         0 0 0 0 0 0       the zero columns is set back to zero when it is stored.
+//
+// Only kept channels are stored, one after another in the order of their numbers ("compact"): channel number
+// index[i] of a map is at i * channel. A vector (after pooling to one pixel) is a map of one pixel without a frame.
+struct Map {
+  int height, width;
+  int stride;   // floats from a row to the next, at least width + 1
+  int origin;   // where the zero left of row 0 lies; a whole number of cache lines
+  int channel;  // floats from a channel to the next; an odd number of lines, so that channels spread over the cache
+
+  COMMON int first() const { return origin + 1; }
+  COMMON int pixels() const { return height * width; }
+};
+
+COMMON int round_up(int n, int unit) { return (n + unit - 1) / unit * unit; }
+
+COMMON Map make_map(int height, int width, int stride) {
+  if (stride == 0) return Map{1, 1, 1, -1, 1};  // a vector: first() is 0
+  int origin = round_up(stride + 1, LINE);
+  int lines = (origin + round_up(height * stride, LINE) + stride + 1 + LINE - 1) / LINE + 1;
+  return Map{height, width, stride, origin, (lines | 1) * LINE};
+}
+
+// The kept channels of a map: their numbers, rising.
+struct Kept {
+  int count;
+  const int* index;
+};
+
+// How a convolution reads its input. A grid is the sequence of positions that it computes, vector by vector.
+enum class Path : int {
+  in_place,    // straight from the input map; the grid is the output map from its origin, zero columns included
+  copies,      // from shifted copies of the input, one for each column of the kernel; the grid has pixels only
+  two_by_two,  // 2x2 maps: lanes are pairs of an output and an input pixel
+};
+
+struct Conv {
+  int kernel, stride, padding;
+  int in_channels, out_channels;
+  const float* weight;  // (out, in, kernel, kernel) as in torch
+  const float* bias;    // (out)
+  bool relu;
+  Map in, out, residual;
+  // Chosen by Variant::plan_conv:
+  Path path;
+  int vectors;                         // in the grid
+  int plane;                           // floats in one shifted copy
+  int input_channel;                   // floats from an input channel to the next, as the tiles read it
+  int taps[MAX_KERNEL * MAX_KERNEL];   // from a grid position to the input under each number of the kernel
+  const int32_t* valid;                // path in_place: -1 at pixels of the grid, 0 at zero columns and past its end
+
+  COMMON int tap_count() const { return kernel * kernel; }
+  COMMON int phases() const { return stride < kernel ? stride : kernel; }  // row sets of the copies
+};
+
+// One convolution on one image. `rows` are the output channels to compute, as places in `out_kept`.
+struct ConvCall {
+  Kept in_kept, out_kept;
+  const float* input;     // what Variant::prepare_conv returned
+  const float* residual;  // map to add before the ReLU, or null; may be the output map itself
+  float* output;
+  float* scratch;
+  int first_row, last_row;
+  bool prefetch;  // whether weights come from far away: fetch those of the next rows while computing these
+};
+
+struct Pool {
+  int kernel, stride, padding;
+  bool relu;
+  Map in, out;
+};
+
+struct Linear {
+  int in_channels, outputs;
+  const float* weight;  // (outputs, in_channels * pixels)
+  const float* bias;
+  bool relu;
+  Map in;
+};
+
+// A gate's policy: features, standardised and clipped -> linear -> ReLU -> linear -> kept where the logit is above 0.
+struct Gate {
+  Map in;
+  int in_channels, width;
+  int average, grid;         // whether channel averages are features; side of the coarse grid, 0 for none
+  int hidden, hidden_padded, width_padded;
+  const float *mean, *scale;  // (features): subtracted, then multiplied (scale = 1 / standard deviation)
+  const float *weight1;       // (features, hidden_padded)
+  const float *start;         // (hidden_padded): bias
+  const float *start_absent;  // the same, plus what the features of absent channels (zero pixels) contribute
+  const float *absent;        // (features): standardised features of absent channels
+  const float *weight2;       // (hidden, width_padded)
+  const float *bias2;         // (width_padded)
+
+  COMMON int features() const { return in_channels * (average + grid * grid); }
+};
+
+// The layer functions, compiled for one vector width.
+struct Variant {
+  const char* name;
+  int lanes;
+  void (*plan_conv)(Conv&, bool has_residual);
+  long (*planes_size)(const Conv&);   // floats that prepare_conv writes, at most
+  long (*scratch_size)(const Conv&);  // floats of scratch
+  const float* (*prepare_conv)(const Conv&, Kept, const float* map, float* planes);
+  void (*conv)(const Conv&, const ConvCall&);
+  void (*max_pool)(const Pool&, int channels, const float* in, float* out);
+  void (*add)(const Map& out_map, int channels, const float* a, const Map& a_map, const float* b, const Map* b_map,
+              bool relu, float* out);
+  void (*subsample)(const Map& in_map, int in_channels, const float* in, int stride, int offset, const Map& out_map,
+                    int out_channels, float* out);
+  void (*average)(const Map&, int channels, const float* in, float* out);
+  void (*linear)(const Linear&, Kept in, Kept out, const float* input, float* output, float* scratch);
+  int (*decide)(const Gate&, Kept in, const float* input, int* kept, float* scratch);
+};
+
+}  // namespace prunegym

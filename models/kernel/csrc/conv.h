@@ -1,0 +1,282 @@
+// Convolutions: which path a layer takes, its input made ready, rows and grid cut into tiles, results written.
+#pragma once
+#include "tile.h"
+
+namespace prunegym {
+namespace VARIANT {
+
+// ---- The plan of a layer: everything that depends on shapes alone.
+
+INLINE int vectors_for(int positions) { return (positions + LANES - 1) / LANES; }
+
+// Copies cost a little for each input channel, zero columns cost lanes in every multiplication: copies are taken where
+// they save a tenth of the vectors (maps up to 8x8, mostly) and where a flat grid is impossible.
+static Path choose_path(const Conv& c, bool has_residual) {
+  const bool flat = c.stride == 1 && c.kernel <= 3 && c.padding <= c.kernel / 2 && c.in.stride == c.out.stride &&
+                    (!has_residual || c.residual.stride == c.out.stride);
+  const int in_place = vectors_for(c.out.height * c.out.stride), copies = vectors_for(c.out.pixels());
+  if (LANES >= 8 && c.kernel == 3 && c.stride == 1 && c.padding == 1 && c.out.height == 2 && c.out.width == 2)
+    return Path::two_by_two;
+  return flat && 10 * in_place <= 11 * copies ? Path::in_place : Path::copies;
+}
+
+static void plan_in_place(Conv& c) {
+  c.vectors = vectors_for(c.out.height * c.out.stride);
+  c.input_channel = c.in.channel;
+  for (int t = 0; t < c.tap_count(); t++)
+    c.taps[t] = (t / c.kernel - c.padding) * c.in.stride + t % c.kernel - c.padding;
+}
+
+// Copy (phase, dx) holds, row by row, the input under column dx of the kernel, for the input rows
+// phase - padding, phase - padding + stride, ...; so the weight (dy, dx) reads the copy (dy % stride, dx),
+// dy / stride rows further down.
+static void plan_copies(Conv& c) {
+  const int width = c.out.width;
+  c.vectors = vectors_for(c.out.pixels());
+  c.plane = round_up((c.out.height + (c.kernel - 1) / c.stride) * width + LANES, LINE);
+  c.input_channel = (c.phases() * c.kernel * c.plane / LINE | 1) * LINE;
+  for (int t = 0; t < c.tap_count(); t++) {
+    const int dy = t / c.kernel, dx = t % c.kernel;
+    c.taps[t] = (dy % c.stride * c.kernel + dx) * c.plane + dy / c.stride * width;
+  }
+}
+
+static void plan_conv(Conv& c, bool has_residual) {
+  c.path = choose_path(c, has_residual);
+  if (c.path == Path::in_place) plan_in_place(c);
+  if (c.path == Path::copies) plan_copies(c);
+  if (c.path == Path::two_by_two) c.input_channel = LANES;
+}
+
+static long planes_size(const Conv& c) {
+  return c.path == Path::in_place ? 0 : static_cast<long>(c.in_channels) * c.input_channel;
+}
+
+static long scratch_size(const Conv& c) {
+  return c.path == Path::copies ? static_cast<long>(MAX_ROWS) * c.vectors * LANES : 0;
+}
+
+// ---- Making the input ready.
+
+// One row of a copy, where the frame of the map holds all zeros that it needs. Writes up to LANES - 1 numbers too
+// many, which the next row overwrites.
+INLINE void copy_row(const float* from, int step, int width, float* to) {
+  for (int x = 0; x < width; x += LANES) {
+    if (step == 1) store(to + x, load(from + x));
+    else store(to + x, even_lanes(load(from + 2 * x), load(from + 2 * x + LANES)));
+  }
+}
+
+// The same number by number, for wide padding and strides above 2. from: the row's pixel 0, or null above and below.
+static void copy_row_checked(const float* from, int first, int step, int in_width, int width, float* to) {
+  for (int x = 0; x < width; x++) {
+    const int column = first + x * step;
+    to[x] = from && column >= 0 && column < in_width ? from[column] : 0;
+  }
+}
+
+static void copy_channel(const Conv& c, const float* map, float* to) {
+  const bool framed = c.padding <= 1 && c.stride <= 2;
+  for (int phase = 0; phase < c.phases(); phase++) {
+    for (int dx = 0; dx < c.kernel; dx++, to += c.plane) {
+      const int rows = c.out.height + (c.kernel - 1 - phase) / c.stride;
+      for (int row = 0; row < rows; row++) {
+        const int y = row * c.stride + phase - c.padding;
+        const float* from = map + c.in.first() + static_cast<long>(y) * c.in.stride;
+        float* line = to + row * c.out.width;
+        if (framed) copy_row(from + dx - c.padding, c.stride, c.out.width, line);
+        else copy_row_checked(y >= 0 && y < c.in.height ? from : nullptr, dx - c.padding, c.stride, c.in.width,
+                              c.out.width, line);
+      }
+    }
+  }
+}
+
+static const float* prepare_conv(const Conv& c, Kept kept, const float* map, float* planes) {
+  if (c.path == Path::in_place) return map + c.in.origin;
+  for (int i = 0; i < kept.count; i++) {
+    const float* from = map + static_cast<long>(i) * c.in.channel;
+    float* to = planes + static_cast<long>(i) * c.input_channel;
+    if (c.path == Path::copies) {
+      copy_channel(c, from, to);
+      continue;
+    }
+    from += c.in.first();
+    for (int lane = 0; lane < LANES; lane++) to[lane] = from[(lane / 2 % 2) * c.in.stride + lane % 2];
+  }
+  return planes;
+}
+
+// ---- Computing.
+
+static Rows make_rows(const Conv& c, const ConvCall& call, int first, int last, int next_last) {
+  Rows rows;
+  const long size = static_cast<long>(c.in_channels) * c.tap_count();
+  rows.prefetch = call.prefetch && next_last > last;
+  rows.prefetch_pixels = false;
+  rows.relu = c.relu;
+  rows.residual[0] = nullptr;
+  for (int r = first; r < last; r++) {
+    const int channel = call.out_kept.index[r];
+    rows.weight[r - first] = c.weight + channel * size;
+    if (rows.prefetch) {
+      const int next = r + last - first < next_last ? r + last - first : next_last - 1;
+      rows.next[r - first] = c.weight + call.out_kept.index[next] * size;
+    }
+    rows.bias[r - first] = c.bias[channel];
+    rows.out[r - first] = call.output + static_cast<long>(r) * c.out.channel;
+    if (call.residual) rows.residual[r - first] = call.residual + static_cast<long>(r) * c.residual.channel;
+  }
+  return rows;
+}
+
+static const TileTable tiles1 = make_table<1>(), tiles9 = make_table<9>(), tiles_any = make_table<0>();
+
+static void run_tiles(const Source& source, const Rows& rows, int row_count, int first, int last, const int32_t* valid) {
+  const TileTable& table = source.tap_count == 9 ? tiles9 : source.tap_count == 1 ? tiles1 : tiles_any;
+  const long shift = static_cast<long>(first) * LANES;
+  table.at[row_count][last - first](source, source.data + shift, rows, shift, valid);
+}
+
+// Calls f(part, first, last) for `parts` nearly equal parts of the range [first, last).
+template <typename F>
+INLINE void for_parts(int first, int last, int parts, F f) {
+  for (int k = 0; k < parts; k++)
+    f(k, first + (last - first) * k / parts, first + (last - first) * (k + 1) / parts);
+}
+
+constexpr long CACHED_WEIGHTS = 50000;
+
+static void conv_in_place(const Conv& c, const ConvCall& call, const Source& source, Tiling tiling) {
+  // Where all weights stay in the second-level cache, x is read once; otherwise the weights are.
+  const bool by_pixels =
+      static_cast<long>(call.last_row - call.first_row) * source.kept.count * c.tap_count() < CACHED_WEIGHTS;
+  auto block = [&](int first_row, int last_row, int first_vector, int last_vector) {
+    Rows rows = make_rows(c, call, first_row, last_row, first_vector ? 0 : call.last_row);
+    rows.prefetch_pixels = !by_pixels || first_row == call.first_row;
+    for (int r = 0; r < last_row - first_row; r++) {
+      rows.out[r] += c.out.origin;
+      if (call.residual) rows.residual[r] += c.residual.origin;
+    }
+    run_tiles(source, rows, last_row - first_row, first_vector, last_vector, c.valid);
+  };
+  if (by_pixels) {
+    for_parts(0, c.vectors, tiling.vector_blocks, [&](int, int v0, int v1) {
+      for_parts(call.first_row, call.last_row, tiling.row_blocks, [&](int, int r0, int r1) { block(r0, r1, v0, v1); });
+    });
+  } else {
+    for_parts(call.first_row, call.last_row, tiling.row_blocks, [&](int, int r0, int r1) {
+      for_parts(0, c.vectors, tiling.vector_blocks, [&](int, int v0, int v1) { block(r0, r1, v0, v1); });
+    });
+  }
+}
+
+// A grid without zero columns into the output map. A row is stored in whole vectors with zeros after its last pixel:
+// they fall on the frame, or on the next row, which is stored after it. So the residual, which may lie where the
+// output goes, is added first.
+static void store_grid(const Conv& c, float* grid, const float* residual, bool relu, float* out) {
+  const int width = c.out.width;
+  if (residual) {
+    for (int y = 0; y < c.out.height; y++) {
+      float* row = grid + y * width;
+      const float* add = residual + c.residual.first() + static_cast<long>(y) * c.residual.stride;
+      for (int x = 0; x < width; x += LANES)
+        store(row + x, load(row + x) + keep(load(add + x), first_lanes(width - x)));
+    }
+  }
+  for (int y = 0; y < c.out.height; y++) {
+    const float* row = grid + y * width;
+    float* to = out + c.out.first() + static_cast<long>(y) * c.out.stride;
+    for (int x = 0; x < width; x += LANES)
+      store(to + x, keep(relu_if(relu, load(row + x)), first_lanes(width - x)));
+  }
+}
+
+static void conv_copies(const Conv& c, const ConvCall& call, const Source& source, Tiling tiling) {
+  const long grid_size = static_cast<long>(c.vectors) * LANES;
+  for_parts(call.first_row, call.last_row, tiling.row_blocks, [&](int, int r0, int r1) {
+    const Rows target = make_rows(c, call, r0, r1, call.last_row);
+    Rows rows = target;
+    rows.residual[0] = nullptr;
+    rows.relu = false;
+    for (int r = 0; r < r1 - r0; r++) rows.out[r] = call.scratch + r * grid_size;
+    for_parts(0, c.vectors, tiling.vector_blocks, [&](int k, int v0, int v1) {
+      rows.prefetch = target.prefetch && k == 0;
+      run_tiles(source, rows, r1 - r0, v0, v1, nullptr);
+    });
+    for (int r = 0; r < r1 - r0; r++)
+      store_grid(c, rows.out[r], call.residual ? target.residual[r] : nullptr, c.relu, target.out[r]);
+  });
+}
+
+#if LANES >= 8
+// 2x2 maps: a 3x3 window reaches all four input pixels from each output pixel, so lanes are pairs of an output and an
+// input pixel, and the weights for the pairs are one permutation of the nine. Eight lanes hold two output pixels: the
+// weights of the upper two are those of the lower two, three further on.
+#if LANES == 8
+constexpr int PAIR_PARTS = 2;
+INLINE Vec pair_weights(const float* w, int part) {
+  const Vec v = load(w + 3 * (1 - part));
+  return SHUFFLE(v, v, 1, 2, 4, 5, 0, 1, 3, 4);
+}
+#else
+constexpr int PAIR_PARTS = 1;
+INLINE Vec pair_weights(const float* w, int) {
+  const Vec v = load(w);
+  return SHUFFLE(v, v, 4, 5, 7, 8, 3, 4, 6, 7, 1, 2, 4, 5, 0, 1, 3, 4);
+}
+#endif
+constexpr int PAIR_ROWS = LANES == 8 ? 6 : 8;
+
+template <int R>
+static void pair_tile(const Conv& c, const Source& source, const Rows& rows) {
+  Vec sums[R][PAIR_PARTS] = {};
+  const float* weight[R];
+  UNROLL for (int r = 0; r < R; r++) weight[r] = rows.weight[r];
+  const float* x = source.data;
+  for (int i = 0; i < source.kept.count; i++, x += LANES) {
+    const long at = source.kept.index[i] * 9L;
+    const Vec pixels = load(x);
+    UNROLL for (int r = 0; r < R; r++) {
+      if (rows.prefetch) prefetch_row(rows.next[r] + at);
+      UNROLL for (int part = 0; part < PAIR_PARTS; part++)
+        sums[r][part] += pair_weights(weight[r] + at, part) * pixels;
+    }
+  }
+  for (int r = 0; r < R; r++) {
+    float lanes[16];
+    for (int part = 0; part < PAIR_PARTS; part++) store(lanes + part * LANES, sums[r][part]);
+    for (int pixel = 0; pixel < 4; pixel++) {
+      const float* four = lanes + 4 * pixel;
+      float v = rows.bias[r] + (four[0] + four[1]) + (four[2] + four[3]);
+      if (rows.residual[0]) v += rows.residual[r][c.residual.first() + pixel / 2 * c.residual.stride + pixel % 2];
+      rows.out[r][c.out.first() + pixel / 2 * c.out.stride + pixel % 2] = c.relu && v < 0 ? 0 : v;
+    }
+  }
+}
+
+static void conv_two_by_two(const Conv& c, const ConvCall& call, const Source& source) {
+  static constexpr void (*pair_tiles[9])(const Conv&, const Source&, const Rows&) = {
+      nullptr,      pair_tile<1>, pair_tile<2>, pair_tile<3>, pair_tile<4>,
+      pair_tile<5>, pair_tile<6>, pair_tile<7>, pair_tile<8>};
+  const int blocks = (call.last_row - call.first_row + PAIR_ROWS - 1) / PAIR_ROWS;
+  for_parts(call.first_row, call.last_row, blocks, [&](int, int r0, int r1) {
+    pair_tiles[r1 - r0](c, source, make_rows(c, call, r0, r1, call.last_row));
+  });
+}
+#else
+static void conv_two_by_two(const Conv&, const ConvCall&, const Source&) {}
+#endif
+
+static void conv(const Conv& c, const ConvCall& call) {
+  const int rows = call.last_row - call.first_row;
+  if (rows <= 0) return;
+  const Source source{call.input, c.input_channel, c.taps, c.tap_count(), call.in_kept};
+  if (c.path == Path::two_by_two) return conv_two_by_two(c, call, source);
+  const Tiling tiling = choose_tiling(rows, c.vectors);
+  if (c.path == Path::in_place) conv_in_place(c, call, source, tiling);
+  else conv_copies(c, call, source, tiling);
+}
+
+}  // namespace VARIANT
+}  // namespace prunegym

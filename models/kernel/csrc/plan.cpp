@@ -1,0 +1,167 @@
+// Building a plan: constants copied, layers cut into segments, buffers given their places.
+#include "plan.h"
+
+#include <algorithm>
+#include <cstring>
+#include <new>
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
+namespace prunegym {
+
+Floats::Floats(size_t count) {
+  constexpr size_t huge = 2 << 20;
+  size_t bytes = (count + OVERREAD) * sizeof(float);
+  const size_t unit = bytes > huge ? huge : 64;
+  bytes = (bytes + unit - 1) / unit * unit;
+  float* data = static_cast<float*>(std::aligned_alloc(unit, bytes));
+  if (!data) throw std::bad_alloc();
+  data_.reset(data);
+#ifdef __linux__
+  if (unit == huge) madvise(data, bytes, MADV_HUGEPAGE);
+#endif
+  std::memset(data, 0, bytes);
+}
+
+Plan::~Plan() = default;
+
+Plan::Plan(const Variant& variant, int buffers, const BufferRecord* buffer_records, int values,
+           const ValueRecord* value_records, int gates, const int32_t* widths, int layers,
+           const LayerRecord* layer_records)
+    : variant_(variant), values_(value_records, value_records + values), widths_(widths, widths + gates),
+      decided_(gates, 0) {
+  for (int i = 0; i < buffers; i++) {
+    const BufferRecord& r = buffer_records[i];
+    const Map map = make_map(r.height, r.width, r.stride);
+    buffers_.push_back(Buffer{map, round_up(r.channels * map.channel, LINE) + OVERREAD, false, 0});
+  }
+  for (int width : widths_) {
+    gate_start_.push_back(mask_size_);
+    mask_size_ += width;
+  }
+  int most = 1;
+  for (const ValueRecord& v : values_) most = std::max(most, v.channels);
+  for (int c = 0; c < most; c++) all_channels_.push_back(c);
+  layers_.resize(layers);
+  for (int i = 0; i < layers; i++) {
+    layers_[i].record = layer_records[i];
+    place_layer(layers_[i]);
+  }
+  cut_segments();
+  place_buffers();
+}
+
+const float* Plan::keep(const float* data, size_t count) {
+  constants_.emplace_back(count);
+  std::memcpy(constants_.back().data(), data, count * sizeof(float));
+  return constants_.back().data();
+}
+
+// The valid positions of a grid that is a map from its origin: all but the zero columns.
+static std::vector<int32_t> valid_positions(const Map& map, int positions) {
+  std::vector<int32_t> valid(positions, 0);
+  for (int y = 0; y < map.height; y++)
+    for (int x = 0; x < map.width; x++) valid[y * map.stride + 1 + x] = -1;
+  return valid;
+}
+
+void Plan::place_layer(Layer& layer) {
+  const LayerRecord& r = layer.record;
+  const ValueRecord none{0, 0, -1};
+  const ValueRecord &in = r.input >= 0 ? values_[r.input] : none, &out = r.output >= 0 ? values_[r.output] : none;
+  if (r.kind == LOAD) input_size_ = out.channels * map_of(r.output).pixels();
+  if (r.kind == STORE) output_size_ = in.channels;
+  if (r.kind == MAX_POOL) layer.pool = Pool{r.kernel, r.stride, r.padding, r.relu != 0, map_of(r.input), map_of(r.output)};
+  if (r.kind == DECIDE) place_gate(layer);
+  if (r.kind == LINEAR) {
+    const size_t size = static_cast<size_t>(in.channels) * map_of(r.input).pixels();
+    layer.linear = Linear{in.channels, out.channels, keep(r.weight, size * out.channels), keep(r.bias, out.channels),
+                          r.relu != 0, map_of(r.input)};
+    scratch_size_ = std::max(scratch_size_, static_cast<long>(size + in.channels * LINE + LINE));
+  }
+  if (r.kind != CONV) return;
+  Conv& c = layer.conv;
+  c.kernel = r.kernel, c.stride = r.stride, c.padding = r.padding, c.relu = r.relu != 0;
+  c.in_channels = in.channels, c.out_channels = out.channels;
+  c.weight = keep(r.weight, static_cast<size_t>(out.channels) * in.channels * r.kernel * r.kernel);
+  c.bias = keep(r.bias, out.channels);
+  c.in = map_of(r.input), c.out = map_of(r.output);
+  if (r.second >= 0) c.residual = map_of(r.second);
+  variant_.plan_conv(c, r.second >= 0);
+  if (c.path == Path::in_place) {
+    valid_.push_back(valid_positions(c.out, c.vectors * variant_.lanes));
+    c.valid = valid_.back().data();
+  }
+  planes_size_ = std::max(planes_size_, variant_.planes_size(c));
+  scratch_size_ = std::max(scratch_size_, variant_.scratch_size(c));
+}
+
+void Plan::place_gate(Layer& layer) {
+  const LayerRecord& r = layer.record;
+  Gate& g = layer.gate;
+  g.in = map_of(r.input), g.in_channels = values_[r.input].channels, g.width = widths_[r.gate];
+  g.average = r.average, g.grid = r.grid, g.hidden = r.hidden;
+  g.hidden_padded = round_up(g.hidden, LINE), g.width_padded = round_up(g.width, LINE);
+  const int features = g.features();
+  g.mean = keep(r.mean, features), g.scale = keep(r.scale, features);
+  std::vector<float> weight1(static_cast<size_t>(features) * g.hidden_padded), absent(features);
+  std::vector<float> start(g.hidden_padded), start_absent;
+  std::copy_n(r.bias, g.hidden, start.begin());
+  start_absent = start;
+  for (int f = 0; f < features; f++) {
+    absent[f] = std::min(10.f, std::max(-10.f, -r.mean[f] * r.scale[f]));
+    for (int h = 0; h < g.hidden; h++) {
+      const float w = r.weight[static_cast<size_t>(h) * features + f];
+      weight1[static_cast<size_t>(f) * g.hidden_padded + h] = w;
+      start_absent[h] += w * absent[f];
+    }
+  }
+  std::vector<float> weight2(static_cast<size_t>(g.hidden) * g.width_padded), bias2(g.width_padded);
+  std::copy_n(r.bias2, g.width, bias2.begin());
+  for (int c = 0; c < g.width; c++)
+    for (int h = 0; h < g.hidden; h++)
+      weight2[static_cast<size_t>(h) * g.width_padded + c] = r.weight2[static_cast<size_t>(c) * g.hidden + h];
+  g.weight1 = keep(weight1.data(), weight1.size()), g.weight2 = keep(weight2.data(), weight2.size());
+  g.start = keep(start.data(), start.size()), g.start_absent = keep(start_absent.data(), start_absent.size());
+  g.absent = keep(absent.data(), absent.size()), g.bias2 = keep(bias2.data(), bias2.size());
+  decided_[r.gate] = 1;
+  scratch_size_ = std::max<long>(
+      scratch_size_, g.hidden_padded + g.width_padded + round_up(g.in.width, LINE) + LINE + 1 + g.grid * g.grid);
+}
+
+// By chunks where the weights overflow half of a small second-level cache and few pixels share them.
+void Plan::cut_segments() {
+  constexpr size_t many_weights = 64 << 10, few_pixels = 100;
+  for (int i = 0; i < static_cast<int>(layers_.size()); i++) {
+    const Conv& c = layers_[i].conv;
+    const bool by_chunks = layers_[i].record.kind == CONV && static_cast<size_t>(c.out.pixels()) <= few_pixels &&
+                           static_cast<size_t>(c.in_channels) * c.out_channels * c.tap_count() >= many_weights;
+    if (by_chunks || segments_.empty() || segments_.back().by_chunks) segments_.push_back(Segment{i, i, by_chunks});
+    segments_.back().last = i + 1;
+    if (by_chunks) chunk_planes_size_ = std::max(chunk_planes_size_, variant_.planes_size(c));
+  }
+}
+
+// A buffer that only one image-by-image segment touches is shared by all images: it stays in the cache.
+void Plan::place_buffers() {
+  std::vector<int> user(buffers_.size(), -1);
+  for (int s = 0; s < static_cast<int>(segments_.size()); s++) {
+    for (int i = segments_[s].first; i < segments_[s].last; i++) {
+      const LayerRecord& r = layers_[i].record;
+      for (int value : {r.input, r.second, r.output}) {
+        if (value < 0) continue;
+        const int b = values_[value].buffer;
+        buffers_[b].per_image |= segments_[s].by_chunks || (user[b] >= 0 && user[b] != s);
+        user[b] = s;
+      }
+    }
+  }
+  for (Buffer& b : buffers_) {
+    long& total = b.per_image ? image_size_ : shared_size_;
+    b.place = total;
+    total += round_up(static_cast<int>(b.size), LINE);
+  }
+}
+
+}  // namespace prunegym

@@ -1,0 +1,124 @@
+// A plan: a network as a flat list of layers over numbered values, with everything that does not depend on the images.
+#pragma once
+#include <cstdlib>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "common.h"
+#include "team.h"
+
+namespace prunegym {
+
+enum Kind : int32_t { LOAD, CONV, MAX_POOL, ADD, SUBSAMPLE, AVERAGE, LINEAR, DECIDE, STORE };
+
+// The records that Python fills (_library.py has the same structures). All arrays are float32 and copied.
+struct BufferRecord {
+  int32_t channels, height, width, stride;  // stride 0: a vector
+};
+struct ValueRecord {
+  int32_t buffer, channels, gate;  // gate -1: all channels are there
+};
+struct LayerRecord {
+  int32_t kind, input, second, output;  // values; -1: none. second: the residual of CONV, the other operand of ADD
+  int32_t kernel, stride, padding, relu;
+  int32_t offset;                          // SUBSAMPLE
+  int32_t gate, average, grid, hidden;     // DECIDE
+  const float *weight, *bias;              // CONV, LINEAR, and the first linear layer of DECIDE (hidden, features)
+  const float *weight2, *bias2, *mean, *scale;  // DECIDE
+};
+
+// Floats, aligned to cache lines, zeroed, in huge pages where they are many, with OVERREAD more after the last.
+class Floats {
+ public:
+  explicit Floats(size_t count = 0);
+  float* data() const { return data_.get(); }
+
+ private:
+  struct Free {
+    void operator()(float* p) const { std::free(p); }
+  };
+  std::unique_ptr<float, Free> data_;
+};
+
+struct Buffer {
+  Map map;
+  long size;       // floats for one image
+  bool per_image;  // used on both sides of a change from image by image to layer by layer
+  long place;      // in the workspace: floats from the start of the shared part, or of an image's part
+};
+
+struct Layer {
+  LayerRecord record;
+  Conv conv;
+  Pool pool;
+  Linear linear;
+  Gate gate;
+};
+
+// Consecutive layers that run image by image; or one convolution with many weights on a small map, which in a batch
+// runs by chunks of output channels, all images passing before a chunk leaves the cache.
+struct Segment {
+  int first, last;
+  bool by_chunks;
+};
+
+struct Workspace;
+
+class Plan {
+ public:
+  Plan(const Variant& variant, int buffers, const BufferRecord*, int values, const ValueRecord*, int gates,
+       const int32_t* widths, int layers, const LayerRecord*);
+  ~Plan();
+
+  // images (batch, channels, height, width); masks (batch, mask_size), read, and where a gate has a policy, written;
+  // outputs (batch, outputs). layer_seconds, if not null, has one number a layer, to which its time is added.
+  void run(int batch, const float* images, uint8_t* masks, float* outputs, int threads, double* layer_seconds);
+
+ private:
+  friend struct Workspace;
+  friend class Runner;
+  void place_layer(Layer&);
+  void place_gate(Layer&);
+  void cut_segments();
+  void place_buffers();
+  const float* keep(const float* data, size_t count);
+  const Map& map_of(int value) const { return buffers_[values_[value].buffer].map; }
+  void run_share(int first, int last, int parts, const float* images, uint8_t* masks, float* outputs, double* seconds);
+  std::unique_ptr<Workspace> take_workspace(int images, int parts);
+  void return_workspace(std::unique_ptr<Workspace>);
+
+  const Variant& variant_;
+  std::vector<Buffer> buffers_;
+  std::vector<ValueRecord> values_;
+  std::vector<int> widths_, gate_start_;  // mask bits of each gate, and where they begin
+  std::vector<char> decided_;             // whether the gate has a policy in the plan
+  std::vector<Layer> layers_;
+  std::vector<Segment> segments_;
+  std::vector<int> all_channels_;  // 0, 1, 2, ...: the kept list of values without a gate
+  std::vector<std::vector<int32_t>> valid_;
+  std::vector<Floats> constants_;
+  int mask_size_ = 0, input_size_ = 0, output_size_ = 0;
+  long shared_size_ = 0, image_size_ = 0, planes_size_ = 0, chunk_planes_size_ = 0, scratch_size_ = 0;
+
+  std::mutex mutex_;
+  std::vector<std::unique_ptr<Workspace>> free_workspaces_;
+};
+
+// What is needed to run a group of images on one thread, or on `parts` threads that share each image.
+struct Workspace {
+  Workspace(const Plan&, int images, int parts);
+  float* buffer(const Plan&, int index, int image) const;
+
+  float* scratch_of(const Plan&, int part) const;
+
+  int images;
+  std::unique_ptr<Team, Team::End> team;  // null for one thread
+  Floats shared, own, planes, chunk_planes, scratch;
+  std::vector<int> kept, counts;  // (images, mask_size) and (images, gates)
+};
+
+// The variants that were compiled and that this processor runs, best first.
+std::vector<const Variant*> runnable_variants();
+
+}  // namespace prunegym

@@ -1,0 +1,257 @@
+// Running a plan: images are dealt to threads in groups, each group passes the segments.
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <exception>
+#include <thread>
+
+#include "plan.h"
+
+namespace prunegym {
+
+constexpr int GROUP = 16;                    // images that pass a chunk of weights together
+constexpr long CHUNK_FLOATS = 48 << 10;      // weights of a chunk; with the maps they must fit in a second-level cache
+constexpr long PREFETCH_FLOATS = 16 << 10;   // layers with more weights than this fetch them ahead
+
+Workspace::Workspace(const Plan& plan, int images, int parts)
+    : images(images), team(parts > 1 ? new Team(parts) : nullptr), shared(plan.shared_size_), own(plan.image_size_ * images), planes(plan.planes_size_),
+      chunk_planes(images > 1 ? plan.chunk_planes_size_ * images : 0), scratch(plan.scratch_size_ * parts),
+      kept(static_cast<size_t>(images) * plan.mask_size_), counts(static_cast<size_t>(images) * plan.widths_.size()) {}
+
+float* Workspace::buffer(const Plan& plan, int index, int image) const {
+  const Buffer& b = plan.buffers_[index];
+  return b.per_image ? own.data() + plan.image_size_ * image + b.place : shared.data() + b.place;
+}
+
+float* Workspace::scratch_of(const Plan& plan, int part) const { return scratch.data() + plan.scratch_size_ * part; }
+
+// One group of images on one thread, or on a team that shares each image.
+class Runner {
+ public:
+  Runner(const Plan& plan, Workspace& space, int count, const float* images, uint8_t* masks, float* outputs,
+         double* seconds)
+      : plan_(plan), space_(space), count_(count), images_(images), masks_(masks), outputs_(outputs),
+        seconds_(seconds) {}
+
+  void run() {
+    for (int image = 0; image < count_; image++) read_masks(image);
+    if (space_.team) space_.team->start();
+    for (const Segment& segment : plan_.segments_) {
+      if (segment.by_chunks && count_ > 1 && !space_.team) {
+        timed(segment.first, [&] { conv_by_chunks(plan_.layers_[segment.first]); });
+        continue;
+      }
+      for (int image = 0; image < count_; image++)
+        for (int i = segment.first; i < segment.last; i++) timed(i, [&] { layer(plan_.layers_[i], image); });
+    }
+    if (space_.team) space_.team->stop();
+  }
+
+ private:
+  template <typename F>
+  void timed(int layer, F f) {
+    if (!seconds_) return f();
+    const auto start = std::chrono::steady_clock::now();
+    f();
+    seconds_[layer] += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  }
+
+  int* kept_list(int image, int gate) { return space_.kept.data() + image * plan_.mask_size_ + plan_.gate_start_[gate]; }
+  int& kept_count(int image, int gate) { return space_.counts[image * plan_.widths_.size() + gate]; }
+  uint8_t* mask(int image, int gate) {
+    return masks_ + static_cast<size_t>(image) * plan_.mask_size_ + plan_.gate_start_[gate];
+  }
+
+  void read_masks(int image) {
+    for (int gate = 0; gate < static_cast<int>(plan_.widths_.size()); gate++) {
+      if (plan_.decided_[gate]) continue;
+      const uint8_t* bits = mask(image, gate);
+      int* list = kept_list(image, gate);
+      int n = 0;
+      for (int c = 0; c < plan_.widths_[gate]; c++)
+        if (bits[c]) list[n++] = c;
+      kept_count(image, gate) = n;
+    }
+  }
+
+  Kept kept(int value, int image) {
+    const ValueRecord& v = plan_.values_[value];
+    if (v.gate < 0) return Kept{v.channels, plan_.all_channels_.data()};
+    return Kept{kept_count(image, v.gate), kept_list(image, v.gate)};
+  }
+  float* data(int value, int image) { return space_.buffer(plan_, plan_.values_[value].buffer, image); }
+
+  ConvCall conv_call(const Layer& layer, int image) {
+    const LayerRecord& r = layer.record;
+    ConvCall call{};
+    call.in_kept = kept(r.input, image), call.out_kept = kept(r.output, image);
+    call.residual = r.second >= 0 ? data(r.second, image) : nullptr;
+    call.output = data(r.output, image);
+    call.scratch = space_.scratch.data();
+    return call;
+  }
+
+  void conv_alone(const Layer& layer, int image) {
+    const Conv& c = layer.conv;
+    ConvCall call = conv_call(layer, image);
+    const float* map = data(layer.record.input, image);
+    float* planes = space_.planes.data();
+    call.prefetch = count_ == 1 && static_cast<long>(c.in_channels) * c.out_channels * c.tap_count() > PREFETCH_FLOATS;
+    if (space_.team) return conv_by_team(c, call, map, planes);
+    call.input = plan_.variant_.prepare_conv(c, call.in_kept, map, planes);
+    call.last_row = call.out_kept.count;
+    plan_.variant_.conv(c, call);
+  }
+
+  // Each thread makes some of the input channels ready, then computes some of the output channels.
+  void conv_by_team(const Conv& c, const ConvCall& call, const float* map, float* planes) {
+    Team& team = *space_.team;
+    const auto begin = [&](int count, int part) { return static_cast<int>(static_cast<long>(count) * part / team.parts()); };
+    const float* input = plan_.variant_.prepare_conv(c, Kept{0, nullptr}, map, planes);
+    if (c.path != Path::in_place) {
+      team.run([&](int part) {
+        const int first = begin(call.in_kept.count, part), last = begin(call.in_kept.count, part + 1);
+        plan_.variant_.prepare_conv(c, Kept{last - first, call.in_kept.index + first},
+                                    map + static_cast<long>(first) * c.in.channel,
+                                    planes + static_cast<long>(first) * c.input_channel);
+      });
+    }
+    team.run([&](int part) {
+      ConvCall own = call;
+      own.input = input;
+      own.scratch = space_.scratch_of(plan_, part);
+      own.first_row = begin(call.out_kept.count, part), own.last_row = begin(call.out_kept.count, part + 1);
+      plan_.variant_.conv(c, own);
+    });
+  }
+
+  void conv_by_chunks(const Layer& layer) {
+    const Conv& c = layer.conv;
+    const long row = static_cast<long>(c.in_channels) * c.tap_count();
+    const int chunk = static_cast<int>(std::max(8L, CHUNK_FLOATS / row));
+    ConvCall calls[GROUP];
+    for (int image = 0; image < count_; image++) {
+      calls[image] = conv_call(layer, image);
+      calls[image].input =
+          plan_.variant_.prepare_conv(c, calls[image].in_kept, data(layer.record.input, image),
+                                      space_.chunk_planes.data() + plan_.chunk_planes_size_ * image);
+    }
+    for (int end = chunk; end < c.out_channels + chunk; end += chunk) {  // output channels below `end`, by number
+      for (int image = 0; image < count_; image++) {
+        ConvCall& call = calls[image];
+        call.first_row = call.last_row;
+        while (call.last_row < call.out_kept.count && call.out_kept.index[call.last_row] < end) call.last_row++;
+        plan_.variant_.conv(c, call);
+      }
+    }
+  }
+
+  void decide(const Layer& layer, int image) {
+    const int gate = layer.record.gate;
+    int* list = kept_list(image, gate);
+    const int n = plan_.variant_.decide(layer.gate, kept(layer.record.input, image), data(layer.record.input, image),
+                                        list, space_.scratch.data());
+    kept_count(image, gate) = n;
+    std::memset(mask(image, gate), 0, plan_.widths_[gate]);
+    for (int k = 0; k < n; k++) mask(image, gate)[list[k]] = 1;
+  }
+
+  void load(const LayerRecord& r, int image) {
+    const Map& map = plan_.map_of(r.output);
+    const float* from = images_ + static_cast<size_t>(image) * plan_.input_size_;
+    float* to = data(r.output, image) + map.first();
+    for (int c = 0; c < plan_.values_[r.output].channels; c++, to += map.channel)
+      for (int y = 0; y < map.height; y++, from += map.width)
+        std::memcpy(to + static_cast<long>(y) * map.stride, from, map.width * sizeof(float));
+  }
+
+  void layer(const Layer& layer, int image) {
+    const LayerRecord& r = layer.record;
+    const Variant& v = plan_.variant_;
+    switch (r.kind) {
+      case LOAD: return load(r, image);
+      case CONV: return conv_alone(layer, image);
+      case MAX_POOL: return v.max_pool(layer.pool, kept(r.input, image).count, data(r.input, image), data(r.output, image));
+      case ADD:
+        return v.add(plan_.map_of(r.output), kept(r.input, image).count, data(r.input, image), plan_.map_of(r.input),
+                     r.second >= 0 ? data(r.second, image) : nullptr, r.second >= 0 ? &plan_.map_of(r.second) : nullptr,
+                     r.relu != 0, data(r.output, image));
+      case SUBSAMPLE:
+        return v.subsample(plan_.map_of(r.input), plan_.values_[r.input].channels, data(r.input, image), r.stride,
+                           r.offset, plan_.map_of(r.output), plan_.values_[r.output].channels, data(r.output, image));
+      case AVERAGE:
+        return v.average(plan_.map_of(r.input), kept(r.input, image).count, data(r.input, image), data(r.output, image));
+      case LINEAR:
+        return v.linear(layer.linear, kept(r.input, image), kept(r.output, image), data(r.input, image),
+                        data(r.output, image), space_.scratch.data());
+      case DECIDE: return decide(layer, image);
+      case STORE: {
+        float* to = outputs_ + static_cast<size_t>(image) * plan_.output_size_;
+        std::memcpy(to, data(r.input, image), plan_.output_size_ * sizeof(float));
+      }
+    }
+  }
+
+  const Plan& plan_;
+  Workspace& space_;
+  int count_;
+  const float* images_;
+  uint8_t* masks_;
+  float* outputs_;
+  double* seconds_;
+};
+
+std::unique_ptr<Workspace> Plan::take_workspace(int images, int parts) {
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (auto& free : free_workspaces_) {
+      if (free->team && !free->team->alive()) free->team.reset();  // after fork()
+      if (free->images < images || (free->team ? free->team->parts() : 1) != parts) continue;
+      std::unique_ptr<Workspace> found = std::move(free);
+      std::swap(free, free_workspaces_.back());
+      free_workspaces_.pop_back();
+      return found;
+    }
+  }
+  return std::make_unique<Workspace>(*this, images, parts);
+}
+
+void Plan::return_workspace(std::unique_ptr<Workspace> workspace) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  free_workspaces_.push_back(std::move(workspace));
+}
+
+void Plan::run_share(int first, int last, int parts, const float* images, uint8_t* masks, float* outputs,
+                     double* seconds) {
+  auto space = take_workspace(std::min(GROUP, last - first), parts);
+  for (int start = first; start < last; start += GROUP) {
+    const size_t at = start;
+    Runner(*this, *space, std::min(GROUP, last - start), images + at * input_size_, masks + at * mask_size_,
+           outputs + at * output_size_, seconds)
+        .run();
+  }
+  return_workspace(std::move(space));
+}
+
+// Enough images: each thread takes a share of them. Otherwise the threads share each image.
+void Plan::run(int batch, const float* images, uint8_t* masks, float* outputs, int threads, double* layer_seconds) {
+  if (batch < threads) return run_share(0, batch, threads, images, masks, outputs, layer_seconds);
+  std::exception_ptr failure;
+  auto share = [&](int thread) {
+    try {
+      const int first = static_cast<int>(static_cast<long>(batch) * thread / threads);
+      const int last = static_cast<int>(static_cast<long>(batch) * (thread + 1) / threads);
+      run_share(first, last, 1, images, masks, outputs, layer_seconds);
+    } catch (...) {
+      std::lock_guard<std::mutex> lock(mutex_);
+      failure = std::current_exception();
+    }
+  };
+  std::vector<std::thread> helpers;
+  for (int thread = 1; thread < threads; thread++) helpers.emplace_back(share, thread);
+  share(0);
+  for (std::thread& helper : helpers) helper.join();
+  if (failure) std::rethrow_exception(failure);
+}
+
+}  // namespace prunegym

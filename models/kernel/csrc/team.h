@@ -1,0 +1,96 @@
+// Threads that share the convolutions of one image, layer by layer. Between layers they wait for microseconds, so they
+// spin while a network runs, and sleep between runs.
+#pragma once
+#include <unistd.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <functional>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace prunegym {
+
+class Team {
+ public:
+  explicit Team(int parts) : parts_(parts), owner_(getpid()) {
+    for (int part = 1; part < parts; part++) helpers_.emplace_back([this, part] { help(part); });
+  }
+  ~Team() {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      closing_ = true;
+    }
+    wake_.notify_all();
+    for (std::thread& helper : helpers_) helper.join();
+  }
+
+  int parts() const { return parts_; }
+  // Threads do not survive fork(): in a child process the team is of no use, and waiting for its end would never end.
+  bool alive() const { return owner_ == getpid(); }
+  struct End {
+    void operator()(Team* team) const {
+      if (team->alive()) delete team;
+    }
+  };
+
+  // Helpers are awake between start and stop.
+  void start() {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      running_ = true;
+    }
+    wake_.notify_all();
+  }
+  void stop() { running_ = false; }
+
+  // Calls work(part) for every part, on as many threads, and returns when all are done.
+  void run(const std::function<void(int)>& work) {
+    work_ = &work;
+    pending_.store(parts_ - 1, std::memory_order_relaxed);
+    round_.fetch_add(1, std::memory_order_release);
+    work(0);
+    for (int spins = 0; pending_.load(std::memory_order_acquire) > 0; spins++) pause(spins);
+  }
+
+ private:
+  // On a busy machine the thread that is waited for may not be running at all: give way after a while.
+  static void pause(int spins) {
+    if (spins > 1000) std::this_thread::yield();
+#if defined(__x86_64__) || defined(__i386__)
+    else __builtin_ia32_pause();
+#endif
+  }
+
+  void help(int part) {
+    unsigned seen = 0;
+    for (int spins = 0;; spins++) {
+      if (round_.load(std::memory_order_acquire) != seen) {
+        seen++;
+        (*work_)(part);
+        pending_.fetch_sub(1, std::memory_order_release);
+        spins = 0;
+      } else if (running_) {
+        pause(spins);
+      } else {
+        std::unique_lock<std::mutex> lock(mutex_);
+        wake_.wait(lock, [this] { return closing_ || running_; });
+        if (closing_) return;
+        spins = 0;
+      }
+    }
+  }
+
+  const int parts_, owner_;
+  std::vector<std::thread> helpers_;
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  std::atomic<bool> running_{false};
+  bool closing_ = false;
+  std::atomic<unsigned> round_{0};
+  std::atomic<int> pending_{0};
+  const std::function<void(int)>* work_ = nullptr;
+};
+
+}  // namespace prunegym

@@ -1,0 +1,152 @@
+"""A network ready to run in the compiled kernel, and the parameters of a gate's policy."""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import weakref
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from prunegym.models.errors import InvalidInputError
+from prunegym.models.kernel._library import ERROR_SIZE, BufferRecord, LayerRecord, ValueRecord, library
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class GateHead:
+    """A gate's policy: what decides its channels.
+
+    Features of a map (channels, height, width) are, in this order, the channel averages if ``average`` (channels), and
+    the averages over a coarse ``grid`` x ``grid`` raster if ``grid`` > 0 (channels * grid * grid, channel by channel,
+    cells as in torch's ``adaptive_avg_pool2d``). They become ``(features - mean) / std``, clipped to -10..10, then
+    linear, ReLU, linear; a channel is kept iff its logit is above 0.
+
+    Attributes:
+        mean: (features).
+        std: (features), positive.
+        weight1: (hidden, features).
+        bias1: (hidden).
+        weight2: (width, hidden).
+        bias2: (width).
+        average: Whether channel averages are features.
+        grid: Side of the raster, 0 for none.
+    """
+
+    mean: Tensor
+    std: Tensor
+    weight1: Tensor
+    bias1: Tensor
+    weight2: Tensor
+    bias2: Tensor
+    average: bool = True
+    grid: int = 0
+
+    def features(self, channels: int) -> int:
+        """Number of features of a map of so many channels."""
+        return channels * (int(self.average) + self.grid**2)
+
+
+class Plan:
+    """A network in the kernel's memory. Made by :meth:`PlanBuilder.build`; safe to call from several threads.
+
+    Attributes:
+        variant: The compiled variant that runs it.
+        layers: Names of the layers, in the order of their times in :meth:`timed`.
+        mask_size: Mask bits of all gates.
+        outputs: Numbers returned for each image.
+    """
+
+    def __init__(
+        self,
+        variant: str,
+        buffers: Sequence[BufferRecord],
+        values: Sequence[ValueRecord],
+        widths: Sequence[int],
+        records: Sequence[LayerRecord],
+        *,
+        layers: Sequence[str],
+        image_shape: tuple[int, int, int],
+        outputs: int,
+        needs_masks: bool,
+    ) -> None:
+        self.variant, self.layers, self.outputs = variant, tuple(layers), outputs
+        self.mask_size = sum(widths)
+        self._image_shape, self._needs_masks = image_shape, needs_masks
+        error = ctypes.create_string_buffer(ERROR_SIZE)
+        self._library = library()
+        self._handle = self._library.prunegym_plan_new(
+            variant.encode(),
+            *(len(buffers), (BufferRecord * len(buffers))(*buffers)),
+            *(len(values), (ValueRecord * len(values))(*values)),
+            *(len(widths), (ctypes.c_int32 * len(widths))(*widths)),
+            *(len(records), (LayerRecord * len(records))(*records)),
+            error,
+        )
+        if not self._handle:
+            raise MemoryError(f"The kernel could not hold the network: {error.value.decode()}.")
+        self._finalizer = weakref.finalize(self, self._library.prunegym_plan_free, self._handle)
+
+    def __call__(
+        self, images: Tensor, masks: Tensor | None = None, threads: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Run the network.
+
+        Args:
+            images: (batch, channels, height, width) float32 on the CPU.
+            masks: (batch, mask_size) of zeros and ones, any dtype; the bits of gates with a policy are ignored. May be
+                left out where every gate has a policy.
+            threads: Threads, each taking a share of the images; None for torch's number.
+
+        Returns:
+            Outputs (batch, outputs) float32, and the masks that were used, (batch, mask_size) bool; both fresh.
+
+        Raises:
+            InvalidInputError: If a shape or dtype is wrong, or masks are missing.
+        """
+        return self._run(images, masks, threads or torch.get_num_threads(), None)
+
+    def timed(self, images: Tensor, masks: Tensor | None = None) -> dict[str, float]:
+        """Run on one thread and return the seconds spent in each layer."""
+        seconds = (ctypes.c_double * len(self.layers))()
+        self._run(images, masks, 1, seconds)
+        return dict(zip(self.layers, seconds, strict=True))
+
+    def _run(
+        self, images: Tensor, masks: Tensor | None, threads: int, seconds: ctypes.Array[ctypes.c_double] | None
+    ) -> tuple[Tensor, Tensor]:
+        if images.dtype != torch.float32 or images.shape[1:] != self._image_shape or images.device.type != "cpu":
+            raise InvalidInputError(
+                f"Images are {images.dtype} {tuple(images.shape)} on {images.device}; "
+                f"float32 of shape (batch, {', '.join(map(str, self._image_shape))}) on the CPU is needed."
+            )
+        batch = len(images)
+        used = self._copy_masks(masks, batch)
+        images = images.detach().contiguous()
+        outputs = torch.empty(batch, self.outputs)
+        if batch == 0:
+            return outputs, used
+        error = ctypes.create_string_buffer(ERROR_SIZE)
+        failed = self._library.prunegym_plan_run(
+            self._handle, batch, images.data_ptr(), used.data_ptr(), outputs.data_ptr(), threads, seconds, error
+        )
+        if failed:
+            raise MemoryError(f"The kernel failed: {error.value.decode()}.")
+        return outputs, used
+
+    def _copy_masks(self, masks: Tensor | None, batch: int) -> Tensor:
+        if masks is None:
+            if self._needs_masks:
+                raise InvalidInputError(
+                    f"Masks of shape ({batch}, {self.mask_size}) are needed: not every gate decides."
+                )
+            return torch.empty(batch, self.mask_size, dtype=torch.bool)
+        if masks.shape != (batch, self.mask_size):
+            raise InvalidInputError(
+                f"Masks are of shape {tuple(masks.shape)}; ({batch}, {self.mask_size}) is needed, one row an image."
+            )
+        used = masks.detach().to(device="cpu", dtype=torch.bool, copy=True).contiguous()
+        if masks.dtype != torch.bool and not torch.equal(used.to(masks.dtype), masks.detach().cpu()):
+            raise InvalidInputError("Masks have values other than 0 and 1: the kernel keeps a channel or skips it.")
+        return used
