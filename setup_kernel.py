@@ -1,8 +1,8 @@
-"""Builds the optional compiled kernel; everything else about the package is in pyproject.toml.
+"""Builds the optional compiled kernel in place: ``python setup_kernel.py build_ext --inplace``.
 
 The kernel is a plain shared library that ctypes loads. Its layer functions are compiled once for each vector width,
-each file with its own flags, and the one that suits the processor is chosen at run time. Without a compiler, or with
-one that lacks vector extensions, the package installs without it and falls back to torch.
+each file with its own flags, and the one that suits the processor is chosen at run time. ``pip install`` does not
+build it yet: nothing runs on it until it stands behind MaskedCNN, and its compilation takes over a minute.
 """
 
 from __future__ import annotations
