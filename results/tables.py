@@ -1,6 +1,6 @@
 """Write the README's result tables from the JSON documents beside this file: ``python results/tables.py``.
 
-The documents are what ``prunegym evaluate --json`` and ``prunegym compare --json`` printed; the README has the commands.
+The documents are what ``prunegym evaluate --json`` and ``prunegym compare --json`` printed; commands are in the README.
 """
 
 from __future__ import annotations
