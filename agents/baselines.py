@@ -10,10 +10,10 @@ from torch import Tensor
 
 from prunegym.agents.deciding import Masks
 from prunegym.models.data import Dataset
-from prunegym.models.errors import InvalidInputError, UnknownNameError
+from prunegym.models.errors import UnknownNameError
 from prunegym.models.imitation import channel_scores
 from prunegym.models.masked import MaskedCNN
-from prunegym.models.preparation import taylor_scores
+from prunegym.models.static import at_mac_share, prices, taylor_scores
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,60 +35,6 @@ class Setting:
     share: float
     seed: int = 0
     batch_size: int = 250
-
-
-def at_mac_share(scores: Tensor, masked: MaskedCNN, share: float, per_gate: bool = False) -> Tensor:
-    """Keep the best-scored channels, so many that a wanted share of the MACs is spent.
-
-    The number of kept channels is the smallest with which the mean MAC share over the rows reaches ``share``: a
-    baseline never has less to spend than what it is compared with, and at most one channel more than it needs.
-
-    Args:
-        scores: (mask_size,) or (images, mask_size), any finite numbers; of equal ones the first are kept.
-        masked: The CNN.
-        share: MAC share, from above 0 to 1; what is above 1 counts as 1.
-        per_gate: Keep the same share of each gate, to within a channel, instead of the best of all gates.
-
-    Returns:
-        Masks of the shape of ``scores``, bool.
-
-    Raises:
-        InvalidInputError: For another shape, scores that are not finite, or a share of 0 or below.
-
-    Example:
-        >>> from prunegym.models import MaskedCNN, build
-        >>> masked = MaskedCNN(build("simple-cnn"), torch.zeros(1, 3, 32, 32))
-        >>> mask = at_mac_share(torch.arange(48.0), masked, 0.5, per_gate=True)
-        >>> [int(part.sum()) for part in masked.split(mask)], round(masked.cost.mac_share(mask[None]).item(), 3)
-        ([11, 21], 0.517)
-    """
-    scores = scores.detach().cpu()
-    if scores.ndim not in (1, 2) or scores.shape[-1] != masked.mask_size or not torch.isfinite(scores).all():
-        raise InvalidInputError(
-            f"The scores have shape {tuple(scores.shape)}; finite numbers of shape ({masked.mask_size},) or (images, "
-            f"{masked.mask_size}) are needed."
-        )
-    if not share > 0:
-        raise InvalidInputError(f"The MAC share is {share}; a number above 0 is needed.")
-    rows = scores if scores.ndim == 2 else scores[None]
-    if per_gate:  # a channel's place in its gate, from 0 to 1, puts the channels of all gates into one order
-        rows = torch.cat([-(_ranks(part) + 0.5) / part.shape[1] for part in masked.split(rows)], dim=1)
-    ranks = _ranks(rows)
-    low, high = 1, masked.mask_size
-    while low < high:  # masks grow with the number of channels, so the first that suffices is found by bisection
-        middle = (low + high) // 2
-        if masked.cost.mac_share(ranks < middle).mean().item() >= share - 1e-9:
-            high = middle
-        else:
-            low = middle + 1
-    return (ranks < low).view(scores.shape)
-
-
-def _ranks(scores: Tensor) -> Tensor:
-    """Return each score's rank in its row, 0 for the best: (rows, channels) -> the same, float64."""
-    order = scores.argsort(dim=1, descending=True, stable=True)
-    places = torch.arange(scores.shape[1], dtype=torch.float64).expand_as(scores)
-    return torch.empty_like(places).scatter(1, order, places)
 
 
 def keep_all(setting: Setting) -> Masks:
@@ -130,12 +76,6 @@ def taylor_global(setting: Setting) -> Masks:
     """Keep the channels with the largest Taylor score for the price of their MACs, over all gates. Static."""
     scores = taylor_scores(setting.masked, setting.train) / prices(setting.masked)
     return Masks("Taylor, all gates", at_mac_share(scores, setting.masked, setting.share))
-
-
-def prices(masked: MaskedCNN) -> Tensor:
-    """Return what each channel costs in the full network, in MACs: (mask_size,) float64."""
-    widths = torch.tensor([gate.width for gate in masked.gates])
-    return masked.cost.channel_price().repeat_interleave(widths)
 
 
 ORACLE = "An oracle: it looks at a dense forward pass of the image first, which is counted as the cost of deciding."

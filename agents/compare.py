@@ -144,7 +144,8 @@ def compare(
     validation = load_dataset(dataset.name, "validation") if validation is None else validation
     masked, policy, info = _parts(model, dataset)
     masked.to(device)
-    base = Run(masked, info, policy, dataset, train, validation, 0, 1.0, Path(out), device)
+    epochs = max(5.0, first.images / len(train))
+    base = Run(masked, info, policy, dataset, train, validation, 0, 1.0, epochs, Path(out), device)
     marks = {"model": fingerprint(masked), "dense": fingerprint(dense), "policy": fingerprint(policy)}
     marks |= {"dataset": fingerprint(dataset), "train": fingerprint(train), "validation": fingerprint(validation)}
     options = {"version": VERSION, "penalty": penalty, **marks}
@@ -192,6 +193,8 @@ def _result(
     path = run.root / "results" / f"{slug(entry.name)}-seed{run.seed}.json"
     share = round(run.share, 6) if entry.at_share else None
     configuration = {"entry": entry.key, "seed": run.seed, "share": share, **options}
+    if entry.at_share:
+        configuration["epochs"] = run.epochs
     stored = None if entry.key is None else Result.load(path, configuration)
     if stored is not None:
         return stored

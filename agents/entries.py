@@ -35,6 +35,7 @@ class Run:
         validation: Validation images.
         seed: Of this run.
         share: Total MAC share of the reference, which baselines and rivals get to spend; 1 for the reference itself.
+        epochs: Passes over the training images that the reference took, at least 5, which learned rivals take too.
         root: Folder of the comparison.
         device: Torch device.
     """
@@ -47,6 +48,7 @@ class Run:
     validation: Dataset
     seed: int
     share: float
+    epochs: float
     root: Path
     device: str
 
@@ -65,6 +67,7 @@ class Entry:
         key: What makes it, as JSON, by which a stored result is known again; None: results are never reused.
         seeded: Whether another seed gives another agent.
         at_share: Whether it is made for the reference's MAC share.
+        images: How many images its training looks at, if it is known.
     """
 
     name: str
@@ -72,6 +75,7 @@ class Entry:
     key: dict[str, Any] | None
     seeded: bool = False
     at_share: bool = False
+    images: int = 0
 
 
 def recipe_entry(recipe: Recipe | str | Path) -> Entry:
@@ -85,7 +89,7 @@ def recipe_entry(recipe: Recipe | str | Path) -> Entry:
             policy=copy.deepcopy(run.policy), seed=run.seed, resume=(folder / "run.json").exists(), device=run.device,
         )  # fmt: skip
 
-    return Entry(settings.name, make, {"recipe": settings.as_dict()}, seeded=True)
+    return Entry(settings.name, make, {"recipe": settings.as_dict()}, seeded=True, images=settings.images)
 
 
 def before_rl_entry(recipe: Entry, same_share: bool = False) -> Entry:
@@ -126,19 +130,23 @@ def baseline_entry(name: str) -> Entry:
     return Entry(name, make, {"baseline": name}, seeded=name == "random", at_share=True)
 
 
-def rival_entry(name: str, epochs: float = 5.0) -> Entry:
+def rival_entry(name: str, epochs: float | None = None) -> Entry:
     """Make a rival at the reference's MAC share.
 
     Args:
         name: ``greedy-static``, ``taylor-static``, ``learned-static`` (frozen track); ``tuned-taylor``,
             ``tuned-learned`` (prepared track: the model of the comparison must then be the original network).
-        epochs: Passes over the training images, of those that train.
+        epochs: Passes over the training images, of those that train; by default as many as the reference took.
     """
     if name not in RIVALS:
         raise UnknownNameError("rival", name, RIVALS)
     trained = name not in ("greedy-static", "taylor-static")
     key = {"rival": name, "epochs": epochs if trained else None}
-    return Entry(name, lambda run: RIVALS[name](run, epochs), key, seeded=trained, at_share=True)
+
+    def make(run: Run) -> Agent:
+        return RIVALS[name](run, run.epochs if epochs is None else epochs)
+
+    return Entry(name, make, key, seeded=trained, at_share=True)
 
 
 def _tuned(learned: bool) -> Callable[[Run, float], Agent]:

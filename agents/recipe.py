@@ -65,6 +65,12 @@ class Recipe:
                 f"{self.n_envs * self.episodes_per_rollout}. Give more episodes or fewer environments."
             )
 
+    @property
+    def images(self) -> int:
+        """How many images all stages look at, each as often as it is looked at."""
+        imitated = 0 if self.imitation is None else self.imitation.steps * self.imitation.batch_size
+        return imitated + self.n_episodes
+
     def as_dict(self) -> dict[str, Any]:
         """Return all settings as plain JSON."""
         return dataclasses.asdict(self)

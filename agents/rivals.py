@@ -3,33 +3,23 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from prunegym.agents.baselines import at_mac_share, prices
 from prunegym.agents.deciding import Masks
 from prunegym.models.budget import meet_target
 from prunegym.models.data import Dataset
 from prunegym.models.dynamic import CNNInfo, DynamicCNN
-from prunegym.models.features import MaskFeatures
 from prunegym.models.gate_policy import StaticPolicy
-from prunegym.models.joint import TuneConfig, tune
+from prunegym.models.joint import TuneConfig
 from prunegym.models.masked import MaskedCNN
-from prunegym.models.preparation import PrepareConfig, prepare, taylor_scores
+from prunegym.models.preparation import PrepareConfig, prepare
+from prunegym.models.static import at_mac_share, prices, static_start, taylor_scores
 
 Report = Callable[[dict[str, float]], None]
-
-
-def fixed_policy(masked: MaskedCNN, mask: Tensor) -> StaticPolicy:
-    """Return a policy that gives every image the same mask: (mask_size,) of 0 and 1."""
-    policy = StaticPolicy(MaskFeatures(masked)).to(next(masked.parameters()).device)
-    with torch.no_grad():
-        for channels, part in zip(policy.channels, masked.split(mask.float()), strict=True):
-            channels.copy_(2 * part - 1)
-    return policy
 
 
 @torch.no_grad()
@@ -143,22 +133,9 @@ def learned_static(
     Returns:
         The mask (mask_size,).
     """
-    policy = StaticPolicy(MaskFeatures(masked)).to(next(masked.parameters()).device)
-    config = dataclasses.replace(_tuning(train, share, epochs, seed), train_cnn=False)
-    tune(masked, policy, train, config, report=report)
-    logits = torch.cat([channels.detach() for channels in policy.channels])
-    return Masks("static, learned", at_mac_share(logits, masked, share))
-
-
-def _tuning(train: Dataset, share: float, epochs: float, seed: int) -> TuneConfig:
-    """Return the training of a static mask.
-
-    A bare logit moves by no more than the learning rate in a step of Adam, where a head's logit moves with all of its
-    weights; so on few steps the rate is raised until a logit can go from its start of 2 to about -10 and back.
-    """
-    steps = max(1.0, epochs * len(train) / TuneConfig.batch_size)
-    rate = min(0.1, max(TuneConfig.gate_learning_rate, 20 / steps))
-    return TuneConfig(target_macs=min(1.0, share), epochs=epochs, gate_learning_rate=rate, seed=seed)
+    config = TuneConfig(target_macs=min(1.0, share), epochs=epochs, train_cnn=False, seed=seed)
+    gates = _prepare_static(masked, train, config, True, report)[1]
+    return Masks("static, learned", gates.mask_logits() > 0)
 
 
 def pruned_and_tuned(
@@ -180,8 +157,7 @@ def pruned_and_tuned(
         train: Training images.
         share: MAC share.
         epochs: Passes over the training images: as many as all training of what it is compared with took.
-        learned: Learn the mask together with the CNN; the share is then met nearly. Else the Taylor mask, the same
-            share of each gate, which stays.
+        learned: Learn the mask together with the CNN; else the Taylor mask, the same share of each gate, which stays.
         seed: Of the training.
         report: Called after each epoch.
 
@@ -189,16 +165,18 @@ def pruned_and_tuned(
         The fine-tuned CNN with its one mask.
     """
     masked = network if isinstance(network, MaskedCNN) else MaskedCNN(network, train.batch(torch.arange(1)))
-    if learned:
-        policy = StaticPolicy(MaskFeatures(masked)).to(next(masked.parameters()).device)
-    else:
-        policy = fixed_policy(masked, at_mac_share(taylor_scores(masked, train), masked, share, per_gate=True))
-    stage = dataclasses.replace(_tuning(train, share, epochs, seed), train_gates=learned)
-    config = PrepareConfig(imitation=None, tune=stage, seed=seed)
-    tuned, gates = prepare(
-        masked, train, config, policy=policy, report=None if report is None else lambda _stage, row: report(row)
-    )
-    return DynamicCNN(tuned, gates, info)
+    config = TuneConfig(target_macs=min(1.0, share), epochs=epochs, train_gates=learned, seed=seed)
+    return DynamicCNN(*_prepare_static(masked, train, config, learned, report), info)
+
+
+def _prepare_static(
+    masked: MaskedCNN, train: Dataset, tuning: TuneConfig, learned: bool, report: Report | None
+) -> tuple[MaskedCNN, StaticPolicy]:
+    start = static_start(masked, train, tuning.target_macs, learned=learned)
+    config = PrepareConfig(imitation=None, tune=tuning, seed=tuning.seed)
+    stages = None if report is None else lambda _stage, row: report(row)
+    tuned, gates = prepare(masked, train, config, policy=start, report=stages)
+    return tuned, cast(StaticPolicy, gates)
 
 
 def gates_at_mac_share(agent: DynamicCNN, dataset: Dataset, share: float) -> DynamicCNN:

@@ -13,8 +13,9 @@ from prunegym.models.gate_policy import GatePolicy, StaticPolicy, StraightThroug
 from prunegym.models.imitation import ImitationConfig, imitate
 from prunegym.models.joint import TuneConfig, tune
 from prunegym.models.masked import MaskedCNN
-from prunegym.models.preparation import PrepareConfig, new_policy, prepare, taylor_scores
+from prunegym.models.preparation import PrepareConfig, new_policy, prepare
 from prunegym.models.sources import load_dataset
+from prunegym.models.static import fixed_policy, static_start, taylor_scores
 from prunegym.models.training import TrainConfig, accuracy, train
 from prunegym.models.zoo import ZOO, build
 
@@ -38,6 +39,7 @@ __all__ = [
     "TuneConfig",
     "accuracy",
     "build",
+    "fixed_policy",
     "from_arrays",
     "imitate",
     "load_dataset",
@@ -49,6 +51,7 @@ __all__ = [
     "rollout",
     "save_weights",
     "shipped_model",
+    "static_start",
     "taylor_scores",
     "train",
     "tune",

@@ -91,11 +91,16 @@ class GatePolicy(nn.Module):
 class StaticPolicy(nn.Module):
     """The same mask for every image: one logit a channel that looks at nothing. The honest static rival's gates.
 
+    A logit is ``SCALE`` times its parameter. In a step of Adam a bare parameter moves by the learning rate, and a logit
+    of :class:`GatePolicy` by about that times the sum of its hidden activations; with the scale both learn as fast at
+    one learning rate.
+
     Args:
         features: Of the policy that it is compared with; only its decisions are used.
         bias: Initial logits.
     """
 
+    SCALE = 20.0
     macs = 0
     penalty_range = None
 
@@ -104,19 +109,24 @@ class StaticPolicy(nn.Module):
         self.features = features
         self.decisions = features.decisions
         self.channels = nn.ParameterList(
-            nn.Parameter(torch.full((decision.width,), bias)) for decision in self.decisions
+            nn.Parameter(torch.full((decision.width,), bias / self.SCALE)) for decision in self.decisions
         )
 
     def logits(self, decision: int, features: Tensor, penalty: Tensor | float | None = None) -> Tensor:  # noqa: ARG002
         """Return the same logits (batch, width) for every image; features (batch, any) give the batch size."""
-        logits: Tensor = self.channels[decision]
+        logits: Tensor = self.channels[decision] * self.SCALE
         return logits.expand(len(features), -1)
+
+    @torch.no_grad()
+    def mask_logits(self) -> Tensor:
+        """Return the logits of all decisions: (mask_size,) float32."""
+        return torch.cat([channels * self.SCALE for channels in self.channels])
 
     @torch.no_grad()
     def rescale_logits(self, factor: float = 1.0, offset: float = 0.0) -> None:
         """Multiply all logits by a factor and add an offset, in place; a positive offset keeps more channels."""
         for channels in self.channels:
-            channels.mul_(factor).add_(offset)
+            channels.mul_(factor).add_(offset / self.SCALE)
 
 
 def greedy(logits: Tensor) -> Tensor:

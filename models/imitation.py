@@ -13,6 +13,7 @@ from prunegym.models.data import Dataset
 from prunegym.models.errors import InvalidInputError
 from prunegym.models.gate_policy import GatePolicy, StaticPolicy, rollout
 from prunegym.models.masked import MaskedCNN
+from prunegym.models.static import at_mac_share
 
 Report = Callable[[dict[str, float]], None]
 
@@ -25,13 +26,17 @@ class ImitationConfig:
     batch_size: int = 128
     kept_share: float = 0.7
     """Share of all channels that the teacher keeps of each image; in the first half of the steps it is halfway to 1."""
+    mac_share: float | None = None
+    """If given, the teacher keeps so many channels instead that this share of the MACs is spent. The same share of
+    channels is worth other MACs in each network: a plain one multiplies the shares of neighbouring layers."""
     learning_rate: float = 3e-3
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Check the kept share."""
-        if not 0 < self.kept_share <= 1:
-            raise InvalidInputError(f"kept_share is {self.kept_share}; it must be above 0 and at most 1.")
+        """Check the shares."""
+        for name, share in (("kept_share", self.kept_share), ("mac_share", self.mac_share)):
+            if share is not None and not 0 < share <= 1:
+                raise InvalidInputError(f"{name} is {share}; it must be above 0 and at most 1.")
 
 
 @torch.no_grad()
@@ -63,6 +68,25 @@ def channel_scores(masked: MaskedCNN, images: Tensor) -> Tensor:
         for gate in range(len(masked.gates))
     ]
     return torch.cat(scores, dim=1)
+
+
+def teacher_mask(masked: MaskedCNN, scores: Tensor, config: ImitationConfig, easy: bool) -> Tensor:
+    """Return the masks that are imitated.
+
+    Args:
+        masked: The CNN.
+        scores: (batch, mask_size), see :func:`channel_scores`.
+        config: How much is kept.
+        easy: Keep more: halfway to everything.
+
+    Returns:
+        (batch, mask_size) float32 of 0 and 1.
+    """
+    share = config.kept_share if config.mac_share is None else config.mac_share
+    share = (1 + share) / 2 if easy else share
+    if config.mac_share is None:
+        return keep_best(scores, share)
+    return at_mac_share(scores, masked, share).to(scores)
 
 
 def keep_best(scores: Tensor, kept_share: float) -> Tensor:
@@ -118,9 +142,7 @@ def imitate(
     for step in range(config.steps):
         indices = torch.randint(len(dataset), (min(config.batch_size, len(dataset)),), generator=generator)
         images = dataset.batch(indices, device=device, augment=generator)
-        easy = step < config.steps // 2
-        share = (1 + config.kept_share) / 2 if easy else config.kept_share
-        mask = keep_best(channel_scores(masked, images), share)
+        mask = teacher_mask(masked, channel_scores(masked, images), config, easy=step < config.steps // 2)
         loss = imitation_loss(policy, rollout(masked, policy, images, FollowMask(mask)).gate_logits, mask)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]

@@ -18,6 +18,7 @@ from prunegym.models.gate_policy import GatePolicy, StaticPolicy
 from prunegym.models.imitation import ImitationConfig, imitate
 from prunegym.models.joint import TuneConfig, tune
 from prunegym.models.masked import MaskedCNN
+from prunegym.models.static import at_mac_share, fixed_policy
 
 StageReport = Callable[[str, dict[str, float]], None]
 
@@ -65,7 +66,8 @@ def prepare(
         network: The trained CNN; it is copied.
         dataset: Training images.
         config: The stages.
-        policy: Gates to start from; by default fresh ones.
+        policy: Gates to start from; by default fresh ones. A :class:`StaticPolicy` learns the best one mask instead, as
+            long and in the same way: the honest static rival.
         teacher: Logits to distil from, see :func:`prunegym.models.joint.tune`.
         folder: Where checkpoints are; an interrupted call with the same arguments goes on from them.
         report: Called with the stage (``imitation`` or ``tune``) and its figures.
@@ -92,32 +94,18 @@ def prepare(
             masked, policy, dataset, config.tune, teacher=teacher, checkpoint=checkpoint, report=_stage(report, "tune")
         )
         if config.tune.train_gates:
-            meet_target(masked, policy, dataset, config.tune.target_macs)
+            policy = _at_target(masked, policy, dataset, config.tune.target_macs)
     return masked, policy
+
+
+def _at_target(
+    masked: MaskedCNN, policy: GatePolicy | StaticPolicy, dataset: Dataset, target_macs: float
+) -> GatePolicy | StaticPolicy:
+    if isinstance(policy, StaticPolicy):
+        return fixed_policy(masked, at_mac_share(policy.mask_logits(), masked, target_macs))
+    meet_target(masked, policy, dataset, target_macs)
+    return policy
 
 
 def _stage(report: StageReport | None, stage: str) -> Callable[[dict[str, float]], None] | None:
     return None if report is None else lambda row: report(stage, row)
-
-
-def taylor_scores(masked: MaskedCNN, dataset: Dataset, images: int = 2048) -> Tensor:
-    """Score channels by the expected squared change of the loss when they go (Molchanov et al. 2019, equation 8).
-
-    Args:
-        masked: The CNN.
-        dataset: Training images with labels.
-        images: How many of them, drawn with a fixed seed.
-
-    Returns:
-        (mask_size,) float32: the mean over images of the squared gradient of the cross-entropy in the mask.
-    """
-    total = torch.zeros(masked.mask_size)
-    sample = dataset.sample(images)
-    for indices in torch.split(torch.arange(len(sample)), 128):
-        mask = torch.ones(len(indices), masked.mask_size, requires_grad=True)
-        device = next(masked.parameters()).device
-        output = masked(sample.batch(indices, device=device), mask.to(device))
-        loss = nn.functional.cross_entropy(output, sample.labels[indices].to(device), reduction="sum")
-        (gradient,) = torch.autograd.grad(loss, mask)
-        total += gradient.square().sum(0)
-    return total / len(sample)

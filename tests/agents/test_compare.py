@@ -238,7 +238,7 @@ def test_recipes_are_trained_for_each_seed_and_stand_beside_their_start_and_riva
 def test_names_become_entries(dynamic, tmp_path):
     dynamic.save(tmp_path / "mine.safetensors")
     assert as_entry("random").key == {"baseline": "random"}
-    assert as_entry("learned-static").key == {"rival": "learned-static", "epochs": 5.0}
+    assert as_entry("learned-static").key == {"rival": "learned-static", "epochs": None}
     assert as_entry("frozen").key["recipe"]["env"] == LAYERWISE
     assert as_entry(TINY).name == "tiny"
     stored = as_entry(str(tmp_path / "mine.safetensors"))

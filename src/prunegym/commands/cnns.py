@@ -34,15 +34,15 @@ from prunegym.commands.common import (
 from prunegym.models.data import Dataset
 from prunegym.models.dynamic import CNNInfo, DynamicCNN, write_model
 from prunegym.models.errors import InvalidInputError
-from prunegym.models.features import MaskFeatures
 from prunegym.models.gate_policy import GatePolicy, StaticPolicy, rollout
 from prunegym.models.imitation import ImitationConfig
 from prunegym.models.joint import TuneConfig
 from prunegym.models.masked import MaskedCNN
-from prunegym.models.preparation import PrepareConfig, taylor_scores
+from prunegym.models.preparation import PrepareConfig
 from prunegym.models.preparation import prepare as prepare_model
 from prunegym.models.runs import begin_run, finish_run
 from prunegym.models.sources import load_dataset
+from prunegym.models.static import static_start
 from prunegym.models.training import PRECISIONS, TrainConfig
 from prunegym.models.training import train as train_network
 
@@ -138,34 +138,12 @@ def prepare(
     settings = {"cnn": str(cnn), "kind": kind, "dataset": train.name, "prepare": dataclasses.asdict(config)}
     begin_run(out, {**settings, "seed": seed}, resume)
     masked = stored.masked.to(device)
-    start = _rival(masked, train, target_macs, taylor) if static or taylor else None
+    start = static_start(masked, train, target_macs, learned=static) if static or taylor else None
     masked, policy = prepare_model(masked, train, config, policy=start, folder=out, report=progress_of(quiet))
-    if static and isinstance(policy, StaticPolicy):
-        policy = _cut(masked, policy, target_macs)
     model = DynamicCNN(masked.cpu(), policy.cpu(), stored.info)
     document = _finish(model, dataset, out, seed, kind if not frozen else f"{kind}, CNN frozen")
     finish_run(out, time.perf_counter() - started, document)
     emit(document, as_json, facts("Prepared", _shown(document)))
-
-
-def _rival(masked: MaskedCNN, train: Dataset, target_macs: float, taylor: bool) -> StaticPolicy:
-    """Return gates that look at nothing: with a Taylor mask at the target, or to be learnt from all channels on."""
-    if not taylor:
-        return StaticPolicy(MaskFeatures(masked)).to(next(masked.parameters()).device)
-    # Of the agents' room, but without gymnasium and stable-baselines3.
-    from prunegym.agents.baselines import at_mac_share
-    from prunegym.agents.rivals import fixed_policy
-
-    return fixed_policy(masked, at_mac_share(taylor_scores(masked, train), masked, target_macs, per_gate=True))
-
-
-def _cut(masked: MaskedCNN, policy: StaticPolicy, target_macs: float) -> StaticPolicy:
-    """Keep the channels with the largest logits, so many that the target is spent."""
-    from prunegym.agents.baselines import at_mac_share
-    from prunegym.agents.rivals import fixed_policy
-
-    logits = torch.cat([channels.detach() for channels in policy.channels])
-    return fixed_policy(masked, at_mac_share(logits, masked, target_macs))
 
 
 def _finish(model: DynamicCNN, dataset: str | None, out: Path, seed: int, kind: str) -> dict[str, Any]:
