@@ -236,8 +236,7 @@ class MaskSimulator:
             return images
         if self._augmentation is None:
             self._augmentation = torch.Generator().manual_seed(int(self._rng.integers(2**63 - 1)))
-        pad = 0 if self.task.augment == "flip" else dataset.pad
-        return random_shift_and_flip(images, pad, dataset.flip, self._augmentation)
+        return random_shift_and_flip(images, dataset.pad, dataset.flip, self._augmentation)
 
     def _draw_penalty(self, number: int, given: float | Tensor | None) -> Tensor:
         wanted = self.task.penalty

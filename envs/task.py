@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from prunegym.envs.accuracy import AccuracyTerm, correct, log_likelihood, probability
 from prunegym.envs.model_argument import read_model_argument
 from prunegym.envs.rewards import CostReward, Reward, RewardFunction, resolve_reward
-from prunegym.models.data import SPLITS, Dataset, Split
+from prunegym.models.data import SPLITS, Augment, Dataset, Split
 from prunegym.models.errors import InvalidInputError, UnknownNameError
 from prunegym.models.features import CLIP, Decision, MaskFeatures, decisions_of
 from prunegym.models.masked import MaskedCNN
@@ -25,7 +25,6 @@ from prunegym.models.sources import load_dataset
 from prunegym.models.zoo import build
 
 Penalty = float | tuple[float, float]
-Augment = bool | Literal["flip"]
 OBSERVATIONS = ("features", "image")
 
 
@@ -51,7 +50,7 @@ class Task:
 
     Attributes:
         masked: The frozen CNN, on ``device``.
-        dataset: The images and labels, uint8 on the CPU.
+        dataset: The images and labels, uint8 on the CPU, with the augmentations that are wanted.
         features: What an agent sees of each image.
         reward: The reward.
         penalty: lambda, or the range from which it is drawn for each episode.
@@ -180,14 +179,14 @@ def make_task(
         features = source.features
     return Task(
         masked=masked,
-        dataset=_sample(chosen, images),
+        dataset=_sample(chosen, images).augmenting(augment),
         features=_features(features, masked, layerwise, training, where),
         reward=resolved,
         penalty=resolved.default_penalty if penalty is None else _check_penalty(penalty),
         observation=observation,
         layerwise=layerwise,
         device=where,
-        augment=_check_augment(augment),
+        augment=augment,
     )
 
 
@@ -272,12 +271,6 @@ def _check_penalty(penalty: Penalty) -> Penalty:
             "needed. It is what a unit of cost takes off the reward."
         )
     return float(bounds[0]) if len(bounds) == 1 else (float(bounds[0]), float(bounds[1]))
-
-
-def _check_augment(augment: Augment) -> Augment:
-    if augment not in (True, False, "flip"):
-        raise InvalidInputError(f"augment is {augment!r}; True, False or 'flip' is allowed.")
-    return augment
 
 
 def _sample(dataset: Dataset, images: int | None) -> Dataset:

@@ -17,6 +17,9 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+Augment = bool | Literal["flip"]
+"""Shift and mirror images at random, as in training; only mirror them (``flip``); neither (False)."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Normalisation:
@@ -130,6 +133,18 @@ class Dataset:
         if augment is not None:
             images = random_shift_and_flip(images, self.pad, self.flip, augment)
         return self.normalisation(images.to(device))
+
+    def augmenting(self, augment: Augment) -> Dataset:
+        """Return the data set with other augmentations: True leaves those of training, ``flip`` mirrors only.
+
+        Raises:
+            InvalidInputError: For any other value.
+        """
+        if augment not in (True, False, "flip"):
+            raise InvalidInputError(f"augment is {augment!r}; True, False or 'flip' is allowed.")
+        if augment is True:
+            return self
+        return dataclasses.replace(self, pad=0, flip=self.flip and augment == "flip")
 
     def subset(self, indices: Tensor, split: Split | None = None) -> Dataset:
         """Return the images of ``indices`` (int64) as a data set of their own."""

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prunegym.models.data import Dataset
+from prunegym.models.data import Augment, Dataset
 from prunegym.models.errors import InvalidInputError
 from prunegym.models.gate_policy import GatePolicy, StaticPolicy, rollout
 from prunegym.models.masked import MaskedCNN
@@ -30,6 +30,7 @@ class ImitationConfig:
     """If given, the teacher keeps so many channels instead that this share of the MACs is spent. The same share of
     channels is worth other MACs in each network: a plain one multiplies the shares of neighbouring layers."""
     learning_rate: float = 3e-3
+    augment: Augment = True
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -132,11 +133,12 @@ def imitate(
     Args:
         masked: Frozen CNN.
         policy: Trained by Adam.
-        dataset: Training images, augmented.
+        dataset: Training images.
         config: Schedule.
         report: Called every 50 steps with ``step`` and ``loss``.
     """
     device = next(policy.parameters()).device
+    dataset = dataset.augmenting(config.augment)
     generator = torch.Generator().manual_seed(config.seed)
     optimizer = torch.optim.Adam(policy.parameters(), config.learning_rate)
     for step in range(config.steps):

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunegym.models.checkpoints import load_state, save_state
-from prunegym.models.data import Dataset
+from prunegym.models.data import Augment, Dataset
 from prunegym.models.errors import InvalidInputError
 from prunegym.models.gate_policy import GatePolicy, Rollout, StaticPolicy, StraightThrough, greedy, rollout
 from prunegym.models.masked import MaskedCNN
@@ -45,6 +45,8 @@ class TuneConfig:
     """Weight of the squared MAC share above the target."""
     under_weight: float = 5.0
     """Weight of the squared MAC share below it."""
+    augment: Augment = True
+    """A policy that sees a coarse grid learns best from images that lie as those it is used on: ``flip``."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     seed: int = 0
 
@@ -83,7 +85,7 @@ def tune(
     Args:
         masked: The CNN.
         policy: Its gates.
-        dataset: Training images, augmented.
+        dataset: Training images.
         config: What is trained, and the schedule.
         teacher: The original network's logits for each image (count, classes); by default the CNN's own, as it comes.
         checkpoint: File written after each epoch; if it exists, training goes on from it.
@@ -92,6 +94,7 @@ def tune(
     Raises:
         InvalidInputError: If the loss becomes NaN or infinite.
     """
+    dataset = dataset.augmenting(config.augment)
     if teacher is None and config.distillation > 0:
         teacher = dense_logits(masked, dataset)
     if config.train_cnn:
