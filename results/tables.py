@@ -25,8 +25,11 @@ TRACKS = {
     "fashion-mnist": (
         ("frozen: imitation", "frozen-start"),
         ("frozen: imitation, then PPO", "frozen-ppo"),
+        ("frozen rival: learnt static mask", "frozen-static"),
         ("prepared", "prepared"),
         ("prepared, then PPO", "prepared-ppo"),
+        ("prepared rival: learnt static mask, fine-tuned", "static"),
+        ("prepared rival: Taylor, fine-tuned", "taylor"),
     ),
 }
 TITLES = {"cifar10-jpeg": "CIFAR-10 (JPEG), ResNet-20", "fashion-mnist": "Fashion-MNIST, simple-cnn-wide"}
