@@ -193,6 +193,21 @@ def test_prepare_variants(made: Path, tmp_path: Path, kind: str) -> None:
     assert document["total_mac_share"]["digits/validation"] == pytest.approx(0.6, abs=0.1)
 
 
+def test_prepare_with_a_price_of_channels(made: Path, tmp_path: Path) -> None:
+    command = ["prepare", made / "cnn/cnn.safetensors", *PREPARE, "--frozen", "--sparsity"]
+    shares = []
+    for sparsity in ("0", "1"):
+        document = as_json(*command, sparsity, "--gate-learning-rate", "0.05", "--out", tmp_path / sparsity)
+        assert document["kind"] == "L1-sparse gates, CNN frozen"
+        shares.append(document["total_mac_share"]["digits/validation"])
+    assert shares[1] < shares[0] - 0.1
+    met = as_json(*command, "1", "--target-macs", "0.6", "--out", tmp_path / "met")
+    assert met["total_mac_share"]["digits/validation"] == pytest.approx(0.6, abs=0.1)
+    assert "--sparsity would do nothing" in fail(
+        "prepare", made / "cnn/cnn.safetensors", "--taylor", "--sparsity", "1", "--out", tmp_path / "no"
+    )
+
+
 def test_prepare_resumes_to_the_same_model(made: Path, tmp_path: Path) -> None:
     """Imitation and tuning are taken from the run's checkpoints; the second call gives the first one's file."""
     command = ["prepare", made / "cnn/cnn.safetensors", *PREPARE, "--out", tmp_path]
