@@ -14,6 +14,7 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from tqdm import tqdm
 
+from prunegym.agents.budget import DualAscent, shift_to_budget
 from prunegym.agents.policies import MaskPolicy
 from prunegym.models.data import Dataset
 from prunegym.models.gate_policy import GatePolicy, StaticPolicy, rollout
@@ -82,6 +83,7 @@ class TrainingMonitor(BaseCallback):
         total_timesteps: For the progress bar.
         progress: Whether to show it.
         report: Called with the figures of each evaluation.
+        budget: Adapts lambda after each rollout; actors are then evaluated at the budget, shifted to it.
     """
 
     def __init__(
@@ -94,8 +96,10 @@ class TrainingMonitor(BaseCallback):
         total_timesteps: int,
         progress: bool = True,
         report: Callable[[dict[str, Any]], None] | None = None,
+        budget: DualAscent | None = None,
     ) -> None:
         super().__init__()
+        self.budget = budget
         self.masked = masked
         self.validation = validation
         self.penalty = penalty
@@ -116,16 +120,23 @@ class TrainingMonitor(BaseCallback):
         return self.folder / "monitor.json"
 
     def actor(self) -> GatePolicy:
-        """Return a copy of the actor as it is now."""
+        """Return a copy of the actor as it is now, shifted to the budget if there is one."""
         assert isinstance(self.model.policy, MaskPolicy)
-        return self.model.policy.gate_policy()
+        actor = self.model.policy.gate_policy()
+        if self.budget is not None:
+            shift_to_budget(self.masked, actor, self.validation, self.budget.budget)
+        return actor
 
     def restore(self) -> None:
         """Go on from a checkpoint's figures."""
         state = json.loads(self.state_path.read_text())
         self.best_reward, self.history, self.updates = state["best_reward"], state["history"], state["updates"]
+        if self.budget is not None:
+            self.budget.restore(state["budget"])
 
     def _on_training_start(self) -> None:
+        if self.budget is not None:
+            self.training_env.env_method("set_penalty", self.budget.penalty)
         # disable=None: no bar where the output is no terminal, so that logs stay readable.
         hidden = None if self.progress else True
         self._bar = tqdm(total=self.total_timesteps, initial=self.num_timesteps, unit="step", disable=hidden)
@@ -149,6 +160,12 @@ class TrainingMonitor(BaseCallback):
         self._bar.set_postfix(reward=f"{reward:.3f}", accuracy=f"{correct:.3f}", macs=f"{mac_share:.3f}")
         for name, value in (("reward", reward), ("accuracy", correct), ("mac_share", mac_share)):
             self.logger.record(f"rollout/{name}", float(value))
+        if self.budget is not None:
+            assert isinstance(self.model.policy, MaskPolicy)
+            policy_share = self.model.policy.actor.macs / self.masked.cost.total_macs
+            penalty = self.budget.update(float(mac_share) + policy_share)
+            self.training_env.env_method("set_penalty", penalty)
+            self.logger.record("rollout/penalty", penalty)
 
     def _on_rollout_start(self) -> None:
         # The update of the rollout before has just been made, so this is where an actor is worth looking at.
@@ -166,6 +183,8 @@ class TrainingMonitor(BaseCallback):
         actor = self.actor()
         result = snapshot(self.masked, actor, self.validation, self.penalty)
         row = {"timesteps": self.num_timesteps, "updates": self.updates, **dataclasses.asdict(result)}
+        if self.budget is not None:
+            row["penalty"] = self.budget.penalty
         self.history.append(row)
         for name, value in dataclasses.asdict(result).items():
             self.logger.record(f"eval/{name}", value)
@@ -193,5 +212,7 @@ class TrainingMonitor(BaseCallback):
         """Write a checkpoint from which the run goes on."""
         self.model.save(self.folder / "checkpoint.partial.zip", exclude=["_last_obs"])
         (self.folder / "checkpoint.partial.zip").replace(self.folder / "checkpoint.zip")
-        state = {"best_reward": self.best_reward, "history": self.history, "updates": self.updates}
+        state: dict[str, Any] = {"best_reward": self.best_reward, "history": self.history, "updates": self.updates}
+        if self.budget is not None:
+            state["budget"] = self.budget.state()
         self.state_path.write_text(json.dumps(state))

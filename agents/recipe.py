@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from prunegym.agents.budget import Budget
 from prunegym.models.errors import InvalidInputError, MissingDataError, UnknownNameError
 from prunegym.models.imitation import ImitationConfig
 from prunegym.models.joint import TuneConfig
@@ -31,7 +32,10 @@ class Recipe:
     refine: TuneConfig | None = None
     """Second stage: straight-through refinement of the gates, the CNN frozen."""
     target_macs: float | None = None
-    """After these stages, logits are shifted so that the masks cost this total MAC share."""
+    """After these stages, logits are shifted so that the masks cost this total MAC share: reinforcement learning begins
+    there, and ends where lambda leads it."""
+    budget: Budget | None = None
+    """Instead: reinforcement learning begins and ends at a total MAC share, and adapts lambda to it."""
     algo: str = "ppo"
     n_envs: int = 512
     group: int = 1
@@ -58,6 +62,11 @@ class Recipe:
         if self.group < 1 or self.n_envs % self.group:
             raise InvalidInputError(
                 f"Recipe {self.name!r}: group is {self.group}; n_envs ({self.n_envs}) must be a multiple of it."
+            )
+        if self.budget is not None and self.target_macs is not None:
+            raise InvalidInputError(
+                f"Recipe {self.name!r}: target_macs says where reinforcement learning begins, budget where it begins "
+                "and ends. Give one of the two."
             )
         if 0 < self.n_episodes < self.n_envs * self.episodes_per_rollout:
             raise InvalidInputError(
@@ -128,7 +137,7 @@ def _recipe(name: str, env: str, settings: dict[str, Any]) -> Recipe:
         if key not in fields:
             raise UnknownNameError(f"setting in recipe {name!r}:", key, fields)
     values = dict(settings)
-    for key, config in (("imitation", ImitationConfig), ("refine", TuneConfig)):
+    for key, config in (("imitation", ImitationConfig), ("refine", TuneConfig), ("budget", Budget)):
         if values.get(key) is not None:
             values[key] = _stage(name, key, config, values[key])
     return Recipe(name=name, env=env, **values)

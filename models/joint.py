@@ -49,8 +49,8 @@ class TuneConfig:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     seed: int = 0
     sparsity: float | None = None
-    """The document's method 5.2: lambda of loss = task + lambda ||M(x)||_1, an image's keep probabilities summed, so the
-    price of a channel as in reward ``l0``. It takes the place of the MAC target during training; if that is given
+    """The document's method 5.2: lambda of loss = task + lambda ||M(x)||_1, an image's keep probabilities summed: the
+    price of a channel, as in reward ``l0``. It takes the place of the MAC target during training; if that is given
     too, logits are shifted to it when training is over (:func:`prunegym.models.prepare`)."""
 
     def __post_init__(self) -> None:

@@ -182,6 +182,15 @@ def test_prepare_keeps_the_dense_accuracy_and_adds_its_own(made: Path) -> None:
     assert first_filter(model.masked.network) != first_filter(cnn.masked.network)
 
 
+def test_train_to_a_budget(made: Path, tmp_path: Path) -> None:
+    command = ["train", made / "prepared/prepared.safetensors", *RL, "--target-macs", "0.65", "--out", tmp_path]
+    document = as_json(*command)
+    assert document["best"]["total_mac_share"] == pytest.approx(0.65, abs=0.01)
+    assert document["best"]["penalty"] >= 0
+    found = as_json("evaluate", tmp_path / "model.safetensors", "--split", "validation")
+    assert found["total_mac_share"] == pytest.approx(0.65, abs=0.01)
+
+
 @pytest.mark.parametrize("kind", ["--frozen", "--static", "--taylor"])
 def test_prepare_variants(made: Path, tmp_path: Path, kind: str) -> None:
     file = made / "cnn/cnn.safetensors"

@@ -355,3 +355,32 @@ def test_importing_prunegym_registers_and_loads_no_sb3_and_models_need_no_gymnas
         "u.find_spec = lambda name, *more: None if name == 'gymnasium' else find(name, *more); "
     )
     subprocess.run([sys.executable, "-c", blocked + code], check=True)
+
+
+@pytest.mark.parametrize("env_id", IDS)
+def test_lambda_can_be_changed_for_the_episodes_that_have_just_begun(env_id, cnn):
+    env = MaskVecEnv(env_id, 3, seed=0, model=cnn, dataset="digits", reward="macs", penalty=0.2)
+    env.reset()
+    ones = np.ones((3, env.action_space.n))
+
+    def returns(change_at=None):
+        total, dones, step = np.zeros(3), [False], 0
+        while not dones[0]:
+            if step == change_at:
+                env.env_method("set_penalty", 0.9)
+            _, rewards, dones, infos = env.step(ones)
+            total += rewards
+            step += 1
+        return total - [info["correct"] for info in infos]
+
+    np.testing.assert_allclose(returns(), -0.2, atol=1e-6)
+    if env_id == LAYERWISE:  # what has begun to pay goes on paying as it did
+        np.testing.assert_allclose(returns(change_at=1), -0.2, atol=1e-6)
+        np.testing.assert_allclose(returns(), -0.9, atol=1e-6)
+        env.set_penalty(0.2)
+    np.testing.assert_allclose(returns(change_at=0), -0.9, atol=1e-6)
+    with pytest.raises(InvalidInputError, match=r"penalty is -1\.0; a finite number of at least 0"):
+        env.set_penalty(-1)
+    ranged = MaskVecEnv(env_id, 3, seed=0, model=cnn, dataset="digits", penalty=(0.1, 0.9))
+    with pytest.raises(InvalidInputError, match=r"penalty is the range \(0\.1, 0\.9\), from which each episode draws"):
+        ranged.set_penalty(0.5)
