@@ -38,11 +38,19 @@ class Snapshot:
 
 @torch.inference_mode()
 def snapshot(masked: MaskedCNN, policy: GatePolicy | StaticPolicy, dataset: Dataset, penalty: float) -> Snapshot:
-    """Evaluate a policy on every image of a data set, with the shuffled control on 1,000 of them."""
+    """Evaluate a policy on every image of a data set, with the shuffled control on 1,000 of them.
+
+    Args:
+        masked: The CNN.
+        policy: Its gates.
+        dataset: The images.
+        penalty: lambda of the reward; a policy for a range of them is told it.
+    """
+    shown = None if policy.penalty_range is None else penalty
     device = next(masked.parameters()).device
     masks, correct = [], []
     for indices in torch.split(torch.arange(len(dataset)), 250):
-        run = rollout(masked, policy, dataset.batch(indices, device=device))
+        run = rollout(masked, policy, dataset.batch(indices, device=device), penalty=shown)
         masks.append(run.mask)
         correct.append(run.output.argmax(1).cpu() == dataset.labels[indices])
     mask = torch.cat(masks)
@@ -77,7 +85,8 @@ class TrainingMonitor(BaseCallback):
     Args:
         masked: The CNN.
         validation: Images that nothing was trained on.
-        penalty: lambda of the reward by which the best actor is chosen.
+        penalty: lambda of the reward by which the best actor is chosen; of a range the middle, and the actor is chosen
+            by its mean reward there and at both ends.
         eval_every: Updates between two evaluations.
         folder: Checkpoints go here.
         total_timesteps: For the progress bar.
@@ -183,6 +192,9 @@ class TrainingMonitor(BaseCallback):
         actor = self.actor()
         result = snapshot(self.masked, actor, self.validation, self.penalty)
         row = {"timesteps": self.num_timesteps, "updates": self.updates, **dataclasses.asdict(result)}
+        if actor.penalty_range is not None:
+            row |= self._ends_of_the_dial(actor, actor.penalty_range, result)
+            result = dataclasses.replace(result, reward=row["reward"])
         if self.budget is not None:
             row["penalty"] = self.budget.penalty
         self.history.append(row)
@@ -195,6 +207,15 @@ class TrainingMonitor(BaseCallback):
         self.save()
         if self.report is not None:
             self.report(row)
+
+    def _ends_of_the_dial(self, actor: GatePolicy, bounds: tuple[float, float], middle: Snapshot) -> dict[str, float]:
+        """Return figures at the lowest and the highest lambda, and the mean reward over these and the middle."""
+        low, high = (snapshot(self.masked, actor, self.validation, bound) for bound in bounds)
+        return {
+            "reward": (low.reward + middle.reward + high.reward) / 3,
+            "accuracy_at_lowest": low.accuracy, "total_mac_share_at_lowest": low.total_mac_share,
+            "accuracy_at_highest": high.accuracy, "total_mac_share_at_highest": high.total_mac_share,
+        }  # fmt: skip
 
     def _warn_of_collapse(self, result: Snapshot) -> None:
         # On few images, or where every mask is good enough, other images' masks do as well by chance.

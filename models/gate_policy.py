@@ -79,8 +79,13 @@ class GatePolicy(nn.Module):
 
         Returns:
             (batch, width) float32.
+
+        Raises:
+            InvalidInputError: If a lambda is given, but the policy was trained for one only.
         """
-        if self.penalty_range is not None:
+        if self.penalty_range is None:
+            _refuse(penalty)
+        else:
             low, high = self.penalty_range
             value = torch.as_tensor((low + high) / 2 if penalty is None else penalty, dtype=features.dtype)
             scaled = 2 * (value.to(features.device) - low) / max(high - low, 1e-12) - 1
@@ -123,8 +128,9 @@ class StaticPolicy(nn.Module):
             nn.Parameter(torch.full((decision.width,), bias / self.SCALE)) for decision in self.decisions
         )
 
-    def logits(self, decision: int, features: Tensor, penalty: Tensor | float | None = None) -> Tensor:  # noqa: ARG002
+    def logits(self, decision: int, features: Tensor, penalty: Tensor | float | None = None) -> Tensor:
         """Return the same logits (batch, width) for every image; features (batch, any) give the batch size."""
+        _refuse(penalty)
         logits: Tensor = self.channels[decision] * self.SCALE
         return logits.expand(len(features), -1)
 
@@ -138,6 +144,26 @@ class StaticPolicy(nn.Module):
         """Multiply all logits by a factor and add an offset, in place; a positive offset keeps more channels."""
         for channels in self.channels:
             channels.mul_(factor).add_(offset / self.SCALE)
+
+
+def _refuse(penalty: Tensor | float | None) -> None:
+    if penalty is not None:
+        raise InvalidInputError(
+            f"penalty is {penalty}, but the policy was trained for one lambda and is not told any. Leave it out, or "
+            "train one for a range, as the recipe dial does."
+        )
+
+
+def check_penalty(bounds: tuple[float, float] | None, penalty: float | None) -> None:
+    """Raise InvalidInputError for a lambda outside the range of a policy, or where it has none."""
+    if bounds is None:
+        return _refuse(penalty)
+    if penalty is not None and not bounds[0] <= penalty <= bounds[1]:
+        raise InvalidInputError(
+            f"penalty is {penalty}; the policy was trained for lambdas from {bounds[0]} to {bounds[1]}. Give one of "
+            "these."
+        )
+    return None
 
 
 def greedy(logits: Tensor) -> Tensor:

@@ -263,6 +263,26 @@ def test_evaluate_prints_exactly_the_documented_keys(made: Path) -> None:
     assert "shuffled" in shown
 
 
+def test_evaluate_turns_the_dial(made: Path, tmp_path: Path) -> None:
+    text = """prunegym/LayerwiseChannelMask-v0:
+  env_kwargs: {reward: macs, accuracy: probability, penalty: [0.2, 0.8]}
+  gate_policy: {hidden: 8}
+  imitation: {steps: 200, batch_size: 64, mac_share: [0.9, 0.4]}
+  n_envs: 32
+  n_episodes: 32
+"""
+    (tmp_path / "turn.yaml").write_text(text)
+    cnn, out = made / "cnn/cnn.safetensors", tmp_path / "out"
+    succeed("train", cnn, "--recipe", tmp_path / "turn.yaml", "--quiet", "--out", out)
+    found = {lam: as_json("evaluate", out / "model.safetensors", "--penalty", lam) for lam in ("0.2", "0.5", "0.8")}
+    shares = [row["total_mac_share"] for row in found.values()]
+    assert shares[0] > shares[1] > shares[2]
+    assert found["0.8"]["reward"] == pytest.approx(found["0.8"]["accuracy"] - 0.8 * shares[2])
+    assert as_json("evaluate", out / "model.safetensors") == found["0.5"], "the middle is the default"
+    wrong = fail("evaluate", out / "model.safetensors", "--penalty", "0.9")
+    assert "the policy was trained for lambdas from 0.2 to 0.8. Give one of these." in wrong
+
+
 def test_evaluate_with_baselines_at_the_same_macs(made: Path) -> None:
     arguments = ["evaluate", made / "agent/model.safetensors", "--images", "100", "--baselines"]
     document = as_json(*arguments, "--dense", made / "cnn/cnn.safetensors")

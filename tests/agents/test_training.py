@@ -125,21 +125,34 @@ def test_a_policy_with_one_mask_is_warned_of(tmp_path: Path) -> None:
         run(recipe, tmp_path, policy=False)
 
 
-def test_a_range_of_lambdas_makes_a_policy_that_reads_lambda(tmp_path: Path) -> None:
+def test_one_policy_for_all_lambdas_spends_less_the_larger_lambda_is(tmp_path: Path) -> None:
     recipe = dataclasses.replace(
         SMALL,
-        n_episodes=64,
+        n_envs=128,
+        group=8,
+        n_episodes=2560,
         env_kwargs=SMALL.env_kwargs | {"penalty": [0.1, 1.0]},
-        imitation=ImitationConfig(steps=150, batch_size=32, kept_share=0.6),
-        gate_policy={"hidden": 8},
+        imitation=ImitationConfig(steps=300, batch_size=64, mac_share=[0.85, 0.4]),
+        gate_policy={"hidden": 16},
     )
-    model = run(recipe, tmp_path, policy=False)
+    rows: list[dict[str, Any]] = []
+    run(recipe, tmp_path, policy=False, report=lambda stage, row: rows.append(row) if stage == "ppo" else None)
+    model, test = DynamicCNN.load(tmp_path / "model.safetensors"), load_dataset("digits", "test")
     assert model.policy.penalty_range == (0.1, 1.0)
-    images = load_dataset("digits", "test").images[:50]
-    cheap, dear = (DynamicCNN.load(tmp_path / "model.safetensors").predict(images, penalty=p) for p in (1.0, 0.1))
-    features = torch.zeros(1, model.policy.features.sizes[0])
-    assert not torch.equal(model.policy.logits(0, features, 0.1), model.policy.logits(0, features, 1.0))
-    assert cheap.masks.shape == dear.masks.shape
+    lambdas = (0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
+    shares = [float(model.predict(test.images, penalty=value).mac_share.mean()) for value in lambdas]
+    assert shares == sorted(shares, reverse=True)
+    assert shares[0] > shares[-1] + 0.15
+    for value, share in zip(lambdas, shares, strict=True):
+        found = evaluate(model, None, test, penalty=value)
+        assert found.total_mac_share == pytest.approx(share, abs=1e-6)
+        assert found.reward == pytest.approx(found.accuracy - value * share, abs=1e-6)
+    last = rows[-1]
+    held_out = load_dataset("digits", "validation")
+    actor = DynamicCNN.load(tmp_path / "model.safetensors").policy
+    at = [snapshot(model.masked, actor, held_out, value) for value in (0.1, 0.55, 1.0)]
+    assert max(row["reward"] for row in rows) == pytest.approx(sum(found.reward for found in at) / 3, abs=1e-6)
+    assert last["total_mac_share_at_lowest"] > last["total_mac_share"] > last["total_mac_share_at_highest"]
 
 
 def test_a_budget_is_where_training_begins_and_ends(tmp_path: Path) -> None:
