@@ -15,6 +15,7 @@ from prunegym.models.joint import TuneConfig
 
 FOLDER = Path(__file__).parent / "recipes"
 ALGORITHMS = ("a2c", "ppo")
+BASELINES = ("greedy",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +41,9 @@ class Recipe:
     n_envs: int = 512
     group: int = 1
     """Neighbouring environments with the same image; above 1 each is judged against the mean of the others."""
+    baseline: str | None = None
+    """What each of a group is judged against: by default the mean of the others; ``greedy`` makes the first one act
+    deterministically and judges the others against it (self-critical)."""
     n_episodes: int = 76800
     """Episodes (images) of reinforcement learning."""
     episodes_per_rollout: int = 1
@@ -62,6 +66,11 @@ class Recipe:
         if self.group < 1 or self.n_envs % self.group:
             raise InvalidInputError(
                 f"Recipe {self.name!r}: group is {self.group}; n_envs ({self.n_envs}) must be a multiple of it."
+            )
+        if self.baseline is not None and (self.baseline not in BASELINES or self.group < 2):
+            raise InvalidInputError(
+                f"Recipe {self.name!r}: baseline is {self.baseline!r} and group {self.group}; {', '.join(BASELINES)} "
+                "with a group of at least 2 is allowed, or no baseline for the mean of the others."
             )
         if self.budget is not None and self.target_macs is not None:
             raise InvalidInputError(

@@ -16,7 +16,7 @@ from prunegym.agents.budget import DualAscent, end_at_budget
 from prunegym.agents.callbacks import TrainingMonitor
 from prunegym.agents.policies import MaskPolicy
 from prunegym.agents.recipe import Recipe, linear_start
-from prunegym.envs.group_advantage import GroupAdvantage
+from prunegym.envs.group_advantage import GroupAdvantage, SelfCritical
 from prunegym.envs.mask_vec_env import MaskVecEnv
 from prunegym.models.budget import meet_target
 from prunegym.models.checkpoints import load_state
@@ -149,6 +149,8 @@ def _reinforce(
         monitor.restore()
     else:
         algorithm = build_algorithm(env, start, recipe, seed, device, out / "tensorboard")
+    if isinstance(env, SelfCritical):
+        env.follow(algorithm.policy)
     left = total - algorithm.num_timesteps
     if left > 0:
         fresh = algorithm.num_timesteps == 0
@@ -172,6 +174,8 @@ def training_env(
         device=device,
         **recipe.env_kwargs,
     )
+    if recipe.baseline == "greedy":
+        return SelfCritical(env)
     return GroupAdvantage(env) if recipe.group > 1 else env
 
 
