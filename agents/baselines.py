@@ -45,8 +45,12 @@ def keep_all(setting: Setting) -> Masks:
 def random_masks(setting: Setting) -> Masks:
     """Keep random channels, others for each image, the same number for all."""
     generator = torch.Generator().manual_seed(setting.seed)
-    scores = torch.rand(len(setting.dataset), setting.masked.mask_size, generator=generator)
-    return Masks("random", at_mac_share(scores, setting.masked, setting.share))
+    return Masks("random", random_masks_at(setting.masked, len(setting.dataset), setting.share, generator))
+
+
+def random_masks_at(masked: MaskedCNN, images: int, share: float, generator: torch.Generator) -> Tensor:
+    """Return random masks (images, mask_size) bool that spend a MAC share, the same number of channels in each."""
+    return at_mac_share(torch.rand(images, masked.mask_size, generator=generator), masked, share)
 
 
 def l1(setting: Setting) -> Masks:

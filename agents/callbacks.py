@@ -14,6 +14,7 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from tqdm import tqdm
 
+from prunegym.agents.budget import DualAscent, shift_to_budget
 from prunegym.agents.policies import MaskPolicy
 from prunegym.models.data import Dataset
 from prunegym.models.gate_policy import GatePolicy, StaticPolicy, rollout
@@ -37,11 +38,19 @@ class Snapshot:
 
 @torch.inference_mode()
 def snapshot(masked: MaskedCNN, policy: GatePolicy | StaticPolicy, dataset: Dataset, penalty: float) -> Snapshot:
-    """Evaluate a policy on every image of a data set, with the shuffled control on 1,000 of them."""
+    """Evaluate a policy on every image of a data set, with the shuffled control on 1,000 of them.
+
+    Args:
+        masked: The CNN.
+        policy: Its gates.
+        dataset: The images.
+        penalty: lambda of the reward; a policy for a range of them is told it.
+    """
+    shown = None if policy.penalty_range is None else penalty
     device = next(masked.parameters()).device
     masks, correct = [], []
     for indices in torch.split(torch.arange(len(dataset)), 250):
-        run = rollout(masked, policy, dataset.batch(indices, device=device))
+        run = rollout(masked, policy, dataset.batch(indices, device=device), penalty=shown)
         masks.append(run.mask)
         correct.append(run.output.argmax(1).cpu() == dataset.labels[indices])
     mask = torch.cat(masks)
@@ -76,12 +85,14 @@ class TrainingMonitor(BaseCallback):
     Args:
         masked: The CNN.
         validation: Images that nothing was trained on.
-        penalty: lambda of the reward by which the best actor is chosen.
+        penalty: lambda of the reward by which the best actor is chosen; of a range the middle, and the actor is chosen
+            by its mean reward there and at both ends.
         eval_every: Updates between two evaluations.
         folder: Checkpoints go here.
         total_timesteps: For the progress bar.
         progress: Whether to show it.
         report: Called with the figures of each evaluation.
+        budget: Adapts lambda after each rollout; actors are then evaluated at the budget, shifted to it.
     """
 
     def __init__(
@@ -94,8 +105,10 @@ class TrainingMonitor(BaseCallback):
         total_timesteps: int,
         progress: bool = True,
         report: Callable[[dict[str, Any]], None] | None = None,
+        budget: DualAscent | None = None,
     ) -> None:
         super().__init__()
+        self.budget = budget
         self.masked = masked
         self.validation = validation
         self.penalty = penalty
@@ -116,16 +129,23 @@ class TrainingMonitor(BaseCallback):
         return self.folder / "monitor.json"
 
     def actor(self) -> GatePolicy:
-        """Return a copy of the actor as it is now."""
+        """Return a copy of the actor as it is now, shifted to the budget if there is one."""
         assert isinstance(self.model.policy, MaskPolicy)
-        return self.model.policy.gate_policy()
+        actor = self.model.policy.gate_policy()
+        if self.budget is not None:
+            shift_to_budget(self.masked, actor, self.validation, self.budget.budget)
+        return actor
 
     def restore(self) -> None:
         """Go on from a checkpoint's figures."""
         state = json.loads(self.state_path.read_text())
         self.best_reward, self.history, self.updates = state["best_reward"], state["history"], state["updates"]
+        if self.budget is not None:
+            self.budget.restore(state["budget"])
 
     def _on_training_start(self) -> None:
+        if self.budget is not None:
+            self.training_env.env_method("set_penalty", self.budget.penalty)
         # disable=None: no bar where the output is no terminal, so that logs stay readable.
         hidden = None if self.progress else True
         self._bar = tqdm(total=self.total_timesteps, initial=self.num_timesteps, unit="step", disable=hidden)
@@ -149,6 +169,12 @@ class TrainingMonitor(BaseCallback):
         self._bar.set_postfix(reward=f"{reward:.3f}", accuracy=f"{correct:.3f}", macs=f"{mac_share:.3f}")
         for name, value in (("reward", reward), ("accuracy", correct), ("mac_share", mac_share)):
             self.logger.record(f"rollout/{name}", float(value))
+        if self.budget is not None:
+            assert isinstance(self.model.policy, MaskPolicy)
+            policy_share = self.model.policy.actor.macs / self.masked.cost.total_macs
+            penalty = self.budget.update(float(mac_share) + policy_share)
+            self.training_env.env_method("set_penalty", penalty)
+            self.logger.record("rollout/penalty", penalty)
 
     def _on_rollout_start(self) -> None:
         # The update of the rollout before has just been made, so this is where an actor is worth looking at.
@@ -166,6 +192,11 @@ class TrainingMonitor(BaseCallback):
         actor = self.actor()
         result = snapshot(self.masked, actor, self.validation, self.penalty)
         row = {"timesteps": self.num_timesteps, "updates": self.updates, **dataclasses.asdict(result)}
+        if actor.penalty_range is not None:
+            row |= self._ends_of_the_dial(actor, actor.penalty_range, result)
+            result = dataclasses.replace(result, reward=row["reward"])
+        if self.budget is not None:
+            row["penalty"] = self.budget.penalty
         self.history.append(row)
         for name, value in dataclasses.asdict(result).items():
             self.logger.record(f"eval/{name}", value)
@@ -176,6 +207,15 @@ class TrainingMonitor(BaseCallback):
         self.save()
         if self.report is not None:
             self.report(row)
+
+    def _ends_of_the_dial(self, actor: GatePolicy, bounds: tuple[float, float], middle: Snapshot) -> dict[str, float]:
+        """Return figures at the lowest and the highest lambda, and the mean reward over these and the middle."""
+        low, high = (snapshot(self.masked, actor, self.validation, bound) for bound in bounds)
+        return {
+            "reward": (low.reward + middle.reward + high.reward) / 3,
+            "accuracy_at_lowest": low.accuracy, "total_mac_share_at_lowest": low.total_mac_share,
+            "accuracy_at_highest": high.accuracy, "total_mac_share_at_highest": high.total_mac_share,
+        }  # fmt: skip
 
     def _warn_of_collapse(self, result: Snapshot) -> None:
         # On few images, or where every mask is good enough, other images' masks do as well by chance.
@@ -193,5 +233,7 @@ class TrainingMonitor(BaseCallback):
         """Write a checkpoint from which the run goes on."""
         self.model.save(self.folder / "checkpoint.partial.zip", exclude=["_last_obs"])
         (self.folder / "checkpoint.partial.zip").replace(self.folder / "checkpoint.zip")
-        state = {"best_reward": self.best_reward, "history": self.history, "updates": self.updates}
+        state: dict[str, Any] = {"best_reward": self.best_reward, "history": self.history, "updates": self.updates}
+        if self.budget is not None:
+            state["budget"] = self.budget.state()
         self.state_path.write_text(json.dumps(state))

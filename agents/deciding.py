@@ -14,7 +14,7 @@ from torch import Tensor
 from prunegym.models.data import Dataset
 from prunegym.models.dynamic import DynamicCNN
 from prunegym.models.errors import InvalidInputError
-from prunegym.models.gate_policy import rollout
+from prunegym.models.gate_policy import check_penalty, rollout
 from prunegym.models.masked import MaskedCNN
 
 Observation: TypeAlias = dict[str, NDArray[Any]]
@@ -62,6 +62,25 @@ class Decided:
     logits: Tensor | None
     macs: float
     notes: tuple[str, ...] = ()
+
+
+def shown_penalty(bounds: tuple[float, float] | None, wanted: float | None, of_reward: float) -> float | None:
+    """Return the lambda that an agent is told: None if it was trained for one only.
+
+    Args:
+        bounds: The lambdas that it was trained for.
+        wanted: What was asked for.
+        of_reward: lambda of the figure ``reward``, which is the default where it lies within; else the middle is.
+
+    Raises:
+        InvalidInputError: If what was asked for lies outside.
+    """
+    if bounds is None:
+        return None
+    check_penalty(bounds, wanted)
+    if wanted is not None:
+        return wanted
+    return of_reward if bounds[0] <= of_reward <= bounds[1] else sum(bounds) / 2
 
 
 def decide_dynamic(agent: DynamicCNN, dataset: Dataset, batch_size: int, agent_penalty: float | None = None) -> Decided:

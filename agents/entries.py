@@ -10,6 +10,7 @@ from typing import Any
 
 from prunegym.agents.baselines import BASELINES, Setting, make_baseline
 from prunegym.agents.deciding import Agent
+from prunegym.agents.learners import best_of_k, decore, gates_by_gradient
 from prunegym.agents.loading import agent_name, as_predictor, load_agent
 from prunegym.agents.recipe import Recipe, load_recipe
 from prunegym.agents.results import fingerprint, slug
@@ -135,7 +136,8 @@ def rival_entry(name: str, epochs: float | None = None) -> Entry:
 
     Args:
         name: ``greedy-static``, ``taylor-static``, ``learned-static`` (frozen track); ``tuned-taylor``,
-            ``tuned-learned`` (prepared track: the model of the comparison must then be the original network).
+            ``tuned-learned`` (prepared track: the model of the comparison must then be the original network);
+            ``decore``, ``gates``, ``sparse-gates`` (other learners, the CNN frozen); ``best-of-16`` (an oracle).
         epochs: Passes over the training images, of those that train; by default as many as the reference took.
     """
     if name not in RIVALS:
@@ -156,12 +158,23 @@ def _tuned(learned: bool) -> Callable[[Run, float], Agent]:
     return make
 
 
+def _gates(sparse: bool) -> Callable[[Run, float], Agent]:
+    def make(run: Run, epochs: float) -> DynamicCNN:
+        return gates_by_gradient(run.masked, run.info, run.train, run.share, epochs, sparse=sparse, seed=run.seed)
+
+    return make
+
+
 RIVALS: dict[str, Callable[[Run, float], Agent]] = {
     "greedy-static": lambda run, _epochs: greedy_static(run.masked, run.train, run.share),
     "taylor-static": lambda run, _epochs: taylor_static(run.masked, run.train, run.share),
     "learned-static": lambda run, epochs: learned_static(
         run.masked, run.train, run.share, epochs=epochs, seed=run.seed
     ),
+    "decore": lambda run, epochs: decore(run.masked, run.train, run.share, epochs=epochs, seed=run.seed),
+    "gates": _gates(sparse=False),
+    "sparse-gates": _gates(sparse=True),
+    "best-of-16": lambda run, _epochs: best_of_k(run.masked, run.policy, run.dataset, run.share, k=16, seed=run.seed),
     "tuned-taylor": _tuned(learned=False),
     "tuned-learned": _tuned(learned=True),
 }

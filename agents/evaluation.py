@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prunegym.agents.controls import Difficulty, Usage, count_distinct, deal_out, difficulty, static_mask, verdict
-from prunegym.agents.deciding import Agent, Decided, decide_dynamic, decide_fixed, is_masks
+from prunegym.agents.deciding import Agent, Decided, decide_dynamic, decide_fixed, is_masks, shown_penalty
 from prunegym.agents.predicting import PredictorOptions, decide_by_prediction
 from prunegym.models.data import Dataset
 from prunegym.models.dynamic import CNNInfo, DynamicCNN, StoredModel
@@ -145,7 +145,7 @@ def evaluate(
             action`` or such a function; masks (mask_size,) or (images, mask_size), as array or baseline.
         model: The CNN that is masked. A dynamic CNN as agent brings its own, and ``model`` is not looked at.
         dataset: The split.
-        penalty: lambda of the figure ``reward``.
+        penalty: lambda of the figure ``reward``; an agent that was trained for a range of them is shown it.
         layerwise: Whether the agent decides gate by gate; None: as its observation space or its attribute
             ``layerwise`` says, else all at once. Only for agents with ``predict``.
         device: Torch device, to which the model is moved; None: where it is.
@@ -178,7 +178,8 @@ def evaluate(
             owner.to(device)
     with _evaluating(masked):
         bench = Bench(masked, dataset, batch_size)
-        decided = _decide(agent, model, masked, dataset, layerwise, batch_size, options or PredictorOptions())
+        options = options or PredictorOptions()
+        decided = _decide(agent, model, masked, dataset, layerwise, batch_size, options, penalty)
         if decided.logits is not None:
             bench.add(decided.masks, decided.logits)
         full = _class_logits(bench(torch.ones(masked.mask_size, dtype=torch.bool)), dataset)
@@ -195,13 +196,15 @@ def _decide(
     layerwise: bool | None,
     batch_size: int,
     options: PredictorOptions,
+    penalty: float,
 ) -> Decided:
     if isinstance(agent, DynamicCNN):
-        return decide_dynamic(agent, dataset, batch_size, options.agent_penalty)
+        shown = shown_penalty(agent.policy.penalty_range, options.agent_penalty, penalty)
+        return decide_dynamic(agent, dataset, batch_size, shown)
     if is_masks(agent):
         return decide_fixed(agent, masked, dataset)  # type: ignore[arg-type]
     owner = model if isinstance(model, DynamicCNN) else masked
-    return decide_by_prediction(agent, owner, dataset, layerwise, batch_size, options)
+    return decide_by_prediction(agent, owner, dataset, layerwise, batch_size, options, penalty)
 
 
 def _network(owner: object, dataset: Dataset) -> tuple[MaskedCNN, CNNInfo | None]:

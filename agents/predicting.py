@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from prunegym.agents.deciding import Decided
+from prunegym.agents.deciding import Decided, shown_penalty
 from prunegym.agents.loading import AgentError, CheckedAgent, as_predictor
 from prunegym.envs.outcome import Outcome
 from prunegym.envs.simulator import MaskSimulator
@@ -31,7 +31,8 @@ class PredictorOptions:
         features: What the agent looks at; None: those of its own gate policy, else the model's, else fresh ones that
             are calibrated on ``train``, as environments do.
         train: Training images for that; None: the training split of the data set of the same name.
-        agent_penalty: lambda shown to an agent that was trained for a range of them; None: the middle of its range.
+        agent_penalty: lambda shown to an agent that was trained for a range of them; None: that of the figure
+            ``reward`` if it lies within, else the middle. An agent that was trained for one lambda is not shown any.
     """
 
     features: MaskFeatures | None = None
@@ -46,6 +47,7 @@ def decide_by_prediction(
     layerwise: bool | None,
     batch_size: int,
     options: PredictorOptions,
+    penalty: float = 0.5,
 ) -> Decided:
     """Let an agent decide the masks of a split, each image once.
 
@@ -56,6 +58,7 @@ def decide_by_prediction(
         layerwise: Gate by gate; None: as the agent says.
         batch_size: Images at a time.
         options: See there.
+        penalty: lambda of the figure ``reward``.
 
     Raises:
         AgentError: If the agent fails, gives wrong actions, or was made for other observations.
@@ -66,10 +69,11 @@ def decide_by_prediction(
     _check_spaces(caller, simulator)
     macs, notes = _stated_macs(caller.agent)
     flops: list[int] | None = [] if macs is None else None
+    shown = shown_penalty(task.penalty if isinstance(task.penalty, tuple) else None, options.agent_penalty, penalty)
     masks: list[Tensor] = []
     logits: list[Tensor] = []
     for part in torch.split(torch.arange(len(dataset)), batch_size):
-        outcome = _episode(caller, simulator, part, options.agent_penalty, None if masks else flops)
+        outcome = _episode(caller, simulator, part, shown, None if masks else flops)
         masks.append(outcome.mask.bool().cpu())
         logits.append(outcome.logits.float().cpu())
     if flops is not None:
@@ -85,10 +89,7 @@ def _episode(
     flops: list[int] | None,
 ) -> Outcome:
     """Play an episode of each image; append the floating-point operations of each decision to ``flops``."""
-    wanted = simulator.task.penalty
-    if isinstance(wanted, tuple) and agent_penalty is None:
-        agent_penalty = sum(wanted) / 2
-    observation = simulator.reset(part, penalty=agent_penalty if isinstance(wanted, tuple) else None)
+    observation = simulator.reset(part, penalty=agent_penalty)
     (bits,) = simulator.action_space.shape
     state: Any = None
     outcome: Outcome | None = None

@@ -8,12 +8,14 @@ from typing import Any
 
 import yaml
 
+from prunegym.agents.budget import Budget
 from prunegym.models.errors import InvalidInputError, MissingDataError, UnknownNameError
 from prunegym.models.imitation import ImitationConfig
 from prunegym.models.joint import TuneConfig
 
 FOLDER = Path(__file__).parent / "recipes"
 ALGORITHMS = ("a2c", "ppo")
+BASELINES = ("greedy",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,11 +33,17 @@ class Recipe:
     refine: TuneConfig | None = None
     """Second stage: straight-through refinement of the gates, the CNN frozen."""
     target_macs: float | None = None
-    """After these stages, logits are shifted so that the masks cost this total MAC share."""
+    """After these stages, logits are shifted so that the masks cost this total MAC share: reinforcement learning begins
+    there, and ends where lambda leads it."""
+    budget: Budget | None = None
+    """Instead: reinforcement learning begins and ends at a total MAC share, and adapts lambda to it."""
     algo: str = "ppo"
     n_envs: int = 512
     group: int = 1
     """Neighbouring environments with the same image; above 1 each is judged against the mean of the others."""
+    baseline: str | None = None
+    """What each of a group is judged against: by default the mean of the others; ``greedy`` makes the first one act
+    deterministically and judges the others against it (self-critical)."""
     n_episodes: int = 76800
     """Episodes (images) of reinforcement learning."""
     episodes_per_rollout: int = 1
@@ -58,6 +66,16 @@ class Recipe:
         if self.group < 1 or self.n_envs % self.group:
             raise InvalidInputError(
                 f"Recipe {self.name!r}: group is {self.group}; n_envs ({self.n_envs}) must be a multiple of it."
+            )
+        if self.baseline is not None and (self.baseline not in BASELINES or self.group < 2):
+            raise InvalidInputError(
+                f"Recipe {self.name!r}: baseline is {self.baseline!r} and group {self.group}; {', '.join(BASELINES)} "
+                "with a group of at least 2 is allowed, or no baseline for the mean of the others."
+            )
+        if self.budget is not None and self.target_macs is not None:
+            raise InvalidInputError(
+                f"Recipe {self.name!r}: target_macs says where reinforcement learning begins, budget where it begins "
+                "and ends. Give one of the two."
             )
         if 0 < self.n_episodes < self.n_envs * self.episodes_per_rollout:
             raise InvalidInputError(
@@ -128,7 +146,7 @@ def _recipe(name: str, env: str, settings: dict[str, Any]) -> Recipe:
         if key not in fields:
             raise UnknownNameError(f"setting in recipe {name!r}:", key, fields)
     values = dict(settings)
-    for key, config in (("imitation", ImitationConfig), ("refine", TuneConfig)):
+    for key, config in (("imitation", ImitationConfig), ("refine", TuneConfig), ("budget", Budget)):
         if values.get(key) is not None:
             values[key] = _stage(name, key, config, values[key])
     return Recipe(name=name, env=env, **values)

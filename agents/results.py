@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from prunegym.agents.deciding import Masks, is_masks
 from prunegym.agents.evaluation import Evaluation
 from prunegym.models.data import Dataset
+from prunegym.models.runs import without_none
 
 VERSION = 1
 """Raised when evaluation changes what the same configuration gives, so that old results are not reused."""
@@ -74,7 +75,7 @@ class Result:
         """Read a result; None if there is none, or another configuration made it."""
         try:
             stored = json.loads(path.read_text())
-            if stored["configuration"] != json.loads(json.dumps(configuration)):
+            if without_none(stored["configuration"]) != without_none(json.loads(json.dumps(configuration))):
                 return None
             content = stored["result"]
             bits = np.unpackbits(np.frombuffer(base64.b64decode(content.pop("correct")), np.uint8))

@@ -12,10 +12,11 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
+from prunegym.agents.budget import DualAscent, end_at_budget
 from prunegym.agents.callbacks import TrainingMonitor
 from prunegym.agents.policies import MaskPolicy
 from prunegym.agents.recipe import Recipe, linear_start
-from prunegym.envs.group_advantage import GroupAdvantage
+from prunegym.envs.group_advantage import GroupAdvantage, SelfCritical
 from prunegym.envs.mask_vec_env import MaskVecEnv
 from prunegym.models.budget import meet_target
 from prunegym.models.checkpoints import load_state
@@ -75,6 +76,8 @@ def train_agent(
     start = _start(masked, train, recipe, out, policy, seed, device, report)
     DynamicCNN(masked, start, info).save(out / "start.safetensors")
     best = _reinforce(masked, start, train, validation, recipe, out, seed, resume, device, progress, report)
+    if recipe.budget is not None:
+        end_at_budget(masked, best, validation, recipe.budget)
     model = DynamicCNN(masked, best, info)
     model.save(out / "model.safetensors")
     finish_run(out, time.perf_counter() - started)
@@ -94,7 +97,7 @@ def _start(
     if isinstance(policy, StaticPolicy):
         raise InvalidInputError("The model's policy is static: it looks at nothing, so there is nothing to train.")
     if policy is not None:
-        return policy.to(device)
+        return _at_start(masked, policy.to(device), train, None if recipe.budget is None else recipe.budget.target_macs)
     layerwise = "Layerwise" in recipe.env
     penalty = recipe.env_kwargs.get("penalty", 0.5)
     config = PrepareConfig(
@@ -106,9 +109,13 @@ def _start(
         **recipe.gate_policy,
     )
     _, start = prepare(masked, train, config, folder=out, report=report)
-    if recipe.target_macs is not None:
-        meet_target(masked, start, train, recipe.target_macs)
     assert isinstance(start, GatePolicy)
+    return _at_start(masked, start, train, recipe.target_macs if recipe.budget is None else recipe.budget.target_macs)
+
+
+def _at_start(masked: MaskedCNN, start: GatePolicy, train: Dataset, target_macs: float | None) -> GatePolicy:
+    if target_macs is not None:
+        meet_target(masked, start, train, target_macs)
     return start
 
 
@@ -134,6 +141,7 @@ def _reinforce(
     monitor = TrainingMonitor(
         masked, held_out, penalty if isinstance(penalty, float | int) else sum(penalty) / 2, recipe.eval_every, out,
         total, progress, None if report is None else lambda row: report(recipe.algo, row),
+        None if recipe.budget is None else DualAscent(recipe.budget, env.get_attr("task")[0]),
     )  # fmt: skip
     checkpoint = out / "checkpoint.zip"
     if resume and checkpoint.exists() and monitor.state_path.exists():
@@ -141,6 +149,8 @@ def _reinforce(
         monitor.restore()
     else:
         algorithm = build_algorithm(env, start, recipe, seed, device, out / "tensorboard")
+    if isinstance(env, SelfCritical):
+        env.follow(algorithm.policy)
     left = total - algorithm.num_timesteps
     if left > 0:
         fresh = algorithm.num_timesteps == 0
@@ -164,6 +174,8 @@ def training_env(
         device=device,
         **recipe.env_kwargs,
     )
+    if recipe.baseline == "greedy":
+        return SelfCritical(env)
     return GroupAdvantage(env) if recipe.group > 1 else env
 
 

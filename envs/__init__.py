@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from prunegym.envs.accuracy import ACCURACY_TERMS, AccuracyTerm, resolve_accuracy
     from prunegym.envs.channel_mask import ChannelMaskEnv, LayerwiseChannelMaskEnv
-    from prunegym.envs.group_advantage import GroupAdvantage
+    from prunegym.envs.group_advantage import GroupAdvantage, SelfCritical
     from prunegym.envs.mask_vec_env import MaskVecEnv
     from prunegym.envs.outcome import Outcome
     from prunegym.envs.registration import register_environments
@@ -33,6 +33,7 @@ __all__ = [
     "Outcome",
     "Reward",
     "RewardFunction",
+    "SelfCritical",
     "Snapshot",
     "StepResult",
     "Task",
@@ -48,7 +49,7 @@ __all__ = [
 _HOMES = {
     "accuracy": ("ACCURACY_TERMS", "AccuracyTerm", "resolve_accuracy"),
     "channel_mask": ("ChannelMaskEnv", "LayerwiseChannelMaskEnv"),
-    "group_advantage": ("GroupAdvantage",),
+    "group_advantage": ("GroupAdvantage", "SelfCritical"),
     "mask_vec_env": ("MaskVecEnv",),
     "outcome": ("Outcome",),
     "registration": ("register_environments",),

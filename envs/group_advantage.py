@@ -1,8 +1,11 @@
-"""A baseline of other masks of the same image, for stock SB3 algorithms."""
+"""Baselines of other masks of the same image, for stock SB3 algorithms."""
 
 from __future__ import annotations
 
+from typing import Any, Protocol, cast
+
 import numpy as np
+import numpy.typing as npt
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
@@ -33,12 +36,7 @@ class GroupAdvantage(VecEnvWrapper):
 
     def __init__(self, venv: VecEnv) -> None:
         super().__init__(venv)
-        self.group = int(venv.get_attr("group")[0]) if venv.has_attr("group") else 1
-        if self.group < 2:
-            raise InvalidInputError(
-                f"GroupAdvantage needs several masks of an image, but the group is {self.group}. "
-                "Make the environment with MaskVecEnv(..., group=8), say."
-            )
+        self.group = _group_of(venv, "GroupAdvantage")
         self._returns = np.zeros(self.num_envs)
 
     def reset(self) -> VecEnvObs:
@@ -56,3 +54,86 @@ class GroupAdvantage(VecEnvWrapper):
             rewards = (rewards - others.reshape(-1)).astype(np.float32)
             self._returns = np.zeros(self.num_envs)
         return observation, rewards, dones, infos
+
+
+class Greedy(Protocol):
+    """A policy of Stable-Baselines3."""
+
+    def predict(self, observation: Any, *, deterministic: bool) -> tuple[npt.NDArray[Any], Any]:
+        """From observations to (actions, state)."""
+
+
+class SelfCritical(VecEnvWrapper):
+    """Subtract from each episode's last reward the return of the policy's own most likely masks of the same image.
+
+    The self-critical baseline of BlockDrop (Wu et al. 2018; Rennie et al. 2017). The first sub-environment of each
+    group does what the policy would do deterministically, whatever action it is given; its rewards are 0, so that
+    nothing is learned from actions that were not taken. ``info["episode"]`` keeps the true returns.
+
+    Args:
+        venv: A :class:`~prunegym.envs.MaskVecEnv` with ``group`` of at least 2, wrapped or not.
+
+    Raises:
+        InvalidInputError: If its group is smaller.
+
+    Example:
+        >>> from stable_baselines3 import A2C
+        >>> from prunegym.envs import MaskVecEnv, SelfCritical
+        >>> env = SelfCritical(MaskVecEnv("prunegym/ChannelMask-v0", num_envs=8, group=2, reward="blockdrop", seed=0))
+        >>> agent = A2C("MultiInputPolicy", env, n_steps=1)
+        >>> env.follow(agent.policy)
+        >>> agent.learn(16).num_timesteps
+        16
+    """
+
+    def __init__(self, venv: VecEnv) -> None:
+        super().__init__(venv)
+        self.group = _group_of(venv, "SelfCritical")
+        self._returns = np.zeros(self.num_envs)
+        self._policy: Greedy | None = None
+        self._observation: dict[str, npt.NDArray[Any]] = {}
+
+    def follow(self, policy: Greedy) -> None:
+        """Take the policy that is trained as the one whose most likely masks are the baseline."""
+        self._policy = policy
+
+    def reset(self) -> VecEnvObs:
+        """Start episodes."""
+        self._returns = np.zeros(self.num_envs)
+        self._observation = cast(dict[str, npt.NDArray[Any]], self.venv.reset())
+        return self._observation
+
+    def step_async(self, actions: npt.NDArray[Any]) -> None:
+        """Act, with the first of each group as the policy would deterministically.
+
+        Raises:
+            InvalidInputError: If there is no policy yet.
+        """
+        if self._policy is None:
+            raise InvalidInputError("SelfCritical has no policy to be judged by. Call env.follow(agent.policy) first.")
+        first = {name: values[:: self.group] for name, values in self._observation.items()}
+        actions = np.array(actions)
+        actions[:: self.group] = self._policy.predict(first, deterministic=True)[0]
+        self.venv.step_async(actions)
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Return the rewards, and at the end of episodes less the return of the most likely masks."""
+        observation, rewards, dones, infos = self.venv.step_wait()
+        self._observation = cast(dict[str, npt.NDArray[Any]], observation)
+        self._returns += rewards
+        if dones.any():
+            rewards = rewards - np.repeat(self._returns[:: self.group], self.group).astype(np.float32)
+            self._returns = np.zeros(self.num_envs)
+        rewards = np.array(rewards)
+        rewards[:: self.group] = 0
+        return observation, rewards, dones, infos
+
+
+def _group_of(venv: VecEnv, wrapper: str) -> int:
+    group = int(venv.get_attr("group")[0]) if venv.has_attr("group") else 1
+    if group < 2:
+        raise InvalidInputError(
+            f"{wrapper} needs several masks of an image, but the group is {group}. "
+            "Make the environment with MaskVecEnv(..., group=8), say."
+        )
+    return group

@@ -139,6 +139,10 @@ class MaskVecEnv(VecEnv):
             columns.append(np.asarray(given) if given else None)
         return columns[0], columns[1]
 
+    def set_penalty(self, penalty: float) -> None:
+        """Change lambda, see :meth:`MaskSimulator.set_penalty`; from a wrapper, ``env_method("set_penalty", 0.3)``."""
+        self.simulator.set_penalty(penalty)
+
     def get_images(self) -> Sequence[npt.NDArray[np.uint8] | None]:
         """Return a picture of each sub-environment."""
         if self._shown is None:

@@ -6,9 +6,10 @@ import dataclasses
 from collections.abc import Callable
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
-from prunegym.envs.accuracy import AccuracyTerm, resolve_accuracy
+from prunegym.envs.accuracy import AccuracyTerm, correct, resolve_accuracy
 from prunegym.envs.outcome import Outcome
 from prunegym.envs.user_functions import call_checked, import_object, name_of
 from prunegym.models.errors import InvalidInputError, UnknownNameError
@@ -69,6 +70,15 @@ class CostReward:
         return outcome.penalty * added
 
 
+def blockdrop(outcome: Outcome) -> Tensor:
+    """Return 1 - (kept share)^2 for a right answer and -penalty for a wrong one (BlockDrop: Wu et al. 2018).
+
+    Of channels here, of residual blocks in the paper. lambda is its gamma: 1 in its first stage, which is the default.
+    """
+    share = outcome.kept / outcome.masked.mask_size
+    return torch.where(correct(outcome) == 1, 1 - share.square(), -outcome.penalty)
+
+
 REWARDS: dict[str, Cost] = {"l0": kept_channels, "l0_weights": kept_weights, "macs": mac_share}
 
 RewardFunction = Callable[[Outcome], Tensor]
@@ -114,9 +124,9 @@ def resolve_reward(reward: str | RewardFunction | Reward, accuracy: str | Accura
     errors, so L is read here as a performance: the accuracy term, which is larger the better the answer.
 
     Args:
-        reward: ``l0`` (kept channels), ``l0_weights`` (weights with a kept input and output) or ``macs`` (MAC share); a
-            function from an :class:`Outcome` of a batch to (batch,) numbers, which is then the whole reward; or where
-            such a function is found, ``"module:function"``.
+        reward: ``l0`` (kept channels), ``l0_weights`` (weights with a kept input and output), ``macs`` (MAC share) or
+            ``blockdrop`` (a whole reward, :func:`blockdrop`); a function from an :class:`Outcome` of a batch to
+            (batch,) numbers, which is then the whole reward; or where such a function is found, ``"module:function"``.
         accuracy: The accuracy term of a named reward, see :func:`~prunegym.envs.accuracy.resolve_accuracy`.
         masked: The CNN, for the default penalty: the one at which the full mask costs 0.5.
 
@@ -149,9 +159,11 @@ def resolve_reward(reward: str | RewardFunction | Reward, accuracy: str | Accura
         return reward
     if isinstance(reward, str) and ":" in reward:
         return _of_function(import_object(reward, "reward"), reward, accuracy)
+    if reward == "blockdrop":
+        return dataclasses.replace(_of_function(blockdrop, reward, accuracy), default_penalty=1.0)
     if isinstance(reward, str):
         if reward not in REWARDS:
-            raise UnknownNameError("reward", reward, [*REWARDS, "module:function"])
+            raise UnknownNameError("reward", reward, [*REWARDS, "blockdrop", "module:function"])
         cost = REWARDS[reward]
         full = cost(masked, next(masked.parameters()).new_ones(1, masked.mask_size)).item()
         return Reward(reward, CostReward(resolve_accuracy(accuracy), cost), FULL_MASK_COST / full)

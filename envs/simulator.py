@@ -167,6 +167,16 @@ class MaskSimulator:
         reward = self._pay(terminated, decision.gates[-1])
         return StepResult(self._observe(), reward.cpu().numpy(), terminated, self._outcome if terminated else None)
 
+    def set_penalty(self, penalty: float) -> None:
+        """Change lambda: of the episodes that have just begun, if no decision is made yet, and of all later ones.
+
+        Raises:
+            InvalidInputError: If the task's lambda is a range, or this is no finite number of at least 0.
+        """
+        self.task.set_penalty(penalty)
+        if self._decided == 0:
+            self.penalty = torch.full_like(self.penalty, penalty)
+
     def info(self) -> dict[str, npt.NDArray[Any]]:
         """Return ``index`` and ``label`` of the current episodes, each (num_envs,) int64, fresh memory."""
         return {"index": self.indices.numpy().copy(), "label": self.labels.numpy().copy()}

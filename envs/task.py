@@ -99,6 +99,19 @@ class Task:
         """One bit a channel of the widest decision."""
         return spaces.MultiBinary(max(decision.width for decision in self.decisions))
 
+    def set_penalty(self, penalty: float) -> None:
+        """Change lambda for the episodes that begin from now on.
+
+        Raises:
+            InvalidInputError: If it is a range, of which agents are told, or this is no finite number of at least 0.
+        """
+        if isinstance(self.penalty, tuple):
+            raise InvalidInputError(
+                f"The task's penalty is the range {self.penalty}, from which each episode draws its own. Make the task "
+                "with one number to change it."
+            )
+        self.penalty = _check_penalty(float(penalty))
+
     @torch.inference_mode()
     def dense_logits(self, indices: Tensor, images: Tensor) -> Tensor:
         """Return the CNN's output with all channels on; computed once an image, unless images are augmented.

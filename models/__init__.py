@@ -9,7 +9,9 @@ from prunegym.models.data import Dataset, Normalisation, from_arrays
 from prunegym.models.discovery import Gate
 from prunegym.models.dynamic import CNNInfo, DynamicCNN, Prediction, read_model, shipped_model, write_model
 from prunegym.models.features import MaskFeatures
+from prunegym.models.gate_export import as_dynamic_cnn, check_pruning
 from prunegym.models.gate_policy import GatePolicy, StaticPolicy, StraightThrough, rollout
+from prunegym.models.gated_layers import DynamicPrunedConv2d, GateNetwork, SimpleDynamicCNN, l1_norm
 from prunegym.models.imitation import ImitationConfig, imitate
 from prunegym.models.joint import TuneConfig, tune
 from prunegym.models.masked import MaskedCNN
@@ -25,7 +27,9 @@ __all__ = [
     "CostModel",
     "Dataset",
     "DynamicCNN",
+    "DynamicPrunedConv2d",
     "Gate",
+    "GateNetwork",
     "GatePolicy",
     "ImitationConfig",
     "MaskFeatures",
@@ -33,15 +37,19 @@ __all__ = [
     "Normalisation",
     "Prediction",
     "PrepareConfig",
+    "SimpleDynamicCNN",
     "StaticPolicy",
     "StraightThrough",
     "TrainConfig",
     "TuneConfig",
     "accuracy",
+    "as_dynamic_cnn",
     "build",
+    "check_pruning",
     "fixed_policy",
     "from_arrays",
     "imitate",
+    "l1_norm",
     "load_dataset",
     "load_weights",
     "meet_target",

@@ -28,6 +28,7 @@ def meet_target(
     *,
     images: int = 1000,
     rounds: int = 10,
+    reach: float = 5.0,
 ) -> float:
     """Shift a policy's logits, in place, so that its masks cost a given total MAC share.
 
@@ -37,16 +38,17 @@ def meet_target(
     Args:
         masked: The CNN.
         policy: Its gates.
-        dataset: Training images to measure on.
+        dataset: Images to measure on; labels are not looked at.
         target_macs: Total MAC share.
         images: How many images.
         rounds: Halvings of the interval; 10 find an offset to 0.01.
+        reach: The offset is looked for between plus and minus this.
 
     Returns:
         The offset that was added.
     """
     sample = dataset.sample(images)
-    low, high, applied = -5.0, 5.0, 0.0
+    low, high, applied = -reach, reach, 0.0
     for _ in range(rounds):
         middle = (low + high) / 2
         policy.rescale_logits(offset=middle - applied)

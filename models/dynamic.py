@@ -16,7 +16,7 @@ from prunegym.models.checkpoints import load_tensors, read_weights, write_tensor
 from prunegym.models.data import Dataset, Normalisation
 from prunegym.models.errors import InvalidInputError, MissingDataError
 from prunegym.models.features import MaskFeatures
-from prunegym.models.gate_policy import GatePolicy, StaticPolicy, rollout
+from prunegym.models.gate_policy import GatePolicy, StaticPolicy, check_penalty, rollout
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.zoo import ZOO, build
 
@@ -151,6 +151,7 @@ class DynamicCNN(nn.Module):
 
     def forward(self, images: Tensor, penalty: float | None = None) -> Tensor:
         """Return logits (batch, classes) of images (batch, channels, height, width), uint8 or in [0, 1]."""
+        check_penalty(self.policy.penalty_range, penalty)
         return rollout(self.masked, self.policy, self.prepare_images(images), penalty=penalty).output
 
     @torch.inference_mode()
@@ -159,14 +160,16 @@ class DynamicCNN(nn.Module):
 
         Args:
             images: (batch, channels, height, width), uint8 or floats in [0, 1].
-            penalty: lambda, for a policy that was trained for a range of them.
+            penalty: lambda, for a policy that was trained for a range of them, of which the middle is the default: the
+                larger it is, the fewer channels are kept.
 
         Returns:
             Labels, masks and MACs.
 
         Raises:
-            InvalidInputError: For images of the wrong shape, type or range.
+            InvalidInputError: For images of the wrong shape, type or range, and a lambda that the policy is not for.
         """
+        check_penalty(self.policy.penalty_range, penalty)
         run = rollout(self.masked, self.policy, self.prepare_images(images), penalty=penalty)
         labels = run.output.argmax(1)
         macs = self.masked.cost.macs(run.mask) + self.policy.macs

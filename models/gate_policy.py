@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -16,6 +16,17 @@ Choose = Callable[[Tensor], Tensor]
 """From the logits of a decision (batch, width) to its mask bits (batch, width) float."""
 
 
+def gate_head(features: int, hidden: int, width: int, bias: float = 2.0) -> nn.Sequential:
+    """Return a small network of one hidden layer, (batch, features) -> logits (batch, width), all near ``bias``."""
+    if hidden < 1:
+        raise InvalidInputError(f"hidden is {hidden}; at least 1 is needed.")
+    last = nn.Linear(hidden, width)
+    head = nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), last)
+    nn.init.normal_(last.weight, std=0.01)
+    nn.init.constant_(last.bias, bias)
+    return head
+
+
 class GatePolicy(nn.Module):
     """For each decision a head of one hidden layer, from features to one logit a channel.
 
@@ -24,7 +35,7 @@ class GatePolicy(nn.Module):
 
     Args:
         features: What it looks at.
-        hidden: Width of the hidden layers.
+        hidden: Width of the hidden layers: one number, or one a decision.
         bias: Initial bias of the logits; +2 keeps a channel with probability 0.88, so that training starts from a
             network that works.
         penalty_range: If given, a policy for all lambdas in [low, high]: lambda is one more input.
@@ -37,25 +48,25 @@ class GatePolicy(nn.Module):
     def __init__(
         self,
         features: MaskFeatures,
-        hidden: int = 64,
+        hidden: int | Sequence[int] = 64,
         bias: float = 2.0,
         penalty_range: tuple[float, float] | None = None,
     ) -> None:
         super().__init__()
-        if hidden < 1:
-            raise InvalidInputError(f"hidden is {hidden}; at least 1 is needed.")
         self.features = features
         self.decisions: tuple[Decision, ...] = features.decisions
-        self.config = {"hidden": hidden, "penalty_range": penalty_range}
+        widths = [hidden] * len(self.decisions) if isinstance(hidden, int) else list(hidden)
+        if len(widths) != len(self.decisions):
+            raise InvalidInputError(
+                f"hidden is {widths}; one number, or {len(self.decisions)} for as many decisions, is needed."
+            )
+        self.config = {"hidden": hidden if isinstance(hidden, int) else widths, "penalty_range": penalty_range}
         self.penalty_range = penalty_range
         extra = 0 if penalty_range is None else 1
         self.heads = nn.ModuleList(
-            nn.Sequential(nn.Linear(size + extra, hidden), nn.ReLU(), nn.Linear(hidden, decision.width))
-            for size, decision in zip(features.sizes, self.decisions, strict=True)
+            gate_head(size + extra, width, decision.width, bias)
+            for size, width, decision in zip(features.sizes, widths, self.decisions, strict=True)
         )
-        for layer in self._last_layers():
-            nn.init.normal_(layer.weight, std=0.01)
-            nn.init.constant_(layer.bias, bias)
         self.macs = sum(layer.weight.numel() for layer in self.heads.modules() if isinstance(layer, nn.Linear))
 
     def logits(self, decision: int, features: Tensor, penalty: Tensor | float | None = None) -> Tensor:
@@ -68,8 +79,13 @@ class GatePolicy(nn.Module):
 
         Returns:
             (batch, width) float32.
+
+        Raises:
+            InvalidInputError: If a lambda is given, but the policy was trained for one only.
         """
-        if self.penalty_range is not None:
+        if self.penalty_range is None:
+            _refuse(penalty)
+        else:
             low, high = self.penalty_range
             value = torch.as_tensor((low + high) / 2 if penalty is None else penalty, dtype=features.dtype)
             scaled = 2 * (value.to(features.device) - low) / max(high - low, 1e-12) - 1
@@ -112,8 +128,9 @@ class StaticPolicy(nn.Module):
             nn.Parameter(torch.full((decision.width,), bias / self.SCALE)) for decision in self.decisions
         )
 
-    def logits(self, decision: int, features: Tensor, penalty: Tensor | float | None = None) -> Tensor:  # noqa: ARG002
+    def logits(self, decision: int, features: Tensor, penalty: Tensor | float | None = None) -> Tensor:
         """Return the same logits (batch, width) for every image; features (batch, any) give the batch size."""
+        _refuse(penalty)
         logits: Tensor = self.channels[decision] * self.SCALE
         return logits.expand(len(features), -1)
 
@@ -127,6 +144,26 @@ class StaticPolicy(nn.Module):
         """Multiply all logits by a factor and add an offset, in place; a positive offset keeps more channels."""
         for channels in self.channels:
             channels.mul_(factor).add_(offset / self.SCALE)
+
+
+def _refuse(penalty: Tensor | float | None) -> None:
+    if penalty is not None:
+        raise InvalidInputError(
+            f"penalty is {penalty}, but the policy was trained for one lambda and is not told any. Leave it out, or "
+            "train one for a range, as the recipe dial does."
+        )
+
+
+def check_penalty(bounds: tuple[float, float] | None, penalty: float | None) -> None:
+    """Raise InvalidInputError for a lambda outside the range of a policy, or where it has none."""
+    if bounds is None:
+        return _refuse(penalty)
+    if penalty is not None and not bounds[0] <= penalty <= bounds[1]:
+        raise InvalidInputError(
+            f"penalty is {penalty}; the policy was trained for lambdas from {bounds[0]} to {bounds[1]}. Give one of "
+            "these."
+        )
+    return None
 
 
 def greedy(logits: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -26,18 +26,33 @@ class ImitationConfig:
     batch_size: int = 128
     kept_share: float = 0.7
     """Share of all channels that the teacher keeps of each image; in the first half of the steps it is halfway to 1."""
-    mac_share: float | None = None
+    mac_share: float | Sequence[float] | None = None
     """If given, the teacher keeps so many channels instead that this share of the MACs is spent. The same share of
-    channels is worth other MACs in each network: a plain one multiplies the shares of neighbouring layers."""
+    channels is worth other MACs in each network: a plain one multiplies the shares of neighbouring layers. For a policy
+    of a range of lambdas two shares: at the lowest lambda and at the highest."""
     learning_rate: float = 3e-3
     augment: Augment = True
     seed: int = 0
 
     def __post_init__(self) -> None:
         """Check the shares."""
-        for name, share in (("kept_share", self.kept_share), ("mac_share", self.mac_share)):
+        shares = (
+            [self.mac_share] if self.mac_share is None or isinstance(self.mac_share, float | int) else self.mac_share
+        )
+        for name, share in (("kept_share", self.kept_share), *(("mac_share", share) for share in shares)):
             if share is not None and not 0 < share <= 1:
                 raise InvalidInputError(f"{name} is {share}; it must be above 0 and at most 1.")
+        if len(shares) > 2:
+            raise InvalidInputError(
+                f"mac_share is {self.mac_share}; one share, or two for a range of lambdas, is needed."
+            )
+
+    def at(self, position: float) -> ImitationConfig:
+        """Return the lesson for a lambda at a position (0 to 1) of its range."""
+        if self.mac_share is None or isinstance(self.mac_share, float | int):
+            return self
+        low, high = self.mac_share[0], self.mac_share[-1]
+        return dataclasses.replace(self, mac_share=low + (high - low) * position)
 
 
 @torch.no_grad()
@@ -83,7 +98,9 @@ def teacher_mask(masked: MaskedCNN, scores: Tensor, config: ImitationConfig, eas
     Returns:
         (batch, mask_size) float32 of 0 and 1.
     """
-    share = config.kept_share if config.mac_share is None else config.mac_share
+    share = config.at(0.5).mac_share
+    share = config.kept_share if share is None else share
+    assert isinstance(share, float | int)
     share = (1 + share) / 2 if easy else share
     if config.mac_share is None:
         return keep_best(scores, share)
@@ -132,11 +149,20 @@ def imitate(
 
     Args:
         masked: Frozen CNN.
-        policy: Trained by Adam.
+        policy: Trained by Adam. One for a range of lambdas is told another lambda at each step.
         dataset: Training images.
         config: Schedule.
         report: Called every 50 steps with ``step`` and ``loss``.
+
+    Raises:
+        InvalidInputError: If there are two MAC shares, but the policy is for one lambda.
     """
+    bounds = policy.penalty_range
+    if bounds is None and not isinstance(config.mac_share, float | int | None):
+        raise InvalidInputError(
+            f"mac_share is {config.mac_share}, for a range of lambdas, but the policy is for one. Give one share, or "
+            "the penalty as a range."
+        )
     device = next(policy.parameters()).device
     dataset = dataset.augmenting(config.augment)
     generator = torch.Generator().manual_seed(config.seed)
@@ -144,8 +170,11 @@ def imitate(
     for step in range(config.steps):
         indices = torch.randint(len(dataset), (min(config.batch_size, len(dataset)),), generator=generator)
         images = dataset.batch(indices, device=device, augment=generator)
-        mask = teacher_mask(masked, channel_scores(masked, images), config, easy=step < config.steps // 2)
-        loss = imitation_loss(policy, rollout(masked, policy, images, FollowMask(mask)).gate_logits, mask)
+        position = 0.5 if bounds is None else float(torch.rand((), generator=generator))
+        easy = step < config.steps // 2
+        mask = teacher_mask(masked, channel_scores(masked, images), config.at(position), easy)
+        penalty = None if bounds is None else bounds[0] + (bounds[1] - bounds[0]) * position
+        loss = imitation_loss(policy, rollout(masked, policy, images, FollowMask(mask), penalty).gate_logits, mask)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

@@ -17,6 +17,7 @@ from prunegym.models.data import Augment, Dataset
 from prunegym.models.errors import InvalidInputError
 from prunegym.models.gate_policy import GatePolicy, Rollout, StaticPolicy, StraightThrough, greedy, rollout
 from prunegym.models.masked import MaskedCNN
+from prunegym.models.runs import without_none
 from prunegym.models.training import autocast, epoch_batches
 
 Report = Callable[[dict[str, float]], None]
@@ -26,8 +27,8 @@ Report = Callable[[dict[str, float]], None]
 class TuneConfig:
     """How gates, and the CNN if it may change, are trained by gradient."""
 
-    target_macs: float = 0.5
-    """Total MAC share to end at, the policy's MACs included."""
+    target_macs: float | None = None
+    """Total MAC share to end at, the policy's MACs included. By default 0.5, unless ``sparsity`` is given."""
     epochs: float = 8.0
     batch_size: int = 128
     train_cnn: bool = True
@@ -49,11 +50,23 @@ class TuneConfig:
     """A policy that sees a coarse grid learns best from images that lie as those it is used on: ``flip``."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     seed: int = 0
+    sparsity: float | None = None
+    """The document's method 5.2: lambda of loss = task + lambda ||M(x)||_1, an image's keep probabilities summed: the
+    price of a channel, as in reward ``l0``. It takes the place of the MAC target during training; if that is given
+    too, logits are shifted to it when training is over (:func:`prunegym.models.prepare`)."""
 
     def __post_init__(self) -> None:
-        """Check the target."""
-        if not 0 < self.target_macs <= 1:
+        """Check the target and lambda."""
+        if self.target_macs is None and self.sparsity is None:
+            object.__setattr__(self, "target_macs", 0.5)
+        if self.target_macs is not None and not 0 < self.target_macs <= 1:
             raise InvalidInputError(f"target_macs is {self.target_macs}; it must be above 0 and at most 1.")
+        if self.sparsity is not None and not 0 <= self.sparsity < math.inf:
+            raise InvalidInputError(
+                f"sparsity is {self.sparsity}; lambda must be a finite number of at least 0, e.g. 0.01."
+            )
+        if self.sparsity is not None and not self.train_gates:
+            raise InvalidInputError("sparsity prices what gates keep, but train_gates is False. Give one of the two.")
 
 
 @torch.inference_mode()
@@ -80,7 +93,7 @@ def tune(
     checkpoint: Path | None = None,
     report: Report | None = None,
 ) -> None:
-    """Train gates straight-through to a MAC target, in place; the CNN is frozen again at the end.
+    """Train gates straight-through, to a MAC target or for a price of channels, in place; then freeze the CNN again.
 
     Args:
         masked: The CNN.
@@ -154,7 +167,7 @@ class _Training:
         loss = _task_loss(run, labels, None if teacher is None else teacher.to(device), config)
         share = _mac_share(self.masked, self.policy, run)
         if config.train_gates:
-            loss = loss + _mac_loss(share, self.done / self.steps, config)
+            loss = loss + _cost_loss(run, share, self.done / self.steps, config)
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -175,7 +188,7 @@ class _Training:
         if path is None or not path.exists():
             return
         stored = load_state(path)
-        if stored["config"] != dataclasses.asdict(self.config):
+        if without_none(stored["config"]) != without_none(dataclasses.asdict(self.config)):
             raise InvalidInputError(
                 f"{path} was written by another configuration ({stored['config']}). "
                 "Give the same options, or another folder."
@@ -199,7 +212,10 @@ def _task_loss(run: Rollout, labels: Tensor, teacher: Tensor | None, config: Tun
     return (1 - config.distillation) * loss + config.distillation * distance
 
 
-def _mac_loss(share: Tensor, progress: float, config: TuneConfig) -> Tensor:
+def _cost_loss(run: Rollout, share: Tensor, progress: float, config: TuneConfig) -> Tensor:
+    if config.sparsity is not None:
+        return config.sparsity * torch.sigmoid(run.gate_logits.float()).sum(1).mean()
+    assert config.target_macs is not None
     left = max(0.0, 1 - progress / config.anneal) if config.anneal else 0.0
     target = config.target_macs + (1 - config.target_macs) * left
     over, under = F.relu(share - target), F.relu(target - share)

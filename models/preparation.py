@@ -67,7 +67,7 @@ def prepare(
         dataset: Training images.
         config: The stages.
         policy: Gates to start from; by default fresh ones. A :class:`StaticPolicy` learns the best one mask instead, as
-            long and in the same way: the honest static rival.
+            long and in the same way: the honest static rival. Without a MAC target it keeps what its logits say.
         teacher: Logits to distil from, see :func:`prunegym.models.joint.tune`.
         folder: Where checkpoints are; an interrupted call with the same arguments goes on from them.
         report: Called with the stage (``imitation`` or ``tune``) and its figures.
@@ -93,7 +93,7 @@ def prepare(
         tune(
             masked, policy, dataset, config.tune, teacher=teacher, checkpoint=checkpoint, report=_stage(report, "tune")
         )
-        if config.tune.train_gates:
+        if config.tune.train_gates and config.tune.target_macs is not None:
             policy = _at_target(masked, policy, dataset, config.tune.target_macs)
     return masked, policy
 

@@ -33,7 +33,7 @@ def begin_run(out: Path, settings: Mapping[str, Any], resume: bool) -> None:
     path = out / "run.json"
     settings = json.loads(json.dumps(settings))
     if path.exists():
-        before = _read(path).get("settings", {})
+        before, settings = without_none(_read(path).get("settings", {})), without_none(settings)
         changed = sorted(key for key in {*settings, *before} if before.get(key) != settings.get(key))
         if changed:
             raise InvalidInputError(
@@ -48,6 +48,20 @@ def begin_run(out: Path, settings: Mapping[str, Any], resume: bool) -> None:
     seed = settings.get("seed")
     run = {"settings": settings, "command": command_line(), "seed": seed, "versions": versions(), "machine": machine()}
     path.write_text(json.dumps(run, indent=1) + "\n")
+
+
+def without_none(settings: Any) -> Any:
+    """Return plain JSON without the keys whose value is null, at any depth.
+
+    Settings are compared so: an option that came after a run was made, and is not used now, changes nothing.
+
+    Example:
+        >>> without_none({"seed": 0, "tune": {"epochs": 8, "sparsity": None}})
+        {'seed': 0, 'tune': {'epochs': 8}}
+    """
+    if isinstance(settings, Mapping):
+        return {key: without_none(value) for key, value in settings.items() if value is not None}
+    return [without_none(value) for value in settings] if isinstance(settings, list | tuple) else settings
 
 
 def finish_run(out: Path, seconds: float, results: Mapping[str, Any] | None = None) -> None:

@@ -182,6 +182,15 @@ def test_prepare_keeps_the_dense_accuracy_and_adds_its_own(made: Path) -> None:
     assert first_filter(model.masked.network) != first_filter(cnn.masked.network)
 
 
+def test_train_to_a_budget(made: Path, tmp_path: Path) -> None:
+    command = ["train", made / "prepared/prepared.safetensors", *RL, "--target-macs", "0.65", "--out", tmp_path]
+    document = as_json(*command)
+    assert document["best"]["total_mac_share"] == pytest.approx(0.65, abs=0.01)
+    assert document["best"]["penalty"] >= 0
+    found = as_json("evaluate", tmp_path / "model.safetensors", "--split", "validation")
+    assert found["total_mac_share"] == pytest.approx(0.65, abs=0.01)
+
+
 @pytest.mark.parametrize("kind", ["--frozen", "--static", "--taylor"])
 def test_prepare_variants(made: Path, tmp_path: Path, kind: str) -> None:
     file = made / "cnn/cnn.safetensors"
@@ -191,6 +200,21 @@ def test_prepare_variants(made: Path, tmp_path: Path, kind: str) -> None:
     same = all(torch.equal(cnn.state_dict()[name], value) for name, value in model.masked.network.state_dict().items())
     assert same == (kind == "--frozen")
     assert document["total_mac_share"]["digits/validation"] == pytest.approx(0.6, abs=0.1)
+
+
+def test_prepare_with_a_price_of_channels(made: Path, tmp_path: Path) -> None:
+    command = ["prepare", made / "cnn/cnn.safetensors", *PREPARE, "--frozen", "--sparsity"]
+    shares = []
+    for sparsity in ("0", "1"):
+        document = as_json(*command, sparsity, "--gate-learning-rate", "0.05", "--out", tmp_path / sparsity)
+        assert document["kind"] == "L1-sparse gates, CNN frozen"
+        shares.append(document["total_mac_share"]["digits/validation"])
+    assert shares[1] < shares[0] - 0.1
+    met = as_json(*command, "1", "--target-macs", "0.6", "--out", tmp_path / "met")
+    assert met["total_mac_share"]["digits/validation"] == pytest.approx(0.6, abs=0.1)
+    assert "--sparsity would do nothing" in fail(
+        "prepare", made / "cnn/cnn.safetensors", "--taylor", "--sparsity", "1", "--out", tmp_path / "no"
+    )
 
 
 def test_prepare_resumes_to_the_same_model(made: Path, tmp_path: Path) -> None:
@@ -237,6 +261,26 @@ def test_evaluate_prints_exactly_the_documented_keys(made: Path) -> None:
     assert document["dense_accuracy"] == described["results"]["dense_accuracy"]["digits/test"]
     shown = succeed("evaluate", made / "agent/model.safetensors").stdout
     assert "shuffled" in shown
+
+
+def test_evaluate_turns_the_dial(made: Path, tmp_path: Path) -> None:
+    text = """prunegym/LayerwiseChannelMask-v0:
+  env_kwargs: {reward: macs, accuracy: probability, penalty: [0.2, 0.8]}
+  gate_policy: {hidden: 8}
+  imitation: {steps: 200, batch_size: 64, mac_share: [0.9, 0.4]}
+  n_envs: 32
+  n_episodes: 32
+"""
+    (tmp_path / "turn.yaml").write_text(text)
+    cnn, out = made / "cnn/cnn.safetensors", tmp_path / "out"
+    succeed("train", cnn, "--recipe", tmp_path / "turn.yaml", "--quiet", "--out", out)
+    found = {lam: as_json("evaluate", out / "model.safetensors", "--penalty", lam) for lam in ("0.2", "0.5", "0.8")}
+    shares = [row["total_mac_share"] for row in found.values()]
+    assert shares[0] > shares[1] > shares[2]
+    assert found["0.8"]["reward"] == pytest.approx(found["0.8"]["accuracy"] - 0.8 * shares[2])
+    assert as_json("evaluate", out / "model.safetensors") == found["0.5"], "the middle is the default"
+    wrong = fail("evaluate", out / "model.safetensors", "--penalty", "0.9")
+    assert "the policy was trained for lambdas from 0.2 to 0.8. Give one of these." in wrong
 
 
 def test_evaluate_with_baselines_at_the_same_macs(made: Path) -> None:

@@ -417,7 +417,13 @@ def test_lambda_is_shown_to_an_agent_that_was_trained_for_a_range(masked, few):
 
     evaluate(Lambda(), masked, few)
     evaluate(Lambda(), masked, few, options=PredictorOptions(agent_penalty=0.3125))
-    assert seen == [{0.5}, {0.3125}]
+    evaluate(Lambda(), masked, few, penalty=0.75)
+    evaluate(Lambda(), masked, few, penalty=7.0)
+    assert seen == [{0.5}, {0.3125}, {0.75}, {0.5}]
+    with pytest.raises(
+        InvalidInputError, match=r"penalty is 0\.8; the policy was trained for lambdas from 0\.25 to 0\.75"
+    ):
+        evaluate(Lambda(), masked, few, options=PredictorOptions(agent_penalty=0.8))
 
 
 def test_agent_of_another_model_is_refused(masked, few):

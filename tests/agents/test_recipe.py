@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from prunegym.agents.budget import Budget
 from prunegym.agents.recipe import FOLDER, Recipe, linear_start, load_recipe
+from prunegym.commands.learning import override
 from prunegym.models.errors import InvalidInputError, MissingDataError, UnknownNameError
 
 
@@ -71,3 +73,16 @@ def test_a_learning_rate_that_falls(text: str, start: float) -> None:
 def test_a_learning_rate_that_is_none() -> None:
     with pytest.raises(InvalidInputError, match=r"learning_rate is 'cos_1'; a number is needed, or lin_ and a number"):
         linear_start("cos_1")
+
+
+def test_a_budget_in_a_file_and_on_the_command_line(tmp_path: Path) -> None:
+    text = (FOLDER / "frozen.yaml").read_text().replace("  target_macs: 0.69\n", "  budget: {target_macs: 0.6}\n")
+    (tmp_path / "mine.yaml").write_text(text)
+    recipe = load_recipe(tmp_path / "mine.yaml")
+    assert recipe.budget == Budget(0.6)
+    overridden = override(load_recipe("frozen"), target_macs=0.6)
+    assert (overridden.budget, overridden.target_macs) == (Budget(0.6), None)
+    assert overridden.imitation.mac_share == 0.6
+    (tmp_path / "mine.yaml").write_text(text.replace("target_macs: 0.6}", "target: 0.6}"))
+    with pytest.raises(UnknownNameError, match=r"Unknown setting of budget in recipe 'mine': 'target'\. Did you mean"):
+        load_recipe(tmp_path / "mine.yaml")

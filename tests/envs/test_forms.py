@@ -17,7 +17,7 @@ from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
 from torch.utils.flop_counter import FlopCounterMode
 
-from prunegym.envs import GroupAdvantage, MaskSimulator, MaskVecEnv, make_task
+from prunegym.envs import GroupAdvantage, MaskSimulator, MaskVecEnv, SelfCritical, make_task
 from prunegym.models.errors import InvalidInputError, UnknownNameError
 from prunegym.models.sources import load_dataset
 
@@ -355,3 +355,77 @@ def test_importing_prunegym_registers_and_loads_no_sb3_and_models_need_no_gymnas
         "u.find_spec = lambda name, *more: None if name == 'gymnasium' else find(name, *more); "
     )
     subprocess.run([sys.executable, "-c", blocked + code], check=True)
+
+
+@pytest.mark.parametrize("env_id", IDS)
+def test_lambda_can_be_changed_for_the_episodes_that_have_just_begun(env_id, cnn):
+    env = MaskVecEnv(env_id, 3, seed=0, model=cnn, dataset="digits", reward="macs", penalty=0.2)
+    env.reset()
+    ones = np.ones((3, env.action_space.n))
+
+    def returns(change_at=None):
+        total, dones, step = np.zeros(3), [False], 0
+        while not dones[0]:
+            if step == change_at:
+                env.env_method("set_penalty", 0.9)
+            _, rewards, dones, infos = env.step(ones)
+            total += rewards
+            step += 1
+        return total - [info["correct"] for info in infos]
+
+    np.testing.assert_allclose(returns(), -0.2, atol=1e-6)
+    if env_id == LAYERWISE:  # what has begun to pay goes on paying as it did
+        np.testing.assert_allclose(returns(change_at=1), -0.2, atol=1e-6)
+        np.testing.assert_allclose(returns(), -0.9, atol=1e-6)
+        env.set_penalty(0.2)
+    np.testing.assert_allclose(returns(change_at=0), -0.9, atol=1e-6)
+    with pytest.raises(InvalidInputError, match=r"penalty is -1\.0; a finite number of at least 0"):
+        env.set_penalty(-1)
+    ranged = MaskVecEnv(env_id, 3, seed=0, model=cnn, dataset="digits", penalty=(0.1, 0.9))
+    with pytest.raises(InvalidInputError, match=r"penalty is the range \(0\.1, 0\.9\), from which each episode draws"):
+        ranged.set_penalty(0.5)
+
+
+class Even:
+    """Keeps every other channel, and remembers how many images it was shown."""
+
+    def __init__(self, bits):
+        self.bits, self.shown = bits, []
+
+    def predict(self, observation, *, deterministic):
+        assert deterministic
+        self.shown.append(len(observation["features"]))
+        return np.tile(np.arange(self.bits) % 2 == 0, (self.shown[-1], 1)), None
+
+
+@pytest.mark.parametrize("env_id", IDS)
+def test_self_critical_rewards_are_those_beyond_the_greedy_mask(env_id, cnn):
+    arguments = {"group": 3, "seed": 1, "model": cnn, "dataset": "digits", "reward": "macs", "accuracy": "probability"}
+    plain, wrapped = MaskVecEnv(env_id, 6, **arguments), SelfCritical(MaskVecEnv(env_id, 6, **arguments))
+    greedy = Even(plain.action_space.n)
+    wrapped.follow(greedy)
+    plain.reset(), wrapped.reset()
+    for episode in range(2):
+        total, got, infos = np.zeros(6), np.zeros(6), []
+        for action in actions_of(env_id, random_masks(6, seed=episode)):
+            forced = np.array(action)
+            forced[::3] = greedy.predict({"features": np.zeros((2, 1))}, deterministic=True)[0]
+            total += plain.step(forced)[1]
+            _, rewards, _, infos = wrapped.step(action)
+            got += rewards
+        np.testing.assert_allclose(got, total - np.repeat(total[::3], 3), atol=1e-6)
+        assert (got[::3] == 0).all()
+        assert np.abs(got).max() > 0.01
+        np.testing.assert_allclose([info["episode"]["r"] for info in infos], total, atol=1e-6)
+    assert set(greedy.shown) == {2}
+
+
+def test_self_critical_needs_a_policy_and_a_group(cnn):
+    env = SelfCritical(MaskVecEnv(ONE_STEP, 4, group=2, model=cnn, dataset="digits"))
+    env.reset()
+    with pytest.raises(
+        InvalidInputError, match=r"has no policy to be judged by\. Call env\.follow\(agent\.policy\) first"
+    ):
+        env.step(np.ones((4, env.action_space.n)))
+    with pytest.raises(InvalidInputError, match=r"SelfCritical needs several masks of an image, but the group is 1"):
+        SelfCritical(MaskVecEnv(ONE_STEP, 6, model=cnn, dataset="digits"))

@@ -281,3 +281,20 @@ def test_a_named_reward_through_gym_make(cnn):
     likelihood = F.softmax(hooked_logits(cnn, digits, [5], torch.ones(1, 48)), 1)[0, digits.labels[5]]
     assert sum(rewards) == pytest.approx(float(likelihood) - 0.5, abs=1e-6)
     assert rewards[0] == pytest.approx(-0.5 * 64 * 16 * 9 / (64 * 16 * 9 + 16 * 16 * 32 * 9 + 32 * 40), abs=1e-9)
+
+
+def test_blockdrop_pays_for_right_answers_by_the_square_of_what_is_kept(cnn):
+    mask = random_masks(24)
+    logits, labels = (
+        hooked_logits(cnn, load_dataset("digits", "test"), INDICES, mask),
+        load_dataset("digits", "test").labels[:24],
+    )
+    right = (logits.argmax(1) == labels).numpy()
+    assert 0 < right.sum() < 24
+    saved = 1 - (mask.sum(1).numpy() / mask.shape[1]) ** 2
+    np.testing.assert_allclose(play(cnn, mask, reward="blockdrop"), np.where(right, saved, -1.0), atol=1e-6)
+    np.testing.assert_allclose(
+        play(cnn, mask, reward="blockdrop", penalty=5.0), np.where(right, saved, -5.0), atol=1e-6
+    )
+    with pytest.raises(InvalidInputError, match=r"'blockdrop' is a function, .* accuracy='fidelity' would be ignored"):
+        play(cnn, mask, reward="blockdrop", accuracy="fidelity")

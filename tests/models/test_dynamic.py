@@ -47,6 +47,14 @@ def test_prediction_is_what_the_parts_say(model: DynamicCNN, digits: Dataset) ->
     assert prediction.names == [str(int(label)) for label in run.output.argmax(1)]
 
 
+def test_a_lambda_for_a_policy_of_one_is_an_error(model: DynamicCNN, digits: Dataset) -> None:
+    for call in (model, model.predict):
+        with pytest.raises(
+            InvalidInputError, match=r"penalty is 0\.3, but the policy was trained for one lambda.*recipe"
+        ):
+            call(digits.images[:2], penalty=0.3)
+
+
 def test_floats_in_0_1_and_bytes_give_the_same(model: DynamicCNN, digits: Dataset) -> None:
     torch.testing.assert_close(model(digits.images[:8]), model(digits.images[:8].float() / 255), rtol=1e-5, atol=1e-5)
 

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from prunegym.models.errors import InvalidInputError
 from prunegym.models.features import MaskFeatures
-from prunegym.models.gate_policy import GatePolicy, StaticPolicy, StraightThrough, greedy, rollout
+from prunegym.models.gate_policy import GatePolicy, StaticPolicy, StraightThrough, check_penalty, greedy, rollout
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.networks import SimpleCNN
 
@@ -159,3 +159,18 @@ def test_penalty_is_an_input() -> None:
 def test_errors() -> None:
     with pytest.raises(InvalidInputError, match="hidden is 0; at least 1 is needed"):
         GatePolicy(MaskFeatures(cnn()), hidden=0)
+
+
+def test_a_lambda_that_a_policy_is_not_for() -> None:
+    masked = cnn()
+    for policy in (policy_of(masked), StaticPolicy(MaskFeatures(masked))):
+        with pytest.raises(
+            InvalidInputError, match=r"penalty is 0\.3, but the policy was trained for one lambda and is"
+        ):
+            rollout(masked, policy, images(), penalty=0.3)
+    with pytest.raises(
+        InvalidInputError, match=r"penalty is 0\.7; the policy was trained for lambdas from 0\.2 to 0\.6"
+    ):
+        check_penalty((0.2, 0.6), 0.7)
+    check_penalty((0.2, 0.6), 0.6)
+    check_penalty(None, None)

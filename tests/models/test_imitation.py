@@ -68,6 +68,34 @@ def test_a_policy_learns_the_teachers_masks(digits_masked: MaskedCNN, digits: Da
     assert [row["step"] for row in rows] == [50, 100, 150, 200, 250, 300]
 
 
+def test_a_policy_of_all_lambdas_imitates_another_share_at_each(digits_masked: MaskedCNN, digits: Dataset) -> None:
+    features = MaskFeatures(digits_masked).calibrate(digits_masked, digits)
+    torch.manual_seed(0)
+    policy = GatePolicy(features, 16, penalty_range=(0.1, 0.9))
+    imitate(digits_masked, policy, digits, ImitationConfig(steps=400, mac_share=(0.8, 0.3)))
+    images = digits.batch(torch.arange(200))
+    shares = [
+        float(digits_masked.cost.mac_share(rollout(digits_masked, policy, images, penalty=value).mask).mean())
+        for value in (0.1, 0.5, 0.9)
+    ]
+    assert shares[0] == pytest.approx(0.8, abs=0.1)
+    assert shares[0] > shares[1] + 0.05
+    assert shares[1] > shares[2] + 0.05
+    one = GatePolicy(features, 16)
+    with pytest.raises(
+        InvalidInputError, match=r"mac_share is \(0\.8, 0\.3\), for a range of lambdas, but the policy is"
+    ):
+        imitate(digits_masked, one, digits, ImitationConfig(mac_share=(0.8, 0.3)))
+
+
+@pytest.mark.parametrize("shares", [(0.5, 1.5), (0, 0.5)])
+def test_shares_out_of_range(shares: tuple[float, float]) -> None:
+    with pytest.raises(InvalidInputError, match=r"mac_share is (1\.5|0); it must be above 0 and at most 1\."):
+        ImitationConfig(mac_share=shares)
+    with pytest.raises(InvalidInputError, match=r"one share, or two for a range of lambdas, is needed\."):
+        ImitationConfig(mac_share=(0.5, 0.6, 0.7))
+
+
 def test_kept_share_out_of_range() -> None:
     with pytest.raises(InvalidInputError, match=r"kept_share is 0; it must be above 0 and at most 1\."):
         ImitationConfig(kept_share=0)

@@ -6,8 +6,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from prunegym.models import Dataset, GatePolicy, MaskedCNN, MaskFeatures, StaticPolicy, TuneConfig, rollout, tune
+from prunegym.models import (
+    Dataset,
+    GatePolicy,
+    MaskedCNN,
+    MaskFeatures,
+    PrepareConfig,
+    StaticPolicy,
+    TuneConfig,
+    prepare,
+    rollout,
+    tune,
+)
 from prunegym.models.budget import meet_target, total_mac_share
+from prunegym.models.checkpoints import load_state, save_state
 from prunegym.models.errors import InvalidInputError
 from prunegym.models.joint import dense_logits
 
@@ -81,6 +93,69 @@ def test_another_configuration_does_not_resume(digits_masked: MaskedCNN, digits:
     tune(digits_masked, policy, digits, TuneConfig(0.6, epochs=1), checkpoint=path)
     with pytest.raises(InvalidInputError, match=r"was written by another configuration .*Give the same options, or"):
         tune(digits_masked, policy, digits, TuneConfig(0.7, epochs=1), checkpoint=path)
+
+
+def test_a_checkpoint_from_before_an_option_existed_resumes(
+    digits_masked: MaskedCNN, digits: Dataset, tmp_path: Path
+) -> None:
+    policy, path = make_policy(digits_masked, digits), tmp_path / "tune.pt"
+    tune(digits_masked, policy, digits, TuneConfig(0.6, epochs=1), checkpoint=path)
+    state = load_state(path)
+    del state["config"]["sparsity"]
+    save_state(path, state)
+    rows: list[dict[str, float]] = []
+    tune(digits_masked, policy, digits, TuneConfig(0.6, epochs=1), checkpoint=path, report=rows.append)
+    assert rows == []
+
+
+def test_the_price_of_a_channel_is_the_gradient_of_its_probability(digits_masked: MaskedCNN, digits: Dataset) -> None:
+    """One step of Adam from logits of 2, no noise from labels: with a huge lambda only ||M(x)||_1 counts."""
+    policy = StaticPolicy(MaskFeatures(digits_masked))
+    config = TuneConfig(epochs=0.01, train_cnn=False, sparsity=1e6, gate_learning_rate=0.25)
+    rows: list[dict[str, float]] = []
+    tune(digits_masked, policy, digits, config, report=rows.append)
+    assert rows[0]["loss"] == pytest.approx(1e6 * 48 / (1 + 2.718281828**-2.0), rel=1e-4)
+    first = policy.mask_logits()
+    assert (first < 2).all()
+    torch.testing.assert_close(first, first[:1].expand(48))  # one price for all, whatever their MACs
+
+
+@pytest.mark.parametrize("gates", ["per input", "static"])
+def test_a_larger_lambda_keeps_fewer_channels(digits_masked: MaskedCNN, digits: Dataset, gates: str) -> None:
+    kept = []
+    for sparsity in (0.0, 0.05, 0.5):
+        policy = (
+            make_policy(digits_masked, digits) if gates == "per input" else StaticPolicy(MaskFeatures(digits_masked))
+        )
+        config = TuneConfig(epochs=8, batch_size=64, train_cnn=False, sparsity=sparsity, gate_learning_rate=0.02)
+        tune(digits_masked, policy, digits, config)
+        run = rollout(digits_masked, policy, digits.batch(torch.arange(300)))
+        kept.append(float(run.mask.mean()))
+    assert kept[0] > kept[1] + 0.1
+    assert kept[1] > kept[2] + 0.1
+
+
+def test_a_target_beside_sparsity_is_met_when_training_is_over(digits_masked: MaskedCNN, digits: Dataset) -> None:
+    shares = []
+    for target in (None, 0.75):
+        tuning = TuneConfig(target, epochs=8, batch_size=64, train_cnn=False, sparsity=0.05, gate_learning_rate=0.02)
+        masked, policy = prepare(digits_masked, digits, PrepareConfig(None, tuning, hidden=8))
+        shares.append(total_mac_share(masked, policy, digits))
+    assert shares[0] < 0.6
+    assert abs(shares[1] - 0.75) < 0.02
+
+
+@pytest.mark.parametrize("sparsity", [-0.1, float("nan"), float("inf")])
+def test_a_lambda_out_of_range(sparsity: float) -> None:
+    with pytest.raises(InvalidInputError, match=rf"sparsity is {sparsity}; lambda must be a finite number of at least"):
+        TuneConfig(sparsity=sparsity)
+    with pytest.raises(InvalidInputError, match=r"sparsity prices what gates keep, but train_gates is False"):
+        TuneConfig(sparsity=0.1, train_gates=False)
+
+
+def test_half_of_the_macs_is_the_target_where_nothing_else_is_given() -> None:
+    assert TuneConfig().target_macs == 0.5
+    assert TuneConfig(sparsity=0.01).target_macs is None
 
 
 def test_dense_logits_are_the_networks(digits_masked: MaskedCNN, digits: Dataset) -> None:

@@ -95,7 +95,13 @@ def train_cnn(
 def prepare(
     cnn: Annotated[str, typer.Argument(metavar="CNN_FILE", help="A trained CNN, of train-cnn.")],
     out: Out,
-    target_macs: Annotated[float, typer.Option(help="Total MAC share to end at, the policy's included.")] = 0.5,
+    target_macs: Annotated[
+        float | None, typer.Option(help="Total MAC share to end at, the policy's included; 0.5 without --sparsity.")
+    ] = None,
+    sparsity: Annotated[
+        float | None,
+        typer.Option(help="lambda of lambda ||M(x)||_1 in the loss, a channel's price, instead of a MAC target."),
+    ] = None,
     epochs: Annotated[float, typer.Option(help="Passes over the training images after imitation.")] = 8.0,
     batch_size: Annotated[int, typer.Option(help="Images in a step.", min=1)] = 128,
     imitation_steps: Annotated[int, typer.Option(help="Steps of imitation first.")] = 600,
@@ -122,11 +128,15 @@ def prepare(
     settle(data_root, threads)
     if taylor and (static or frozen):
         raise InvalidInputError("--taylor fine-tunes the CNN to a mask that is given; leave out --static and --frozen.")
+    if taylor and sparsity is not None:
+        raise InvalidInputError(
+            "--taylor keeps the mask that it is given, so --sparsity would do nothing. Leave one out."
+        )
     stored = open_trained(cnn)
     train = open_split(stored.info, dataset, "train")
     tune = TuneConfig(
         target_macs=target_macs, epochs=epochs, batch_size=batch_size, train_cnn=not frozen, train_gates=not taylor,
-        seed=seed, cnn_learning_rate=cnn_learning_rate, gate_learning_rate=gate_learning_rate,
+        seed=seed, cnn_learning_rate=cnn_learning_rate, gate_learning_rate=gate_learning_rate, sparsity=sparsity,
     )  # fmt: skip
     imitation = ImitationConfig(imitation_steps, batch_size, kept_share, seed=seed)
     imitates = not (no_imitation or static or taylor or imitation_steps == 0)
@@ -134,11 +144,11 @@ def prepare(
         imitation if imitates else None, tune if epochs > 0 else None, True, hidden, grid, feature_size, seed
     )
     started = time.perf_counter()
-    kind = "taylor" if taylor else "static" if static else "gates"
+    kind = "taylor" if taylor else "static" if static else "gates" if sparsity is None else "L1-sparse gates"
     settings = {"cnn": str(cnn), "kind": kind, "dataset": train.name, "prepare": dataclasses.asdict(config)}
     begin_run(out, {**settings, "seed": seed}, resume)
     masked = stored.masked.to(device)
-    start = static_start(masked, train, target_macs, learned=static) if static or taylor else None
+    start = static_start(masked, train, tune.target_macs or 1.0, learned=static) if static or taylor else None
     masked, policy = prepare_model(masked, train, config, policy=start, folder=out, report=progress_of(quiet))
     model = DynamicCNN(masked.cpu(), policy.cpu(), stored.info)
     document = _finish(model, dataset, out, seed, kind if not frozen else f"{kind}, CNN frozen")

@@ -31,6 +31,7 @@ from prunegym.commands.common import (
 from prunegym.commands.learning import Environments, Episodes, EvalImages, override
 from prunegym.models.data import Dataset
 from prunegym.models.dynamic import DynamicCNN, StoredModel, read_model
+from prunegym.models.gate_policy import check_penalty
 
 if TYPE_CHECKING:
     from prunegym.agents.compare import Comparison
@@ -60,7 +61,14 @@ def evaluate(
     dataset: DatasetName = None,
     data_root: DataRoot = None,
     split: Split = "test",
-    penalty: Penalty = 0.5,
+    penalty: Annotated[
+        float | None,
+        typer.Option(
+            "--penalty",
+            min=0.0,
+            help="lambda of the figure reward, by default 0.5; a policy for a range of lambdas is shown it.",
+        ),
+    ] = None,
     images: Annotated[int | None, typer.Option(help="So many images only, drawn with a fixed seed.")] = None,
     dense: Dense = None,
     baselines: Annotated[bool, typer.Option("--baselines", help="Add baselines that spend the same MACs.")] = False,
@@ -80,6 +88,10 @@ def evaluate(
         metadata = {key: value for key, value in stored.info.metadata.items() if key != "dense_accuracy"}
         stored = stored._replace(info=dataclasses.replace(stored.info, metadata=metadata))
     own = own_agent(stored) if agent is None else load_agent(agent)
+    bounds = None if stored.policy is None or agent is not None else stored.policy.penalty_range
+    if bounds is not None:
+        check_penalty(bounds, penalty)
+    penalty = penalty if penalty is not None else 0.5 if bounds is None else sum(bounds) / 2
     results = evaluations(model if agent is None else agent, own, stored, data, penalty, dense, baselines, seed, device)
     first = next(iter(results.values()))
     document: dict[str, Any] = first.as_json()

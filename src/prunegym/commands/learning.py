@@ -50,6 +50,10 @@ AccuracyName = Annotated[
 ]
 Penalty = Annotated[float | None, typer.Option("--penalty", help="lambda, instead of the recipe's.")]
 Environments = Annotated[int | None, typer.Option("--n-envs", help="Sub-environments, instead of the recipe's.")]
+TargetMacs = Annotated[
+    float | None,
+    typer.Option(help="Total MAC share at which reinforcement learning begins and ends; lambda adapts to it."),
+]
 EvalImages = Annotated[int | None, typer.Option("--eval-images", help="Validation images, at most.")]
 
 
@@ -63,6 +67,7 @@ def train(
     reward: RewardName = None,
     accuracy: AccuracyName = None,
     penalty: Penalty = None,
+    target_macs: TargetMacs = None,
     n_envs: Environments = None,
     eval_images: EvalImages = None,
     seed: Seed = 0,
@@ -77,7 +82,7 @@ def train(
     from prunegym.agents.training import train_agent
 
     settle(data_root, threads)
-    chosen = override(load_recipe(recipe), episodes, reward, accuracy, penalty, n_envs, eval_images)
+    chosen = override(load_recipe(recipe), episodes, reward, accuracy, penalty, n_envs, eval_images, target_macs)
     stored = open_trained(model)
     data = open_split(stored.info, dataset, "train")
     try_task(chosen, stored.masked, data)
@@ -106,8 +111,11 @@ def override(
     penalty: float | None = None,
     n_envs: int | None = None,
     eval_images: int | None = None,
+    target_macs: float | None = None,
 ) -> Recipe:
     """Return a recipe with what the command line has instead; fewer environments make smaller rollouts, not fewer."""
+    if target_macs is not None:
+        recipe = _with_budget(recipe, target_macs)
     task = {"reward": reward, "accuracy": accuracy, "penalty": penalty}
     settings = {"n_episodes": episodes, "n_envs": n_envs, "eval_images": eval_images}
     changes: dict[str, Any] = {key: value for key, value in settings.items() if value is not None}
@@ -116,6 +124,19 @@ def override(
         kwargs.pop("accuracy", None)  # what a function returns is the whole reward
     changes["env_kwargs"] = kwargs
     return dataclasses.replace(recipe, **changes)
+
+
+def _with_budget(recipe: Recipe, target_macs: float) -> Recipe:
+    from prunegym.agents.budget import Budget
+
+    budget = (
+        Budget(target_macs) if recipe.budget is None else dataclasses.replace(recipe.budget, target_macs=target_macs)
+    )
+    imitation = recipe.imitation
+    if imitation is not None and imitation.mac_share is not None:
+        # What the teacher spends is part of the budget too: gates that imitated another share would start off it.
+        imitation = dataclasses.replace(imitation, mac_share=target_macs)
+    return dataclasses.replace(recipe, budget=budget, target_macs=None, imitation=imitation)
 
 
 def try_task(recipe: Recipe, masked: MaskedCNN, train: Dataset) -> None:

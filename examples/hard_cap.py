@@ -1,0 +1,24 @@
+"""A reward with a step: an answer counts only if it took at most 15 % of the MACs. ``python examples/hard_cap.py``.
+
+A deadline or an energy budget for each single image is such a step. A mean MAC target, whose gradient straight-through
+gates follow, says nothing of the image that is above it.
+"""
+
+from __future__ import annotations
+
+from no_gradient import compare
+from torch import Tensor
+
+from prunegym import Outcome
+
+CAP = 0.15
+
+
+def in_time(outcome: Outcome) -> Tensor:
+    """Return 1 for a right answer within the cap, else 0: (batch,)."""
+    right = outcome.logits.argmax(1) == outcome.labels
+    return (right & (outcome.mac_share <= CAP)).double()
+
+
+if __name__ == "__main__":
+    compare(in_time, targets=(0.08, 0.12))

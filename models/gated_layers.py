@@ -1,0 +1,244 @@
+"""The document's method 1 as modules: a gate network beside each convolution, and its example CNN.
+
+They are for networks that are written with gates from the start; :class:`~prunegym.models.GatePolicy` puts gates on
+any CNN. :func:`prunegym.models.gate_export.as_dynamic_cnn` turns a network of these modules into a ``DynamicCNN``.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from prunegym.models.errors import InvalidInputError, UnknownNameError
+from prunegym.models.gate_policy import StraightThrough, gate_head, greedy
+from prunegym.models.networks import SimpleCNN
+
+Estimator = Literal["straight-through", "gumbel"]
+ESTIMATORS = ("straight-through", "gumbel")
+
+
+class GateNetwork(nn.Module):
+    """The document's gate: global average pooling, two linear layers with ReLU between, sigmoid.
+
+    The document builds it for the channels that a convolution makes but feeds it those that the convolution reads;
+    ``out_channels`` tells the two apart. Its ``in_channels // reduction`` is 0 for few channels; here it is at least 1.
+
+    Args:
+        in_channels: Channels that it looks at.
+        reduction: The hidden layer is so many times narrower than ``in_channels``, but at least 1 wide.
+        out_channels: Channels that it decides; by default those that it looks at.
+        bias: Initial logit; +2 keeps a channel with probability 0.88, so that training starts from what works.
+
+    Shapes:
+        (batch, in_channels, height, width) float -> probabilities (batch, out_channels, 1, 1).
+
+    Example:
+        >>> GateNetwork(3, out_channels=16)(torch.rand(2, 3, 32, 32)).shape
+        torch.Size([2, 16, 1, 1])
+    """
+
+    def __init__(
+        self, in_channels: int, reduction: int = 16, out_channels: int | None = None, bias: float = 2.0
+    ) -> None:
+        super().__init__()
+        if in_channels < 1 or reduction < 1:
+            raise InvalidInputError(f"in_channels is {in_channels} and reduction {reduction}; both must be at least 1.")
+        self.in_channels = in_channels
+        self.hidden = max(1, in_channels // reduction)
+        self.head = gate_head(in_channels, self.hidden, in_channels if out_channels is None else out_channels, bias)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Return one logit a channel, (batch, out_channels), of (batch, in_channels, height, width)."""
+        logits: Tensor = self.head(x.mean((2, 3)))
+        return logits
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the probability of keeping each channel, M(x) = sigmoid(G(x)): (batch, out_channels, 1, 1)."""
+        return torch.sigmoid(self.logits(x))[:, :, None, None]
+
+
+class DynamicPrunedConv2d(nn.Module):
+    """A convolution whose output channels are kept or zeroed for each image by a gate on what it reads.
+
+    The document thresholds at 0.5, which passes no gradient to the gate. In training mode the gradient goes straight
+    through (Bengio et al. 2013); in eval mode the threshold is all there is. The mask is applied to what the
+    convolution makes, so no norm with a bias may follow: it would bring a masked channel back.
+
+    Args:
+        in_channels: As of ``nn.Conv2d``.
+        out_channels: As of ``nn.Conv2d``.
+        kernel_size: As of ``nn.Conv2d``.
+        stride: As of ``nn.Conv2d``.
+        padding: As of ``nn.Conv2d``.
+        reduction: See :class:`GateNetwork`.
+        estimator: ``straight-through``, or ``gumbel`` to draw masks in training with logistic noise, the difference of
+            two Gumbel variables (Maddison et al. 2017; Jang et al. 2017).
+        temperature: Of the sigmoid that the gradient goes through.
+
+    Attributes:
+        conv: The convolution.
+        gate: The gate.
+        probabilities: Of the last forward pass, (batch, out_channels), with their graph: ||M(x)||_1 is their sum.
+        mask: Of the last forward pass, (batch, out_channels) of 0 and 1.
+
+    Shapes:
+        (batch, in_channels, height, width) float -> (batch, out_channels, ...), as the convolution.
+
+    Raises:
+        UnknownNameError: For an unknown estimator.
+
+    Example:
+        >>> layer = DynamicPrunedConv2d(3, 16, kernel_size=3, padding=1)
+        >>> layer(torch.rand(2, 3, 32, 32)).shape, layer.mask.shape
+        (torch.Size([2, 16, 32, 32]), torch.Size([2, 16]))
+    """
+
+    probabilities: Tensor
+    mask: Tensor
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] = 0,
+        *,
+        reduction: int = 16,
+        estimator: Estimator = "straight-through",
+        temperature: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if estimator not in ESTIMATORS:
+            raise UnknownNameError("estimator", estimator, ESTIMATORS)
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding)
+        self.gate = GateNetwork(in_channels, reduction, out_channels)
+        # The default generator, not one of our own, so that torch.manual_seed makes training repeatable.
+        self._choose = StraightThrough(torch.default_generator if estimator == "gumbel" else None, temperature)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the convolution's output with the channels zeroed that the gate does not keep."""
+        logits = self.gate.logits(x)
+        bits = self._choose(logits) if self.training else greedy(logits)
+        self.probabilities, self.mask = torch.sigmoid(logits), bits.detach()
+        masked: Tensor = self.conv(x) * bits[:, :, None, None]
+        return masked
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state for copies and pickles, without what the last forward pass left (it has a graph)."""
+        dropped = ("probabilities", "mask", "_choose")
+        kept = {key: value for key, value in self.__dict__.items() if key not in dropped}
+        return kept | {"_noise": (self._choose.generator is not None, self._choose.temperature)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a copy; torch's generator cannot be copied, and there is one only."""
+        noisy, temperature = state.pop("_noise")
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._choose = StraightThrough(torch.default_generator if noisy else None, temperature)
+
+
+class SimpleDynamicCNN(SimpleCNN):
+    """The document's example: 3-16-32 gated 3x3 convolutions, each with max pooling by 2 and ReLU, then one linear.
+
+    Args:
+        num_classes: Outputs.
+        in_channels: Channels of the images.
+        image_size: Height and width of the images in pixels.
+        widths: Output channels of each convolution.
+        reduction: See :class:`GateNetwork`.
+        estimator: See :class:`DynamicPrunedConv2d`.
+        temperature: See :class:`DynamicPrunedConv2d`.
+
+    Shapes:
+        images (batch, in_channels, image_size, image_size) float -> logits (batch, num_classes) float.
+
+    Example:
+        The document's training step, with its method 2 (||M(x)||_1 in the loss):
+
+        >>> network = SimpleDynamicCNN()
+        >>> optimizer = torch.optim.Adam(network.parameters(), 1e-3)
+        >>> images, labels = torch.randn(8, 3, 32, 32), torch.randint(10, (8,))
+        >>> loss = nn.functional.cross_entropy(network(images), labels) + 0.001 * l1_norm(network)
+        >>> loss.backward(); optimizer.step()
+        >>> all(parameter.grad is not None for parameter in network.parameters())
+        True
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        in_channels: int = 3,
+        image_size: int = 32,
+        widths: Sequence[int] = (16, 32),
+        *,
+        reduction: int = 16,
+        estimator: Estimator = "straight-through",
+        temperature: float = 1.0,
+    ) -> None:
+        super().__init__(num_classes, in_channels, image_size, widths)
+        for index, layer in enumerate(self.features):
+            if isinstance(layer, nn.Conv2d):
+                self.features[index] = DynamicPrunedConv2d(
+                    layer.in_channels, layer.out_channels, 3, padding=1, reduction=reduction, estimator=estimator,
+                    temperature=temperature,
+                )  # fmt: skip
+
+    @classmethod
+    def around(
+        cls, network: SimpleCNN, *, reduction: int = 16, estimator: Estimator = "straight-through"
+    ) -> SimpleDynamicCNN:
+        """Put fresh gates on a trained CNN, of which no weight will change.
+
+        Args:
+            network: The CNN, without batch norm; it is copied.
+            reduction: See :class:`GateNetwork`.
+            estimator: See :class:`DynamicPrunedConv2d`.
+
+        Returns:
+            The network; only the gates' parameters need gradients.
+
+        Raises:
+            InvalidInputError: If the CNN has batch norm.
+        """
+        if any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
+            raise InvalidInputError(
+                "The network has batch norm, which would give a masked channel its bias back. Use "
+                "prunegym.models.prepare: its gates stand behind the norm."
+            )
+        convolutions = [layer for layer in network.features if isinstance(layer, nn.Conv2d)]
+        size = network.linear.in_features // convolutions[-1].out_channels
+        made = cls(
+            network.linear.out_features, convolutions[0].in_channels,
+            round(size**0.5) * 2 ** len(convolutions), [layer.out_channels for layer in convolutions],
+            reduction=reduction, estimator=estimator,
+        )  # fmt: skip
+        for gated, plain in zip(gated_layers(made).values(), convolutions, strict=True):
+            gated.conv = copy.deepcopy(plain)
+        made.linear = copy.deepcopy(network.linear)
+        for name, parameter in made.named_parameters():
+            parameter.requires_grad_(".gate." in name)
+        return made
+
+
+def gated_layers(network: nn.Module) -> dict[str, DynamicPrunedConv2d]:
+    """Return the gated convolutions of a network by name.
+
+    Raises:
+        InvalidInputError: If there is none.
+    """
+    found = {name: layer for name, layer in network.named_modules() if isinstance(layer, DynamicPrunedConv2d)}
+    if not found:
+        raise InvalidInputError(
+            f"{type(network).__name__} has no DynamicPrunedConv2d, so nothing in it is gated. Use "
+            "prunegym.models.prepare for a CNN without gates of its own."
+        )
+    return found
+
+
+def l1_norm(network: nn.Module) -> Tensor:
+    """Return ||M(x)||_1, the sum of all gates' probabilities in the last forward pass, averaged over its images."""
+    return torch.stack([layer.probabilities.sum(1).mean() for layer in gated_layers(network).values()]).sum()

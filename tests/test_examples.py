@@ -1,0 +1,61 @@
+"""The examples of rewards without a gradient: their rewards are what they say, and they run."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from prunegym.models import load_dataset, rollout, shipped_model
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.fixture
+def examples(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    names = ("no_gradient", "hard_cap", "costly_errors")
+    yield [importlib.import_module(name) for name in names]
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+def test_rewards_are_those_of_the_policy_s_own_masks(examples) -> None:
+    common, hard_cap, costly = examples
+    model, test = shipped_model("digits"), load_dataset("digits", "test").subset(torch.arange(200))
+    policy = common.shifted(model.policy, -2.5)
+    with torch.inference_mode():
+        run = rollout(model.masked, policy, test.batch(torch.arange(200)))
+    right, share = run.output.argmax(1) == test.labels, model.masked.cost.mac_share(run.mask)
+    in_time = right & (share <= hard_cap.CAP)
+    assert 0 < in_time.sum() < right.sum() < 200
+    torch.testing.assert_close(common.rewards(model, policy, test, hard_cap.in_time), in_time.double())
+    price = torch.where(test.labels >= 5, 10.0, 1.0).double()
+    torch.testing.assert_close(
+        common.rewards(model, policy, test, costly.priced), -price * ~right - 10 * share, rtol=1e-5, atol=1e-5
+    )
+
+
+def test_the_rival_gets_the_offset_that_is_best(examples) -> None:
+    common, hard_cap, _ = examples
+    model, validation = shipped_model("digits"), load_dataset("digits", "validation")
+    chosen = common.best(model, [model.policy], validation, hard_cap.in_time)
+    found = common.rewards(model, chosen, validation, hard_cap.in_time).mean()
+    for offset in (-2.75, -2.0, 0.0):
+        other = common.shifted(model.policy, offset)
+        assert found >= common.rewards(model, other, validation, hard_cap.in_time).mean()
+    assert found > 0.3, "every image is above the cap where nothing is shifted"
+
+
+@pytest.mark.slow
+def test_the_comparison_runs(examples, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    common, _, costly = examples
+    monkeypatch.setattr(sys, "argv", ["costly_errors.py", "2"])
+    common.compare(costly.priced, targets=(0.15,), weights=costly.PRICES, epochs=0.5, episodes=1024)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines[:2]] == ["seed 0", "seed 1"]
+    assert lines[2].startswith("PPO - straight-through: ")
+    assert lines[2].endswith("over 2 seeds")
