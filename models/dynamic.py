@@ -178,6 +178,12 @@ class DynamicCNN(nn.Module):
         """Write everything to one safetensors file."""
         write_model(Path(path), self.masked.network, self.info, self.policy, self.masked)
 
+    def export_onnx(self, path: Path | str, **options: Any) -> Path:
+        """Write everything as one ONNX model; see :func:`prunegym.models.onnx_export.export_onnx` for the options."""
+        from prunegym.models.onnx_export import export_onnx
+
+        return export_onnx(self, path, **options)
+
     @classmethod
     def load(cls, path: Path | str, network: nn.Module | None = None, device: str = "cpu") -> DynamicCNN:
         """Read what :meth:`save` wrote; nothing in the file is executed.

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import onnxruntime
 import pytest
 import torch
 from PIL import Image
@@ -103,7 +105,18 @@ def test_module_runs_as_a_command_and_lists_commands() -> None:
     shown = subprocess.run(
         [sys.executable, "-m", "prunegym", "--help"], capture_output=True, text=True, check=True
     ).stdout
-    for command in ("list", "inspect", "train-cnn", "prepare", "train", "finetune", "evaluate", "compare", "predict"):
+    for command in (
+        "list",
+        "inspect",
+        "train-cnn",
+        "prepare",
+        "train",
+        "finetune",
+        "evaluate",
+        "compare",
+        "predict",
+        "export",
+    ):
         assert f" {command} " in shown
 
 
@@ -303,6 +316,23 @@ def test_predict_reads_image_files(made: Path, tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (40, 30)).save("colour.jpg")
     assert "colour.jpg" in succeed("predict", "colour.jpg", "--model", model).stdout
+
+
+def test_export_writes_what_onnx_runtime_runs(made: Path, tmp_path: Path) -> None:
+    model, path = made / "agent/model.safetensors", tmp_path / "model.onnx"
+    document = as_json("export", model, "--out", path)
+    assert document["bytes"] == path.stat().st_size
+    assert document["gates_cut"] == document["gates"] == 2
+    images = load_dataset("digits", "test").images[:5]
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    found = [session.run(["logits"], {"images": image[None]})[0] for image in images.numpy()]
+    expected = DynamicCNN.load(model).predict(images)
+    torch.testing.assert_close(torch.from_numpy(np.concatenate(found)), expected.logits, atol=1e-4, rtol=1e-4)
+    shown = succeed("export", made / "cnn/cnn.safetensors", "--dense", "--pixels", "unit", "--out", path).stdout
+    assert "images (1, 1, 8, 8) float32" in shown
+    assert "CNN without a gate policy. Export it with" in fail("export", made / "cnn/cnn.safetensors", "--out", path)
+    assert "--dense keeps all channels" in fail("export", model, "--dense", "--mask-input", "--out", path)
+    assert "Unknown pixels 'int8'. Did you mean 'uint8'?" in fail("export", model, "--pixels", "int8", "--out", path)
 
 
 def test_errors_are_one_line_that_says_what_would_be_right(made: Path, tmp_path: Path) -> None:
