@@ -335,6 +335,19 @@ def test_export_writes_what_onnx_runtime_runs(made: Path, tmp_path: Path) -> Non
     assert "Unknown pixels 'int8'. Did you mean 'uint8'?" in fail("export", model, "--pixels", "int8", "--out", path)
 
 
+def test_quantize_writes_a_smaller_file_that_every_command_takes(made: Path, tmp_path: Path) -> None:
+    small = tmp_path / "small.safetensors"
+    document = as_json("quantize", "digits", "--out", small)
+    assert document["bytes"] == small.stat().st_size
+    assert document["ratio"] == document["bytes"] / document["bytes_before"] < 0.3
+    before, after = as_json("evaluate", "digits"), as_json("evaluate", small)
+    assert after["accuracy"] > before["accuracy"] - 0.003
+    assert after["dense_accuracy"] == before["dense_accuracy"]  # losses are counted from the original network
+    assert as_json("inspect", small)["metadata"]["history"][-1]["step"] == "quantize, int8 weights"
+    assert "small.safetensors" in succeed("quantize", made / "cnn/cnn.safetensors", "--out", small).stdout
+    assert "There is no model file none.safetensors" in fail("quantize", "none.safetensors", "--out", small)
+
+
 def test_errors_are_one_line_that_says_what_would_be_right(made: Path, tmp_path: Path) -> None:
     cnn, out = made / "cnn/cnn.safetensors", tmp_path / "out"
     broken = tmp_path / "broken.png"

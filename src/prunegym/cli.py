@@ -52,6 +52,7 @@ app.command("evaluate")(judging.evaluate)
 app.command("compare")(judging.compare)
 app.command("predict")(applying.predict)
 app.command("export")(exporting.export)
+app.command("quantize")(exporting.quantize)
 app.command("demo")(demo)
 
 
