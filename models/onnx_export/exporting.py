@@ -12,11 +12,12 @@ from torch import nn
 
 from prunegym.models.dynamic import DynamicCNN, StoredModel
 from prunegym.models.errors import InvalidInputError, UnknownNameError
+from prunegym.models.folding import folded, norm_behind, scale_and_shift
 from prunegym.models.graph import Step, attribute_of
 from prunegym.models.onnx_export.builder import GraphBuilder, Known
 from prunegym.models.onnx_export.channels import Columns, Kept, cut_gates
 from prunegym.models.onnx_export.decisions import decide
-from prunegym.models.onnx_export.layers import geometry, numpy_of, overwrites, scale_and_shift
+from prunegym.models.onnx_export.layers import geometry, numpy_of, overwrites
 from prunegym.models.onnx_export.operators import Call, find_operator
 from prunegym.models.operators import Kind
 
@@ -199,12 +200,7 @@ class _Export:
 
     def _convolution(self, step: Step, conv: nn.Conv2d) -> Known:
         builder = self.builder
-        weight = numpy_of(conv.weight)
-        bias = np.zeros(len(weight), np.float32) if conv.bias is None else numpy_of(conv.bias)
-        norm = self._norm_behind(step)
-        if norm is not None:
-            scale, shift = scale_and_shift(norm)
-            weight, bias = weight * scale[:, None, None, None], bias * scale + shift
+        weight, bias = map(numpy_of, folded(conv, self._norm_behind(step)))
         columns = self._columns(step.inputs[0])
         gate = self.starts.get(step.name)
         filters = self.kept[gate].produced if gate in self.kept else None
@@ -216,12 +212,7 @@ class _Export:
         )
 
     def _norm_behind(self, step: Step) -> nn.BatchNorm2d | None:
-        """Return the batch norm that alone reads a convolution's output; it is folded."""
-        users = [self.graph[name] for name in self.graph.users[step.name] if self.graph[name].kind is not Kind.SIZE]
-        if len(users) != 1 or users[0].op != "module" or step.name == self.graph.output or step.name in self.points:
-            return None
-        norm = self.network.get_submodule(users[0].target)
-        return norm if isinstance(norm, nn.BatchNorm2d) else None
+        return norm_behind(self.graph, self.network, step, self.points)
 
     def _norm(self, step: Step, norm: nn.BatchNorm2d) -> Known:
         before = self.graph[step.inputs[0]]
@@ -230,7 +221,7 @@ class _Export:
             return x
         columns = self._columns(before.name)
         scale, shift = (
-            self.builder.gather(columns.extend(side.reshape(-1, 1, 1), 0), columns.index, 0)
+            self.builder.gather(columns.extend(numpy_of(side).reshape(-1, 1, 1), 0), columns.index, 0)
             for side in scale_and_shift(norm)
         )
         return self.builder.op("Add", self.builder.op("Mul", x, scale), shift)

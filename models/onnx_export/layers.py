@@ -5,7 +5,6 @@ from __future__ import annotations
 import operator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from prunegym.models.errors import InvalidInputError
@@ -25,24 +24,6 @@ def overwrites(step: Step, network: nn.Module) -> bool:
         return bool(getattr(network.get_submodule(step.target), "inplace", False))
     name = step.target if isinstance(step.target, str) else step.target.__name__
     return name.endswith("_") or step.target is operator.iadd or bool(step.kwargs.get("inplace", False))
-
-
-def scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Array, Array]:
-    """Return a batch norm in eval mode as a factor and an offset a channel.
-
-    Raises:
-        InvalidInputError: If it has no running statistics.
-    """
-    if norm.running_mean is None or norm.running_var is None:
-        raise InvalidInputError(
-            "A batch norm has no running statistics (track_running_stats=False), so its output depends on the batch. "
-            "The ONNX export, for one image a call, cannot write it."
-        )
-    scale = 1 / torch.sqrt(norm.running_var.double() + norm.eps)
-    shift = -norm.running_mean.double() * scale
-    if norm.affine:
-        scale, shift = scale * norm.weight.double(), shift * norm.weight.double() + norm.bias.double()
-    return numpy_of(scale), numpy_of(shift)
 
 
 def geometry(step: Step, conv: nn.Conv2d) -> dict[str, Any]:

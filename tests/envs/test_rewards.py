@@ -253,11 +253,15 @@ def test_a_step_cost_that_misbehaves_is_named(cnn):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"reward": "l1"}, UnknownNameError, r"Unknown reward 'l1'. Did you mean 'l0'\? Known: l0, l0_weights, macs"),
+        (
+            {"reward": "l1"},
+            UnknownNameError,
+            r"Unknown reward 'l1'. Did you mean 'l0'\? Known: l0, l0_weights, latency, macs",
+        ),
         (
             {"reward": 3},
             InvalidInputError,
-            r"reward is 3; a name \(l0, l0_weights, macs\), 'module:function' or a function",
+            r"reward is 3; a name \(l0, l0_weights, macs, latency\), 'module:function' or a function",
         ),
         ({"accuracy": "corect"}, UnknownNameError, r"Unknown accuracy term 'corect'. Did you mean 'correct'\?"),
         ({"accuracy": 3}, InvalidInputError, r"accuracy is 3; a name \(correct, .*\), 'module:function' or a function"),
