@@ -348,6 +348,24 @@ def test_quantize_writes_a_smaller_file_that_every_command_takes(made: Path, tmp
     assert "There is no model file none.safetensors" in fail("quantize", "none.safetensors", "--out", small)
 
 
+def test_latency_is_measured_trained_for_and_evaluated(made: Path, tmp_path: Path) -> None:
+    model, table = made / "prepared/prepared.safetensors", tmp_path / "table.json"
+    document = as_json("latency", model, "--out", table, "--rounds", "2", "--masks", "2", "--threads", "1")
+    assert document["execution"] == "torch"
+    assert document["dense_seconds"] > 0
+    assert document["policy_seconds"] > 0
+    assert "error end to end" in succeed("latency", model, "--out", table, "--rounds", "2", "--masks", "2").stdout
+    assert as_json("evaluate", model, "--latency", table)["latency_share"] > 0
+    assert "time: by the latency table" in succeed("evaluate", model, "--latency", table).stdout
+    line = ["train", model, *RL, "--reward", "latency"]
+    succeed(*line, "--latency-table", table, "--out", tmp_path / "run")
+    assert (tmp_path / "run/model.safetensors").is_file()
+    assert "needs latency_table=" in fail(*line, "--out", tmp_path / "other")
+    assert "Unknown execution 'kernl'. Did you mean 'kernel'?" in fail(
+        "latency", model, "--out", table, "--execution", "kernl"
+    )
+
+
 def test_errors_are_one_line_that_says_what_would_be_right(made: Path, tmp_path: Path) -> None:
     cnn, out = made / "cnn/cnn.safetensors", tmp_path / "out"
     broken = tmp_path / "broken.png"
