@@ -16,6 +16,7 @@ from prunegym.agents.predicting import PredictorOptions, decide_by_prediction
 from prunegym.models.data import Dataset
 from prunegym.models.dynamic import CNNInfo, DynamicCNN, StoredModel
 from prunegym.models.errors import InvalidInputError
+from prunegym.models.latency import LatencyTable
 from prunegym.models.masked import MaskedCNN
 
 Model: TypeAlias = MaskedCNN | DynamicCNN | StoredModel | nn.Module
@@ -49,6 +50,8 @@ class Evaluation:
         masks: (images, mask_size) bool.
         correct: (images,) bool, to pair agents by image.
         logits: (images, classes) float32.
+        latency_share: Time of the masked CNN and a dynamic CNN's policy / time with all channels on, by a table; None
+            without one.
     """
 
     accuracy: float
@@ -72,10 +75,12 @@ class Evaluation:
     masks: Tensor = dataclasses.field(repr=False)
     correct: Tensor = dataclasses.field(repr=False)
     logits: Tensor = dataclasses.field(repr=False)
+    latency_share: float | None = None
 
     def as_json(self) -> dict[str, float | int]:
         """Return the figures, and nothing else, as ``prunegym evaluate --json`` prints them."""
-        return {key: getattr(self, key) for key in JSON_KEYS}
+        figures = {key: getattr(self, key) for key in JSON_KEYS}
+        return figures if self.latency_share is None else {**figures, "latency_share": self.latency_share}
 
 
 JSON_KEYS = (
@@ -137,6 +142,7 @@ def evaluate(
     dense: nn.Module | None = None,
     batch_size: int = 250,
     options: PredictorOptions | None = None,
+    latency: LatencyTable | None = None,
 ) -> Evaluation:
     """Evaluate an agent, deterministically, on every image of a split.
 
@@ -153,12 +159,14 @@ def evaluate(
             the model file states for this split, else that of the CNN with all channels on.
         batch_size: Images in one forward pass.
         options: More on agents with ``predict``.
+        latency: What masks cost in time; gives the figure ``latency_share``.
 
     Returns:
         The figures.
 
     Raises:
-        InvalidInputError: If there is no model, the network's output is not (batch, classes), or masks are wrong.
+        InvalidInputError: If there is no model, the network's output is not (batch, classes), or masks or the latency
+            table are wrong.
         AgentError: If the agent fails or gives wrong actions.
 
     Example:
@@ -170,6 +178,8 @@ def evaluate(
     """
     owner = agent if isinstance(agent, DynamicCNN) else model
     masked, info = _network(owner, dataset)
+    if latency is not None:
+        latency.check(masked)
     if info is not None:
         dataset = dataclasses.replace(dataset, normalisation=info.normalisation)
     if device is not None:
@@ -185,7 +195,12 @@ def evaluate(
         full = _class_logits(bench(torch.ones(masked.mask_size, dtype=torch.bool)), dataset)
         dense_accuracy, dense_logits, notes = _dense(dense, info, full, dataset, batch_size)
         decided = dataclasses.replace(decided, notes=decided.notes + notes)
-        return _summary(decided, bench, full, dense_accuracy, dense_logits, penalty)
+        result = _summary(decided, bench, full, dense_accuracy, dense_logits, penalty)
+    if latency is None:
+        return result
+    # Only a model's own policy was timed; what another agent takes to decide is not known.
+    deciding = latency.policy_share if isinstance(agent, DynamicCNN) else 0.0
+    return dataclasses.replace(result, latency_share=latency.share(result.masks).mean().item() + deciding)
 
 
 def _decide(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -13,6 +14,7 @@ from prunegym.envs.accuracy import AccuracyTerm, correct, resolve_accuracy
 from prunegym.envs.outcome import Outcome
 from prunegym.envs.user_functions import call_checked, import_object, name_of
 from prunegym.models.errors import InvalidInputError, UnknownNameError
+from prunegym.models.latency import LatencyTable, open_table
 from prunegym.models.masked import MaskedCNN
 
 FULL_MASK_COST = 0.5
@@ -79,7 +81,24 @@ def blockdrop(outcome: Outcome) -> Tensor:
     return torch.where(correct(outcome) == 1, 1 - share.square(), -outcome.penalty)
 
 
+@dataclasses.dataclass(frozen=True)
+class LatencyShare:
+    """Time under the mask / time with all channels on, by a table measured on a machine."""
+
+    table: LatencyTable
+
+    def __call__(self, masked: MaskedCNN, mask: Tensor) -> Tensor:  # noqa: ARG002
+        """Return the share for each mask: (batch,) float64."""
+        return self.table.share(mask)
+
+
 REWARDS: dict[str, Cost] = {"l0": kept_channels, "l0_weights": kept_weights, "macs": mac_share}
+"""Costs that the mask alone decides."""
+LATENCY = "latency"
+"""The cost that needs a table beside it."""
+BLOCKDROP = "blockdrop"
+"""A whole reward."""
+REWARD_NAMES = (*REWARDS, LATENCY, BLOCKDROP)
 
 RewardFunction = Callable[[Outcome], Tensor]
 
@@ -117,7 +136,12 @@ class Reward:
         return call_checked("step cost", self.function.step_cost, outcome, gate)  # type: ignore[attr-defined]
 
 
-def resolve_reward(reward: str | RewardFunction | Reward, accuracy: str | AccuracyTerm, masked: MaskedCNN) -> Reward:
+def resolve_reward(
+    reward: str | RewardFunction | Reward,
+    accuracy: str | AccuracyTerm,
+    masked: MaskedCNN,
+    latency_table: LatencyTable | Path | str | None = None,
+) -> Reward:
     """Return a reward, R = accuracy term - lambda * cost.
 
     The document writes R = L(W * M(x); D) - lambda ||M(x)||_0 with L a loss elsewhere. Maximised, that would reward
@@ -125,14 +149,18 @@ def resolve_reward(reward: str | RewardFunction | Reward, accuracy: str | Accura
 
     Args:
         reward: ``l0`` (kept channels), ``l0_weights`` (weights with a kept input and output), ``macs`` (MAC share) or
-            ``blockdrop`` (a whole reward, :func:`blockdrop`); a function from an :class:`Outcome` of a batch to
-            (batch,) numbers, which is then the whole reward; or where such a function is found, ``"module:function"``.
+            ``latency`` (share of the dense time, by ``latency_table``) or ``blockdrop`` (a whole reward,
+            :func:`blockdrop`); a function from an :class:`Outcome` of a batch to (batch,) numbers, which is then the
+            whole reward; or where such a function is found, ``"module:function"``.
         accuracy: The accuracy term of a named reward, see :func:`~prunegym.envs.accuracy.resolve_accuracy`.
         masked: The CNN, for the default penalty: the one at which the full mask costs 0.5.
+        latency_table: Of :mod:`prunegym.models.latency`, or its file; for the reward ``latency`` only.
 
     Raises:
         UnknownNameError: If there is no such name.
-        InvalidInputError: If it is no function, or ``accuracy`` is given although it would be ignored.
+        InvalidInputError: If it is no function, ``accuracy`` or ``latency_table`` is given although it would be
+            ignored, or the table is missing or another model's.
+        MissingDataError: If there is no such table.
 
     Example:
         The document's network, 3-16-32, with half of each gate's channels. The answer is right, so R is
@@ -155,26 +183,40 @@ def resolve_reward(reward: str | RewardFunction | Reward, accuracy: str | Accura
         l0_weights 0.772571
         macs 0.839776
     """
+    if (latency_table is None) == (reward == LATENCY):
+        raise InvalidInputError(_table_advice(reward, latency_table))
     if isinstance(reward, Reward):
         return reward
     if isinstance(reward, str) and ":" in reward:
         return _of_function(import_object(reward, "reward"), reward, accuracy)
-    if reward == "blockdrop":
+    if reward == BLOCKDROP:
         return dataclasses.replace(_of_function(blockdrop, reward, accuracy), default_penalty=1.0)
     if isinstance(reward, str):
-        if reward not in REWARDS:
-            raise UnknownNameError("reward", reward, [*REWARDS, "blockdrop", "module:function"])
-        cost = REWARDS[reward]
+        if reward not in REWARD_NAMES:
+            raise UnknownNameError("reward", reward, [*REWARD_NAMES, "module:function"])
+        cost = REWARDS[reward] if latency_table is None else LatencyShare(open_table(latency_table, masked))
         full = cost(masked, next(masked.parameters()).new_ones(1, masked.mask_size)).item()
         return Reward(reward, CostReward(resolve_accuracy(accuracy), cost), FULL_MASK_COST / full)
     return _of_function(reward, name_of(reward), accuracy)
 
 
+def _table_advice(reward: object, table: object) -> str:
+    if table is None:
+        return (
+            "The reward 'latency' needs latency_table=, a table or its file (--latency-table on the command line). "
+            "Measure one on this machine: prunegym latency MODEL --out table.json"
+        )
+    return (
+        f"latency_table is given, but the reward is {reward!r}, which would ignore it. Leave it out, or use the reward "
+        "'latency'."
+    )
+
+
 def _of_function(function: object, name: str, accuracy: str | AccuracyTerm) -> Reward:
     if not callable(function):
         raise InvalidInputError(
-            f"reward is {function!r}; a name ({', '.join(REWARDS)}), 'module:function' or a function from an Outcome "
-            "to (batch,) numbers is needed."
+            f"reward is {function!r}; a name ({', '.join(REWARD_NAMES)}), 'module:function' or a function from an "
+            "Outcome to (batch,) numbers is needed."
         )
     if accuracy != "correct":  # the default
         raise InvalidInputError(

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
@@ -20,6 +21,7 @@ from prunegym.envs.rewards import CostReward, Reward, RewardFunction, resolve_re
 from prunegym.models.data import SPLITS, Augment, Dataset, Split
 from prunegym.models.errors import InvalidInputError, UnknownNameError
 from prunegym.models.features import CLIP, Decision, MaskFeatures, decisions_of
+from prunegym.models.latency import LatencyTable
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.sources import load_dataset
 from prunegym.models.zoo import build
@@ -42,6 +44,7 @@ class TaskArguments(TypedDict, total=False):
     features: MaskFeatures | None
     augment: Augment
     images: int | None
+    latency_table: LatencyTable | Path | str | None
 
 
 @dataclasses.dataclass(eq=False)
@@ -149,6 +152,7 @@ def make_task(
     features: MaskFeatures | None = None,
     augment: Augment = False,
     images: int | None = None,
+    latency_table: LatencyTable | Path | str | None = None,
 ) -> Task:
     """Put a task together from names or objects.
 
@@ -168,6 +172,7 @@ def make_task(
             features, standardised on the training split.
         augment: Shift and mirror images at random as in training, or only mirror them (``flip``).
         images: Use so many images of the split only, drawn with a fixed seed; indices count within them.
+        latency_table: What masks cost in time, or the file of ``prunegym latency``; for the reward ``latency``.
 
     Returns:
         The task.
@@ -186,7 +191,7 @@ def make_task(
     where = torch.device(device)
     masked = _place(_masked(source.network, chosen), where)
     _check_images(masked, chosen)
-    resolved = resolve_reward(reward, accuracy, masked)
+    resolved = resolve_reward(reward, accuracy, masked, latency_table)
     _check_output(masked, chosen, resolved)
     if features is None and source.features is not None and source.features.config["layerwise"] == layerwise:
         features = source.features

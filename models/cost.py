@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from prunegym.models.discovery import Gate, Layout
+from prunegym.models.discovery import Block, Gate, Layout, channel_counts
 from prunegym.models.graph import Graph, Step
 from prunegym.models.operators import Kind
 
@@ -92,17 +92,10 @@ class CostModel:
 
 def _channels(value: Step, layouts: dict[str, Layout], gates: int, layer: Step) -> Tensor:
     """Return (gates + 1,): how many of a value's channels there are for each kept channel of a gate, and always."""
-    counts = torch.zeros(gates + 1, dtype=torch.float64)
     if layer.kind is Kind.LINEAR and len(value.shape) != 2:
         # A linear layer over the last of several dimensions reads features, not channels: none of them can be masked.
-        counts[-1] = value.shape[-1]
-        return counts
-    for block in layouts[value.name]:
-        if block.gate is None:
-            counts[-1] += block.width * block.repeat
-        else:
-            counts[block.gate] += block.repeat
-    return counts
+        return channel_counts((Block(None, value.shape[-1]),), gates)
+    return channel_counts(layouts[value.name], gates)
 
 
 def _one(gates: list[Gate]) -> Tensor:

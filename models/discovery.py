@@ -45,6 +45,15 @@ class Block:
 
 Layout = tuple[Block, ...]
 
+
+def channel_counts(layout: Layout, gates: int) -> torch.Tensor:
+    """Return how many of a value's channels there are for each kept channel of a gate, and always: (gates + 1,)."""
+    counts = torch.zeros(gates + 1, dtype=torch.float64)
+    for block in layout:
+        counts[-1 if block.gate is None else block.gate] += block.repeat * (block.width if block.gate is None else 1)
+    return counts
+
+
 _CHAIN = {Kind.DEPTHWISE, Kind.CHANNELWISE, Kind.ACTIVATION, Kind.POOL}
 _LAYERS = {Kind.CONV, Kind.DEPTHWISE, Kind.LINEAR}
 

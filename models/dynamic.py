@@ -14,13 +14,15 @@ from torch import Tensor, nn
 
 from prunegym.models.checkpoints import load_tensors, read_weights, write_tensors
 from prunegym.models.data import Dataset, Normalisation
-from prunegym.models.errors import InvalidInputError, MissingDataError
+from prunegym.models.errors import InvalidInputError, MissingDataError, UnknownNameError
 from prunegym.models.features import MaskFeatures
 from prunegym.models.gate_policy import GatePolicy, StaticPolicy, check_penalty, rollout
 from prunegym.models.masked import MaskedCNN
+from prunegym.models.quantization import dequantized, quantized_state
 from prunegym.models.zoo import ZOO, build
 
-FORMAT = 1
+FORMAT, QUANTIZED_FORMAT = 1, 2
+"""Float files keep format 1, so that versions which know no int8 weights still read them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,9 +179,15 @@ class DynamicCNN(nn.Module):
         share = macs / self.masked.cost.total_macs
         return Prediction(labels, names, run.output.float(), run.mask.bool(), macs, share)
 
-    def save(self, path: Path | str) -> None:
-        """Write everything to one safetensors file."""
-        write_model(Path(path), self.masked.network, self.info, self.policy, self.masked)
+    def save(self, path: Path | str, int8: bool = False) -> None:
+        """Write everything to one safetensors file; ``int8``: see :func:`write_model`."""
+        write_model(Path(path), self.masked.network, self.info, self.policy, self.masked, int8=int8)
+
+    def export_onnx(self, path: Path | str, **options: Any) -> Path:
+        """Write everything as one ONNX model; see :func:`prunegym.models.onnx_export.export_onnx` for the options."""
+        from prunegym.models.onnx_export import export_onnx
+
+        return export_onnx(self, path, **options)
 
     @classmethod
     def load(cls, path: Path | str, network: nn.Module | None = None, device: str = "cpu") -> DynamicCNN:
@@ -216,6 +224,7 @@ def write_model(
     info: CNNInfo,
     policy: GatePolicy | StaticPolicy | None = None,
     masked: MaskedCNN | None = None,
+    int8: bool = False,
 ) -> None:
     """Write a CNN, with or without a gate policy, to one safetensors file with JSON metadata.
 
@@ -225,11 +234,14 @@ def write_model(
         info: What is known of it.
         policy: Its gate policy.
         masked: The masked CNN, whose choice of gates is stored with the policy.
+        int8: Store the weights of convolutions and linears as int8, one scale an output channel: about a quarter of the
+            size. They are floats again when the file is read, so nothing becomes faster.
     """
-    tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
-    description: dict[str, Any] = {"format": FORMAT, "info": dataclasses.asdict(info)}
+    state = quantized_state if int8 else nn.Module.state_dict
+    tensors = {f"network.{name}": tensor for name, tensor in state(network).items()}
+    description: dict[str, Any] = {"format": QUANTIZED_FORMAT if int8 else FORMAT, "info": dataclasses.asdict(info)}
     if policy is not None and masked is not None:
-        tensors |= {f"policy.{name}": tensor for name, tensor in policy.state_dict().items()}
+        tensors |= {f"policy.{name}": tensor for name, tensor in state(policy).items()}
         description["gates"] = [gate.name for gate in masked.gates]
         description["features"] = policy.features.config
         description["policy"] = {"kind": type(policy).__name__, **getattr(policy, "config", {})}
@@ -251,6 +263,8 @@ def read_model(path: Path, network: nn.Module | None = None) -> StoredModel:
         raise MissingDataError(f"There is no model file {path}. Check the path.")
     tensors = read_weights(path)
     description = _description(path)
+    if description["format"] == QUANTIZED_FORMAT:
+        tensors = dequantized(tensors, str(path))
     info = _info(description["info"])
     network = info.build() if network is None else network
     load_tensors(network, _part(tensors, "network."), str(path))
@@ -279,9 +293,10 @@ def _description(path: Path) -> dict[str, Any]:
             "prunegym.models.load_weights(network, path)."
         )
     description: dict[str, Any] = json.loads(text)
-    if description.get("format") != FORMAT:
+    if description.get("format") not in (FORMAT, QUANTIZED_FORMAT):
         raise InvalidInputError(
-            f"{path} has format {description.get('format')}; this version of PruneGym reads format {FORMAT}. Update it."
+            f"{path} has format {description.get('format')}; this version of PruneGym reads formats {FORMAT} and "
+            f"{QUANTIZED_FORMAT}. Update it."
         )
     return description
 
@@ -308,8 +323,15 @@ def shipped_model(name: str = "digits") -> DynamicCNN:
     Raises:
         UnknownNameError: If there is none of that name.
     """
-    from prunegym.models.errors import UnknownNameError
+    return DynamicCNN.load(shipped_path(name))
 
+
+def shipped_path(name: str) -> Path:
+    """Return the file of a model that comes with PruneGym.
+
+    Raises:
+        UnknownNameError: If there is none of that name.
+    """
     if name not in SHIPPED:
         raise UnknownNameError("shipped model", name, SHIPPED)
-    return DynamicCNN.load(Path(__file__).parent / "shipped" / f"{name}.safetensors")
+    return Path(__file__).parent / "shipped" / f"{name}.safetensors"

@@ -73,6 +73,10 @@ class MaskFeatures(nn.Module):
             self.register_buffer(f"mean{index}", torch.zeros(self.sizes[-1]))
             self.register_buffer(f"std{index}", torch.ones(self.sizes[-1]))
 
+    def grid_cells(self, decision: int) -> int:
+        """Return the cells along each side of a decision's grid; 0 if it has none."""
+        return self._grids[decision]
+
     def raw(self, decision: int, reads: Tensor) -> Tensor:
         """Return features before standardisation: (batch, channels, height, width) -> (batch, sizes[decision])."""
         average = reads.mean((2, 3))

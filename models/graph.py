@@ -193,7 +193,7 @@ def runner(step: Step, network: nn.Module) -> Runner:
     if step.op == "input":
         return lambda values: values[step.name]
     if step.op == "attribute":
-        return lambda _values: _attribute(network, step.target)
+        return lambda _values: attribute_of(network, step.target)
     if step.op == "module":
         function: Callable[..., Any] = network.get_submodule(step.target)
     else:
@@ -207,7 +207,8 @@ def runner(step: Step, network: nn.Module) -> Runner:
     return lambda values: function(*_resolve(step.args, values), **_resolve(step.kwargs, values))
 
 
-def _attribute(network: nn.Module, path: str) -> Any:
+def attribute_of(network: nn.Module, path: str) -> Any:
+    """Return a parameter or buffer of a network by its path."""
     parent, _, leaf = path.rpartition(".")
     return getattr(network.get_submodule(parent), leaf)
 

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import onnxruntime
 import pytest
 import torch
 from PIL import Image
@@ -103,7 +105,18 @@ def test_module_runs_as_a_command_and_lists_commands() -> None:
     shown = subprocess.run(
         [sys.executable, "-m", "prunegym", "--help"], capture_output=True, text=True, check=True
     ).stdout
-    for command in ("list", "inspect", "train-cnn", "prepare", "train", "finetune", "evaluate", "compare", "predict"):
+    for command in (
+        "list",
+        "inspect",
+        "train-cnn",
+        "prepare",
+        "train",
+        "finetune",
+        "evaluate",
+        "compare",
+        "predict",
+        "export",
+    ):
         assert f" {command} " in shown
 
 
@@ -347,6 +360,54 @@ def test_predict_reads_image_files(made: Path, tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (40, 30)).save("colour.jpg")
     assert "colour.jpg" in succeed("predict", "colour.jpg", "--model", model).stdout
+
+
+def test_export_writes_what_onnx_runtime_runs(made: Path, tmp_path: Path) -> None:
+    model, path = made / "agent/model.safetensors", tmp_path / "model.onnx"
+    document = as_json("export", model, "--out", path)
+    assert document["bytes"] == path.stat().st_size
+    assert document["gates_cut"] == document["gates"] == 2
+    images = load_dataset("digits", "test").images[:5]
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    found = [session.run(["logits"], {"images": image[None]})[0] for image in images.numpy()]
+    expected = DynamicCNN.load(model).predict(images)
+    torch.testing.assert_close(torch.from_numpy(np.concatenate(found)), expected.logits, atol=1e-4, rtol=1e-4)
+    shown = succeed("export", made / "cnn/cnn.safetensors", "--dense", "--pixels", "unit", "--out", path).stdout
+    assert "images (1, 1, 8, 8) float32" in shown
+    assert "CNN without a gate policy. Export it with" in fail("export", made / "cnn/cnn.safetensors", "--out", path)
+    assert "--dense keeps all channels" in fail("export", model, "--dense", "--mask-input", "--out", path)
+    assert "Unknown pixels 'int8'. Did you mean 'uint8'?" in fail("export", model, "--pixels", "int8", "--out", path)
+
+
+def test_quantize_writes_a_smaller_file_that_every_command_takes(made: Path, tmp_path: Path) -> None:
+    small = tmp_path / "small.safetensors"
+    document = as_json("quantize", "digits", "--out", small)
+    assert document["bytes"] == small.stat().st_size
+    assert document["ratio"] == document["bytes"] / document["bytes_before"] < 0.3
+    before, after = as_json("evaluate", "digits"), as_json("evaluate", small)
+    assert after["accuracy"] > before["accuracy"] - 0.003
+    assert after["dense_accuracy"] == before["dense_accuracy"]  # losses are counted from the original network
+    assert as_json("inspect", small)["metadata"]["history"][-1]["step"] == "quantize, int8 weights"
+    assert "small.safetensors" in succeed("quantize", made / "cnn/cnn.safetensors", "--out", small).stdout
+    assert "There is no model file none.safetensors" in fail("quantize", "none.safetensors", "--out", small)
+
+
+def test_latency_is_measured_trained_for_and_evaluated(made: Path, tmp_path: Path) -> None:
+    model, table = made / "prepared/prepared.safetensors", tmp_path / "table.json"
+    document = as_json("latency", model, "--out", table, "--rounds", "2", "--masks", "2", "--threads", "1")
+    assert document["execution"] == "torch"
+    assert document["dense_seconds"] > 0
+    assert document["policy_seconds"] > 0
+    assert "error end to end" in succeed("latency", model, "--out", table, "--rounds", "2", "--masks", "2").stdout
+    assert as_json("evaluate", model, "--latency", table)["latency_share"] > 0
+    assert "time: by the latency table" in succeed("evaluate", model, "--latency", table).stdout
+    line = ["train", model, *RL, "--reward", "latency"]
+    succeed(*line, "--latency-table", table, "--out", tmp_path / "run")
+    assert (tmp_path / "run/model.safetensors").is_file()
+    assert "needs latency_table=" in fail(*line, "--out", tmp_path / "other")
+    assert "Unknown execution 'kernl'. Did you mean 'kernel'?" in fail(
+        "latency", model, "--out", table, "--execution", "kernl"
+    )
 
 
 def test_errors_are_one_line_that_says_what_would_be_right(made: Path, tmp_path: Path) -> None:

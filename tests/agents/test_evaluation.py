@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections import Counter
@@ -21,6 +22,7 @@ from prunegym.agents.predicting import PredictorOptions
 from prunegym.envs import MaskVecEnv
 from prunegym.models import CNNInfo, DynamicCNN, GatePolicy, MaskedCNN, MaskFeatures, build, load_dataset
 from prunegym.models.errors import InvalidInputError
+from prunegym.models.latency import Axis, LatencyTable, Part
 
 ISSUE_KEYS = (
     "accuracy dense_accuracy prepared_accuracy kept_share mac_share policy_mac_share total_mac_share mac_share_std "
@@ -102,6 +104,21 @@ def test_json_has_the_keys_of_the_issue_and_plain_numbers(masked, few):
     figures = evaluate(torch.ones(48), masked, few).as_json()
     assert tuple(figures) == JSON_KEYS == tuple(ISSUE_KEYS.split())
     assert all(type(value) in (int, float) for value in figures.values())
+
+
+def test_latency_share_by_hand(masked, few):
+    """A second for each kept channel of the first gate, and two that are fixed."""
+    gates = tuple((gate.name, gate.width) for gate in masked.gates)
+    width = gates[0][1]
+    part = Part("a", Axis({}, 1.0, (1.0,)), Axis({0: 1.0}, 0.0, (0.0, float(width))), ((0.0, float(width)),))
+    table = LatencyTable("hand", gates, 2.0, (part,), policy=1.0)
+    mask = torch.zeros(masked.mask_size, dtype=torch.bool)
+    mask[:5] = True
+    result = evaluate(mask, masked, few, latency=table)
+    assert result.as_json()["latency_share"] == result.latency_share == pytest.approx(7 / (2 + width))
+    assert "latency_share" not in evaluate(mask, masked, few).as_json()
+    with pytest.raises(InvalidInputError, match=r"Measure one for it: prunegym latency MODEL --out table\.json"):
+        evaluate(mask, masked, few, latency=dataclasses.replace(table, gates=gates[:1]))
 
 
 def test_controls_of_masks_that_carry_the_label(two_channels, votes):

@@ -32,6 +32,7 @@ from prunegym.commands.learning import Environments, Episodes, EvalImages, overr
 from prunegym.models.data import Dataset
 from prunegym.models.dynamic import DynamicCNN, StoredModel, read_model
 from prunegym.models.gate_policy import check_penalty
+from prunegym.models.latency import LatencyTable, open_table
 
 if TYPE_CHECKING:
     from prunegym.agents.compare import Comparison
@@ -51,6 +52,8 @@ CAPTION = (
     "CNN's; +-: standard deviation over images.\nstatic: one mask of the most often kept channels. shuffled: the "
     "same masks dealt to other images. reward: accuracy - penalty * total MACs."
 )
+
+TIME_CAPTION = "\ntime: by the latency table, of masked CNN and own policy, as a share of that with all channels on."
 
 
 def evaluate(
@@ -72,6 +75,9 @@ def evaluate(
     images: Annotated[int | None, typer.Option(help="So many images only, drawn with a fixed seed.")] = None,
     dense: Dense = None,
     baselines: Annotated[bool, typer.Option("--baselines", help="Add baselines that spend the same MACs.")] = False,
+    latency: Annotated[
+        Path | None, typer.Option("--latency", help="A table of prunegym latency; adds a column.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of what baselines draw.", min=0)] = 0,
     device: Device = "cpu",
     threads: Threads = None,
@@ -92,7 +98,9 @@ def evaluate(
     if bounds is not None:
         check_penalty(bounds, penalty)
     penalty = penalty if penalty is not None else 0.5 if bounds is None else sum(bounds) / 2
-    results = evaluations(model if agent is None else agent, own, stored, data, penalty, dense, baselines, seed, device)
+    table = None if latency is None else open_table(latency, stored.masked)
+    name = model if agent is None else agent
+    results = evaluations(name, own, stored, data, penalty, dense, baselines, seed, device, table)
     first = next(iter(results.values()))
     document: dict[str, Any] = first.as_json()
     if baselines:
@@ -120,6 +128,7 @@ def evaluations(
     baselines: bool = False,
     seed: int = 0,
     device: str = "cpu",
+    latency: LatencyTable | None = None,
 ) -> dict[str, Evaluation]:
     """Evaluate an agent and, if wanted, every baseline at its MAC share, on one CNN."""
     from prunegym.agents.baselines import BASELINES, Setting, make_baseline
@@ -128,14 +137,15 @@ def evaluations(
     network = None if dense is None else read_model(dense).masked.network.to(device)
     masked, policy, info = stored
     owner = stored if policy is None else DynamicCNN(masked, policy, info)
-    results = {name: evaluate_agent(agent, owner, data, penalty=penalty, dense=network, device=device)}
+    options: dict[str, Any] = {"penalty": penalty, "dense": network, "latency": latency}
+    results = {name: evaluate_agent(agent, owner, data, device=device, **options)}
     if baselines:
         train = open_split(stored.info, data.name if data.name != stored.info.dataset else None, "train")
         share = min(1.0, results[name].total_mac_share)
         setting = Setting(stored.masked, data, train, share, seed)
         for baseline in BASELINES:
             masks = make_baseline(baseline, setting)
-            results[masks.name] = evaluate_agent(masks, owner, data, penalty=penalty, dense=network)
+            results[masks.name] = evaluate_agent(masks, owner, data, **options)
     return results
 
 
@@ -149,7 +159,10 @@ def evaluation_table(title: str, results: Mapping[str, Evaluation]) -> Table:
              f"{found.mac_share_std:.3f}", f"{found.distinct_masks:,}", percent(found.static_accuracy),
              percent(found.shuffled_accuracy), f"{found.reward:.4f}"]
         )  # fmt: skip
-    return table(title, COLUMNS, rows, CAPTION)
+        if found.latency_share is not None:
+            rows[-1].append(f"{found.latency_share:.3f}")
+    timed = any(found.latency_share is not None for found in results.values())
+    return table(title, [*COLUMNS, "time"] if timed else COLUMNS, rows, CAPTION + TIME_CAPTION * timed)
 
 
 def compare(

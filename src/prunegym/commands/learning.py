@@ -49,6 +49,9 @@ AccuracyName = Annotated[
     str | None, typer.Option("--accuracy", help="An accuracy term by name, or module:function of yours.")
 ]
 Penalty = Annotated[float | None, typer.Option("--penalty", help="lambda, instead of the recipe's.")]
+LatencyFile = Annotated[
+    Path | None, typer.Option("--latency-table", help="A table of prunegym latency, for the reward latency.")
+]
 Environments = Annotated[int | None, typer.Option("--n-envs", help="Sub-environments, instead of the recipe's.")]
 TargetMacs = Annotated[
     float | None,
@@ -68,6 +71,7 @@ def train(
     accuracy: AccuracyName = None,
     penalty: Penalty = None,
     target_macs: TargetMacs = None,
+    latency_table: LatencyFile = None,
     n_envs: Environments = None,
     eval_images: EvalImages = None,
     seed: Seed = 0,
@@ -82,7 +86,9 @@ def train(
     from prunegym.agents.training import train_agent
 
     settle(data_root, threads)
-    chosen = override(load_recipe(recipe), episodes, reward, accuracy, penalty, n_envs, eval_images, target_macs)
+    chosen = override(
+        load_recipe(recipe), episodes, reward, accuracy, penalty, n_envs, eval_images, target_macs, latency_table
+    )
     stored = open_trained(model)
     data = open_split(stored.info, dataset, "train")
     try_task(chosen, stored.masked, data)
@@ -112,11 +118,13 @@ def override(
     n_envs: int | None = None,
     eval_images: int | None = None,
     target_macs: float | None = None,
+    latency_table: Path | None = None,
 ) -> Recipe:
     """Return a recipe with what the command line has instead; fewer environments make smaller rollouts, not fewer."""
     if target_macs is not None:
         recipe = _with_budget(recipe, target_macs)
-    task = {"reward": reward, "accuracy": accuracy, "penalty": penalty}
+    table = None if latency_table is None else str(latency_table)
+    task = {"reward": reward, "accuracy": accuracy, "penalty": penalty, "latency_table": table}
     settings = {"n_episodes": episodes, "n_envs": n_envs, "eval_images": eval_images}
     changes: dict[str, Any] = {key: value for key, value in settings.items() if value is not None}
     kwargs = {**recipe.env_kwargs, **{key: value for key, value in task.items() if value is not None}}
@@ -193,6 +201,7 @@ def finetune(
     reward: RewardName = None,
     accuracy: AccuracyName = None,
     penalty: Penalty = None,
+    latency_table: LatencyFile = None,
     n_envs: Environments = None,
     eval_images: EvalImages = None,
     dataset: DatasetName = None,
@@ -213,7 +222,9 @@ def finetune(
     stored = open_trained(model)
     if stored.policy is None:
         raise InvalidInputError(f"{model} is a CNN without a gate policy. Run prunegym prepare or train on it first.")
-    chosen = override(load_recipe(recipe), episodes, reward, accuracy, penalty, n_envs, eval_images)
+    chosen = override(
+        load_recipe(recipe), episodes, reward, accuracy, penalty, n_envs, eval_images, latency_table=latency_table
+    )
     tuning = TuneConfig(
         target_macs=1.0 if target_macs is None else target_macs, epochs=cnn_epochs, train_gates=with_gates, anneal=0.0,
         cnn_learning_rate=cnn_learning_rate, gate_learning_rate=5e-4, seed=seed,

@@ -21,10 +21,10 @@ def list_names(as_json: JsonFlag = False) -> None:
         from prunegym.agents.recipe import FOLDER
         from prunegym.envs.accuracy import ACCURACY_TERMS
         from prunegym.envs.registration import LAYERWISE
-        from prunegym.envs.rewards import REWARDS
+        from prunegym.envs.rewards import REWARD_NAMES
 
         names |= {
-            "rewards": sorted(REWARDS),
+            "rewards": sorted(REWARD_NAMES),
             "accuracy terms": sorted(ACCURACY_TERMS),
             "recipes": sorted(file.stem for file in FOLDER.glob("*.yaml")),
             "environments": sorted(LAYERWISE),

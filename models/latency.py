@@ -1,0 +1,192 @@
+"""What a mask costs in time: a table measured on a machine, interpolated over kept widths."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prunegym.models.errors import InvalidInputError, MissingDataError
+from prunegym.models.masked import MaskedCNN
+
+FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Axis:
+    """A number of channels on which a time depends: ``always`` + the sum of ``each[gate]`` for each kept channel.
+
+    Attributes:
+        each: By gate.
+        always: Channels that no mask removes.
+        points: Numbers of channels at which the time was measured, rising.
+    """
+
+    each: Mapping[int, float]
+    always: float
+    points: tuple[float, ...]
+
+    def place(self, kept: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the point below and the share of the way to the next one: (batch, gates) -> (batch,) each."""
+        width = sum(
+            (kept[:, gate] * count for gate, count in self.each.items()), kept.new_full((len(kept),), self.always)
+        )
+        points = torch.tensor(self.points, dtype=kept.dtype, device=kept.device)
+        if len(points) == 1:
+            return torch.zeros(len(kept), dtype=torch.int64, device=kept.device), torch.zeros_like(width)
+        below = (torch.searchsorted(points, width, right=True) - 1).clamp(0, len(points) - 2)
+        share = (width - points[below]) / (points[below + 1] - points[below])
+        return below, share.clamp(0, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """The time of those steps of a network that depend on the same kept widths.
+
+    Attributes:
+        name: Of its first step.
+        inputs: Channels that it reads.
+        outputs: Channels that it makes.
+        seconds: For each point of ``inputs`` a time for each point of ``outputs``.
+    """
+
+    name: str
+    inputs: Axis
+    outputs: Axis
+    seconds: tuple[tuple[float, ...], ...]
+
+    def at(self, kept: Tensor) -> Tensor:
+        """Interpolate between the four points around: kept (batch, gates) float64 -> seconds (batch,)."""
+        table = torch.tensor(self.seconds, dtype=kept.dtype, device=kept.device)
+        (row, down), (column, along) = self.inputs.place(kept), self.outputs.place(kept)
+        rows, columns = (
+            (place + 1).clamp(max=size - 1) for place, size in zip((row, column), table.shape, strict=True)
+        )
+        near = table[row, column] * (1 - along) + table[row, columns] * along
+        far = table[rows, column] * (1 - along) + table[rows, columns] * along
+        return near * (1 - down) + far * down
+
+
+@dataclasses.dataclass(frozen=True)
+class LatencyTable:
+    """Seconds of an image, for any mask.
+
+    Attributes:
+        execution: What was measured, e.g. ``torch``.
+        gates: Name and width of each gate.
+        fixed: Seconds that depend on no mask.
+        parts: Those that do.
+        policy: Seconds of deciding the mask of an image; 0 if the model had no policy.
+        machine: Where it was measured: processor, cores, threads, versions.
+        validation: How far predictions were from end-to-end time, see
+            :func:`prunegym.models.latency_measuring.measure`.
+    """
+
+    execution: str
+    gates: tuple[tuple[str, int], ...]
+    fixed: float
+    parts: tuple[Part, ...]
+    policy: float = 0.0
+    machine: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    validation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def seconds(self, mask: Tensor) -> Tensor:
+        """Return the CNN's seconds for each mask, without the policy's: (batch, mask_size) -> (batch,) float64."""
+        slices = torch.split(mask.double(), [width for _, width in self.gates], dim=1)
+        return self.seconds_of_widths(torch.stack([part.sum(1) for part in slices], 1))
+
+    def seconds_of_widths(self, kept: Tensor) -> Tensor:
+        """Return the CNN's seconds for kept widths: (batch, gates) -> (batch,) float64."""
+        kept = kept.double()
+        return sum((part.at(kept) for part in self.parts), kept.new_full((len(kept),), self.fixed))
+
+    @property
+    def dense_seconds(self) -> float:
+        """Seconds with all channels on."""
+        return self.seconds_of_widths(torch.tensor([[float(width) for _, width in self.gates]])).item()
+
+    def share(self, mask: Tensor) -> Tensor:
+        """Return seconds under each mask / seconds with all channels on: (batch, mask_size) -> (batch,) float64."""
+        return self.seconds(mask) / self.dense_seconds
+
+    @property
+    def policy_share(self) -> float:
+        """Seconds of deciding / seconds with all channels on."""
+        return self.policy / self.dense_seconds
+
+    def check(self, masked: MaskedCNN) -> LatencyTable:
+        """Return the table itself if it was made for a CNN with these gates.
+
+        Raises:
+            InvalidInputError: If it was made for another.
+        """
+        own = tuple((gate.name, gate.width) for gate in masked.gates)
+        if own != self.gates:
+            raise InvalidInputError(
+                f"The latency table is for {_describe(self.gates)}; the model has {_describe(own)}. Measure one for "
+                "it: prunegym latency MODEL --out table.json"
+            )
+        return self
+
+    def save(self, path: Path | str) -> None:
+        """Write the table as JSON."""
+        content = {"format": FORMAT, **dataclasses.asdict(self)}
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(json.dumps(content, indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: Path | str) -> LatencyTable:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            MissingDataError: If there is no such file.
+            InvalidInputError: If it is no latency table, or one of a newer format.
+        """
+        if not Path(path).is_file():
+            raise MissingDataError(
+                f"There is no latency table {path}. Measure one: prunegym latency MODEL --out {path}"
+            )
+        try:
+            content = json.loads(Path(path).read_text())
+            version = content.pop("format")
+            if version != FORMAT:
+                raise InvalidInputError(f"{path} has format {version}; this version reads format {FORMAT}. Update it.")
+            gates = tuple((str(name), int(width)) for name, width in content.pop("gates"))
+            parts = tuple(_part(part) for part in content.pop("parts"))
+            return cls(gates=gates, parts=parts, **content)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if isinstance(error, InvalidInputError):
+                raise
+            raise InvalidInputError(
+                f"{path} is no latency table ({type(error).__name__}: {error}). Make one with prunegym latency."
+            ) from error
+
+
+def open_table(table: LatencyTable | Path | str, masked: MaskedCNN) -> LatencyTable:
+    """Return a table, given as such or by its path, if it is for this CNN; raises as its parts do."""
+    return (table if isinstance(table, LatencyTable) else LatencyTable.load(table)).check(masked)
+
+
+def _part(raw: Mapping[str, Any]) -> Part:
+    seconds = tuple(tuple(map(float, row)) for row in raw["seconds"])
+    inputs, outputs = _axis(raw["inputs"]), _axis(raw["outputs"])
+    if len(seconds) != len(inputs.points) or any(len(row) != len(outputs.points) for row in seconds):
+        raise ValueError(f"part {raw['name']!r} has not one time for each pair of points")
+    return Part(str(raw["name"]), inputs, outputs, seconds)
+
+
+def _axis(raw: Mapping[str, Any]) -> Axis:
+    points = tuple(map(float, raw["points"]))
+    if not points or any(first >= second for first, second in itertools.pairwise(points)):
+        raise ValueError(f"points {points} do not rise")
+    return Axis({int(gate): float(count) for gate, count in raw["each"].items()}, float(raw["always"]), points)
+
+
+def _describe(gates: tuple[tuple[str, int], ...]) -> str:
+    return f"{len(gates)} gates ({', '.join(f'{name}: {width}' for name, width in gates[:3])}, ...)"

@@ -1,0 +1,318 @@
+"""Measuring a latency table: each step of a network at a few kept widths, checked against end-to-end time."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor
+
+from prunegym.models.discovery import channel_counts
+from prunegym.models.errors import InvalidInputError, UnknownNameError
+from prunegym.models.gate_policy import GatePolicy, StaticPolicy
+from prunegym.models.graph import Step
+from prunegym.models.kernel.zoo_plans import gate_widths, make_plan
+from prunegym.models.latency import Axis, LatencyTable, Part
+from prunegym.models.masked import MaskedCNN
+from prunegym.models.networks import VGG, CifarResNet, MCifarNet, SimpleCNN
+from prunegym.models.operators import Kind
+from prunegym.models.runs import machine, versions
+from prunegym.models.sliced import SlicedCNN
+
+QUARTERS = 4
+CALL = "call"
+"""The part of the compiled kernel that is spent in Python, before and after it runs."""
+Clock = Callable[[], float]
+Counts = tuple[float, ...]
+"""(gates + 1,): channels for each kept channel of a gate, and those that are always there."""
+
+
+class Timer(Protocol):
+    """A way of running a masked CNN on one image, whose parts can be timed.
+
+    Attributes:
+        name: Of the execution.
+        parts: For each part of the network the channels that it reads and makes.
+    """
+
+    name: str
+    parts: dict[str, tuple[Counts, Counts]]
+
+    def prepare(self, mask: Tensor) -> tuple[Callable[[], Mapping[str, float]], Callable[[], object]]:
+        """Return for a mask (mask_size,) bool a function that times each part, and one that just runs."""
+
+
+class TorchTimer:
+    """Physically sliced networks in torch: what a mask costs where it is known before the image comes."""
+
+    name = "torch"
+
+    def __init__(self, masked: MaskedCNN, clock: Clock = time.perf_counter) -> None:
+        self._masked, self._clock = masked, clock
+        self._image = torch.zeros_like(masked_example(masked))
+        names = SlicedCNN(masked, torch.ones(masked.mask_size, dtype=torch.bool)).steps
+        self.parts = {name: step_counts(masked, masked.graph[name]) for name in names}
+
+    def prepare(self, mask: Tensor) -> tuple[Callable[[], Mapping[str, float]], Callable[[], object]]:
+        """Slice the network; see :class:`Timer`."""
+        sliced = SlicedCNN(self._masked, mask)
+        return (lambda: sliced.timed(self._image, self._clock)), (lambda: sliced(self._image))
+
+
+class KernelTimer:
+    """The compiled kernel, for networks of the zoo: it skips masked channels as it goes.
+
+    Raises:
+        MissingDependencyError: If the kernel is not built.
+        InvalidInputError: If it has no plan for the network.
+    """
+
+    def __init__(self, masked: MaskedCNN) -> None:
+        network, self._image = masked.network, masked_example(masked).contiguous()
+        known = isinstance(network, VGG | MCifarNet | SimpleCNN | CifarResNet)
+        if not known or gate_widths(cast(Any, network)) != [gate.width for gate in masked.gates]:
+            raise InvalidInputError(
+                f"The compiled kernel has no plan for {type(network).__name__} with these gates; it knows the zoo's "
+                "networks with all their gates. Measure with execution 'torch'."
+            )
+        # Without the kernel this says that it was not built.
+        self._plan = make_plan(cast(Any, network), self._image.shape[2])
+        self.name = f"kernel, {self._plan.variant}"
+        nothing = (0.0,) * (len(masked.gates) + 1)
+        self.parts = {**_plan_counts(masked, self._plan.layers), CALL: (nothing, nothing)}
+
+    def prepare(self, mask: Tensor) -> tuple[Callable[[], Mapping[str, float]], Callable[[], object]]:
+        """See :class:`Timer`."""
+        masks = mask[None]
+
+        def timed() -> dict[str, float]:
+            start = time.perf_counter()
+            parts = self._plan.timed(self._image, masks)
+            return {**parts, CALL: time.perf_counter() - start - sum(parts.values())}
+
+        return timed, (lambda: self._plan(self._image, masks))
+
+
+EXECUTIONS = ("torch", "kernel")
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+def make_timer(execution: str, masked: MaskedCNN, clock: str = "wall") -> Timer:
+    """Return the timer of an execution by name: ``torch`` or ``kernel``.
+
+    Raises:
+        UnknownNameError: If there is none of that name, or no such clock.
+        InvalidInputError: If the kernel is asked for the time of the processor.
+    """
+    if execution not in EXECUTIONS:
+        raise UnknownNameError("execution", execution, EXECUTIONS)
+    if clock not in CLOCKS:
+        raise UnknownNameError("clock", clock, CLOCKS)
+    if execution == "torch":
+        return TorchTimer(masked, CLOCKS[clock])
+    if clock != "wall":
+        raise InvalidInputError("The compiled kernel has a wall clock of its own. Leave --clock out for it.")
+    return KernelTimer(masked)
+
+
+def masked_example(masked: MaskedCNN) -> Tensor:
+    """Return a normalised image of noise (1, channels, height, width) that a CNN takes."""
+    shape = masked.graph[masked.graph.input].shape
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=torch.channels_last)
+
+
+def step_counts(masked: MaskedCNN, step: Step) -> tuple[Counts, Counts]:
+    """Return the channels that a step reads and makes; one that treats them one by one counts as making them."""
+    gates = len(masked.gates)
+    nothing = (0.0,) * (gates + 1)
+
+    def counts(name: str) -> Counts:
+        return tuple(channel_counts(masked.layouts.get(name, ()), gates).tolist())
+
+    if step.kind in (Kind.CONV, Kind.LINEAR):
+        return counts(step.inputs[0]), counts(step.name)
+    sliced = [name for name in (step.name, *step.inputs) if any(counts(name)[:-1])]
+    return nothing, counts(sliced[0]) if sliced else nothing
+
+
+def _plan_counts(masked: MaskedCNN, layers: tuple[str, ...]) -> dict[str, tuple[Counts, Counts]]:
+    """A plan's layers follow the graph; what stands between its convolutions works on the channels of the last one."""
+    steps = (step for step in masked.graph.steps if step.kind in (Kind.CONV, Kind.LINEAR))
+    nothing = (0.0,) * (len(masked.gates) + 1)
+    last, parts = nothing, {}
+    for layer in layers:
+        if layer.split()[1] in ("conv", "linear"):
+            parts[layer] = step_counts(masked, next(steps))
+            last = parts[layer][1]
+        else:
+            parts[layer] = (nothing, last)
+    return parts
+
+
+@torch.inference_mode()
+def measure(
+    masked: MaskedCNN,
+    timer: Timer,
+    policy: GatePolicy | StaticPolicy | None = None,
+    *,
+    clock: str = "wall",
+    rounds: int = 15,
+    validation_masks: int = 16,
+    seed: int = 0,
+) -> LatencyTable:
+    """Measure a table, medians over rounds, and compare it with end-to-end time under random masks.
+
+    Gates that meet in a layer get their widths independently of each other, so that every pair is seen, and all others
+    at the same time.
+
+    Args:
+        masked: The CNN.
+        timer: How it is run.
+        policy: Its policy, whose time is measured in torch.
+        clock: Of the policy's and the end-to-end time; ``cpu`` is the process's own, for one thread on a busy machine.
+        rounds: Runs of each pattern of widths.
+        validation_masks: Random masks, each gate's kept share drawn from 0.1 to 1, on which the error is reported.
+        seed: Of the masks.
+
+    Returns:
+        The table; ``validation`` has ``masks``, ``mean_error`` and ``max_error`` (shares of the measured time),
+        ``predicted`` and ``measured`` (seconds).
+    """
+    if rounds < 1 or validation_masks < 1:
+        raise InvalidInputError(f"rounds is {rounds} and masks {validation_masks}; both must be at least 1.")
+    generator = torch.Generator().manual_seed(seed)
+    groups: dict[tuple[Counts, Counts], list[str]] = defaultdict(list)
+    for name, dependence in timer.parts.items():
+        groups[dependence].append(name)
+    colours = _colours(len(masked.gates), list(groups))
+    samples: dict[tuple[Counts, Counts], dict[tuple[float, float], list[float]]]
+    samples = defaultdict(lambda: defaultdict(list))
+    fixed: list[float] = []
+    grids = [kept_widths(gate.width) for gate in masked.gates]
+    for places in itertools.product(range(len(grids[0])), repeat=max(colours) + 1):
+        kept = [grid[places[colour]] for colour, grid in zip(colours, grids, strict=True)]
+        times = _median_parts(timer, _mask_of(masked, kept, generator), rounds)
+        widths = torch.tensor([*kept, 1], dtype=torch.float64)
+        for dependence, names in groups.items():
+            spent = sum(times[name] for name in names)
+            if not any(any(counts[:-1]) for counts in dependence):
+                fixed.append(spent)
+                continue
+            read, made = (float(torch.tensor(counts, dtype=torch.float64) @ widths) for counts in dependence)
+            point = (read, made)
+            samples[dependence][point].append(spent)  # once for each setting of the other gates
+    table = LatencyTable(
+        execution=timer.name,
+        gates=tuple((gate.name, gate.width) for gate in masked.gates),
+        fixed=statistics.median(fixed) if fixed else 0.0,
+        parts=tuple(_part_of(names[0], key, samples[key]) for key, names in groups.items() if key in samples),
+        policy=0.0 if policy is None else _policy_seconds(masked, policy, rounds, CLOCKS[clock]),
+        machine={**machine(), **{name: versions()[name] for name in ("torch", "prunegym")}},
+    )
+    masks = [_random_mask(masked, generator) for _ in range(validation_masks)]
+    return _validated(table, timer, masks, rounds, CLOCKS[clock])
+
+
+def kept_widths(width: int) -> list[int]:
+    """Return the kept widths of a gate at which times are measured: none, about each quarter, all but one, all.
+
+    Masks seldom keep a multiple of 8 channels, at which vectors are full and layers fast, so the quarters are not such.
+    """
+    quarters = [min(round(width * part / QUARTERS) + 1, width) for part in range(1, QUARTERS)]
+    return [0, *quarters, max(width - 1, 0), width]
+
+
+def _colours(gates: int, dependences: list[tuple[Counts, Counts]]) -> list[int]:
+    """Colour gates so that those that a layer reads differ from those that it makes."""
+    apart: dict[int, set[int]] = defaultdict(set)
+    for inputs, outputs in dependences:
+        for one, other in itertools.product(range(gates), repeat=2):
+            if inputs[one] and outputs[other] and one != other:
+                apart[one].add(other)
+                apart[other].add(one)
+    colours: list[int] = []
+    for gate in range(gates):
+        taken = {colours[other] for other in apart[gate] if other < gate}
+        colours.append(next(colour for colour in itertools.count() if colour not in taken))
+    if max(colours) > 2:
+        raise InvalidInputError(
+            f"{max(colours) + 1} gates of the network meet in one place, which is too many to time every "
+            "combination of widths. Use the reward 'macs', or fewer gates: MaskedCNN(..., gates=[...])."
+        )
+    return colours
+
+
+def _mask_of(masked: MaskedCNN, kept: list[int], generator: torch.Generator) -> Tensor:
+    parts = [
+        torch.randperm(gate.width, generator=generator) < number
+        for gate, number in zip(masked.gates, kept, strict=True)
+    ]
+    return torch.cat(parts)
+
+
+def _random_mask(masked: MaskedCNN, generator: torch.Generator) -> Tensor:
+    shares = 0.1 + 0.9 * torch.rand(len(masked.gates), generator=generator)
+    kept = [round(float(share) * gate.width) for share, gate in zip(shares, masked.gates, strict=True)]
+    return _mask_of(masked, kept, generator)
+
+
+def _median_parts(timer: Timer, mask: Tensor, rounds: int) -> dict[str, float]:
+    timed, _ = timer.prepare(mask)
+    timed()
+    runs = [timed() for _ in range(rounds)]
+    medians = {name: statistics.median(run[name] for run in runs) for name in timer.parts}
+    # Disturbances hit other parts in each run, so the sum of medians is less than any run takes.
+    whole = statistics.median(sum(run[name] for name in timer.parts) for run in runs)
+    scale = whole / sum(medians.values()) if whole > 0 else 1.0  # a clock may be too coarse to see anything
+    return {name: value * scale for name, value in medians.items()}
+
+
+def _part_of(name: str, key: tuple[Counts, Counts], times: Mapping[tuple[float, float], list[float]]) -> Part:
+    points = [tuple(sorted({point[side] for point in times})) for side in (0, 1)]
+    inputs, outputs = (
+        Axis({gate: count for gate, count in enumerate(counts[:-1]) if count}, counts[-1], column)
+        for counts, column in zip(key, points, strict=True)
+    )
+    seconds = tuple(tuple(statistics.median(times[row, column]) for column in points[1]) for row in points[0])
+    return Part(name, inputs, outputs, seconds)
+
+
+def _policy_seconds(masked: MaskedCNN, policy: GatePolicy | StaticPolicy, rounds: int, clock: Clock) -> float:
+    if isinstance(policy, StaticPolicy):
+        return 0.0
+    state, reads = masked.begin(masked_example(masked)), {}
+    while state.reads is not None:
+        reads[state.gate] = state.reads
+        masked.advance(state, None)
+    runs = []
+    for _ in range(rounds + 1):
+        start = clock()
+        for index, decision in enumerate(policy.decisions):
+            _ = policy.logits(index, policy.features(index, reads[decision.gates[0]])) > 0
+        runs.append(clock() - start)
+    return statistics.median(runs[1:])
+
+
+def _validated(table: LatencyTable, timer: Timer, masks: list[Tensor], rounds: int, clock: Clock) -> LatencyTable:
+    predicted, measured = [], []
+    for mask in masks:
+        _, run = timer.prepare(mask)
+        run()
+        seconds = []
+        for _ in range(rounds):
+            start = clock()
+            run()
+            seconds.append(clock() - start)
+        measured.append(statistics.median(seconds))
+        predicted.append(table.seconds(mask[None]).item())
+    errors = [abs(guess - truth) / truth for guess, truth in zip(predicted, measured, strict=True)]
+    validation = {
+        "masks": len(masks), "mean_error": statistics.mean(errors), "max_error": max(errors), "predicted": predicted,
+        "measured": measured,
+    }  # fmt: skip
+    return LatencyTable(**{**vars(table), "validation": validation})

@@ -1,0 +1,112 @@
+"""A small layer over ``onnx.helper``: values are arrays, known at export, or names of what the graph computes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from prunegym.models.errors import MissingDependencyError
+
+Array: TypeAlias = npt.NDArray[Any]
+Known: TypeAlias = Array | str
+"""An array, or the name of a tensor that is only known when the model runs."""
+
+OPSET, IR_VERSION = 20, 9
+"""Old enough for ONNX Runtime 1.17 and later, new enough for Gelu and Mish."""
+
+
+def require_onnx() -> Any:
+    """Return the package onnx.
+
+    Raises:
+        MissingDependencyError: If it is not installed.
+    """
+    try:
+        import onnx
+    except ImportError as error:
+        raise MissingDependencyError(
+            "The ONNX export needs the package onnx, and onnxruntime to run what it writes. Install both: "
+            "pip install 'prunegym[onnx]'"
+        ) from error
+    return onnx
+
+
+class GraphBuilder:
+    """Collects the nodes, constants, inputs and outputs of an ONNX graph; names are given in order."""
+
+    def __init__(self) -> None:
+        self._onnx = require_onnx()
+        self._nodes: list[Any] = []
+        self._constants: list[Any] = []
+        self._inputs: list[Any] = []
+        self._outputs: list[Any] = []
+        self._count = 0
+
+    def name_of(self, value: Known) -> str:
+        """Return the name of a value; an array becomes a constant of the graph."""
+        if isinstance(value, str):
+            return value
+        name = self._fresh("constant")
+        self._constants.append(self._onnx.numpy_helper.from_array(np.ascontiguousarray(value), name))
+        return name
+
+    def op(self, kind: str, *inputs: Known, **attributes: Any) -> str:
+        """Add a node with one output and return its name."""
+        output = self._fresh(kind.lower())
+        names = [self.name_of(value) for value in inputs]
+        self._nodes.append(self._onnx.helper.make_node(kind, names, [output], name=output, **attributes))
+        return output
+
+    def gather(self, data: Known, index: Known | None, axis: int) -> Known:
+        """Take entries along an axis, at export if all is known; an index of None takes everything."""
+        if index is None:
+            return data
+        if isinstance(data, str) or isinstance(index, str):
+            return self.op("Gather", data, index, axis=axis)
+        return np.take(data, index, axis)
+
+    def reshape(self, data: Known, shape: Sequence[int]) -> Known:
+        """Give a value another shape; -1 stands for what is left."""
+        return self.op("Reshape", data, np.array(shape, np.int64)) if isinstance(data, str) else data.reshape(shape)
+
+    def concat(self, parts: Sequence[Known], axis: int = 0) -> Known:
+        """Put values one after the other, at export if all are known."""
+        if len(parts) == 1:
+            return parts[0]
+        arrays = [part for part in parts if not isinstance(part, str)]
+        if len(arrays) == len(parts):
+            return np.concatenate(arrays, axis)
+        return self.op("Concat", *parts, axis=axis)
+
+    def input(self, name: str, dtype: Any, shape: Sequence[int], default: Array | None = None) -> str:
+        """Add an input of the model; one with a default may be left out when it runs."""
+        self._inputs.append(self._value_info(name, dtype, shape))
+        if default is not None:
+            self._constants.append(self._onnx.numpy_helper.from_array(default, name))
+        return name
+
+    def output(self, name: str, value: Known, dtype: Any, shape: Sequence[int]) -> None:
+        """Add an output of the model."""
+        self._nodes.append(self._onnx.helper.make_node("Identity", [self.name_of(value)], [name], name=name))
+        self._outputs.append(self._value_info(name, dtype, shape))
+
+    def build(self, metadata: dict[str, str]) -> Any:
+        """Return the checked model, an ``onnx.ModelProto``."""
+        helper = self._onnx.helper
+        graph = helper.make_graph(self._nodes, "prunegym", self._inputs, self._outputs, self._constants)
+        opset = [helper.make_opsetid("", OPSET)]
+        model = helper.make_model(graph, opset_imports=opset, producer_name="prunegym", ir_version=IR_VERSION)
+        helper.set_model_props(model, metadata)
+        self._onnx.checker.check_model(model)
+        return model
+
+    def _fresh(self, stem: str) -> str:
+        self._count += 1
+        return f"{stem}_{self._count}"
+
+    def _value_info(self, name: str, dtype: Any, shape: Sequence[int]) -> Any:
+        kind = self._onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+        return self._onnx.helper.make_tensor_value_info(name, kind, list(shape))

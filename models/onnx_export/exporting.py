@@ -1,0 +1,240 @@
+"""Writing a dynamic CNN as one ONNX model: preprocessing, decisions and the network, masked channels left out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from torch import nn
+
+from prunegym.models.dynamic import DynamicCNN, StoredModel
+from prunegym.models.errors import InvalidInputError, UnknownNameError
+from prunegym.models.folding import folded, norm_behind, scale_and_shift
+from prunegym.models.graph import Step, attribute_of
+from prunegym.models.onnx_export.builder import GraphBuilder, Known
+from prunegym.models.onnx_export.channels import Columns, Kept, cut_gates
+from prunegym.models.onnx_export.decisions import decide
+from prunegym.models.onnx_export.layers import geometry, numpy_of, overwrites
+from prunegym.models.onnx_export.operators import Call, find_operator
+from prunegym.models.operators import Kind
+
+Decide = Literal["policy", "input", "all"]
+Pixels = Literal["uint8", "unit"]
+PIXELS = {"uint8": np.uint8, "unit": np.float32}
+
+
+def export_onnx(
+    model: DynamicCNN | StoredModel,
+    path: Path | str,
+    decide: Decide = "policy",
+    pixels: Pixels = "uint8",
+    penalty: float | None = None,
+) -> Path:
+    """Write a model for ONNX Runtime, one image a call.
+
+    Masked channels are not computed: weights are gathered by the indices of the kept channels, where the mask is known
+    at export they are cut then. Batch norm is folded. Channels that pass operations which need all of them (depthwise
+    convolutions, channel attention) are computed and multiplied by zero.
+
+    The model's inputs are ``images`` (1, channels, height, width) and, where it applies, ``penalty`` (1,) float32,
+    which may be left out, or ``mask`` (1, mask_size) bool. Its outputs are ``logits`` (1, classes) float32 and, if the
+    policy decides, ``mask`` (1, mask_size) bool.
+
+    Args:
+        model: The CNN and its policy.
+        path: The file.
+        decide: ``policy``; ``input``: the mask is an input; ``all``: all channels are kept, the dense network.
+        pixels: Type of ``images``: ``uint8`` in 0..255, or ``unit``, float32 in [0, 1].
+        penalty: lambda to decide with for good, for a policy with a range of them; None makes it an input.
+
+    Returns:
+        The path.
+
+    Raises:
+        MissingDependencyError: If the package onnx is not installed.
+        UnknownNameError: For another ``decide`` or ``pixels``.
+        InvalidInputError: If there is no policy, or the network calls an operation that cannot be written.
+    """
+    for name, value, allowed in (("decide", decide, ("policy", "input", "all")), ("pixels", pixels, tuple(PIXELS))):
+        if value not in allowed:
+            raise UnknownNameError(name, value, allowed)
+    if decide == "policy" and model.policy is None:
+        raise InvalidInputError(
+            "The model is a CNN without a gate policy. Export it with decide='input' or 'all' (prunegym export "
+            "--dense), or make a policy with prunegym prepare or prunegym train."
+        )
+    if penalty is not None and (decide != "policy" or model.policy is None or model.policy.penalty_range is None):
+        raise InvalidInputError(f"penalty is {penalty}, but the model's policy takes no lambda. Leave it out.")
+    exported = _Export(model, decide, penalty).write(pixels)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(exported.SerializeToString())
+    return path
+
+
+class _Export:
+    """The steps of a network as ONNX nodes, one after the other."""
+
+    def __init__(self, model: DynamicCNN | StoredModel, decide: Decide, penalty: float | None) -> None:
+        self.masked, self.policy, self.info = model.masked, model.policy, model.info
+        self.graph, self.network = self.masked.graph, self.masked.network
+        self.decide, self.penalty = decide, penalty
+        self.builder = GraphBuilder()
+        self.cut = frozenset() if decide == "all" else cut_gates(self.masked)
+        self.values: dict[str, Known] = {}
+        self.masks: dict[int, Known] = {}
+        self.kept: dict[int, Kept] = {}
+        self.lambda_: Known | None = None
+        self.mask_input: str | None = None
+        self.starts: dict[str, int] = {}
+        if decide != "all":
+            self.starts = {gate.producers[0]: index for index, gate in enumerate(self.masked.gates)}
+        self.points = {gate.point: index for index, gate in enumerate(self.masked.gates)}
+
+    def write(self, pixels: Pixels) -> Any:
+        builder, shape = self.builder, self.graph[self.graph.input].shape
+        images = builder.input("images", PIXELS[pixels], shape)
+        self.values[self.graph.input] = self._normalise(images, pixels)
+        if self.decide == "input":
+            self.mask_input = builder.input("mask", np.bool_, [1, self.masked.mask_size])
+        elif self.decide == "policy":
+            self._take_penalty()
+        for step in self.graph.steps:
+            if step.op != "input" and step.shape:  # sizes and other plain numbers are known from the shapes
+                self._step(step)
+        builder.output("logits", self.values[self.graph.output], np.float32, self.graph[self.graph.output].shape)
+        if self.decide == "policy":
+            parts = [self.masks[gate] for gate in range(len(self.masked.gates))]
+            mask = builder.reshape(builder.concat(parts), [1, -1])
+            builder.output("mask", mask, np.bool_, [1, self.masked.mask_size])
+        return builder.build({"classes": json.dumps(self.info.classes), "decide": self.decide, "pixels": pixels})
+
+    def _normalise(self, images: str, pixels: Pixels) -> Known:
+        mean, std = (np.array(side, np.float64).reshape(1, -1, 1, 1) for side in self._statistics())
+        unit = 255.0 if pixels == "uint8" else 1.0
+        floats = self.builder.op("Cast", images, to=1) if pixels == "uint8" else images
+        scaled = self.builder.op("Mul", floats, (1 / (unit * std)).astype(np.float32))
+        return self.builder.op("Add", scaled, (-mean / std).astype(np.float32))
+
+    def _statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        return self.info.normalisation.mean, self.info.normalisation.std
+
+    def _take_penalty(self) -> None:
+        bounds = None if self.policy is None else self.policy.penalty_range
+        if bounds is None:
+            return
+        default = np.array([sum(bounds) / 2 if self.penalty is None else self.penalty], np.float32)
+        self.lambda_ = self.builder.input("penalty", np.float32, [1], default) if self.penalty is None else default
+
+    def _step(self, step: Step) -> None:
+        if step.name in self.starts:
+            self._decide(self.starts[step.name], step)
+        value = self._output(step)
+        if step.inputs and overwrites(step, self.network):
+            before = self.values[step.inputs[0]]
+            self.values.update({name: value for name, other in self.values.items() if other is before})
+        gate = self.points.get(step.name)
+        if gate is not None and gate in self.masks and gate not in self.cut:
+            mask = self.masks[gate]
+            bits = self.builder.op("Cast", mask, to=1) if isinstance(mask, str) else mask.astype(np.float32)
+            value = self.builder.op("Mul", value, self.builder.reshape(bits, [1, -1, 1, 1]))
+        self.values[step.name] = value
+
+    def _decide(self, gate: int, producer: Step) -> None:
+        """Find the mask of a gate, and of all that are decided with it, before its producer runs."""
+        if gate in self.masks:
+            return
+        if self.mask_input is not None:
+            parts = self._split(self.builder.reshape(self.mask_input, [-1]), range(len(self.masked.gates)))
+        else:
+            policy = self.policy
+            assert policy is not None
+            index = next(i for i, decision in enumerate(policy.decisions) if gate in decision.gates)
+            reads = producer.inputs[0]
+            columns = self._columns(reads)
+            shape = self.graph[reads].shape
+            mask = decide(self.builder, policy, index, self.values[reads], shape, columns, self.lambda_)
+            parts = self._split(mask, policy.decisions[index].gates)
+        for other, part in parts.items():
+            self.masks[other] = part
+            if other in self.cut:
+                self.kept[other] = Kept(self.builder, part, self.masked.gates[other].width)
+
+    def _split(self, mask: Known, gates: Sequence[int]) -> dict[int, Known]:
+        if len(gates) == 1:
+            return {gates[0]: mask}
+        parts: dict[int, Known] = {}
+        start = 0
+        for gate in gates:
+            stop = start + self.masked.gates[gate].width
+            if isinstance(mask, str):
+                bounds = (np.array([number], np.int64) for number in (start, stop))
+                parts[gate] = self.builder.op("Slice", mask, *bounds)
+            else:
+                parts[gate] = mask[start:stop]
+            start = stop
+        return parts
+
+    def _columns(self, name: str) -> Columns:
+        return Columns(self.builder, self.masked.layouts.get(name, ()), self.kept)
+
+    def _output(self, step: Step) -> Known:
+        if step.op == "attribute":
+            return numpy_of(attribute_of(self.network, step.target))
+        module = self.network.get_submodule(step.target) if step.op == "module" else None
+        if isinstance(module, nn.Conv2d):
+            return self._convolution(step, module)
+        if isinstance(module, nn.Linear):
+            return self._linear(step, module)
+        if isinstance(module, nn.BatchNorm2d):
+            return self._norm(step, module)
+        entry = find_operator(step, self.network)
+        cut = bool(step.inputs) and self._is_cut(step.inputs[0])
+        return entry.write(Call(self.builder, self.graph, step, module, entry.names, self.values, cut))
+
+    def _is_cut(self, name: str) -> bool:
+        return any(block.gate in self.kept for block in self.masked.layouts.get(name, ()))
+
+    def _convolution(self, step: Step, conv: nn.Conv2d) -> Known:
+        builder = self.builder
+        weight, bias = map(numpy_of, folded(conv, self._norm_behind(step)))
+        columns = self._columns(step.inputs[0])
+        gate = self.starts.get(step.name)
+        filters = self.kept[gate].produced if gate in self.kept else None
+        # Whole filters first: they lie together, and only half of them are left for the scattered second gathering.
+        kept: Known = builder.gather(columns.extend(weight, 1), filters, 0)
+        kept = builder.gather(kept, columns.index, 1)
+        return builder.op(
+            "Conv", self.values[step.inputs[0]], kept, builder.gather(bias, filters, 0), **geometry(step, conv)
+        )
+
+    def _norm_behind(self, step: Step) -> nn.BatchNorm2d | None:
+        return norm_behind(self.graph, self.network, step, self.points)
+
+    def _norm(self, step: Step, norm: nn.BatchNorm2d) -> Known:
+        before = self.graph[step.inputs[0]]
+        x = self.values[before.name]
+        if before.kind in (Kind.CONV, Kind.DEPTHWISE) and self._norm_behind(before) is norm:
+            return x
+        columns = self._columns(before.name)
+        scale, shift = (
+            self.builder.gather(columns.extend(numpy_of(side).reshape(-1, 1, 1), 0), columns.index, 0)
+            for side in scale_and_shift(norm)
+        )
+        return self.builder.op("Add", self.builder.op("Mul", x, scale), shift)
+
+    def _linear(self, step: Step, linear: nn.Linear) -> Known:
+        x, weight = self.values[step.inputs[0]], numpy_of(linear.weight)
+        bias = np.zeros(len(weight), np.float32) if linear.bias is None else numpy_of(linear.bias)
+        if len(self.graph[step.inputs[0]].shape) != 2:
+            return self.builder.op("Add", self.builder.op("MatMul", x, weight.T), bias)
+        columns = self._columns(step.inputs[0])
+        layout = self.masked.layouts.get(step.inputs[0], ())
+        if columns.index is not None:  # a flattened map has several features a channel, and all blocks as many
+            by_channel = weight.reshape(len(weight), -1, layout[0].repeat)
+            kept = self.builder.gather(columns.extend(by_channel, 1), columns.index, 1)
+            return self.builder.op("Gemm", x, self.builder.reshape(kept, [len(weight), -1]), bias, transB=1)
+        return self.builder.op("Gemm", x, weight, bias, transB=1)

@@ -1,0 +1,66 @@
+"""``export`` and ``quantize``: a model for other runtimes, and in a smaller file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from prunegym.commands.common import JsonFlag, emit, facts, open_trained, with_history
+from prunegym.models.dynamic import SHIPPED, shipped_path, write_model
+from prunegym.models.errors import InvalidInputError
+
+Model = Annotated[str, typer.Argument(help="A model file, or a shipped model.")]
+
+
+def export(
+    model: Model,
+    out: Annotated[Path, typer.Option("--out", help="The ONNX file.")],
+    dense: Annotated[bool, typer.Option("--dense", help="The CNN with all channels on, without the policy.")] = False,
+    mask_input: Annotated[bool, typer.Option("--mask-input", help="The mask is an input: decide elsewhere.")] = False,
+    pixels: Annotated[str, typer.Option("--pixels", help="Images are uint8, or unit: float32 in [0, 1].")] = "uint8",
+    penalty: Annotated[
+        float | None, typer.Option(help="lambda for good, for a model with a range; else it is an input.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Write policy and CNN as one ONNX model, for one image a call; masked channels are not computed."""
+    from prunegym.models.onnx_export import export_onnx
+    from prunegym.models.onnx_export.channels import cut_gates
+
+    if dense and mask_input:
+        raise InvalidInputError(
+            "--dense keeps all channels, so it takes no mask. Give one of --dense and --mask-input."
+        )
+    stored = open_trained(model)
+    decide: Any = "all" if dense else "input" if mask_input else "policy"
+    export_onnx(stored, out, decide, pixels, penalty)  # type: ignore[arg-type]  # the name is checked there
+    shape = ", ".join(map(str, (1, *stored.info.image_shape)))
+    gates, cut = len(stored.masked.gates), 0 if dense else len(cut_gates(stored.masked))
+    document = {
+        "model": model, "file": str(out), "bytes": out.stat().st_size, "decide": decide, "gates": gates,
+        "gates_cut": cut, "images": f"({shape}) {'uint8' if pixels == 'uint8' else 'float32'}",
+    }  # fmt: skip
+    rows = {
+        "file": f"{out}, {document['bytes']:,} bytes",
+        "input": f"images {document['images']}",
+        "channels left out": f"in {cut} of {gates} gates; in the others they are computed and set to zero",
+    }
+    emit(document, as_json, facts(f"{model} as ONNX", rows))
+
+
+def quantize(
+    model: Model,
+    out: Annotated[Path, typer.Option("--out", help="The smaller model file.")],
+    as_json: JsonFlag = False,
+) -> None:
+    """Store the weights as int8, a scale an output channel: a quarter of the size. Computation stays in float32."""
+    stored = open_trained(model)
+    before = (shipped_path(model) if model in SHIPPED else Path(model)).stat().st_size
+    info = with_history(stored.info, "quantize, int8 weights", 0)
+    write_model(out, stored.masked.network, info, stored.policy, stored.masked, int8=True)
+    after = out.stat().st_size
+    document = {"model": model, "file": str(out), "bytes_before": before, "bytes": after, "ratio": after / before}
+    rows = {"file": f"{out}, {after:,} bytes", "before": f"{before:,} bytes", "ratio": f"{after / before:.3f}"}
+    emit(document, as_json, facts(f"{model} with int8 weights", rows))

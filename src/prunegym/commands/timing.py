@@ -1,0 +1,71 @@
+"""``latency``: what masks of a model cost in time on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.table import Table
+
+from prunegym.commands.common import JsonFlag, Threads, emit, facts, open_model, settle, table
+from prunegym.models.latency import LatencyTable
+
+
+def latency(
+    model: Annotated[str, typer.Argument(help="A network of the zoo, a model file or a shipped model.")],
+    out: Annotated[Path, typer.Option("--out", help="The table, a JSON file.")],
+    execution: Annotated[
+        str, typer.Option("--execution", help="torch (physically sliced networks) or kernel (if it was built).")
+    ] = "torch",
+    rounds: Annotated[int, typer.Option(help="Runs of each pattern of kept widths; medians count.", min=1)] = 15,
+    masks: Annotated[int, typer.Option(help="Random masks on which the table is checked.", min=1)] = 16,
+    clock: Annotated[
+        str, typer.Option("--clock", help="wall, or cpu: the process's own time, for one thread on a busy machine.")
+    ] = "wall",
+    threads: Threads = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Measure, image by image, how long each part of a CNN takes at a few kept widths, and check it end to end."""
+    from prunegym.models.latency_measuring import make_timer, measure
+
+    settle(threads=threads)
+    masked, policy, _ = open_model(model)
+    timer = make_timer(execution, masked, clock)
+    found = measure(masked, timer, policy, clock=clock, rounds=rounds, validation_masks=masks)
+    found.save(out)
+    widths = torch.tensor([float(width) for _, width in found.gates])
+    document = {
+        "model": model, "file": str(out), "execution": found.execution, "dense_seconds": found.dense_seconds,
+        "half_seconds": found.seconds_of_widths(widths[None] / 2).item(), "fixed_seconds": found.fixed,
+        "policy_seconds": found.policy, "mean_error": found.validation["mean_error"],
+        "max_error": found.validation["max_error"], "machine": dict(found.machine),
+    }  # fmt: skip
+    rows = {
+        "file": str(out),
+        "execution": f"{found.execution}, {found.machine['threads']} threads, {found.machine['processor']}",
+        "all channels": _milliseconds(found.dense_seconds),
+        "half of each gate": _milliseconds(float(str(document["half_seconds"]))),
+        "no channel": _milliseconds(found.seconds_of_widths(0 * widths[None]).item()),
+        "deciding": _milliseconds(found.policy),
+        "error end to end": f"mean {found.validation['mean_error']:.1%}, largest {found.validation['max_error']:.1%}",
+    }
+    emit(document, as_json, facts(f"Latency of {model}", rows), _gate_table(found))
+
+
+def _gate_table(found: LatencyTable) -> Table:
+    """Return what each gate costs: the time that all its channels, or half of them, take off when they go."""
+    full = torch.tensor([float(width) for _, width in found.gates])
+    alone = torch.eye(len(full)) * full
+    saved = found.dense_seconds - found.seconds_of_widths(full - alone)
+    half = found.dense_seconds - found.seconds_of_widths(full - alone / 2)
+    rows = [
+        [name, str(width), _milliseconds(float(half[gate])), _milliseconds(float(saved[gate]))]
+        for gate, (name, width) in enumerate(found.gates)
+    ]
+    return table("Saved by one gate alone", ["gate", "channels", "half of it", "all of it"], rows)
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:.3f} ms"

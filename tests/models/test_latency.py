@@ -1,0 +1,188 @@
+"""Latency tables: exact numbers from one made by hand, and a real measurement."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from slicing import randomise
+from test_discovery import NETWORKS
+from torch import Tensor
+
+from prunegym.models import MaskedCNN, build, kernel, shipped_model
+from prunegym.models.errors import InvalidInputError, MissingDataError, UnknownNameError
+from prunegym.models.latency import Axis, LatencyTable, Part
+from prunegym.models.latency_measuring import TorchTimer, kept_widths, make_timer, measure, step_counts
+from prunegym.models.sliced import SlicedCNN
+
+# Networks of NETWORKS whose masked channels pass something that cannot be sliced.
+REFUSED = {
+    "mean of flat maps", "squeeze", "channels doubled by a view", "instance norm", "prelu", "reflected borders",
+}  # fmt: skip
+
+
+def small() -> MaskedCNN:
+    return MaskedCNN(randomise(build("simple-cnn", in_channels=1, image_size=8)), torch.zeros(1, 1, 8, 8))
+
+
+def by_hand() -> LatencyTable:
+    """16 and 32 channels: one part makes the first gate's, one reads them and makes the second's."""
+    first = Part("a", Axis({}, 1.0, (1.0,)), Axis({0: 1.0}, 0.0, (0.0, 8.0, 16.0)), ((0.0, 2.0, 3.0),))
+    second = Part(
+        "b",
+        Axis({0: 1.0}, 0.0, (0.0, 16.0)),
+        Axis({1: 4.0}, 0.0, (0.0, 64.0, 128.0)),
+        ((0.0, 1.0, 1.0), (1.0, 4.0, 8.0)),
+    )
+    return LatencyTable("hand", (("features.0", 16), ("features.3", 32)), 0.5, (first, second), policy=1.0)
+
+
+def test_interpolation_by_hand() -> None:
+    table = by_hand()
+    kept = torch.tensor([[16.0, 32.0], [0.0, 0.0], [8.0, 16.0], [12.0, 8.0], [4.0, 32.0]])
+    #            fixed + first + second, which is linear between the four numbers around
+    expected = [0.5 + 3 + 8, 0.5 + 0 + 0, 0.5 + 2 + (1 + 4) / 2]
+    expected.append(0.5 + 2.5 + 0.25 * (0 + 1) / 2 + 0.75 * (1 + 4) / 2)
+    expected.append(0.5 + 1 + 0.75 * 1 + 0.25 * 8)
+    torch.testing.assert_close(table.seconds_of_widths(kept), torch.tensor(expected, dtype=torch.float64))
+    mask = torch.zeros(2, 48)
+    mask[:, :8], mask[:, 16:32] = 1, 1
+    assert table.dense_seconds == 11.5
+    assert table.seconds(mask).tolist() == [5.0, 5.0]
+    assert table.share(mask).tolist() == [5 / 11.5] * 2
+    assert table.policy_share == 1 / 11.5
+
+
+def test_a_saved_table_says_the_same(tmp_path: Path) -> None:
+    table, path = dataclasses.replace(by_hand(), machine={"cores": 2}), tmp_path / "table.json"
+    table.save(path)
+    loaded = LatencyTable.load(path)
+    assert loaded == table
+    assert loaded.check(small()) is loaded
+
+
+class CountingTimer:
+    """An execution that takes a nanosecond a pair of channels, so that a table of it is known exactly."""
+
+    name = "counting"
+
+    def __init__(self, masked: MaskedCNN) -> None:
+        self.masked = masked
+        convolutions = [masked.graph[gate.producers[0]] for gate in masked.gates]
+        linear = next(step for step in masked.graph.steps if step.kind.name == "LINEAR")
+        self.parts = {step.name: step_counts(masked, step) for step in (*convolutions, linear)}
+
+    def prepare(self, mask: Tensor) -> tuple[Callable[[], Mapping[str, float]], Callable[[], object]]:
+        kept = torch.tensor([*(float(part.sum()) for part in self.masked.split(mask)), 1.0], dtype=torch.float64)
+        times = {
+            name: 1e-9 * float(torch.tensor(inputs).double() @ kept) * float(torch.tensor(outputs).double() @ kept)
+            for name, (inputs, outputs) in self.parts.items()
+        }
+        return (lambda: times), (lambda: None)
+
+
+def test_measuring_sees_every_pair_of_widths() -> None:
+    masked = small()
+    table = measure(masked, CountingTimer(masked), rounds=1, validation_masks=2)
+    torch.manual_seed(0)
+    masks = (torch.rand(50, 48) < torch.rand(50, 1)).double()
+    first, second = masks[:, :16].sum(1), masks[:, 16:].sum(1)
+    expected = 1e-9 * (first + first * second + 4 * second * 10)  # a product of widths is bilinear: no error
+    torch.testing.assert_close(table.seconds(masks), expected, rtol=1e-9, atol=0)
+    assert [len(part.outputs.points) for part in table.parts] == [6, 6, 1]
+    assert kept_widths(16) == [0, 5, 9, 13, 15, 16]
+
+
+def test_a_real_measurement(tmp_path: Path) -> None:
+    model = shipped_model("digits")
+    table = measure(model.masked, make_timer("torch", model.masked), model.policy, rounds=3, validation_masks=3)
+    table.save(tmp_path / "table.json")
+    table = LatencyTable.load(tmp_path / "table.json")
+    assert 0 < table.dense_seconds < 10
+    assert table.policy > 0
+    assert {"processor", "cores", "threads", "torch"} <= set(table.machine)
+    assert len(table.validation["measured"]) == 3
+    assert 0 <= table.validation["mean_error"] <= table.validation["max_error"]
+
+
+@pytest.mark.skipif(not kernel.available(), reason=f"no compiled kernel: {kernel.unavailable_reason()}")
+@pytest.mark.parametrize("name", ["simple-cnn", "resnet20"])
+def test_the_kernel_is_measured(name: str) -> None:
+    masked = MaskedCNN(build(name), torch.zeros(1, 3, 32, 32))
+    timer = make_timer("kernel", masked)
+    table = measure(masked, timer, rounds=1, validation_masks=1)
+    assert table.execution.startswith("kernel, ")
+    assert {gate for part in table.parts for axis in (part.inputs, part.outputs) for gate in axis.each} == set(
+        range(len(masked.gates))
+    )
+
+
+@pytest.mark.parametrize("name", [name for name, (_, gates) in NETWORKS.items() if gates])
+def test_sliced_networks_equal_masked_ones(name: str) -> None:
+    torch.manual_seed(0)
+    masked = MaskedCNN(randomise(NETWORKS[name][0]()), torch.zeros(1, 3, 8, 8))
+    if name in REFUSED:
+        with pytest.raises(
+            InvalidInputError, match=r"cannot be sliced\. Leave their gate out with|only zeros are known"
+        ):
+            SlicedCNN(masked, torch.ones(masked.mask_size))
+        return
+    for kept in (0.0, 0.3, 0.6, 1.0):
+        image, mask = torch.rand(1, 3, 8, 8), torch.rand(masked.mask_size) < kept
+        torch.testing.assert_close(
+            SlicedCNN(masked, mask)(image.clone()), masked(image, mask[None].float()), atol=1e-5, rtol=1e-4
+        )
+
+
+@pytest.mark.parametrize("name", ["resnet20", "vgg11", "m-cifarnet"])
+def test_sliced_zoo_networks_are_really_smaller(name: str) -> None:
+    masked = MaskedCNN(randomise(build(name)), torch.zeros(1, 3, 32, 32))
+    image, mask = torch.rand(1, 3, 32, 32), torch.arange(masked.mask_size) % 2 == 0
+    sliced = SlicedCNN(masked, mask)
+    expected = masked(image, mask[None].float())
+    torch.testing.assert_close(sliced(image), expected, atol=1e-4 * float(expected.abs().max()), rtol=1e-4)
+    assert set(sliced.timed(image)) == set(sliced.steps)
+
+
+def test_errors(tmp_path: Path) -> None:
+    masked, path = small(), tmp_path / "table.json"
+    with pytest.raises(
+        MissingDataError, match=r"There is no latency table .*none\.json\. Measure one: prunegym latency"
+    ):
+        LatencyTable.load(tmp_path / "none.json")
+    for text in ("{", "[]", "{}", '{"format": 1}'):
+        path.write_text(text)
+        with pytest.raises(
+            InvalidInputError, match=r"table\.json is no latency table .*Make one with prunegym latency\."
+        ):
+            LatencyTable.load(path)
+    by_hand().save(path)
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "format": 7}))
+    with pytest.raises(InvalidInputError, match=r"has format 7; this version reads format 1\. Update it\."):
+        LatencyTable.load(path)
+    content["parts"][0]["seconds"] = [[1.0]]
+    path.write_text(json.dumps(content))
+    with pytest.raises(InvalidInputError, match="part 'a' has not one time for each pair of points"):
+        LatencyTable.load(path)
+    other = MaskedCNN(build("resnet20"), torch.zeros(1, 3, 32, 32))
+    with pytest.raises(
+        InvalidInputError, match=r"is for 2 gates \(features\.0: 16, .*the model has 9 gates \(layer1\.0"
+    ):
+        by_hand().check(other)
+    with pytest.raises(UnknownNameError, match=r"Unknown execution 'touch'\. Did you mean 'torch'\?"):
+        make_timer("touch", masked)
+    with pytest.raises(UnknownNameError, match=r"Unknown clock 'gpu'\. Did you mean 'cpu'\?"):
+        make_timer("torch", masked, "gpu")
+    with pytest.raises(InvalidInputError, match=r"has a wall clock of its own\. Leave --clock out"):
+        make_timer("kernel", masked, "cpu")
+    with pytest.raises(InvalidInputError, match=r"rounds is 0 and masks 4; both must be at least 1\."):
+        measure(masked, TorchTimer(masked), rounds=0, validation_masks=4)
+    inception = MaskedCNN(randomise(NETWORKS["inception"][0]()), torch.zeros(1, 3, 8, 8))
+    if kernel.available():
+        with pytest.raises(InvalidInputError, match=r"has no plan for Inception with these gates.*execution 'torch'"):
+            make_timer("kernel", inception)
