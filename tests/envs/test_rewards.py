@@ -263,7 +263,7 @@ def test_a_step_cost_that_misbehaves_is_named(cnn):
         (
             {"reward": 3},
             InvalidInputError,
-            r"reward is 3; a name \(l0, l0_weights, macs, latency\), 'module:function' or a function",
+            r"reward is 3; a name \(l0, l0_weights, macs, latency, blockdrop\), 'module:function' or a function",
         ),
         ({"accuracy": "corect"}, UnknownNameError, r"Unknown accuracy term 'corect'. Did you mean 'correct'\?"),
         ({"accuracy": 3}, InvalidInputError, r"accuracy is 3; a name \(correct, .*\), 'module:function' or a function"),
