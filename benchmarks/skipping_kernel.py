@@ -20,11 +20,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from prunegym.models.kernel.zoo_plans import gate_widths, make_plan, torch_masked
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
 from prunegym.models import kernel
-from prunegym.models.kernel.zoo_plans import gate_widths, make_plan, torch_masked
 from prunegym.models.networks import CifarResNet
 from prunegym.models.zoo import build
 
