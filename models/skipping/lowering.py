@@ -62,7 +62,7 @@ def lower(masked: MaskedCNN) -> Program:
     layers = fuse(lowering.layers, output, set(lowering.gates))
     for layer in layers:
         if isinstance(layer, Norm):
-            raise UnsupportedError(f"Step {layer.label!r} is a batch norm that no convolution comes right before.")
+            raise UnsupportedError(f"Layer {layer.label!r} is a batch norm that no convolution comes right before.")
     points = {lowering.resolve(gate.point): index for index, gate in enumerate(masked.gates)}
     missing = points.keys() - {layer.name for layer in layers}
     if missing:
@@ -94,7 +94,7 @@ class _Lowering:
             self._alias[step.name] = self.resolve(step.inputs[0])
             return
         if _in_place(step, self._module(step)) and len(self.graph.users[step.inputs[0]]) > 1:
-            raise UnsupportedError(f"Step {step.name!r} overwrites a value that another step reads.")
+            raise UnsupportedError(f"{_described(step)} overwrites a value that another step reads.")
         layer = self._translate(step)
         self.layers.append(layer)
         gates = {self.gates.get(name) for name in layer.inputs}
@@ -103,7 +103,7 @@ class _Lowering:
         elif isinstance(layer, Linear):
             gates = {None}
         if len(gates) > 1:
-            raise UnsupportedError(f"Step {step.name!r} brings channels of a gate together with others.")
+            raise UnsupportedError(f"{_described(step)} brings channels of a gate together with others.")
         gate = gates.pop()
         if gate is not None:
             self.gates[step.name] = gate
@@ -143,7 +143,7 @@ class _Lowering:
         bias = weight.new_zeros(len(weight)) if module.bias is None else module.bias.detach()
         same = module.padding == "same"
         if same and (max(module.stride) > 1 or any(size % 2 == 0 for size in module.kernel_size)):
-            raise UnsupportedError(f"Step {step.target!r} is a convolution with uneven padding.")
+            raise UnsupportedError(f"Layer {step.target!r} is a convolution with uneven padding.")
         spans = tuple(d * (k - 1) // 2 for k, d in zip(module.kernel_size, module.dilation, strict=True))
         padding = spans if same else (0, 0) if module.padding == "valid" else module.padding
         geometry = (cast(Pair, module.stride), cast(Pair, padding), cast(Pair, module.dilation))
@@ -159,14 +159,14 @@ class _Lowering:
         module = self._module(step)
         grouped = isinstance(module, nn.Conv2d)
         if (step.kind not in _BY_IMAGE and not grouped) or _function(step) in _MEAN or not step.inputs:
-            raise UnsupportedError(f"Step {step.name!r} ({_called(step)}) is {step.kind.value}.")
+            raise UnsupportedError(f"{_described(step)} is {step.kind.value}.")
         if any(self.graph[name].op != "input" and not self.graph[name].shape for name in step.inputs):
-            raise UnsupportedError(f"Step {step.name!r} ({_called(step)}) reads something that is no tensor.")
+            raise UnsupportedError(f"{_described(step)} reads something that is no tensor.")
         if any(name in self.gates for name in head[2]):
             stateless = module is None or not module.state_dict()
             shapes = {self.graph[name].shape for name in step.inputs}
             if step.kind not in _BY_CHANNEL or not stateless or len(step.shape) != 4 or len(shapes) > 1:
-                raise UnsupportedError(f"Step {step.name!r} ({_called(step)}) works on channels of a gate.")
+                raise UnsupportedError(f"{_described(step)} works on channels of a gate.")
         return Other(step.name, head[1], tuple(map(self.resolve, step.inputs)), self._runner(step))
 
     def _runner(self, step: Step) -> Callable[[dict[str, Tensor]], Tensor]:
@@ -192,8 +192,11 @@ def _function(step: Step) -> Any:
     return step.target if step.op in ("function", "method") else None
 
 
-def _called(step: Step) -> str:
-    return str(getattr(step.target, "__name__", step.target))
+def _described(step: Step) -> str:
+    """Return a step as a message names it."""
+    if step.op == "module":
+        return f"Layer {step.target!r}"
+    return f"Step {step.name!r} ({getattr(step.target, '__name__', step.target)})"
 
 
 def _in_place(step: Step, module: nn.Module | None) -> bool:
@@ -211,7 +214,7 @@ def _is_nothing(step: Step, module: nn.Module | None) -> bool:
 
 def _norm(module: nn.BatchNorm2d, head: tuple[str, str, tuple[str, ...]]) -> Norm:
     if module.running_mean is None or module.running_var is None:
-        raise UnsupportedError(f"Step {head[1]!r} is a batch norm without running statistics: it mixes images.")
+        raise UnsupportedError(f"Layer {head[1]!r} is a batch norm without running statistics: it mixes images.")
     scale = (module.running_var.double() + module.eps).rsqrt()
     scale = scale if module.weight is None else scale * module.weight.detach().double()
     shift = -module.running_mean.double() * scale

@@ -15,6 +15,7 @@ from prunegym.commands.common import (
     DataRoot,
     DatasetName,
     Device,
+    Execution,
     JsonFlag,
     Out,
     Quiet,
@@ -31,6 +32,7 @@ from prunegym.commands.common import (
 from prunegym.commands.learning import Environments, Episodes, EvalImages, override
 from prunegym.models.data import Dataset
 from prunegym.models.dynamic import DynamicCNN, StoredModel, read_model
+from prunegym.models.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from prunegym.agents.compare import Comparison
@@ -64,6 +66,7 @@ def evaluate(
     images: Annotated[int | None, typer.Option(help="So many images only, drawn with a fixed seed.")] = None,
     dense: Dense = None,
     baselines: Annotated[bool, typer.Option("--baselines", help="Add baselines that spend the same MACs.")] = False,
+    execution: Execution = "masked",
     seed: Annotated[int, typer.Option(help="Of what baselines draw.", min=0)] = 0,
     device: Device = "cpu",
     threads: Threads = None,
@@ -80,6 +83,12 @@ def evaluate(
         metadata = {key: value for key, value in stored.info.metadata.items() if key != "dense_accuracy"}
         stored = stored._replace(info=dataclasses.replace(stored.info, metadata=metadata))
     own = own_agent(stored) if agent is None else load_agent(agent)
+    if isinstance(own, DynamicCNN):
+        own = own.to(device).skip(execution)
+    elif execution != "masked":
+        raise InvalidInputError(
+            f"--execution {execution} is for a model with its own policy; leave it out for --agent and for bare CNNs."
+        )
     results = evaluations(model if agent is None else agent, own, stored, data, penalty, dense, baselines, seed, device)
     first = next(iter(results.values()))
     document: dict[str, Any] = first.as_json()
