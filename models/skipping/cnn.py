@@ -19,7 +19,7 @@ from prunegym.models.skipping.torch_path import FullPath, GatherPath
 
 EXECUTIONS = ("auto", "kernel", "torch", "full", "full-channels-last", "masked")
 """Ways of running: ``kernel`` and ``torch`` skip; ``full`` computes all channels with norms folded, in one of two
-memory layouts; ``masked`` is :class:`MaskedCNN` itself; ``auto`` measures them on the first images and takes the best."""
+memory layouts; ``masked`` is :class:`MaskedCNN` itself; ``auto`` measures them on the first images."""
 
 _MEASURED_IMAGES = 32
 
