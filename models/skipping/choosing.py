@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import statistics
 import time
 from collections.abc import Mapping
 
@@ -13,7 +12,7 @@ from torch import Tensor
 from prunegym.models.skipping.paths import Path
 from prunegym.models.skipping.torch_path import GatherPath
 
-ROUNDS = 3
+ROUNDS = 5
 LONG = 0.2
 """Seconds; a first run that takes longer is measurement enough."""
 
@@ -24,7 +23,7 @@ class Choice:
 
     Attributes:
         execution: The way that was taken.
-        seconds: Of each way, for one call with ``images`` images; ways that were far behind at first were run once.
+        seconds: The shortest of each way, for one call with ``images`` images; what was far behind was run once.
         images: Images that were measured with.
         threads: Threads of torch then.
         masks_given: Whether masks came with the images, instead of being decided on the way.
@@ -72,9 +71,9 @@ def choose(
     for _ in range(ROUNDS if len(close) > 1 else 0):
         for name in close:
             seconds[name].append(_time(paths[name], images, mask, penalty))
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    fastest = min(medians, key=lambda name: medians[name])
-    return Choice(fastest, medians, len(images), key[1], mask is not None)
+    shortest = {name: min(values) for name, values in seconds.items()}  # what else the machine does only adds to them
+    fastest = min(shortest, key=lambda name: shortest[name])
+    return Choice(fastest, shortest, len(images), key[1], mask is not None)
 
 
 def _time(path: Path, images: Tensor, mask: Tensor | None, penalty: float | None) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from prunegym.commands import applying, cnns, judging, learning, showing
+from prunegym.commands import applying, cnns, judging, learning, profiling, showing
 from prunegym.commands.demo import demo
 from prunegym.models.errors import PruneGymError
 
@@ -51,6 +51,7 @@ app.command("finetune")(learning.finetune)
 app.command("evaluate")(judging.evaluate)
 app.command("compare")(judging.compare)
 app.command("predict")(applying.predict)
+app.command("profile")(profiling.profile)
 app.command("demo")(demo)
 
 

@@ -29,7 +29,7 @@ from prunegym.models.skipping import EXECUTIONS
 
 needs_kernel = pytest.mark.skipif(not kernel.available(), reason=f"no compiled kernel: {kernel.unavailable_reason()}")
 WAYS = [pytest.param(way, marks=needs_kernel if way == "kernel" else ()) for way in EXECUTIONS if way != "auto"]
-SLOW = {"resnet32", "resnet44", "resnet56", "vgg11", "vgg16"}
+SLOW = {"resnet18", "resnet32", "resnet44", "resnet56", "vgg11", "vgg16"}
 NETWORKS = [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in ZOO]
 
 

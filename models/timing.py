@@ -1,0 +1,133 @@
+"""Fair timing: forms of one computation in one process and in turn, the dense ones as fast as torch has them."""
+
+from __future__ import annotations
+
+import copy
+import platform
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
+
+Forms = dict[str, Callable[[], object]]
+WARM_UP = 2
+
+
+def dense_forms(network: nn.Module, images: Tensor, compiled: bool = False) -> tuple[Forms, dict[str, str]]:
+    """Return a network without masks in every way that torch has of making it fast on the CPU.
+
+    Args:
+        network: In eval mode, norms and all.
+        images: (batch, channels, height, width) float, that it is timed with.
+        compiled: Also ``torch.compile`` with freezing, which takes a compiler and up to a minute.
+
+    Returns:
+        The forms by name, and for each one that does not work with this network the reason.
+    """
+    forms: Forms = {"eager": lambda: network(images)}
+    failed: dict[str, str] = {}
+    last_images = images.contiguous(memory_format=torch.channels_last)
+
+    def folded() -> nn.Module:
+        return fuse(network)
+
+    def call(make: Callable[[], Callable[[Tensor], object]], x: Tensor) -> Callable[[], object]:
+        function = make()
+        function(x)
+        return lambda: function(x)
+
+    def frozen() -> Callable[[Tensor], object]:
+        module = torch.jit.trace(folded().to(memory_format=torch.channels_last), last_images)  # type: ignore[no-untyped-call,call-overload]
+        return torch.jit.freeze(module)  # type: ignore[no-any-return,no-untyped-call]
+
+    def optimised() -> Callable[[Tensor], object]:
+        return torch.jit.optimize_for_inference(torch.jit.trace(folded(), images))  # type: ignore[no-any-return,no-untyped-call]
+
+    def inductor() -> Callable[[Tensor], object]:
+        import torch._inductor.config as config
+
+        with config.patch(freezing=True):
+            function = torch.compile(copy.deepcopy(folded()))
+            function(images)
+        return function  # type: ignore[no-any-return]
+
+    makers: dict[str, tuple[Callable[[], Callable[[Tensor], object]], Tensor]] = {
+        "norm folded": (folded, images),
+        "channels_last": (lambda: folded().to(memory_format=torch.channels_last), last_images),  # type: ignore[call-overload]
+        "traced, frozen": (frozen, last_images),
+        "optimised for inference": (optimised, images),
+    }
+    if compiled:
+        makers["compiled, frozen"] = (inductor, images)
+    with warnings.catch_warnings():  # torch calls its own tracer deprecated; it is still the fastest here
+        warnings.simplefilter("ignore")
+        for name, (make, x) in makers.items():
+            try:
+                forms[name] = call(make, x)
+            except Exception as error:  # noqa: PERF203 - whatever a user's network makes torch's optimisers raise
+                failed[name] = (str(error) or type(error).__name__).splitlines()[0]
+    return forms, failed
+
+
+def measure(
+    forms: Mapping[str, Callable[[], object]],
+    rounds: int,
+    clock: Callable[[], float] = time.perf_counter,
+    limit: float = float("inf"),
+) -> dict[str, float]:
+    """Return the median seconds of each form, all taken in turn, round after round.
+
+    Args:
+        forms: The forms.
+        rounds: Rounds after the first two, which warm up.
+        clock: Returns seconds.
+        limit: Seconds after which no further round begins; at least one is made.
+    """
+    times: dict[str, list[float]] = {name: [] for name in forms}
+    begun = time.perf_counter()
+    for number in range(rounds + WARM_UP):
+        if number > WARM_UP and time.perf_counter() - begun > limit:
+            break
+        for name, form in forms.items():
+            start = clock()
+            form()
+            if number >= WARM_UP:
+                times[name].append(clock() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def random_masks(
+    batch: int, widths: list[int], generator: torch.Generator, low: float = 0.3, high: float = 0.7
+) -> Tensor:
+    """Draw masks whose kept share of each gate is drawn for each image: (batch, mask_size) bool."""
+    parts = []
+    for width in widths:
+        share = low + (high - low) * torch.rand(batch, 1, generator=generator)
+        ranks = torch.rand(batch, width, generator=generator).argsort(1).argsort(1)
+        parts.append(ranks < (share * width).round().clamp(min=1))
+    return torch.cat(parts, 1)
+
+
+def machine() -> dict[str, Any]:
+    """Describe this machine as far as times depend on it."""
+    from prunegym.models import kernel
+
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        lines = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
+        name = lines[0] if lines else name
+    return {
+        "processor": name,
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "kernel": kernel.variants()[0] if kernel.available() else f"none: {kernel.unavailable_reason()}",
+        "system": platform.platform(),
+    }
