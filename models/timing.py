@@ -42,12 +42,16 @@ def dense_forms(network: nn.Module, images: Tensor, compiled: bool = False) -> t
         function(x)
         return lambda: function(x)
 
+    def last() -> nn.Module:
+        return folded().to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
     def frozen() -> Callable[[Tensor], object]:
-        module = torch.jit.trace(folded().to(memory_format=torch.channels_last), last_images)  # type: ignore[no-untyped-call,call-overload]
-        return torch.jit.freeze(module)  # type: ignore[no-any-return,no-untyped-call]
+        traced = torch.jit.trace(last(), last_images)  # type: ignore[no-untyped-call]
+        return torch.jit.freeze(traced)  # type: ignore[no-any-return]
 
     def optimised() -> Callable[[Tensor], object]:
-        return torch.jit.optimize_for_inference(torch.jit.trace(folded(), images))  # type: ignore[no-any-return,no-untyped-call]
+        traced = torch.jit.trace(folded(), images)  # type: ignore[no-untyped-call]
+        return torch.jit.optimize_for_inference(traced)
 
     def inductor() -> Callable[[Tensor], object]:
         import torch._inductor.config as config
@@ -55,11 +59,11 @@ def dense_forms(network: nn.Module, images: Tensor, compiled: bool = False) -> t
         with config.patch(freezing=True):
             function = torch.compile(copy.deepcopy(folded()))
             function(images)
-        return function  # type: ignore[no-any-return]
+        return function
 
     makers: dict[str, tuple[Callable[[], Callable[[Tensor], object]], Tensor]] = {
         "norm folded": (folded, images),
-        "channels_last": (lambda: folded().to(memory_format=torch.channels_last), last_images),  # type: ignore[call-overload]
+        "channels_last": (last, last_images),
         "traced, frozen": (frozen, last_images),
         "optimised for inference": (optimised, images),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import time
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
@@ -97,6 +98,9 @@ def profile(
     penalty: float | None = None,
     rounds: int = 20,
     compiled: bool = False,
+    more_dense: Forms | None = None,
+    forget: bool = True,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Profile:
     """Time a masked CNN on batches of one size, other images and masks each round.
 
@@ -108,6 +112,9 @@ def profile(
         penalty: lambda, for a policy with a ``penalty_range``.
         rounds: Rounds, if they take less than a minute.
         compiled: Also time ``torch.compile``.
+        more_dense: Further dense forms by name.
+        forget: Gather weights anew for each batch, as masks that never come twice need it.
+        clock: Returns seconds.
 
     Returns:
         Medians of all forms, taken in turn.
@@ -116,21 +123,22 @@ def profile(
     given: list[Tensor] = [fast(images, penalty=penalty).mask for images in batches] if masks is None else masks
     wanted: list[Tensor | None] = [None] * len(batches) if masks is None else cast("list[Tensor | None]", masks)
     dense, failed = dense_forms(masked.network, batches[0], compiled)
+    dense |= more_dense or {}
     choice = fast.way(batches[0], wanted[0], penalty) if masks is not None else fast.choices[-1].execution
     skipping: Forms = {
-        name: _in_turn(SkippingCNN(masked, policy, name), batches, wanted, penalty) for name in fast.available
+        name: _in_turn(SkippingCNN(masked, policy, name), batches, wanted, penalty, forget) for name in fast.available
     }
     reference: Forms = {}
     kernel = fast.path("kernel") if "kernel" in fast.available else None
     if isinstance(kernel, KernelPath):
         ones = [torch.ones_like(mask) for mask in given]
         bare = SkippingCNN(masked, None, "kernel")
-        reference["kernel, all channels"] = _in_turn(bare, batches, ones, None)
+        reference["kernel, all channels"] = _in_turn(bare, batches, ones)
         if policy is not None:
-            reference["kernel, masks given"] = _in_turn(bare, batches, given, None)
+            reference["kernel, masks given"] = _in_turn(bare, batches, given)
     forms = {("dense", n): f for n, f in dense.items()} | {("skipping", n): f for n, f in skipping.items()}
     forms |= {("reference", n): f for n, f in reference.items()}
-    seconds = measure({f"{kind}/{name}": form for (kind, name), form in forms.items()}, rounds, limit=LIMIT)
+    seconds = measure({f"{kind}/{name}": form for (kind, name), form in forms.items()}, rounds, clock, LIMIT)
     found = {
         kind: {name: seconds[f"{kind}/{name}"] for other, name in forms if other == kind}
         for kind in ("dense", "skipping", "reference")
@@ -146,14 +154,18 @@ def profile(
 
 
 def _in_turn(
-    fast: SkippingCNN, batches: list[Tensor], masks: Iterable[Tensor | None], penalty: float | None
+    fast: SkippingCNN,
+    batches: list[Tensor],
+    masks: Iterable[Tensor | None],
+    penalty: float | None = None,
+    forget: bool = True,
 ) -> Callable[[], object]:
-    """Return a function that runs one batch after the other, with weights gathered anew."""
+    """Return a function that runs one batch after the other."""
     pairs = itertools.cycle(zip(batches, masks, strict=True))
     path = fast.path(fast.execution)
 
     def run() -> object:
-        if isinstance(path, GatherPath):
+        if forget and isinstance(path, GatherPath):
             path.forget()
         images, mask = next(pairs)
         return fast(images, mask, penalty)
