@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx.experimental.optimization import fuse
 
 Forms = dict[str, Callable[[], object]]
 WARM_UP = 2
@@ -35,6 +34,8 @@ def dense_forms(network: nn.Module, images: Tensor, compiled: bool = False) -> t
     last_images = images.contiguous(memory_format=torch.channels_last)
 
     def folded() -> nn.Module:
+        from torch.fx.experimental.optimization import fuse  # its import warns, so it is not at the top
+
         return fuse(network)
 
     def call(make: Callable[[], Callable[[Tensor], object]], x: Tensor) -> Callable[[], object]:
