@@ -71,7 +71,7 @@ class GatePolicy(nn.Module):
         """
         if self.penalty_range is not None:
             scaled = self.scaled_penalty(penalty).to(features)
-            features = torch.cat([features, scaled.expand(len(features)).unsqueeze(1)], dim=1)
+            features = torch.cat([features, scaled.expand(features.shape[0]).unsqueeze(1)], dim=1)
         logits: Tensor = self.heads[decision](features)
         return logits
 

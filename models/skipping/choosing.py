@@ -14,7 +14,7 @@ from prunegym.models.skipping.torch_path import GatherPath
 
 ROUNDS = 5
 LONG = 0.2
-"""Seconds; a first run that takes longer is measurement enough."""
+"""Seconds; where the fastest takes longer, one run after the first is measurement enough."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +64,8 @@ def choose(
     """
     seconds: dict[str, list[float]] = {}
     for name, path in paths.items():
-        first = _time(path, images, mask, penalty)
-        seconds[name] = [first] if first > LONG else [_time(path, images, mask, penalty)]
+        _time(path, images, mask, penalty)  # warms up
+        seconds[name] = [_time(path, images, mask, penalty)]
     best = min(values[0] for values in seconds.values())
     close = [name for name, values in seconds.items() if values[0] < min(2 * best, LONG)]
     for _ in range(ROUNDS if len(close) > 1 else 0):

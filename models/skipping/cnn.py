@@ -15,11 +15,11 @@ from prunegym.models.skipping.kernel_path import KernelPath
 from prunegym.models.skipping.lowering import UnsupportedError, lower
 from prunegym.models.skipping.paths import Executed, MaskedPath, Path, Policy, decide_first, decides_gate_by_gate
 from prunegym.models.skipping.program import Program
-from prunegym.models.skipping.torch_path import FullPath, GatherPath
+from prunegym.models.skipping.torch_path import FullPath, GatherPath, TracedPath
 
-EXECUTIONS = ("auto", "kernel", "torch", "full", "full-channels-last", "masked")
-"""Ways of running: ``kernel`` and ``torch`` skip; ``full`` computes all channels with norms folded, in one of two
-memory layouts; ``masked`` is :class:`MaskedCNN` itself; ``auto`` measures them on the first images."""
+EXECUTIONS = ("auto", "kernel", "torch", "full", "full-channels-last", "full-traced", "masked")
+"""Ways of running: ``kernel`` and ``torch`` skip; ``full`` computes all channels with norms folded, also in another
+memory layout, and traced; ``masked`` is :class:`MaskedCNN` itself; ``auto`` measures them on the first images."""
 
 _MEASURED_IMAGES = 32
 
@@ -85,6 +85,7 @@ class SkippingCNN:
             "torch": lambda program: GatherPath(program, policy),
             "full": lambda program: FullPath(program, policy),
             "full-channels-last": lambda program: FullPath(program, policy, channels_last=True),
+            "full-traced": lambda program: TracedPath(program, policy),
         }
         for name, make in makers.items():
             if self.execution not in ("auto", name):

@@ -179,7 +179,7 @@ class _Lowering:
             found = {name: values[own] for name, own in names.items()}
             # A flattened map is a map in the program. Behind a gate, where sizes differ, only maps come here.
             views = {
-                name: value.reshape(len(value), *shapes[name]) if value.ndim != len(shapes[name]) + 1 else value
+                name: value.reshape(value.shape[0], *shapes[name]) if value.ndim != len(shapes[name]) + 1 else value
                 for name, value in found.items()
             }
             return cast(Tensor, function(views))

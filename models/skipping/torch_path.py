@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from prunegym.models.gate_policy import GatePolicy
+from prunegym.models.skipping.lowering import UnsupportedError
 from prunegym.models.skipping.paths import Decide, Executed, decide_as_given, decide_by
 from prunegym.models.skipping.program import Add, Average, Conv, Layer, Linear, MaxPool, Other, Program, Subsample
 
 CACHED_FLOATS = 1 << 24
 """Sliced weights are kept up to this many numbers, 64 MiB in float32."""
+TRACES = 4
+"""Traces that are kept, one for each lambda."""
 
 
 class FullPath:
@@ -29,7 +35,7 @@ class FullPath:
     def __init__(self, program: Program, policy: GatePolicy | None = None, *, channels_last: bool = False) -> None:
         self.program, self.policy = program, policy
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
-        self._weights = {
+        self.weights = {
             layer.name: layer.weight.contiguous(memory_format=self._layout)
             for layer in program.layers
             if isinstance(layer, Conv)
@@ -44,7 +50,7 @@ class FullPath:
             if isinstance(layer, Conv):
                 if layer.gate is not None:
                     bits[layer.gate] = decide(layer.gate, values[layer.inputs[0]])
-                value = _conv(layer, values, self._weights[layer.name], layer.bias)
+                value = _conv(layer, values, self.weights[layer.name], layer.bias)
             else:
                 value = run_layer(layer, values)
             gate = program.points.get(layer.name)
@@ -53,7 +59,59 @@ class FullPath:
             values[layer.name] = value
             for name in ending:
                 del values[name]
-        return Executed(_shaped(values[program.output], program), _joined(bits, len(images), mask))
+        return Executed(_shaped(values[program.output], program), _joined(bits, mask))
+
+
+class TracedPath:
+    """:class:`FullPath`, channels last, traced and frozen by torch, so that no Python runs between the layers.
+
+    Args:
+        program: The network.
+        policy: Decides gate by gate; None: masks are given.
+
+    Raises:
+        UnsupportedError: If torch cannot trace the network.
+    """
+
+    def __init__(self, program: Program, policy: GatePolicy | None = None) -> None:
+        self._full = FullPath(program, policy, channels_last=True)
+        self._traced = functools.lru_cache(TRACES)(self._trace)
+        try:
+            self._traced(2 if policy is None else 1, None)
+        except Exception as error:  # the tracer raises about anything, of its own and from the layers that it calls
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise UnsupportedError(f"torch cannot trace the network: {reason}") from error
+
+    def run(self, images: Tensor, mask: Tensor | None, penalty: float | None) -> Executed:
+        """See :class:`prunegym.models.skipping.paths.Path`."""
+        inputs = (images,) if mask is None else (images, mask)
+        return Executed(*self._traced(len(inputs), penalty)(*inputs))
+
+    def _trace(self, inputs: int, penalty: float | None) -> Callable[..., tuple[Tensor, Tensor]]:
+        program = self._full.program
+        images = torch.zeros(2, *program.shapes[program.input]).to(next(iter(self._full.weights.values())))
+        mask = torch.ones(2, sum(program.widths), dtype=torch.bool, device=images.device)
+        example = (images, mask)[:inputs]
+        with warnings.catch_warnings():  # torch calls its tracer deprecated; it is still the fastest on small networks
+            warnings.simplefilter("ignore")
+            traced = torch.jit.trace(_Traceable(self._full, penalty).eval(), example, check_trace=False)  # type: ignore[no-untyped-call]
+            frozen = cast("Callable[..., tuple[Tensor, Tensor]]", torch.jit.freeze(traced))
+            for _ in range(2):  # torch optimises it in the first calls
+                frozen(*example)
+        return frozen
+
+
+class _Traceable(nn.Module):
+    """A path as the module that torch's tracer wants."""
+
+    def __init__(self, path: FullPath, penalty: float | None) -> None:
+        super().__init__()
+        self._path, self._penalty = path, penalty
+        self.policy = path.policy  # the tracer takes parameters of submodules, and no others that could be trained
+
+    def forward(self, images: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        done = self._path.run(images, mask, self._penalty)
+        return done.output, done.mask
 
 
 class GatherPath:
@@ -121,7 +179,7 @@ class GatherPath:
                 values[layer.name] = run_layer(layer, values)
             for name in ending:
                 del values[name]
-        return Executed(_shaped(values[program.output], program), _joined(bits, 1, mask))
+        return Executed(_shaped(values[program.output], program), _joined(bits, mask))
 
     def _conv(self, layer: Conv, values: dict[str, Tensor], weight: Tensor, bias: Tensor) -> Tensor:
         """Convolve; torch refuses to make no channel, and of none it makes maps of the wrong shape."""
@@ -201,12 +259,12 @@ def _spread(x: Tensor, kept: _Kept | None) -> Tensor:
     return x.new_zeros(len(x), len(kept.bits), *x.shape[2:]).index_copy_(1, kept.index, x)
 
 
-def _joined(bits: dict[int, Tensor], images: int, mask: Tensor | None) -> Tensor:
-    return mask if mask is not None else torch.cat([bits[gate].view(images, -1) for gate in sorted(bits)], dim=1)
+def _joined(bits: dict[int, Tensor], mask: Tensor | None) -> Tensor:
+    return mask if mask is not None else torch.cat([bits[gate] for gate in sorted(bits)], dim=1)
 
 
 def _shaped(value: Tensor, program: Program) -> Tensor:
-    return value.reshape(len(value), *program.shapes[program.output])
+    return value.reshape(value.shape[0], *program.shapes[program.output])
 
 
 def run_layer(layer: Layer, values: dict[str, Tensor]) -> Tensor:

@@ -225,7 +225,9 @@ def widths_of(masked: MaskedCNN) -> list[int]:
 
 
 @each_variant
-@pytest.mark.parametrize("name", ["vgg16", "resnet20", "m-cifarnet", "simple-cnn", "simple-cnn-wide"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("vgg16", marks=pytest.mark.slow), "resnet20", "m-cifarnet", "simple-cnn"]
+)
 def test_whole_network(variant, name):
     masked, plan = zoo_network(name, variant=variant)
     for batch, threads in ((1, 1), (5, 2)):

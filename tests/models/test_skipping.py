@@ -161,6 +161,16 @@ def test_what_the_kernel_lacks_runs_in_torch(way):
     close(SkippingCNN(masked, execution=way)(images, masks).output, masked(images, masks))
 
 
+def test_a_network_that_still_trains_runs_without_a_trace():
+    masked = MaskedCNN(randomise(Mixed(depthwise=False)), torch.zeros(1, 3, 24, 24), gates=["a", "c"], frozen=False)
+    fast = SkippingCNN(masked.eval())
+    assert "torch cannot trace the network" in fast.unavailable["full-traced"]
+    images, masks = torch.randn(6, 3, 24, 24), random_masks(masked)
+    output = fast(images, masks).output
+    assert not output.requires_grad
+    close(output, masked(images, masks).detach())
+
+
 def test_a_network_that_no_path_runs_is_masked_and_says_why():
     masked = MaskedCNN(randomise(Mixed(depthwise=True)), torch.zeros(1, 3, 24, 24), gates=["a", "c"])
     fast = SkippingCNN(masked)
@@ -223,6 +233,7 @@ def test_steps_that_look_like_others(form):
         assert "torch" in fast.available
 
 
+BIG = ("resnet20", "m-cifarnet")
 POLICIES = {
     "gate by gate": {},
     "averages alone": {"grid": 1},
@@ -233,7 +244,7 @@ POLICIES = {
 
 
 @pytest.mark.parametrize("kind", POLICIES)
-@pytest.mark.parametrize("name", ["simple-cnn-wide", "resnet20", pytest.param("m-cifarnet", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["simple-cnn-wide", *(pytest.param(n, marks=pytest.mark.slow) for n in BIG)])
 @pytest.mark.parametrize("way", WAYS)
 def test_policies_decide_as_in_a_rollout(way, name, kind):
     masked = zoo(name)
