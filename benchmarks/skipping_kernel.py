@@ -1,8 +1,9 @@
 """Time of skipping execution as a ratio to the fastest dense form in torch, against the bars of the project.
 
-All forms of a case run in one process, in turn, round after round, other images and masks each time; the tables give
-medians. Dense is not a straw man: eager, norm-folded, channels_last, traced and frozen or optimised, with --compile
-torch.compile with freezing, and ONNX Runtime beside them where it is installed (not counted in the ratio).
+All forms of a case run in one process, in turn, round after round, other images and masks each time, what is short
+several times a turn; the tables give medians. Dense is not a straw man: eager, norm-folded, channels_last, traced and
+frozen or optimised, with --compile torch.compile with freezing, and ONNX Runtime beside them where it is installed (not
+counted in the ratio).
 Masks are random, each gate's kept share drawn from 0.3 to 0.7: every image its own, or eight in all. In the cases
 "policy" an untrained gate policy (averages, hidden layer of 16) decides on the way; its time is in the figures.
 
