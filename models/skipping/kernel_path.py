@@ -16,7 +16,7 @@ from prunegym.models.skipping.lowering import UnsupportedError
 from prunegym.models.skipping.paths import Executed
 from prunegym.models.skipping.program import Add, Average, Conv, Layer, Linear, MaxPool, Program, Subsample
 
-KEPT_PLANS = 4
+KEPT_PLANS = 5
 
 
 class Translated(NamedTuple):
@@ -44,19 +44,20 @@ class KernelPath:
         self.program, self.policy, self.variant = program, policy, variant
         # A policy for a range of lambdas has each one folded into its biases, so each has a plan; few are kept.
         self._plan = functools.lru_cache(KEPT_PLANS)(self._translate)
-        self._plan(None)
+        self.translated()
 
     def translated(self, penalty: float | None = None) -> Translated:
         """Return the plan for a lambda, and what its layers are."""
-        return self._plan(penalty)
+        return self._plan(self.policy is not None, penalty)
 
     def run(self, images: Tensor, mask: Tensor | None, penalty: float | None) -> Executed:
         """See :class:`prunegym.models.skipping.paths.Path`."""
-        outputs, used = self._plan(penalty if mask is None else None).plan(images, mask)
+        plan = self._plan(mask is None, penalty if mask is None else None).plan
+        outputs, used = plan(images, mask)
         return Executed(outputs.view(len(images), *self.program.shapes[self.program.output]), used)
 
-    def _translate(self, penalty: float | None) -> Translated:
-        return translate(self.program, self.policy, penalty, self.variant)
+    def _translate(self, decides: bool, penalty: float | None) -> Translated:
+        return translate(self.program, self.policy if decides else None, penalty, self.variant)
 
 
 def translate(

@@ -277,6 +277,15 @@ def test_a_static_policy(way):
     close(output, expected.output)
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_masks_that_are_given_go_before_the_policy(way):
+    masked = zoo("simple-cnn")
+    images, masks = torch.randn(6, 3, 32, 32), random_masks(masked)
+    output, used = SkippingCNN(masked, policy_for(masked), way)(images, masks)
+    assert torch.equal(used, masks)
+    close(output, masked(images, masks))
+
+
 @needs_kernel
 def test_features_that_the_kernel_lacks():
     masked = zoo("simple-cnn-wide")
