@@ -3,6 +3,7 @@
 Usage:
     wheel_check.py files ROOT ARCHIVE...   every packaged file of the repository is in each archive
     wheel_check.py models                  prunegym.models works without gymnasium and stable-baselines3
+    wheel_check.py kernel with|without      the compiled kernel is there or not, and skipping works either way
     wheel_check.py full                    import, command line and both environments work
 """
 
@@ -69,6 +70,25 @@ def check_models() -> None:
     print(f"prunegym.models without gymnasium and stable-baselines3: digits accuracy {share:.3f}")
 
 
+def check_kernel(expected: bool) -> None:
+    """Skip channels of a network and compare with masking them."""
+    import torch
+
+    import prunegym.models
+    from prunegym.models import MaskedCNN, SkippingCNN, build, kernel
+
+    _check_installed(prunegym.models.__file__)
+    if kernel.available() != expected:
+        raise SystemExit(f"kernel.available() is {kernel.available()}: {kernel.unavailable_reason() or 'it was built'}")
+    masked = MaskedCNN(build("resnet20"), torch.zeros(1, 3, 32, 32))
+    images, mask = torch.rand(4, 3, 32, 32), torch.rand(4, masked.mask_size) < 0.5
+    fast = SkippingCNN(masked)
+    error = float((fast(images, mask).output - masked(images, mask)).abs().max())
+    if ("kernel" in fast.available) != expected or not error < 1e-3:
+        raise SystemExit(f"skipping: available {fast.available}, error {error:.1e}")
+    print(f"{'With' if expected else 'Without'} the kernel: {fast.choices[-1].reason}")
+
+
 def check_full() -> None:
     """Import the package, call the installed command and step through both environments."""
     import gymnasium
@@ -103,6 +123,8 @@ if __name__ == "__main__":
             check_files(Path(root), [Path(archive) for archive in archives])
         case ["models"]:
             check_models()
+        case ["kernel", "with" | "without" as kernel]:
+            check_kernel(kernel == "with")
         case ["full"]:
             check_full()
         case _:

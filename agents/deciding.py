@@ -14,7 +14,7 @@ from torch import Tensor
 from prunegym.models.data import Dataset
 from prunegym.models.dynamic import DynamicCNN
 from prunegym.models.errors import InvalidInputError
-from prunegym.models.gate_policy import check_penalty, rollout
+from prunegym.models.gate_policy import check_penalty
 from prunegym.models.masked import MaskedCNN
 
 Observation: TypeAlias = dict[str, NDArray[Any]]
@@ -88,8 +88,8 @@ def decide_dynamic(agent: DynamicCNN, dataset: Dataset, batch_size: int, agent_p
     device = next(agent.masked.parameters()).device
     masks, logits = [], []
     for indices in torch.split(torch.arange(len(dataset)), batch_size):
-        run = rollout(agent.masked, agent.policy, dataset.batch(indices, device=device), penalty=agent_penalty)
-        masks.append(run.mask.bool().cpu())
+        run = agent.run(dataset.batch(indices, device=device), agent_penalty)
+        masks.append(run.mask.cpu())
         logits.append(run.output.float().cpu())
     return Decided(torch.cat(masks), torch.cat(logits), float(agent.policy.macs))
 

@@ -1,160 +1,170 @@
-"""Time of the compiled kernel as a ratio to the fastest dense form in torch.
+"""Time of skipping execution as a ratio to the fastest dense form in torch, against the bars of the project.
 
-All forms run in one process, in turn, round after round; the table gives medians. Dense is not a straw man: eager with
-batch norm, norm-folded, channels_last, traced and frozen or optimised, and with --compile torch.compile with freezing.
-Masks are random, each gate's kept share drawn from 0.3 to 0.7, another set of masks each round, every image its own.
+All forms of a case run in one process, in turn, round after round, other images and masks each time, what is short
+several times a turn; the tables give medians. Dense is not a straw man: eager, norm-folded, channels_last, traced and
+frozen or optimised, with --compile torch.compile with freezing, and ONNX Runtime beside them where it is installed (not
+counted in the ratio).
+Masks are random, each gate's kept share drawn from 0.3 to 0.7: every image its own, or eight in all. In the cases
+"policy" an untrained gate policy (averages, hidden layer of 16) decides on the way; its time is in the figures.
 
-    python benchmarks/skipping_kernel.py --cases resnet20-32 vgg16-32 vgg16-224 --batches 1 64 --threads 1 2
-
-On a busy machine `--clock cpu` (one thread only) counts the processor time of this process.
+    python benchmarks/skipping_kernel.py --cases resnet20 vgg16 --threads 1 2 --json skipping.json
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
+import dataclasses
+import io
 import json
-import statistics
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx.experimental.optimization import fuse
 
-from prunegym.models import kernel
-from prunegym.models.kernel.zoo_plans import gate_widths, make_plan, torch_masked
-from prunegym.models.networks import CifarResNet
-from prunegym.models.zoo import build
+from prunegym.models import GatePolicy, MaskedCNN, MaskFeatures, SkippingCNN, build, kernel
+from prunegym.models.skipping.profiling import Profile, profile
+from prunegym.models.timing import machine, random_masks
 
-Forms = dict[str, Callable[[], object]]
-
-
-def random_masks(batch: int, widths: list[int], generator: torch.Generator) -> Tensor:
-    """(batch, mask_size) bool, each gate's kept share drawn from 0.3 to 0.7 for each image."""
-    parts = []
-    for width in widths:
-        share = 0.3 + 0.4 * torch.rand(batch, 1, generator=generator)
-        ranks = torch.rand(batch, width, generator=generator).argsort(1).argsort(1)
-        parts.append(ranks < (share * width).round().clamp(min=1))
-    return torch.cat(parts, 1)
+BATCHES = 8
+ONNX = "ONNX Runtime"
 
 
-def mac_ratio(network: nn.Module, size: int, masks: Tensor) -> float:
-    """Mean MAC share of convolutions and the linear layer; every convolution's inputs and outputs counted as kept."""
-    shapes: list[tuple[nn.Module, int]] = []
-    hooks = [
-        module.register_forward_hook(lambda m, _, y: shapes.append((m, y[0, 0].numel() if y.ndim == 4 else 1)))
-        for module in network.modules()
-        if isinstance(module, nn.Conv2d | nn.Linear)
-    ]
-    network(torch.zeros(1, 3, size, size))
-    for hook in hooks:
-        hook.remove()
-    kept = [part.float().mean(1) for part in masks.split(gate_widths(network), 1)]
-    residual = isinstance(network, CifarResNet)
-    dense, alive = 0.0, torch.zeros(len(masks))
-    for i, (module, pixels) in enumerate(shapes):
-        macs = module.weight.numel() * pixels
-        if residual:  # stem, then pairs that share one gate, then the linear layer
-            share = kept[(i - 1) // 2] if 0 < i < len(shapes) - 1 else torch.ones(len(masks))
-        else:
-            share = (kept[i - 1] if i else 1) * (kept[i] if i < len(kept) else 1)
-        dense, alive = dense + macs, alive + macs * share
-    return float((alive / dense).mean())
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A network at a size and batch, and the largest ratios that are good enough.
+
+    Attributes:
+        bars: By way of running.
+        times_mac_share: The kernel's, as a multiple of the MAC share.
+    """
+
+    network: str
+    size: int = 32
+    batch: int = 1
+    masks: str = "all different"
+    bars: dict[str, float] = dataclasses.field(default_factory=dict)
+    times_mac_share: float | None = None
 
 
-def dense_forms(network: nn.Module, images: Tensor, compiled: bool) -> Forms:
-    """The network without masks, every way that torch has of making it fast."""
-    folded = fuse(network)
-    last = copy.deepcopy(folded).to(memory_format=torch.channels_last)
-    images_last = images.contiguous(memory_format=torch.channels_last)
-    frozen = torch.jit.freeze(torch.jit.trace(last, images_last))
-    optimised = torch.jit.optimize_for_inference(torch.jit.trace(folded, images))
-    forms: Forms = {
-        "dense eager": lambda: network(images),
-        "dense folded": lambda: folded(images),
-        "dense channels_last": lambda: last(images_last),
-        "dense traced": lambda: frozen(images_last),
-        "dense optimised": lambda: optimised(images),
-    }
-    if compiled:
-        import torch._inductor.config as inductor
-
-        inductor.freezing = True
-        function = torch.compile(copy.deepcopy(folded))
-        forms["dense compiled"] = lambda: function(images)
-    return forms
+CASES = {
+    "vgg16-224": Case("vgg16", 224, bars={"kernel": 0.30, "torch": 0.40}),
+    "vgg16": Case("vgg16", bars={"kernel": 0.36}),
+    "resnet20": Case("resnet20", bars={"kernel": 0.40}),
+    "resnet20-policy": Case("resnet20", masks="policy", bars={"kernel": 0.45}),
+    "resnet18-224": Case("resnet18", 224, times_mac_share=1.15),
+    "vgg16-64": Case("vgg16", 32, 64, bars={"kernel": 0.37}),
+    "vgg16-64-eight": Case("vgg16", 32, 64, "eight in all", {"torch": 0.50}),
+    "resnet20-64": Case("resnet20", 32, 64),
+    "m-cifarnet": Case("m-cifarnet"),
+    "simple-cnn-wide": Case("simple-cnn-wide"),
+}
+KERNEL_DENSE = {224: 1.1, 32: 1.4}
+"""Largest time over the kernel's own with all channels, as a multiple of the MAC share, by image size."""
 
 
-def measure(forms: Forms, rounds: int, clock: Callable[[], float]) -> dict[str, float]:
-    """Median seconds of each form."""
-    times: dict[str, list[float]] = {name: [] for name in forms}
-    for number in range(rounds + 2):
-        for name, form in forms.items():
-            start = clock()
-            form()
-            if number >= 2:  # the first rounds warm up
-                times[name].append(clock() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
+def onnx_dense(network: nn.Module, images: Tensor, threads: int) -> dict[str, Callable[[], object]]:
+    """The dense network in ONNX Runtime; empty where that is not installed or cannot export it."""
+    try:
+        import onnxruntime
+
+        file = io.BytesIO()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(network, (images,), file, dynamo=False)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        session = onnxruntime.InferenceSession(file.getvalue(), options, providers=["CPUExecutionProvider"])
+    except (ImportError, RuntimeError) as error:
+        print(f"no ONNX Runtime: {error}")
+        return {}
+    feed = {session.get_inputs()[0].name: images.numpy()}
+    return {ONNX: lambda: session.run(None, feed)}
 
 
-def run_case(name: str, size: int, batch: int, threads: int, args: argparse.Namespace) -> dict[str, object]:
-    """Measure one network at one size, and print its table."""
+def run_case(case: Case, threads: int, rounds: int, compiled: bool, clock: str) -> tuple[Profile, float]:
+    """Measure a case; also return the error of the kernel, or of torch without one, relative to the masked network."""
     torch.set_num_threads(threads)
-    network = build(name, image_size=size).eval()
-    widths = gate_widths(network)
+    masked = MaskedCNN(build(case.network, image_size=case.size), torch.zeros(1, 3, case.size, case.size))
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(batch, 3, size, size, generator=generator)
-    sets = [random_masks(batch, widths, generator) for _ in range(8)]
-    plan, every = make_plan(network, size, variant=args.variant), torch.ones(batch, sum(widths), dtype=torch.bool)
-    expected, _ = torch_masked(network, images, sets[0])
-    error = float((plan(images, sets[0])[0] - expected).abs().max() / expected.abs().max())
-    turn = iter(range(1 << 30))
-    forms = dense_forms(network, images, args.compile)
-    forms["kernel, all channels"] = lambda: plan(images, every, threads)
-    forms["kernel, masks"] = lambda: plan(images, sets[next(turn) % len(sets)], threads)
-    seconds = measure(forms, args.rounds, time.process_time if args.clock == "cpu" else time.perf_counter)
-    fastest = min((value, form) for form, value in seconds.items() if form.startswith("dense"))
-    macs = sum(mac_ratio(network, size, masks) for masks in sets) / len(sets)
+    batches = [torch.randn(case.batch, 3, case.size, case.size, generator=generator) for _ in range(BATCHES)]
+    widths = [gate.width for gate in masked.gates]
+    masks: list[Tensor] | None = [random_masks(case.batch, widths, generator) for _ in range(BATCHES)]
+    if case.masks == "eight in all":
+        eight = random_masks(8, widths, generator)
+        masks = [eight[torch.randint(8, (case.batch,), generator=generator)] for _ in range(BATCHES)]
+    policy = None
+    if case.masks == "policy":
+        torch.manual_seed(0)
+        masks, policy = None, GatePolicy(MaskFeatures(masked, grid=1), hidden=16, bias=0.0)
+        policy.rescale_logits(50.0)
+    more = onnx_dense(masked.network, batches[0], threads)
+    found = profile(
+        masked, batches, masks, policy, rounds=rounds, compiled=compiled, more_dense=more,
+        forget=case.masks != "eight in all", clock=time.process_time if clock == "cpu" else time.perf_counter,
+    )  # fmt: skip
+    fast = SkippingCNN(masked, policy, "kernel" if kernel.available() else "torch")
+    output, used = fast(batches[0], None if masks is None else masks[0])
+    expected = masked(batches[0], used.float())
+    return found, float((output - expected).abs().max() / expected.abs().max())
+
+
+def report(name: str, case: Case, threads: int, found: Profile, error: float) -> dict[str, Any]:
+    """Print a case's table with its bars, and return it as JSON."""
+    torch_forms = {form: seconds for form, seconds in found.dense.items() if form != ONNX}
+    fastest = min(torch_forms.values())
     print(
-        f"\n{name} {size}x{size}, batch {batch}, {threads} thread(s), {plan.variant}; "
-        f"MAC ratio {macs:.3f}, error {error:.1e}"
+        f"\n{name}: {case.network} {case.size}x{case.size}, batch {case.batch}, masks {case.masks}, {threads} "
+        f"thread(s); MAC share {found.mac_share:.3f}, error {error:.1e}"
     )
-    for form, value in seconds.items():
+    bars = dict(case.bars)
+    if case.times_mac_share is not None:
+        bars["kernel"] = case.times_mac_share * found.mac_share
+    times = {f"dense, {form}": value for form, value in found.dense.items()} | found.skipping | found.reference
+    for form, seconds in times.items():
+        ratio = seconds / fastest
+        bar = f"  bar {bars[form]:.3f} {'met' if ratio <= bars[form] else 'MISSED'}" if form in bars else ""
+        print(f"  {form:32s} {1e3 * seconds:10.3f} ms   ratio {ratio:.3f}{bar}")
+    taken = found.skipping[found.taken] / fastest
+    print(f"  auto takes {found.taken}: ratio {taken:.3f}  bar 1.050 {'met' if taken <= 1.05 else 'MISSED'}")
+    multiple = None
+    if "kernel" in found.skipping:
+        multiple = found.skipping["kernel"] / found.reference["kernel, all channels"] / found.mac_share
+        bar = KERNEL_DENSE[case.size]
         print(
-            f"  {form:22s} {value * 1e3:10.3f} ms   ratio {value / fastest[0]:.3f}{'  *' if form == fastest[1] else ''}"
+            f"  kernel / kernel with all channels: {multiple:.2f} x MAC share  bar {bar} "
+            f"{'met' if multiple <= bar else 'MISSED'}",
+            flush=True,
         )
-    ratio = seconds["kernel, masks"] / seconds["kernel, all channels"]
-    print(f"  masks / all channels in the kernel: {ratio:.3f} = {ratio / macs:.2f} x MAC ratio", flush=True)
-    return {"case": f"{name}-{size}", "batch": batch, "threads": threads, "mac_ratio": macs, "seconds": seconds}
+    return {
+        "case": name, "network": case.network, "size": case.size, "threads": threads, "error": error,
+        "fastest_torch_dense": fastest, "bars": bars, "times_mac_share": multiple, **found.as_json(),
+    }  # fmt: skip
 
 
 def main() -> None:
     """Parse the command line and run the cases."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", nargs="+", default=["resnet20-32", "vgg16-32", "vgg16-224"], metavar="MODEL-SIZE")
-    parser.add_argument("--batches", nargs="+", type=int, default=[1, 64])
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE", help=", ".join(CASES))
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
-    parser.add_argument("--rounds", type=int, default=30, help="rounds at batch 1; fewer for large work")
+    parser.add_argument("--rounds", type=int, default=30, help="of each case, for a minute at most")
     parser.add_argument("--compile", action="store_true", help="also torch.compile with freezing")
-    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
-    parser.add_argument("--variant", choices=kernel.variants(), help="of the kernel; by default the best")
+    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu: one thread, on a busy machine")
     parser.add_argument("--json", type=Path, help="write the results there too")
     args = parser.parse_args()
     if not kernel.available():
-        parser.exit(1, f"No compiled kernel: {kernel.unavailable_reason()}\n")
+        print(f"No compiled kernel: {kernel.unavailable_reason()}")
     results = []
     with torch.no_grad():
-        for case in args.cases:
-            name, size = case.rsplit("-", 1)
-            for batch in args.batches:
-                if int(size) > 64 and batch > 1:
-                    continue  # minutes a round; the issue has no bar for it
-                results += [run_case(name, int(size), batch, threads, args) for threads in args.threads]
+        for name in args.cases:
+            for threads in args.threads:
+                found, error = run_case(CASES[name], threads, args.rounds, args.compile, args.clock)
+                results.append(report(name, CASES[name], threads, found, error))
     if args.json:
-        args.json.write_text(json.dumps(results, indent=1))
+        args.json.write_text(json.dumps({"machine": machine(), "results": results}, indent=1))
 
 
 if __name__ == "__main__":

@@ -16,12 +16,14 @@ from prunegym.models.imitation import ImitationConfig, imitate
 from prunegym.models.joint import TuneConfig, tune
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.preparation import PrepareConfig, new_policy, prepare
+from prunegym.models.skipping import EXECUTIONS, SkippingCNN
 from prunegym.models.sources import load_dataset
 from prunegym.models.static import fixed_policy, static_start, taylor_scores
 from prunegym.models.training import TrainConfig, accuracy, train
 from prunegym.models.zoo import ZOO, build
 
 __all__ = [
+    "EXECUTIONS",
     "ZOO",
     "CNNInfo",
     "CostModel",
@@ -38,6 +40,7 @@ __all__ = [
     "Prediction",
     "PrepareConfig",
     "SimpleDynamicCNN",
+    "SkippingCNN",
     "StaticPolicy",
     "StraightThrough",
     "TrainConfig",

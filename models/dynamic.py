@@ -19,6 +19,7 @@ from prunegym.models.features import MaskFeatures
 from prunegym.models.gate_policy import GatePolicy, StaticPolicy, check_penalty, rollout
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.quantization import dequantized, quantized_state
+from prunegym.models.skipping import Executed, SkippingCNN
 from prunegym.models.zoo import ZOO, build
 
 FORMAT, QUANTIZED_FORMAT = 1, 2
@@ -98,6 +99,9 @@ class DynamicCNN(nn.Module):
         policy: Decides its gates.
         info: Preprocessing and names.
 
+    Attributes:
+        execution: How images are run: ``masked``, unless :meth:`skip` was called.
+
     Example:
         >>> from prunegym.models import load_dataset, shipped_model
         >>> model, digits = shipped_model("digits"), load_dataset("digits", "test")
@@ -111,7 +115,50 @@ class DynamicCNN(nn.Module):
         self.masked = masked.freeze().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.policy = policy
         self.info = info
+        self.execution = "masked"
+        self._skipping: SkippingCNN | None = None
         self.eval()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state for copies and pickles: what skips is made anew, since the kernel's memory is not copied."""
+        return {**self.__dict__, "_skipping": None}
+
+    def _apply(self, fn: Any, recurse: bool = True) -> DynamicCNN:
+        self._skipping = None  # it has weights of its own, which do not move along
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Load weights, as in torch; what skips has copies of the old ones and is made anew."""
+        self._skipping = None
+        return super().load_state_dict(*args, **kwargs)
+
+    def skip(self, execution: str = "auto") -> DynamicCNN:
+        """Run images from now on so that masked channels cost no time; results are the same up to rounding.
+
+        It is for inference: no gradients, and the weights are those of now. Call it again after changing them.
+
+        Args:
+            execution: ``auto`` measures on the first images what is fastest here, see
+                :data:`prunegym.models.skipping.EXECUTIONS`; ``masked`` goes back to computing every channel.
+
+        Returns:
+            Itself.
+
+        Raises:
+            UnknownNameError: If there is no such way.
+            InvalidInputError: If it cannot run this network here; the message says why.
+        """
+        self._skipping = SkippingCNN(self.masked, self.policy, execution)
+        self.execution = execution
+        return self
+
+    @property
+    def skipping(self) -> SkippingCNN:
+        """What runs the images, with what ``auto`` chose and why."""
+        if self._skipping is None:
+            self._skipping = SkippingCNN(self.masked, self.policy, self.execution)
+        return self._skipping
 
     @property
     def normalisation(self) -> Normalisation:
@@ -153,8 +200,19 @@ class DynamicCNN(nn.Module):
 
     def forward(self, images: Tensor, penalty: float | None = None) -> Tensor:
         """Return logits (batch, classes) of images (batch, channels, height, width), uint8 or in [0, 1]."""
+        return self.run(self.prepare_images(images), penalty).output
+
+    def run(self, images: Tensor, penalty: float | None = None) -> Executed:
+        """Run images (batch, channels, height, width) that are normalised already, the policy deciding on the way.
+
+        Raises:
+            InvalidInputError: For a lambda that the policy is not for.
+        """
         check_penalty(self.policy.penalty_range, penalty)
-        return rollout(self.masked, self.policy, self.prepare_images(images), penalty=penalty).output
+        if self.execution != "masked":
+            return self.skipping(images, penalty=penalty)
+        done = rollout(self.masked, self.policy, images, penalty=penalty)
+        return Executed(done.output, done.mask.bool())
 
     @torch.inference_mode()
     def predict(self, images: Tensor, penalty: float | None = None) -> Prediction:
@@ -171,13 +229,12 @@ class DynamicCNN(nn.Module):
         Raises:
             InvalidInputError: For images of the wrong shape, type or range, and a lambda that the policy is not for.
         """
-        check_penalty(self.policy.penalty_range, penalty)
-        run = rollout(self.masked, self.policy, self.prepare_images(images), penalty=penalty)
+        run = self.run(self.prepare_images(images), penalty)
         labels = run.output.argmax(1)
         macs = self.masked.cost.macs(run.mask) + self.policy.macs
         names = [self.classes[int(label)] for label in labels]
         share = macs / self.masked.cost.total_macs
-        return Prediction(labels, names, run.output.float(), run.mask.bool(), macs, share)
+        return Prediction(labels, names, run.output.float(), run.mask, macs, share)
 
     def save(self, path: Path | str, int8: bool = False) -> None:
         """Write everything to one safetensors file; ``int8``: see :func:`write_model`."""

@@ -61,6 +61,7 @@ class MaskFeatures(nn.Module):
         self.decisions = decisions_of(masked, layerwise)
         self.feature_size = feature_size
         self._grids: list[int] = []
+        self._pools: list[bool] = []
         self.sizes: list[int] = []
         for index, decision in enumerate(self.decisions):
             producer = masked.graph[masked.gates[decision.gates[0]].producers[0]]
@@ -69,18 +70,23 @@ class MaskFeatures(nn.Module):
             while cells > 1 and channels * (1 + cells**2) > feature_size:
                 cells -= 1
             self._grids.append(cells if cells > 1 else 0)
+            self._pools.append(channels > feature_size)
             self.sizes.append(min(channels, feature_size) + channels * self._grids[-1] ** 2)
             self.register_buffer(f"mean{index}", torch.zeros(self.sizes[-1]))
             self.register_buffer(f"std{index}", torch.ones(self.sizes[-1]))
 
-    def grid_cells(self, decision: int) -> int:
-        """Return the cells along each side of a decision's grid; 0 if it has none."""
+    def grid_of(self, decision: int) -> int:
+        """Return the cells along each side of a decision's grid, 0 for none."""
         return self._grids[decision]
+
+    def pools_channels(self, decision: int) -> bool:
+        """Whether a decision sees averages of neighbouring channels, since single ones would be too many."""
+        return self._pools[decision]
 
     def raw(self, decision: int, reads: Tensor) -> Tensor:
         """Return features before standardisation: (batch, channels, height, width) -> (batch, sizes[decision])."""
         average = reads.mean((2, 3))
-        if average.shape[1] > self.feature_size:
+        if self._pools[decision]:
             return F.adaptive_avg_pool1d(average[:, None], self.feature_size)[:, 0]
         cells = self._grids[decision]
         if not cells:

@@ -86,12 +86,16 @@ class GatePolicy(nn.Module):
         if self.penalty_range is None:
             _refuse(penalty)
         else:
-            low, high = self.penalty_range
-            value = torch.as_tensor((low + high) / 2 if penalty is None else penalty, dtype=features.dtype)
-            scaled = 2 * (value.to(features.device) - low) / max(high - low, 1e-12) - 1
-            features = torch.cat([features, scaled.expand(len(features)).unsqueeze(1)], dim=1)
+            scaled = self.scaled_penalty(penalty).to(features)
+            features = torch.cat([features, scaled.expand(features.shape[0]).unsqueeze(1)], dim=1)
         logits: Tensor = self.heads[decision](features)
         return logits
+
+    def scaled_penalty(self, penalty: Tensor | float | None) -> Tensor:
+        """Return lambda as the heads read it, -1 to 1 over the ``penalty_range``; None stands for its middle."""
+        low, high = (0.0, 0.0) if self.penalty_range is None else self.penalty_range
+        value = torch.as_tensor((low + high) / 2 if penalty is None else penalty, dtype=torch.float32)
+        return 2 * (value - low) / max(high - low, 1e-12) - 1
 
     @torch.no_grad()
     def rescale_logits(self, factor: float = 1.0, offset: float = 0.0) -> None:

@@ -7,7 +7,7 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, cast
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,12 +16,13 @@ from prunegym.models.discovery import channel_counts
 from prunegym.models.errors import InvalidInputError, UnknownNameError
 from prunegym.models.gate_policy import GatePolicy, StaticPolicy
 from prunegym.models.graph import Step
-from prunegym.models.kernel.zoo_plans import gate_widths, make_plan
 from prunegym.models.latency import Axis, LatencyTable, Part
 from prunegym.models.masked import MaskedCNN
-from prunegym.models.networks import VGG, CifarResNet, MCifarNet, SimpleCNN
 from prunegym.models.operators import Kind
 from prunegym.models.runs import machine, versions
+from prunegym.models.skipping.kernel_path import translate
+from prunegym.models.skipping.lowering import UnsupportedError, lower
+from prunegym.models.skipping.program import Conv, Layer, Linear
 from prunegym.models.sliced import SlicedCNN
 
 QUARTERS = 4
@@ -65,26 +66,27 @@ class TorchTimer:
 
 
 class KernelTimer:
-    """The compiled kernel, for networks of the zoo: it skips masked channels as it goes.
+    """The compiled kernel: it skips masked channels as it goes.
 
     Raises:
         MissingDependencyError: If the kernel is not built.
-        InvalidInputError: If it has no plan for the network.
+        InvalidInputError: If it lacks a layer of the network.
     """
 
     def __init__(self, masked: MaskedCNN) -> None:
-        network, self._image = masked.network, masked_example(masked).contiguous()
-        known = isinstance(network, VGG | MCifarNet | SimpleCNN | CifarResNet)
-        if not known or gate_widths(cast(Any, network)) != [gate.width for gate in masked.gates]:
+        self._image = masked_example(masked).contiguous()
+        try:
+            program = lower(masked)
+            self._plan = translate(program).plan
+        except UnsupportedError as error:
             raise InvalidInputError(
-                f"The compiled kernel has no plan for {type(network).__name__} with these gates; it knows the zoo's "
-                "networks with all their gates. Measure with execution 'torch'."
-            )
-        # Without the kernel this says that it was not built.
-        self._plan = make_plan(cast(Any, network), self._image.shape[2])
+                f"The compiled kernel cannot run this network: {error} Measure with execution 'torch'."
+            ) from error
         self.name = f"kernel, {self._plan.variant}"
         nothing = (0.0,) * (len(masked.gates) + 1)
-        self.parts = {**_plan_counts(masked, self._plan.layers), CALL: (nothing, nothing)}
+        self.parts = dict.fromkeys((self._plan.layers[0], self._plan.layers[-1], CALL), (nothing, nothing))
+        for name, layer in zip(self._plan.layers[1:-1], program.layers, strict=True):
+            self.parts[name] = step_counts(masked, _step_of(masked, layer))
 
     def prepare(self, mask: Tensor) -> tuple[Callable[[], Mapping[str, float]], Callable[[], object]]:
         """See :class:`Timer`."""
@@ -140,18 +142,11 @@ def step_counts(masked: MaskedCNN, step: Step) -> tuple[Counts, Counts]:
     return nothing, counts(sliced[0]) if sliced else nothing
 
 
-def _plan_counts(masked: MaskedCNN, layers: tuple[str, ...]) -> dict[str, tuple[Counts, Counts]]:
-    """A plan's layers follow the graph; what stands between its convolutions works on the channels of the last one."""
-    steps = (step for step in masked.graph.steps if step.kind in (Kind.CONV, Kind.LINEAR))
-    nothing = (0.0,) * (len(masked.gates) + 1)
-    last, parts = nothing, {}
-    for layer in layers:
-        if layer.split()[1] in ("conv", "linear"):
-            parts[layer] = step_counts(masked, next(steps))
-            last = parts[layer][1]
-        else:
-            parts[layer] = (nothing, last)
-    return parts
+def _step_of(masked: MaskedCNN, layer: Layer) -> Step:
+    """Return the step that reads what a layer reads: its last one may be the sum or ReLU that was fused into it."""
+    if isinstance(layer, Conv | Linear):
+        return next(step for step in masked.graph.steps if layer.label in (step.target, step.name))
+    return masked.graph[layer.name]
 
 
 @torch.inference_mode()

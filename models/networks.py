@@ -83,7 +83,10 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (batch, in_channels, height, width) to (batch, out_channels, height / stride, width / stride)."""
         inner = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(inner)) + self.shortcut(x))
+        return F.relu(self.bn2(self.conv2(inner)) + self._skip(x))
+
+    def _skip(self, x: Tensor) -> Tensor:
+        return self.shortcut(x)  # type: ignore[no-any-return]
 
 
 class CifarResNet(nn.Module):
@@ -123,6 +126,55 @@ class CifarResNet(nn.Module):
         x = F.relu(self.bn1(self.conv1(images)))
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.linear(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))  # type: ignore[no-any-return]
+
+
+class ProjectionBlock(BasicBlock):
+    """The same with a projection where the shape changes (He et al. 2016, option B); names as in torchvision."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__(in_channels, out_channels, stride)
+        del self.shortcut
+        self.downsample: nn.Module = nn.Identity()
+        if stride != 1 or in_channels != out_channels:
+            projection = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+            self.downsample = nn.Sequential(projection, nn.BatchNorm2d(out_channels))
+
+    def _skip(self, x: Tensor) -> Tensor:
+        return self.downsample(x)  # type: ignore[no-any-return]
+
+
+class ResNet18(nn.Module):
+    """ResNet-18 for ImageNet (He et al. 2016, table 1), of 1.81 billion MACs at 224x224.
+
+    Parameter names are those of torchvision's checkpoints (``layer2.0.downsample.0.weight``, ``fc.weight``).
+
+    Args:
+        num_classes: Outputs.
+        in_channels: Channels of the images.
+
+    Shapes:
+        images (batch, in_channels, height, width) float -> logits (batch, num_classes) float.
+    """
+
+    def __init__(self, num_classes: int = 1000, in_channels: int = 3) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, 64, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        self.layer1 = nn.Sequential(ProjectionBlock(64, 64, 1), ProjectionBlock(64, 64, 1))
+        self.layer2 = nn.Sequential(ProjectionBlock(64, 128, 2), ProjectionBlock(128, 128, 1))
+        self.layer3 = nn.Sequential(ProjectionBlock(128, 256, 2), ProjectionBlock(256, 256, 1))
+        self.layer4 = nn.Sequential(ProjectionBlock(256, 512, 2), ProjectionBlock(512, 512, 1))
+        self.fc = nn.Linear(512, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits (batch, num_classes) of images (batch, channels, height, width)."""
+        x = self.maxpool(F.relu(self.bn1(self.conv1(images))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.fc(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))  # type: ignore[no-any-return]
 
 
 VGG_PLANS: dict[int, tuple[int, ...]] = {

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from prunegym.models.errors import InvalidInputError, UnknownNameError
-from prunegym.models.networks import VGG, CifarResNet, MCifarNet, SimpleCNN
+from prunegym.models.networks import VGG, CifarResNet, MCifarNet, ResNet18, SimpleCNN
 
 ZOO: dict[str, Callable[..., nn.Module]] = {
     "simple-cnn": SimpleCNN,
@@ -19,6 +19,7 @@ ZOO: dict[str, Callable[..., nn.Module]] = {
     "resnet32": functools.partial(CifarResNet, 32),
     "resnet44": functools.partial(CifarResNet, 44),
     "resnet56": functools.partial(CifarResNet, 56),
+    "resnet18": ResNet18,
     "vgg11": functools.partial(VGG, 11),
     "vgg16": functools.partial(VGG, 16),
     "m-cifarnet": MCifarNet,

@@ -410,6 +410,38 @@ def test_latency_is_measured_trained_for_and_evaluated(made: Path, tmp_path: Pat
     )
 
 
+@pytest.mark.parametrize("execution", ["auto", "torch"])
+def test_execution_changes_no_figure(made: Path, execution: str) -> None:
+    arguments = ["evaluate", made / "agent/model.safetensors", "--images", "200"]
+    expected, found = as_json(*arguments), as_json(*arguments, "--execution", execution)
+    assert found["accuracy"] == pytest.approx(expected["accuracy"], abs=0.006)
+    assert found["kept_share"] == pytest.approx(expected["kept_share"], abs=1e-3)
+    assert "Unknown execution 'karnel'. Did you mean 'kernel'?" in fail(*arguments, "--execution", "karnel")
+
+
+def test_profile_tells_times_what_is_taken_and_why(made: Path) -> None:
+    document = as_json("profile", made / "agent/model.safetensors", "--rounds", "1", "--batch", "2")
+    assert document["taken"] in document["skipping"]
+    assert document["taken"] in document["reason"]
+    assert {"torch", "full", "full-channels-last", "masked"} <= document["skipping"].keys()
+    assert {"eager", "norm folded", "channels_last", "traced, frozen"} <= document["dense"].keys()
+    assert min(document["ratios"].values()) > 0
+    assert min(value for name, value in document["ratios"].items() if name.startswith("dense")) == 1
+    assert {"processor", "threads", "torch", "kernel"} <= document["machine"].keys()
+    assert 0 < document["mac_share"] < 1.1
+    if "kernel" in document["skipping"]:
+        layers = [row["layer"] for row in document["layers"]]
+        assert "decide features.0" in layers
+        assert layers[0] == "load"
+        assert layers[-1] == "store"
+    bare = as_json("profile", "simple-cnn", "--rounds", "1", "--image-size", "16")
+    assert bare["image_shape"] == [3, 16, 16]
+    assert bare["masks"] == "given"
+    assert 0.3 <= bare["kept_share"] <= 0.7
+    assert "the fastest of" in succeed("profile", "simple-cnn", "--rounds", "1").stdout
+    assert "is for networks of the zoo" in fail("profile", "digits", "--image-size", "16")
+
+
 def test_errors_are_one_line_that_says_what_would_be_right(made: Path, tmp_path: Path) -> None:
     cnn, out = made / "cnn/cnn.safetensors", tmp_path / "out"
     broken = tmp_path / "broken.png"

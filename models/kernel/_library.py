@@ -50,8 +50,8 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     if not found:
         return None, (
             "it was not built: a C++17 compiler (g++ or clang++) is needed when prunegym is installed. "
-            "Install one and run `pip install --force-reinstall prunegym`, or in a checkout "
-            "`python setup_kernel.py build_ext --inplace`"
+            "Install one and run `pip install --force-reinstall --no-deps prunegym`, or in a checkout "
+            "`python setup.py build_ext --inplace`"
         )
     try:
         library = ctypes.CDLL(str(found[0]))

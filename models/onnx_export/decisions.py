@@ -60,7 +60,7 @@ def _features(
     builder: GraphBuilder, features: MaskFeatures, decision: int, reads: Known, shape: tuple[int, ...], columns: Columns
 ) -> Known:
     average = _all_channels(builder, builder.op("GlobalAveragePool", reads), 1, columns)
-    cells = features.grid_cells(decision)
+    cells = features.grid_of(decision)
     if shape[1] > features.feature_size:
         average = builder.op("MatMul", averaging_matrix(shape[1], features.feature_size), average)
     parts = [average]

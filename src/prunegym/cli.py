@@ -8,7 +8,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from prunegym.commands import applying, cnns, exporting, judging, learning, showing, timing
+from prunegym.commands import applying, cnns, exporting, judging, learning, profiling, showing, timing
 from prunegym.commands.demo import demo
 from prunegym.models.errors import PruneGymError
 
@@ -54,6 +54,7 @@ app.command("predict")(applying.predict)
 app.command("export")(exporting.export)
 app.command("quantize")(exporting.quantize)
 app.command("latency")(timing.latency)
+app.command("profile")(profiling.profile)
 app.command("demo")(demo)
 
 

@@ -11,7 +11,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from prunegym.models.networks import VGG, CifarResNet, MCifarNet, SimpleCNN
+from prunegym.models.networks import VGG, CifarResNet, MCifarNet, ResNet18, SimpleCNN
 
 
 def randomise(network: nn.Module, seed: int = 0) -> nn.Module:
@@ -137,10 +137,17 @@ def sliced_plain(network: SimpleCNN | VGG | MCifarNet, keep: Tensor) -> nn.Modul
     return Plain(layers, not isinstance(network, SimpleCNN), last)
 
 
-def sliced_resnet(network: CifarResNet, keep: Tensor) -> nn.Module:
+ResNet = CifarResNet | ResNet18
+
+
+def stages(network: ResNet) -> list[str]:
+    return ["layer1", "layer2", "layer3"] + (["layer4"] if isinstance(network, ResNet18) else [])
+
+
+def sliced_resnet(network: ResNet, keep: Tensor) -> nn.Module:
     sliced = copy.deepcopy(network)
-    for stage in (sliced.layer1, sliced.layer2, sliced.layer3):
-        for block in stage:
+    for stage in stages(network):
+        for block in getattr(sliced, stage):
             width = block.conv1.out_channels
             kept, keep = keep[:width], keep[width:]
             everything = torch.ones(width, dtype=torch.bool)
@@ -154,18 +161,14 @@ def sliced_resnet(network: CifarResNet, keep: Tensor) -> nn.Module:
 def remove(network: nn.Module, keep: Tensor) -> nn.Module:
     """Return the network with the filters removed whose bit in ``keep`` (mask_size,) is 0, in eval mode."""
     bits = keep.bool()
-    sliced = sliced_resnet(network, bits) if isinstance(network, CifarResNet) else sliced_plain(network, bits)
+    sliced = sliced_resnet(network, bits) if isinstance(network, ResNet) else sliced_plain(network, bits)
     return sliced.eval()
 
 
 def gate_names(network: nn.Module) -> list[str]:
     """Return the names of the convolutions whose filters can be removed, in order."""
-    if isinstance(network, CifarResNet):
-        return [
-            f"layer{stage}.{block}.conv1"
-            for stage in (1, 2, 3)
-            for block in range(len(getattr(network, f"layer{stage}")))
-        ]
+    if isinstance(network, ResNet):
+        return [f"{stage}.{block}.conv1" for stage in stages(network) for block in range(len(getattr(network, stage)))]
     return [f"features.{i}" for i, layer in enumerate(network.features) if isinstance(layer, nn.Conv2d)]
 
 

@@ -32,7 +32,7 @@ def rows(masked: MaskedCNN) -> Tensor:
     return torch.cat([masks, ends])
 
 
-SLOW = {"resnet32", "resnet44", "resnet56", "vgg11", "vgg16"}
+SLOW = {"resnet18", "resnet32", "resnet44", "resnet56", "vgg11", "vgg16"}
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in ZOO])

@@ -48,7 +48,7 @@ def rows_of_masks(masked: MaskedCNN) -> dict[str, Tensor]:
     return rows
 
 
-SLOW = {"resnet32", "resnet44", "resnet56", "vgg11", "vgg16"}
+SLOW = {"resnet18", "resnet32", "resnet44", "resnet56", "vgg11", "vgg16"}
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in ZOO])

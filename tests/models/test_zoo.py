@@ -8,7 +8,9 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from prunegym.models import MaskedCNN
 from prunegym.models.errors import InvalidInputError, PruneGymError, UnknownNameError
 from prunegym.models.networks import SimpleCNN
 from prunegym.models.zoo import ZOO, build
@@ -31,6 +33,8 @@ PARAMETERS = {
     "resnet32": resnet(5),
     "resnet44": resnet(7),
     "resnet56": resnet(9),
+    # 11.69M with 1000 classes (torchvision's documentation has 11,689,512).
+    "resnet18": 11_689_512 - 513 * 990,
     "simple-cnn": conv(3, 16, 32, bias=True, norm=False) + 32 * 8 * 8 * 10 + 10,
     "simple-cnn-wide": conv(3, 32, 64, 64) + 64 * 4 * 4 * 10 + 10,
     "vgg11": conv(3, 64, 128, 256, 256, 512, 512, 512, 512) + 5130,
@@ -56,7 +60,9 @@ def test_other_channels_classes_and_sizes(name: str) -> None:
     assert network.eval()(torch.rand(3, 1, 40, 40)).shape == (3, 7)
 
 
-@pytest.mark.parametrize(("name", "convolutions"), [("resnet20", 19), ("resnet56", 55), ("vgg16", 13), ("vgg11", 8)])
+@pytest.mark.parametrize(
+    ("name", "convolutions"), [("resnet20", 19), ("resnet56", 55), ("vgg16", 13), ("vgg11", 8), ("resnet18", 20)]
+)
 def test_depth(name: str, convolutions: int) -> None:
     assert sum(isinstance(module, nn.Conv2d) for module in build(name).modules()) == convolutions
 
@@ -70,6 +76,22 @@ def test_feature_maps_shrink_as_published() -> None:
         layer.register_forward_hook(lambda _m, _i, output, stage=stage: shapes.update({stage: tuple(output.shape)}))
     network.eval()(torch.rand(1, 3, 32, 32))
     assert shapes == {"layer1": (1, 16, 32, 32), "layer2": (1, 32, 16, 16), "layer3": (1, 64, 8, 8)}
+
+
+@pytest.mark.slow
+def test_resnet18_has_the_published_macs_and_torchvisions_names() -> None:
+    """1,814,073,344 MACs at 224x224: torchvision's documentation has 1.81 GFLOPS."""
+    network = build("resnet18", num_classes=1000, image_size=224)
+    masked = MaskedCNN(network, torch.zeros(1, 3, 224, 224))
+    assert masked.cost.total_macs == 1_814_073_344
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network.eval()(torch.zeros(1, 3, 224, 224))
+    assert counter.get_total_flops() == 2 * 1_814_073_344
+    assert [gate.width for gate in masked.gates] == [64, 64, 128, 128, 256, 256, 512, 512]
+    names = network.state_dict().keys()
+    assert {"conv1.weight", "bn1.running_var", "layer2.0.downsample.0.weight", "layer4.1.bn2.bias", "fc.bias"} <= names
+    assert sum(p.numel() for p in network.parameters()) == 11_689_512
+    assert len(names) == 122
 
 
 def test_option_a_shortcut_pads_both_sides_with_zeros() -> None:
@@ -96,8 +118,8 @@ def test_unknown_name() -> None:
     with pytest.raises(UnknownNameError) as caught:
         build("resnet-20")
     assert str(caught.value) == (
-        "Unknown model 'resnet-20'. Did you mean 'resnet20'? Known: m-cifarnet, resnet20, resnet32, resnet44, "
-        "resnet56, simple-cnn, simple-cnn-wide, vgg11, vgg16."
+        "Unknown model 'resnet-20'. Did you mean 'resnet20'? Known: m-cifarnet, resnet18, resnet20, resnet32, "
+        "resnet44, resnet56, simple-cnn, simple-cnn-wide, vgg11, vgg16."
     )
     assert isinstance(caught.value, KeyError)
     assert isinstance(caught.value, PruneGymError)

@@ -8,9 +8,10 @@ namespace prunegym {
 namespace VARIANT {
 
 // Registers: R * P sums, the smaller of R and P operands held, one more. x86 has 16 of 128 and 256 bits, 32 of 512.
+// Each tile costs time to compile, most of all with 512 bits, so there are no more shapes than are of use.
 constexpr int SUMS = LANES == 16 ? 24 : 12;
-constexpr int MAX_ROWS = LANES == 16 ? 12 : 8;
-constexpr int MAX_VECTORS = 6;
+constexpr int MAX_ROWS = 8;
+constexpr int MAX_VECTORS = LANES == 16 ? 4 : 6;
 
 // The input of a convolution as tiles read it.
 struct Source {

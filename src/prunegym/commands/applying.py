@@ -11,7 +11,17 @@ import typer
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from prunegym.commands.common import Device, JsonFlag, Threads, emit, open_trained, percent, settle, table
+from prunegym.commands.common import (
+    Device,
+    Execution,
+    JsonFlag,
+    Threads,
+    emit,
+    open_trained,
+    percent,
+    settle,
+    table,
+)
 from prunegym.models.dynamic import CNNInfo, DynamicCNN
 from prunegym.models.errors import InvalidInputError, MissingDataError
 
@@ -22,6 +32,7 @@ def predict(
     penalty: Annotated[
         float | None, typer.Option(help="lambda, for a model that was trained for a range of them.")
     ] = None,
+    execution: Execution = "masked",
     device: Device = "cpu",
     threads: Threads = None,
     as_json: JsonFlag = False,
@@ -33,7 +44,7 @@ def predict(
         raise InvalidInputError(
             f"{model} is a CNN without a gate policy. Make one with prunegym prepare or prunegym train."
         )
-    dynamic = DynamicCNN(stored.masked, stored.policy, stored.info).to(device)
+    dynamic = DynamicCNN(stored.masked, stored.policy, stored.info).to(device).skip(execution)
     pixels = torch.stack([read_image(path, stored.info) for path in images])
     rows = describe(dynamic, [str(path) for path in images], pixels, penalty)
     shown = [
@@ -43,7 +54,8 @@ def predict(
     ]  # fmt: skip
     columns = ["image", "label", "probability", "channels kept", "MACs", "of the dense MACs"]
     caption = "MACs are those of the masked CNN and of deciding the mask."
-    emit({"model": model, "images": rows}, as_json, table(f"Predictions of {model}", columns, shown, caption))
+    document = {"model": model, "execution": execution, "images": rows}
+    emit(document, as_json, table(f"Predictions of {model}", columns, shown, caption))
 
 
 def describe(model: DynamicCNN, files: list[str], pixels: Tensor, penalty: float | None = None) -> list[dict[str, Any]]:

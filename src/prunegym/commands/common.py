@@ -21,6 +21,7 @@ from prunegym.models.dynamic import SHIPPED, CNNInfo, StoredModel, read_model, s
 from prunegym.models.errors import InvalidInputError, UnknownNameError
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.runs import command_line
+from prunegym.models.skipping import EXECUTIONS
 from prunegym.models.sources import load_dataset
 from prunegym.models.training import accuracy
 from prunegym.models.zoo import ZOO, build
@@ -37,6 +38,9 @@ DatasetName = Annotated[
     str | None, typer.Option("--dataset", help="Name or path of a data set; by default the model's own.")
 ]
 Device = Annotated[str, typer.Option("--device", help="Torch device, e.g. cpu or cuda.")]
+Execution = Annotated[
+    str, typer.Option("--execution", help=f"How masked channels are treated: {', '.join(EXECUTIONS)}.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 
 

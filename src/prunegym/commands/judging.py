@@ -15,6 +15,7 @@ from prunegym.commands.common import (
     DataRoot,
     DatasetName,
     Device,
+    Execution,
     JsonFlag,
     Out,
     Quiet,
@@ -31,6 +32,7 @@ from prunegym.commands.common import (
 from prunegym.commands.learning import Environments, Episodes, EvalImages, override
 from prunegym.models.data import Dataset
 from prunegym.models.dynamic import DynamicCNN, StoredModel, read_model
+from prunegym.models.errors import InvalidInputError
 from prunegym.models.gate_policy import check_penalty
 from prunegym.models.latency import LatencyTable, open_table
 
@@ -78,6 +80,7 @@ def evaluate(
     latency: Annotated[
         Path | None, typer.Option("--latency", help="A table of prunegym latency; adds a column.")
     ] = None,
+    execution: Execution = "masked",
     seed: Annotated[int, typer.Option(help="Of what baselines draw.", min=0)] = 0,
     device: Device = "cpu",
     threads: Threads = None,
@@ -94,6 +97,12 @@ def evaluate(
         metadata = {key: value for key, value in stored.info.metadata.items() if key != "dense_accuracy"}
         stored = stored._replace(info=dataclasses.replace(stored.info, metadata=metadata))
     own = own_agent(stored) if agent is None else load_agent(agent)
+    if isinstance(own, DynamicCNN):
+        own = own.to(device).skip(execution)
+    elif execution != "masked":
+        raise InvalidInputError(
+            f"--execution {execution} is for a model with its own policy; leave it out for --agent and for bare CNNs."
+        )
     bounds = None if stored.policy is None or agent is not None else stored.policy.penalty_range
     if bounds is not None:
         check_penalty(bounds, penalty)

@@ -1,0 +1,94 @@
+"""Measuring which way of running is the fastest on this machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from prunegym.models.skipping.paths import Path
+from prunegym.models.skipping.torch_path import GatherPath
+
+ROUNDS = 5
+LONG = 0.2
+"""Seconds; where the fastest takes longer, one run after the first is measurement enough."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What was taken for batches of a size, and why.
+
+    Attributes:
+        execution: The way that was taken.
+        seconds: The shortest of each way, for one call with ``images`` images; what was far behind was run once.
+        images: Images that were measured with.
+        threads: Threads of torch then.
+        masks_given: Whether masks came with the images, instead of being decided on the way.
+    """
+
+    execution: str
+    seconds: Mapping[str, float]
+    images: int
+    threads: int
+    masks_given: bool
+
+    @property
+    def key(self) -> tuple[int, int, bool]:
+        """What the choice holds for: powers of two of the batch, threads, who decides."""
+        return self.images.bit_length(), self.threads, not self.masks_given
+
+    @property
+    def reason(self) -> str:
+        """One line for people."""
+        times = ", ".join(f"{name} {1e3 * value:.3g} ms" for name, value in sorted(self.seconds.items(), key=_second))
+        return f"{self.execution} is the fastest of: {times} ({self.images} images, {self.threads} threads)"
+
+
+def choose(
+    paths: Mapping[str, Path], images: Tensor, mask: Tensor | None, penalty: float | None, key: tuple[int, int, bool]
+) -> Choice:
+    """Measure all ways in turn on some images.
+
+    Args:
+        paths: The ways.
+        images: (batch, channels, height, width) float.
+        mask: (batch, mask_size) bool, or None if the paths decide.
+        penalty: lambda, for a policy that takes one.
+        key: See :attr:`Choice.key`.
+
+    Returns:
+        The fastest.
+    """
+    seconds: dict[str, list[float]] = {}
+    for name, path in paths.items():
+        _time(path, images, mask, penalty)  # warms up
+        seconds[name] = [_time(path, images, mask, penalty)]
+    best = min(values[0] for values in seconds.values())
+    close = [name for name, values in seconds.items() if values[0] < min(2 * best, LONG)]
+    for _ in range(ROUNDS if len(close) > 1 else 0):
+        for name in close:
+            seconds[name].append(_time(paths[name], images, mask, penalty))
+    shortest = {name: min(values) for name, values in seconds.items()}  # what else the machine does only adds to them
+    fastest = min(shortest, key=lambda name: shortest[name])
+    return Choice(fastest, shortest, len(images), key[1], mask is not None)
+
+
+def _time(path: Path, images: Tensor, mask: Tensor | None, penalty: float | None) -> float:
+    if isinstance(path, GatherPath):
+        path.forget()  # the next images have other masks; weights gathered for these would make it look too good
+    # On one thread the thread's own time is taken: what else runs on the machine does not change the choice.
+    clock = time.thread_time if torch.get_num_threads() == 1 and not images.is_cuda else time.perf_counter
+    if images.is_cuda:
+        torch.cuda.synchronize(images.device)
+    start = clock()
+    path.run(images, mask, penalty)
+    if images.is_cuda:
+        torch.cuda.synchronize(images.device)
+    return clock() - start
+
+
+def _second(item: tuple[str, float]) -> float:
+    return item[1]

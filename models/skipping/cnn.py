@@ -1,0 +1,158 @@
+"""SkippingCNN: a masked CNN, with or without its policy, run the way that is fastest on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from prunegym.models.errors import InvalidInputError, UnknownNameError
+from prunegym.models.gate_policy import GatePolicy
+from prunegym.models.masked import MaskedCNN
+from prunegym.models.skipping.choosing import Choice, choose
+from prunegym.models.skipping.kernel_path import KernelPath
+from prunegym.models.skipping.lowering import UnsupportedError, lower
+from prunegym.models.skipping.paths import Executed, MaskedPath, Path, Policy, decide_first, decides_gate_by_gate
+from prunegym.models.skipping.program import Program
+from prunegym.models.skipping.torch_path import FullPath, GatherPath, TracedPath
+
+EXECUTIONS = ("auto", "kernel", "torch", "full", "full-channels-last", "full-traced", "masked")
+"""Ways of running: ``kernel`` and ``torch`` skip; ``full`` computes all channels with norms folded, also in another
+memory layout, and traced; ``masked`` is :class:`MaskedCNN` itself; ``auto`` measures them on the first images."""
+
+_MEASURED_IMAGES = 32
+
+
+class SkippingCNN:
+    """Runs a masked CNN so that masked channels cost as little time as they can.
+
+    All ways give the results of ``masked(images, mask)``, or of ``rollout(masked, policy, images)``, up to rounding. It
+    is for inference: no gradients, eval mode, and the weights are those at the time of construction.
+
+    Args:
+        masked: The CNN.
+        policy: Decides the masks; None: they are given with the images.
+        execution: One of :data:`EXECUTIONS`.
+
+    Attributes:
+        execution: As asked for.
+        unavailable: For each other way the reason why not.
+        choices: What ``auto`` took for which size of batch, with the times.
+
+    Raises:
+        UnknownNameError: If there is no such way.
+        InvalidInputError: If the way cannot run this network here.
+
+    Example:
+        >>> from prunegym.models import build
+        >>> masked = MaskedCNN(build("simple-cnn"), torch.zeros(1, 3, 32, 32))
+        >>> fast = SkippingCNN(masked)
+        >>> fast(torch.zeros(2, 3, 32, 32), torch.ones(2, 48)).output.shape
+        torch.Size([2, 10])
+    """
+
+    def __init__(self, masked: MaskedCNN, policy: Policy | None = None, execution: str = "auto") -> None:
+        if execution not in EXECUTIONS:
+            raise UnknownNameError("execution", execution, EXECUTIONS)
+        self.masked, self.policy, self.execution = masked, policy, execution
+        self.choices: list[Choice] = []
+        self.unavailable: dict[str, str] = {}
+        self._paths: dict[str, Path] = {}
+        self._make_paths()
+        if execution != "auto" and execution not in self._paths:
+            raise InvalidInputError(
+                f"Execution {execution!r} cannot run this network here: {self.unavailable[execution]} "
+                f"These can: {', '.join(self.available)}; 'auto' takes the fastest."
+            )
+
+    @property
+    def available(self) -> tuple[str, ...]:
+        """Ways that can run this network here."""
+        return tuple(self._paths)
+
+    def _make_paths(self) -> None:
+        program: Program | None = None
+        reason = ""
+        try:
+            program = lower(self.masked)
+        except UnsupportedError as error:
+            reason = str(error)
+        # A policy that decides everything at once is asked before; gate by gate it is part of the path.
+        policy = self.policy if isinstance(self.policy, GatePolicy) and decides_gate_by_gate(self.policy) else None
+        makers: dict[str, Callable[[Program], Path]] = {
+            "kernel": lambda program: KernelPath(program, policy),
+            "torch": lambda program: GatherPath(program, policy),
+            "full": lambda program: FullPath(program, policy),
+            "full-channels-last": lambda program: FullPath(program, policy, channels_last=True),
+            "full-traced": lambda program: TracedPath(program, policy),
+        }
+        for name, make in makers.items():
+            if self.execution not in ("auto", name):
+                continue
+            try:
+                if program is not None:
+                    self._paths[name] = make(program)
+                else:
+                    self.unavailable[name] = reason
+            except UnsupportedError as error:
+                self.unavailable[name] = str(error)
+        if not self._paths or self.execution in ("auto", "masked"):
+            self._paths["masked"] = MaskedPath(self.masked, policy)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, mask: Tensor | None = None, penalty: float | None = None) -> Executed:
+        """Run images.
+
+        Args:
+            images: (batch, channels, height, width) float, normalised, of the size that the CNN was built for.
+            mask: (batch, mask_size) of 0 and 1, any dtype; None lets the policy decide, or without one keeps all.
+            penalty: lambda, for a policy with a ``penalty_range``.
+
+        Returns:
+            The output (batch, ...) and the masks that were used.
+
+        Raises:
+            InvalidInputError: If a shape is wrong, or a mask has other values.
+        """
+        self._check(images, mask)
+        if mask is None and self.policy is not None and not decides_gate_by_gate(self.policy):
+            mask = decide_first(self.masked, self.policy, images, penalty)
+        elif mask is None and self.policy is None:
+            mask = torch.ones(len(images), self.masked.mask_size, dtype=torch.bool, device=images.device)
+        bits = None if mask is None else mask.to(device=images.device, dtype=torch.bool)
+        if len(images) == 0:
+            return MaskedPath(self.masked, self.policy).run(images, bits, penalty)
+        return self._paths[self.way(images, bits, penalty)].run(images, bits, penalty)
+
+    def path(self, name: str) -> Path:
+        """Return a way that is available, by name."""
+        return self._paths[name]
+
+    def way(self, images: Tensor, mask: Tensor | None, penalty: float | None) -> str:
+        """Return the name of the way to run a batch; ``auto`` measures if it has not done so for such a batch."""
+        if self.execution != "auto":
+            return self.execution
+        size = min(len(images), _MEASURED_IMAGES)
+        key = (size.bit_length(), torch.get_num_threads(), mask is None)
+        for choice in self.choices:
+            if choice.key == key:
+                return choice.execution
+        # Of the masked CNN itself the same network with norms folded is a faster form.
+        paths = {name: path for name, path in self._paths.items() if name != "masked" or len(self._paths) == 1}
+        part = None if mask is None else mask[:size]
+        self.choices.append(choose(paths, images[:size], part, penalty, key))
+        return self.choices[-1].execution
+
+    def _check(self, images: Tensor, mask: Tensor | None) -> None:
+        shape = self.masked.graph[self.masked.graph.input].shape[1:]
+        if tuple(images.shape[1:]) != shape or not images.is_floating_point():
+            raise InvalidInputError(
+                f"Images are {images.dtype} {tuple(images.shape)}; normalised floats of shape (batch, "
+                f"{', '.join(map(str, shape))}) are needed, the size that the CNN was masked for."
+            )
+        if mask is None:
+            return
+        self.masked.check_mask(mask, len(images))
+        if mask.dtype != torch.bool and not ((mask == 0) | (mask == 1)).all():
+            raise InvalidInputError("The mask has values other than 0 and 1: a channel is kept or skipped.")

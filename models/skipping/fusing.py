@@ -1,0 +1,59 @@
+"""Fusing the layers of a program: norms into convolutions, sums into convolutions, ReLU into whatever comes before."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
+
+from prunegym.models.skipping.program import Add, Conv, Layer, Linear, MaxPool, Norm, Subsample
+
+
+def fuse(layers: Sequence[Layer], output: str, gated: AbstractSet[str]) -> list[Layer]:
+    """Fuse each layer into the one that makes its input, if nothing else reads that.
+
+    Args:
+        layers: In the order in which they run.
+        output: Name of the value that the network returns.
+        gated: Names of the values behind gates.
+
+    Returns:
+        Fewer layers, each at the place and with the name of its last part.
+    """
+    readers = Counter(name for layer in layers for name in layer.inputs)
+    readers[output] += 1
+    made: dict[str, Layer] = {}
+    for layer in layers:
+        for name in layer.inputs:
+            before = made.get(name)
+            if before is None or readers[name] > 1:
+                continue
+            both = _fused(before, layer, name, gated)
+            if both is not None:
+                del made[name]
+                layer = both
+                break
+        made[layer.name] = layer
+    return list(made.values())
+
+
+def _fused(before: Layer, layer: Layer, name: str, gated: AbstractSet[str]) -> Layer | None:
+    """Return one layer that does the work of two, or None."""
+    if isinstance(layer, Norm) and isinstance(before, Conv) and not before.relu and len(before.inputs) == 1:
+        scale = layer.scale.view(-1, 1, 1, 1)
+        weight = (before.weight.double() * scale).to(before.weight.dtype)
+        bias = (before.bias.double() * layer.scale + layer.shift).to(before.bias.dtype)
+        return dataclasses.replace(before, name=layer.name, weight=weight, bias=bias)
+    if isinstance(layer, Add) and len(layer.inputs) == 1 and isinstance(before, Conv | MaxPool | Add | Linear):
+        return dataclasses.replace(before, name=layer.name, relu=before.relu or layer.relu)
+    if isinstance(layer, Add) and len(layer.inputs) == 2 and isinstance(before, Conv):
+        if before.relu or len(before.inputs) > 1 or name in gated:
+            return None
+        (other,) = (value for value in layer.inputs if value != name)
+        return dataclasses.replace(before, name=layer.name, inputs=(*before.inputs, other), relu=layer.relu)
+    if isinstance(layer, Subsample) and isinstance(before, Subsample) and layer.stride == 1:
+        return dataclasses.replace(
+            before, name=layer.name, channels=layer.channels, offset=before.offset + layer.offset
+        )
+    return None

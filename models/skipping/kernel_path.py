@@ -1,0 +1,166 @@
+"""Running a program, and a policy gate by gate, in the compiled kernel."""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from prunegym.models import kernel
+from prunegym.models.errors import InvalidInputError
+from prunegym.models.gate_policy import GatePolicy
+from prunegym.models.kernel import GateHead, Plan, PlanBuilder, Value
+from prunegym.models.skipping.lowering import UnsupportedError
+from prunegym.models.skipping.paths import Executed
+from prunegym.models.skipping.program import Add, Average, Conv, Layer, Linear, MaxPool, Program, Subsample
+
+KEPT_PLANS = 5
+
+
+class Translated(NamedTuple):
+    """A plan, and for each of its layers what it is: a layer's label, or ``decide`` and the gate's index."""
+
+    plan: Plan
+    labels: tuple[str, ...]
+
+
+class KernelPath:
+    """Runs a program in the compiled kernel; masked channels are not computed.
+
+    Args:
+        program: The network, float32 on the CPU.
+        policy: Decides gate by gate in the kernel; None: masks are given.
+        variant: Of the kernel; None for the best.
+
+    Raises:
+        UnsupportedError: If the kernel is not available, or lacks a layer or the policy's features.
+    """
+
+    def __init__(self, program: Program, policy: GatePolicy | None = None, variant: str | None = None) -> None:
+        if not kernel.available():
+            raise UnsupportedError(f"The compiled kernel is not available: {kernel.unavailable_reason()}.")
+        self.program, self.policy, self.variant = program, policy, variant
+        # A policy for a range of lambdas has each one folded into its biases, so each has a plan; few are kept.
+        self._plan = functools.lru_cache(KEPT_PLANS)(self._translate)
+        self.translated()
+
+    def translated(self, penalty: float | None = None) -> Translated:
+        """Return the plan for a lambda, and what its layers are."""
+        return self._plan(self.policy is not None, penalty)
+
+    def run(self, images: Tensor, mask: Tensor | None, penalty: float | None) -> Executed:
+        """See :class:`prunegym.models.skipping.paths.Path`."""
+        plan = self._plan(mask is None, penalty if mask is None else None).plan
+        outputs, used = plan(images, mask)
+        return Executed(outputs.view(len(images), *self.program.shapes[self.program.output]), used)
+
+    def _translate(self, decides: bool, penalty: float | None) -> Translated:
+        return translate(self.program, self.policy if decides else None, penalty, self.variant)
+
+
+def translate(
+    program: Program, policy: GatePolicy | None = None, penalty: float | None = None, variant: str | None = None
+) -> Translated:
+    """Build the kernel's plan of a program.
+
+    Args:
+        program: The network.
+        policy: Decides gate by gate; None: masks are given to the plan.
+        penalty: lambda, for a policy with a ``penalty_range``.
+        variant: Of the kernel; None for the best.
+
+    Raises:
+        UnsupportedError: If the kernel lacks a layer or the policy's features.
+    """
+    shape = program.shapes[program.input]
+    builder = PlanBuilder(shape[0], shape[1], shape[2], program.widths)
+    values: dict[str, Value] = {program.input: builder.images}
+    labels = ["load"]
+    for layer in program.layers:
+        try:
+            if isinstance(layer, Conv) and layer.gate is not None and policy is not None:
+                builder.decide(layer.gate, values[layer.inputs[0]], gate_head(policy, layer.gate, penalty))
+                labels.append(f"decide {layer.gate}")
+            values[layer.name] = _add(builder, layer, [values[name] for name in layer.inputs])
+        except InvalidInputError as error:
+            raise UnsupportedError(f"Layer {layer.label!r} is not in the kernel: {error}") from error
+        labels.append(layer.label)
+    output = values[program.output]
+    if output.stride != 0 or output.gate is not None:
+        raise UnsupportedError("The network returns a map, and the kernel vectors only.")
+    return Translated(builder.build(output, variant), (*labels, "store"))
+
+
+def _add(builder: PlanBuilder, layer: Layer, inputs: list[Value]) -> Value:
+    x = inputs[0]
+    if isinstance(layer, Conv):
+        _check_type(layer.weight, layer)
+        stride, padding = _square(layer.stride, layer), _square(layer.padding, layer)
+        if layer.dilation != (1, 1):
+            raise UnsupportedError(f"Layer {layer.label!r} is not in the kernel: its dilation is {layer.dilation}.")
+        return builder.conv(
+            x, layer.weight, layer.bias, stride=stride, padding=padding, relu=layer.relu, gate=layer.gate,
+            residual=inputs[1] if len(inputs) > 1 else None,
+        )  # fmt: skip
+    if isinstance(layer, Linear):
+        _check_type(layer.weight, layer)
+        return builder.linear(x, layer.weight, layer.bias, relu=layer.relu)
+    if x.stride == 0 and not isinstance(layer, Average):
+        raise UnsupportedError(f"Layer {layer.label!r} reads a vector; the kernel has linear layers alone for those.")
+    if isinstance(layer, MaxPool):
+        kernel_size, stride = _square(layer.kernel, layer), _square(layer.stride, layer)
+        return builder.max_pool(x, kernel_size, stride, _square(layer.padding, layer), relu=layer.relu)
+    if isinstance(layer, Add):
+        return builder.add(x, inputs[1] if len(inputs) > 1 else None, relu=layer.relu)
+    if isinstance(layer, Subsample):
+        return builder.subsample(x, layer.stride, layer.channels, layer.offset)
+    if isinstance(layer, Average):
+        return builder.average(x) if x.stride else x
+    raise UnsupportedError(f"Layer {layer.label!r} is not in the kernel.")
+
+
+def _check_type(weight: Tensor, layer: Layer) -> None:
+    if weight.dtype != torch.float32 or weight.device.type != "cpu":
+        raise UnsupportedError(
+            f"Layer {layer.label!r} has {weight.dtype} weights on {weight.device}; the kernel runs float32 on the CPU."
+        )
+
+
+def _square(pair: tuple[int, int], layer: Layer) -> int:
+    if pair[0] != pair[1]:
+        raise UnsupportedError(f"Layer {layer.label!r} is not in the kernel: rows and columns differ ({pair}).")
+    return pair[0]
+
+
+def gate_head(policy: GatePolicy, gate: int, penalty: float | None = None) -> GateHead:
+    """Return what the kernel needs to decide a gate as the policy does.
+
+    Args:
+        policy: Decides gate by gate.
+        gate: Index of the gate.
+        penalty: lambda, for a policy with a ``penalty_range``: it is constant, so it goes into the first bias.
+
+    Raises:
+        UnsupportedError: If the features are averages of several channels.
+    """
+    features, head = policy.features, policy.heads[gate]
+    grid = features.grid_of(gate)
+    if features.pools_channels(gate):
+        raise UnsupportedError(
+            f"Gate {gate} has more channels to look at than feature_size={features.feature_size}; the kernel does not "
+            "pool channels."
+        )
+    assert isinstance(head, nn.Sequential)
+    first, last = head[0], head[2]
+    assert isinstance(first, nn.Linear)
+    assert isinstance(last, nn.Linear)
+    size = features.sizes[gate]
+    bias = first.bias.detach()
+    if policy.penalty_range is not None:
+        bias = bias + first.weight.detach()[:, size] * policy.scaled_penalty(penalty).to(bias)
+    return GateHead(
+        features.get_buffer(f"mean{gate}"), features.get_buffer(f"std{gate}"), first.weight.detach()[:, :size], bias,
+        last.weight.detach(), last.bias.detach(), average=True, grid=grid,
+    )  # fmt: skip

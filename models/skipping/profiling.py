@@ -1,0 +1,209 @@
+"""Where the time of a masked CNN goes: dense, masked, skipping, and layer by layer in the kernel."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from prunegym.models.gate_policy import GatePolicy
+from prunegym.models.masked import MaskedCNN
+from prunegym.models.skipping.cnn import SkippingCNN
+from prunegym.models.skipping.kernel_path import KernelPath
+from prunegym.models.skipping.paths import Policy, decides_gate_by_gate
+from prunegym.models.skipping.torch_path import GatherPath
+from prunegym.models.timing import Forms, dense_forms, machine, measure
+
+LIMIT = 60.0
+"""Seconds after which no further round begins."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerTime:
+    """A layer's share of the time in the kernel, for one image.
+
+    Attributes:
+        layer: Its label; ``decide`` and a gate's name for a policy's part.
+        kept: Mean kept share of the gate that it is on; None if it is on none.
+        seconds: With the masks.
+        seconds_full: With all channels; None for deciding.
+    """
+
+    layer: str
+    kept: float | None
+    seconds: float
+    seconds_full: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Profile:
+    """Times of one batch, medians in seconds.
+
+    Attributes:
+        dense: The network without masks, by form.
+        skipping: With masks, by way of running; with a policy the time of deciding is in it.
+        reference: Beside those: the kernel with all channels, and with masks that are given where a policy decides.
+        taken: The way that ``auto`` takes.
+        reason: Why.
+        failed: What could not be run, and why.
+        mac_share: Mean MAC share of the masks, the policy's own included.
+        kept_share: Mean kept share.
+        layers: Layer by layer in the kernel, if it can run the network.
+        batch: Images in a batch.
+        masks: Where masks came from.
+        machine: What it ran on.
+    """
+
+    dense: dict[str, float]
+    skipping: dict[str, float]
+    reference: dict[str, float]
+    taken: str
+    reason: str
+    failed: dict[str, str]
+    mac_share: float
+    kept_share: float
+    layers: tuple[LayerTime, ...]
+    batch: int
+    masks: str
+    machine: dict[str, Any]
+
+    @property
+    def fastest_dense(self) -> str:
+        """Name of the fastest dense form."""
+        return min(self.dense, key=lambda name: self.dense[name])
+
+    def ratio(self, seconds: float) -> float:
+        """Return a time over that of the fastest dense form."""
+        return seconds / self.dense[self.fastest_dense]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return everything as plain JSON, with ratios to the fastest dense form."""
+        times = {**{f"dense, {name}": value for name, value in self.dense.items()}, **self.skipping, **self.reference}
+        ratios = {name: self.ratio(value) for name, value in times.items()}
+        return {**dataclasses.asdict(self), "fastest_dense": self.fastest_dense, "ratios": ratios}
+
+
+@torch.inference_mode()
+def profile(
+    masked: MaskedCNN,
+    batches: list[Tensor],
+    masks: list[Tensor] | None = None,
+    policy: Policy | None = None,
+    *,
+    penalty: float | None = None,
+    rounds: int = 20,
+    compiled: bool = False,
+    more_dense: Forms | None = None,
+    forget: bool = True,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Profile:
+    """Time a masked CNN on batches of one size, other images and masks each round.
+
+    Args:
+        masked: The CNN, on the CPU.
+        batches: Each (batch, channels, height, width) float, normalised.
+        masks: One for each batch, (batch, mask_size) bool; None: the policy decides.
+        policy: The policy, if there are no masks.
+        penalty: lambda, for a policy with a ``penalty_range``.
+        rounds: Rounds, if they take less than a minute.
+        compiled: Also time ``torch.compile``.
+        more_dense: Further dense forms by name.
+        forget: Gather weights anew for each batch, as masks that never come twice need it.
+        clock: Returns seconds.
+
+    Returns:
+        Medians of all forms, taken in turn.
+    """
+    fast = SkippingCNN(masked, policy)
+    given: list[Tensor] = [fast(images, penalty=penalty).mask for images in batches] if masks is None else masks
+    wanted: list[Tensor | None] = [None] * len(batches) if masks is None else cast("list[Tensor | None]", masks)
+    dense, failed = dense_forms(masked.network, batches[0], compiled)
+    dense |= more_dense or {}
+    choice = fast.way(batches[0], wanted[0], penalty) if masks is not None else fast.choices[-1].execution
+    skipping: Forms = {
+        name: _in_turn(SkippingCNN(masked, policy, name), batches, wanted, penalty, forget) for name in fast.available
+    }
+    reference: Forms = {}
+    kernel = fast.path("kernel") if "kernel" in fast.available else None
+    if isinstance(kernel, KernelPath):
+        ones = [torch.ones_like(mask) for mask in given]
+        bare = SkippingCNN(masked, None, "kernel")
+        reference["kernel, all channels"] = _in_turn(bare, batches, ones)
+        if policy is not None:
+            reference["kernel, masks given"] = _in_turn(bare, batches, given)
+    forms = {("dense", n): f for n, f in dense.items()} | {("skipping", n): f for n, f in skipping.items()}
+    forms |= {("reference", n): f for n, f in reference.items()}
+    seconds = measure({f"{kind}/{name}": form for (kind, name), form in forms.items()}, rounds, clock, LIMIT)
+    found = {
+        kind: {name: seconds[f"{kind}/{name}"] for other, name in forms if other == kind}
+        for kind in ("dense", "skipping", "reference")
+    }
+    mask = torch.cat(given)
+    macs = float(masked.cost.mac_share(mask).mean()) + (policy.macs / masked.cost.total_macs if policy else 0.0)
+    return Profile(
+        found["dense"], found["skipping"], found["reference"], choice, fast.choices[-1].reason,
+        {**failed, **fast.unavailable}, macs, float(mask.float().mean()),
+        _layers(masked, kernel, batches, given, policy, penalty, rounds) if isinstance(kernel, KernelPath) else (),
+        len(batches[0]), "given" if masks is not None else "by the policy", machine(),
+    )  # fmt: skip
+
+
+def _in_turn(
+    fast: SkippingCNN,
+    batches: list[Tensor],
+    masks: Iterable[Tensor | None],
+    penalty: float | None = None,
+    forget: bool = True,
+) -> Callable[[], object]:
+    """Return a function that runs one batch after the other."""
+    pairs = itertools.cycle(zip(batches, masks, strict=True))
+    path = fast.path(fast.execution)
+
+    def run() -> object:
+        if forget and isinstance(path, GatherPath):
+            path.forget()
+        images, mask = next(pairs)
+        return fast(images, mask, penalty)
+
+    return run
+
+
+def _layers(
+    masked: MaskedCNN,
+    kernel: KernelPath,
+    batches: list[Tensor],
+    masks: list[Tensor],
+    policy: Policy | None,
+    penalty: float | None,
+    rounds: int,
+) -> tuple[LayerTime, ...]:
+    decides = isinstance(policy, GatePolicy) and decides_gate_by_gate(policy)
+    plan, labels = kernel.translated(penalty if decides else None)
+    full_plan, full_labels = KernelPath(kernel.program).translated() if decides else (plan, labels)
+    times, full = [0.0] * len(labels), [0.0] * len(full_labels)
+    count = 0
+    for _, (images, mask) in zip(
+        range(max(rounds, 1)), itertools.cycle(zip(batches, masks, strict=True)), strict=False
+    ):
+        count += len(images)
+        for i, value in enumerate(plan.timed(images, mask).values()):
+            times[i] += value
+        for i, value in enumerate(full_plan.timed(images, torch.ones_like(mask)).values()):
+            full[i] += value
+    full_times = iter(full)
+    kept = [float(part.float().mean()) for part in masked.split(torch.cat(masks))]
+    names = {gate.name: index for index, gate in enumerate(masked.gates)}
+    rows = []
+    for label, value in zip(labels, times, strict=True):
+        if label.startswith("decide "):
+            gate = int(label.removeprefix("decide "))
+            rows.append(LayerTime(f"decide {masked.gates[gate].name}", kept[gate], value / count, None))
+        else:
+            share = kept[names[label]] if label in names else None
+            rows.append(LayerTime(label, share, value / count, next(full_times) / count))
+    return tuple(rows)

@@ -1,0 +1,119 @@
+"""``profile``: what a masked CNN's time goes into on this machine, and which way of running is taken."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated
+
+import torch
+import typer
+from rich.table import Table
+from torch import Tensor
+
+from prunegym.commands.common import (
+    DataRoot,
+    DatasetName,
+    JsonFlag,
+    Seed,
+    Threads,
+    emit,
+    open_model,
+    open_split,
+    percent,
+    settle,
+    table,
+)
+from prunegym.models.dynamic import StoredModel
+from prunegym.models.errors import InvalidInputError
+from prunegym.models.masked import MaskedCNN
+from prunegym.models.skipping.profiling import Profile
+from prunegym.models.skipping.profiling import profile as measure_profile
+from prunegym.models.timing import random_masks
+from prunegym.models.zoo import ZOO
+
+BATCHES = 8
+
+
+def profile(
+    model: Annotated[str, typer.Argument(help="A model file, a shipped model, or a network of the zoo.")] = "digits",
+    batch: Annotated[int, typer.Option(help="Images in a batch.", min=1)] = 1,
+    rounds: Annotated[int, typer.Option(help="Rounds; all forms in turn, for a minute at most.", min=1)] = 20,
+    image_size: Annotated[
+        int | None, typer.Option(help="Height and width of the images, for a network of the zoo; by default 32.", min=1)
+    ] = None,
+    penalty: Annotated[
+        float | None, typer.Option(help="lambda, for a model that was trained for a range of them.")
+    ] = None,
+    compiled: Annotated[bool, typer.Option("--compile", help="Time torch.compile too; takes a compiler.")] = False,
+    dataset: DatasetName = None,
+    data_root: DataRoot = None,
+    seed: Seed = 0,
+    threads: Threads = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Time a CNN dense, masked and skipping, in all and layer by layer; which way is taken on this machine, and why.
+
+    With a policy, masks are its own, on test images of its data set. Without one, masks and images are random, each
+    gate's kept share drawn from 0.3 to 0.7.
+    """
+    settle(data_root, threads)
+    stored = _open(model, image_size)
+    masked, policy, info = stored
+    generator = torch.Generator().manual_seed(seed)
+    masks: list[Tensor] | None = None
+    if policy is None:
+        widths = [gate.width for gate in masked.gates]
+        masks = [random_masks(batch, widths, generator) for _ in range(BATCHES)]
+        batches = [torch.randn(batch, *info.image_shape, generator=generator) for _ in range(BATCHES)]
+    else:
+        data = open_split(info, dataset, "test")
+        indices = torch.randint(len(data), (BATCHES, batch), generator=generator)
+        batches = [data.batch(rows) for rows in indices]
+    found = measure_profile(masked, batches, masks, policy, penalty=penalty, rounds=rounds, compiled=compiled)
+    document = {"model": model, "image_shape": list(info.image_shape), "seed": seed, **found.as_json()}
+    emit(document, as_json, *_tables(model, found))
+
+
+def _open(model: str, image_size: int | None) -> StoredModel:
+    """Open a model; a network of the zoo at the size that is asked for."""
+    stored = open_model(model)
+    if image_size is None:
+        return stored
+    if model not in ZOO:
+        raise InvalidInputError(
+            f"--image-size {image_size} is for networks of the zoo; {model} takes images of "
+            f"{'x'.join(map(str, stored.info.image_shape))}. Leave it out."
+        )
+    info = dataclasses.replace(stored.info, image_shape=(stored.info.image_shape[0], image_size, image_size))
+    return StoredModel(MaskedCNN(info.build(), info.example()), None, info)
+
+
+def _tables(model: str, found: Profile) -> list[Table | str]:
+    groups = {"dense, ": found.dense, "": {**found.skipping, **found.reference}}
+    rows = [
+        [f"{prefix}{name}", f"{1e3 * seconds:.3f}", f"{found.ratio(seconds):.3f}"]
+        for prefix, times in groups.items()
+        for name, seconds in times.items()
+    ]
+    title = (
+        f"{model}, batch {found.batch}, {found.machine['threads']} threads, masks {found.masks}: "
+        f"{percent(found.kept_share)} of the channels, {percent(found.mac_share)} of the MACs"
+    )
+    caption = f"ratio: to the fastest dense form, {found.fastest_dense!r}. {found.machine['processor']}, kernel " + str(
+        found.machine["kernel"]
+    )
+    shown: list[Table | str] = [table(title, ["form", "ms", "ratio"], rows, caption), f"auto: {found.reason}"]
+    shown += [f"{name} cannot be run: {reason}" for name, reason in found.failed.items()]
+    if found.layers:
+        lines = [
+            [
+                row.layer, "" if row.kept is None else percent(row.kept), f"{1e6 * row.seconds:.1f}",
+                "" if row.seconds_full is None else f"{1e6 * row.seconds_full:.1f}",
+            ]
+            for row in found.layers
+        ]  # fmt: skip
+        columns = ["layer", "channels kept", "us an image", "all channels"]
+        shown.append(
+            table("In the kernel, one thread", columns, lines, "Norms, sums and ReLUs are in the layer before.")
+        )
+    return shown

@@ -1,0 +1,374 @@
+"""Skipping execution against the masked CNN: every way, every zoo network, networks of users, every kind of policy."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from slicing import randomise, remove
+from torch import Tensor, nn
+
+from prunegym.models import (
+    ZOO,
+    DynamicCNN,
+    GatePolicy,
+    MaskedCNN,
+    MaskFeatures,
+    SkippingCNN,
+    StaticPolicy,
+    build,
+    kernel,
+    rollout,
+    shipped_model,
+)
+from prunegym.models.errors import InvalidInputError, UnknownNameError
+from prunegym.models.skipping import EXECUTIONS
+
+needs_kernel = pytest.mark.skipif(not kernel.available(), reason=f"no compiled kernel: {kernel.unavailable_reason()}")
+WAYS = [pytest.param(way, marks=needs_kernel if way == "kernel" else ()) for way in EXECUTIONS if way != "auto"]
+SLOW = {"resnet18", "resnet32", "resnet44", "resnet56", "vgg11", "vgg16"}
+NETWORKS = [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in ZOO]
+
+
+@pytest.fixture(autouse=True)
+def _deterministic():
+    torch.manual_seed(0)
+
+
+def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-4) -> None:
+    assert actual.shape == expected.shape
+    assert (actual - expected).abs().max() <= tolerance * expected.abs().max() + 1e-6
+
+
+def random_masks(masked: MaskedCNN, batch: int = 6) -> Tensor:
+    """Random kept sets; all on, all off, one gate off, and two images with equal masks among them."""
+    masks = torch.rand(batch, masked.mask_size) < torch.rand(batch, 1)
+    masks[0] = True
+    masks[1] = False
+    masks[2, : masked.gates[0].width] = False
+    masks[3, -masked.gates[-1].width :] = False
+    masks[5] = masks[4]
+    return masks
+
+
+def zoo(name: str, size: int = 32) -> MaskedCNN:
+    return MaskedCNN(randomise(build(name, image_size=size)), torch.zeros(1, 3, size, size))
+
+
+def policy_for(masked: MaskedCNN, **options) -> GatePolicy:
+    """A policy whose decisions depend on the image, about half of the channels on."""
+    feature_options = {key: options.pop(key) for key in ("layerwise", "grid", "feature_size") if key in options}
+    policy = GatePolicy(MaskFeatures(masked, **feature_options), hidden=16, bias=0.0, **options)
+    policy.rescale_logits(50.0)
+    return policy.eval()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("way", WAYS)
+def test_zoo_equals_the_masked_network(way, name):
+    masked = zoo(name)
+    images, masks = torch.randn(6, 3, 32, 32), random_masks(masked)
+    fast = SkippingCNN(masked, execution=way)
+    output, used = fast(images, masks)
+    assert torch.equal(used, masks)
+    close(output, masked(images, masks))
+    alone = fast(images[4:5], masks[4:5].float()).output
+    close(alone[0], output[4])
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", ["m-cifarnet", "resnet20", "simple-cnn"])
+def test_equals_the_network_with_filters_removed(way, name):
+    masked = zoo(name)
+    images, masks = torch.randn(6, 3, 32, 32), random_masks(masked)
+    output = SkippingCNN(masked, execution=way)(images, masks).output
+    with torch.no_grad():
+        for i in range(6):
+            close(output[i : i + 1], remove(masked.network, masks[i])(images[i : i + 1]))
+
+
+class UserNet(nn.Module):
+    """A residual network with what people write: projection shortcuts, in-place sums, dropout, flatten by view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 5, 2, 2), nn.BatchNorm2d(8), nn.ReLU(inplace=True))
+        self.pool = nn.MaxPool2d(3, 2, 1)
+        self.a = nn.Conv2d(8, 12, 3, padding="same", bias=False)
+        self.norm_a = nn.BatchNorm2d(12)
+        self.b = nn.Conv2d(12, 16, 3, 2, 1)
+        self.norm_b = nn.BatchNorm2d(16)
+        self.short = nn.Sequential(nn.Conv2d(8, 16, 1, 2, bias=False), nn.BatchNorm2d(16))
+        self.c = nn.Conv2d(16, 10, 1)
+        self.d = nn.Conv2d(10, 16, 3, 1, 1)
+        self.relu = nn.ReLU()
+        self.drop = nn.Dropout(0.5)
+        self.head = nn.Linear(16 * 16, 20)
+        self.last = nn.Linear(20, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool(self.stem(x))
+        y = self.norm_b(self.b(torch.relu(self.norm_a(self.a(x)))))
+        y += self.short(x)
+        x = F.relu(y, inplace=True)
+        x = self.relu(torch.add(x, self.d(self.c(x).relu())))
+        x = F.dropout(x, 0.3, self.training)
+        x = self.drop(self.relu(self.head(x.view(x.size(0), -1))))
+        return self.last(x)
+
+
+class Mixed(nn.Module):
+    """What only torch runs: other activations, a depthwise convolution, squeeze-and-excitation, concatenation."""
+
+    def __init__(self, depthwise: bool) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 6, (3, 5), padding=(1, 2))
+        self.side = nn.Conv2d(3, 6, 3, padding=1, groups=3)
+        self.c, self.d = nn.Conv2d(12, 9, 3, dilation=2), nn.Conv2d(9, 7, 3)
+        self.depthwise = nn.Conv2d(9, 9, 3, groups=9) if depthwise else nn.Identity()
+        self.squeeze = nn.Conv2d(7, 7, 1)
+        self.last = nn.Linear(7, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.b(torch.sigmoid(self.a(x)))
+        y = torch.cat([torch.tanh(inner * inner), F.gelu(self.side(x))], 1)
+        y = self.d(self.depthwise(F.avg_pool2d(F.silu(self.c(y)), 2)))
+        y = y * torch.sigmoid(self.squeeze(y.mean((2, 3), keepdim=True)))
+        return self.last(y.mean((2, 3)))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_residual_network_of_a_user(way):
+    masked = MaskedCNN(randomise(UserNet()), torch.zeros(1, 3, 32, 32))
+    assert len(masked.gates) >= 2
+    images, masks = torch.randn(6, 3, 32, 32), random_masks(masked)
+    close(SkippingCNN(masked, execution=way)(images, masks).output, masked(images, masks))
+    policy = policy_for(masked)
+    with torch.no_grad():
+        expected = rollout(masked, policy, images)
+    output, used = SkippingCNN(masked, policy, way)(images)
+    assert torch.equal(used, expected.mask.bool())
+    close(output, expected.output)
+
+
+@pytest.mark.parametrize("way", [way for way in EXECUTIONS if way not in ("auto", "kernel")])
+def test_what_the_kernel_lacks_runs_in_torch(way):
+    masked = MaskedCNN(randomise(Mixed(depthwise=False)), torch.zeros(1, 3, 24, 24), gates=["a", "c"])
+    images, masks = torch.randn(6, 3, 24, 24), random_masks(masked)
+    close(SkippingCNN(masked, execution=way)(images, masks).output, masked(images, masks))
+
+
+def test_a_network_that_still_trains_runs_without_a_trace():
+    masked = MaskedCNN(randomise(Mixed(depthwise=False)), torch.zeros(1, 3, 24, 24), gates=["a", "c"], frozen=False)
+    fast = SkippingCNN(masked.eval())
+    assert "torch cannot trace the network" in fast.unavailable["full-traced"]
+    images, masks = torch.randn(6, 3, 24, 24), random_masks(masked)
+    output = fast(images, masks).output
+    assert not output.requires_grad
+    close(output, masked(images, masks).detach())
+
+
+def test_a_network_that_no_path_runs_is_masked_and_says_why():
+    masked = MaskedCNN(randomise(Mixed(depthwise=True)), torch.zeros(1, 3, 24, 24), gates=["a", "c"])
+    fast = SkippingCNN(masked)
+    assert fast.available == ("masked",)
+    assert "Layer 'depthwise' works on channels of a gate" in fast.unavailable["torch"]
+    images, masks = torch.randn(6, 3, 24, 24), random_masks(masked)
+    close(fast(images, masks).output, masked(images, masks))
+    with pytest.raises(
+        InvalidInputError, match=r"Execution 'torch' cannot run this network here: .*These can: masked;"
+    ):
+        SkippingCNN(masked, execution="torch")
+
+
+class Tricky(nn.Module):
+    """One step that must not be taken for another."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form = form
+        self.a, self.b = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1)
+        self.relu = nn.GELU()  # named like another activation
+        self.last = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.b(self.relu(self.a(x)))
+        if self.form == "overwritten":
+            z = torch.relu_(y)
+            y = y * 2.0 + z
+        elif self.form == "scalar sum":
+            y = y + 1.0
+        elif self.form == "scaled sum":
+            y = torch.add(y, y, alpha=2)
+        elif self.form == "sum with itself":
+            y = y + y
+        elif self.form == "ceil":
+            y = F.max_pool2d(y, 2, ceil_mode=True)
+        elif self.form == "odd slices":
+            y = y[:, :, 1::2, ::2]
+        elif self.form == "padded":
+            y = F.pad(y[:, :, ::2, ::2], (0, 0, 0, 0, 0, 2))[:, :6]
+        return self.last(F.adaptive_avg_pool2d(y, 1).flatten(1))
+
+
+FORMS = [
+    "none", "overwritten", "scalar sum", "scaled sum", "sum with itself",
+    "ceil", "odd slices", "padded",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_steps_that_look_like_others(form):
+    """Whatever way is available gives the masked network's numbers."""
+    masked = MaskedCNN(Tricky(form), torch.zeros(1, 3, 9, 9), gates=["a"])
+    images, masks = torch.randn(6, 3, 9, 9), random_masks(masked)
+    fast = SkippingCNN(masked)
+    for way in fast.available:
+        output = fast.path(way).run(images, masks, None).output
+        close(output, masked(images, masks))
+    if form in ("none", "sum with itself", "ceil"):
+        assert "torch" in fast.available
+
+
+BIG = ("resnet20", "m-cifarnet")
+POLICIES = {
+    "gate by gate": {},
+    "averages alone": {"grid": 1},
+    "small grid": {"feature_size": 200},
+    "all at once": {"layerwise": False},
+    "a range of lambdas": {"penalty_range": (0.1, 0.9)},
+}
+
+
+@pytest.mark.parametrize("kind", POLICIES)
+@pytest.mark.parametrize("name", ["simple-cnn-wide", *(pytest.param(n, marks=pytest.mark.slow) for n in BIG)])
+@pytest.mark.parametrize("way", WAYS)
+def test_policies_decide_as_in_a_rollout(way, name, kind):
+    masked = zoo(name)
+    policy = policy_for(masked, **POLICIES[kind])
+    for index in range(len(policy.decisions)):
+        policy.features.get_buffer(f"mean{index}").normal_(0, 0.1)
+        policy.features.get_buffer(f"std{index}").uniform_(0.2, 1.0)
+    images = torch.randn(5, 3, 32, 32)
+    fast = SkippingCNN(masked, policy, way)
+    for penalty in (None, 0.2) if policy.penalty_range else (None,):
+        with torch.no_grad():
+            expected = rollout(masked, policy, images, penalty=penalty)
+        output, used = fast(images, penalty=penalty)
+        assert torch.equal(used, expected.mask.bool())
+        close(output, expected.output)
+    assert 0.1 < used.float().mean() < 0.9
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_static_policy(way):
+    masked = zoo("m-cifarnet")
+    policy = StaticPolicy(MaskFeatures(masked))
+    for channels in policy.channels:
+        nn.init.normal_(channels)
+    images = torch.randn(3, 3, 32, 32)
+    output, used = SkippingCNN(masked, policy, way)(images)
+    with torch.no_grad():
+        expected = rollout(masked, policy, images)
+    assert torch.equal(used, expected.mask.bool())
+    close(output, expected.output)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_masks_that_are_given_go_before_the_policy(way):
+    masked = zoo("simple-cnn")
+    images, masks = torch.randn(6, 3, 32, 32), random_masks(masked)
+    output, used = SkippingCNN(masked, policy_for(masked), way)(images, masks)
+    assert torch.equal(used, masks)
+    close(output, masked(images, masks))
+
+
+@needs_kernel
+def test_features_that_the_kernel_lacks():
+    masked = zoo("simple-cnn-wide")
+    fast = SkippingCNN(masked, policy_for(masked, feature_size=40))
+    assert "kernel" not in fast.available
+    assert "feature_size=40" in fast.unavailable["kernel"]
+    assert fast(torch.randn(2, 3, 32, 32)).output.shape == (2, 10)
+
+
+def test_auto_measures_once_for_each_size_of_batch():
+    masked = zoo("simple-cnn")
+    fast = SkippingCNN(masked)
+    masks = random_masks(masked)
+    for batch in (1, 1, 5, 6):
+        images = torch.randn(batch, 3, 32, 32)
+        close(fast(images, masks[:batch]).output, masked(images, masks[:batch]))
+    assert [choice.images for choice in fast.choices] == [1, 5]
+    for choice in fast.choices:
+        assert set(choice.seconds) == set(fast.available) - {"masked"}
+        assert choice.seconds[choice.execution] == min(choice.seconds.values())
+        assert choice.reason.startswith(f"{choice.execution} is the fastest of: {choice.execution} ")
+
+
+def test_gathered_weights_are_kept_up_to_a_size():
+    from prunegym.models.skipping import lower
+    from prunegym.models.skipping.torch_path import GatherPath
+
+    masked = zoo("m-cifarnet")
+    path = GatherPath(lower(masked), cached=100_000)
+    for _ in range(3):
+        images, masks = torch.randn(6, 3, 32, 32), random_masks(masked)
+        for _ in range(2):
+            close(path.run(images, masks, None).output, masked(images, masks))
+    kept = [weight.numel() for weight, _ in path._slices._found.values()]
+    assert path._slices._used == sum(kept) <= 100_000
+    path.forget()
+    assert not path._slices._found
+
+
+def test_a_dynamic_cnn_skips_on_demand():
+    model = shipped_model("digits")
+    images = torch.randint(0, 256, (9, *model.info.image_shape), dtype=torch.uint8)
+    expected = model.predict(images)
+    assert model.execution == "masked"
+    assert torch.equal(model(images), expected.logits)
+    for execution in EXECUTIONS:
+        if execution == "kernel" and not kernel.available():
+            continue
+        found = model.skip(execution).predict(images)
+        assert model.execution == execution
+        assert torch.equal(found.masks, expected.masks)
+        assert torch.equal(found.macs, expected.macs)
+        close(found.logits, expected.logits)
+        close(model(images), expected.logits)
+    assert torch.equal(model.skip("masked").predict(images).logits, expected.logits)
+
+
+def test_a_dynamic_cnn_that_skips_is_copied_saved_and_changed(tmp_path):
+    model = shipped_model("digits").skip()
+    images = torch.rand(3, *model.info.image_shape)
+    logits = model.predict(images).logits
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert other.execution == "auto"
+        close(other.predict(images).logits, logits)
+    model.save(tmp_path / "model.safetensors")
+    close(DynamicCNN.load(tmp_path / "model.safetensors").skip("torch").predict(images).logits, logits)
+    changed = {name: value * 1.5 if value.is_floating_point() else value for name, value in model.state_dict().items()}
+    model.load_state_dict(changed)
+    new = model.predict(images).logits
+    assert not torch.allclose(new, logits)
+    close(new, model.skip("masked").predict(images).logits)
+
+
+def test_errors():
+    masked = zoo("simple-cnn")
+    with pytest.raises(UnknownNameError, match=r"'kernle'.*Did you mean 'kernel'"):
+        SkippingCNN(masked, execution="kernle")
+    fast = SkippingCNN(masked)
+    assert fast(torch.zeros(0, 3, 32, 32), torch.zeros(0, 48)).output.shape == (0, 10)
+    assert torch.equal(fast(torch.zeros(2, 3, 32, 32)).mask, torch.ones(2, 48, dtype=torch.bool))
+    with pytest.raises(InvalidInputError, match=r"normalised floats of shape \(batch, 3, 32, 32\) are needed"):
+        fast(torch.zeros(2, 3, 16, 16))
+    with pytest.raises(InvalidInputError, match=r"\(2, 48\) is needed"):
+        fast(torch.zeros(2, 3, 32, 32), torch.zeros(2, 47))
+    with pytest.raises(InvalidInputError, match="other than 0 and 1"):
+        fast(torch.zeros(2, 3, 32, 32), torch.full((2, 48), 0.5))
