@@ -76,7 +76,7 @@ def test_a_learning_rate_that_is_none() -> None:
 
 
 def test_a_budget_in_a_file_and_on_the_command_line(tmp_path: Path) -> None:
-    text = (FOLDER / "frozen.yaml").read_text().replace("  target_macs: 0.69\n", "  budget: {target_macs: 0.6}\n")
+    text = (FOLDER / "frozen.yaml").read_text().replace("  target_macs: 0.7\n", "  budget: {target_macs: 0.6}\n")
     (tmp_path / "mine.yaml").write_text(text)
     recipe = load_recipe(tmp_path / "mine.yaml")
     assert recipe.budget == Budget(0.6)
