@@ -198,6 +198,8 @@ def runner(step: Step, network: nn.Module) -> Runner:
         function: Callable[..., Any] = network.get_submodule(step.target)
     else:
         function = step.target if step.op == "function" else getattr(Tensor, step.target)
+        if function is Tensor.view:
+            function = _view
     if not step.kwargs and all(isinstance(argument, Value) for argument in step.args):
         names = [argument.name for argument in step.args]
         if len(names) == 1:
@@ -205,6 +207,13 @@ def runner(step: Step, network: nn.Module) -> Runner:
             return lambda values: function(values[name])
         return lambda values: function(*[values[name] for name in names])
     return lambda values: function(*_resolve(step.args, values), **_resolve(step.kwargs, values))
+
+
+def _view(value: Tensor, *shape: Any, **kwargs: Any) -> Tensor:
+    """View, or copy where memory is laid out otherwise: channels_last is this package's choice, not the network's."""
+    if shape and isinstance(shape[0], torch.dtype):
+        return value.view(*shape)
+    return value.reshape(*shape) if shape else value.reshape(kwargs["size"])
 
 
 def attribute_of(network: nn.Module, path: str) -> Any:

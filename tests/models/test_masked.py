@@ -455,3 +455,24 @@ def test_float64_and_bfloat16_modules() -> None:
         output = masked(batch, torch.ones(3, 10))
         assert output.dtype == dtype
         assert torch.equal(output, network(batch))
+
+
+class Viewing(nn.Module):
+    """Flattens by a view, which needs the memory to be laid out channel after channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+        self.linear = nn.Linear(8 * 36, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(F.relu(self.conv(x)).view(x.size(0), -1))
+
+
+def test_a_view_of_images_that_lie_channels_last() -> None:
+    network = randomise(Viewing())
+    masked = MaskedCNN(network, torch.zeros(1, 3, 6, 6))
+    images = torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    expected = network(images)
+    torch.testing.assert_close(masked(images.contiguous(memory_format=torch.channels_last)), expected)
+    torch.testing.assert_close(masked.to(memory_format=torch.channels_last)(images), expected)
