@@ -1,6 +1,7 @@
 """Write the README's result tables from the JSON documents beside this file: ``python results/tables.py``.
 
-The documents are what ``prunegym evaluate --json`` and ``prunegym compare --json`` printed; commands are in the README.
+The documents are what ``prunegym evaluate``, ``compare`` and ``profile`` printed with ``--json``; the README has the
+commands.
 """
 
 from __future__ import annotations
@@ -32,6 +33,13 @@ TRACKS = {
         ("prepared rival: Taylor, fine-tuned", "taylor"),
     ),
 }
+SPEED = (
+    ("digits", "digits", "digits/shipped"),
+    ("Fashion-MNIST, prepared, then PPO", "fashion-mnist-prepared", "fashion-mnist/prepared-ppo"),
+    ("CIFAR-10, frozen: imitation, then PPO", "cifar10-jpeg-frozen", "cifar10-jpeg/frozen-ppo"),
+    ("CIFAR-10, prepared, then PPO", "cifar10-jpeg-prepared", "cifar10-jpeg/prepared-ppo"),
+)
+"""Label, profiles ``speed/NAME-THREADS.json``, evaluation."""
 TITLES = {"cifar10-jpeg": "CIFAR-10 (JPEG), ResNet-20", "fashion-mnist": "Fashion-MNIST, simple-cnn-wide"}
 COLUMNS = ("accuracy", "loss", "total MACs", "static control", "shuffled", "correct - 0.5 MACs")
 
@@ -48,7 +56,7 @@ def main() -> None:
 
 def tables() -> dict[str, str]:
     """Return each table in Markdown by the name of its marker."""
-    return {**{track: evaluated(track) for track in TRACKS}, "digits": compared()}
+    return {**{track: evaluated(track) for track in TRACKS}, "digits": compared(), "speed": timed()}
 
 
 def evaluated(track: str) -> str:
@@ -85,6 +93,28 @@ def compared() -> str:
         ]
         rows.append(f"| {row['name']} | {' | '.join(shown)} |")
     return _head("digits, means of five seeds", columns) + "\n".join(rows) + "\n"
+
+
+def timed() -> str:
+    """Return the table of time beside accuracy and MACs; times are ratios to the fastest dense form in torch."""
+    columns = ("accuracy", "total MACs", "threads", "dense, ms", "kernel", "kernel, all channels", "without kernel")
+    rows = []
+    for label, name, evaluation in SPEED:
+        quality = _read(FOLDER / f"{evaluation}.json")
+        for threads in (1, 2):
+            one = _read(FOLDER / "speed" / f"{name}-{threads}.json")
+            if not one or not quality:
+                rows.append(f"| {label} | not run yet | | {threads} | | | | |")
+                continue
+            ratios = one["ratios"]
+            others = min(ratios[way] for way in one["skipping"] if way != "kernel")
+            figures = [
+                f"{100 * quality['accuracy']:.2f}", f"{quality['total_mac_share']:.3f}", str(threads),
+                f"{1e3 * one['dense'][one['fastest_dense']]:.3f}", f"{ratios['kernel']:.2f}",
+                f"{ratios['kernel, all channels']:.2f}", f"{others:.2f}",
+            ]  # fmt: skip
+            rows.append(f"| {label} | {' | '.join(figures)} |")
+    return _head("one image at a time", columns) + "\n".join(rows) + "\n"
 
 
 def _head(title: str, columns: tuple[str, ...]) -> str:

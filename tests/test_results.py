@@ -17,7 +17,7 @@ def load_tables():
     return module.tables()
 
 
-@pytest.mark.parametrize("name", ["cifar10-jpeg", "fashion-mnist", "digits"])
+@pytest.mark.parametrize("name", ["cifar10-jpeg", "fashion-mnist", "digits", "speed"])
 def test_a_table_is_what_its_documents_say(name: str) -> None:
     between = (ROOT / "README.md").read_text().split(f"<!-- {name} -->\n")[1].split(f"<!-- end of {name} -->")[0]
     assert between == load_tables()[name], "run `python results/tables.py`"
