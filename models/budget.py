@@ -8,6 +8,9 @@ from prunegym.models.data import Dataset
 from prunegym.models.gate_policy import GatePolicy, StaticPolicy, rollout
 from prunegym.models.masked import MaskedCNN
 
+TOLERANCE, FARTHEST = 0.01, 80.0
+"""MAC share that may be missed without looking farther for an offset, and how far at the most."""
+
 
 @torch.inference_mode()
 def total_mac_share(masked: MaskedCNN, policy: GatePolicy | StaticPolicy, dataset: Dataset) -> float:
@@ -42,12 +45,30 @@ def meet_target(
         target_macs: Total MAC share.
         images: How many images.
         rounds: Halvings of the interval; 10 find an offset to 0.01.
-        reach: The offset is looked for between plus and minus this.
+        reach: The offset is looked for between plus and minus this; farther if the target is not met there.
 
     Returns:
         The offset that was added.
     """
     sample = dataset.sample(images)
+    offset = _bisect(masked, policy, sample, target_macs, rounds, reach)
+    # Gates that imitated for long are sure of every channel: their logits lie far from 0.
+    while abs(offset) > 0.9 * reach and reach < FARTHEST:
+        if abs(total_mac_share(masked, policy, sample) - target_macs) <= TOLERANCE:
+            break
+        offset += _bisect(masked, policy, sample, target_macs, rounds, reach)
+        reach *= 2
+    return offset
+
+
+def _bisect(
+    masked: MaskedCNN,
+    policy: GatePolicy | StaticPolicy,
+    sample: Dataset,
+    target_macs: float,
+    rounds: int,
+    reach: float,
+) -> float:
     low, high, applied = -reach, reach, 0.0
     for _ in range(rounds):
         middle = (low + high) / 2

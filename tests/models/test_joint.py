@@ -165,12 +165,15 @@ def test_dense_logits_are_the_networks(digits_masked: MaskedCNN, digits: Dataset
     torch.testing.assert_close(dense_logits(digits_masked, some), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("shift", [0.0, 25.0, -25.0])
 @pytest.mark.parametrize("target", [0.4, 0.7, 0.95])
-def test_one_offset_meets_a_target(digits_masked: MaskedCNN, digits: Dataset, target: float) -> None:
+def test_one_offset_meets_a_target(digits_masked: MaskedCNN, digits: Dataset, target: float, shift: float) -> None:
     policy = make_policy(digits_masked, digits)
     for head in policy.heads:
         torch.nn.init.normal_(head[2].weight, generator=torch.Generator().manual_seed(0))
-    meet_target(digits_masked, policy, digits, target)
+    policy.rescale_logits(offset=shift)
+    offset = meet_target(digits_masked, policy, digits, target)
+    assert abs(offset + shift) < 20
     assert abs(total_mac_share(digits_masked, policy, digits) - target) < 0.02
 
 
