@@ -18,6 +18,7 @@ Forms = dict[str, Callable[[], object]]
 WARM_UP = 2
 TURN, MOST_CALLS = 0.005, 20
 """Seconds that a form is called for at each turn, and how often at most."""
+SETTLE = 0.01
 
 
 def dense_forms(network: nn.Module, images: Tensor, compiled: bool = False) -> tuple[Forms, dict[str, str]]:
@@ -82,6 +83,13 @@ def dense_forms(network: nn.Module, images: Tensor, compiled: bool = False) -> t
     return forms, failed
 
 
+def _settle(form: Callable[[], object]) -> None:
+    """Run a form until torch's workers, which spin for milliseconds after the form before, leave the cores to it."""
+    end = time.perf_counter() + SETTLE
+    while torch.get_num_threads() > 1 and time.perf_counter() < end:
+        form()
+
+
 def measure(
     forms: Mapping[str, Callable[[], object]],
     rounds: int,
@@ -106,6 +114,7 @@ def measure(
         if number > WARM_UP and time.perf_counter() - begun > limit:
             break
         for name, form in forms.items():
+            _settle(form)
             start = clock()
             for _ in range(calls[name]):
                 form()

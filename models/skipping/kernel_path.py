@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,9 @@ from prunegym.models.skipping.paths import Executed
 from prunegym.models.skipping.program import Add, Average, Conv, Layer, Linear, MaxPool, Program, Subsample
 
 KEPT_PLANS = 5
+
+SHARED_FROM = 1e8
+"""MACs of a network from which an image alone is shared among threads; below, waking them costs what they save."""
 
 
 class Translated(NamedTuple):
@@ -42,6 +46,11 @@ class KernelPath:
         if not kernel.available():
             raise UnsupportedError(f"The compiled kernel is not available: {kernel.unavailable_reason()}.")
         self.program, self.policy, self.variant = program, policy, variant
+        self._macs = sum(
+            layer.weight.numel() * math.prod(program.shapes[layer.name][1:])
+            for layer in program.layers
+            if isinstance(layer, Conv)
+        )
         # A policy for a range of lambdas has each one folded into its biases, so each has a plan; few are kept.
         self._plan = functools.lru_cache(KEPT_PLANS)(self._translate)
         self.translated()
@@ -53,7 +62,8 @@ class KernelPath:
     def run(self, images: Tensor, mask: Tensor | None, penalty: float | None) -> Executed:
         """See :class:`prunegym.models.skipping.paths.Path`."""
         plan = self._plan(mask is None, penalty if mask is None else None).plan
-        outputs, used = plan(images, mask)
+        threads = 1 if len(images) == 1 and self._macs < SHARED_FROM else None
+        outputs, used = plan(images, mask, threads)
         return Executed(outputs.view(len(images), *self.program.shapes[self.program.output]), used)
 
     def _translate(self, decides: bool, penalty: float | None) -> Translated:
