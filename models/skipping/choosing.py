@@ -11,6 +11,7 @@ from torch import Tensor
 
 from prunegym.models.skipping.paths import Path
 from prunegym.models.skipping.torch_path import GatherPath
+from prunegym.models.timing import settle
 
 ROUNDS = 5
 LONG = 0.2
@@ -65,15 +66,21 @@ def choose(
     seconds: dict[str, list[float]] = {}
     for name, path in paths.items():
         _time(path, images, mask, penalty)  # warms up
+        _settle(path, images, mask, penalty)
         seconds[name] = [_time(path, images, mask, penalty)]
     best = min(values[0] for values in seconds.values())
     close = [name for name, values in seconds.items() if values[0] < min(2 * best, LONG)]
-    for _ in range(ROUNDS if len(close) > 1 else 0):
-        for name in close:
-            seconds[name].append(_time(paths[name], images, mask, penalty))
+    for name in close if len(close) > 1 else ():
+        _settle(paths[name], images, mask, penalty)
+        seconds[name] += [_time(paths[name], images, mask, penalty) for _ in range(ROUNDS)]
     shortest = {name: min(values) for name, values in seconds.items()}  # what else the machine does only adds to them
     fastest = min(shortest, key=lambda name: shortest[name])
     return Choice(fastest, shortest, len(images), key[1], mask is not None)
+
+
+def _settle(path: Path, images: Tensor, mask: Tensor | None, penalty: float | None) -> None:
+    if not images.is_cuda:
+        settle(lambda: path.run(images, mask, penalty))
 
 
 def _time(path: Path, images: Tensor, mask: Tensor | None, penalty: float | None) -> float:
