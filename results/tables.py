@@ -12,6 +12,7 @@ from typing import Any
 
 FOLDER = Path(__file__).parent
 README = FOLDER.parent / "README.md"
+SKIPPING_PAGE = FOLDER.parent / "docs" / "skipping.md"
 
 TRACKS = {
     "cifar10-jpeg": (
@@ -46,12 +47,15 @@ COLUMNS = ("accuracy", "loss", "total MACs", "static control", "shuffled", "corr
 
 def main() -> None:
     """Replace what stands between the markers of each table in the README."""
-    text = README.read_text()
     for name, table in tables().items():
-        start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-        before, rest = text.split(start)
-        text = before + start + "\n" + table + end + rest.split(end)[1]
-    README.write_text(text)
+        _replace(README, name, table)
+    _replace(SKIPPING_PAGE, "skipping", skipped())
+
+
+def _replace(page: Path, name: str, table: str) -> None:
+    text = page.read_text()
+    start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    page.write_text(text.split(start)[0] + start + "\n" + table + end + text.split(end)[1])
 
 
 def tables() -> dict[str, str]:
@@ -115,6 +119,39 @@ def timed() -> str:
             ]  # fmt: skip
             rows.append(f"| {label} | {' | '.join(figures)} |")
     return _head("one image at a time", columns) + "\n".join(rows) + "\n"
+
+
+def skipped() -> str:
+    """Return the table of benchmarks/skipping_kernel.py: ratios to torch's fastest dense form, bars in brackets."""
+    columns = (
+        "threads",
+        "MAC share",
+        "kernel",
+        "times MAC share",
+        "kernel, all channels",
+        "torch",
+        "ONNX Runtime, dense",
+    )
+    rows = []
+    for one in _read(FOLDER / "speed" / "skipping.json")["results"]:
+        ratio = {name: f"{value / one['fastest_torch_dense']:.2f}" for name, value in _times(one).items()}
+        figures = [
+            str(one["threads"]), f"{one['mac_share']:.2f}", ratio["kernel"] + _bar(one, "kernel"),
+            f"{one['times_mac_share']:.2f}", ratio["kernel, all channels"], ratio["torch"] + _bar(one, "torch"),
+            ratio.get("ONNX Runtime", ""),
+        ]  # fmt: skip
+        label = f"{one['network']}, {one['size']}x{one['size']}, batch {one['batch']}"
+        label += ", policy in the loop" if one["case"].endswith("policy") else ""
+        rows.append(f"| {label} | {' | '.join(figures)} |")
+    return _head("case", columns) + "\n".join(rows) + "\n"
+
+
+def _times(one: dict[str, Any]) -> dict[str, float]:
+    return {**one["dense"], **one["skipping"], **one["reference"]}
+
+
+def _bar(one: dict[str, Any], way: str) -> str:
+    return f" ({one['bars'][way]:.2f})" if way in one["bars"] else ""
 
 
 def _head(title: str, columns: tuple[str, ...]) -> str:
