@@ -9,14 +9,11 @@ from collections.abc import Mapping
 
 from prunegym.envs.rewards import FULL_MASK_COST
 from prunegym.envs.task import Task
-from prunegym.models.budget import meet_target, total_mac_share
+from prunegym.models.budget import TOLERANCE, meet_target, total_mac_share
 from prunegym.models.data import Dataset
 from prunegym.models.errors import InvalidInputError
 from prunegym.models.gate_policy import GatePolicy
 from prunegym.models.masked import MaskedCNN
-
-TOLERANCE = 0.01
-"""A run ends so near its target, as a total MAC share on the validation split."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +90,7 @@ def shift_to_budget(
     masked: MaskedCNN, policy: GatePolicy, dataset: Dataset, budget: Budget, images: int = 1000
 ) -> None:
     """Shift a policy's logits, in place, so that its masks of so many images of a data set cost the budget."""
-    meet_target(masked, policy, dataset, budget.target_macs, images=images, rounds=14, reach=20.0)
+    meet_target(masked, policy, dataset, budget.target_macs, images=images, rounds=12)
 
 
 def end_at_budget(masked: MaskedCNN, policy: GatePolicy, validation: Dataset, budget: Budget) -> float:

@@ -8,8 +8,10 @@ from prunegym.models.data import Dataset
 from prunegym.models.gate_policy import GatePolicy, StaticPolicy, rollout
 from prunegym.models.masked import MaskedCNN
 
-TOLERANCE, FARTHEST = 0.01, 80.0
-"""MAC share that may be missed without looking farther for an offset, and how far at the most."""
+TOLERANCE = 0.01
+"""Total MAC share by which a target may be missed."""
+REACH, FARTHEST = 5.0, 80.0
+"""How far an offset is looked for at first, and at the most if the target is missed."""
 
 
 @torch.inference_mode()
@@ -31,7 +33,6 @@ def meet_target(
     *,
     images: int = 1000,
     rounds: int = 10,
-    reach: float = 5.0,
 ) -> float:
     """Shift a policy's logits, in place, so that its masks cost a given total MAC share.
 
@@ -45,12 +46,12 @@ def meet_target(
         target_macs: Total MAC share.
         images: How many images.
         rounds: Halvings of the interval; 10 find an offset to 0.01.
-        reach: The offset is looked for between plus and minus this; farther if the target is not met there.
 
     Returns:
         The offset that was added.
     """
     sample = dataset.sample(images)
+    reach = REACH
     offset = _bisect(masked, policy, sample, target_macs, rounds, reach)
     # Gates that imitated for long are sure of every channel: their logits lie far from 0.
     while abs(offset) > 0.9 * reach and reach < FARTHEST:
