@@ -14,26 +14,16 @@ FOLDER = Path(__file__).parent
 README = FOLDER.parent / "README.md"
 SKIPPING_PAGE = FOLDER.parent / "docs" / "skipping.md"
 
-TRACKS = {
-    "cifar10-jpeg": (
-        ("frozen: imitation", "frozen-start"),
-        ("frozen: imitation, then PPO", "frozen-ppo"),
-        ("frozen rival: learnt static mask", "frozen-static"),
-        ("prepared", "prepared"),
-        ("prepared, then PPO", "prepared-ppo"),
-        ("prepared rival: learnt static mask, fine-tuned", "static"),
-        ("prepared rival: Taylor, fine-tuned", "taylor"),
-    ),
-    "fashion-mnist": (
-        ("frozen: imitation", "frozen-start"),
-        ("frozen: imitation, then PPO", "frozen-ppo"),
-        ("frozen rival: learnt static mask", "frozen-static"),
-        ("prepared", "prepared"),
-        ("prepared, then PPO", "prepared-ppo"),
-        ("prepared rival: learnt static mask, fine-tuned", "static"),
-        ("prepared rival: Taylor, fine-tuned", "taylor"),
-    ),
-}
+ROWS = (
+    ("frozen: imitation", "frozen-start"),
+    ("frozen: imitation, then PPO", "frozen-ppo"),
+    ("frozen rival: learnt static mask", "frozen-static"),
+    ("prepared", "prepared"),
+    ("prepared, then PPO", "prepared-ppo"),
+    ("prepared rival: learnt static mask, fine-tuned", "static"),
+    ("prepared rival: Taylor, fine-tuned", "taylor"),
+)
+"""Label and evaluation of each row, the same for every data set."""
 SPEED = (
     ("digits", "digits", "digits/shipped"),
     ("Fashion-MNIST, prepared, then PPO", "fashion-mnist-prepared", "fashion-mnist/prepared-ppo"),
@@ -60,15 +50,15 @@ def _replace(page: Path, name: str, table: str) -> None:
 
 def tables() -> dict[str, str]:
     """Return each table in Markdown by the name of its marker."""
-    return {**{track: evaluated(track) for track in TRACKS}, "digits": compared(), "speed": timed()}
+    return {**{track: evaluated(track) for track in TITLES}, "digits": compared(), "speed": timed()}
 
 
 def evaluated(track: str) -> str:
     """Return the table of a track's evaluations; runs that are not there yet say so."""
-    read = {file: _read(FOLDER / track / f"{file}.json") for _, file in TRACKS[track]}
+    read = {file: _read(FOLDER / track / f"{file}.json") for _, file in ROWS}
     dense = next(one["dense_accuracy"] for one in read.values() if one)
     rows = [f"| dense | {100 * dense:.2f} | | 1 | | | {dense - 0.5:.4f} |"]
-    for label, file in TRACKS[track]:
+    for label, file in ROWS:
         one = read[file]
         rows.append(_row(label, one) if one else f"| {label} | not run yet | | | | | |")
     return _head(TITLES[track], COLUMNS) + "\n".join(rows) + "\n"
