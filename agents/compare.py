@@ -22,6 +22,7 @@ from prunegym.models.masked import MaskedCNN
 from prunegym.models.sources import load_dataset
 
 Report = Callable[[str, int, Result], None]
+DIFFERENCES = ("difference", "difference_over_seeds", "reward_difference", "reward_difference_over_seeds")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,6 +36,8 @@ class Row:
         difference: Accuracy minus the reference's, paired by image: mean over seeds for each image, then mean over
             images with its interval. None for the reference.
         difference_over_seeds: The same with the interval over seeds, each paired with the reference's run of that seed.
+        reward_difference: The reward, correct - penalty * total MAC share, minus the reference's, paired by image.
+        reward_difference_over_seeds: The same with the interval over seeds.
         static_seeds: In how many of the runs the policy is static.
         verdict: Of the first run.
         notes: What a reader has to know.
@@ -45,6 +48,8 @@ class Row:
     figures: dict[str, Interval]
     difference: Interval | None
     difference_over_seeds: Interval | None
+    reward_difference: Interval | None
+    reward_difference_over_seeds: Interval | None
     static_seeds: int
     verdict: str
     notes: tuple[str, ...]
@@ -53,13 +58,10 @@ class Row:
     def as_json(self) -> dict[str, Any]:
         """Return the row as plain JSON."""
         figures = {key: dataclasses.asdict(value) for key, value in self.figures.items()}
-        differences = {
-            key: None if value is None else dataclasses.asdict(value)
-            for key, value in (
-                ("difference", self.difference),
-                ("difference_over_seeds", self.difference_over_seeds),
-            )
-        }
+        differences: dict[str, Any] = {}
+        for key in DIFFERENCES:
+            value: Interval | None = getattr(self, key)
+            differences[key] = None if value is None else dataclasses.asdict(value)
         return {
             "name": self.name,
             "figures": figures,
@@ -145,7 +147,7 @@ def compare(
     masked, policy, info = _parts(model, dataset)
     masked.to(device)
     epochs = max(5.0, first.images / len(train))
-    base = Run(masked, info, policy, dataset, train, validation, 0, 1.0, epochs, Path(out), device)
+    base = Run(masked, info, policy, dataset, train, validation, 0, 1.0, epochs, penalty, Path(out), device)
     marks = {"model": fingerprint(masked), "dense": fingerprint(dense), "policy": fingerprint(policy)}
     marks |= {"dataset": fingerprint(dataset), "train": fingerprint(train), "validation": fingerprint(validation)}
     options = {"version": VERSION, "penalty": penalty, **marks}
@@ -157,7 +159,7 @@ def compare(
             found[entry.name][seed] = _result(entry, run, model, options, penalty, dense)
             if report is not None:
                 report(entry.name, seed, found[entry.name][seed])
-    table = tuple(_row(entry, found[entry.name], found[first.name], entry is first) for entry in rows)
+    table = tuple(_row(entry, found[entry.name], found[first.name], entry is first, penalty) for entry in rows)
     return Comparison(f"{dataset.name}/{dataset.split}", first.name, tuple(seeds), table)
 
 
@@ -190,11 +192,10 @@ def _share(reference: dict[int, Result], seed: int) -> float:
 def _result(
     entry: Entry, run: Run, model: Any, options: dict[str, Any], penalty: float, dense: nn.Module | None
 ) -> Result:
-    path = run.root / "results" / f"{slug(entry.name)}-seed{run.seed}.json"
+    path = run.root / "results" / slug(run.dataset.split) / f"{slug(entry.name)}-seed{run.seed}.json"
     share = round(run.share, 6) if entry.at_share else None
-    configuration = {"entry": entry.key, "seed": run.seed, "share": share, **options}
-    if entry.at_share:
-        configuration["epochs"] = run.epochs
+    epochs = run.epochs if entry.as_long else None
+    configuration = {"entry": entry.key, "seed": run.seed, "share": share, "epochs": epochs, **options}
     stored = None if entry.key is None else Result.load(path, configuration)
     if stored is not None:
         return stored
@@ -207,18 +208,22 @@ def _result(
     return result
 
 
-def _row(entry: Entry, results: dict[int, Result], reference: dict[int, Result], is_reference: bool) -> Row:
+def _row(
+    entry: Entry, results: dict[int, Result], reference: dict[int, Result], is_reference: bool, penalty: float
+) -> Row:
     figures = {key: interval([result.figures[key] for result in results.values()]) for key in JSON_KEYS}
-    difference = over_seeds = None
+    differences: dict[str, Interval | None] = dict.fromkeys(DIFFERENCES)
     if not is_reference:
         pairs = [
             (results.get(seed) or next(iter(results.values())), reference.get(seed) or next(iter(reference.values())))
             for seed in sorted({*results, *reference})
         ]
         gaps = torch.stack([own.correct.double() - other.correct.double() for own, other in pairs])
-        difference = interval(gaps.mean(0).tolist())
-        over_seeds = interval(gaps.mean(1).tolist())
+        rewards = torch.stack([own.rewards(penalty) - other.rewards(penalty) for own, other in pairs])
+        for name, values in (("difference", gaps), ("reward_difference", rewards)):
+            differences[name] = interval(values.mean(0).tolist())
+            differences[f"{name}_over_seeds"] = interval(values.mean(1).tolist())
     notes = tuple(dict.fromkeys(note for result in results.values() for note in result.notes))
     static = sum(result.is_static for result in results.values())
     verdict = next(iter(results.values())).verdict
-    return Row(entry.name, figures, difference, over_seeds, static, verdict, notes, results)
+    return Row(entry.name, figures, **differences, static_seeds=static, verdict=verdict, notes=notes, results=results)

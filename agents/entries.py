@@ -14,11 +14,18 @@ from prunegym.agents.learners import best_of_k, decore, gates_by_gradient
 from prunegym.agents.loading import agent_name, as_predictor, load_agent
 from prunegym.agents.recipe import Recipe, load_recipe
 from prunegym.agents.results import fingerprint, slug
-from prunegym.agents.rivals import gates_at_mac_share, greedy_static, learned_static, pruned_and_tuned, taylor_static
+from prunegym.agents.rivals import (
+    gates_at_best_offset,
+    gates_at_mac_share,
+    greedy_static,
+    learned_static,
+    pruned_and_tuned,
+    taylor_static,
+)
 from prunegym.agents.training import train_agent
 from prunegym.models.data import Dataset
 from prunegym.models.dynamic import CNNInfo, DynamicCNN
-from prunegym.models.errors import UnknownNameError
+from prunegym.models.errors import InvalidInputError, UnknownNameError
 from prunegym.models.gate_policy import GatePolicy, StaticPolicy
 from prunegym.models.masked import MaskedCNN
 
@@ -37,6 +44,7 @@ class Run:
         seed: Of this run.
         share: Total MAC share of the reference, which baselines and rivals get to spend; 1 for the reference itself.
         epochs: Passes over the training images that the reference took, at least 5, which learned rivals take too.
+        penalty: lambda of the figure ``reward``.
         root: Folder of the comparison.
         device: Torch device.
     """
@@ -50,6 +58,7 @@ class Run:
     seed: int
     share: float
     epochs: float
+    penalty: float
     root: Path
     device: str
 
@@ -68,6 +77,7 @@ class Entry:
         key: What makes it, as JSON, by which a stored result is known again; None: results are never reused.
         seeded: Whether another seed gives another agent.
         at_share: Whether it is made for the reference's MAC share.
+        as_long: Whether it is trained for as many images as the reference.
         images: How many images its training looks at, if it is known.
     """
 
@@ -76,6 +86,7 @@ class Entry:
     key: dict[str, Any] | None
     seeded: bool = False
     at_share: bool = False
+    as_long: bool = False
     images: int = 0
 
 
@@ -93,22 +104,43 @@ def recipe_entry(recipe: Recipe | str | Path) -> Entry:
     return Entry(settings.name, make, {"recipe": settings.as_dict()}, seeded=True, images=settings.images)
 
 
-def before_rl_entry(recipe: Entry, same_share: bool = False) -> Entry:
-    """Evaluate the gates from which a recipe's reinforcement learning started.
+def start_entry(recipe: Entry | None = None, shift: str | None = None) -> Entry:
+    """Evaluate the gates from which reinforcement learning started.
 
     Args:
-        recipe: An entry of :func:`recipe_entry` that stands earlier in the comparison.
-        same_share: Shift their logits so that they spend as much as the reference.
+        recipe: An entry of :func:`recipe_entry` that stands earlier in the comparison; None: the gates that came with
+            the model, from which every recipe then starts.
+        shift: None for the gates as they are; ``same-macs`` shifts their logits by one offset so that they spend as
+            much as the reference; ``best-offset`` to the highest reward on the validation split.
+
+    Raises:
+        UnknownNameError: If there is no such shift.
     """
+    if shift not in (None, *SHIFTS):
+        raise UnknownNameError("shift of the start's logits", str(shift), SHIFTS)
 
     def make(run: Run) -> DynamicCNN:
-        start = DynamicCNN.load(
+        start = _start_of(run, recipe)
+        if shift == "same-macs":
+            return gates_at_mac_share(start, run.dataset, run.share)
+        return start if shift is None else gates_at_best_offset(start, run.validation, run.penalty)
+
+    name = "start" if shift is None else f"start-{shift}"
+    key = {"start": None if recipe is None else recipe.key, "shift": shift}
+    return Entry(name, make, key, seeded=recipe is not None, at_share=shift == "same-macs")
+
+
+def _start_of(run: Run, recipe: Entry | None) -> DynamicCNN:
+    if recipe is not None:
+        return DynamicCNN.load(
             run.folder(recipe.name) / "start.safetensors", copy.deepcopy(run.masked.network), run.device
         )
-        return gates_at_mac_share(start, run.dataset, run.share) if same_share else start
-
-    name = "gates before RL" + (", same MACs" if same_share else "")
-    return Entry(name, make, {"before": recipe.key, "same share": same_share}, seeded=True, at_share=same_share)
+    if run.policy is None:
+        raise InvalidInputError(
+            "The model has no gates, so there is no start to evaluate: give the start.safetensors of a run of "
+            "`prunegym train`, or a model of `prunegym prepare`, as --model."
+        )
+    return DynamicCNN(run.masked, run.policy, run.info)
 
 
 def agent_entry(agent: Any, name: str | None = None) -> Entry:
@@ -142,13 +174,16 @@ def rival_entry(name: str, epochs: float | None = None) -> Entry:
     """
     if name not in RIVALS:
         raise UnknownNameError("rival", name, RIVALS)
-    trained = name not in ("greedy-static", "taylor-static")
+    trained = name not in ("greedy-static", "taylor-static", "best-of-16")
     key = {"rival": name, "epochs": epochs if trained else None}
 
     def make(run: Run) -> Agent:
         return RIVALS[name](run, run.epochs if epochs is None else epochs)
 
-    return Entry(name, make, key, seeded=trained, at_share=True)
+    return Entry(
+        name, make, key, seeded=name not in ("greedy-static", "taylor-static"), at_share=True,
+        as_long=trained and epochs is None,
+    )  # fmt: skip
 
 
 def _tuned(learned: bool) -> Callable[[Run, float], Agent]:
@@ -179,14 +214,22 @@ RIVALS: dict[str, Callable[[Run, float], Agent]] = {
     "tuned-learned": _tuned(learned=True),
 }
 """Rivals by name, each from the run and a number of epochs."""
+SHIFTS = ("same-macs", "best-offset")
+STARTS = {"start": None, **{f"start-{shift}": shift for shift in SHIFTS}}
+"""Names of :func:`start_entry`'s entries, with the shift of each."""
 
 
 def as_entry(thing: Any) -> Entry:
     """Return an entry for whatever names or is one.
 
     Args:
-        thing: An entry; a baseline's or rival's name; ``"module:name"`` of an agent; a model file; a recipe, its name
-            or its file; else an agent.
+        thing: An entry; a baseline's or rival's name; ``start``, ``start-same-macs`` or ``start-best-offset``;
+            ``"module:name"`` of an agent; a model file; a recipe, its name or its file; ``"label=..."`` with any of
+            these names, for another name in the table; else an agent.
+
+    Example:
+        >>> as_entry("no gates=keep-all").name
+        'no gates'
     """
     if isinstance(thing, Entry):
         return thing
@@ -194,11 +237,21 @@ def as_entry(thing: Any) -> Entry:
         return recipe_entry(thing)
     if not isinstance(thing, str | Path):
         return agent_entry(thing)
-    text = str(thing)
+    label, text = split_label(str(thing))
+    if label is not None:
+        return dataclasses.replace(as_entry(text), name=label)
     if text in BASELINES:
         return baseline_entry(text)
     if text in RIVALS:
         return rival_entry(text)
+    if text in STARTS:
+        return start_entry(shift=STARTS[text])
     if text.endswith(".safetensors"):
         return agent_entry(DynamicCNN.load(text), Path(text).stem)
     return agent_entry(load_agent(text), text) if ":" in text else recipe_entry(thing)
+
+
+def split_label(text: str) -> tuple[str | None, str]:
+    """Return the label of ``label=thing``, None without one, and the thing."""
+    label, found, thing = text.partition("=")
+    return (label.strip(), thing.strip()) if found else (None, text)

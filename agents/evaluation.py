@@ -48,6 +48,7 @@ class Evaluation:
         difficulty: Whether compute follows difficulty.
         notes: What a reader has to know.
         masks: (images, mask_size) bool.
+        total_mac_shares: (images,) float64, each image's total MAC share.
         correct: (images,) bool, to pair agents by image.
         logits: (images, classes) float32.
         latency_share: Time of the masked CNN and a dynamic CNN's policy / time with all channels on, by a table; None
@@ -73,6 +74,7 @@ class Evaluation:
     difficulty: Difficulty
     notes: tuple[str, ...]
     masks: Tensor = dataclasses.field(repr=False)
+    total_mac_shares: Tensor = dataclasses.field(repr=False)
     correct: Tensor = dataclasses.field(repr=False)
     logits: Tensor = dataclasses.field(repr=False)
     latency_share: float | None = None
@@ -309,6 +311,7 @@ def _summary(
         difficulty=difficulty(mac_share, dense_logits, dataset),
         notes=decided.notes,
         masks=masks,
+        total_mac_shares=mac_share + policy_share,
         correct=correct,
         logits=logits,
     )

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from prunegym.agents.deciding import Masks, is_masks
@@ -20,8 +21,10 @@ from prunegym.agents.evaluation import Evaluation
 from prunegym.models.data import Dataset
 from prunegym.models.runs import without_none
 
-VERSION = 1
+VERSION = 2
 """Raised when evaluation changes what the same configuration gives, so that old results are not reused."""
+
+PER_IMAGE = ("correct", "total_mac_shares")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -36,6 +39,7 @@ class Result:
         usage: Channels always on, always off, conditional.
         difficulty: Whether compute follows difficulty, see :class:`prunegym.agents.controls.Difficulty`.
         correct: (images,) bool.
+        total_mac_shares: (images,) float32.
     """
 
     figures: dict[str, float]
@@ -45,6 +49,11 @@ class Result:
     usage: dict[str, Any]
     difficulty: dict[str, Any]
     correct: Tensor = dataclasses.field(repr=False)
+    total_mac_shares: Tensor = dataclasses.field(repr=False)
+
+    def rewards(self, penalty: float) -> Tensor:
+        """Return each image's correct - penalty * total MAC share: (images,) float64."""
+        return self.correct.double() - penalty * self.total_mac_shares.double()
 
     @classmethod
     def of(cls, evaluation: Evaluation) -> Result:
@@ -57,14 +66,16 @@ class Result:
             dataclasses.asdict(evaluation.usage),
             dataclasses.asdict(evaluation.difficulty),
             evaluation.correct,
+            evaluation.total_mac_shares.float(),
         )
 
     def save(self, path: Path, configuration: dict[str, Any]) -> None:
         """Write the result and the configuration that made it, so that no crash leaves half a file."""
         content: dict[str, Any] = {
-            field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "correct"
+            field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in PER_IMAGE
         }
-        content["correct"] = base64.b64encode(np.packbits(self.correct.numpy()).tobytes()).decode()
+        content["correct"] = _text(np.packbits(self.correct.numpy()))
+        content["total_mac_shares"] = _text(self.total_mac_shares.numpy().astype("<f4"))
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(path.name + ".partial")
         partial.write_text(json.dumps({"configuration": configuration, "result": content}, indent=1))
@@ -80,9 +91,15 @@ class Result:
             content = stored["result"]
             bits = np.unpackbits(np.frombuffer(base64.b64decode(content.pop("correct")), np.uint8))
             correct = torch.from_numpy(bits[: content["figures"]["images"]].astype(bool))
-            return cls(**{**content, "notes": tuple(content["notes"])}, correct=correct)
+            shares = np.frombuffer(base64.b64decode(content.pop("total_mac_shares")), "<f4")
+            content["notes"] = tuple(content["notes"])
+            return cls(**content, correct=correct, total_mac_shares=torch.from_numpy(shares.astype(np.float32)))
         except (OSError, ValueError, KeyError, TypeError):  # missing, damaged or of another form: made again
             return None
+
+
+def _text(numbers: NDArray[Any]) -> str:
+    return base64.b64encode(numbers.tobytes()).decode()
 
 
 def slug(name: str) -> str:

@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from prunegym.agents.deciding import Masks
+from prunegym.agents.deciding import Masks, decide_dynamic
 from prunegym.models.budget import meet_target
 from prunegym.models.data import Dataset
 from prunegym.models.dynamic import CNNInfo, DynamicCNN
@@ -196,3 +196,51 @@ def gates_at_mac_share(agent: DynamicCNN, dataset: Dataset, share: float) -> Dyn
     policy = copy.deepcopy(agent.policy)
     meet_target(agent.masked, policy, dataset, share)
     return DynamicCNN(agent.masked, policy, agent.info)
+
+
+@torch.no_grad()
+def gates_at_best_offset(
+    agent: DynamicCNN, dataset: Dataset, penalty: float, *, step: float = 0.05, reach: int = 3
+) -> DynamicCNN:
+    """Shift a dynamic CNN's gate logits to where the reward, correct - penalty * total MAC share, is highest.
+
+    So what reinforcement learning adds to its start is not just another place on the start's own curve. Tried are
+    offsets that spend step by step more than now, then less, at least ``reach`` steps to each side and on as long as
+    that helps; at last half a step to each side of the best.
+
+    Args:
+        agent: Masked CNN and gates; not changed.
+        dataset: Images with labels to choose on: the validation split.
+        penalty: lambda.
+        step: Total MAC share between two offsets.
+        reach: Steps to each side, at least.
+
+    Returns:
+        The same CNN with a shifted copy of the gates.
+    """
+    best = _with_reward(agent, dataset, penalty)
+    share = best[1]
+    for side in (1, -1):
+        count, better = 1, True
+        while 0 < (wanted := share + side * count * step) <= 1 and (better or count <= reach):
+            found = _shifted_to(wanted, agent, dataset, penalty)
+            better, count = found[0] > best[0], count + 1
+            best = found if better else best
+    share = best[1]
+    for wanted in (share - step / 2, share + step / 2):
+        found = _shifted_to(wanted, agent, dataset, penalty)
+        best = found if found[0] > best[0] else best
+    return best[2]
+
+
+def _shifted_to(share: float, agent: DynamicCNN, dataset: Dataset, penalty: float) -> tuple[float, float, DynamicCNN]:
+    return _with_reward(gates_at_mac_share(agent, dataset, share), dataset, penalty)
+
+
+def _with_reward(agent: DynamicCNN, dataset: Dataset, penalty: float) -> tuple[float, float, DynamicCNN]:
+    """Return an agent's reward and total MAC share, and the agent."""
+    decided = decide_dynamic(agent, dataset, 250)
+    correct = cast(Tensor, decided.logits).argmax(1) == dataset.labels
+    cost = agent.masked.cost
+    share = cost.mac_share(decided.masks).mean().item() + decided.macs / cost.total_macs
+    return correct.double().mean().item() - penalty * share, share, agent

@@ -343,6 +343,12 @@ def test_compare_agents_baselines_and_recipes(made: Path, mine: Path) -> None:
     assert document["rows"][0]["figures"]["accuracy"]["half_width"] is not None
     assert json.loads((mine / "table/comparison.json").read_text()) == document
     assert "Add --resume" in fail(*command)
+    trained = (mine / "table/runs/digits-seed0/run.json").read_text()
+    more = as_json(*command, "start=start-best-offset", "--split", "validation", "--resume")
+    assert [row["name"] for row in more["rows"]] == ["digits", "random", "start", "mine:FirstHalf"]
+    assert json.loads((mine / "table/comparison-validation.json").read_text()) == more
+    again = json.loads((mine / "table/runs/digits-seed0/run.json").read_text())
+    assert {**again, "seconds": 0} == {**json.loads(trained), "seconds": 0}
     shown = succeed(*command, "--resume").stdout
     assert "2 seeds" in shown
 

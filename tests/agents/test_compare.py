@@ -13,16 +13,17 @@ from prunegym.agents.entries import (
     agent_entry,
     as_entry,
     baseline_entry,
-    before_rl_entry,
     recipe_entry,
     rival_entry,
+    start_entry,
 )
 from prunegym.agents.evaluation import JSON_KEYS, evaluate
 from prunegym.agents.loading import AgentError
 from prunegym.agents.recipe import Recipe
 from prunegym.agents.results import Result, fingerprint
+from prunegym.agents.rivals import gates_at_best_offset, gates_at_mac_share
 from prunegym.agents.statistics import interval
-from prunegym.models import CNNInfo, DynamicCNN, ImitationConfig, MaskedCNN, load_dataset
+from prunegym.models import CNNInfo, DynamicCNN, ImitationConfig, MaskedCNN, load_dataset, shipped_model
 from prunegym.models.dynamic import StoredModel
 from prunegym.models.errors import InvalidInputError, UnknownNameError
 
@@ -78,6 +79,27 @@ def test_differences_are_paired_by_image_and_by_seed(masked, few, tmp_path):
     assert row.difference_over_seeds.mean == pytest.approx(by_image.mean())
     assert row.difference_over_seeds.count == 2
     assert row.difference_over_seeds.half_width == pytest.approx(interval(gaps.mean(1).tolist()).half_width)
+
+
+def test_reward_differences_count_the_macs_of_each_image(masked, few, tmp_path):
+    table = compare([seeded("a", 0.8), seeded("b", 0.5)], masked, few, (1, 2), out=tmp_path, penalty=0.3)
+    gaps = []
+    for seed in (1, 2):
+        own, other = masks_of(seed + 500, share=0.5), masks_of(seed + 800, share=0.8)
+        shares = masked.cost.mac_share(own) - masked.cost.mac_share(other)
+        right = evaluate(own, masked, few).correct.double() - evaluate(other, masked, few).correct.double()
+        gaps.append((right - 0.3 * shares).numpy())
+    row = table.rows[1]
+    expected, by_seed = interval(np.mean(gaps, 0).tolist()), interval(np.mean(gaps, 1).tolist())
+    assert (row.reward_difference.mean, row.reward_difference.half_width) == pytest.approx(
+        (expected.mean, expected.half_width), abs=1e-6
+    )
+    assert row.reward_difference_over_seeds.half_width == pytest.approx(by_seed.half_width, abs=1e-6)
+    assert row.reward_difference.mean == pytest.approx(
+        row.figures["reward"].mean - table.rows[0].figures["reward"].mean, abs=1e-6
+    )
+    again = compare([seeded("a", 0.8), seeded("b", 0.5)], masked, few, (1, 2), out=tmp_path, penalty=0.3)
+    assert again.rows[1].reward_difference == row.reward_difference  # read from the files
 
 
 def test_the_reference_can_be_named_and_stays_in_its_place(masked, few, tmp_path):
@@ -151,7 +173,7 @@ def test_an_interrupted_comparison_goes_on(masked, few, tmp_path):
 def test_damaged_results_are_made_again(masked, few, tmp_path):
     made = []
     compare([seeded(made=made)], masked, few, (1,), out=tmp_path)
-    (path,) = (tmp_path / "results").glob("*.json")
+    (path,) = (tmp_path / "results" / "test").glob("*.json")
     path.write_text(path.read_text()[:200])
     compare([seeded(made=made)], masked, few, (1,), out=tmp_path)
     assert made == [1, 1]
@@ -216,7 +238,7 @@ TINY = Recipe(
 def test_recipes_are_trained_for_each_seed_and_stand_beside_their_start_and_rivals(masked, few, tmp_path):
     recipe = recipe_entry(TINY)
     wide = seeded("wide", 0.9)
-    entries = [recipe, before_rl_entry(recipe), before_rl_entry(recipe, same_share=True), "taylor-static", wide]
+    entries = [recipe, start_entry(recipe), start_entry(recipe, "same-macs"), "taylor-static", wide]
     before = {name: value.clone() for name, value in masked.state_dict().items()}
     model = StoredModel(masked, None, CNNInfo.of("simple-cnn", few))
     table = compare(entries, model, few, (0, 1), out=tmp_path, reference="wide")
@@ -235,6 +257,33 @@ def test_recipes_are_trained_for_each_seed_and_stand_beside_their_start_and_riva
     assert agent.results[0].figures != agent.results[1].figures
 
 
+def test_the_models_own_gates_are_a_start_with_and_without_an_offset(dynamic, few, tmp_path):
+    validation = load_dataset("digits", "validation")
+    model = StoredModel(dynamic.masked, dynamic.policy, dynamic.info)
+    entries = [seeded("a", 0.5), "start", "start-same-macs", "start-best-offset"]
+    table = compare(entries, model, few, (1,), out=tmp_path, validation=validation, penalty=0.4)
+    reference, start, same, _ = table.rows
+    assert start.figures["reward"].mean == evaluate(dynamic, None, few, penalty=0.4).reward
+    assert same.figures["total_mac_share"].mean == pytest.approx(reference.figures["total_mac_share"].mean, abs=0.05)
+
+
+@pytest.mark.parametrize("penalty", [0.1, 0.5, 1.5])
+def test_the_best_offset_is_as_good_as_any_other(penalty):
+    model, validation = shipped_model("digits"), load_dataset("digits", "validation")
+    best = evaluate(gates_at_best_offset(model, validation, penalty), None, validation, penalty=penalty).reward
+    others = [gates_at_mac_share(model, validation, share) for share in np.arange(0.1, 1.01, 0.05)]
+    rewards = [evaluate(one, None, validation, penalty=penalty).reward for one in (model, *others)]
+    assert best >= rewards[0]
+    assert best >= max(rewards) - 0.01  # the search goes in steps
+
+
+def test_a_start_needs_gates(masked, few, tmp_path):
+    with pytest.raises(InvalidInputError, match="The model has no gates, so there is no start to evaluate"):
+        compare(["start"], masked, few, (1,), out=tmp_path)
+    with pytest.raises(UnknownNameError, match="Unknown shift of the start's logits 'best'"):
+        start_entry(shift="best")
+
+
 def test_names_become_entries(dynamic, tmp_path):
     dynamic.save(tmp_path / "mine.safetensors")
     assert as_entry("random").key == {"baseline": "random"}
@@ -244,6 +293,8 @@ def test_names_become_entries(dynamic, tmp_path):
     stored = as_entry(str(tmp_path / "mine.safetensors"))
     assert (stored.name, stored.key) == ("mine", {"agent": fingerprint(dynamic)})
     assert as_entry(stored) is stored
+    labelled = as_entry(f"other name={tmp_path / 'mine.safetensors'}")
+    assert (labelled.name, labelled.key) == ("other name", stored.key)
 
 
 def test_unknown_names_are_refused():

@@ -177,7 +177,11 @@ def evaluation_table(title: str, results: Mapping[str, Evaluation]) -> Table:
 def compare(
     entries: Annotated[
         list[str],
-        typer.Argument(metavar="RECIPE...", help="Recipes; also baselines, rivals, model files or module:name."),
+        typer.Argument(
+            metavar="RECIPE...",
+            help="Recipes; also baselines, rivals, start, start-best-offset, model files or module:name; "
+            "LABEL=ENTRY gives another name.",
+        ),
     ],
     out: Out,
     model: Annotated[str, typer.Option("--model", help="The CNN, with gates or without.")] = "digits",
@@ -198,11 +202,15 @@ def compare(
     quiet: Quiet = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Train and evaluate agents side by side; baselines spend what the first one spends. OUT/comparison.json."""
+    """Train and evaluate agents side by side; baselines spend what the first one spends. OUT/comparison.json.
+
+    With --resume the folder may get other entries, seeds or another split (comparison-SPLIT.json): trained agents and
+    evaluations that are there are used again.
+    """
     import json
 
     from prunegym.agents.compare import compare as compare_agents
-    from prunegym.models.runs import begin_run, finish_run
+    from prunegym.models.runs import begin_run, command_line, finish_run, machine
 
     settle(data_root, threads)
     stored = open_trained(model)
@@ -210,10 +218,8 @@ def compare(
         note("The model has no gates of its own: agents decide from the standard features.", quiet)
     names = [*entries, *(agent or [])]
     things = [_entry(name, episodes, n_envs, eval_images) for name in names]
-    settings = {"entries": names, "model": model, "split": split, "seeds": seeds, "penalty": penalty, "images": images}
-    settings |= {"episodes": episodes, "n_envs": n_envs, "dense": None if dense is None else str(dense)}
     data = open_split(stored.info, dataset, split, images)
-    begin_run(out, {**settings, "dataset": data.name}, resume)
+    begin_run(out, {"model": model, "dataset": data.name, "episodes": episodes, "n_envs": n_envs}, resume)
     started = time.perf_counter()
     found = compare_agents(
         things,
@@ -232,25 +238,31 @@ def compare(
             quiet,
         ),
     )
-    document = found.as_json()
-    (out / "comparison.json").write_text(json.dumps(document, indent=1) + "\n")
+    document = {**found.as_json(), "penalty": penalty, "command": command_line(), "machine": machine()}
+    (out / ("comparison.json" if split == "test" else f"comparison-{split}.json")).write_text(
+        json.dumps(document, indent=1) + "\n"
+    )
     finish_run(out, time.perf_counter() - started)
     emit(document, as_json, comparison_table(found), *[f"{row.name}: {row.verdict}" for row in found.rows])
 
 
 def _entry(name: str, episodes: int | None, n_envs: int | None, eval_images: int | None) -> Any:
     from prunegym.agents.baselines import BASELINES
-    from prunegym.agents.entries import RIVALS, as_entry
+    from prunegym.agents.entries import RIVALS, STARTS, as_entry, split_label
     from prunegym.agents.recipe import load_recipe
 
-    if ":" in name or name in BASELINES or name in RIVALS or name.endswith(".safetensors"):
+    label, thing = split_label(name)
+    if ":" in thing or thing in {*BASELINES, *RIVALS, *STARTS} or thing.endswith(".safetensors"):
         return as_entry(name)
-    return as_entry(override(load_recipe(name), episodes, n_envs=n_envs, eval_images=eval_images))
+    entry = as_entry(override(load_recipe(thing), episodes, n_envs=n_envs, eval_images=eval_images))
+    return entry if label is None else dataclasses.replace(entry, name=label)
 
 
 def comparison_table(found: Comparison) -> Table:
     """Return a table with a line for each agent: means over seeds with 95 % intervals."""
-    columns = ["agent", "accuracy", "difference", "total MACs", "static", "shuffled", "reward", "static seeds"]
+    columns = [
+        "agent", "accuracy", "difference", "total MACs", "static", "shuffled", "reward", "difference", "static seeds",
+    ]  # fmt: skip
     rows = []
     for row in found.rows:
         figures = row.figures
@@ -258,10 +270,12 @@ def comparison_table(found: Comparison) -> Table:
         rows.append(
             [row.name, _interval(figures["accuracy"], 100), _interval(row.difference, 100),
              _interval(figures["total_mac_share"], 1), *shares, _interval(figures["reward"], 1),
+             _interval(row.reward_difference, 1),
              f"{row.static_seeds} of {len(row.results)}"]
         )  # fmt: skip
     caption = (
-        f"Means over seeds with 95 % intervals; accuracies in %. difference: from {found.reference}, paired by image."
+        f"Means over seeds with 95 % intervals; accuracies in %. difference: of accuracy, then of reward, from "
+        f"{found.reference}, paired by image."
     )
     return table(f"{found.dataset}, {len(found.seeds)} seeds", columns, rows, caption)
 
