@@ -344,6 +344,7 @@ def test_compare_agents_baselines_and_recipes(made: Path, mine: Path) -> None:
     assert json.loads((mine / "table/comparison.json").read_text()) == document
     assert "Add --resume" in fail(*command)
     trained = (mine / "table/runs/digits-seed0/run.json").read_text()
+    assert "target_macs" in fail(*command, "--resume", "--target-macs", "0.5")
     more = as_json(*command, "start=start-best-offset", "--split", "validation", "--resume")
     assert [row["name"] for row in more["rows"]] == ["digits", "random", "start", "mine:FirstHalf"]
     assert json.loads((mine / "table/comparison-validation.json").read_text()) == more

@@ -82,6 +82,8 @@ def test_a_budget_in_a_file_and_on_the_command_line(tmp_path: Path) -> None:
     assert recipe.budget == Budget(0.6)
     overridden = override(load_recipe("frozen"), target_macs=0.6)
     assert (overridden.budget, overridden.target_macs) == (Budget(0.6), None)
+    refined = override(load_recipe("refined"), target_macs=0.8)
+    assert (refined.imitation.mac_share, refined.refine.target_macs, refined.budget) == (0.8, 0.8, Budget(0.8))
     assert overridden.imitation.mac_share == 0.6
     (tmp_path / "mine.yaml").write_text(text.replace("target_macs: 0.6}", "target: 0.6}"))
     with pytest.raises(UnknownNameError, match=r"Unknown setting of budget in recipe 'mine': 'target'\. Did you mean"):

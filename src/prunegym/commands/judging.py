@@ -29,7 +29,7 @@ from prunegym.commands.common import (
     settle,
     table,
 )
-from prunegym.commands.learning import Environments, Episodes, EvalImages, override
+from prunegym.commands.learning import Environments, Episodes, EvalImages, TargetMacs, override
 from prunegym.models.data import Dataset
 from prunegym.models.dynamic import DynamicCNN, StoredModel, read_model
 from prunegym.models.errors import InvalidInputError
@@ -196,6 +196,7 @@ def compare(
     episodes: Episodes = None,
     n_envs: Environments = None,
     eval_images: EvalImages = None,
+    target_macs: TargetMacs = None,
     device: Device = "cpu",
     threads: Threads = None,
     resume: Resume = False,
@@ -217,9 +218,10 @@ def compare(
     if stored.policy is None and all(":" in entry for entry in entries):
         note("The model has no gates of its own: agents decide from the standard features.", quiet)
     names = [*entries, *(agent or [])]
-    things = [_entry(name, episodes, n_envs, eval_images) for name in names]
+    changes = {"episodes": episodes, "n_envs": n_envs, "eval_images": eval_images, "target_macs": target_macs}
+    things = [_entry(name, changes) for name in names]
     data = open_split(stored.info, dataset, split, images)
-    begin_run(out, {"model": model, "dataset": data.name, "episodes": episodes, "n_envs": n_envs}, resume)
+    begin_run(out, {"model": model, "dataset": data.name, **changes}, resume)
     started = time.perf_counter()
     found = compare_agents(
         things,
@@ -246,7 +248,7 @@ def compare(
     emit(document, as_json, comparison_table(found), *[f"{row.name}: {row.verdict}" for row in found.rows])
 
 
-def _entry(name: str, episodes: int | None, n_envs: int | None, eval_images: int | None) -> Any:
+def _entry(name: str, changes: Mapping[str, Any]) -> Any:
     from prunegym.agents.baselines import BASELINES
     from prunegym.agents.entries import RIVALS, STARTS, as_entry, split_label
     from prunegym.agents.recipe import load_recipe
@@ -254,7 +256,7 @@ def _entry(name: str, episodes: int | None, n_envs: int | None, eval_images: int
     label, thing = split_label(name)
     if ":" in thing or thing in {*BASELINES, *RIVALS, *STARTS} or thing.endswith(".safetensors"):
         return as_entry(name)
-    entry = as_entry(override(load_recipe(thing), episodes, n_envs=n_envs, eval_images=eval_images))
+    entry = as_entry(override(load_recipe(thing), **changes))
     return entry if label is None else dataclasses.replace(entry, name=label)
 
 

@@ -144,7 +144,8 @@ def _with_budget(recipe: Recipe, target_macs: float) -> Recipe:
     if imitation is not None and imitation.mac_share is not None:
         # What the teacher spends is part of the budget too: gates that imitated another share would start off it.
         imitation = dataclasses.replace(imitation, mac_share=target_macs)
-    return dataclasses.replace(recipe, budget=budget, target_macs=None, imitation=imitation)
+    refine = None if recipe.refine is None else dataclasses.replace(recipe.refine, target_macs=target_macs)
+    return dataclasses.replace(recipe, budget=budget, target_macs=None, imitation=imitation, refine=refine)
 
 
 def try_task(recipe: Recipe, masked: MaskedCNN, train: Dataset) -> None:
