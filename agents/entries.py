@@ -123,11 +123,20 @@ def start_entry(recipe: Entry | None = None, shift: str | None = None) -> Entry:
         start = _start_of(run, recipe)
         if shift == "same-macs":
             return gates_at_mac_share(start, run.dataset, run.share)
-        return start if shift is None else gates_at_best_offset(start, run.validation, run.penalty)
+        return start if shift is None else _at_best_offset(start, run)
 
     name = "start" if shift is None else f"start-{shift}"
     key = {"start": None if recipe is None else recipe.key, "shift": shift}
     return Entry(name, make, key, seeded=recipe is not None, at_share=shift == "same-macs")
+
+
+def _at_best_offset(start: DynamicCNN, run: Run) -> DynamicCNN:
+    """Search once for all splits and seeds: it is a dozen passes over the validation images."""
+    path = run.root / "runs" / f"best-offset-{fingerprint(start.policy)}-{run.penalty}.safetensors"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        gates_at_best_offset(start, run.validation, run.penalty).save(path)
+    return DynamicCNN.load(path, copy.deepcopy(run.masked.network), run.device)
 
 
 def _start_of(run: Run, recipe: Entry | None) -> DynamicCNN:

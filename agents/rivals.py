@@ -13,7 +13,7 @@ from prunegym.agents.deciding import Masks, decide_dynamic
 from prunegym.models.budget import meet_target
 from prunegym.models.data import Dataset
 from prunegym.models.dynamic import CNNInfo, DynamicCNN
-from prunegym.models.gate_policy import StaticPolicy
+from prunegym.models.gate_policy import StaticPolicy, rollout
 from prunegym.models.joint import TuneConfig
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.preparation import PrepareConfig, prepare
@@ -199,48 +199,52 @@ def gates_at_mac_share(agent: DynamicCNN, dataset: Dataset, share: float) -> Dyn
 
 
 @torch.no_grad()
-def gates_at_best_offset(
-    agent: DynamicCNN, dataset: Dataset, penalty: float, *, step: float = 0.05, reach: int = 3
-) -> DynamicCNN:
+def gates_at_best_offset(agent: DynamicCNN, dataset: Dataset, penalty: float, *, step: float = 0.15) -> DynamicCNN:
     """Shift a dynamic CNN's gate logits to where the reward, correct - penalty * total MAC share, is highest.
 
-    So what reinforcement learning adds to its start is not just another place on the start's own curve. Tried are
-    offsets that spend step by step more than now, then less, at least ``reach`` steps to each side and on as long as
-    that helps; at last half a step to each side of the best.
+    So what reinforcement learning adds to its start is not just another place on the start's own curve. One offset on
+    all logits goes up step by step, then down, for two steps that do not help in a row; at last half a step to each
+    side of the best is tried.
 
     Args:
         agent: Masked CNN and gates; not changed.
         dataset: Images with labels to choose on: the validation split.
         penalty: lambda.
-        step: Total MAC share between two offsets.
-        reach: Steps to each side, at least.
+        step: Between two offsets, in standard deviations of the agent's logits.
 
     Returns:
         The same CNN with a shifted copy of the gates.
     """
-    best = _with_reward(agent, dataset, penalty)
-    share = best[1]
-    for side in (1, -1):
-        count, better = 1, True
-        while 0 < (wanted := share + side * count * step) <= 1 and (better or count <= reach):
-            found = _shifted_to(wanted, agent, dataset, penalty)
-            better, count = found[0] > best[0], count + 1
-            best = found if better else best
-    share = best[1]
-    for wanted in (share - step / 2, share + step / 2):
-        found = _shifted_to(wanted, agent, dataset, penalty)
-        best = found if found[0] > best[0] else best
-    return best[2]
+    some = dataset.batch(torch.arange(min(250, len(dataset))), device=next(agent.masked.parameters()).device)
+    unit = step * rollout(agent.masked, agent.policy, some).gate_logits.std().item()
+    rewards = {0.0: _reward(agent, dataset, penalty)}
+
+    def try_at(steps: float) -> None:
+        rewards[steps] = _reward(_shifted(agent, steps * unit), dataset, penalty)
+
+    def best() -> float:
+        return max(rewards, key=lambda steps: rewards[steps])
+
+    for side in (1.0, -1.0):
+        steps = side
+        while abs(steps - best()) <= 2:
+            try_at(steps)
+            steps += side
+    middle = best()
+    for steps in (middle - 0.5, middle + 0.5):
+        try_at(steps)
+    return _shifted(agent, best() * unit)
 
 
-def _shifted_to(share: float, agent: DynamicCNN, dataset: Dataset, penalty: float) -> tuple[float, float, DynamicCNN]:
-    return _with_reward(gates_at_mac_share(agent, dataset, share), dataset, penalty)
+def _shifted(agent: DynamicCNN, offset: float) -> DynamicCNN:
+    policy = copy.deepcopy(agent.policy)
+    policy.rescale_logits(offset=offset)
+    return DynamicCNN(agent.masked, policy, agent.info)
 
 
-def _with_reward(agent: DynamicCNN, dataset: Dataset, penalty: float) -> tuple[float, float, DynamicCNN]:
-    """Return an agent's reward and total MAC share, and the agent."""
+def _reward(agent: DynamicCNN, dataset: Dataset, penalty: float) -> float:
     decided = decide_dynamic(agent, dataset, 250)
     correct = cast(Tensor, decided.logits).argmax(1) == dataset.labels
     cost = agent.masked.cost
     share = cost.mac_share(decided.masks).mean().item() + decided.macs / cost.total_macs
-    return correct.double().mean().item() - penalty * share, share, agent
+    return float(correct.double().mean()) - penalty * share
