@@ -246,5 +246,5 @@ def _reward(agent: DynamicCNN, dataset: Dataset, penalty: float) -> float:
     decided = decide_dynamic(agent, dataset, 250)
     correct = cast(Tensor, decided.logits).argmax(1) == dataset.labels
     cost = agent.masked.cost
-    share = cost.mac_share(decided.masks).mean().item() + decided.macs / cost.total_macs
+    share: float = float(cost.mac_share(decided.masks).mean()) + decided.macs / cost.total_macs
     return float(correct.double().mean()) - penalty * share
