@@ -14,16 +14,38 @@ FOLDER = Path(__file__).parent
 README = FOLDER.parent / "README.md"
 SKIPPING_PAGE = FOLDER.parent / "docs" / "skipping.md"
 
-ROWS = (
-    ("frozen: imitation", "frozen-start"),
-    ("frozen: imitation, then PPO", "frozen-ppo"),
-    ("frozen rival: learnt static mask", "frozen-static"),
-    ("prepared", "prepared"),
-    ("prepared, then PPO", "prepared-ppo"),
-    ("prepared rival: learnt static mask, fine-tuned", "static"),
-    ("prepared rival: Taylor, fine-tuned", "taylor"),
+TRACKS = {
+    "frozen": (
+        ("imitation", "frozen-start"),
+        ("imitation, then PPO", "frozen-ppo"),
+        ("rival: learnt static mask", "frozen-static"),
+        ("imitation, gates refined", "refined-start"),
+        ("imitation, gates refined, then PPO", "refined-ppo"),
+        ("rival: learnt static mask", "refined-static"),
+    ),
+    "prepared": (
+        ("prepared", "prepared"),
+        ("prepared, then PPO", "prepared-ppo"),
+        ("rival: learnt static mask, fine-tuned", "static"),
+        ("rival: Taylor, fine-tuned", "taylor"),
+    ),
+}
+"""Label and evaluation of each row of a track, the same for every data set; what was not run has no row."""
+SEEDS = (
+    ("from imitation, lambda 0.5", "imitated"),
+    ("from imitation, lambda 1", "imitated-dear"),
+    ("from refined gates, lambda 0.5", "refined"),
+    ("from refined gates, lambda 1", "refined-dear"),
+    ("from refined gates, budget 0.80", "refined-80"),
 )
-"""Label and evaluation of each row, the same for every data set."""
+"""Label and comparison of each block of the table over seeds."""
+ENTRIES = {
+    "start": "its start",
+    "start-best-offset": "its start, best offset",
+    "start-same-macs": "its start, same MACs",
+    "learned-static": "learnt static mask",
+}
+"""How entries of a comparison are called in a table; others are PPO."""
 SPEED = (
     ("digits", "digits", "digits/shipped"),
     ("Fashion-MNIST, prepared, then PPO", "fashion-mnist-prepared", "fashion-mnist/prepared-ppo"),
@@ -31,7 +53,7 @@ SPEED = (
     ("CIFAR-10, prepared, then PPO", "cifar10-jpeg-prepared", "cifar10-jpeg/prepared-ppo"),
 )
 """Label, profiles ``speed/NAME-THREADS.json``, evaluation."""
-TITLES = {"cifar10-jpeg": "CIFAR-10 (JPEG), ResNet-20", "fashion-mnist": "Fashion-MNIST, simple-cnn-wide"}
+TITLES = {"cifar10-jpeg": "ResNet-20 on CIFAR-10 (JPEG)", "fashion-mnist": "simple-cnn-wide on Fashion-MNIST"}
 COLUMNS = ("accuracy", "loss", "total MACs", "static control", "shuffled", "correct - 0.5 MACs")
 
 
@@ -50,18 +72,44 @@ def _replace(page: Path, name: str, table: str) -> None:
 
 def tables() -> dict[str, str]:
     """Return each table in Markdown by the name of its marker."""
-    return {**{track: evaluated(track) for track in TITLES}, "digits": compared(), "speed": timed()}
+    tracks = {f"{data}-{track}": evaluated(data, track) for data in TITLES for track in TRACKS}
+    return {**tracks, "cifar10-jpeg-seeds": seeds("cifar10-jpeg"), "digits": compared(), "speed": timed()}
 
 
-def evaluated(track: str) -> str:
-    """Return the table of a track's evaluations; runs that are not there yet say so."""
-    read = {file: _read(FOLDER / track / f"{file}.json") for _, file in ROWS}
-    dense = next(one["dense_accuracy"] for one in read.values() if one)
-    rows = [f"| dense | {100 * dense:.2f} | | 1 | | | {dense - 0.5:.4f} |"]
-    for label, file in ROWS:
-        one = read[file]
-        rows.append(_row(label, one) if one else f"| {label} | not run yet | | | | | |")
-    return _head(TITLES[track], COLUMNS) + "\n".join(rows) + "\n"
+def evaluated(data: str, track: str) -> str:
+    """Return the table of a track's evaluations, seed 0."""
+    found = [(label, _read(FOLDER / data / f"{file}.json")) for label, file in TRACKS[track]]
+    there = [(label, one) for label, one in found if one]
+    dense = there[0][1]["dense_accuracy"]
+    rows = [f"| dense | {100 * dense:.2f} | | 1 | | | {dense - 0.5:.4f} |", *(_row(*one) for one in there)]
+    return _head(f"{track}: {TITLES[data]}", COLUMNS) + "\n".join(rows) + "\n"
+
+
+def seeds(data: str) -> str:
+    """Return the table of PPO beside its start, over seeds: means with 95 % intervals."""
+    columns = (
+        "accuracy", "loss", "total MACs", "shuffled", "reward", "PPO minus this: test", "PPO minus this: validation",
+    )  # fmt: skip
+    rows = []
+    for label, name in SEEDS:
+        test, validation = (_read(FOLDER / data / name / f"{split}.json") for split in ("test", "validation"))
+        for row, held_out in zip(test.get("rows", ()), validation.get("rows", ()), strict=True):
+            figures = row["figures"]
+            loss = 100 * (figures["dense_accuracy"]["mean"] - figures["accuracy"]["mean"])
+            shown = [
+                _interval(figures["accuracy"], 100, 2), f"{loss:.2f}", _interval(figures["total_mac_share"], 1, 3),
+                _interval(figures["shuffled_accuracy"], 100, 1), _interval(figures["reward"], 1, 4),
+                _interval(row["reward_difference"], -1, 4), _interval(held_out["reward_difference"], -1, 4),
+            ]  # fmt: skip
+            rows.append(f"| {label}: {ENTRIES.get(row['name'], 'PPO')} | {' | '.join(shown)} |")
+    return _head(f"{TITLES[data]}, five seeds", columns) + "\n".join(rows) + "\n"
+
+
+def _interval(one: dict[str, Any] | None, scale: float, places: int) -> str:
+    if one is None:
+        return ""
+    mean = f"{one['mean'] * scale:+.{places}f}" if scale < 0 else f"{one['mean'] * scale:.{places}f}"
+    return mean if not one["half_width"] else f"{mean} +- {one['half_width'] * abs(scale):.{places}f}"
 
 
 def _row(label: str, one: dict[str, Any]) -> str:
@@ -82,7 +130,7 @@ def compared() -> str:
             row["figures"][key] for key in ("accuracy", "total_mac_share", "static_accuracy", "shuffled_accuracy")
         ]
         shown = [
-            f"{one['mean'] * scale:.{places}f} +- {one['half_width'] * scale:.{places}f}"
+            _interval(one, scale, places)
             for one, scale, places in zip(figures, (100, 1, 100, 100), (2, 3, 2, 2), strict=True)
         ]
         rows.append(f"| {row['name']} | {' | '.join(shown)} |")
