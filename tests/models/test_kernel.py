@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 import torch
@@ -254,6 +255,16 @@ def test_threads_share_an_image(name):
     masks[1, :3] = False
     expected, _ = plan(images, masks, threads=1)
     for _ in range(5):
+        assert torch.equal(plan(images, masks, threads=3)[0], expected)
+
+
+@needs_kernel
+def test_threads_that_fell_asleep_between_images_miss_nothing():
+    masked, plan = zoo_network("resnet20")
+    images, masks = torch.randn(1, 3, 32, 32), random_masks(1, widths_of(masked))
+    expected, _ = plan(images, masks, threads=1)
+    for pause in (0, 0, 1e-4, 3e-4, 2e-3) * 40:  # they linger for 200 microseconds: awake, about to sleep, asleep
+        time.sleep(pause)
         assert torch.equal(plan(images, masks, threads=3)[0], expected)
 
 

@@ -97,7 +97,7 @@ class Runner {
     const float* map = data(layer.record.input, image);
     float* planes = space_.planes.data();
     call.prefetch = count_ == 1 && static_cast<long>(c.in_channels) * c.out_channels * c.tap_count() > PREFETCH_FLOATS;
-    if (space_.team) return conv_by_team(c, call, map, planes);
+    if (space_.team && space_.team->awake()) return conv_by_team(c, call, map, planes);
     call.input = plan_.variant_.prepare_conv(c, call.in_kept, map, planes);
     call.last_row = call.out_kept.count;
     plan_.variant_.conv(c, call);

@@ -1,9 +1,12 @@
 // Threads that share the convolutions of one image, layer by layer. Between layers they wait for microseconds, so they
-// spin while a network runs, and sleep between runs.
+// spin while a network runs and a little longer, since often the next image comes at once; then they sleep. Waking takes
+// as long as several layers of a small network: until they are awake, layers are run alone.
 #pragma once
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <functional>
 #include <mutex>
@@ -11,6 +14,8 @@
 #include <vector>
 
 namespace prunegym {
+
+constexpr std::chrono::microseconds LINGER{200};  // between a run and falling asleep
 
 class Team {
  public:
@@ -44,6 +49,8 @@ class Team {
     wake_.notify_all();
   }
   void stop() { running_ = false; }
+  // Whether all helpers would begin at once.
+  bool awake() const { return awake_.load(std::memory_order_acquire) == parts_ - 1; }
 
   // Calls work(part) for every part, on as many threads, and returns when all are done.
   void run(const std::function<void(int)>& work) {
@@ -64,7 +71,23 @@ class Team {
   }
 
   void help(int part) {
-    unsigned seen = 0;
+    unsigned seen = 0;  // rounds begin only when all helpers are awake, so none misses one
+    while (sleep()) {
+      awake_.fetch_add(1, std::memory_order_release);
+      stay_awake(part, seen);
+      awake_.fetch_sub(1, std::memory_order_release);
+    }
+  }
+
+  // Returns when there is a run, or false when the team ends. A run that began just before is not missed.
+  bool sleep() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    wake_.wait(lock, [this] { return closing_ || running_; });
+    return !closing_;
+  }
+
+  void stay_awake(int part, unsigned& seen) {
+    auto end = std::chrono::steady_clock::time_point::max();
     for (int spins = 0;; spins++) {
       if (round_.load(std::memory_order_acquire) != seen) {
         seen++;
@@ -72,13 +95,13 @@ class Team {
         pending_.fetch_sub(1, std::memory_order_release);
         spins = 0;
       } else if (running_) {
-        pause(spins);
+        end = std::chrono::steady_clock::time_point::max();
       } else {
-        std::unique_lock<std::mutex> lock(mutex_);
-        wake_.wait(lock, [this] { return closing_ || running_; });
-        if (closing_) return;
-        spins = 0;
+        const auto now = std::chrono::steady_clock::now();
+        if (now > end) return;
+        end = std::min(end, now + LINGER);
       }
+      pause(spins);
     }
   }
 
@@ -89,7 +112,7 @@ class Team {
   std::atomic<bool> running_{false};
   bool closing_ = false;
   std::atomic<unsigned> round_{0};
-  std::atomic<int> pending_{0};
+  std::atomic<int> pending_{0}, awake_{0};
   const std::function<void(int)>* work_ = nullptr;
 };
 

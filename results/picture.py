@@ -1,0 +1,100 @@
+"""Draw the README's picture of the trade-off from the JSON documents beside this file: ``python results/picture.py``.
+
+Accuracy over total MACs on the test split, a panel for each track, since their rivals differ. A point over seeds has
+its 95 % interval as a bar; points of one method are joined.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+FOLDER = Path(__file__).parent
+PICTURE = FOLDER.parent / "docs" / "tradeoff.png"
+DATA = "cifar10-jpeg"
+
+
+class Point(NamedTuple):
+    """A method's accuracy (0 to 1) and total MAC share, with half of the interval where there are seeds."""
+
+    share: float
+    accuracy: float
+    half_width: float
+
+
+FROZEN: dict[str, tuple[tuple[str, str | None], ...]] = {
+    "imitation": (("imitated", "start"), ("imitated", "start-best-offset"), ("imitated-dear", "start-best-offset")),
+    "imitation, then PPO": (("imitated", "frozen"), ("imitated-dear", "frozen-dear")),
+    "gates refined by gradient": (
+        ("refined", "start"), ("refined", "start-best-offset"), ("refined-dear", "start-best-offset"),
+        ("refined-80", "start-same-macs"),
+    ),
+    "refined, then PPO": (("refined", "refined"), ("refined-dear", "refined-dear"), ("refined-80", "refined")),
+    "rival: learnt static mask": (("frozen-static", None), ("refined", "learned-static")),
+}  # fmt: skip
+PREPARED: dict[str, tuple[tuple[str, str | None], ...]] = {
+    "prepared": (("prepared", None),),
+    "prepared, then PPO": (("prepared-ppo", None),),
+    "rival: learnt static mask, fine-tuned": (("static", None),),
+    "rival: Taylor, fine-tuned": (("taylor", None),),
+}
+"""By method: comparison and entry of each point, or an evaluation."""
+
+
+def points(method: tuple[tuple[str, str | None], ...]) -> list[Point]:
+    """Return a method's points by their MAC share; what was not run has none."""
+    found = [point for name, entry in method if (point := _point(name, entry)) is not None]
+    return sorted(found)
+
+
+def _point(name: str, entry: str | None) -> Point | None:
+    if entry is None:
+        one = _read(FOLDER / DATA / f"{name}.json")
+        return Point(one["total_mac_share"], one["accuracy"], 0.0) if one else None
+    for row in _read(FOLDER / DATA / name / "test.json").get("rows", ()):
+        if row["name"] == entry:
+            accuracy = row["figures"]["accuracy"]
+            return Point(row["figures"]["total_mac_share"]["mean"], accuracy["mean"], accuracy["half_width"] or 0.0)
+    return None
+
+
+def dense() -> float:
+    """Return the accuracy of the original network."""
+    return float(_read(FOLDER / DATA / "frozen-start.json")["dense_accuracy"])
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def main() -> None:
+    """Draw both panels."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, 2, figsize=(11, 4.6), sharey=True)
+    for panel, title, methods in zip(
+        panels, ("frozen: no weight touched", "prepared: CNN and gates trained"), (FROZEN, PREPARED), strict=True
+    ):
+        panel.axhline(100 * dense(), color="0.6", linestyle=":", label="dense, at 1.0")
+        for index, (label, method) in enumerate(methods.items()):
+            found = points(method)
+            rival = label.startswith("rival")
+            panel.errorbar(
+                [point.share for point in found], [100 * point.accuracy for point in found],
+                yerr=[100 * point.half_width for point in found], label=label, color=f"C{index}",
+                marker="s" if rival else "o", linestyle="--" if rival else "-", capsize=3, markersize=5,
+            )  # fmt: skip
+        panel.set(title=f"ResNet-20, CIFAR-10 (JPEG), {title}", xlabel="total MACs, share of the dense CNN's")
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize=8)
+    panels[0].set_ylabel("accuracy on 10,000 test images, %")
+    figure.tight_layout()
+    figure.savefig(PICTURE, dpi=100)
+
+
+if __name__ == "__main__":
+    main()
