@@ -14,10 +14,11 @@ from prunegym.agents.controls import Difficulty, Usage, count_distinct, deal_out
 from prunegym.agents.deciding import Agent, Decided, decide_dynamic, decide_fixed, is_masks, shown_penalty
 from prunegym.agents.predicting import PredictorOptions, decide_by_prediction
 from prunegym.models.data import Dataset
-from prunegym.models.dynamic import CNNInfo, DynamicCNN, StoredModel
+from prunegym.models.dynamic import DynamicCNN
 from prunegym.models.errors import InvalidInputError
 from prunegym.models.latency import LatencyTable
 from prunegym.models.masked import MaskedCNN
+from prunegym.models.model_files import CNNInfo, StoredModel
 
 Model: TypeAlias = MaskedCNN | DynamicCNN | StoredModel | nn.Module
 

@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 from torch import nn
 
-from prunegym.models.dynamic import SHIPPED, CNNInfo, DynamicCNN, read_model, shipped_model
+from prunegym.models.dynamic import SHIPPED, DynamicCNN, shipped_model
 from prunegym.models.errors import InvalidInputError, UnknownNameError
 from prunegym.models.features import MaskFeatures
+from prunegym.models.model_files import CNNInfo, read_model
 from prunegym.models.zoo import ZOO
 
 

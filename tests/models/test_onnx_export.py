@@ -28,8 +28,8 @@ from prunegym.models import (
     load_dataset,
     shipped_model,
 )
-from prunegym.models.dynamic import StoredModel
 from prunegym.models.errors import InvalidInputError, MissingDependencyError, UnknownNameError
+from prunegym.models.model_files import StoredModel
 from prunegym.models.onnx_export import export_onnx
 from prunegym.models.onnx_export.channels import cut_gates
 

@@ -22,8 +22,9 @@ from prunegym.commands.common import (
     settle,
     table,
 )
-from prunegym.models.dynamic import CNNInfo, DynamicCNN
+from prunegym.models.dynamic import DynamicCNN
 from prunegym.models.errors import InvalidInputError, MissingDataError
+from prunegym.models.model_files import CNNInfo
 
 
 def predict(

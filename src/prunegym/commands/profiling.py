@@ -23,9 +23,9 @@ from prunegym.commands.common import (
     settle,
     table,
 )
-from prunegym.models.dynamic import StoredModel
 from prunegym.models.errors import InvalidInputError
 from prunegym.models.masked import MaskedCNN
+from prunegym.models.model_files import StoredModel
 from prunegym.models.skipping.profiling import Profile
 from prunegym.models.skipping.profiling import profile as measure_profile
 from prunegym.models.timing import random_masks
