@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from many_networks import NETWORKS
 from slicing import randomise
-from test_discovery import NETWORKS
 from torch import Tensor
 
 from prunegym.models import GatePolicy, MaskedCNN, MaskFeatures, StaticPolicy, build, kernel, shipped_model

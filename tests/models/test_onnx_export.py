@@ -10,8 +10,8 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from many_networks import NETWORKS
 from slicing import randomise
-from test_discovery import NETWORKS
 from torch import Tensor, nn
 
 from prunegym.models import (

@@ -42,6 +42,9 @@ Device = Annotated[str, typer.Option("--device", help="Torch device, e.g. cpu or
 Execution = Annotated[
     str, typer.Option("--execution", help=f"How masked channels are treated: {', '.join(EXECUTIONS)}.")
 ]
+ShownPenalty = Annotated[
+    float | None, typer.Option("--penalty", help="lambda, for a model that was trained for a range of them.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 
 
