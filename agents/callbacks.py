@@ -14,11 +14,17 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from tqdm import tqdm
 
+from prunegym.agents.bench import Bench
 from prunegym.agents.budget import DualAscent, shift_to_budget
+from prunegym.agents.controls import count_distinct
+from prunegym.agents.deciding import decide_on_the_way
 from prunegym.agents.policies import MaskPolicy
 from prunegym.models.data import Dataset
-from prunegym.models.gate_policy import GatePolicy, StaticPolicy, rollout
+from prunegym.models.gate_policy import GatePolicy, StaticPolicy
 from prunegym.models.masked import MaskedCNN
+from prunegym.models.skipping.paths import MaskedPath
+
+BATCH = 250
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,29 +53,23 @@ def snapshot(masked: MaskedCNN, policy: GatePolicy | StaticPolicy, dataset: Data
         penalty: lambda of the reward; a policy for a range of them is told it.
     """
     shown = None if policy.penalty_range is None else penalty
-    device = next(masked.parameters()).device
-    masks, correct = [], []
-    for indices in torch.split(torch.arange(len(dataset)), 250):
-        run = rollout(masked, policy, dataset.batch(indices, device=device), penalty=shown)
-        masks.append(run.mask)
-        correct.append(run.output.argmax(1).cpu() == dataset.labels[indices])
-    mask = torch.cat(masks)
-    right = torch.cat(correct).float()
+    path, device = MaskedPath(masked, policy), next(masked.parameters()).device
+    masks, logits = decide_on_the_way(lambda images: path.run(images, None, shown), dataset, device, BATCH)
+    right = (logits.argmax(1) == dataset.labels).float()
     accuracy = float(right.mean())
-    share = float(masked.cost.mac_share(mask).mean()) + policy.macs / masked.cost.total_macs
-    kept = mask.mean(0)
+    share = float(masked.cost.mac_share(masks).mean()) + policy.macs / masked.cost.total_macs
+    kept = masks.float().mean(0)
     # Neighbours in a random order: those in a folder's order are of one class.
     some = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))[:1000]
-    others = some.roll(1)
-    lost = 0.0
-    for own, other in zip(torch.split(some, 250), torch.split(others, 250), strict=True):
-        shuffled = masked(dataset.batch(own, device=device), mask[other]).argmax(1).cpu() == dataset.labels[own]
-        lost += float((right[own] - shuffled.float()).sum())
+    bench = Bench(masked, dataset.subset(some), BATCH)
+    bench.add(masks[some], logits[some])
+    shuffled = bench(masks[some.roll(1)]).argmax(1) == dataset.labels[some]
+    lost = float((right[some] - shuffled.float()).sum())
     return Snapshot(
         accuracy=accuracy,
         total_mac_share=share,
         reward=accuracy - penalty * share,
-        distinct_masks=len(torch.unique(mask, dim=0)),
+        distinct_masks=count_distinct(masks),
         conditional_share=float(((kept > 0.01) & (kept < 0.99)).float().mean()),
         shuffled_accuracy=accuracy - lost / len(some),
     )

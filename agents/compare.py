@@ -16,9 +16,10 @@ from prunegym.agents.predicting import PredictorOptions
 from prunegym.agents.results import VERSION, Result, fingerprint, slug
 from prunegym.agents.statistics import Interval, interval
 from prunegym.models.data import Dataset
-from prunegym.models.dynamic import CNNInfo, DynamicCNN, StoredModel
+from prunegym.models.dynamic import DynamicCNN
 from prunegym.models.errors import InvalidInputError
 from prunegym.models.masked import MaskedCNN
+from prunegym.models.model_files import CNNInfo, StoredModel
 from prunegym.models.sources import load_dataset
 
 Report = Callable[[str, int, Result], None]

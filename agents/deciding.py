@@ -16,6 +16,7 @@ from prunegym.models.dynamic import DynamicCNN
 from prunegym.models.errors import InvalidInputError
 from prunegym.models.gate_policy import check_penalty
 from prunegym.models.masked import MaskedCNN
+from prunegym.models.skipping import Executed
 
 Observation: TypeAlias = dict[str, NDArray[Any]]
 
@@ -86,12 +87,30 @@ def shown_penalty(bounds: tuple[float, float] | None, wanted: float | None, of_r
 def decide_dynamic(agent: DynamicCNN, dataset: Dataset, batch_size: int, agent_penalty: float | None = None) -> Decided:
     """Let a dynamic CNN's own policy decide on the way through its CNN: one forward pass an image."""
     device = next(agent.masked.parameters()).device
+    masks, logits = decide_on_the_way(lambda images: agent.run(images, agent_penalty), dataset, device, batch_size)
+    return Decided(masks, logits, float(agent.policy.macs))
+
+
+def decide_on_the_way(
+    run: Callable[[Tensor], Executed], dataset: Dataset, device: torch.device, batch_size: int
+) -> tuple[Tensor, Tensor]:
+    """Run every image of a split once with a policy inside its CNN.
+
+    Args:
+        run: From normalised images (batch, channels, height, width) to outputs and the masks that were used.
+        dataset: The split.
+        device: Where it runs.
+        batch_size: Images in one forward pass.
+
+    Returns:
+        Masks (images, mask_size) bool and outputs (images, ...) float32, on the CPU.
+    """
     masks, logits = [], []
     for indices in torch.split(torch.arange(len(dataset)), batch_size):
-        run = agent.run(dataset.batch(indices, device=device), agent_penalty)
-        masks.append(run.mask.cpu())
-        logits.append(run.output.float().cpu())
-    return Decided(torch.cat(masks), torch.cat(logits), float(agent.policy.macs))
+        done = run(dataset.batch(indices, device=device))
+        masks.append(done.mask.cpu())
+        logits.append(done.output.float().cpu())
+    return torch.cat(masks), torch.cat(logits)
 
 
 def decide_fixed(agent: Masks | Tensor | NDArray[Any], masked: MaskedCNN, dataset: Dataset) -> Decided:

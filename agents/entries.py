@@ -24,10 +24,11 @@ from prunegym.agents.rivals import (
 )
 from prunegym.agents.training import train_agent
 from prunegym.models.data import Dataset
-from prunegym.models.dynamic import CNNInfo, DynamicCNN
+from prunegym.models.dynamic import DynamicCNN
 from prunegym.models.errors import InvalidInputError, UnknownNameError
 from prunegym.models.gate_policy import GatePolicy, StaticPolicy
 from prunegym.models.masked import MaskedCNN
+from prunegym.models.model_files import CNNInfo
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

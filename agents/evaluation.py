@@ -10,14 +10,16 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
+from prunegym.agents.bench import Bench
 from prunegym.agents.controls import Difficulty, Usage, count_distinct, deal_out, difficulty, static_mask, verdict
 from prunegym.agents.deciding import Agent, Decided, decide_dynamic, decide_fixed, is_masks, shown_penalty
 from prunegym.agents.predicting import PredictorOptions, decide_by_prediction
 from prunegym.models.data import Dataset
-from prunegym.models.dynamic import CNNInfo, DynamicCNN, StoredModel
+from prunegym.models.dynamic import DynamicCNN
 from prunegym.models.errors import InvalidInputError
 from prunegym.models.latency import LatencyTable
 from prunegym.models.masked import MaskedCNN
+from prunegym.models.model_files import CNNInfo, StoredModel
 
 Model: TypeAlias = MaskedCNN | DynamicCNN | StoredModel | nn.Module
 
@@ -89,47 +91,6 @@ JSON_KEYS = (
     "accuracy", "dense_accuracy", "prepared_accuracy", "kept_share", "mac_share", "policy_mac_share",
     "total_mac_share", "mac_share_std", "distinct_masks", "static_accuracy", "shuffled_accuracy", "reward", "images",
 )  # fmt: skip
-
-
-class Bench:
-    """Runs the images of a split under masks, and no image twice under the same mask.
-
-    Args:
-        masked: The CNN, in eval mode.
-        dataset: The images.
-        batch_size: Images in one forward pass.
-
-    Attributes:
-        forwards: Images that have been run.
-    """
-
-    def __init__(self, masked: MaskedCNN, dataset: Dataset, batch_size: int = 250) -> None:
-        self.masked = masked
-        self.dataset = dataset
-        self.batch_size = batch_size
-        self.forwards = 0
-        self._known: list[tuple[Tensor, Tensor]] = []
-
-    def add(self, masks: Tensor, logits: Tensor) -> None:
-        """Remember a run: masks (images, mask_size) bool and the outputs (images, ...) under them."""
-        self._known.append((masks, logits))
-
-    def __call__(self, masks: Tensor) -> Tensor:
-        """Return the outputs (images, ...) float32 on the CPU under masks (images, mask_size) bool, or (mask_size,)."""
-        masks = masks.expand(len(self.dataset), -1)
-        logits = torch.empty(len(masks), *self.masked.graph[self.masked.graph.output].shape[1:])
-        left = torch.ones(len(masks), dtype=torch.bool)
-        for known, output in self._known:
-            same = left & (known == masks).all(1)
-            logits[same] = output[same]
-            left &= ~same
-        device = next(self.masked.parameters()).device
-        for part in torch.split(left.nonzero()[:, 0], self.batch_size) if left.any() else ():
-            images = self.dataset.batch(part, device=device)
-            logits[part] = self.masked(images, masks[part].float().to(device)).float().cpu()
-            self.forwards += len(part)
-        self.add(masks, logits)
-        return logits
 
 
 @torch.no_grad()

@@ -11,12 +11,13 @@ from prunegym.agents.baselines import random_masks_at
 from prunegym.agents.deciding import Masks
 from prunegym.models.budget import meet_target
 from prunegym.models.data import Dataset
-from prunegym.models.dynamic import CNNInfo, DynamicCNN
+from prunegym.models.dynamic import DynamicCNN
 from prunegym.models.features import MaskFeatures
 from prunegym.models.gate_policy import GatePolicy, StaticPolicy, StraightThrough, rollout
 from prunegym.models.imitation import ImitationConfig
 from prunegym.models.joint import TuneConfig
 from prunegym.models.masked import MaskedCNN
+from prunegym.models.model_files import CNNInfo
 from prunegym.models.preparation import PrepareConfig, prepare
 from prunegym.models.static import at_mac_share
 from prunegym.models.training import epoch_batches

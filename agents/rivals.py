@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from prunegym.agents.deciding import Masks, decide_dynamic
 from prunegym.models.budget import meet_target
 from prunegym.models.data import Dataset
-from prunegym.models.dynamic import CNNInfo, DynamicCNN
+from prunegym.models.dynamic import DynamicCNN
 from prunegym.models.gate_policy import StaticPolicy, rollout
 from prunegym.models.joint import TuneConfig
 from prunegym.models.masked import MaskedCNN
+from prunegym.models.model_files import CNNInfo
 from prunegym.models.preparation import PrepareConfig, prepare
 from prunegym.models.static import at_mac_share, prices, static_start, taylor_scores
 

@@ -21,10 +21,11 @@ from prunegym.envs.mask_vec_env import MaskVecEnv
 from prunegym.models.budget import meet_target
 from prunegym.models.checkpoints import load_state
 from prunegym.models.data import Dataset
-from prunegym.models.dynamic import CNNInfo, DynamicCNN
+from prunegym.models.dynamic import DynamicCNN
 from prunegym.models.errors import InvalidInputError
 from prunegym.models.gate_policy import GatePolicy, StaticPolicy
 from prunegym.models.masked import MaskedCNN
+from prunegym.models.model_files import CNNInfo
 from prunegym.models.preparation import PrepareConfig, prepare
 from prunegym.models.runs import begin_run, finish_run
 

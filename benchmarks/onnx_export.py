@@ -24,7 +24,7 @@ import onnxruntime
 import torch
 
 from prunegym.models import CNNInfo, GatePolicy, MaskedCNN, MaskFeatures, Normalisation, build
-from prunegym.models.dynamic import StoredModel
+from prunegym.models.model_files import StoredModel
 from prunegym.models.onnx_export import export_onnx
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from torch import nn
 
-from prunegym.models.dynamic import SHIPPED, CNNInfo, DynamicCNN, read_model, shipped_model
+from prunegym.models.data import Dataset
+from prunegym.models.dynamic import SHIPPED, DynamicCNN, shipped_model
 from prunegym.models.errors import InvalidInputError, UnknownNameError
 from prunegym.models.features import MaskFeatures
-from prunegym.models.zoo import ZOO
+from prunegym.models.masked import MaskedCNN
+from prunegym.models.model_files import CNNInfo, read_model
+from prunegym.models.zoo import ZOO, build
 
 
 class ModelSource(NamedTuple):
@@ -24,6 +29,21 @@ class ModelSource(NamedTuple):
     def dataset(self) -> str:
         """Name of the data set that the model was made for, else ``digits``."""
         return self.info.dataset if self.info is not None else "digits"
+
+    def masked_for(self, dataset: Dataset, device: torch.device) -> MaskedCNN:
+        """Return the frozen CNN for a data set's images, on a device.
+
+        Raises:
+            InvalidInputError: If a given MaskedCNN is not frozen, or the images have another shape than it takes.
+        """
+        masked = _placed(_masked(self.network, dataset), device)
+        needed = masked.graph[masked.graph.input].shape[1:]
+        if needed != dataset.image_shape:
+            raise InvalidInputError(
+                f"The model takes images of shape {needed}, those of data set {dataset.name!r} have "
+                f"{dataset.image_shape} (channels, height, width). Choose a data set or a model that fits the other."
+            )
+        return masked
 
 
 def read_model_argument(model: str | Path | nn.Module) -> ModelSource:
@@ -54,3 +74,20 @@ def read_model_argument(model: str | Path | nn.Module) -> ModelSource:
             "DynamicCNN is needed."
         )
     return ModelSource(model)
+
+
+def _masked(network: str | nn.Module, dataset: Dataset) -> MaskedCNN:
+    if isinstance(network, MaskedCNN):
+        if not network.frozen:
+            raise InvalidInputError("The MaskedCNN is not frozen, so its answers change. Call its freeze() first.")
+        return network
+    if isinstance(network, str):
+        channels, height, _ = dataset.image_shape
+        network = build(network, len(dataset.classes), channels, height)
+    return MaskedCNN(network, torch.zeros(1, *dataset.image_shape))
+
+
+def _placed(masked: MaskedCNN, device: torch.device) -> MaskedCNN:
+    # A model of the user's is never moved away under their hands.
+    there = next(masked.parameters()).device
+    return masked if there.type == device.type else copy.deepcopy(masked).to(device)

@@ -24,7 +24,6 @@ from prunegym.models.features import CLIP, Decision, MaskFeatures, decisions_of
 from prunegym.models.latency import LatencyTable
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.sources import load_dataset
-from prunegym.models.zoo import build
 
 Penalty = float | tuple[float, float]
 OBSERVATIONS = ("features", "image")
@@ -189,8 +188,7 @@ def make_task(
         chosen = dataclasses.replace(chosen, normalisation=source.info.normalisation)
         training = training and dataclasses.replace(training, normalisation=source.info.normalisation)
     where = torch.device(device)
-    masked = _place(_masked(source.network, chosen), where)
-    _check_images(masked, chosen)
+    masked = source.masked_for(chosen, where)
     resolved = resolve_reward(reward, accuracy, masked, latency_table)
     _check_output(masked, chosen, resolved)
     if features is None and source.features is not None and source.features.config["layerwise"] == layerwise:
@@ -219,32 +217,6 @@ def _datasets(dataset: str | Dataset | Mapping[Split, Dataset], split: str) -> t
             raise UnknownNameError("split of the given data sets", split, dataset)
         return dataset.get("train"), dataset[split]
     return load_dataset(dataset, "train"), load_dataset(dataset, split)
-
-
-def _masked(network: str | nn.Module, dataset: Dataset) -> MaskedCNN:
-    if isinstance(network, MaskedCNN):
-        if not network.frozen:
-            raise InvalidInputError("The MaskedCNN is not frozen, so its answers change. Call its freeze() first.")
-        return network
-    if isinstance(network, str):
-        channels, height, _ = dataset.image_shape
-        network = build(network, len(dataset.classes), channels, height)
-    return MaskedCNN(network, torch.zeros(1, *dataset.image_shape))
-
-
-def _place(masked: MaskedCNN, device: torch.device) -> MaskedCNN:
-    # A model of the user's is never moved away under their hands.
-    there = next(masked.parameters()).device
-    return masked if there.type == device.type else copy.deepcopy(masked).to(device)
-
-
-def _check_images(masked: MaskedCNN, dataset: Dataset) -> None:
-    needed = masked.graph[masked.graph.input].shape[1:]
-    if needed != dataset.image_shape:
-        raise InvalidInputError(
-            f"The model takes images of shape {needed}, those of data set {dataset.name!r} have "
-            f"{dataset.image_shape} (channels, height, width). Choose a data set or a model that fits the other."
-        )
 
 
 def _check_output(masked: MaskedCNN, dataset: Dataset, reward: Reward) -> None:

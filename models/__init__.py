@@ -7,7 +7,7 @@ from prunegym.models.checkpoints import load_weights, save_weights
 from prunegym.models.cost import CostModel
 from prunegym.models.data import Dataset, Normalisation, from_arrays
 from prunegym.models.discovery import Gate
-from prunegym.models.dynamic import CNNInfo, DynamicCNN, Prediction, read_model, shipped_model, write_model
+from prunegym.models.dynamic import DynamicCNN, Prediction, shipped_model
 from prunegym.models.features import MaskFeatures
 from prunegym.models.gate_export import as_dynamic_cnn, check_pruning
 from prunegym.models.gate_policy import GatePolicy, StaticPolicy, StraightThrough, rollout
@@ -15,6 +15,7 @@ from prunegym.models.gated_layers import DynamicPrunedConv2d, GateNetwork, Simpl
 from prunegym.models.imitation import ImitationConfig, imitate
 from prunegym.models.joint import TuneConfig, tune
 from prunegym.models.masked import MaskedCNN
+from prunegym.models.model_files import CNNInfo, read_model, write_model
 from prunegym.models.preparation import PrepareConfig, new_policy, prepare
 from prunegym.models.skipping import EXECUTIONS, SkippingCNN
 from prunegym.models.sources import load_dataset

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from prunegym.models.data import Dataset
-from prunegym.models.dynamic import CNNInfo, DynamicCNN
+from prunegym.models.dynamic import DynamicCNN
 from prunegym.models.errors import InvalidInputError
 from prunegym.models.features import MaskFeatures
 from prunegym.models.gate_policy import GatePolicy
 from prunegym.models.gated_layers import SimpleDynamicCNN, gated_layers
 from prunegym.models.masked import MaskedCNN
+from prunegym.models.model_files import CNNInfo
 
 
 class LayerPruning(NamedTuple):

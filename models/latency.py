@@ -82,7 +82,7 @@ class LatencyTable:
         gates: Name and width of each gate.
         fixed: Seconds that depend on no mask.
         parts: Those that do.
-        policy: Seconds of deciding the mask of an image; 0 if the model had no policy.
+        policy: Seconds of deciding the mask of an image, the way of ``execution``; 0 if the model had no policy.
         machine: Where it was measured: processor, cores, threads, versions.
         validation: How far predictions were from end-to-end time, see
             :func:`prunegym.models.latency_measuring.measure`.

@@ -4,149 +4,32 @@ from __future__ import annotations
 
 import itertools
 import statistics
-import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from prunegym.models.discovery import channel_counts
-from prunegym.models.errors import InvalidInputError, UnknownNameError
+from prunegym.models.errors import InvalidInputError
 from prunegym.models.gate_policy import GatePolicy, StaticPolicy
-from prunegym.models.graph import Step
 from prunegym.models.latency import Axis, LatencyTable, Part
+from prunegym.models.latency_timers import (
+    CLOCKS,
+    Clock,
+    Counts,
+    Timer,
+    TorchTimer,
+    make_timer,
+    policy_timer,
+    step_counts,
+)
 from prunegym.models.masked import MaskedCNN
-from prunegym.models.operators import Kind
 from prunegym.models.runs import machine, versions
-from prunegym.models.skipping.kernel_path import translate
-from prunegym.models.skipping.lowering import UnsupportedError, lower
-from prunegym.models.skipping.program import Conv, Layer, Linear
-from prunegym.models.sliced import SlicedCNN
+
+# Who measures a table finds the ways of running here too.
+__all__ = ["Timer", "TorchTimer", "kept_widths", "make_timer", "measure", "step_counts"]
 
 QUARTERS = 4
-CALL = "call"
-"""The part of the compiled kernel that is spent in Python, before and after it runs."""
-Clock = Callable[[], float]
-Counts = tuple[float, ...]
-"""(gates + 1,): channels for each kept channel of a gate, and those that are always there."""
-
-
-class Timer(Protocol):
-    """A way of running a masked CNN on one image, whose parts can be timed.
-
-    Attributes:
-        name: Of the execution.
-        parts: For each part of the network the channels that it reads and makes.
-    """
-
-    name: str
-    parts: dict[str, tuple[Counts, Counts]]
-
-    def prepare(self, mask: Tensor) -> tuple[Callable[[], Mapping[str, float]], Callable[[], object]]:
-        """Return for a mask (mask_size,) bool a function that times each part, and one that just runs."""
-
-
-class TorchTimer:
-    """Physically sliced networks in torch: what a mask costs where it is known before the image comes."""
-
-    name = "torch"
-
-    def __init__(self, masked: MaskedCNN, clock: Clock = time.perf_counter) -> None:
-        self._masked, self._clock = masked, clock
-        self._image = torch.zeros_like(masked_example(masked))
-        names = SlicedCNN(masked, torch.ones(masked.mask_size, dtype=torch.bool)).steps
-        self.parts = {name: step_counts(masked, masked.graph[name]) for name in names}
-
-    def prepare(self, mask: Tensor) -> tuple[Callable[[], Mapping[str, float]], Callable[[], object]]:
-        """Slice the network; see :class:`Timer`."""
-        sliced = SlicedCNN(self._masked, mask)
-        return (lambda: sliced.timed(self._image, self._clock)), (lambda: sliced(self._image))
-
-
-class KernelTimer:
-    """The compiled kernel: it skips masked channels as it goes.
-
-    Raises:
-        MissingDependencyError: If the kernel is not built.
-        InvalidInputError: If it lacks a layer of the network.
-    """
-
-    def __init__(self, masked: MaskedCNN) -> None:
-        self._image = masked_example(masked).contiguous()
-        try:
-            program = lower(masked)
-            self._plan = translate(program).plan
-        except UnsupportedError as error:
-            raise InvalidInputError(
-                f"The compiled kernel cannot run this network: {error} Measure with execution 'torch'."
-            ) from error
-        self.name = f"kernel, {self._plan.variant}"
-        nothing = (0.0,) * (len(masked.gates) + 1)
-        self.parts = dict.fromkeys((self._plan.layers[0], self._plan.layers[-1], CALL), (nothing, nothing))
-        for name, layer in zip(self._plan.layers[1:-1], program.layers, strict=True):
-            self.parts[name] = step_counts(masked, _step_of(masked, layer))
-
-    def prepare(self, mask: Tensor) -> tuple[Callable[[], Mapping[str, float]], Callable[[], object]]:
-        """See :class:`Timer`."""
-        masks = mask[None]
-
-        def timed() -> dict[str, float]:
-            start = time.perf_counter()
-            parts = self._plan.timed(self._image, masks)
-            return {**parts, CALL: time.perf_counter() - start - sum(parts.values())}
-
-        return timed, (lambda: self._plan(self._image, masks))
-
-
-EXECUTIONS = ("torch", "kernel")
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-
-
-def make_timer(execution: str, masked: MaskedCNN, clock: str = "wall") -> Timer:
-    """Return the timer of an execution by name: ``torch`` or ``kernel``.
-
-    Raises:
-        UnknownNameError: If there is none of that name, or no such clock.
-        InvalidInputError: If the kernel is asked for the time of the processor.
-    """
-    if execution not in EXECUTIONS:
-        raise UnknownNameError("execution", execution, EXECUTIONS)
-    if clock not in CLOCKS:
-        raise UnknownNameError("clock", clock, CLOCKS)
-    if execution == "torch":
-        return TorchTimer(masked, CLOCKS[clock])
-    if clock != "wall":
-        raise InvalidInputError("The compiled kernel has a wall clock of its own. Leave --clock out for it.")
-    return KernelTimer(masked)
-
-
-def masked_example(masked: MaskedCNN) -> Tensor:
-    """Return a normalised image of noise (1, channels, height, width) that a CNN takes."""
-    shape = masked.graph[masked.graph.input].shape
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=torch.channels_last)
-
-
-def step_counts(masked: MaskedCNN, step: Step) -> tuple[Counts, Counts]:
-    """Return the channels that a step reads and makes; one that treats them one by one counts as making them."""
-    gates = len(masked.gates)
-    nothing = (0.0,) * (gates + 1)
-
-    def counts(name: str) -> Counts:
-        return tuple(channel_counts(masked.layouts.get(name, ()), gates).tolist())
-
-    if step.kind in (Kind.CONV, Kind.LINEAR):
-        return counts(step.inputs[0]), counts(step.name)
-    sliced = [name for name in (step.name, *step.inputs) if any(counts(name)[:-1])]
-    return nothing, counts(sliced[0]) if sliced else nothing
-
-
-def _step_of(masked: MaskedCNN, layer: Layer) -> Step:
-    """Return the step that reads what a layer reads: its last one may be the sum or ReLU that was fused into it."""
-    if isinstance(layer, Conv | Linear):
-        return next(step for step in masked.graph.steps if layer.label in (step.target, step.name))
-    return masked.graph[layer.name]
 
 
 @torch.inference_mode()
@@ -168,7 +51,7 @@ def measure(
     Args:
         masked: The CNN.
         timer: How it is run.
-        policy: Its policy, whose time is measured in torch.
+        policy: Its policy; deciding is timed as the timer runs it, else in torch.
         clock: Of the policy's and the end-to-end time; ``cpu`` is the process's own, for one thread on a busy machine.
         rounds: Runs of each pattern of widths.
         validation_masks: Random masks, each gate's kept share drawn from 0.1 to 1, on which the error is reported.
@@ -206,7 +89,7 @@ def measure(
         gates=tuple((gate.name, gate.width) for gate in masked.gates),
         fixed=statistics.median(fixed) if fixed else 0.0,
         parts=tuple(_part_of(names[0], key, samples[key]) for key, names in groups.items() if key in samples),
-        policy=0.0 if policy is None else _policy_seconds(masked, policy, rounds, CLOCKS[clock]),
+        policy=0.0 if policy is None else _policy_seconds(policy_timer(timer, masked, policy, CLOCKS[clock]), rounds),
         machine={**machine(), **{name: versions()[name] for name in ("torch", "prunegym")}},
     )
     masks = [_random_mask(masked, generator) for _ in range(validation_masks)]
@@ -277,20 +160,9 @@ def _part_of(name: str, key: tuple[Counts, Counts], times: Mapping[tuple[float, 
     return Part(name, inputs, outputs, seconds)
 
 
-def _policy_seconds(masked: MaskedCNN, policy: GatePolicy | StaticPolicy, rounds: int, clock: Clock) -> float:
-    if isinstance(policy, StaticPolicy):
-        return 0.0
-    state, reads = masked.begin(masked_example(masked)), {}
-    while state.reads is not None:
-        reads[state.gate] = state.reads
-        masked.advance(state, None)
-    runs = []
-    for _ in range(rounds + 1):
-        start = clock()
-        for index, decision in enumerate(policy.decisions):
-            _ = policy.logits(index, policy.features(index, reads[decision.gates[0]])) > 0
-        runs.append(clock() - start)
-    return statistics.median(runs[1:])
+def _policy_seconds(deciding: Callable[[], float], rounds: int) -> float:
+    deciding()
+    return statistics.median(deciding() for _ in range(rounds))
 
 
 def _validated(table: LatencyTable, timer: Timer, masks: list[Tensor], rounds: int, clock: Clock) -> LatencyTable:

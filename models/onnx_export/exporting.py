@@ -10,10 +10,11 @@ from typing import Any, Literal
 import numpy as np
 from torch import nn
 
-from prunegym.models.dynamic import DynamicCNN, StoredModel
+from prunegym.models.dynamic import DynamicCNN
 from prunegym.models.errors import InvalidInputError, UnknownNameError
 from prunegym.models.folding import folded, norm_behind, scale_and_shift
 from prunegym.models.graph import Step, attribute_of
+from prunegym.models.model_files import StoredModel
 from prunegym.models.onnx_export.builder import GraphBuilder, Known
 from prunegym.models.onnx_export.channels import Columns, Kept, cut_gates
 from prunegym.models.onnx_export.decisions import decide

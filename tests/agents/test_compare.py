@@ -24,8 +24,8 @@ from prunegym.agents.results import Result, fingerprint
 from prunegym.agents.rivals import gates_at_best_offset, gates_at_mac_share
 from prunegym.agents.statistics import interval
 from prunegym.models import CNNInfo, DynamicCNN, ImitationConfig, MaskedCNN, load_dataset, shipped_model
-from prunegym.models.dynamic import StoredModel
 from prunegym.models.errors import InvalidInputError, UnknownNameError
+from prunegym.models.model_files import StoredModel
 
 LAYERWISE = "prunegym/LayerwiseChannelMask-v0"
 

@@ -6,6 +6,7 @@ import torch
 
 ONE_STEP, LAYERWISE = IDS = ("prunegym/ChannelMask-v0", "prunegym/LayerwiseChannelMask-v0")
 WIDTHS = (16, 32)
+FULL_MACS = 64 * 16 * 9 + 16 * 16 * 32 * 9 + 32 * 4 * 10
 
 
 @torch.no_grad()
@@ -27,7 +28,7 @@ def counted(mask):
     first, second = (part.double().sum(1) for part in mask.split(WIDTHS, 1))
     weights = first * 9 + first * second * 9 + second * 4 * 10
     macs = 64 * first * 9 + 16 * first * second * 9 + second * 4 * 10
-    return first + second, weights, macs / (64 * 16 * 9 + 16 * 16 * 32 * 9 + 32 * 4 * 10)
+    return first + second, weights, macs / FULL_MACS
 
 
 def random_masks(count, seed=0, keep=0.7):
@@ -38,3 +39,8 @@ def layer_actions(mask):
     """A mask (batch, 48) as the actions of a layer-by-layer episode; bits past a gate's width are nonsense."""
     first, second = mask.numpy()[:, :16], mask.numpy()[:, 16:]
     return [torch.cat([torch.as_tensor(first), torch.full((len(mask), 16), 7.0)], 1).numpy(), second]
+
+
+def actions_of(env_id, mask):
+    """A mask (batch, 48) as the actions of an episode of either environment."""
+    return [mask.numpy()] if env_id == ONE_STEP else layer_actions(mask)

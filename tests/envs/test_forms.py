@@ -1,4 +1,4 @@
-"""The scalar, vector and SB3 forms: both checkers, equal rewards, autoreset, sampling, seeds, groups."""
+"""The scalar, vector and SB3 forms: both checkers, equal rewards, autoreset, what is observed."""
 
 from __future__ import annotations
 
@@ -11,21 +11,17 @@ import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
-from mask_oracle import IDS, LAYERWISE, ONE_STEP, counted, hooked_logits, layer_actions, random_masks
+from mask_oracle import IDS, LAYERWISE, ONE_STEP, actions_of, counted, hooked_logits, layer_actions, random_masks
 from sb3_contrib import TRPO
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
 from torch.utils.flop_counter import FlopCounterMode
 
-from prunegym.envs import GroupAdvantage, MaskSimulator, MaskVecEnv, SelfCritical, make_task
+from prunegym.envs import MaskSimulator, MaskVecEnv
 from prunegym.models.errors import InvalidInputError, UnknownNameError
 from prunegym.models.sources import load_dataset
 
 REGISTERED = sorted(env_id for env_id in gym.registry if env_id.startswith("prunegym/"))
-
-
-def actions_of(env_id, mask):
-    return [mask.numpy()] if env_id == ONE_STEP else layer_actions(mask)
 
 
 def test_these_are_all_ids():
@@ -213,111 +209,6 @@ def test_the_image_is_observed_if_wanted(cnn):
     assert observation in env.observation_space
 
 
-def test_sampling_visits_each_image_once_an_epoch(cnn):
-    """120 images in batches of 50: an epoch ends within a batch."""
-    env = MaskSimulator(make_task(cnn, "digits", "validation"), 50, np.random.default_rng(0))
-    drawn = []
-    for _ in range(12):
-        env.reset()
-        drawn += env.indices.tolist()
-    epochs = [drawn[start : start + 120] for start in range(0, 600, 120)]
-    assert all(sorted(epoch) == list(range(120)) for epoch in epochs)
-    assert len({tuple(epoch) for epoch in epochs}) == 5
-
-
-@pytest.mark.parametrize("env_id", IDS)
-def test_seeds_reproduce_and_differ(env_id, cnn):
-    arguments = {"model": cnn, "dataset": "digits", "augment": True, "penalty": (0.1, 1.0)}
-    mask = random_masks(4)
-
-    def run(env, reset, step):
-        taken = [reset(env)]
-        taken += [step(env, action) for action in actions_of(env_id, mask)]
-        return np.concatenate([observation["features"].ravel() for observation in taken])
-
-    def vector(seed):
-        return run(
-            gym.make_vec(env_id, 4, **arguments), lambda e: e.reset(seed=seed)[0], lambda e, action: e.step(action)[0]
-        )
-
-    def sb3(seed):
-        return run(MaskVecEnv(env_id, 4, seed=seed, **arguments), lambda e: e.reset(), lambda e, a: e.step(a)[0])
-
-    def scalar(seed):
-        return run(gym.make(env_id, **arguments), lambda e: e.reset(seed=seed)[0], lambda e, a: e.step(a[0])[0])
-
-    for form in (vector, sb3, scalar):
-        np.testing.assert_array_equal(form(1), form(1))
-        assert not np.array_equal(form(1), form(2))
-
-
-def test_sb3_seeding_starts_over(cnn):
-    env = MaskVecEnv(ONE_STEP, 4, model=cnn, dataset="digits")
-    runs = []
-    for _ in range(2):
-        env.seed(7)
-        env.reset()
-        runs.append(env.simulator.indices.tolist())
-    assert runs[0] == runs[1]
-    env.reset()
-    assert env.simulator.indices.tolist() != runs[0]
-    assert [info["index"] for info in env.reset_infos] == env.simulator.indices.tolist()
-
-
-def test_penalties_are_drawn_an_episode_observed_and_used(cnn):
-    env = MaskVecEnv(ONE_STEP, 64, seed=0, model=cnn, dataset="digits", penalty=(0.001, 0.02))
-    observation = env.reset()
-    drawn = observation["penalty"][:, 0]
-    assert len(set(drawn.tolist())) == 64
-    assert 0.001 <= drawn.min() < 0.004
-    assert 0.017 < drawn.max() <= 0.02
-    _, rewards, _, infos = env.step(np.ones((64, 48)))
-    correct = np.array([info["correct"] for info in infos])
-    np.testing.assert_allclose(rewards, correct - 48 * drawn, atol=1e-6)
-    scalar = gym.make(ONE_STEP, model=cnn, dataset="digits", penalty=(0.001, 0.02))
-    observation, _ = scalar.reset(options={"penalty": 0.01})
-    assert observation["penalty"] == pytest.approx(0.01)
-
-
-def test_a_group_shares_image_augmentation_and_penalty(cnn):
-    env = MaskVecEnv(ONE_STEP, 12, group=4, seed=0, model=cnn, dataset="digits", penalty=(0.0, 1.0), augment=True)
-    observation = env.reset()
-    for array in (env.simulator.indices.numpy(), observation["penalty"][:, 0], env.simulator._raw.flatten(1).numpy()):
-        groups = array.reshape(3, 4, -1)
-        assert (groups == groups[:, :1]).all()
-        assert len(np.unique(groups[:, 0], axis=0)) == 3
-
-
-def test_group_advantage_against_brute_force(cnn):
-    arguments = {"model": cnn, "dataset": "digits", "seed": 5, "group": 3, "accuracy": "probability"}
-    plain, wrapped = MaskVecEnv(LAYERWISE, 6, **arguments), GroupAdvantage(MaskVecEnv(LAYERWISE, 6, **arguments))
-    plain.reset(), wrapped.reset()
-    for episode in range(2):
-        first, second = layer_actions(random_masks(6, seed=episode))
-        early, total = plain.step(first)[1], 0
-        np.testing.assert_array_equal(wrapped.step(first)[1], early)
-        last = plain.step(second)[1]
-        total = early + last
-        _, rewards, _, infos = wrapped.step(second)
-        for row in range(6):
-            others = [other for other in range(6) if other // 3 == row // 3 and other != row]
-            assert rewards[row] == pytest.approx(last[row] - np.mean([total[other] for other in others]), abs=1e-6)
-            assert infos[row]["episode"]["r"] == pytest.approx(total[row], abs=1e-6)
-
-
-def test_group_advantage_needs_a_group(cnn):
-    with pytest.raises(
-        InvalidInputError, match=r"several masks of an image, but the group is 1. .*MaskVecEnv\(..., group=8\)"
-    ):
-        GroupAdvantage(MaskVecEnv(ONE_STEP, 6, model=cnn, dataset="digits"))
-
-
-@pytest.mark.parametrize(("num_envs", "group"), [(6, 4), (0, 1), (4, 0)])
-def test_group_and_number_must_fit(num_envs, group, cnn):
-    with pytest.raises(InvalidInputError, match=rf"num_envs is {num_envs} and group {group}; .* a multiple of group"):
-        MaskVecEnv(ONE_STEP, num_envs, group=group, model=cnn, dataset="digits")
-
-
 def test_attributes_of_the_sb3_form(cnn):
     env = MaskVecEnv(ONE_STEP, 3, model=cnn, dataset="digits")
     assert env.get_attr("num_envs", [0, 2]) == [3, 3]
@@ -355,77 +246,3 @@ def test_importing_prunegym_registers_and_loads_no_sb3_and_models_need_no_gymnas
         "u.find_spec = lambda name, *more: None if name == 'gymnasium' else find(name, *more); "
     )
     subprocess.run([sys.executable, "-c", blocked + code], check=True)
-
-
-@pytest.mark.parametrize("env_id", IDS)
-def test_lambda_can_be_changed_for_the_episodes_that_have_just_begun(env_id, cnn):
-    env = MaskVecEnv(env_id, 3, seed=0, model=cnn, dataset="digits", reward="macs", penalty=0.2)
-    env.reset()
-    ones = np.ones((3, env.action_space.n))
-
-    def returns(change_at=None):
-        total, dones, step = np.zeros(3), [False], 0
-        while not dones[0]:
-            if step == change_at:
-                env.env_method("set_penalty", 0.9)
-            _, rewards, dones, infos = env.step(ones)
-            total += rewards
-            step += 1
-        return total - [info["correct"] for info in infos]
-
-    np.testing.assert_allclose(returns(), -0.2, atol=1e-6)
-    if env_id == LAYERWISE:  # what has begun to pay goes on paying as it did
-        np.testing.assert_allclose(returns(change_at=1), -0.2, atol=1e-6)
-        np.testing.assert_allclose(returns(), -0.9, atol=1e-6)
-        env.set_penalty(0.2)
-    np.testing.assert_allclose(returns(change_at=0), -0.9, atol=1e-6)
-    with pytest.raises(InvalidInputError, match=r"penalty is -1\.0; a finite number of at least 0"):
-        env.set_penalty(-1)
-    ranged = MaskVecEnv(env_id, 3, seed=0, model=cnn, dataset="digits", penalty=(0.1, 0.9))
-    with pytest.raises(InvalidInputError, match=r"penalty is the range \(0\.1, 0\.9\), from which each episode draws"):
-        ranged.set_penalty(0.5)
-
-
-class Even:
-    """Keeps every other channel, and remembers how many images it was shown."""
-
-    def __init__(self, bits):
-        self.bits, self.shown = bits, []
-
-    def predict(self, observation, *, deterministic):
-        assert deterministic
-        self.shown.append(len(observation["features"]))
-        return np.tile(np.arange(self.bits) % 2 == 0, (self.shown[-1], 1)), None
-
-
-@pytest.mark.parametrize("env_id", IDS)
-def test_self_critical_rewards_are_those_beyond_the_greedy_mask(env_id, cnn):
-    arguments = {"group": 3, "seed": 1, "model": cnn, "dataset": "digits", "reward": "macs", "accuracy": "probability"}
-    plain, wrapped = MaskVecEnv(env_id, 6, **arguments), SelfCritical(MaskVecEnv(env_id, 6, **arguments))
-    greedy = Even(plain.action_space.n)
-    wrapped.follow(greedy)
-    plain.reset(), wrapped.reset()
-    for episode in range(2):
-        total, got, infos = np.zeros(6), np.zeros(6), []
-        for action in actions_of(env_id, random_masks(6, seed=episode)):
-            forced = np.array(action)
-            forced[::3] = greedy.predict({"features": np.zeros((2, 1))}, deterministic=True)[0]
-            total += plain.step(forced)[1]
-            _, rewards, _, infos = wrapped.step(action)
-            got += rewards
-        np.testing.assert_allclose(got, total - np.repeat(total[::3], 3), atol=1e-6)
-        assert (got[::3] == 0).all()
-        assert np.abs(got).max() > 0.01
-        np.testing.assert_allclose([info["episode"]["r"] for info in infos], total, atol=1e-6)
-    assert set(greedy.shown) == {2}
-
-
-def test_self_critical_needs_a_policy_and_a_group(cnn):
-    env = SelfCritical(MaskVecEnv(ONE_STEP, 4, group=2, model=cnn, dataset="digits"))
-    env.reset()
-    with pytest.raises(
-        InvalidInputError, match=r"has no policy to be judged by\. Call env\.follow\(agent\.policy\) first"
-    ):
-        env.step(np.ones((4, env.action_space.n)))
-    with pytest.raises(InvalidInputError, match=r"SelfCritical needs several masks of an image, but the group is 1"):
-        SelfCritical(MaskVecEnv(ONE_STEP, 6, model=cnn, dataset="digits"))

@@ -11,11 +11,12 @@ from mask_oracle import ONE_STEP, random_masks
 
 from prunegym.envs import MaskSimulator, MaskVecEnv, make_task
 from prunegym.models.data import Normalisation
-from prunegym.models.dynamic import CNNInfo, DynamicCNN, shipped_model
+from prunegym.models.dynamic import DynamicCNN, shipped_model
 from prunegym.models.errors import InvalidInputError
 from prunegym.models.features import MaskFeatures
 from prunegym.models.gate_policy import GatePolicy
 from prunegym.models.masked import MaskedCNN
+from prunegym.models.model_files import CNNInfo
 from prunegym.models.sources import load_dataset
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from collections.abc import Callable, Mapping
@@ -9,14 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from many_networks import NETWORKS
 from slicing import randomise
-from test_discovery import NETWORKS
 from torch import Tensor
 
-from prunegym.models import MaskedCNN, build, kernel, shipped_model
+from prunegym.models import GatePolicy, MaskedCNN, MaskFeatures, StaticPolicy, build, kernel, shipped_model
 from prunegym.models.errors import InvalidInputError, MissingDataError, UnknownNameError
 from prunegym.models.latency import Axis, LatencyTable, Part
-from prunegym.models.latency_measuring import TorchTimer, kept_widths, make_timer, measure, step_counts
+from prunegym.models.latency_measuring import kept_widths, measure
+from prunegym.models.latency_timers import TorchTimer, make_timer, policy_timer, step_counts
 from prunegym.models.sliced import SlicedCNN
 
 # Networks of NETWORKS whose masked channels pass something that cannot be sliced.
@@ -119,6 +121,48 @@ def test_the_kernel_is_measured(name: str) -> None:
     assert {gate for part in table.parts for axis in (part.inputs, part.outputs) for gate in axis.each} == set(
         range(len(masked.gates))
     )
+
+
+class DecidingTimer(CountingTimer):
+    def deciding(self, policy: GatePolicy) -> Callable[[], float]:
+        return lambda: 3.0
+
+
+def test_the_policy_is_timed_as_the_way_of_running_decides() -> None:
+    masked = small()
+    policy = GatePolicy(MaskFeatures(masked))
+    table = measure(masked, DecidingTimer(masked), policy, rounds=1, validation_masks=1)
+    assert table.policy == 3.0
+    assert measure(masked, DecidingTimer(masked), rounds=1, validation_masks=1).policy == 0.0
+    static = StaticPolicy(policy.features)
+    assert measure(masked, DecidingTimer(masked), static, rounds=1, validation_masks=1).policy == 0.0
+    assert 0 < measure(masked, CountingTimer(masked), policy, rounds=1, validation_masks=1).policy < 1
+
+
+@pytest.mark.skipif(not kernel.available(), reason=f"no compiled kernel: {kernel.unavailable_reason()}")
+def test_the_kernel_decides_in_its_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    masked = MaskedCNN(build("resnet20"), torch.zeros(1, 3, 32, 32))
+    policy = GatePolicy(MaskFeatures(masked), bias=-2.0)
+    before = copy.deepcopy(policy.state_dict())
+    timer = make_timer("kernel", masked)
+    table = measure(masked, timer, policy, rounds=3, validation_masks=1)
+    in_torch = policy_timer(TorchTimer(masked), masked, policy)
+    in_torch()
+    assert 0 < table.policy < in_torch()
+    torch.testing.assert_close(policy.state_dict(), before, rtol=0, atol=0)
+    monkeypatch.setattr(kernel.Plan, "timed", lambda plan, images: dict.fromkeys(plan.layers, 1.0))
+    assert policy_timer(timer, masked, policy)() == len(masked.gates)
+
+
+@pytest.mark.skipif(not kernel.available(), reason=f"no compiled kernel: {kernel.unavailable_reason()}")
+def test_policies_that_the_kernel_leaves_to_torch_or_refuses() -> None:
+    masked = small()
+    timer = make_timer("kernel", masked)
+    at_once = GatePolicy(MaskFeatures(masked, layerwise=False))
+    assert policy_timer(timer, masked, at_once)() > 0
+    pooled = GatePolicy(MaskFeatures(masked, feature_size=4))
+    with pytest.raises(InvalidInputError, match=r"kernel cannot run this policy: .*Measure with execution 'torch'"):
+        policy_timer(timer, masked, pooled)
 
 
 @pytest.mark.parametrize("name", [name for name, (_, gates) in NETWORKS.items() if gates])

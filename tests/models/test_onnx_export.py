@@ -10,8 +10,8 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from many_networks import NETWORKS
 from slicing import randomise
-from test_discovery import NETWORKS
 from torch import Tensor, nn
 
 from prunegym.models import (
@@ -28,8 +28,8 @@ from prunegym.models import (
     load_dataset,
     shipped_model,
 )
-from prunegym.models.dynamic import StoredModel
 from prunegym.models.errors import InvalidInputError, MissingDependencyError, UnknownNameError
+from prunegym.models.model_files import StoredModel
 from prunegym.models.onnx_export import export_onnx
 from prunegym.models.onnx_export.channels import cut_gates
 

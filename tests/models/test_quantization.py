@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,7 +28,8 @@ from prunegym.models.dynamic import shipped_path
 from prunegym.models.errors import InvalidInputError
 from prunegym.models.quantization import dequantize, dequantized, quantize, quantized_state
 
-CIFAR = Path(__file__).parents[2] / "results/cifar10-jpeg/frozen.safetensors"
+ROOT = Path(__file__).parents[2]
+CIFAR = ROOT / "results/cifar10-jpeg/frozen.safetensors"
 
 
 def figures(model: DynamicCNN, split: str = "test") -> tuple[float, float]:
@@ -140,3 +144,19 @@ def test_damaged_scales(damage: str, tmp_path: Path) -> None:
         match=rf"int8 weight 'network\.features\.0\.weight' of shape \(32, 1, 3, 3\) has {found}; one scale an output",
     ):
         DynamicCNN.load(path)
+
+
+@pytest.mark.slow
+def test_the_benchmark_says_what_int8_weights_cost(tmp_path: Path) -> None:
+    model, path = tmp_path / "mine.safetensors", tmp_path / "found.json"
+    shipped_model("digits").save(model)
+    script = [sys.executable, ROOT / "benchmarks/int8.py", model, "--images", "50", "--rounds", "1", "--json", path]
+    shown = subprocess.run(script, capture_output=True, text=True, check=True).stdout
+    assert "size ratio 0.286 (bar 0.3)" in shown
+    (found,) = json.loads(path.read_text())["results"]
+    assert found["met"]
+    assert found["images"] == 50
+    assert found["float32"]["bytes"] == model.stat().st_size == shipped_path("digits").stat().st_size
+    assert found["size_ratio"] == found["int8"]["bytes"] / found["float32"]["bytes"]
+    assert found["same_prediction"] >= 0.98
+    assert found["time_ratio"] == found["int8"]["seconds"] / found["float32"]["seconds"] > 0

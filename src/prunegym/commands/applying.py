@@ -15,6 +15,7 @@ from prunegym.commands.common import (
     Device,
     Execution,
     JsonFlag,
+    ShownPenalty,
     Threads,
     emit,
     open_trained,
@@ -22,16 +23,15 @@ from prunegym.commands.common import (
     settle,
     table,
 )
-from prunegym.models.dynamic import CNNInfo, DynamicCNN
+from prunegym.models.dynamic import DynamicCNN
 from prunegym.models.errors import InvalidInputError, MissingDataError
+from prunegym.models.model_files import CNNInfo
 
 
 def predict(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files; they are resized.")],
     model: Annotated[str, typer.Option("--model", help="A model file or a shipped model.")] = "digits",
-    penalty: Annotated[
-        float | None, typer.Option(help="lambda, for a model that was trained for a range of them.")
-    ] = None,
+    penalty: ShownPenalty = None,
     execution: Execution = "masked",
     device: Device = "cpu",
     threads: Threads = None,

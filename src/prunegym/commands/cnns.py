@@ -32,12 +32,13 @@ from prunegym.commands.common import (
     with_history,
 )
 from prunegym.models.data import Dataset
-from prunegym.models.dynamic import CNNInfo, DynamicCNN, write_model
+from prunegym.models.dynamic import DynamicCNN
 from prunegym.models.errors import InvalidInputError
 from prunegym.models.gate_policy import GatePolicy, StaticPolicy, rollout
 from prunegym.models.imitation import ImitationConfig
 from prunegym.models.joint import TuneConfig
 from prunegym.models.masked import MaskedCNN
+from prunegym.models.model_files import CNNInfo, write_model
 from prunegym.models.preparation import PrepareConfig
 from prunegym.models.preparation import prepare as prepare_model
 from prunegym.models.runs import begin_run, finish_run

@@ -17,9 +17,10 @@ from rich.table import Table
 from tqdm import tqdm
 
 from prunegym.models.data import Dataset, Normalisation
-from prunegym.models.dynamic import SHIPPED, CNNInfo, StoredModel, read_model, shipped_model
+from prunegym.models.dynamic import SHIPPED, shipped_model
 from prunegym.models.errors import InvalidInputError, UnknownNameError
 from prunegym.models.masked import MaskedCNN
+from prunegym.models.model_files import CNNInfo, StoredModel, read_model
 from prunegym.models.runs import command_line
 from prunegym.models.skipping import EXECUTIONS
 from prunegym.models.sources import load_dataset
@@ -40,6 +41,9 @@ DatasetName = Annotated[
 Device = Annotated[str, typer.Option("--device", help="Torch device, e.g. cpu or cuda.")]
 Execution = Annotated[
     str, typer.Option("--execution", help=f"How masked channels are treated: {', '.join(EXECUTIONS)}.")
+]
+ShownPenalty = Annotated[
+    float | None, typer.Option("--penalty", help="lambda, for a model that was trained for a range of them.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 

@@ -31,10 +31,11 @@ from prunegym.commands.common import (
 )
 from prunegym.commands.learning import Environments, Episodes, EvalImages, TargetMacs, override
 from prunegym.models.data import Dataset
-from prunegym.models.dynamic import DynamicCNN, StoredModel, read_model
+from prunegym.models.dynamic import DynamicCNN
 from prunegym.models.errors import InvalidInputError
 from prunegym.models.gate_policy import check_penalty
 from prunegym.models.latency import LatencyTable, open_table
+from prunegym.models.model_files import StoredModel, read_model
 
 if TYPE_CHECKING:
     from prunegym.agents.compare import Comparison

@@ -15,6 +15,7 @@ from prunegym.commands.common import (
     DatasetName,
     JsonFlag,
     Seed,
+    ShownPenalty,
     Threads,
     emit,
     open_model,
@@ -23,9 +24,9 @@ from prunegym.commands.common import (
     settle,
     table,
 )
-from prunegym.models.dynamic import StoredModel
 from prunegym.models.errors import InvalidInputError
 from prunegym.models.masked import MaskedCNN
+from prunegym.models.model_files import StoredModel
 from prunegym.models.skipping.profiling import Profile
 from prunegym.models.skipping.profiling import profile as measure_profile
 from prunegym.models.timing import random_masks
@@ -41,9 +42,7 @@ def profile(
     image_size: Annotated[
         int | None, typer.Option(help="Height and width of the images, for a network of the zoo; by default 32.", min=1)
     ] = None,
-    penalty: Annotated[
-        float | None, typer.Option(help="lambda, for a model that was trained for a range of them.")
-    ] = None,
+    penalty: ShownPenalty = None,
     compiled: Annotated[bool, typer.Option("--compile", help="Time torch.compile too; takes a compiler.")] = False,
     dataset: DatasetName = None,
     data_root: DataRoot = None,

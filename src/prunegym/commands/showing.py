@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from prunegym.commands.common import DataRoot, DatasetName, JsonFlag, emit, facts, open_model, percent, settle, table
-from prunegym.models.dynamic import SHIPPED, StoredModel
+from prunegym.models.dynamic import SHIPPED
+from prunegym.models.model_files import StoredModel
 from prunegym.models.sources import SOURCES, load_dataset
 from prunegym.models.zoo import ZOO
 

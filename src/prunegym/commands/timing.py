@@ -28,7 +28,8 @@ def latency(
     as_json: JsonFlag = False,
 ) -> None:
     """Measure, image by image, how long each part of a CNN takes at a few kept widths, and check it end to end."""
-    from prunegym.models.latency_measuring import make_timer, measure
+    from prunegym.models.latency_measuring import measure
+    from prunegym.models.latency_timers import make_timer
 
     settle(threads=threads)
     masked, policy, _ = open_model(model)

@@ -1,0 +1,213 @@
+"""Ways of running a masked CNN on one image, timed part by part: what a latency table is measured with."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import time
+from collections.abc import Callable, Mapping
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from prunegym.models.discovery import channel_counts
+from prunegym.models.errors import InvalidInputError, UnknownNameError
+from prunegym.models.gate_policy import GatePolicy, StaticPolicy
+from prunegym.models.graph import Step
+from prunegym.models.masked import MaskedCNN
+from prunegym.models.operators import Kind
+from prunegym.models.skipping.kernel_path import translate
+from prunegym.models.skipping.lowering import UnsupportedError, lower
+from prunegym.models.skipping.paths import decide_first, decides_gate_by_gate
+from prunegym.models.skipping.program import Conv, Layer, Linear
+from prunegym.models.sliced import SlicedCNN
+
+CALL = "call"
+"""The part of the compiled kernel that is spent in Python, before and after it runs."""
+Clock = Callable[[], float]
+Counts = tuple[float, ...]
+"""(gates + 1,): channels for each kept channel of a gate, and those that are always there."""
+
+
+class Timer(Protocol):
+    """A way of running a masked CNN on one image, whose parts can be timed.
+
+    Attributes:
+        name: Of the execution.
+        parts: For each part of the network the channels that it reads and makes.
+    """
+
+    name: str
+    parts: dict[str, tuple[Counts, Counts]]
+
+    def prepare(self, mask: Tensor) -> tuple[Callable[[], Mapping[str, float]], Callable[[], object]]:
+        """Return for a mask (mask_size,) bool a function that times each part, and one that just runs."""
+
+
+@runtime_checkable
+class DecidingTimer(Protocol):
+    """A timer whose way of running has its own way of deciding."""
+
+    def deciding(self, policy: GatePolicy) -> Callable[[], float]:
+        """Return a function that runs one image with a policy, and returns the seconds of deciding all its gates."""
+
+
+class TorchTimer:
+    """Physically sliced networks in torch: what a mask costs where it is known before the image comes."""
+
+    name = "torch"
+
+    def __init__(self, masked: MaskedCNN, clock: Clock = time.perf_counter) -> None:
+        self._masked, self._clock = masked, clock
+        self._image = torch.zeros_like(masked_example(masked))
+        names = SlicedCNN(masked, torch.ones(masked.mask_size, dtype=torch.bool)).steps
+        self.parts = {name: step_counts(masked, masked.graph[name]) for name in names}
+
+    def prepare(self, mask: Tensor) -> tuple[Callable[[], Mapping[str, float]], Callable[[], object]]:
+        """Slice the network; see :class:`Timer`."""
+        sliced = SlicedCNN(self._masked, mask)
+        return (lambda: sliced.timed(self._image, self._clock)), (lambda: sliced(self._image))
+
+
+class KernelTimer:
+    """The compiled kernel: it skips masked channels as it goes.
+
+    Raises:
+        MissingDependencyError: If the kernel is not built.
+        InvalidInputError: If it lacks a layer of the network.
+    """
+
+    def __init__(self, masked: MaskedCNN) -> None:
+        self._masked, self._image = masked, masked_example(masked).contiguous()
+        try:
+            self._program = lower(masked)
+            self._plan = translate(self._program).plan
+        except UnsupportedError as error:
+            raise InvalidInputError(
+                f"The compiled kernel cannot run this network: {error} Measure with execution 'torch'."
+            ) from error
+        self.name = f"kernel, {self._plan.variant}"
+        nothing = (0.0,) * (len(masked.gates) + 1)
+        self.parts = dict.fromkeys((self._plan.layers[0], self._plan.layers[-1], CALL), (nothing, nothing))
+        for name, layer in zip(self._plan.layers[1:-1], self._program.layers, strict=True):
+            self.parts[name] = step_counts(masked, _step_of(masked, layer))
+
+    def prepare(self, mask: Tensor) -> tuple[Callable[[], Mapping[str, float]], Callable[[], object]]:
+        """See :class:`Timer`."""
+        masks = mask[None]
+
+        def timed() -> dict[str, float]:
+            start = time.perf_counter()
+            parts = self._plan.timed(self._image, masks)
+            return {**parts, CALL: time.perf_counter() - start - sum(parts.values())}
+
+        return timed, (lambda: self._plan(self._image, masks))
+
+    def deciding(self, policy: GatePolicy) -> Callable[[], float]:
+        """Time the kernel's own deciding, with all channels on as the policy in torch is; see :class:`DecidingTimer`.
+
+        A policy that decides all gates at once runs in torch, on what the first gate's producer reads, before the
+        kernel does; that is what is timed then.
+
+        Raises:
+            InvalidInputError: If the policy looks at features that the kernel lacks.
+        """
+        if not decides_gate_by_gate(policy):
+            return _seconds_of(lambda: decide_first(self._masked, policy, self._image, None), time.perf_counter)
+        # What a gate looks at depends on the channels kept before it, and how a policy treats noise says little.
+        generous = copy.deepcopy(policy)
+        generous.rescale_logits(0, 1)
+        try:
+            plan, labels = translate(self._program, generous)
+        except UnsupportedError as error:
+            raise InvalidInputError(
+                f"The compiled kernel cannot run this policy: {error} Measure with execution 'torch'."
+            ) from error
+        decides = [label.startswith("decide ") for label in labels]
+        return lambda: sum(itertools.compress(plan.timed(self._image).values(), decides))
+
+
+EXECUTIONS = ("torch", "kernel")
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+def make_timer(execution: str, masked: MaskedCNN, clock: str = "wall") -> Timer:
+    """Return the timer of an execution by name: ``torch`` or ``kernel``.
+
+    Raises:
+        UnknownNameError: If there is none of that name, or no such clock.
+        InvalidInputError: If the kernel is asked for the time of the processor.
+    """
+    if execution not in EXECUTIONS:
+        raise UnknownNameError("execution", execution, EXECUTIONS)
+    if clock not in CLOCKS:
+        raise UnknownNameError("clock", clock, CLOCKS)
+    if execution == "torch":
+        return TorchTimer(masked, CLOCKS[clock])
+    if clock != "wall":
+        raise InvalidInputError("The compiled kernel has a wall clock of its own. Leave --clock out for it.")
+    return KernelTimer(masked)
+
+
+def policy_timer(
+    timer: Timer, masked: MaskedCNN, policy: GatePolicy | StaticPolicy, clock: Clock = time.perf_counter
+) -> Callable[[], float]:
+    """Return a function that gives the seconds in which a policy decides the mask of one image.
+
+    Args:
+        timer: The way of running; one without ``deciding`` leaves the policy to torch.
+        masked: The CNN.
+        policy: Its policy; a static one decides nothing.
+        clock: For a policy in torch.
+    """
+    if isinstance(policy, StaticPolicy):
+        return lambda: 0.0
+    if isinstance(timer, DecidingTimer):
+        return timer.deciding(policy)
+    state, reads = masked.begin(masked_example(masked)), {}
+    while state.reads is not None:
+        reads[state.gate] = state.reads
+        masked.advance(state, None)
+
+    def decide() -> None:
+        for index, decision in enumerate(policy.decisions):
+            _ = policy.logits(index, policy.features(index, reads[decision.gates[0]])) > 0
+
+    return _seconds_of(decide, clock)
+
+
+def _seconds_of(run: Callable[[], object], clock: Clock) -> Callable[[], float]:
+    def timed() -> float:
+        start = clock()
+        run()
+        return clock() - start
+
+    return timed
+
+
+def masked_example(masked: MaskedCNN) -> Tensor:
+    """Return a normalised image of noise (1, channels, height, width) that a CNN takes."""
+    shape = masked.graph[masked.graph.input].shape
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=torch.channels_last)
+
+
+def step_counts(masked: MaskedCNN, step: Step) -> tuple[Counts, Counts]:
+    """Return the channels that a step reads and makes; one that treats them one by one counts as making them."""
+    gates = len(masked.gates)
+    nothing = (0.0,) * (gates + 1)
+
+    def counts(name: str) -> Counts:
+        return tuple(channel_counts(masked.layouts.get(name, ()), gates).tolist())
+
+    if step.kind in (Kind.CONV, Kind.LINEAR):
+        return counts(step.inputs[0]), counts(step.name)
+    sliced = [name for name in (step.name, *step.inputs) if any(counts(name)[:-1])]
+    return nothing, counts(sliced[0]) if sliced else nothing
+
+
+def _step_of(masked: MaskedCNN, layer: Layer) -> Step:
+    """Return the step that reads what a layer reads: its last one may be the sum or ReLU that was fused into it."""
+    if isinstance(layer, Conv | Linear):
+        return next(step for step in masked.graph.steps if layer.label in (step.target, step.name))
+    return masked.graph[layer.name]

@@ -1,0 +1,177 @@
+"""Model files: a CNN, what is known of it, and its gate policy in one safetensors file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors
+import torch
+from torch import Tensor, nn
+
+from prunegym.models.checkpoints import load_tensors, read_weights, write_tensors
+from prunegym.models.data import Dataset, Normalisation
+from prunegym.models.errors import InvalidInputError, MissingDataError
+from prunegym.models.features import MaskFeatures
+from prunegym.models.gate_policy import GatePolicy, StaticPolicy
+from prunegym.models.masked import MaskedCNN
+from prunegym.models.quantization import dequantized, quantized_state
+from prunegym.models.zoo import ZOO, build
+
+FORMAT, QUANTIZED_FORMAT = 1, 2
+"""Float files keep format 1, so that versions which know no int8 weights still read them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CNNInfo:
+    """What a model file says of a CNN beside its weights.
+
+    Attributes:
+        architecture: Name in the zoo; any other name means that the network has to be given at loading.
+        num_classes: Outputs.
+        image_shape: (channels, height, width).
+        normalisation: How images become the network's input.
+        classes: Names of the classes.
+        dataset: Name of the data set that it was trained on.
+        metadata: Anything else, plain JSON: accuracies, the commands that made it.
+    """
+
+    architecture: str
+    num_classes: int
+    image_shape: tuple[int, int, int]
+    normalisation: Normalisation
+    classes: tuple[str, ...]
+    dataset: str
+    metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(cls, architecture: str, dataset: Dataset, metadata: Mapping[str, Any] | None = None) -> CNNInfo:
+        """Describe a network for a data set."""
+        return cls(
+            architecture, len(dataset.classes), dataset.image_shape, dataset.normalisation, dataset.classes,
+            dataset.name, dict(metadata or {}),
+        )  # fmt: skip
+
+    def build(self) -> nn.Module:
+        """Build the network with fresh weights.
+
+        Raises:
+            InvalidInputError: If it is none of the zoo.
+        """
+        if self.architecture not in ZOO:
+            raise InvalidInputError(
+                f"The file holds weights of {self.architecture!r}, which is no network of the zoo. Build it yourself "
+                "and pass it as network=."
+            )
+        return build(self.architecture, self.num_classes, self.image_shape[0], self.image_shape[1])
+
+    def example(self) -> Tensor:
+        """Return a blank input (1, channels, height, width) float32."""
+        return torch.zeros(1, *self.image_shape)
+
+
+class StoredModel(NamedTuple):
+    """A model file's content."""
+
+    masked: MaskedCNN
+    policy: GatePolicy | StaticPolicy | None
+    info: CNNInfo
+
+
+def write_model(
+    path: Path,
+    network: nn.Module,
+    info: CNNInfo,
+    policy: GatePolicy | StaticPolicy | None = None,
+    masked: MaskedCNN | None = None,
+    int8: bool = False,
+) -> None:
+    """Write a CNN, with or without a gate policy, to one safetensors file with JSON metadata.
+
+    Args:
+        path: The file.
+        network: The CNN.
+        info: What is known of it.
+        policy: Its gate policy.
+        masked: The masked CNN, whose choice of gates is stored with the policy.
+        int8: Store the weights of convolutions and linears as int8, one scale an output channel: about a quarter of the
+            size. They are floats again when the file is read, so nothing becomes faster.
+    """
+    state = quantized_state if int8 else nn.Module.state_dict
+    tensors = {f"network.{name}": tensor for name, tensor in state(network).items()}
+    description: dict[str, Any] = {"format": QUANTIZED_FORMAT if int8 else FORMAT, "info": dataclasses.asdict(info)}
+    if policy is not None and masked is not None:
+        tensors |= {f"policy.{name}": tensor for name, tensor in state(policy).items()}
+        description["gates"] = [gate.name for gate in masked.gates]
+        description["features"] = policy.features.config
+        description["policy"] = {"kind": type(policy).__name__, **getattr(policy, "config", {})}
+    write_tensors(path, tensors, {"prunegym": json.dumps(description)})
+
+
+def read_model(path: Path, network: nn.Module | None = None) -> StoredModel:
+    """Read a model file of :func:`write_model`.
+
+    Args:
+        path: The file.
+        network: The network's class with any weights, where it is none of the zoo's.
+
+    Raises:
+        MissingDataError: If there is no such file.
+        InvalidInputError: If it is damaged or was not written by PruneGym.
+    """
+    if not path.exists():
+        raise MissingDataError(f"There is no model file {path}. Check the path.")
+    tensors = read_weights(path)
+    description = _description(path)
+    if description["format"] == QUANTIZED_FORMAT:
+        tensors = dequantized(tensors, str(path))
+    info = _info(description["info"])
+    network = info.build() if network is None else network
+    load_tensors(network, _part(tensors, "network."), str(path))
+    gates = description.get("gates", "auto")
+    masked = MaskedCNN(network, info.example(), gates=gates)
+    if "policy" not in description:
+        return StoredModel(masked, None, info)
+    features = MaskFeatures(masked, **description["features"])
+    options = dict(description["policy"])
+    policy: GatePolicy | StaticPolicy
+    if options.pop("kind") == "StaticPolicy":
+        policy = StaticPolicy(features)
+    else:
+        bounds = options.pop("penalty_range", None)
+        policy = GatePolicy(features, penalty_range=None if bounds is None else (bounds[0], bounds[1]), **options)
+    load_tensors(policy, _part(tensors, "policy."), str(path))
+    return StoredModel(masked, policy, info)
+
+
+def _description(path: Path) -> dict[str, Any]:
+    with safetensors.safe_open(path, framework="pt") as file:
+        text = (file.metadata() or {}).get("prunegym")
+    if text is None:
+        raise InvalidInputError(
+            f"{path} has weights but no description of the network. Bare weights are loaded with "
+            "prunegym.models.load_weights(network, path)."
+        )
+    description: dict[str, Any] = json.loads(text)
+    if description.get("format") not in (FORMAT, QUANTIZED_FORMAT):
+        raise InvalidInputError(
+            f"{path} has format {description.get('format')}; this version of PruneGym reads formats {FORMAT} and "
+            f"{QUANTIZED_FORMAT}. Update it."
+        )
+    return description
+
+
+def _info(raw: dict[str, Any]) -> CNNInfo:
+    normalisation = Normalisation(tuple(raw["normalisation"]["mean"]), tuple(raw["normalisation"]["std"]))
+    channels, height, width = raw["image_shape"]
+    return CNNInfo(
+        raw["architecture"], raw["num_classes"], (channels, height, width), normalisation, tuple(raw["classes"]),
+        raw["dataset"], raw["metadata"],
+    )  # fmt: skip
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

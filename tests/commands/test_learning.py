@@ -1,0 +1,133 @@
+"""``train-cnn``, ``prepare``, ``train`` and ``finetune``, on digits with settings that take seconds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from command_line import CNN, PREPARE, RL, as_json, fail, first_filter, succeed
+
+from prunegym.models import DynamicCNN, TrainConfig, build, load_dataset, read_model, train
+from prunegym.models.gate_policy import StaticPolicy
+
+# Settings that take seconds make weak agents.
+pytestmark = pytest.mark.filterwarnings("ignore::prunegym.agents.callbacks.CollapseWarning")
+
+
+def test_train_cnn_says_how_it_was_made(made: Path) -> None:
+    described = json.loads((made / "cnn/run.json").read_text())
+    assert set(described) == {"settings", "command", "seed", "versions", "machine", "seconds", "results"}
+    assert described["settings"]["train"]["epochs"] == 12
+    assert described["versions"]["torch"] == torch.__version__
+    info = read_model(made / "cnn/cnn.safetensors").info
+    assert info.metadata["dense_accuracy"] == described["results"]["dense_accuracy"]
+    assert info.metadata["dense_accuracy"]["digits/test"] > 0.5
+
+
+def test_train_cnn_goes_on_with_a_checkpoint_of_the_library(made: Path, tmp_path: Path) -> None:
+    """A run that was begun in Python and interrupted ends as the one that the command made in one go."""
+
+    def interrupt(row: dict[str, float]) -> None:
+        if row["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    config = TrainConfig(epochs=12, learning_rate=0.05)
+    with pytest.raises(KeyboardInterrupt):
+        train(
+            build("simple-cnn", 10, 1, 8), load_dataset("digits"), config, checkpoint=tmp_path / "checkpoint.pt",
+            report=interrupt,
+        )  # fmt: skip
+    command = ["train-cnn", "simple-cnn", *CNN, "--learning-rate", "0.05", "--out", tmp_path]
+    assert "has a checkpoint already. Add --resume" in fail(*command)
+    succeed(*command, "--resume")
+    resumed, whole = (read_model(path / "cnn.safetensors").masked.network for path in (tmp_path, made / "cnn"))
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
+
+
+def test_a_folder_with_a_run_is_not_written_over(made: Path) -> None:
+    cnn, agent = made / "cnn", made / "agent"
+    command = ["train-cnn", "simple-cnn", *CNN, "--out", cnn]
+    assert "has a run with other settings (train)" in fail(*command, "--resume")
+    prepared = made / "prepared/prepared.safetensors"
+    assert "has this run already. Add --resume" in fail("train", prepared, *RL, "--out", agent)
+    assert "has a run with other settings" in fail("train", prepared, *RL, "--seed", "1", "--out", agent, "--resume")
+
+
+def test_prepare_keeps_the_dense_accuracy_and_adds_its_own(made: Path) -> None:
+    model = DynamicCNN.load(made / "prepared/prepared.safetensors")
+    cnn = read_model(made / "cnn/cnn.safetensors")
+    assert model.info.metadata["dense_accuracy"] == cnn.info.metadata["dense_accuracy"]
+    assert set(model.info.metadata["prepared_accuracy"]) == {"digits/validation", "digits/test"}
+    assert first_filter(model.masked.network) != first_filter(cnn.masked.network)
+
+
+def test_train_to_a_budget(made: Path, tmp_path: Path) -> None:
+    command = ["train", made / "prepared/prepared.safetensors", *RL, "--target-macs", "0.65", "--out", tmp_path]
+    document = as_json(*command)
+    assert document["best"]["total_mac_share"] == pytest.approx(0.65, abs=0.01)
+    assert document["best"]["penalty"] >= 0
+    found = as_json("evaluate", tmp_path / "model.safetensors", "--split", "validation")
+    assert found["total_mac_share"] == pytest.approx(0.65, abs=0.01)
+
+
+@pytest.mark.parametrize("kind", ["--frozen", "--static", "--taylor"])
+def test_prepare_variants(made: Path, tmp_path: Path, kind: str) -> None:
+    file = made / "cnn/cnn.safetensors"
+    document = as_json("prepare", file, *PREPARE, kind, "--target-macs", "0.6", "--out", tmp_path)
+    model, cnn = DynamicCNN.load(tmp_path / "prepared.safetensors"), read_model(file).masked.network
+    assert isinstance(model.policy, StaticPolicy) == (kind != "--frozen")
+    same = all(torch.equal(cnn.state_dict()[name], value) for name, value in model.masked.network.state_dict().items())
+    assert same == (kind == "--frozen")
+    assert document["total_mac_share"]["digits/validation"] == pytest.approx(0.6, abs=0.1)
+
+
+def test_prepare_with_a_price_of_channels(made: Path, tmp_path: Path) -> None:
+    command = ["prepare", made / "cnn/cnn.safetensors", *PREPARE, "--frozen", "--sparsity"]
+    shares = []
+    for sparsity in ("0", "1"):
+        document = as_json(*command, sparsity, "--gate-learning-rate", "0.05", "--out", tmp_path / sparsity)
+        assert document["kind"] == "L1-sparse gates, CNN frozen"
+        shares.append(document["total_mac_share"]["digits/validation"])
+    assert shares[1] < shares[0] - 0.1
+    met = as_json(*command, "1", "--target-macs", "0.6", "--out", tmp_path / "met")
+    assert met["total_mac_share"]["digits/validation"] == pytest.approx(0.6, abs=0.1)
+    assert "--sparsity would do nothing" in fail(
+        "prepare", made / "cnn/cnn.safetensors", "--taylor", "--sparsity", "1", "--out", tmp_path / "no"
+    )
+
+
+def test_prepare_resumes_to_the_same_model(made: Path, tmp_path: Path) -> None:
+    """Imitation and tuning are taken from the run's checkpoints; the second call gives the first one's file."""
+    command = ["prepare", made / "cnn/cnn.safetensors", *PREPARE, "--out", tmp_path]
+    first = as_json(*command)
+    (tmp_path / "prepared.safetensors").unlink()
+    assert as_json(*command, "--resume") == first
+    assert (tmp_path / "prepared.safetensors").is_file()
+
+
+def test_train_resumes_to_the_same_number_of_steps(made: Path, tmp_path: Path) -> None:
+    prepared = made / "prepared/prepared.safetensors"
+    document = as_json("train", prepared, *RL, "--out", tmp_path)
+    steps = json.loads((tmp_path / "monitor.json").read_text())["history"][-1]["timesteps"]
+    assert steps == 64 * 2
+    (tmp_path / "model.safetensors").unlink()
+    assert as_json("train", prepared, *RL, "--out", tmp_path, "--resume") == document
+    assert (tmp_path / "model.safetensors").is_file()
+    assert (tmp_path / "start.safetensors").is_file()
+
+
+def test_finetune_changes_cnn_and_policy_and_resumes(made: Path, tmp_path: Path) -> None:
+    prepared = made / "prepared/prepared.safetensors"
+    command = [
+        "finetune", prepared, "--rounds", "1", "--cnn-epochs", "1", "--episodes", "64", "--n-envs", "32", "--quiet",
+        "--out", tmp_path,
+    ]  # fmt: skip
+    document = as_json(*command)
+    assert [row["stage"] for row in document["rounds"]] == ["start", "turn 1, CNN", "turn 1, policy"]
+    before, after = DynamicCNN.load(prepared), DynamicCNN.load(tmp_path / "model.safetensors")
+    assert after.masked.frozen
+    assert first_filter(before.masked.network) != first_filter(after.masked.network)
+    assert as_json(*command, "--resume")["rounds"][-1] == document["rounds"][-1]

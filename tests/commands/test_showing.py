@@ -1,0 +1,96 @@
+"""``list``, ``inspect``, ``demo``, and errors of any command."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from command_line import as_json, fail, succeed
+from PIL import Image
+
+from prunegym.models import DynamicCNN
+
+# Settings that take seconds make weak agents.
+pytestmark = pytest.mark.filterwarnings("ignore::prunegym.agents.callbacks.CollapseWarning")
+
+
+def test_module_runs_as_a_command_and_lists_commands() -> None:
+    shown = subprocess.run(
+        [sys.executable, "-m", "prunegym", "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    for command in (
+        "list",
+        "inspect",
+        "train-cnn",
+        "prepare",
+        "train",
+        "finetune",
+        "evaluate",
+        "compare",
+        "predict",
+        "export",
+    ):
+        assert f" {command} " in shown
+
+
+def test_list_has_every_kind_of_name() -> None:
+    document = as_json("list")
+    assert list(document) == [
+        "networks", "data_sets", "shipped_models", "rewards", "accuracy_terms", "recipes", "environments",
+    ]  # fmt: skip
+    assert document["environments"] == ["prunegym/ChannelMask-v0", "prunegym/LayerwiseChannelMask-v0"]
+    assert "resnet20" in succeed("list").stdout
+
+
+def test_inspect_tells_gates_prices_and_rejected_convolutions() -> None:
+    document = as_json("inspect", "resnet20")
+    assert document["gates"][0] == {"name": "layer1.0.conv1", "width": 16, "price": 294_912}
+    assert document["mask_size"] == sum(gate["width"] for gate in document["gates"]) == 336
+    assert document["total_macs"] > document["fixed_macs"] > 0
+    assert set(document["rejected"]) >= {"conv1", "layer3.2.conv2"}
+    assert "layer1.0.conv1" in succeed("inspect", "resnet20").stdout
+
+
+def test_inspect_builds_a_network_for_a_data_set(made: Path) -> None:
+    assert as_json("inspect", "simple-cnn", "--dataset", "digits")["image_shape"] == [1, 8, 8]
+    document = as_json("inspect", made / "agent/model.safetensors")
+    assert [entry["step"] for entry in document["metadata"]["history"]] == [
+        "train-cnn", "prepare, gates", "train, digits",
+    ]  # fmt: skip
+    assert set(document["metadata"]["dense_accuracy"]) == {"digits/validation", "digits/test"}
+
+
+def test_errors_are_one_line_that_says_what_would_be_right(made: Path, tmp_path: Path) -> None:
+    cnn, out = made / "cnn/cnn.safetensors", tmp_path / "out"
+    broken = tmp_path / "broken.png"
+    broken.write_text("no image")
+    assert "Unknown model 'simple-cn'. Did you mean 'simple-cnn'?" in fail("inspect", "simple-cn")
+    assert "Unknown model 'vgg15'. Did you mean 'vgg1" in fail("train-cnn", "vgg15", "--out", out)
+    assert "Did you mean 'digits'?" in fail("train-cnn", "simple-cnn", "--dataset", "digit", "--out", out)
+    assert "Unknown precision 'half'." in fail("train-cnn", "simple-cnn", "--precision", "half", "--out", out)
+    assert "is a network with fresh weights. Train it first" in fail("evaluate", "simple-cnn")
+    assert "There is no model file nowhere.safetensors." in fail("evaluate", "nowhere.safetensors")
+    assert "Unknown recipe 'froze'. Did you mean 'frozen'?" in fail("train", cnn, "--recipe", "froze", "--out", out)
+    assert "is a CNN without a gate policy" in fail("finetune", cnn, "--out", out)
+    assert "is a CNN without a gate policy" in fail("predict", broken, "--model", cnn)
+    assert "is no image file that Pillow can read" in fail(
+        "predict", broken, "--model", made / "agent/model.safetensors"
+    )
+    assert "There is no image gone.png." in fail("predict", "gone.png", "--model", made / "agent/model.safetensors")
+    assert "--images is 601; digits/test has 600 images." in fail("evaluate", cnn, "--images", "601")
+    assert "leave out --static and --frozen" in fail("prepare", cnn, "--taylor", "--frozen", "--out", out)
+    assert "no folder. Give the folder" in fail("evaluate", cnn, "--data-root", tmp_path / "nowhere")
+    assert not out.exists()
+
+
+def test_demo_twice_in_one_folder(tmp_path: Path) -> None:
+    command = ["demo", "--episodes", "256", "--quiet", "--out", tmp_path / "demo"]
+    for _ in range(2):
+        document = as_json(*command)
+    assert list(document["results"])[:3] == ["PPO", "gates before PPO", "keep all"]
+    assert len(document["predictions"]) == 8
+    with Image.open(tmp_path / "demo/masks.png") as picture:
+        assert picture.size[0] > 500
+    assert DynamicCNN.load(tmp_path / "demo/model.safetensors").info.dataset == "digits"

@@ -1,0 +1,182 @@
+"""Networks that MaskedCNN refuses, each with a reason, and unusual ones that it takes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from slicing import randomise
+from small_networks import images, small
+from torch import Tensor, nn
+
+from prunegym.models.errors import InvalidInputError, UntraceableModelError
+from prunegym.models.masked import MaskedCNN
+from prunegym.models.networks import SimpleCNN
+
+
+class Wrapped(nn.Module):
+    """A small CNN, its output handed to a function, for forward passes that we cannot take."""
+
+    def __init__(self, after: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.body, self.after = SimpleCNN(image_size=8, widths=(4,)), after
+
+    def forward(self, x: Tensor) -> object:
+        return self.after(self.body(x))
+
+
+class TwoInputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = SimpleCNN(image_size=8, widths=(4,))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.body(x) + y
+
+
+class OptionalInputs(TwoInputs):
+    def forward(self, x: Tensor, y: Tensor | None = None, double: bool = False, **_: object) -> Tensor:
+        out = self.body(x)
+        if y is not None:
+            out = out + y
+        return 2 * out if double else out
+
+
+class BatchOfOne(TwoInputs):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body.linear(self.body.features(x).view(1, -1))
+
+
+def test_errors() -> None:
+    _, masked = small()
+    example = torch.zeros(1, 3, 8, 8)
+    with pytest.raises(InvalidInputError, match=r"The mask has shape \(3, 9\); \(3, 10\) is needed: one row an image"):
+        masked(images(), torch.ones(3, 9))
+    with pytest.raises(InvalidInputError, match=r"The mask has shape \(2, 10\); \(3, 10\) is needed"):
+        masked(images(), torch.ones(2, 10))
+    with pytest.raises(InvalidInputError, match=r"The mask of gate 'features\.0' has shape \(4,\); \(3, 4\) is needed"):
+        masked.advance(masked.begin(images()), torch.ones(4))
+    broken = SimpleCNN(image_size=8, widths=(4,))
+    broken.linear.bias.data[0] = float("nan")
+    with pytest.raises(InvalidInputError, match=r"SimpleCNN: 'linear\.bias' has NaN or infinite values"):
+        MaskedCNN(broken, example)
+    with pytest.raises(InvalidInputError, match=r"shape \(3, 8, 8\); \(batch, channels, height, width\) is needed"):
+        MaskedCNN(SimpleCNN(image_size=8), example[0])
+    with pytest.raises(UntraceableModelError, match=r"SimpleCNN does not take the example input \(1, 3, 9, 20\): mat1"):
+        MaskedCNN(SimpleCNN(image_size=8), torch.zeros(1, 3, 9, 20))
+    with pytest.raises(
+        UntraceableModelError, match=r"torch\.fx cannot trace Wrapped .*Control flow that depends on the"
+    ):
+        MaskedCNN(Wrapped(lambda out: out if out.sum() > 0 else -out), example)
+    with pytest.raises(UntraceableModelError, match=r"TwoInputs takes several inputs \(x, y\); a network of one image"):
+        MaskedCNN(TwoInputs(), example)
+    with pytest.raises(UntraceableModelError, match=r"Wrapped returns tuple; one tensor \(batch, \.\.\.\) is needed"):
+        MaskedCNN(Wrapped(lambda out: (out, out)), example)
+    with pytest.raises(UntraceableModelError, match="Wrapped returns dict; one tensor"):
+        MaskedCNN(Wrapped(lambda out: {"logits": out}), example)
+    with pytest.raises(UntraceableModelError, match=r"Wrapped returns a tensor \(\); one tensor"):
+        MaskedCNN(Wrapped(lambda out: out.sum()), example)
+    with pytest.raises(UntraceableModelError, match=r"No gate was found in Sequential, .*\(it has no Conv2d\)"):
+        MaskedCNN(nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), example)
+    with pytest.raises(UntraceableModelError, match=r"No gate was found in Conv2d, .*are an output of the network\)"):
+        MaskedCNN(nn.Conv2d(3, 2, 3), example)
+    with pytest.raises(UntraceableModelError, match=r"BatchOfOne takes one image but no batch of two .*written into"):
+        MaskedCNN(BatchOfOne(), example)
+    with pytest.raises(UntraceableModelError, match="Wrapped gives different outputs for the same images in eval mode"):
+        MaskedCNN(Wrapped(lambda out: F.dropout(out, 0.5)), example)
+    with pytest.raises(UntraceableModelError, match="Wrapped gives an image another output when another image is besi"):
+        MaskedCNN(Wrapped(lambda out: out - out.mean(0, keepdim=True)), example)
+
+
+def test_optional_inputs_have_their_defaults() -> None:
+    network = randomise(OptionalInputs())
+    masked = MaskedCNN(network, torch.zeros(1, 3, 8, 8))
+    assert [gate.name for gate in masked.gates] == ["body.features.0"]
+    batch = images().float()
+    torch.testing.assert_close(masked(batch, torch.ones(3, 4)), network(batch))
+
+
+def test_tensors_made_in_forward() -> None:
+    network = randomise(Wrapped(lambda out: out * torch.tensor([2.0]) + torch.full((10,), 3.0)))
+    masked = MaskedCNN(network, torch.zeros(1, 3, 8, 8))
+    batch = images().float()
+    torch.testing.assert_close(masked(batch), network(batch))
+    assert list(masked.network.state_dict()) == list(network.state_dict())
+    torch.testing.assert_close(copy.deepcopy(masked)(batch), network(batch))
+
+
+def test_images_are_untouched_by_a_network_that_begins_in_place() -> None:
+    network = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Conv2d(4, 2, 3))
+    masked = MaskedCNN(randomise(network), torch.zeros(1, 3, 8, 8))
+    batch = images().float()
+    before = batch.clone()
+    masked(batch, torch.rand(3, 4))
+    assert torch.equal(batch, before)
+
+
+def test_what_a_norm_that_starts_at_zero_hides() -> None:
+    """In the zeroed branch a gate that does not hold has no effect, and must be found out all the same."""
+
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(8, 3, 1), nn.BatchNorm2d(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            inner = self.a(x)
+            return x + self.last(self.b(torch.cat([F.hardtanh(inner, 1.0, 2.0), F.relu(inner)], 1)))
+
+    network = randomise(Residual())
+    nn.init.zeros_(network.last.weight)
+    with pytest.raises(UntraceableModelError, match="a: something besides its consumers depends on its channels"):
+        MaskedCNN(network, torch.zeros(1, 3, 8, 8))
+
+
+def test_deep_networks_whose_signal_fades() -> None:
+    """In torch's own initialisation each layer shrinks its signal; the gates still hold, and are found."""
+    layers: list[nn.Module] = [nn.Conv2d(3, 4, 3, padding=1), nn.ReLU()]
+    for _ in range(14):
+        layers += [nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()]
+    masked = MaskedCNN(nn.Sequential(*layers, nn.Flatten(), nn.Linear(256, 3)), torch.zeros(1, 3, 8, 8))
+    assert len(masked.gates) == 15
+
+
+@pytest.mark.parametrize("output", [lambda x: torch.softmax(x, 1), torch.sigmoid, lambda x: F.log_softmax(x, dim=1)])
+def test_outputs_that_saturate(output: Callable[[Tensor], Tensor]) -> None:
+    network = Wrapped(output)
+    masked = MaskedCNN(network, torch.zeros(1, 3, 8, 8))
+    assert [gate.name for gate in masked.gates] == ["body.features.0"]
+
+
+def test_float64_and_bfloat16_modules() -> None:
+    for dtype in (torch.float64, torch.bfloat16):
+        network = randomise(SimpleCNN(image_size=8, widths=(4, 6))).to(dtype)
+        masked = MaskedCNN(network, torch.zeros(1, 3, 8, 8))
+        batch = images().to(dtype)
+        output = masked(batch, torch.ones(3, 10))
+        assert output.dtype == dtype
+        assert torch.equal(output, network(batch))
+
+
+class Viewing(nn.Module):
+    """Flattens by a view, which needs the memory to be laid out channel after channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+        self.linear = nn.Linear(8 * 36, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(F.relu(self.conv(x)).view(x.size(0), -1))
+
+
+def test_a_view_of_images_that_lie_channels_last() -> None:
+    network = randomise(Viewing())
+    masked = MaskedCNN(network, torch.zeros(1, 3, 6, 6))
+    images = torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    expected = network(images)
+    torch.testing.assert_close(masked(images.contiguous(memory_format=torch.channels_last)), expected)
+    torch.testing.assert_close(masked.to(memory_format=torch.channels_last)(images), expected)

@@ -1,0 +1,103 @@
+"""A pass that stops at each gate: what it reads, what it costs, and what is left at its end."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from slicing import randomise
+from small_networks import EXAMPLE, images, small
+from torch import Tensor, nn
+
+from prunegym.models.errors import InvalidInputError
+from prunegym.models.masked import MaskedCNN
+from prunegym.models.zoo import build
+
+
+def test_a_pass_in_segments_reads_what_the_producers_read_and_costs_one_pass() -> None:
+    masked = MaskedCNN(randomise(build("resnet20")), EXAMPLE)
+    batch, mask = images(2, 32).float(), (torch.rand(2, masked.mask_size) < 0.5).float()
+    whole = masked(batch, mask)
+    calls: list[str] = []
+    inputs: dict[str, Tensor] = {}
+
+    def watch(module: nn.Module, given: tuple[Tensor, ...], name: str) -> None:
+        calls.append(name)
+        inputs[name] = given[0].clone()
+
+    layers = [(n, m) for n, m in masked.network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    handles = [layer.register_forward_pre_hook(lambda m, i, n=name: watch(m, i, n)) for name, layer in layers]
+    state = masked.begin(batch, record=True)
+    for index, (gate, part) in enumerate(zip(masked.gates, masked.split(mask), strict=True)):
+        assert state.gate == index
+        assert state.logits is None
+        assert gate.name not in calls
+        reads = state.reads.clone()
+        masked.advance(state, part)
+        assert torch.equal(inputs[gate.name], reads)
+    assert state.gate == len(masked.gates)
+    assert state.reads is None
+    assert torch.equal(state.logits, whole)
+    assert sorted(calls) == sorted(name for name, _ in layers)
+    assert {index: point.shape[1] for index, point in state.points.items()} == dict(
+        enumerate(gate.width for gate in masked.gates)
+    )
+    for handle in handles:
+        handle.remove()
+    with pytest.raises(InvalidInputError, match="The pass is over: every gate has been decided"):
+        masked.advance(state, part)
+
+
+def test_segments_of_branches_that_read_the_same_value() -> None:
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 5, 3), nn.Conv2d(9, 6, 1)
+            self.act, self.fc = nn.ReLU(inplace=True), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            both = torch.cat([self.act(self.a(x)), self.act(self.b(x))], 1)
+            return self.fc(self.act(self.c(both)).mean((2, 3)))
+
+    network = randomise(Branches())
+    masked = MaskedCNN(network, torch.zeros(1, 3, 8, 8))
+    batch, mask = images().float(), (torch.rand(3, 15) < 0.5).float()
+    state = masked.begin(batch)
+    assert torch.equal(state.reads, batch)
+    parts = masked.split(mask)
+    masked.advance(state, parts[0])
+    assert torch.equal(state.reads, batch)
+    masked.advance(state, parts[1])
+    expected = torch.cat([F.relu(network.a(batch)), F.relu(network.b(batch))], 1) * mask[:, :9, None, None]
+    torch.testing.assert_close(state.reads, expected)
+    masked.advance(state, parts[2])
+    torch.testing.assert_close(state.logits, masked(batch, mask))
+
+
+def test_finish_keeps_what_is_left() -> None:
+    network, masked = small()
+    state = masked.begin(images(), record=True)
+    torch.testing.assert_close(masked.finish(state), network(images()))
+    mask = torch.ones(3, masked.mask_size)
+    mask[:, :4] = torch.tensor([0.0, 1, 0, 1])
+    torch.testing.assert_close(
+        masked.finish(masked.advance(masked.begin(images()), mask[:, :4])), masked(images(), mask)
+    )
+
+
+def test_recorded_points_are_not_overwritten() -> None:
+    class InPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.a(x)
+            before = self.b(x)
+            return before + self.c(F.relu_(x))
+
+    network = randomise(InPlace())
+    masked = MaskedCNN(network, torch.zeros(1, 3, 8, 8))
+    state = masked.begin(images().float(), record=True)
+    masked.finish(state)
+    torch.testing.assert_close(state.points[0], network.a(images().float()))
