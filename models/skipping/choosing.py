@@ -9,8 +9,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from prunegym.models.skipping.gather_path import GatherPath
 from prunegym.models.skipping.paths import Path
-from prunegym.models.skipping.torch_path import GatherPath
 from prunegym.models.timing import settle
 
 ROUNDS = 5

@@ -11,11 +11,13 @@ from prunegym.models.errors import InvalidInputError, UnknownNameError
 from prunegym.models.gate_policy import GatePolicy
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.skipping.choosing import Choice, choose
+from prunegym.models.skipping.full_path import FullPath
+from prunegym.models.skipping.gather_path import GatherPath
 from prunegym.models.skipping.kernel_path import KernelPath
 from prunegym.models.skipping.lowering import UnsupportedError, lower
 from prunegym.models.skipping.paths import Executed, MaskedPath, Path, Policy, decide_first, decides_gate_by_gate
 from prunegym.models.skipping.program import Program
-from prunegym.models.skipping.torch_path import FullPath, GatherPath, TracedPath
+from prunegym.models.skipping.traced_path import TracedPath
 
 EXECUTIONS = ("auto", "kernel", "torch", "full", "full-channels-last", "full-traced", "masked")
 """Ways of running: ``kernel`` and ``torch`` skip; ``full`` computes all channels with norms folded, also in another

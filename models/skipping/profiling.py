@@ -14,9 +14,9 @@ from torch import Tensor
 from prunegym.models.gate_policy import GatePolicy
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.skipping.cnn import SkippingCNN
+from prunegym.models.skipping.gather_path import GatherPath
 from prunegym.models.skipping.kernel_path import KernelPath
 from prunegym.models.skipping.paths import Policy, decides_gate_by_gate
-from prunegym.models.skipping.torch_path import GatherPath
 from prunegym.models.timing import Forms, dense_forms, machine, measure
 
 LIMIT = 60.0

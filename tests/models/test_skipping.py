@@ -311,7 +311,7 @@ def test_auto_measures_once_for_each_size_of_batch():
 
 def test_gathered_weights_are_kept_up_to_a_size():
     from prunegym.models.skipping import lower
-    from prunegym.models.skipping.torch_path import GatherPath
+    from prunegym.models.skipping.gather_path import GatherPath
 
     masked = zoo("m-cifarnet")
     path = GatherPath(lower(masked), cached=100_000)
