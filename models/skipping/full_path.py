@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from prunegym.models.gate_policy import GatePolicy
+from prunegym.models.skipping.deciding import Deciding, joined
 from prunegym.models.skipping.masking import Masking, Masks
 from prunegym.models.skipping.paths import Executed
 from prunegym.models.skipping.program import Conv, Program
-from prunegym.models.skipping.torch_layers import conv, decider, joined, run_layer, shaped
+from prunegym.models.skipping.torch_layers import conv, run_layer, shaped
 
 
 class FullPath:
@@ -24,7 +25,7 @@ class FullPath:
     def __init__(self, program: Program, policy: GatePolicy | None = None, *, channels_last: bool = False) -> None:
         self.program, self.policy = program, policy
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
-        self._masking = Masking(program)
+        self._masking, self.deciding = Masking(program), Deciding(program, policy)
         self.weights = {
             layer.name: layer.weight.contiguous(memory_format=self._layout)
             for layer in program.layers
@@ -33,7 +34,7 @@ class FullPath:
 
     def run(self, images: Tensor, mask: Tensor | None, penalty: float | None) -> Executed:
         """See :class:`prunegym.models.skipping.paths.Path`."""
-        program, decide = self.program, decider(self.program, self.policy, mask, penalty)
+        program, decide = self.program, self.deciding.start(mask, penalty)
         masks = Masks(self._masking, mask, shared=len(images) == 1)
         values = {program.input: images.contiguous(memory_format=self._layout)}
         bits: dict[int, Tensor] = {}

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import dataclasses
+from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 
 import torch
 from torch import Tensor
 
 from prunegym.models.gate_policy import GatePolicy
-from prunegym.models.skipping.paths import Executed
-from prunegym.models.skipping.program import Conv, Linear, Program
-from prunegym.models.skipping.torch_layers import conv, decider, finish, joined, linear, run_layer, shaped
+from prunegym.models.skipping.deciding import Deciding, joined
+from prunegym.models.skipping.masking import Masking, Masks
+from prunegym.models.skipping.mixing import GateWay, mix
+from prunegym.models.skipping.paths import Decide, Executed
+from prunegym.models.skipping.program import Conv, Layer, Linear, Program
+from prunegym.models.skipping.slices import Kept, Slices
+from prunegym.models.skipping.torch_layers import conv, finish, linear, run_layer, shaped
+from prunegym.models.timing import clock_for
 
 CACHED_FLOATS = 1 << 24
 """Sliced weights are kept up to this many numbers, 64 MiB in float32."""
@@ -20,16 +27,31 @@ class GatherPath:
     """Removes masked channels: weights are gathered for images with equal masks, so that smaller convolutions run.
 
     It pays on large maps, where gathering weights is cheap beside convolving, and where few masks serve many images.
+    Where it does not pay, a gate is left at full width and masked. Which gates are is measured on the first images,
+    once for each size of group that shares a mask (in powers of two) and number of threads.
 
     Args:
         program: The network.
         policy: Decides gate by gate; None: masks are given.
         cached: Numbers of gathered weights that are kept for the next time that a mask comes.
+        compact: Gates whose masked channels are removed, instead of measuring.
+
+    Attributes:
+        gates: What was taken for each gate for the images that ran last; empty if nothing was measured.
     """
 
-    def __init__(self, program: Program, policy: GatePolicy | None = None, cached: int = CACHED_FLOATS) -> None:
-        self.program, self.policy = program, policy
-        self._slices = _Slices(cached)
+    def __init__(
+        self,
+        program: Program,
+        policy: GatePolicy | None = None,
+        cached: int = CACHED_FLOATS,
+        compact: AbstractSet[int] | None = None,
+    ) -> None:
+        self.program, self.policy, self._compact = program, policy, compact
+        self._masking, self._deciding = Masking(program), Deciding(program, policy)
+        self._slices = Slices(cached)
+        self._mixes: dict[tuple[int, int, bool], tuple[GateWay, ...]] = {}
+        self.gates: tuple[GateWay, ...] = ()
 
     def forget(self) -> None:
         """Drop the gathered weights."""
@@ -38,116 +60,117 @@ class GatherPath:
     def run(self, images: Tensor, mask: Tensor | None, penalty: float | None) -> Executed:
         """See :class:`prunegym.models.skipping.paths.Path`."""
         if mask is None:  # what an image reads after the first gate depends on its mask, so each one goes alone
-            done = [self._run(images[i : i + 1], None, penalty) for i in range(len(images))]
+            done = [self._group(images[i : i + 1], None, penalty) for i in range(len(images))]
             return Executed(torch.cat([one.output for one in done]), torch.cat([one.mask for one in done]))
         if len(images) == 1:
-            return self._run(images, mask, penalty)
+            return self._group(images, mask, penalty)
         distinct, group_of = torch.unique(mask, dim=0, return_inverse=True)
         if len(distinct) == 1:
-            return Executed(self._run(images, mask[:1], penalty).output, mask)
+            return Executed(self._group(images, mask[:1], penalty).output, mask)
         output: Tensor | None = None
         order = group_of.argsort()
         for rows in torch.split(order, torch.bincount(group_of).tolist()):
-            done_rows = self._run(images[rows], mask[rows[:1]], penalty).output
+            done_rows = self._group(images[rows], mask[rows[:1]], penalty).output
             if output is None:
                 output = done_rows.new_empty(len(images), *done_rows.shape[1:])
             output[rows] = done_rows
         assert output is not None
         return Executed(output, mask)
 
-    def _run(self, images: Tensor, mask: Tensor | None, penalty: float | None) -> Executed:
+    def _group(self, images: Tensor, mask: Tensor | None, penalty: float | None) -> Executed:
         """Run images that share one mask (1, mask_size), or one image whose mask is decided on the way."""
-        program, decide = self.program, decider(self.program, self.policy, mask, penalty)
-        values = {program.input: images}
-        bits: dict[int, Tensor] = {}
-        kept: dict[int, _Kept] = {}
+        if self._compact is not None:
+            return self._run(images, mask, penalty, self._compact)
+        key = (len(images).bit_length(), torch.get_num_threads(), mask is None)
+        if key not in self._mixes:
+            self._mixes[key] = mix(self.program, lambda compact: self._timed(images, mask, penalty, compact))
+        self.gates = self._mixes[key]
+        return self._run(images, mask, penalty, {way.gate for way in self.gates if way.compact})
+
+    def _timed(
+        self, images: Tensor, mask: Tensor | None, penalty: float | None, compact: AbstractSet[int]
+    ) -> dict[str, float]:
+        """Return the seconds of each layer; weights are gathered anew, as for a mask that did not come before."""
+        self.forget()
+        seconds: dict[str, float] = {}
+        clock = clock_for(images.device)
+
+        def timed(layer: Layer, state: _State) -> Tensor:
+            start = clock()
+            value = self._layer(layer, state)
+            seconds[layer.name] = clock() - start
+            return value
+
+        self._run(images, mask, penalty, compact, timed)
+        return seconds
+
+    def _run(
+        self,
+        images: Tensor,
+        mask: Tensor | None,
+        penalty: float | None,
+        compact: AbstractSet[int],
+        run: Callable[[Layer, _State], Tensor] | None = None,
+    ) -> Executed:
+        program, run = self.program, run or self._layer
+        values = {program.input: images.contiguous(memory_format=torch.channels_last)}
+        masks = Masks(self._masking, mask, shared=True)
+        state = _State(values, masks, self._deciding.start(mask, penalty), compact, mask is not None)
         for layer, ending in zip(program.layers, program.ending, strict=True):
-            source = program.gates.get(layer.inputs[0])
-            inside = None if source is None else kept[source]
-            if isinstance(layer, Conv):
-                if layer.gate is not None:
-                    x = values[layer.inputs[0]]
-                    bits[layer.gate] = decide(layer.gate, x if mask is not None else _spread(x, inside))
-                    kept[layer.gate] = _Kept(bits[layer.gate][0])
-                outside = None if layer.gate is None else kept[layer.gate]
-                weight, bias = self._slices.get(layer, inside, outside)
-                values[layer.name] = self._conv(layer, values, weight, bias)
-            elif isinstance(layer, Linear) and inside is not None:
-                weight, bias = self._slices.get(layer, inside, None)
-                values[layer.name] = linear(layer, values, weight, bias)
-            elif inside is not None and inside.count == 0:  # torch's pooling takes no empty map
-                values[layer.name] = images.new_empty(len(images), 0, *program.shapes[layer.name][1:])
-            else:
-                values[layer.name] = run_layer(layer, values)
+            values[layer.name] = run(layer, state)
             for name in ending:
                 del values[name]
-        return Executed(shaped(values[program.output], program), joined(bits, mask))
+        return Executed(shaped(values[program.output], program), joined(state.bits, mask))
 
-    def _conv(self, layer: Conv, values: dict[str, Tensor], weight: Tensor, bias: Tensor) -> Tensor:
-        """Convolve; torch refuses to make no channel, and of none it makes maps of the wrong shape."""
-        if weight.shape[0] and weight.shape[1]:
-            return conv(layer, values, weight, bias)
-        images = len(values[layer.inputs[0]])
-        y = bias[None, :, None, None].expand(images, -1, *self.program.shapes[layer.name][1:])
-        return finish(y.clone(), layer, values)
+    def _layer(self, layer: Layer, state: _State) -> Tensor:
+        program, values = self.program, state.values
+        source = program.gates.get(layer.inputs[0])
+        inside = None if source is None else state.kept.get(source)
+        if isinstance(layer, Conv):
+            value = self._conv(layer, state, inside)
+        elif isinstance(layer, Linear) and inside is not None:
+            value = linear(layer, values, *self._slices.get(layer, inside, None))
+        elif inside is not None and inside.count == 0:  # torch's pooling takes no empty map
+            x = values[layer.inputs[0]]
+            value = x.new_empty(len(x), 0, *program.shapes[layer.name][1:])
+        else:
+            value = run_layer(layer, values)
+        gate = program.points.get(layer.name)
+        return value if gate is None or gate in state.compact else state.masks.apply(gate, value)
 
-
-class _Kept:
-    """The kept channels of a gate.
-
-    Attributes:
-        bits: (width) bool.
-        count: Number of kept channels.
-        index: Their indices; None if all are kept.
-        key: Tells masks apart.
-    """
-
-    def __init__(self, bits: Tensor) -> None:
-        self.bits = bits
-        index = bits.nonzero()[:, 0]
-        self.count = len(index)
-        self.index = None if self.count == len(bits) else index
-        self.key = b"" if self.index is None else bits.cpu().numpy().tobytes()
-
-
-class _Slices:
-    """Gathered weights by layer and masks, the latest used up to a size."""
-
-    def __init__(self, size: int) -> None:
-        self._size, self._used = size, 0
-        self._found: OrderedDict[tuple[str, bytes, bytes], tuple[Tensor, Tensor]] = OrderedDict()
-
-    def clear(self) -> None:
-        self._found.clear()
-        self._used = 0
-
-    def get(self, layer: Conv | Linear, inside: _Kept | None, outside: _Kept | None) -> tuple[Tensor, Tensor]:
-        """Return weight and bias of a layer between the kept channels ``inside`` and ``outside``; None: all."""
-        key = (layer.name, b"" if inside is None else inside.key, b"" if outside is None else outside.key)
-        if not key[1] and not key[2]:
-            return layer.weight, layer.bias
-        found = self._found.get(key)
-        if found is not None:
-            self._found.move_to_end(key)
-            return found
-        weight, bias = layer.weight, layer.bias
-        if outside is not None and outside.index is not None:
-            weight, bias = weight.index_select(0, outside.index), bias.index_select(0, outside.index)
-        if inside is not None and inside.index is not None:
-            repeat = weight.shape[1] // len(inside.bits)  # above 1 for the linear layer behind a flattened map
-            if repeat == 1:
-                weight = weight.index_select(1, inside.index)
+    def _conv(self, layer: Conv, state: _State, inside: Kept | None) -> Tensor:
+        gate, outside, masked_bias = layer.gate, None, None
+        x = state.values[layer.inputs[0]]
+        if gate is not None:
+            state.bits[gate] = state.decide(gate, x if state.given else _spread(x, inside))
+            if gate in state.compact:
+                outside = state.kept[gate] = Kept(state.bits[gate][0])
             else:
-                weight = weight.view(len(weight), -1, repeat).index_select(1, inside.index).flatten(1)
-        self._found[key] = (weight, bias)
-        self._used += weight.numel()
-        while self._used > self._size and len(self._found) > 1:
-            _, (old, _) = self._found.popitem(last=False)
-            self._used -= old.numel()
-        return weight, bias
+                state.masks.tell(gate, state.bits[gate])
+                masked_bias = state.masks.bias(gate, layer.bias)
+        weight, bias = self._slices.get(layer, inside, outside)
+        bias = bias if masked_bias is None else masked_bias
+        if weight.shape[0] and weight.shape[1]:
+            return conv(layer, state.values, weight, bias)
+        # Torch refuses to make no channel, and of none it makes maps of the wrong shape.
+        y = bias[None, :, None, None].expand(len(x), -1, *self.program.shapes[layer.name][1:])
+        return finish(y.clone(), layer, state.values)
 
 
-def _spread(x: Tensor, kept: _Kept | None) -> Tensor:
+@dataclasses.dataclass
+class _State:
+    """A run on its way: values by name, masks, and for each compact gate so far the channels that are left."""
+
+    values: dict[str, Tensor]
+    masks: Masks
+    decide: Decide
+    compact: AbstractSet[int]
+    given: bool
+    bits: dict[int, Tensor] = dataclasses.field(default_factory=dict)
+    kept: dict[int, Kept] = dataclasses.field(default_factory=dict)
+
+
+def _spread(x: Tensor, kept: Kept | None) -> Tensor:
     """Return a map of all channels, zeros where they are masked."""
     if kept is None or kept.index is None:
         return x

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from typing import cast
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prunegym.models.gate_policy import GatePolicy
-from prunegym.models.skipping.paths import Decide, decide_as_given, decide_by
 from prunegym.models.skipping.program import Add, Average, Conv, Layer, Linear, MaxPool, Other, Program, Subsample
 
 
@@ -29,8 +26,8 @@ def run_layer(layer: Layer, values: dict[str, Tensor]) -> Tensor:
     if isinstance(layer, Average):
         return x.mean((2, 3), keepdim=True)
     if isinstance(layer, Subsample):
-        after = layer.channels - x.shape[1] - layer.offset
-        return F.pad(x[:, :, :: layer.stride, :: layer.stride], (0, 0, 0, 0, layer.offset, after))
+        after = layer.channels - int(x.shape[1]) - layer.offset  # as int it is no operation of a trace
+        return F.pad(x[..., :: layer.stride, :: layer.stride], (0, 0, 0, 0, layer.offset, after))
     return cast(Other, layer).run(values)
 
 
@@ -53,19 +50,7 @@ def linear(layer: Linear, values: dict[str, Tensor], weight: Tensor, bias: Tenso
     return y.relu_() if layer.relu else y
 
 
-def decider(program: Program, policy: GatePolicy | None, mask: Tensor | None, penalty: float | None) -> Decide:
-    """Return what tells each gate's bits: the mask that is given, else the policy."""
-    if mask is not None:
-        return decide_as_given(mask, program.widths)
-    assert policy is not None
-    return decide_by(policy, penalty)
-
-
-def joined(bits: dict[int, Tensor], mask: Tensor | None) -> Tensor:
-    """Return the masks that were used, (batch, mask_size) bool."""
-    return mask if mask is not None else torch.cat([bits[gate] for gate in sorted(bits)], dim=1)
-
-
 def shaped(value: Tensor, program: Program) -> Tensor:
     """Return the output in the network's own shape, which flattening has been left out of."""
-    return value.reshape(value.shape[0], *program.shapes[program.output])
+    shape = program.shapes[program.output]
+    return value if value.ndim == len(shape) + 1 else value.reshape(value.shape[0], *shape)

@@ -43,14 +43,18 @@ class TracedPath:
     def run(self, images: Tensor, mask: Tensor | None, penalty: float | None) -> Executed:
         """See :class:`prunegym.models.skipping.paths.Path`."""
         # One image is masked by biases, which the trace of it has for good; more images are multiplied.
-        traced = self._traced(mask is not None, None if mask is not None else penalty, len(images) == 1)
-        return Executed(*(traced(images) if mask is None else traced(images, mask)))
+        single = len(images) == 1
+        if mask is None:
+            return Executed(*self._traced(False, penalty, single)(images))
+        return Executed(*self._traced(True, None, single)(images, mask))
 
     def _trace(self, given: bool, penalty: float | None, single: bool) -> Callable[..., tuple[Tensor, Tensor]]:
         program, batch = self._full.program, 1 if single else 2
         images = torch.zeros(batch, *program.shapes[program.input]).to(next(iter(self._full.weights.values())))
         mask = torch.ones(batch, sum(program.widths), dtype=torch.bool, device=images.device)
         example = (images, mask) if given else (images,)
+        if not given:
+            self._full.deciding.heads(penalty)  # folded here, the trace has them as constants
         with warnings.catch_warnings():  # torch calls its tracer deprecated; it is still the fastest on small networks
             warnings.simplefilter("ignore")
             traced = torch.jit.trace(_Traceable(self._full, penalty).eval(), example, check_trace=False)  # type: ignore[no-untyped-call]
@@ -66,7 +70,6 @@ class _Traceable(nn.Module):
     def __init__(self, path: FullPath, penalty: float | None) -> None:
         super().__init__()
         self._path, self._penalty = path, penalty
-        self.policy = path.policy  # the tracer takes parameters of submodules, and no others that could be trained
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         done = self._path.run(images, mask, self._penalty)
