@@ -19,8 +19,8 @@ from prunegym.models.skipping.slices import Kept, Slices
 from prunegym.models.skipping.torch_layers import conv, finish, linear, run_layer, shaped
 from prunegym.models.timing import clock_for
 
-CACHED_FLOATS = 1 << 24
-"""Sliced weights are kept up to this many numbers, 64 MiB in float32."""
+CACHED_COPIES = 4
+"""Gathered weights are kept up to this many times the network's own: eight masks that keep half of each gate are 2."""
 
 
 class GatherPath:
@@ -33,7 +33,8 @@ class GatherPath:
     Args:
         program: The network.
         policy: Decides gate by gate; None: masks are given.
-        cached: Numbers of gathered weights that are kept for the next time that a mask comes.
+        cached: Numbers of gathered weights that are kept for the next time that a mask comes; None: four times the
+            network's own.
         compact: Gates whose masked channels are removed, instead of measuring.
 
     Attributes:
@@ -44,12 +45,13 @@ class GatherPath:
         self,
         program: Program,
         policy: GatePolicy | None = None,
-        cached: int = CACHED_FLOATS,
+        cached: int | None = None,
         compact: AbstractSet[int] | None = None,
     ) -> None:
         self.program, self.policy, self._compact = program, policy, compact
         self._masking, self._deciding = Masking(program), Deciding(program, policy)
-        self._slices = Slices(cached)
+        own = sum(layer.weight.numel() for layer in program.layers if isinstance(layer, Conv | Linear))
+        self._slices = Slices(CACHED_COPIES * own if cached is None else cached)
         self._mixes: dict[tuple[int, int, bool], tuple[GateWay, ...]] = {}
         self.gates: tuple[GateWay, ...] = ()
 
@@ -90,8 +92,9 @@ class GatherPath:
     def _timed(
         self, images: Tensor, mask: Tensor | None, penalty: float | None, compact: AbstractSet[int]
     ) -> dict[str, float]:
-        """Return the seconds of each layer; weights are gathered anew, as for a mask that did not come before."""
-        self.forget()
+        """Return the seconds of each layer."""
+        if len(images) == 1:  # its mask may never come again; a mask that several images share is taken for a usual one
+            self.forget()
         seconds: dict[str, float] = {}
         clock = clock_for(images.device)
 

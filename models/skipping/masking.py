@@ -71,9 +71,9 @@ class Masks:
             return
         # All gates at once: a small network's layers take little longer than the operations for one gate would.
         if shared and masking.by_bias:
-            self._biases = torch.where(mask[0], masking.biases, masking.low).split(masking.widths)
+            self._biases = torch.split(torch.where(mask[0], masking.biases, masking.low), masking.widths)
         if not shared or len(masking.by_bias) < len(masking.widths):
-            self._factors = _factors(mask[:1] if shared else mask, masking).split(masking.widths, 1)
+            self._factors = torch.split(_factors(mask[:1] if shared else mask, masking), masking.widths, 1)
 
     def tell(self, gate: int, bits: Tensor) -> None:
         """Take a gate's bits (batch, width) bool from a policy."""

@@ -47,10 +47,8 @@ class Slices:
 
     def _all(self, layer: Conv | Linear) -> Tensor:
         """Return all weights, a convolution's as maps are in memory; gathering is faster from the usual layout."""
-        if isinstance(layer, Linear):
-            return layer.weight
         if layer.name not in self._whole:
-            self._whole[layer.name] = layer.weight.contiguous(memory_format=torch.channels_last)
+            self._whole[layer.name] = _as_maps(layer.weight)
         return self._whole[layer.name]
 
     def get(self, layer: Conv | Linear, inside: Kept | None, outside: Kept | None) -> tuple[Tensor, Tensor]:
@@ -60,6 +58,8 @@ class Slices:
             return self._all(layer), layer.bias
         found = self._found.get(key)
         if found is not None:
+            # A mask that comes again may come often: then the layout that torch would copy weights into pays.
+            found = self._found[key] = _as_maps(found[0]), found[1]
             self._found.move_to_end(key)
             return found
         weight, bias = layer.weight, layer.bias
@@ -77,3 +77,8 @@ class Slices:
             _, (old, _) = self._found.popitem(last=False)
             self._used -= old.numel()
         return weight, bias
+
+
+def _as_maps(weight: Tensor) -> Tensor:
+    """Return a convolution's weight in the layout of channels-last maps, and others as they are."""
+    return weight.contiguous(memory_format=torch.channels_last) if weight.ndim == 4 else weight
