@@ -58,7 +58,8 @@ class TracedPath:
         with warnings.catch_warnings():  # torch calls its tracer deprecated; it is still the fastest on small networks
             warnings.simplefilter("ignore")
             traced = torch.jit.trace(_Traceable(self._full, penalty).eval(), example, check_trace=False)  # type: ignore[no-untyped-call]
-            frozen = cast("Callable[..., tuple[Tensor, Tensor]]", torch.jit.freeze(traced))
+            # Without the hooks of a module's own call, which take some microseconds.
+            frozen = cast("Callable[..., tuple[Tensor, Tensor]]", torch.jit.freeze(traced).forward)
             for _ in range(2):  # torch optimises it in the first calls
                 frozen(*example)
         return frozen
