@@ -83,6 +83,21 @@ def dense_forms(network: nn.Module, images: Tensor, compiled: bool = False) -> t
     return forms, failed
 
 
+def clock_for(device: torch.device) -> Callable[[], float]:
+    """Return what gives seconds for work on a device that is asked for in this thread.
+
+    With one thread it is the thread's own time, so that what else runs on the machine changes no choice.
+    """
+    if device.type == "cuda":
+
+        def synchronised() -> float:
+            torch.cuda.synchronize(device)
+            return time.perf_counter()
+
+        return synchronised
+    return time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+
+
 def settle(form: Callable[[], object]) -> None:
     """Run a form until torch's workers, which spin for a while after the form before, leave the cores to it.
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
+from prunegym.models.skipping.gather_path import GatherPath
+from prunegym.models.skipping.mixing import GateWay
 from prunegym.models.skipping.paths import Path
-from prunegym.models.skipping.torch_path import GatherPath
-from prunegym.models.timing import settle
+from prunegym.models.timing import clock_for, settle
 
 ROUNDS = 5
 LONG = 0.2
@@ -28,6 +27,7 @@ class Choice:
         images: Images that were measured with.
         threads: Threads of torch then.
         masks_given: Whether masks came with the images, instead of being decided on the way.
+        gates: What the torch path took for each gate, and with what times.
     """
 
     execution: str
@@ -35,6 +35,7 @@ class Choice:
     images: int
     threads: int
     masks_given: bool
+    gates: tuple[GateWay, ...] = ()
 
     @property
     def key(self) -> tuple[int, int, bool]:
@@ -75,7 +76,8 @@ def choose(
         seconds[name] += [_time(paths[name], images, mask, penalty) for _ in range(ROUNDS)]
     shortest = {name: min(values) for name, values in seconds.items()}  # what else the machine does only adds to them
     fastest = min(shortest, key=lambda name: shortest[name])
-    return Choice(fastest, shortest, len(images), key[1], mask is not None)
+    gates = next((path.gates for path in paths.values() if isinstance(path, GatherPath)), ())
+    return Choice(fastest, shortest, len(images), key[1], mask is not None, gates)
 
 
 def _settle(path: Path, images: Tensor, mask: Tensor | None, penalty: float | None) -> None:
@@ -86,14 +88,9 @@ def _settle(path: Path, images: Tensor, mask: Tensor | None, penalty: float | No
 def _time(path: Path, images: Tensor, mask: Tensor | None, penalty: float | None) -> float:
     if isinstance(path, GatherPath):
         path.forget()  # the next images have other masks; weights gathered for these would make it look too good
-    # On one thread the thread's own time is taken: what else runs on the machine does not change the choice.
-    clock = time.thread_time if torch.get_num_threads() == 1 and not images.is_cuda else time.perf_counter
-    if images.is_cuda:
-        torch.cuda.synchronize(images.device)
+    clock = clock_for(images.device)
     start = clock()
     path.run(images, mask, penalty)
-    if images.is_cuda:
-        torch.cuda.synchronize(images.device)
     return clock() - start
 
 

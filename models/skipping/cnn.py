@@ -11,11 +11,13 @@ from prunegym.models.errors import InvalidInputError, UnknownNameError
 from prunegym.models.gate_policy import GatePolicy
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.skipping.choosing import Choice, choose
+from prunegym.models.skipping.full_path import FullPath
+from prunegym.models.skipping.gather_path import GatherPath
 from prunegym.models.skipping.kernel_path import KernelPath
 from prunegym.models.skipping.lowering import UnsupportedError, lower
 from prunegym.models.skipping.paths import Executed, MaskedPath, Path, Policy, decide_first, decides_gate_by_gate
 from prunegym.models.skipping.program import Program
-from prunegym.models.skipping.torch_path import FullPath, GatherPath, TracedPath
+from prunegym.models.skipping.traced_path import TracedPath
 
 EXECUTIONS = ("auto", "kernel", "torch", "full", "full-channels-last", "full-traced", "masked")
 """Ways of running: ``kernel`` and ``torch`` skip; ``full`` computes all channels with norms folded, also in another
@@ -56,8 +58,10 @@ class SkippingCNN:
         if execution not in EXECUTIONS:
             raise UnknownNameError("execution", execution, EXECUTIONS)
         self.masked, self.policy, self.execution = masked, policy, execution
+        self._shape = masked.graph[masked.graph.input].shape[1:]
         self.choices: list[Choice] = []
         self.unavailable: dict[str, str] = {}
+        self._on_the_way = decides_gate_by_gate(policy)
         self._paths: dict[str, Path] = {}
         self._make_paths()
         if execution != "auto" and execution not in self._paths:
@@ -79,7 +83,7 @@ class SkippingCNN:
         except UnsupportedError as error:
             reason = str(error)
         # A policy that decides everything at once is asked before; gate by gate it is part of the path.
-        policy = self.policy if isinstance(self.policy, GatePolicy) and decides_gate_by_gate(self.policy) else None
+        policy = self.policy if isinstance(self.policy, GatePolicy) and self._on_the_way else None
         makers: dict[str, Callable[[Program], Path]] = {
             "kernel": lambda program: KernelPath(program, policy),
             "torch": lambda program: GatherPath(program, policy),
@@ -100,7 +104,6 @@ class SkippingCNN:
         if not self._paths or self.execution in ("auto", "masked"):
             self._paths["masked"] = MaskedPath(self.masked, policy)
 
-    @torch.no_grad()
     def __call__(self, images: Tensor, mask: Tensor | None = None, penalty: float | None = None) -> Executed:
         """Run images.
 
@@ -116,14 +119,26 @@ class SkippingCNN:
             InvalidInputError: If a shape is wrong, or a mask has other values.
         """
         self._check(images, mask)
-        if mask is None and self.policy is not None and not decides_gate_by_gate(self.policy):
-            mask = decide_first(self.masked, self.policy, images, penalty)
-        elif mask is None and self.policy is None:
-            mask = torch.ones(len(images), self.masked.mask_size, dtype=torch.bool, device=images.device)
-        bits = None if mask is None else mask.to(device=images.device, dtype=torch.bool)
+        if torch.is_grad_enabled():
+            with torch.no_grad():
+                return self._run(images, mask, penalty)
+        return self._run(images, mask, penalty)
+
+    def _run(self, images: Tensor, mask: Tensor | None, penalty: float | None) -> Executed:
+        if mask is None and not self._on_the_way:
+            mask = self._masks_before(images, penalty)
+        bits = mask
+        if mask is not None and (mask.dtype != torch.bool or mask.device != images.device):
+            bits = mask.to(device=images.device, dtype=torch.bool)
         if len(images) == 0:
             return MaskedPath(self.masked, self.policy).run(images, bits, penalty)
         return self._paths[self.way(images, bits, penalty)].run(images, bits, penalty)
+
+    def _masks_before(self, images: Tensor, penalty: float | None) -> Tensor:
+        """Return the masks (batch, mask_size) of a policy that decides everything at once; without one all ones."""
+        if self.policy is None:
+            return torch.ones(len(images), self.masked.mask_size, dtype=torch.bool, device=images.device)
+        return decide_first(self.masked, self.policy, images, penalty)
 
     def path(self, name: str) -> Path:
         """Return a way that is available, by name."""
@@ -145,11 +160,10 @@ class SkippingCNN:
         return self.choices[-1].execution
 
     def _check(self, images: Tensor, mask: Tensor | None) -> None:
-        shape = self.masked.graph[self.masked.graph.input].shape[1:]
-        if tuple(images.shape[1:]) != shape or not images.is_floating_point():
+        if images.shape[1:] != self._shape or not images.is_floating_point():
             raise InvalidInputError(
                 f"Images are {images.dtype} {tuple(images.shape)}; normalised floats of shape (batch, "
-                f"{', '.join(map(str, shape))}) are needed, the size that the CNN was masked for."
+                f"{', '.join(map(str, self._shape))}) are needed, the size that the CNN was masked for."
             )
         if mask is None:
             return

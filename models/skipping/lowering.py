@@ -63,6 +63,8 @@ def lower(masked: MaskedCNN) -> Program:
     for layer in layers:
         if isinstance(layer, Norm):
             raise UnsupportedError(f"Layer {layer.label!r} is a batch norm that no convolution comes right before.")
+    for gate in {*range(len(masked.gates))} - {layer.gate for layer in layers if isinstance(layer, Conv)}:
+        raise UnsupportedError(f"Gate {masked.gates[gate].name!r} is on a layer that is no plain convolution.")
     points = {lowering.resolve(gate.point): index for index, gate in enumerate(masked.gates)}
     missing = points.keys() - {layer.name for layer in layers}
     if missing:

@@ -54,11 +54,6 @@ def decide_first(masked: MaskedCNN, policy: Policy, images: Tensor, penalty: flo
     return policy.logits(0, policy.features(0, reads), penalty) > 0
 
 
-def decide_by(policy: GatePolicy, penalty: float | None) -> Decide:
-    """Return the function that decides one gate after the other."""
-    return lambda gate, reads: policy.logits(gate, policy.features(gate, reads), penalty) > 0
-
-
 def decide_as_given(mask: Tensor, widths: tuple[int, ...]) -> Decide:
     """Return a function that deals out masks (images, mask_size) that are known already."""
     parts = torch.split(mask, list(widths), dim=1)

@@ -14,9 +14,10 @@ from torch import Tensor
 from prunegym.models.gate_policy import GatePolicy
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.skipping.cnn import SkippingCNN
+from prunegym.models.skipping.gather_path import GatherPath
 from prunegym.models.skipping.kernel_path import KernelPath
+from prunegym.models.skipping.mixing import GateWay
 from prunegym.models.skipping.paths import Policy, decides_gate_by_gate
-from prunegym.models.skipping.torch_path import GatherPath
 from prunegym.models.timing import Forms, dense_forms, machine, measure
 
 LIMIT = 60.0
@@ -54,6 +55,7 @@ class Profile:
         mac_share: Mean MAC share of the masks, the policy's own included.
         kept_share: Mean kept share.
         layers: Layer by layer in the kernel, if it can run the network.
+        gates: For each gate what the torch path does, and the measured times that speak for it, if it can run it.
         batch: Images in a batch.
         masks: Where masks came from.
         machine: What it ran on.
@@ -68,6 +70,7 @@ class Profile:
     mac_share: float
     kept_share: float
     layers: tuple[LayerTime, ...]
+    gates: tuple[GateWay, ...]
     batch: int
     masks: str
     machine: dict[str, Any]
@@ -149,7 +152,7 @@ def profile(
         found["dense"], found["skipping"], found["reference"], choice, fast.choices[-1].reason,
         {**failed, **fast.unavailable}, macs, float(mask.float().mean()),
         _layers(masked, kernel, batches, given, policy, penalty, rounds) if isinstance(kernel, KernelPath) else (),
-        len(batches[0]), "given" if masks is not None else "by the policy", machine(),
+        fast.choices[-1].gates, len(batches[0]), "given" if masks is not None else "by the policy", machine(),
     )  # fmt: skip
 
 

@@ -88,6 +88,15 @@ def _open(model: str, image_size: int | None) -> StoredModel:
 
 
 def _tables(model: str, found: Profile) -> list[Table | str]:
+    shown = _forms(model, found)
+    if found.layers:
+        shown.append(_layers(found))
+    if found.gates:
+        shown.append(_gates(found))
+    return shown
+
+
+def _forms(model: str, found: Profile) -> list[Table | str]:
     groups = {"dense, ": found.dense, "": {**found.skipping, **found.reference}}
     rows = [
         [f"{prefix}{name}", f"{1e3 * seconds:.3f}", f"{found.ratio(seconds):.3f}"]
@@ -103,16 +112,29 @@ def _tables(model: str, found: Profile) -> list[Table | str]:
     )
     shown: list[Table | str] = [table(title, ["form", "ms", "ratio"], rows, caption), f"auto: {found.reason}"]
     shown += [f"{name} cannot be run: {reason}" for name, reason in found.failed.items()]
-    if found.layers:
-        lines = [
-            [
-                row.layer, "" if row.kept is None else percent(row.kept), f"{1e6 * row.seconds:.1f}",
-                "" if row.seconds_full is None else f"{1e6 * row.seconds_full:.1f}",
-            ]
-            for row in found.layers
-        ]  # fmt: skip
-        columns = ["layer", "channels kept", "us an image", "all channels"]
-        shown.append(
-            table("In the kernel, one thread", columns, lines, "Norms, sums and ReLUs are in the layer before.")
-        )
     return shown
+
+
+def _layers(found: Profile) -> Table:
+    rows = [
+        [
+            row.layer, "" if row.kept is None else percent(row.kept), f"{1e6 * row.seconds:.1f}",
+            "" if row.seconds_full is None else f"{1e6 * row.seconds_full:.1f}",
+        ]
+        for row in found.layers
+    ]  # fmt: skip
+    columns = ["layer", "channels kept", "us an image", "all channels"]
+    return table("In the kernel, one thread", columns, rows, "Norms, sums and ReLUs are in the layer before.")
+
+
+def _gates(found: Profile) -> Table:
+    rows = [
+        [
+            way.layer, "removed" if way.compact else "computed and masked", f"{1e6 * way.seconds_compact:.1f}",
+            f"{1e6 * way.seconds_full:.1f}",
+        ]
+        for way in found.gates
+    ]  # fmt: skip
+    columns = ["gate", "masked channels are", "us if removed", "us if computed"]
+    caption = "The layers that make and read a gate's channels, for images that share a mask; measured once."
+    return table("In the torch path", columns, rows, caption)

@@ -1,0 +1,55 @@
+"""Running a program at full width: every channel computed, masked ones made 0."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from prunegym.models.gate_policy import GatePolicy
+from prunegym.models.skipping.deciding import Deciding, joined
+from prunegym.models.skipping.masking import Masking, Masks
+from prunegym.models.skipping.paths import Executed
+from prunegym.models.skipping.program import Conv, Program
+from prunegym.models.skipping.torch_layers import conv, run_layer, shaped
+
+
+class FullPath:
+    """Computes every channel, norms folded, and masks them: the dense network's speed, never much less.
+
+    Args:
+        program: The network.
+        policy: Decides gate by gate; None: masks are given.
+        channels_last: Memory layout of maps and weights.
+    """
+
+    def __init__(self, program: Program, policy: GatePolicy | None = None, *, channels_last: bool = False) -> None:
+        self.program, self.policy = program, policy
+        self._layout = torch.channels_last if channels_last else torch.contiguous_format
+        self._masking, self.deciding = Masking(program), Deciding(program, policy)
+        self.weights = {
+            layer.name: layer.weight.contiguous(memory_format=self._layout)
+            for layer in program.layers
+            if isinstance(layer, Conv)
+        }
+
+    def run(self, images: Tensor, mask: Tensor | None, penalty: float | None) -> Executed:
+        """See :class:`prunegym.models.skipping.paths.Path`."""
+        program, decide = self.program, self.deciding.start(mask, penalty)
+        masks = Masks(self._masking, mask, shared=len(images) == 1)
+        values = {program.input: images.contiguous(memory_format=self._layout)}
+        bits: dict[int, Tensor] = {}
+        for layer, ending in zip(program.layers, program.ending, strict=True):
+            if isinstance(layer, Conv):
+                bias = layer.bias
+                if layer.gate is not None:
+                    bits[layer.gate] = decide(layer.gate, values[layer.inputs[0]])
+                    masks.tell(layer.gate, bits[layer.gate])
+                    bias = masks.bias(layer.gate, bias)
+                value = conv(layer, values, self.weights[layer.name], bias)
+            else:
+                value = run_layer(layer, values)
+            gate = program.points.get(layer.name)
+            values[layer.name] = value if gate is None else masks.apply(gate, value)
+            for name in ending:
+                del values[name]
+        return Executed(shaped(values[program.output], program), joined(bits, mask))

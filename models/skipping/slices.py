@@ -1,0 +1,84 @@
+"""Weights gathered for the kept channels of a mask."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+from torch import Tensor
+
+from prunegym.models.skipping.program import Conv, Linear
+
+
+class Kept:
+    """The kept channels of a gate.
+
+    Attributes:
+        bits: (width) bool.
+        count: Number of kept channels.
+        index: Their indices; None if all are kept.
+        key: Tells masks apart.
+    """
+
+    def __init__(self, bits: Tensor) -> None:
+        self.bits = bits
+        index = bits.nonzero()[:, 0]
+        self.count = len(index)
+        self.index = None if self.count == len(bits) else index
+        self.key = b"" if self.index is None else bits.cpu().numpy().tobytes()
+
+
+class Slices:
+    """Gathered weights by layer and masks, the latest used up to a size.
+
+    Args:
+        size: Numbers that are kept.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size, self._used = size, 0
+        self._whole: dict[str, Tensor] = {}
+        self._found: OrderedDict[tuple[str, bytes, bytes], tuple[Tensor, Tensor]] = OrderedDict()
+
+    def clear(self) -> None:
+        """Drop what was gathered."""
+        self._found.clear()
+        self._used = 0
+
+    def _all(self, layer: Conv | Linear) -> Tensor:
+        """Return all weights, a convolution's as maps are in memory; gathering is faster from the usual layout."""
+        if layer.name not in self._whole:
+            self._whole[layer.name] = _as_maps(layer.weight)
+        return self._whole[layer.name]
+
+    def get(self, layer: Conv | Linear, inside: Kept | None, outside: Kept | None) -> tuple[Tensor, Tensor]:
+        """Return weight and bias of a layer between the kept channels ``inside`` and ``outside``; None: all."""
+        key = (layer.name, b"" if inside is None else inside.key, b"" if outside is None else outside.key)
+        if not key[1] and not key[2]:
+            return self._all(layer), layer.bias
+        found = self._found.get(key)
+        if found is not None:
+            # A mask that comes again may come often: then the layout that torch would copy weights into pays.
+            found = self._found[key] = _as_maps(found[0]), found[1]
+            self._found.move_to_end(key)
+            return found
+        weight, bias = layer.weight, layer.bias
+        if outside is not None and outside.index is not None:
+            weight, bias = weight.index_select(0, outside.index), bias.index_select(0, outside.index)
+        if inside is not None and inside.index is not None:
+            repeat = weight.shape[1] // len(inside.bits)  # above 1 for the linear layer behind a flattened map
+            if repeat == 1:
+                weight = weight.index_select(1, inside.index)
+            else:
+                weight = weight.view(len(weight), -1, repeat).index_select(1, inside.index).flatten(1)
+        self._found[key] = (weight, bias)
+        self._used += weight.numel()
+        while self._used > self._size and len(self._found) > 1:
+            _, (old, _) = self._found.popitem(last=False)
+            self._used -= old.numel()
+        return weight, bias
+
+
+def _as_maps(weight: Tensor) -> Tensor:
+    """Return a convolution's weight in the layout of channels-last maps, and others as they are."""
+    return weight.contiguous(memory_format=torch.channels_last) if weight.ndim == 4 else weight
