@@ -24,14 +24,13 @@ class Point(NamedTuple):
 
 
 FROZEN: dict[str, tuple[tuple[str, str | None], ...]] = {
-    "imitation": (("imitated", "start"), ("imitated", "start-best-offset"), ("imitated-dear", "start-best-offset")),
-    "imitation, then PPO": (("imitated", "frozen"), ("imitated-dear", "frozen-dear")),
+    "imitation": (("imitated", "start"), ("imitated", "start-best-offset")),
+    "imitation, then PPO": (("imitated", "frozen"),),
     "gates refined by gradient": (
-        ("refined", "start"), ("refined", "start-best-offset"), ("refined-dear", "start-best-offset"),
-        ("refined-80", "start-same-macs"),
+        ("refined", "start"), ("refined", "start-best-offset"), ("refined-60", "start-best-offset"),
     ),
-    "refined, then PPO": (("refined", "refined"), ("refined-dear", "refined-dear"), ("refined-80", "refined")),
-    "rival: learnt static mask": (("frozen-static", None), ("refined", "learned-static")),
+    "refined, then PPO": (("refined", "refined"), ("refined-60", "refined-60"), ("refined-80", "refined")),
+    "rival: learnt static mask": (("imitated", "learned-static"), ("refined", "learned-static")),
 }  # fmt: skip
 PREPARED: dict[str, tuple[tuple[str, str | None], ...]] = {
     "prepared": (("prepared", None),),
@@ -61,7 +60,7 @@ def _point(name: str, entry: str | None) -> Point | None:
 
 def dense() -> float:
     """Return the accuracy of the original network."""
-    return float(_read(FOLDER / DATA / "frozen-start.json")["dense_accuracy"])
+    return float(_read(FOLDER / DATA / "prepared.json")["dense_accuracy"])
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -69,7 +68,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Draw both panels."""
+    """Draw both panels; methods that were not run are left out."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -82,13 +81,15 @@ def main() -> None:
         panel.axhline(100 * dense(), color="0.6", linestyle=":", label="dense, at 1.0")
         for index, (label, method) in enumerate(methods.items()):
             found = points(method)
+            if not found:
+                continue
             rival = label.startswith("rival")
             panel.errorbar(
                 [point.share for point in found], [100 * point.accuracy for point in found],
                 yerr=[100 * point.half_width for point in found], label=label, color=f"C{index}",
                 marker="s" if rival else "o", linestyle="--" if rival else "-", capsize=3, markersize=5,
             )  # fmt: skip
-        panel.set(title=f"ResNet-20, CIFAR-10 (JPEG), {title}", xlabel="total MACs, share of the dense CNN's")
+        panel.set(title=title, xlabel="total MACs, share of the dense CNN's")
         panel.grid(alpha=0.3)
         panel.legend(fontsize=8)
     panels[0].set_ylabel("accuracy on 10,000 test images, %")

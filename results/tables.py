@@ -14,42 +14,35 @@ FOLDER = Path(__file__).parent
 README = FOLDER.parent / "README.md"
 SKIPPING_PAGE = FOLDER.parent / "docs" / "skipping.md"
 
-TRACKS = {
-    "frozen": (
-        ("imitation", "frozen-start"),
-        ("imitation, then PPO", "frozen-ppo"),
-        ("rival: learnt static mask", "frozen-static"),
-        ("imitation, gates refined", "refined-start"),
-        ("imitation, gates refined, then PPO", "refined-ppo"),
-        ("rival: learnt static mask", "refined-static"),
-    ),
-    "prepared": (
-        ("prepared", "prepared"),
-        ("prepared, then PPO", "prepared-ppo"),
-        ("rival: learnt static mask, fine-tuned", "static"),
-        ("rival: Taylor, fine-tuned", "taylor"),
-    ),
-}
-"""Label and evaluation of each row of a track, the same for every data set; what was not run has no row."""
-SEEDS = (
-    ("from imitation, lambda 0.5", "imitated"),
-    ("from imitation, lambda 1", "imitated-dear"),
-    ("from refined gates, lambda 0.5", "refined"),
-    ("from refined gates, lambda 1", "refined-dear"),
-    ("from refined gates, budget 0.80", "refined-80"),
+PREPARED = (
+    ("prepared", "prepared"),
+    ("prepared, then PPO", "prepared-ppo"),
+    ("rival: learnt static mask, fine-tuned", "static"),
+    ("rival: Taylor, fine-tuned", "taylor"),
 )
-"""Label and comparison of each block of the table over seeds."""
+"""Label and evaluation of each row of the prepared track with one seed."""
+FROZEN = {
+    "cifar10-jpeg": (
+        ("from imitation, lambda 0.5", "imitated"),
+        ("from refined gates at 0.69, lambda 0.5", "refined"),
+        ("from refined gates at 0.60, lambda 0.5", "refined-60"),
+        ("from refined gates, budget 0.80, two seeds", "refined-80"),
+    ),
+    "fashion-mnist": (("from refined gates", "refined"),),
+}
+"""Label and comparison of each block of a frozen track's table over seeds; what was not run has no rows."""
 ENTRIES = {
     "start": "its start",
     "start-best-offset": "its start, best offset",
     "start-same-macs": "its start, same MACs",
-    "learned-static": "learnt static mask",
+    "learned-static": "rival, learnt static mask",
+    "taylor": "rival, Taylor",
 }
 """How entries of a comparison are called in a table; others are PPO."""
 SPEED = (
     ("digits", "digits", "digits/shipped"),
     ("Fashion-MNIST, prepared, then PPO", "fashion-mnist-prepared", "fashion-mnist/prepared-ppo"),
-    ("CIFAR-10, frozen: imitation, then PPO", "cifar10-jpeg-frozen", "cifar10-jpeg/frozen-ppo"),
+    ("CIFAR-10, frozen: refined, then PPO", "cifar10-jpeg-frozen", "cifar10-jpeg/refined-ppo"),
     ("CIFAR-10, prepared, then PPO", "cifar10-jpeg-prepared", "cifar10-jpeg/prepared-ppo"),
 )
 """Label, profiles ``speed/NAME-THREADS.json``, evaluation."""
@@ -72,44 +65,58 @@ def _replace(page: Path, name: str, table: str) -> None:
 
 def tables() -> dict[str, str]:
     """Return each table in Markdown by the name of its marker."""
-    tracks = {f"{data}-{track}": evaluated(data, track) for data in TITLES for track in TRACKS}
-    return {**tracks, "cifar10-jpeg-seeds": seeds("cifar10-jpeg"), "digits": compared(), "speed": timed()}
+    frozen = {f"{data}-frozen": over_seeds(data, "frozen", blocks) for data, blocks in FROZEN.items()}
+    prepared = {"fashion-mnist-prepared": over_seeds("fashion-mnist", "prepared", (("prepared", "prepared"),))}
+    return {
+        **frozen,
+        "cifar10-jpeg-prepared": evaluated("cifar10-jpeg"),
+        **prepared,
+        "digits": compared(),
+        "speed": timed(),
+    }
 
 
-def evaluated(data: str, track: str) -> str:
-    """Return the table of a track's evaluations, seed 0."""
-    found = [(label, _read(FOLDER / data / f"{file}.json")) for label, file in TRACKS[track]]
-    there = [(label, one) for label, one in found if one]
-    dense = there[0][1]["dense_accuracy"]
-    rows = [f"| dense | {100 * dense:.2f} | | 1 | | | {dense - 0.5:.4f} |", *(_row(*one) for one in there)]
-    return _head(f"{track}: {TITLES[data]}", COLUMNS) + "\n".join(rows) + "\n"
+def evaluated(data: str) -> str:
+    """Return the table of the prepared track's evaluations, seed 0."""
+    read = [(label, _read(FOLDER / data / f"{file}.json")) for label, file in PREPARED]
+    dense = read[0][1]["dense_accuracy"]
+    rows = [f"| dense | {100 * dense:.2f} | | 1 | | | {dense - 0.5:.4f} |", *(_row(*one) for one in read)]
+    return _head(f"prepared: {TITLES[data]}", COLUMNS) + "\n".join(rows) + "\n"
 
 
-def seeds(data: str) -> str:
-    """Return the table of PPO beside its start, over seeds: means with 95 % intervals."""
+def over_seeds(data: str, track: str, blocks: tuple[tuple[str, str], ...]) -> str:
+    """Return the table of PPO beside its start and rivals, over seeds: means with 95 % intervals."""
     columns = (
-        "accuracy", "loss", "total MACs", "shuffled", "reward", "PPO minus this: test", "PPO minus this: validation",
+        "accuracy", "loss", "total MACs", "static control", "shuffled", "reward", "PPO's reward minus this: test",
+        "the same: validation",
     )  # fmt: skip
-    rows = []
-    for label, name in SEEDS:
+    rows, count = [], 0
+    for label, name in blocks:
         test, validation = (_read(FOLDER / data / name / f"{split}.json") for split in ("test", "validation"))
+        count = max(count, len(test.get("seeds", ())))
         for row, held_out in zip(test.get("rows", ()), validation.get("rows", ()), strict=True):
-            figures = row["figures"]
-            loss = 100 * (figures["dense_accuracy"]["mean"] - figures["accuracy"]["mean"])
-            shown = [
-                _interval(figures["accuracy"], 100, 2), f"{loss:.2f}", _interval(figures["total_mac_share"], 1, 3),
-                _interval(figures["shuffled_accuracy"], 100, 1), _interval(figures["reward"], 1, 4),
-                _interval(row["reward_difference"], -1, 4), _interval(held_out["reward_difference"], -1, 4),
-            ]  # fmt: skip
-            rows.append(f"| {label}: {ENTRIES.get(row['name'], 'PPO')} | {' | '.join(shown)} |")
-    return _head(f"{TITLES[data]}, five seeds", columns) + "\n".join(rows) + "\n"
+            rows.append(f"| {label}: {ENTRIES.get(row['name'], 'PPO')} | {' | '.join(_figures(row, held_out))} |")
+    return _head(f"{track}: {TITLES[data]}, {count} seeds", columns) + "\n".join(rows) + "\n"
+
+
+def _figures(row: dict[str, Any], held_out: dict[str, Any]) -> list[str]:
+    figures = row["figures"]
+    loss = 100 * (figures["dense_accuracy"]["mean"] - figures["accuracy"]["mean"])
+    static = figures["distinct_masks"]["mean"] == 1
+    controls = [_interval(figures[key], 100, 1) for key in ("static_accuracy", "shuffled_accuracy")]
+    return [
+        _interval(figures["accuracy"], 100, 2), f"{loss:.2f}", _interval(figures["total_mac_share"], 1, 3),
+        *(["", ""] if static else controls), _interval(figures["reward"], 1, 4),
+        _interval(row["reward_difference"], -1, 4), _interval(held_out["reward_difference"], -1, 4),
+    ]  # fmt: skip
 
 
 def _interval(one: dict[str, Any] | None, scale: float, places: int) -> str:
+    """Return a mean with its interval; a negative scale turns a difference around and shows its sign."""
     if one is None:
         return ""
     mean = f"{one['mean'] * scale:+.{places}f}" if scale < 0 else f"{one['mean'] * scale:.{places}f}"
-    return mean if not one["half_width"] else f"{mean} +- {one['half_width'] * abs(scale):.{places}f}"
+    return mean if one["half_width"] is None else f"{mean} +- {one['half_width'] * abs(scale):.{places}f}"
 
 
 def _row(label: str, one: dict[str, Any]) -> str:
