@@ -20,7 +20,7 @@ from prunegym.models.skipping.program import Add, Average, Conv, Layer, Linear, 
 KEPT_PLANS = 5
 
 SHARED_FROM = 1e6
-"""MACs of a network from which an image alone is shared among threads; below, meeting after each layer costs too much."""
+"""MACs of a network from which an image alone is shared among threads: they meet after each layer, which takes time."""
 
 
 class Translated(NamedTuple):
