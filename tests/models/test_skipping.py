@@ -3,77 +3,44 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
-import itertools
 import pickle
 
 import pytest
 import torch
 import torch.nn.functional as F
+from skipping_networks import (
+    NETWORKS,
+    WAYS,
+    Mixed,
+    UserNet,
+    close,
+    every_gate,
+    needs_kernel,
+    policy_for,
+    random_masks,
+    zoo,
+)
 from slicing import randomise, remove
 from torch import Tensor, nn
 
 from prunegym.models import (
-    ZOO,
     DynamicCNN,
-    GatePolicy,
     MaskedCNN,
     MaskFeatures,
     SkippingCNN,
     StaticPolicy,
-    build,
     kernel,
     rollout,
     shipped_model,
 )
 from prunegym.models.errors import InvalidInputError, UnknownNameError
 from prunegym.models.skipping import EXECUTIONS, lower
-from prunegym.models.skipping.full_path import FullPath
 from prunegym.models.skipping.gather_path import GatherPath
-from prunegym.models.skipping.masking import Masking
-from prunegym.models.skipping.mixing import mix
-
-needs_kernel = pytest.mark.skipif(not kernel.available(), reason=f"no compiled kernel: {kernel.unavailable_reason()}")
-WAYS = [pytest.param(way, marks=needs_kernel if way == "kernel" else ()) for way in EXECUTIONS if way != "auto"]
-SLOW = {"resnet18", "resnet32", "resnet44", "resnet56", "vgg11", "vgg16"}
-NETWORKS = [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in ZOO]
 
 
 @pytest.fixture(autouse=True)
 def _deterministic():
     torch.manual_seed(0)
-
-
-def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-4) -> None:
-    assert actual.shape == expected.shape
-    assert (actual - expected).abs().max() <= tolerance * expected.abs().max() + 1e-6
-
-
-def random_masks(masked: MaskedCNN, batch: int = 6) -> Tensor:
-    """Random kept sets; all on, all off, one gate off, and two images with equal masks among them."""
-    masks = torch.rand(batch, masked.mask_size) < torch.rand(batch, 1)
-    masks[0] = True
-    masks[1] = False
-    masks[2, : masked.gates[0].width] = False
-    masks[3, -masked.gates[-1].width :] = False
-    masks[5] = masks[4]
-    return masks
-
-
-def every_gate(masked: MaskedCNN) -> frozenset[int]:
-    return frozenset(range(len(masked.gates)))
-
-
-def zoo(name: str, size: int = 32) -> MaskedCNN:
-    return MaskedCNN(randomise(build(name, image_size=size)), torch.zeros(1, 3, size, size))
-
-
-def policy_for(masked: MaskedCNN, **options) -> GatePolicy:
-    """A policy whose decisions depend on the image, about half of the channels on."""
-    feature_options = {key: options.pop(key) for key in ("layerwise", "grid", "feature_size") if key in options}
-    policy = GatePolicy(MaskFeatures(masked, **feature_options), hidden=16, bias=0.0, **options)
-    policy.rescale_logits(50.0)
-    return policy.eval()
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -98,56 +65,6 @@ def test_equals_the_network_with_filters_removed(way, name):
     with torch.no_grad():
         for i in range(6):
             close(output[i : i + 1], remove(masked.network, masks[i])(images[i : i + 1]))
-
-
-class UserNet(nn.Module):
-    """A residual network with what people write: projection shortcuts, in-place sums, dropout, flatten by view."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 8, 5, 2, 2), nn.BatchNorm2d(8), nn.ReLU(inplace=True))
-        self.pool = nn.MaxPool2d(3, 2, 1)
-        self.a = nn.Conv2d(8, 12, 3, padding="same", bias=False)
-        self.norm_a = nn.BatchNorm2d(12)
-        self.b = nn.Conv2d(12, 16, 3, 2, 1)
-        self.norm_b = nn.BatchNorm2d(16)
-        self.short = nn.Sequential(nn.Conv2d(8, 16, 1, 2, bias=False), nn.BatchNorm2d(16))
-        self.c = nn.Conv2d(16, 10, 1)
-        self.d = nn.Conv2d(10, 16, 3, 1, 1)
-        self.relu = nn.ReLU()
-        self.drop = nn.Dropout(0.5)
-        self.head = nn.Linear(16 * 16, 20)
-        self.last = nn.Linear(20, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.pool(self.stem(x))
-        y = self.norm_b(self.b(torch.relu(self.norm_a(self.a(x)))))
-        y += self.short(x)
-        x = F.relu(y, inplace=True)
-        x = self.relu(torch.add(x, self.d(self.c(x).relu())))
-        x = F.dropout(x, 0.3, self.training)
-        x = self.drop(self.relu(self.head(x.view(x.size(0), -1))))
-        return self.last(x)
-
-
-class Mixed(nn.Module):
-    """What only torch runs: other activations, a depthwise convolution, squeeze-and-excitation, concatenation."""
-
-    def __init__(self, depthwise: bool) -> None:
-        super().__init__()
-        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 6, (3, 5), padding=(1, 2))
-        self.side = nn.Conv2d(3, 6, 3, padding=1, groups=3)
-        self.c, self.d = nn.Conv2d(12, 9, 3, dilation=2), nn.Conv2d(9, 7, 3)
-        self.depthwise = nn.Conv2d(9, 9, 3, groups=9) if depthwise else nn.Identity()
-        self.squeeze = nn.Conv2d(7, 7, 1)
-        self.last = nn.Linear(7, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        inner = self.b(torch.sigmoid(self.a(x)))
-        y = torch.cat([torch.tanh(inner * inner), F.gelu(self.side(x))], 1)
-        y = self.d(self.depthwise(F.avg_pool2d(F.silu(self.c(y)), 2)))
-        y = y * torch.sigmoid(self.squeeze(y.mean((2, 3), keepdim=True)))
-        return self.last(y.mean((2, 3)))
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -243,7 +160,6 @@ def test_steps_that_look_like_others(form):
         assert "torch" in fast.available
 
 
-FORMS_OF_A_LAYER = list(itertools.product((False, True), repeat=2))
 BIG = ("resnet20", "m-cifarnet")
 POLICIES = {
     "gate by gate": {},
@@ -318,109 +234,6 @@ def test_auto_measures_once_for_each_size_of_batch():
         assert set(choice.seconds) == set(fast.available) - {"masked"}
         assert choice.seconds[choice.execution] == min(choice.seconds.values())
         assert choice.reason.startswith(f"{choice.execution} is the fastest of: {choice.execution} ")
-
-
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("name", ["simple-cnn", "user", "resnet20"])
-def test_single_images_and_batches_take_turns(way, name):
-    """One image is masked by biases and more by factors; neither may be taken for the other. All-off gates included."""
-    masked = MaskedCNN(randomise(UserNet()), torch.zeros(1, 3, 32, 32)) if name == "user" else zoo(name)
-    images, masks = torch.randn(6, 3, 32, 32), random_masks(masked)
-    expected = masked(images, masks)
-    fast = SkippingCNN(masked, execution=way)
-    for rows in ([0], [1, 2, 3], [1], [2], [3], [4, 5, 0, 1], [4]):
-        close(fast(images[rows], masks[rows]).output, expected[rows])
-
-
-@pytest.mark.parametrize("channels_last", [False, True])
-def test_masked_channels_are_exactly_zero(channels_last):
-    """Also where a bias is negative, or larger than anything that a convolution adds."""
-    masked = zoo("m-cifarnet")
-    norms = [module for module in masked.network.modules() if isinstance(module, nn.BatchNorm2d)]
-    for norm, bias in zip(norms, (-3.0, 0.0, 3.0, 1e6) * 2, strict=True):
-        nn.init.constant_(norm.bias, bias)
-    program = lower(masked)
-    assert Masking(program).by_bias == every_gate(masked)
-    mask = random_masks(masked)[3:4]
-    for point, gate in program.points.items():
-        path = FullPath(dataclasses.replace(program, output=point), channels_last=channels_last)
-        value = path.run(torch.randn(1, 3, 32, 32), mask, None).output
-        off = ~masked.split(mask)[gate][0]
-        assert not value[:, off].any()
-        assert not value[:, off].isnan().any()
-
-
-def test_gates_that_no_bias_masks():
-    """Behind other activations than ReLU, or where a sum is added."""
-    mixed = MaskedCNN(randomise(Mixed(depthwise=False)), torch.zeros(1, 3, 24, 24), gates=["a", "c"])
-    assert not Masking(lower(mixed)).by_bias
-    assert Masking(lower(zoo("simple-cnn"))).by_bias == {0, 1}
-    images, masks = torch.randn(6, 3, 24, 24), random_masks(mixed)
-    for way in SkippingCNN(mixed).available:
-        fast = SkippingCNN(mixed, execution=way)
-        for i in range(6):
-            close(fast(images[i : i + 1], masks[i : i + 1]).output, mixed(images, masks)[i : i + 1])
-
-
-@pytest.mark.parametrize("name", ["simple-cnn", "user"])
-def test_any_mix_of_compact_gates_gives_the_same(name):
-    masked = MaskedCNN(randomise(UserNet()), torch.zeros(1, 3, 32, 32)) if name == "user" else zoo(name)
-    program, policy = lower(masked), policy_for(masked)
-    images, masks = torch.randn(6, 3, 32, 32), random_masks(masked)
-    with torch.no_grad():
-        expected = rollout(masked, policy, images)
-    gates = every_gate(masked)
-    for compact in itertools.chain.from_iterable(itertools.combinations(gates, n) for n in range(len(gates) + 1)):
-        close(GatherPath(program, compact=frozenset(compact)).run(images, masks, None).output, masked(images, masks))
-        output, used = GatherPath(program, policy, compact=frozenset(compact)).run(images, None, None)
-        assert torch.equal(used, expected.mask.bool())
-        close(output, expected.output)
-
-
-@pytest.mark.parametrize("name", ["simple-cnn", "m-cifarnet", "user"])
-def test_the_mix_is_the_fastest_by_the_table(name):
-    """Against trying all mixes, with made-up times of each layer in each of its forms."""
-    masked = MaskedCNN(UserNet(), torch.zeros(1, 3, 32, 32)) if name == "user" else zoo(name)
-    program = lower(masked)
-    times = {(layer.name, *form): float(torch.rand(())) for layer in program.layers for form in FORMS_OF_A_LAYER}
-
-    def timed(compact):
-        around = {layer.name: (program.gates.get(layer.inputs[0]), getattr(layer, "gate", None)) for layer in layers}
-        return {name: times[name, inside in compact, outside in compact] for name, (inside, outside) in around.items()}
-
-    layers = program.layers
-    found = mix(program, timed)
-    assert [way.gate for way in found] == sorted(every_gate(masked))
-    mixes = itertools.chain.from_iterable(itertools.combinations(every_gate(masked), n) for n in range(len(found) + 1))
-    best = min(sum(timed(set(one)).values()) for one in mixes)
-    taken = {way.gate for way in found if way.compact}
-    assert sum(timed(taken).values()) == pytest.approx(best)
-    for way in found:
-        difference = sum(timed(taken | {way.gate}).values()) - sum(timed(taken - {way.gate}).values())
-        assert way.seconds_compact - way.seconds_full == pytest.approx(difference)
-        assert way.compact == (difference <= 0)
-
-
-def test_choices_name_what_each_gate_does():
-    masked = zoo("simple-cnn")
-    fast = SkippingCNN(masked)
-    fast(torch.randn(1, 3, 32, 32), random_masks(masked)[4:5])
-    (choice,) = fast.choices
-    assert [way.layer for way in choice.gates] == [gate.name for gate in masked.gates]
-    assert all(min(way.seconds_compact, way.seconds_full) > 0 for way in choice.gates)
-
-
-def test_a_gate_on_a_convolution_that_no_path_knows():
-    network = nn.Sequential(
-        nn.Conv2d(3, 6, 3, padding=1, padding_mode="reflect"), nn.ReLU(), nn.Conv2d(6, 5, 3), nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(), nn.Linear(5, 4),
-    )  # fmt: skip
-    masked = MaskedCNN(network.eval(), torch.zeros(1, 3, 12, 12))
-    fast = SkippingCNN(masked)
-    assert fast.available == ("masked",)
-    assert fast.unavailable["torch"] == "Gate '0' is on a layer that is no plain convolution."
-    images, masks = torch.randn(6, 3, 12, 12), random_masks(masked)
-    close(fast(images, masks).output, masked(images, masks))
 
 
 @pytest.mark.parametrize("way", ["torch", "full", "full-traced"])
