@@ -63,12 +63,13 @@ def finetune(
     """
     if isinstance(model.policy, StaticPolicy):
         raise InvalidInputError("The model's policy is static: it looks at nothing, so there is nothing to train.")
-    settings = {"recipe": recipe.as_dict(), "tune": dataclasses.asdict(tuning), "rounds": rounds, "dataset": train.name}
-    begin_run(out, {**settings, "seed": seed}, resume)
+    settings = {"recipe": recipe.as_dict(), "tune": dataclasses.asdict(tuning), "rounds": rounds, "seed": seed}
+    begin_run(out, {**settings, "dataset": train.name, "train_images": train.span}, resume)
     started = time.perf_counter()
     model.to(device)
     if own_target:
-        tuning = dataclasses.replace(tuning, target_macs=min(1.0, _spent(model, train)))
+        spent = total_mac_share(model.masked, model.policy, train.sample(1000))
+        tuning = dataclasses.replace(tuning, target_macs=min(1.0, spent))
     penalty = recipe.env_kwargs.get("penalty", 0.5)
     middle = penalty if isinstance(penalty, float | int) else sum(penalty) / 2
     teacher = dense_logits(model.masked, train) if tuning.distillation > 0 else None
@@ -95,12 +96,6 @@ def finetune(
     model.save(out / "model.safetensors")
     finish_run(out, time.perf_counter() - started, {"rounds": rows})
     return rows
-
-
-def _spent(model: DynamicCNN, train: Dataset) -> float:
-    order = slice(0, min(1000, len(train)))
-    sample = dataclasses.replace(train, images=train.images[order], labels=train.labels[order])
-    return total_mac_share(model.masked, model.policy, sample)
 
 
 def _under(report: Report | None) -> Callable[[dict[str, float]], None] | None:

@@ -71,7 +71,8 @@ def train_agent(
     Raises:
         InvalidInputError: If the folder has another run, or a run that was not asked to be resumed.
     """
-    begin_run(out, {"recipe": recipe.as_dict(), "seed": seed, "dataset": train.name, "cnn": info.architecture}, resume)
+    settings = {"seed": seed, "dataset": train.name, "train_images": train.span, "cnn": info.architecture}
+    begin_run(out, {"recipe": recipe.as_dict(), **settings}, resume)
     masked.freeze().to(device)
     started = time.perf_counter()
     start = _start(masked, train, recipe, out, policy, seed, device, report)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from typing import Literal
 
@@ -61,6 +62,7 @@ class Dataset:
         normalisation: How images become the network's input.
         pad: Pixels of random shift in training.
         flip: Whether training mirrors images at random.
+        span: Which part of the split this is (see :meth:`part`); None: all of it.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Dataset:
     normalisation: Normalisation
     pad: int = 0
     flip: bool = False
+    span: str | None = None
 
     def __post_init__(self) -> None:
         """Check shapes, types and the range of the labels.
@@ -163,6 +166,28 @@ class Dataset:
             return self
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         return self.subset(order[:count].sort().values)
+
+    def part(self, span: str) -> Dataset:
+        """Return a part of the split, by place in an order that is drawn once with a fixed seed.
+
+        The parts ``:40000`` and ``40000:`` share no image and have all classes, whatever the order of the files: a
+        network may be trained on one, and an agent on images that the network never saw.
+
+        Args:
+            span: ``FROM:TO`` as in a slice of Python; either may be left out, negative ones count from the end.
+
+        Raises:
+            InvalidInputError: If it is no such slice, or an empty one.
+        """
+        bounds = span.split(":")
+        where = f"Part {span!r} of {self.name}/{self.split} ({len(self)} images)"
+        if len(bounds) != 2 or not all(re.fullmatch(r"-?\d+|", bound) for bound in bounds):
+            raise InvalidInputError(f"{where} is no slice. Give FROM:TO, for example :40000 or 40000:.")
+        low, high = (int(bound) if bound else None for bound in bounds)
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(0))[low:high]
+        if len(order) == 0:
+            raise InvalidInputError(f"{where} is empty. Give FROM:TO within 0:{len(self)}, FROM below TO.")
+        return dataclasses.replace(self.subset(order.sort().values), span=span)
 
 
 def random_shift_and_flip(images: Tensor, pad: int, flip: bool, generator: torch.Generator) -> Tensor:

@@ -64,6 +64,17 @@ def test_prepare_keeps_the_dense_accuracy_and_adds_its_own(made: Path) -> None:
     assert first_filter(model.masked.network) != first_filter(cnn.masked.network)
 
 
+def test_an_agent_learns_on_images_that_its_cnn_never_saw(tmp_path: Path) -> None:
+    cnn = ["train-cnn", "simple-cnn", *CNN[:2], "--epochs", "1", "--quiet", "--train-images", ":800"]
+    succeed(*cnn, "--out", tmp_path / "cnn")
+    rl = [tmp_path / "cnn/cnn.safetensors", *RL, "--out", tmp_path / "rl"]
+    succeed("train", *rl, "--train-images", "800:")
+    described = [json.loads((tmp_path / name / "run.json").read_text())["settings"] for name in ("cnn", "rl")]
+    assert [settings["train_images"] for settings in described] == [":800", "800:"]
+    assert "train_images" in fail("train", *rl, "--resume")
+    assert "Give FROM:TO" in fail(*cnn[:-1], "2000:", "--out", tmp_path / "other")
+
+
 def test_train_to_a_budget(made: Path, tmp_path: Path) -> None:
     command = ["train", made / "prepared/prepared.safetensors", *RL, "--target-macs", "0.65", "--out", tmp_path]
     document = as_json(*command)

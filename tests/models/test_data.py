@@ -49,6 +49,24 @@ def test_splits_are_disjoint_and_whole() -> None:
         assert part.labels.tolist() == [number % 2 for number in numbers_of(part)]
 
 
+def test_parts_of_a_split_share_no_image_and_mix_the_classes() -> None:
+    # As in a folder of images: all of one class, then all of the other.
+    images, labels = numbered(1000)
+    sorted_by_class = make(images, labels.sort().values)
+    first, second = sorted_by_class.part(":800"), sorted_by_class.part("800:")
+    assert sorted(numbers_of(first) + numbers_of(second)) == list(range(1000))
+    assert len(first) == 800
+    assert 0.4 < second.labels.double().mean() < 0.6
+    assert numbers_of(sorted_by_class.part("-200:")) == numbers_of(second)
+    assert (second.span, second.split) == ("800:", "train")
+
+
+@pytest.mark.parametrize("span", ["800", "a:b", "1:2:3", "900:800", "1000:", ""])
+def test_no_part_of_a_split(span: str) -> None:
+    with pytest.raises(InvalidInputError, match=re.escape(f"{span!r} of mine/train (1000 images)") + ".*Give FROM:TO"):
+        make(*numbered(1000)).part(span)
+
+
 def test_validation_split_is_the_same_every_time_and_no_prefix() -> None:
     """Every figure of the project rests on this draw, so it is pinned: it must not change with torch or with us."""
     images, labels = numbered(1000)

@@ -20,6 +20,7 @@ from prunegym.commands.common import (
     Resume,
     Seed,
     Threads,
+    TrainImages,
     accuracies,
     build_for,
     emit,
@@ -58,6 +59,7 @@ def train_cnn(
     epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 40,
     batch_size: Annotated[int, typer.Option(help="Images in a step.")] = 128,
     learning_rate: Annotated[float, typer.Option(help="Peak of the one-cycle schedule.")] = 0.1,
+    train_images: TrainImages = None,
     seed: Seed = 0,
     precision: Annotated[str, typer.Option(help=f"Of the forward pass: {', '.join(PRECISIONS)}.")] = "auto",
     threads: Threads = None,
@@ -70,6 +72,7 @@ def train_cnn(
     settle(data_root, threads)
     config = TrainConfig(epochs, batch_size, learning_rate, precision=cast(Any, precision), seed=seed)
     train = load_dataset(dataset, "train")
+    train = train if train_images is None else train.part(train_images)
     model = build_for(network, train, seed)
     checkpoint = out / "checkpoint.pt"
     if checkpoint.exists() and not resume:
@@ -77,7 +80,8 @@ def train_cnn(
             f"{out} has a checkpoint already. Add --resume to go on with it, or give another --out."
         )
     started = time.perf_counter()
-    begin_run(out, {"network": network, "dataset": dataset, "seed": seed, "train": dataclasses.asdict(config)}, resume)
+    settings = {"network": network, "dataset": dataset, "train_images": train_images, "seed": seed}
+    begin_run(out, {**settings, "train": dataclasses.asdict(config)}, resume)
     report = progress_of(quiet)
     trained = train_network(
         model, train, config, validation=load_dataset(dataset, "validation"), checkpoint=checkpoint, device=device,
@@ -118,6 +122,7 @@ def prepare(
     grid: Annotated[int, typer.Option(help="Cells along each side of the grid that it sees.")] = 4,
     dataset: DatasetName = None,
     data_root: DataRoot = None,
+    train_images: TrainImages = None,
     seed: Seed = 0,
     threads: Threads = None,
     device: Device = "cpu",
@@ -134,7 +139,7 @@ def prepare(
             "--taylor keeps the mask that it is given, so --sparsity would do nothing. Leave one out."
         )
     stored = open_trained(cnn)
-    train = open_split(stored.info, dataset, "train")
+    train = open_split(stored.info, dataset, "train", span=train_images)
     tune = TuneConfig(
         target_macs=target_macs, epochs=epochs, batch_size=batch_size, train_cnn=not frozen, train_gates=not taylor,
         seed=seed, cnn_learning_rate=cnn_learning_rate, gate_learning_rate=gate_learning_rate, sparsity=sparsity,
@@ -147,7 +152,7 @@ def prepare(
     started = time.perf_counter()
     kind = "taylor" if taylor else "static" if static else "gates" if sparsity is None else "L1-sparse gates"
     settings = {"cnn": str(cnn), "kind": kind, "dataset": train.name, "prepare": dataclasses.asdict(config)}
-    begin_run(out, {**settings, "seed": seed}, resume)
+    begin_run(out, {**settings, "train_images": train_images, "seed": seed}, resume)
     masked = stored.masked.to(device)
     start = static_start(masked, train, tune.target_macs or 1.0, learned=static) if static or taylor else None
     masked, policy = prepare_model(masked, train, config, policy=start, folder=out, report=progress_of(quiet))

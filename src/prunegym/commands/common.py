@@ -38,6 +38,14 @@ Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything tha
 DatasetName = Annotated[
     str | None, typer.Option("--dataset", help="Name or path of a data set; by default the model's own.")
 ]
+TrainImages = Annotated[
+    str | None,
+    typer.Option(
+        "--train-images",
+        metavar="FROM:TO",
+        help="A part of the training images, in an order drawn once: :40000 and 40000: share none.",
+    ),
+]
 Device = Annotated[str, typer.Option("--device", help="Torch device, e.g. cpu or cuda.")]
 Execution = Annotated[
     str, typer.Option("--execution", help=f"How masked channels are treated: {', '.join(EXECUTIONS)}.")
@@ -160,8 +168,17 @@ def build_for(network: str, dataset: Dataset, seed: int) -> torch.nn.Module:
     return build(network, len(dataset.classes), channels, height, seed)
 
 
-def open_split(info: CNNInfo, name: str | None, split: str, images: int | None = None) -> Dataset:
+def open_split(
+    info: CNNInfo, name: str | None, split: str, images: int | None = None, span: str | None = None
+) -> Dataset:
     """Load a split for a model: its own data set unless another is named, normalised as the model was trained.
+
+    Args:
+        info: Of the model.
+        name: The data set's name or path.
+        split: ``train``, ``validation`` or ``test``.
+        images: So many only, drawn with a fixed seed.
+        span: That part only, as :meth:`Dataset.part` has it.
 
     Raises:
         InvalidInputError: If there are fewer images than asked for, or the model takes others.
@@ -173,6 +190,8 @@ def open_split(info: CNNInfo, name: str | None, split: str, images: int | None =
             f"{data.name!r} has {data.image_shape} and {len(data.classes)}. Give --dataset with one that fits."
         )
     data = dataclasses.replace(data, normalisation=info.normalisation)
+    if span is not None:
+        data = data.part(span)
     if images is None:
         return data
     if not 1 <= images <= len(data):

@@ -21,6 +21,7 @@ from prunegym.commands.common import (
     Quiet,
     Resume,
     Threads,
+    TrainImages,
     emit,
     note,
     open_split,
@@ -198,6 +199,7 @@ def compare(
     n_envs: Environments = None,
     eval_images: EvalImages = None,
     target_macs: TargetMacs = None,
+    train_images: TrainImages = None,
     device: Device = "cpu",
     threads: Threads = None,
     resume: Resume = False,
@@ -222,7 +224,7 @@ def compare(
     changes = {"episodes": episodes, "n_envs": n_envs, "eval_images": eval_images, "target_macs": target_macs}
     things = [_entry(name, changes) for name in names]
     data = open_split(stored.info, dataset, split, images)
-    begin_run(out, {"model": model, "dataset": data.name, **changes}, resume)
+    begin_run(out, {"model": model, "dataset": data.name, "train_images": train_images, **changes}, resume)
     started = time.perf_counter()
     found = compare_agents(
         things,
@@ -230,7 +232,7 @@ def compare(
         data,
         range(seeds),
         out=out,
-        train=open_split(stored.info, dataset, "train"),
+        train=open_split(stored.info, dataset, "train", span=train_images),
         validation=open_split(stored.info, dataset, "validation"),
         penalty=penalty,
         dense=None if dense is None else read_model(dense).masked.network,

@@ -21,6 +21,7 @@ from prunegym.commands.common import (
     Resume,
     Seed,
     Threads,
+    TrainImages,
     emit,
     open_split,
     open_trained,
@@ -72,6 +73,7 @@ def train(
     penalty: Penalty = None,
     target_macs: TargetMacs = None,
     latency_table: LatencyFile = None,
+    train_images: TrainImages = None,
     n_envs: Environments = None,
     eval_images: EvalImages = None,
     seed: Seed = 0,
@@ -90,7 +92,7 @@ def train(
         load_recipe(recipe), episodes, reward, accuracy, penalty, n_envs, eval_images, target_macs, latency_table
     )
     stored = open_trained(model)
-    data = open_split(stored.info, dataset, "train")
+    data = open_split(stored.info, dataset, "train", span=train_images)
     try_task(chosen, stored.masked, data)
     train_agent(
         stored.masked,
@@ -207,6 +209,7 @@ def finetune(
     eval_images: EvalImages = None,
     dataset: DatasetName = None,
     data_root: DataRoot = None,
+    train_images: TrainImages = None,
     seed: Seed = 0,
     threads: Threads = None,
     device: Device = "cpu",
@@ -230,7 +233,7 @@ def finetune(
         target_macs=1.0 if target_macs is None else target_macs, epochs=cnn_epochs, train_gates=with_gates, anneal=0.0,
         cnn_learning_rate=cnn_learning_rate, gate_learning_rate=5e-4, seed=seed,
     )  # fmt: skip
-    data = open_split(stored.info, dataset, "train")
+    data = open_split(stored.info, dataset, "train", span=train_images)
     try_task(chosen, stored.masked, data)
     rows = finetune_model(
         DynamicCNN(stored.masked, stored.policy, with_history(stored.info, "finetune", seed)),
