@@ -70,13 +70,11 @@ def finetune(
     if own_target:
         spent = total_mac_share(model.masked, model.policy, train.sample(1000))
         tuning = dataclasses.replace(tuning, target_macs=min(1.0, spent))
-    penalty = recipe.env_kwargs.get("penalty", 0.5)
-    middle = penalty if isinstance(penalty, float | int) else sum(penalty) / 2
     teacher = dense_logits(model.masked, train) if tuning.distillation > 0 else None
     rows: list[dict[str, Any]] = []
 
     def look(stage: str, steps: int) -> None:
-        found = snapshot(model.masked, model.policy, validation, middle)
+        found = snapshot(model.masked, model.policy, validation, recipe.middle_penalty)
         rows.append({"stage": stage, "timesteps": steps, **dataclasses.asdict(found)})
         if report is not None:
             report(stage, rows[-1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -32,9 +32,10 @@ class Recipe:
     """First stage, skipped if the model has a policy."""
     refine: TuneConfig | None = None
     """Second stage: straight-through refinement of the gates, the CNN frozen."""
-    target_macs: float | None = None
+    target_macs: float | Literal["best"] | None = None
     """After these stages, logits are shifted so that the masks cost this total MAC share: reinforcement learning begins
-    there, and ends where lambda leads it."""
+    there, and ends where lambda leads it. ``best``: to where correct - penalty * total MAC share is highest on the
+    validation split (reward ``macs``; the middle of a range of penalties)."""
     budget: Budget | None = None
     """Instead: reinforcement learning begins and ends at a total MAC share, and adapts lambda to it."""
     algo: str = "ppo"
@@ -77,11 +78,28 @@ class Recipe:
                 f"Recipe {self.name!r}: target_macs says where reinforcement learning begins, budget where it begins "
                 "and ends. Give one of the two."
             )
+        if self.target_macs == "best" and self.env_kwargs.get("reward") != "macs":
+            raise InvalidInputError(
+                f"Recipe {self.name!r}: target_macs is 'best', where correct - penalty * MAC share is highest, but "
+                f"the reward is {self.env_kwargs.get('reward', 'l0')!r}. Set env_kwargs' reward to 'macs', or give "
+                "target_macs as a share above 0 and at most 1."
+            )
+        if self.target_macs not in (None, "best") and not _is_share(self.target_macs):
+            raise InvalidInputError(
+                f"Recipe {self.name!r}: target_macs is {self.target_macs!r}; a total MAC share above 0 and at "
+                "most 1 is allowed, or 'best'."
+            )
         if 0 < self.n_episodes < self.n_envs * self.episodes_per_rollout:
             raise InvalidInputError(
                 f"Recipe {self.name!r}: n_episodes is {self.n_episodes}; one rollout alone has "
                 f"{self.n_envs * self.episodes_per_rollout}. Give more episodes or fewer environments."
             )
+
+    @property
+    def middle_penalty(self) -> float:
+        """lambda, or the middle of the range from which it is drawn."""
+        penalty = self.env_kwargs.get("penalty", 0.5)
+        return float(penalty) if isinstance(penalty, float | int) else sum(penalty) / 2
 
     @property
     def images(self) -> int:
@@ -92,6 +110,10 @@ class Recipe:
     def as_dict(self) -> dict[str, Any]:
         """Return all settings as plain JSON."""
         return dataclasses.asdict(self)
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, float | int) and not isinstance(value, bool) and 0 < value <= 1
 
 
 def linear_start(text: str) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from prunegym.agents.budget import DualAscent, end_at_budget
 from prunegym.agents.callbacks import TrainingMonitor
+from prunegym.agents.offsets import gates_at_best_offset
 from prunegym.agents.policies import MaskPolicy
 from prunegym.agents.recipe import Recipe, linear_start
 from prunegym.envs.group_advantage import GroupAdvantage, SelfCritical
@@ -75,8 +77,12 @@ def train_agent(
     begin_run(out, {"recipe": recipe.as_dict(), **settings}, resume)
     masked.freeze().to(device)
     started = time.perf_counter()
-    start = _start(masked, train, recipe, out, policy, seed, device, report)
-    DynamicCNN(masked, start, info).save(out / "start.safetensors")
+    saved = out / "start.safetensors"
+    if resume and saved.exists():
+        start = _gates(DynamicCNN.load(saved, copy.deepcopy(masked.network), device))
+    else:
+        start = _start(masked, info, train, validation, recipe, out, policy, seed, device, report)
+        DynamicCNN(masked, start, info).save(saved)
     best = _reinforce(masked, start, train, validation, recipe, out, seed, resume, device, progress, report)
     if recipe.budget is not None:
         end_at_budget(masked, best, validation, recipe.budget)
@@ -88,7 +94,9 @@ def train_agent(
 
 def _start(
     masked: MaskedCNN,
+    info: CNNInfo,
     train: Dataset,
+    validation: Dataset,
     recipe: Recipe,
     out: Path,
     policy: GatePolicy | StaticPolicy | None,
@@ -98,27 +106,41 @@ def _start(
 ) -> GatePolicy:
     if isinstance(policy, StaticPolicy):
         raise InvalidInputError("The model's policy is static: it looks at nothing, so there is nothing to train.")
-    if policy is not None:
-        return _at_start(masked, policy.to(device), train, None if recipe.budget is None else recipe.budget.target_macs)
-    layerwise = "Layerwise" in recipe.env
+    if policy is None:
+        start = _prepared(masked, train, recipe, out, seed, report)
+        if recipe.target_macs == "best":
+            held_out = validation.sample(recipe.eval_images)
+            return _gates(gates_at_best_offset(DynamicCNN(masked, start, info), held_out, recipe.middle_penalty))
+        target = recipe.target_macs
+    else:
+        start, target = policy.to(device), None
+    if recipe.budget is not None:
+        target = recipe.budget.target_macs
+    if target is not None:
+        meet_target(masked, start, train, target)
+    return start
+
+
+def _prepared(
+    masked: MaskedCNN, train: Dataset, recipe: Recipe, out: Path, seed: int, report: Report | None
+) -> GatePolicy:
+    """Return fresh gates after the recipe's imitation and refinement."""
     penalty = recipe.env_kwargs.get("penalty", 0.5)
     config = PrepareConfig(
         imitation=recipe.imitation,
         tune=recipe.refine,
-        layerwise=layerwise,
+        layerwise="Layerwise" in recipe.env,
         penalty_range=None if isinstance(penalty, float | int) else (penalty[0], penalty[1]),
         seed=seed,
         **recipe.gate_policy,
     )
-    _, start = prepare(masked, train, config, folder=out, report=report)
-    assert isinstance(start, GatePolicy)
-    return _at_start(masked, start, train, recipe.target_macs if recipe.budget is None else recipe.budget.target_macs)
+    return _gates(prepare(masked, train, config, folder=out, report=report)[1])
 
 
-def _at_start(masked: MaskedCNN, start: GatePolicy, train: Dataset, target_macs: float | None) -> GatePolicy:
-    if target_macs is not None:
-        meet_target(masked, start, train, target_macs)
-    return start
+def _gates(made: DynamicCNN | GatePolicy | StaticPolicy) -> GatePolicy:
+    policy = made.policy if isinstance(made, DynamicCNN) else made
+    assert isinstance(policy, GatePolicy)
+    return policy
 
 
 def _reinforce(
@@ -138,11 +160,10 @@ def _reinforce(
         return start
     env = training_env(masked, start, train, recipe, seed, device)
     total = recipe.n_episodes * len(start.decisions)
-    penalty = recipe.env_kwargs.get("penalty", 0.5)
     held_out = validation.sample(recipe.eval_images)
     monitor = TrainingMonitor(
-        masked, held_out, penalty if isinstance(penalty, float | int) else sum(penalty) / 2, recipe.eval_every, out,
-        total, progress, None if report is None else lambda row: report(recipe.algo, row),
+        masked, held_out, recipe.middle_penalty, recipe.eval_every, out, total, progress,
+        None if report is None else lambda row: report(recipe.algo, row),
         None if recipe.budget is None else DualAscent(recipe.budget, env.get_attr("task")[0]),
     )  # fmt: skip
     checkpoint = out / "checkpoint.zip"

@@ -16,8 +16,8 @@ from prunegym.agents.baselines import (
     make_baseline,
 )
 from prunegym.agents.evaluation import evaluate
+from prunegym.agents.offsets import gates_at_mac_share
 from prunegym.agents.rivals import (
-    gates_at_mac_share,
     greedy_static,
     learned_static,
     pruned_and_tuned,

@@ -19,9 +19,9 @@ from prunegym.agents.entries import (
 )
 from prunegym.agents.evaluation import JSON_KEYS, evaluate
 from prunegym.agents.loading import AgentError
+from prunegym.agents.offsets import gates_at_best_offset, gates_at_mac_share
 from prunegym.agents.recipe import Recipe
 from prunegym.agents.results import Result, fingerprint
-from prunegym.agents.rivals import gates_at_best_offset, gates_at_mac_share
 from prunegym.agents.statistics import interval
 from prunegym.models import CNNInfo, DynamicCNN, ImitationConfig, MaskedCNN, load_dataset, shipped_model
 from prunegym.models.errors import InvalidInputError, UnknownNameError

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -88,3 +89,17 @@ def test_a_budget_in_a_file_and_on_the_command_line(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(text.replace("target_macs: 0.6}", "target: 0.6}"))
     with pytest.raises(UnknownNameError, match=r"Unknown setting of budget in recipe 'mine': 'target'\. Did you mean"):
         load_recipe(tmp_path / "mine.yaml")
+
+
+@pytest.mark.parametrize("target", [0, 1.5, "cheapest", True])
+def test_a_place_to_begin_that_cannot_be(target: Any) -> None:
+    with pytest.raises(InvalidInputError, match=rf"target_macs is {target!r}; a total MAC share above 0.*or 'best'"):
+        Recipe("mine", target_macs=target)
+
+
+def test_the_best_place_to_begin_needs_a_reward_that_is_known() -> None:
+    assert (
+        Recipe("mine", env_kwargs={"reward": "macs", "penalty": [0.2, 1.0]}, target_macs="best").middle_penalty == 0.6
+    )
+    with pytest.raises(InvalidInputError, match=r"the reward is 'l0'\. Set env_kwargs' reward to 'macs'"):
+        Recipe("mine", target_macs="best")

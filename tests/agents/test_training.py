@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -12,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from prunegym.agents.budget import Budget, BudgetWarning, DualAscent, end_at_budget
 from prunegym.agents.callbacks import CollapseWarning, TrainingMonitor, snapshot
 from prunegym.agents.evaluation import evaluate
+from prunegym.agents.offsets import gates_at_mac_share
 from prunegym.agents.recipe import Recipe, load_recipe
 from prunegym.agents.training import build_algorithm, train_agent, training_env
 from prunegym.envs import make_task
@@ -99,6 +101,30 @@ def test_imitation_is_the_first_stage_where_there_is_no_policy(tmp_path: Path) -
     start = DynamicCNN.load(tmp_path / "start.safetensors")
     share = snapshot(start.masked, start.policy, load_dataset("digits", "train"), 0.5).total_mac_share
     assert abs(share - 0.6) < 0.02
+
+
+def test_reinforcement_learning_begins_at_the_best_offset(tmp_path: Path) -> None:
+    recipe = dataclasses.replace(
+        SMALL, imitation=ImitationConfig(steps=50, batch_size=32), gate_policy={"hidden": 8}, target_macs="best",
+        env_kwargs=SMALL.env_kwargs | {"reward": "macs", "penalty": 0.4}, n_episodes=0,
+    )  # fmt: skip
+    validation = load_dataset("digits", "validation")
+    begun = run(recipe, tmp_path / "best", policy=False)
+    reward = evaluate(begun, None, validation, penalty=0.4).reward
+    shares = np.arange(0.2, 1.0, 0.1)
+    shifted = [gates_at_mac_share(begun, validation, share) for share in shares]
+    assert reward >= max(evaluate(agent, None, validation, penalty=0.4).reward for agent in shifted) - 0.01
+    plain = run(dataclasses.replace(recipe, target_macs=None), tmp_path / "plain", policy=False)
+    assert reward > evaluate(plain, None, validation, penalty=0.4).reward
+
+
+@pytest.mark.filterwarnings("ignore::prunegym.agents.callbacks.CollapseWarning")
+def test_a_resumed_run_searches_its_start_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = dataclasses.replace(SMALL, imitation=ImitationConfig(steps=5, batch_size=32), gate_policy={"hidden": 8})
+    first = run(recipe, tmp_path, policy=False)
+    monkeypatch.setattr("prunegym.agents.training.prepare", lambda *_args, **_kwargs: pytest.fail("prepared again"))
+    again = run(recipe, tmp_path, policy=False, resume=True).policy.state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in first.policy.state_dict().items())
 
 
 def test_the_best_actor_is_kept_even_if_it_is_the_start(tmp_path: Path) -> None:
