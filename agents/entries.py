@@ -141,9 +141,9 @@ def _at_best_offset(start: DynamicCNN, run: Run) -> DynamicCNN:
 
 def _start_of(run: Run, recipe: Entry | None) -> DynamicCNN:
     if recipe is not None:
-        return DynamicCNN.load(
-            run.folder(recipe.name) / "start.safetensors", copy.deepcopy(run.masked.network), run.device
-        )
+        # Its run is kept under the recipe's own name, whatever label it has in the table.
+        name = recipe.name if recipe.key is None else recipe.key["recipe"]["name"]
+        return DynamicCNN.load(run.folder(name) / "start.safetensors", copy.deepcopy(run.masked.network), run.device)
     if run.policy is None:
         raise InvalidInputError(
             "The model has no gates, so there is no start to evaluate: give the start.safetensors of a run of "

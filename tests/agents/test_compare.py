@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 
@@ -236,7 +237,7 @@ TINY = Recipe(
 
 @pytest.mark.filterwarnings("ignore:The policy has become static")  # so little training may well end so
 def test_recipes_are_trained_for_each_seed_and_stand_beside_their_start_and_rivals(masked, few, tmp_path):
-    recipe = recipe_entry(TINY)
+    recipe = dataclasses.replace(recipe_entry(TINY), name="under a label")
     wide = seeded("wide", 0.9)
     entries = [recipe, start_entry(recipe), start_entry(recipe, "same-macs"), "taylor-static", wide]
     before = {name: value.clone() for name, value in masked.state_dict().items()}

@@ -117,6 +117,9 @@ def prepare(
     taylor: Annotated[bool, typer.Option("--taylor", help="Rival: a Taylor mask, the CNN fine-tuned.")] = False,
     cnn_learning_rate: Annotated[float, typer.Option(help="Peak, of the CNN.")] = TuneConfig.cnn_learning_rate,
     gate_learning_rate: Annotated[float, typer.Option(help="Peak, of the gates.")] = TuneConfig.gate_learning_rate,
+    distillation: Annotated[
+        float, typer.Option(help="Share of the loss that is agreement with the dense CNN; the rest is the labels'.")
+    ] = TuneConfig.distillation,
     hidden: Annotated[int, typer.Option(help="Width of the policy's hidden layers.")] = 64,
     feature_size: Annotated[int, typer.Option(help="Numbers that the policy sees at a decision, at most.")] = 1088,
     grid: Annotated[int, typer.Option(help="Cells along each side of the grid that it sees.")] = 4,
@@ -143,6 +146,7 @@ def prepare(
     tune = TuneConfig(
         target_macs=target_macs, epochs=epochs, batch_size=batch_size, train_cnn=not frozen, train_gates=not taylor,
         seed=seed, cnn_learning_rate=cnn_learning_rate, gate_learning_rate=gate_learning_rate, sparsity=sparsity,
+        distillation=distillation,
     )  # fmt: skip
     imitation = ImitationConfig(imitation_steps, batch_size, kept_share, seed=seed)
     imitates = not (no_imitation or static or taylor or imitation_steps == 0)
