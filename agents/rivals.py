@@ -171,7 +171,7 @@ def pruned_and_tuned(
 def _prepare_static(
     masked: MaskedCNN, train: Dataset, tuning: TuneConfig, learned: bool, report: Report | None
 ) -> tuple[MaskedCNN, StaticPolicy]:
-    start = static_start(masked, train, tuning.target_macs or 1.0, learned=learned)
+    start = static_start(masked, train, tuning.target or 1.0, learned=learned)
     config = PrepareConfig(imitation=None, tune=tuning, seed=tuning.seed)
     stages = None if report is None else lambda _stage, row: report(row)
     tuned, gates = prepare(masked, train, config, policy=start, report=stages)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from prunegym.models.data import Dataset
+from prunegym.models.errors import InvalidInputError
 from prunegym.models.gate_policy import GatePolicy, StaticPolicy, rollout
 from prunegym.models.masked import MaskedCNN
 
@@ -15,12 +16,14 @@ REACH, FARTHEST = 5.0, 80.0
 
 
 @torch.inference_mode()
-def total_mac_share(masked: MaskedCNN, policy: GatePolicy | StaticPolicy, dataset: Dataset) -> float:
-    """Return the mean total MAC share of a data set's images, the policy's MACs included."""
+def total_mac_share(
+    masked: MaskedCNN, policy: GatePolicy | StaticPolicy, dataset: Dataset, penalty: float | None = None
+) -> float:
+    """Return the mean total MAC share of a data set's images, the policy's MACs included; ``penalty`` is its lambda."""
     device = next(masked.parameters()).device
     total = 0.0
     for indices in torch.split(torch.arange(len(dataset)), 250):
-        mask = rollout(masked, policy, dataset.batch(indices, device=device)).mask
+        mask = rollout(masked, policy, dataset.batch(indices, device=device), penalty=penalty).mask
         total += float(masked.cost.mac_share(mask).sum())
     return total / len(dataset) + policy.macs / masked.cost.total_macs
 
@@ -81,3 +84,35 @@ def _bisect(
             low = middle
     policy.rescale_logits(offset=low - applied)
     return low
+
+
+def penalty_for(
+    masked: MaskedCNN, policy: GatePolicy, dataset: Dataset, target_macs: float, *, images: int = 1000, rounds: int = 10
+) -> float:
+    """Return the lambda at which a policy for a range of them spends a given total MAC share.
+
+    Args:
+        masked: The CNN.
+        policy: Gates that were trained for a range of lambdas; the larger lambda, the fewer MACs.
+        dataset: Images to measure on; labels are not looked at.
+        target_macs: Total MAC share; out of reach, the nearer end of the range is returned.
+        images: How many images.
+        rounds: Halvings of the range.
+
+    Raises:
+        InvalidInputError: If the policy was trained for one lambda only.
+    """
+    if policy.penalty_range is None:
+        raise InvalidInputError(
+            "The policy was trained for one lambda, so there is none to choose. Train one with the recipe dial, or "
+            "shift this one with meet_target."
+        )
+    sample = dataset.sample(images)
+    low, high = policy.penalty_range
+    for _ in range(rounds):
+        middle = (low + high) / 2
+        if total_mac_share(masked, policy, sample, middle) > target_macs:
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,8 +27,9 @@ Report = Callable[[dict[str, float]], None]
 class TuneConfig:
     """How gates, and the CNN if it may change, are trained by gradient."""
 
-    target_macs: float | None = None
-    """Total MAC share to end at, the policy's MACs included. By default 0.5, unless ``sparsity`` is given."""
+    target_macs: float | Sequence[float] | None = None
+    """Total MAC share to end at, the policy's MACs included. By default 0.5, unless ``sparsity`` is given. For a policy
+    of a range of lambdas two shares: at the lowest lambda and at the highest."""
     epochs: float = 8.0
     batch_size: int = 128
     train_cnn: bool = True
@@ -59,14 +60,32 @@ class TuneConfig:
         """Check the target and lambda."""
         if self.target_macs is None and self.sparsity is None:
             object.__setattr__(self, "target_macs", 0.5)
-        if self.target_macs is not None and not 0 < self.target_macs <= 1:
-            raise InvalidInputError(f"target_macs is {self.target_macs}; it must be above 0 and at most 1.")
+        if self.target_macs is not None:
+            targets = [self.target_macs] if isinstance(self.target_macs, float | int) else list(self.target_macs)
+            if not all(0 < target <= 1 for target in targets):
+                raise InvalidInputError(f"target_macs is {self.target_macs}; it must be above 0 and at most 1.")
+            if len(targets) not in (1, 2):
+                raise InvalidInputError(
+                    f"target_macs is {self.target_macs}; one share, or two for a range of lambdas, is needed."
+                )
         if self.sparsity is not None and not 0 <= self.sparsity < math.inf:
             raise InvalidInputError(
                 f"sparsity is {self.sparsity}; lambda must be a finite number of at least 0, e.g. 0.01."
             )
         if self.sparsity is not None and not self.train_gates:
             raise InvalidInputError("sparsity prices what gates keep, but train_gates is False. Give one of the two.")
+
+    @property
+    def target(self) -> float | None:
+        """The one MAC share to end at; None if there is none, or one for each lambda."""
+        return self.target_macs if isinstance(self.target_macs, float | int) else None
+
+    def at(self, position: float) -> TuneConfig:
+        """Return what holds for a lambda at a position (0 to 1) of its range."""
+        if self.target_macs is None or isinstance(self.target_macs, float | int):
+            return self
+        low, high = self.target_macs[0], self.target_macs[-1]
+        return dataclasses.replace(self, target_macs=low + (high - low) * position)
 
 
 @torch.inference_mode()
@@ -97,7 +116,7 @@ def tune(
 
     Args:
         masked: The CNN.
-        policy: Its gates.
+        policy: Its gates. Those for a range of lambdas are told another lambda at each step if there are two targets.
         dataset: Training images.
         config: What is trained, and the schedule.
         teacher: The original network's logits for each image (count, classes); by default the CNN's own, as it comes.
@@ -105,8 +124,14 @@ def tune(
         report: Called after each epoch with ``epoch``, ``loss`` and ``mac_share``.
 
     Raises:
-        InvalidInputError: If the loss becomes NaN or infinite.
+        InvalidInputError: If the loss becomes NaN or infinite, or there are two targets, but the policy is for one
+            lambda.
     """
+    if policy.penalty_range is None and config.target is None and config.target_macs is not None:
+        raise InvalidInputError(
+            f"target_macs is {config.target_macs}, for a range of lambdas, but the policy is for one. Give one "
+            "share, or the penalty as a range."
+        )
     dataset = dataset.augmenting(config.augment)
     if teacher is None and config.distillation > 0:
         teacher = dense_logits(masked, dataset)
@@ -158,11 +183,14 @@ class _Training:
         self, dataset: Dataset, indices: Tensor, generator: torch.Generator, teacher: Tensor | None
     ) -> tuple[float, float]:
         """Make one update on a batch; return its loss and its mean total MAC share."""
-        config, device = self.config, next(self.masked.parameters()).device
+        config, device, penalty = self.config, next(self.masked.parameters()).device, None
         images = dataset.batch(indices, device=device, augment=generator)
+        if config.target is None and self.policy.penalty_range is not None:
+            position, (low, high) = float(torch.rand((), generator=generator)), self.policy.penalty_range
+            config, penalty = config.at(position), low + (high - low) * position
         noise = StraightThrough(generator) if config.train_gates else greedy
         with autocast(device, config.precision):
-            run = rollout(self.masked, self.policy, images, noise)
+            run = rollout(self.masked, self.policy, images, noise, penalty)
         labels = dataset.labels[indices].to(device)
         loss = _task_loss(run, labels, None if teacher is None else teacher.to(device), config)
         share = _mac_share(self.masked, self.policy, run)
@@ -215,9 +243,9 @@ def _task_loss(run: Rollout, labels: Tensor, teacher: Tensor | None, config: Tun
 def _cost_loss(run: Rollout, share: Tensor, progress: float, config: TuneConfig) -> Tensor:
     if config.sparsity is not None:
         return config.sparsity * torch.sigmoid(run.gate_logits.float()).sum(1).mean()
-    assert config.target_macs is not None
+    assert config.target is not None
     left = max(0.0, 1 - progress / config.anneal) if config.anneal else 0.0
-    target = config.target_macs + (1 - config.target_macs) * left
+    target = config.target + (1 - config.target) * left
     over, under = F.relu(share - target), F.relu(target - share)
     return config.over_weight * over.square() + config.under_weight * under.square()
 

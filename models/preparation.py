@@ -93,8 +93,8 @@ def prepare(
         tune(
             masked, policy, dataset, config.tune, teacher=teacher, checkpoint=checkpoint, report=_stage(report, "tune")
         )
-        if config.tune.train_gates and config.tune.target_macs is not None:
-            policy = _at_target(masked, policy, dataset, config.tune.target_macs)
+        if config.tune.train_gates and config.tune.target is not None:
+            policy = _at_target(masked, policy, dataset, config.tune.target)
     return masked, policy
 
 

@@ -9,18 +9,22 @@ import torch
 from prunegym.models import (
     Dataset,
     GatePolicy,
+    ImitationConfig,
     MaskedCNN,
     MaskFeatures,
     PrepareConfig,
     StaticPolicy,
     TuneConfig,
+    load_dataset,
     prepare,
     rollout,
+    shipped_model,
     tune,
 )
-from prunegym.models.budget import meet_target, total_mac_share
+from prunegym.models.budget import meet_target, penalty_for, total_mac_share
 from prunegym.models.checkpoints import load_state, save_state
 from prunegym.models.errors import InvalidInputError
+from prunegym.models.imitation import imitate
 from prunegym.models.joint import dense_logits
 
 
@@ -44,6 +48,32 @@ def test_frozen_refinement_changes_gates_only_and_comes_near_its_target(
     assert all(torch.equal(old, new) for old, new in zip(before, states(digits_masked), strict=True))
     assert rows[0]["mac_share"] > 0.75
     assert abs(rows[-1]["mac_share"] - 0.6) < 0.05
+
+
+def test_a_dial_is_refined_at_all_its_lambdas() -> None:
+    masked, digits = shipped_model("digits").masked, load_dataset("digits", "train")
+    torch.manual_seed(0)
+    policy = GatePolicy(MaskFeatures(masked).calibrate(masked, digits), 16, penalty_range=(0.1, 0.9))
+    imitate(masked, policy, digits, ImitationConfig(steps=300, batch_size=64, mac_share=(0.8, 0.4), augment=False))
+    tune(masked, policy, digits, TuneConfig((0.8, 0.4), epochs=12, batch_size=64, train_cnn=False, augment=False))
+    spent = [total_mac_share(masked, policy, digits, penalty) for penalty in (0.1, 0.5, 0.9)]
+    assert spent == pytest.approx([0.8, 0.6, 0.4], abs=0.06)
+    assert spent == sorted(spent, reverse=True)
+    penalty = penalty_for(masked, policy, digits, 0.55)
+    assert abs(total_mac_share(masked, policy, digits, penalty) - 0.55) < 0.01
+    assert penalty_for(masked, policy, digits, 1.0) == pytest.approx(0.1, abs=0.001)
+
+
+def test_targets_that_fit_no_policy(digits_masked: MaskedCNN, digits: Dataset) -> None:
+    policy = make_policy(digits_masked, digits)
+    with pytest.raises(InvalidInputError, match=r"for a range of lambdas, but the policy is for one\. Give one share"):
+        tune(digits_masked, policy, digits, TuneConfig((0.8, 0.4), epochs=1))
+    with pytest.raises(InvalidInputError, match=r"trained for one lambda, so there is none to choose\. Train one with"):
+        penalty_for(digits_masked, policy, digits, 0.5)
+    with pytest.raises(InvalidInputError, match=r"one share, or two for a range of lambdas, is needed"):
+        TuneConfig((0.8, 0.6, 0.4))
+    with pytest.raises(InvalidInputError, match=r"it must be above 0 and at most 1"):
+        TuneConfig((0.8, 0.0))
 
 
 def test_joint_training_changes_the_cnn_and_freezes_it_again(digits_masked: MaskedCNN, digits: Dataset) -> None:

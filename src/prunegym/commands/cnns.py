@@ -158,7 +158,7 @@ def prepare(
     settings = {"cnn": str(cnn), "kind": kind, "dataset": train.name, "prepare": dataclasses.asdict(config)}
     begin_run(out, {**settings, "train_images": train_images, "seed": seed}, resume)
     masked = stored.masked.to(device)
-    start = static_start(masked, train, tune.target_macs or 1.0, learned=static) if static or taylor else None
+    start = static_start(masked, train, tune.target or 1.0, learned=static) if static or taylor else None
     masked, policy = prepare_model(masked, train, config, policy=start, folder=out, report=progress_of(quiet))
     model = DynamicCNN(masked.cpu(), policy.cpu(), stored.info)
     document = _finish(model, dataset, out, seed, kind if not frozen else f"{kind}, CNN frozen")
