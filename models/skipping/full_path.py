@@ -8,6 +8,7 @@ from torch import Tensor
 from prunegym.models.gate_policy import GatePolicy
 from prunegym.models.skipping.deciding import Deciding, joined
 from prunegym.models.skipping.masking import Masking, Masks
+from prunegym.models.skipping.packing import packed
 from prunegym.models.skipping.paths import Executed
 from prunegym.models.skipping.program import Conv, Program
 from prunegym.models.skipping.torch_layers import conv, run_layer, shaped
@@ -20,9 +21,12 @@ class FullPath:
         program: The network.
         policy: Decides gate by gate; None: masks are given.
         channels_last: Memory layout of maps and weights.
+        pack: Whether large weights are packed for single images (channels last only; torch cannot trace them).
     """
 
-    def __init__(self, program: Program, policy: GatePolicy | None = None, *, channels_last: bool = False) -> None:
+    def __init__(
+        self, program: Program, policy: GatePolicy | None = None, *, channels_last: bool = False, pack: bool = True
+    ) -> None:
         self.program, self.policy = program, policy
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
         self._masking, self.deciding = Masking(program), Deciding(program, policy)
@@ -31,6 +35,7 @@ class FullPath:
             for layer in program.layers
             if isinstance(layer, Conv)
         }
+        self._packed = packed(program) if channels_last and pack else {}
 
     def run(self, images: Tensor, mask: Tensor | None, penalty: float | None) -> Executed:
         """See :class:`prunegym.models.skipping.paths.Path`."""
@@ -38,6 +43,7 @@ class FullPath:
         masks = Masks(self._masking, mask, shared=len(images) == 1)
         values = {program.input: images.contiguous(memory_format=self._layout)}
         bits: dict[int, Tensor] = {}
+        by_name = self._packed if len(images) == 1 else {}
         for layer, ending in zip(program.layers, program.ending, strict=True):
             if isinstance(layer, Conv):
                 bias = layer.bias
@@ -45,7 +51,7 @@ class FullPath:
                     bits[layer.gate] = decide(layer.gate, values[layer.inputs[0]])
                     masks.tell(layer.gate, bits[layer.gate])
                     bias = masks.bias(layer.gate, bias)
-                value = conv(layer, values, self.weights[layer.name], bias)
+                value = conv(layer, values, self.weights[layer.name], bias, by_name.get(layer.name))
             else:
                 value = run_layer(layer, values)
             gate = program.points.get(layer.name)

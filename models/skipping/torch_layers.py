@@ -7,6 +7,7 @@ from typing import cast
 import torch.nn.functional as F
 from torch import Tensor
 
+from prunegym.models.skipping.packing import PackedConv
 from prunegym.models.skipping.program import Add, Average, Conv, Layer, Linear, MaxPool, Other, Program, Subsample
 
 
@@ -31,8 +32,13 @@ def run_layer(layer: Layer, values: dict[str, Tensor]) -> Tensor:
     return cast(Other, layer).run(values)
 
 
-def conv(layer: Conv, values: dict[str, Tensor], weight: Tensor, bias: Tensor) -> Tensor:
-    """Run a convolution with other weights than its own, and what is fused into it."""
+def conv(
+    layer: Conv, values: dict[str, Tensor], weight: Tensor, bias: Tensor, packed: PackedConv | None = None
+) -> Tensor:
+    """Run a convolution with other weights than its own, or packed ones, and what is fused into it."""
+    if packed is not None:
+        y = packed(values[layer.inputs[0]], bias)
+        return y if len(layer.inputs) == 1 else finish(y, layer, values)
     y = F.conv2d(values[layer.inputs[0]], weight, bias, layer.stride, layer.padding, layer.dilation)
     return finish(y, layer, values)
 

@@ -32,7 +32,7 @@ class TracedPath:
     """
 
     def __init__(self, program: Program, policy: GatePolicy | None = None) -> None:
-        self._full = FullPath(program, policy, channels_last=True)
+        self._full = FullPath(program, policy, channels_last=True, pack=False)
         self._traced = functools.lru_cache(TRACES)(self._trace)
         try:
             self._traced(policy is None, None, True)

@@ -1,0 +1,71 @@
+"""Packed weights against torch's own convolution, and networks that have them against the masked forward pass."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from skipping_networks import close, random_masks, zoo
+from torch import Tensor
+
+from prunegym.models import SkippingCNN
+from prunegym.models.skipping import lower, packing
+from prunegym.models.skipping.packing import PackedConv, packed
+from prunegym.models.skipping.program import Conv
+
+WITH_ONEDNN = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+
+
+@pytest.fixture(autouse=True)
+def _deterministic() -> None:
+    torch.manual_seed(0)
+
+
+@WITH_ONEDNN
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("added", [False, True])
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(1, 1, 0), (3, 1, 1), (3, 2, 1), (5, 2, 2)])
+def test_a_packed_convolution_is_that_of_torch(kernel: int, stride: int, padding: int, added: bool, relu: bool) -> None:
+    weight, bias, x = torch.randn(96, 64, kernel, kernel), torch.randn(96), torch.randn(1, 64, 9, 9)
+    inputs = ("x", "y") if added else ("x",)
+    layer = Conv("conv", "conv", inputs, weight, bias, (stride,) * 2, (padding,) * 2, (1, 1), relu)
+    other = torch.randn(96)
+    with torch.inference_mode():
+        found = PackedConv(layer, (64, 9, 9))(x.contiguous(memory_format=torch.channels_last), other)
+    expected = F.conv2d(x, weight, other, stride, padding)
+    # What is added comes before the ReLU, so that is left to the caller.
+    close(found, expected.relu() if relu and not added else expected)
+
+
+@WITH_ONEDNN
+def test_large_convolutions_are_packed_once_for_all_paths() -> None:
+    program = lower(zoo("vgg16"))
+    large = {layer.name for layer in program.layers if isinstance(layer, Conv) and layer.weight.numel() >= 100_000}
+    assert set(packed(program)) == large
+    assert len(large) > 5
+    assert packed(program) is packed(program)
+
+
+@pytest.mark.parametrize("way", ["full-channels-last", "full-traced", "torch"])
+@pytest.mark.parametrize("name", ["vgg16", "resnet18"])
+def test_networks_with_packed_weights_give_the_masked_results(name: str, way: str) -> None:
+    masked = zoo(name)
+    images, masks = torch.randn(6, 3, 32, 32), random_masks(masked)
+    expected = masked(images, masks)
+    fast = SkippingCNN(masked, execution=way)
+    for row in (slice(0, 1), slice(3, 4), slice(0, 6)):
+        close(fast(images[row], masks[row]).output, expected[row])
+
+
+def test_without_the_operators_weights_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are not public, so another torch may lack them or take other arguments."""
+
+    def other(*_arguments: object) -> Tensor:
+        raise TypeError("takes 5 positional arguments")
+
+    monkeypatch.setattr(packing.PackedConv, "__call__", other)
+    masked = zoo("vgg16")
+    fast = SkippingCNN(masked, execution="full-channels-last")
+    images, masks = torch.randn(1, 3, 32, 32), random_masks(masked)[:1]
+    assert packed(lower(masked)) == {}
+    close(fast(images, masks).output, masked(images, masks))
