@@ -79,6 +79,7 @@ class Entry:
         at_share: Whether it is made for the reference's MAC share.
         as_long: Whether it is trained for as many images as the reference.
         images: How many images its training looks at, if it is known.
+        run_name: Name under which its training runs are kept, of a recipe.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Entry:
     at_share: bool = False
     as_long: bool = False
     images: int = 0
+    run_name: str | None = None
 
 
 def recipe_entry(recipe: Recipe | str | Path) -> Entry:
@@ -101,7 +103,10 @@ def recipe_entry(recipe: Recipe | str | Path) -> Entry:
             policy=copy.deepcopy(run.policy), seed=run.seed, resume=(folder / "run.json").exists(), device=run.device,
         )  # fmt: skip
 
-    return Entry(settings.name, make, {"recipe": settings.as_dict()}, seeded=True, images=settings.images)
+    return Entry(
+        settings.name, make, {"recipe": settings.as_dict()}, seeded=True, images=settings.images,
+        run_name=settings.name,
+    )  # fmt: skip
 
 
 def start_entry(recipe: Entry | None = None, shift: str | None = None) -> Entry:
@@ -115,9 +120,14 @@ def start_entry(recipe: Entry | None = None, shift: str | None = None) -> Entry:
 
     Raises:
         UnknownNameError: If there is no such shift.
+        InvalidInputError: If the entry is none of a recipe.
     """
     if shift not in (None, *SHIFTS):
         raise UnknownNameError("shift of the start's logits", str(shift), SHIFTS)
+    if recipe is not None and recipe.run_name is None:
+        raise InvalidInputError(
+            f"Entry {recipe.name!r} has no start: it is no recipe. Give one of recipe_entry, or None."
+        )
 
     def make(run: Run) -> DynamicCNN:
         start = _start_of(run, recipe)
@@ -140,10 +150,9 @@ def _at_best_offset(start: DynamicCNN, run: Run) -> DynamicCNN:
 
 
 def _start_of(run: Run, recipe: Entry | None) -> DynamicCNN:
-    if recipe is not None:
-        # Its run is kept under the recipe's own name, whatever label it has in the table.
-        name = recipe.name if recipe.key is None else recipe.key["recipe"]["name"]
-        return DynamicCNN.load(run.folder(name) / "start.safetensors", copy.deepcopy(run.masked.network), run.device)
+    if recipe is not None and recipe.run_name is not None:
+        path = run.folder(recipe.run_name) / "start.safetensors"
+        return DynamicCNN.load(path, copy.deepcopy(run.masked.network), run.device)
     if run.policy is None:
         raise InvalidInputError(
             "The model has no gates, so there is no start to evaluate: give the start.safetensors of a run of "

@@ -89,11 +89,31 @@ class Recipe:
                 f"Recipe {self.name!r}: target_macs is {self.target_macs!r}; a total MAC share above 0 and at "
                 "most 1 is allowed, or 'best'."
             )
+        self._check_lambdas()
         if 0 < self.n_episodes < self.n_envs * self.episodes_per_rollout:
             raise InvalidInputError(
                 f"Recipe {self.name!r}: n_episodes is {self.n_episodes}; one rollout alone has "
                 f"{self.n_envs * self.episodes_per_rollout}. Give more episodes or fewer environments."
             )
+
+    def _check_lambdas(self) -> None:
+        """Check before hours of imitation what would be refused after them."""
+        ranged = not isinstance(self.env_kwargs.get("penalty", 0.5), float | int)
+        if ranged and self.budget is not None:
+            raise InvalidInputError(
+                f"Recipe {self.name!r}: there is a budget, but penalty is a range: for all lambdas there is no one "
+                "budget. Give penalty as a number, or leave out the budget."
+            )
+        shares = (
+            ("imitation", "mac_share", None if self.imitation is None else self.imitation.mac_share),
+            ("refine", "target_macs", None if self.refine is None else self.refine.target_macs),
+        )
+        for stage, setting, share in shares:
+            if not ranged and not isinstance(share, float | int | None):
+                raise InvalidInputError(
+                    f"Recipe {self.name!r}: {setting} of {stage} is {share}, for a range of lambdas, but penalty is "
+                    "one number. Give one share, or the penalty as a range."
+                )
 
     @property
     def middle_penalty(self) -> float:

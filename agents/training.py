@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import LinearSchedule
@@ -71,7 +72,8 @@ def train_agent(
         The best actor by validation reward, with its CNN.
 
     Raises:
-        InvalidInputError: If the folder has another run, or a run that was not asked to be resumed.
+        InvalidInputError: If the folder has another run, one with another CNN, or a run that was not asked to be
+            resumed.
     """
     settings = {"seed": seed, "dataset": train.name, "train_images": train.span, "cnn": info.architecture}
     begin_run(out, {"recipe": recipe.as_dict(), **settings}, resume)
@@ -79,7 +81,7 @@ def train_agent(
     started = time.perf_counter()
     saved = out / "start.safetensors"
     if resume and saved.exists():
-        start = _gates(DynamicCNN.load(saved, copy.deepcopy(masked.network), device))
+        start = _stored_start(saved, masked, policy, device)
     else:
         start = _start(masked, info, train, validation, recipe, out, policy, seed, device, report)
         DynamicCNN(masked, start, info).save(saved)
@@ -90,6 +92,18 @@ def train_agent(
     model.save(out / "model.safetensors")
     finish_run(out, time.perf_counter() - started)
     return model
+
+
+def _stored_start(path: Path, masked: MaskedCNN, policy: GatePolicy | StaticPolicy | None, device: str) -> GatePolicy:
+    """Return the start of a run that goes on; in the given policy, if there is one."""
+    stored = DynamicCNN.load(path, copy.deepcopy(masked.network), device)
+    own, other = masked.network.state_dict(), stored.masked.network.state_dict()
+    if not all(torch.equal(value, other[name].to(value.device)) for name, value in own.items()):
+        raise InvalidInputError(f"{path} was made for another CNN. Give another --out, or the CNN of that run.")
+    if policy is None:
+        return _gates(stored)
+    policy.load_state_dict(stored.policy.state_dict())
+    return _gates(policy.to(device))
 
 
 def _start(

@@ -14,7 +14,7 @@ from torch import Tensor
 from prunegym.envs.outcome import Outcome
 from prunegym.envs.sampling import EpochSampler
 from prunegym.envs.task import Task
-from prunegym.models.data import random_shift_and_flip
+from prunegym.models.augmentation import random_shift_and_flip
 from prunegym.models.errors import InvalidInputError
 from prunegym.models.masked import ForwardPass
 

@@ -8,6 +8,7 @@ from prunegym.models.data import Dataset
 from prunegym.models.errors import InvalidInputError
 from prunegym.models.gate_policy import GatePolicy, StaticPolicy, rollout
 from prunegym.models.masked import MaskedCNN
+from prunegym.models.shares import check_shares
 
 TOLERANCE = 0.01
 """Total MAC share by which a target may be missed."""
@@ -95,13 +96,14 @@ def penalty_for(
         masked: The CNN.
         policy: Gates that were trained for a range of lambdas; the larger lambda, the fewer MACs.
         dataset: Images to measure on; labels are not looked at.
-        target_macs: Total MAC share; out of reach, the nearer end of the range is returned.
+        target_macs: Total MAC share (0 to 1); out of reach, the nearer end of the range is returned.
         images: How many images.
         rounds: Halvings of the range.
 
     Raises:
-        InvalidInputError: If the policy was trained for one lambda only.
+        InvalidInputError: If the policy was trained for one lambda only, or the target is no share.
     """
+    check_shares("target_macs", target_macs, most=1)
     if policy.penalty_range is None:
         raise InvalidInputError(
             "The policy was trained for one lambda, so there is none to choose. Train one with the recipe dial, or "
@@ -109,6 +111,9 @@ def penalty_for(
         )
     sample = dataset.sample(images)
     low, high = policy.penalty_range
+    for end, beyond in ((low, float.__le__), (high, float.__ge__)):
+        if beyond(total_mac_share(masked, policy, sample, end), target_macs):
+            return end
     for _ in range(rounds):
         middle = (low + high) / 2
         if total_mac_share(masked, policy, sample, middle) > target_macs:

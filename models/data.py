@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from prunegym.models.augmentation import random_shift_and_flip
 from prunegym.models.errors import InvalidInputError
 
 Split = Literal["train", "validation", "test"]
@@ -177,42 +178,20 @@ class Dataset:
             span: ``FROM:TO`` as in a slice of Python; either may be left out, negative ones count from the end.
 
         Raises:
-            InvalidInputError: If it is no such slice, or an empty one.
+            InvalidInputError: If it is no such slice or an empty one, reaches beyond the images, or this is a part.
         """
         bounds = span.split(":")
         where = f"Part {span!r} of {self.name}/{self.split} ({len(self)} images)"
         if len(bounds) != 2 or not all(re.fullmatch(r"-?\d+|", bound) for bound in bounds):
             raise InvalidInputError(f"{where} is no slice. Give FROM:TO, for example :40000 or 40000:.")
-        low, high = (int(bound) if bound else None for bound in bounds)
+        if self.span is not None:
+            raise InvalidInputError(f"{where} would be a part of the part {self.span}. Take it of the whole split.")
+        numbers = [int(bound) if bound else default for bound, default in zip(bounds, (0, len(self)), strict=True)]
+        low, high = (number + len(self) if number < 0 else number for number in numbers)
+        if not 0 <= low < high <= len(self):
+            raise InvalidInputError(f"{where} is empty or too large. Give FROM:TO within 0:{len(self)}, FROM below TO.")
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(0))[low:high]
-        if len(order) == 0:
-            raise InvalidInputError(f"{where} is empty. Give FROM:TO within 0:{len(self)}, FROM below TO.")
-        return dataclasses.replace(self.subset(order.sort().values), span=span)
-
-
-def random_shift_and_flip(images: Tensor, pad: int, flip: bool, generator: torch.Generator) -> Tensor:
-    """Shift each image by up to ``pad`` pixels (zeros come in) and mirror half of them.
-
-    Args:
-        images: (batch, channels, height, width), any dtype.
-        pad: Largest shift in pixels, each way.
-        flip: Whether to mirror.
-        generator: Source of the random numbers.
-
-    Returns:
-        Same shape and dtype, fresh memory.
-    """
-    count, _, height, width = images.shape
-    padded = torch.nn.functional.pad(images, (pad, pad, pad, pad))
-    top = torch.randint(0, 2 * pad + 1, (count, 1), generator=generator)
-    left = torch.randint(0, 2 * pad + 1, (count, 1), generator=generator)
-    rows = top + torch.arange(height)
-    columns = left + torch.arange(width)
-    if flip:
-        mirrored = torch.rand(count, 1, generator=generator) < 0.5
-        columns = torch.where(mirrored, columns.flip(1), columns)
-    batch = torch.arange(count).view(-1, 1, 1)
-    return padded.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+        return dataclasses.replace(self.subset(order.sort().values), span=f"{low}:{high}")
 
 
 def hold_out_validation(train: Dataset, share: float = 0.1, seed: int = 0) -> tuple[Dataset, Dataset]:

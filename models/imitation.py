@@ -13,6 +13,7 @@ from prunegym.models.data import Augment, Dataset
 from prunegym.models.errors import InvalidInputError
 from prunegym.models.gate_policy import GatePolicy, StaticPolicy, rollout
 from prunegym.models.masked import MaskedCNN
+from prunegym.models.shares import check_shares, share_at
 from prunegym.models.static import at_mac_share
 
 Report = Callable[[dict[str, float]], None]
@@ -36,23 +37,13 @@ class ImitationConfig:
 
     def __post_init__(self) -> None:
         """Check the shares."""
-        shares = (
-            [self.mac_share] if self.mac_share is None or isinstance(self.mac_share, float | int) else self.mac_share
-        )
-        for name, share in (("kept_share", self.kept_share), *(("mac_share", share) for share in shares)):
-            if share is not None and not 0 < share <= 1:
-                raise InvalidInputError(f"{name} is {share}; it must be above 0 and at most 1.")
-        if len(shares) > 2:
-            raise InvalidInputError(
-                f"mac_share is {self.mac_share}; one share, or two for a range of lambdas, is needed."
-            )
+        check_shares("kept_share", self.kept_share, most=1)
+        if self.mac_share is not None:
+            check_shares("mac_share", self.mac_share)
 
     def at(self, position: float) -> ImitationConfig:
         """Return the lesson for a lambda at a position (0 to 1) of its range."""
-        if self.mac_share is None or isinstance(self.mac_share, float | int):
-            return self
-        low, high = self.mac_share[0], self.mac_share[-1]
-        return dataclasses.replace(self, mac_share=low + (high - low) * position)
+        return dataclasses.replace(self, mac_share=share_at(self.mac_share, position))
 
 
 @torch.no_grad()

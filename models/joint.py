@@ -18,6 +18,7 @@ from prunegym.models.errors import InvalidInputError
 from prunegym.models.gate_policy import GatePolicy, Rollout, StaticPolicy, StraightThrough, greedy, rollout
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.runs import without_none
+from prunegym.models.shares import check_shares, share_at
 from prunegym.models.training import autocast, epoch_batches
 
 Report = Callable[[dict[str, float]], None]
@@ -29,7 +30,7 @@ class TuneConfig:
 
     target_macs: float | Sequence[float] | None = None
     """Total MAC share to end at, the policy's MACs included. By default 0.5, unless ``sparsity`` is given. For a policy
-    of a range of lambdas two shares: at the lowest lambda and at the highest."""
+    of a range of lambdas two shares, at the lowest lambda and at the highest; with one it is trained at the middle."""
     epochs: float = 8.0
     batch_size: int = 128
     train_cnn: bool = True
@@ -40,7 +41,7 @@ class TuneConfig:
     gate_learning_rate: float = 2e-3
     weight_decay: float = 5e-4
     distillation: float = 0.5
-    """Weight of the distance to the original network's logits; the rest is cross-entropy to the labels."""
+    """Weight (0 to 1) of the distance to the original network's logits; the rest is cross-entropy to the labels."""
     anneal: float = 0.4
     """Share of the steps over which the MAC target comes down from 1."""
     over_weight: float = 60.0
@@ -61,13 +62,11 @@ class TuneConfig:
         if self.target_macs is None and self.sparsity is None:
             object.__setattr__(self, "target_macs", 0.5)
         if self.target_macs is not None:
-            targets = [self.target_macs] if isinstance(self.target_macs, float | int) else list(self.target_macs)
-            if not all(0 < target <= 1 for target in targets):
-                raise InvalidInputError(f"target_macs is {self.target_macs}; it must be above 0 and at most 1.")
-            if len(targets) not in (1, 2):
-                raise InvalidInputError(
-                    f"target_macs is {self.target_macs}; one share, or two for a range of lambdas, is needed."
-                )
+            check_shares("target_macs", self.target_macs)
+        if not 0 <= self.distillation <= 1:
+            raise InvalidInputError(f"distillation is {self.distillation}; it must be at least 0 and at most 1.")
+        if self.sparsity is not None and not isinstance(self.target_macs, float | int | None):
+            raise InvalidInputError("sparsity and a MAC target for each end of a range of lambdas exclude each other.")
         if self.sparsity is not None and not 0 <= self.sparsity < math.inf:
             raise InvalidInputError(
                 f"sparsity is {self.sparsity}; lambda must be a finite number of at least 0, e.g. 0.01."
@@ -82,10 +81,7 @@ class TuneConfig:
 
     def at(self, position: float) -> TuneConfig:
         """Return what holds for a lambda at a position (0 to 1) of its range."""
-        if self.target_macs is None or isinstance(self.target_macs, float | int):
-            return self
-        low, high = self.target_macs[0], self.target_macs[-1]
-        return dataclasses.replace(self, target_macs=low + (high - low) * position)
+        return dataclasses.replace(self, target_macs=share_at(self.target_macs, position))
 
 
 @torch.inference_mode()
@@ -159,7 +155,7 @@ class _Training:
 
     def __init__(self, masked: MaskedCNN, policy: GatePolicy | StaticPolicy, config: TuneConfig, steps: int) -> None:
         self.masked, self.policy, self.config, self.steps = masked, policy, config, steps
-        self.done = 0
+        self.done, self.two_targets = 0, not isinstance(config.target_macs, float | int | None)
         self.optimizers: list[torch.optim.Optimizer] = []
         if config.train_cnn:
             self.optimizers.append(
@@ -185,7 +181,7 @@ class _Training:
         """Make one update on a batch; return its loss and its mean total MAC share."""
         config, device, penalty = self.config, next(self.masked.parameters()).device, None
         images = dataset.batch(indices, device=device, augment=generator)
-        if config.target is None and self.policy.penalty_range is not None:
+        if self.two_targets and self.policy.penalty_range is not None:
             position, (low, high) = float(torch.rand((), generator=generator)), self.policy.penalty_range
             config, penalty = config.at(position), low + (high - low) * position
         noise = StraightThrough(generator) if config.train_gates else greedy

@@ -19,7 +19,7 @@ import torch
 from prunegym import DynamicCNN, load_dataset
 from prunegym.agents.statistics import interval
 from prunegym.models import Dataset, GatePolicy
-from prunegym.models.budget import penalty_for, total_mac_share
+from prunegym.models.budget import TOLERANCE, penalty_for, total_mac_share
 from prunegym.models.runs import command_line, machine
 
 LAMBDAS = 12
@@ -46,6 +46,9 @@ def beside(dial: DynamicCNN, model: DynamicCNN, validation: Dataset, test: Datas
     assert isinstance(dial.policy, GatePolicy)
     share = total_mac_share(model.masked, model.policy, validation)
     penalty = penalty_for(dial.masked, dial.policy, validation, share, images=len(validation))
+    spent = total_mac_share(dial.masked, dial.policy, validation, penalty)
+    if abs(spent - share) > TOLERANCE:
+        sys.exit(f"The dial spends {spent:.3f} of the MACs at lambda {penalty:.3f}, not {share:.3f}: out of its range.")
     own, dialled = answers(model, test), answers(dial, test, penalty)
     difference = interval((dialled.correct.double() - own.correct.double()).tolist())
     return {

@@ -24,12 +24,18 @@ class Point(NamedTuple):
 
 
 FROZEN: dict[str, tuple[tuple[str, str | None], ...]] = {
-    "imitation": (("imitated", "start"), ("imitated", "start-best-offset")),
-    "imitation, then PPO": (("imitated", "frozen"),),
-    "gates refined by gradient": (
-        ("refined", "start"), ("refined", "start-best-offset"), ("refined-60", "start-best-offset"),
+    "imitation": (
+        ("imitated", "start"), ("imitated", "start-best-offset"), ("imitated-dear", "start-best-offset"),
     ),
-    "refined, then PPO": (("refined", "refined"), ("refined-60", "refined-60"), ("refined-80", "refined")),
+    "imitation, then PPO": (("imitated", "frozen"), ("imitated-dear", "frozen-dear")),
+    "gates refined by gradient": (
+        ("refined", "start"), ("refined", "start-best-offset"), ("refined-dear", "start-best-offset"),
+        ("refined-dearer", "start-best-offset"),
+    ),
+    "refined, then PPO": (
+        ("refined", "refined"), ("refined-60", "refined-60"), ("refined-80", "refined"),
+        ("refined-dear", "refined-dear"), ("refined-dearer", "refined-dearer"),
+    ),
     "rival: learnt static mask": (("imitated", "learned-static"), ("refined", "learned-static")),
 }  # fmt: skip
 PREPARED: dict[str, tuple[tuple[str, str | None], ...]] = {

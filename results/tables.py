@@ -7,12 +7,16 @@ commands.
 from __future__ import annotations
 
 import json
+import statistics
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).parent
 README = FOLDER.parent / "README.md"
-SKIPPING_PAGE = FOLDER.parent / "docs" / "skipping.md"
+DOCS = FOLDER.parent / "docs"
+PAGES = {"skipping": DOCS / "skipping.md", "int8": DOCS / "export.md", "dial": DOCS / "learning.md"}
+"""Where a table stands, if not in the README."""
 
 PREPARED = (
     ("prepared", "prepared"),
@@ -24,11 +28,17 @@ PREPARED = (
 FROZEN = {
     "cifar10-jpeg": (
         ("from imitation, lambda 0.5", "imitated"),
+        ("from imitation at its best offset, lambda 1", "imitated-dear"),
         ("from refined gates at 0.69, lambda 0.5", "refined"),
         ("from refined gates at 0.60, lambda 0.5", "refined-60"),
+        ("from refined gates at their best offset, lambda 1", "refined-dear"),
+        ("from refined gates at their best offset, lambda 1.5", "refined-dearer"),
         ("from refined gates, budget 0.80, two seeds", "refined-80"),
     ),
-    "fashion-mnist": (("from refined gates", "refined"),),
+    "fashion-mnist": (
+        ("from refined gates", "refined"),
+        ("from refined gates at their best offset", "refined-best"),
+    ),
 }
 """Label and comparison of each block of a frozen track's table over seeds; what was not run has no rows."""
 ENTRIES = {
@@ -51,10 +61,9 @@ COLUMNS = ("accuracy", "loss", "total MACs", "static control", "shuffled", "corr
 
 
 def main() -> None:
-    """Replace what stands between the markers of each table in the README."""
+    """Replace what stands between the markers of each table."""
     for name, table in tables().items():
-        _replace(README, name, table)
-    _replace(SKIPPING_PAGE, "skipping", skipped())
+        _replace(PAGES.get(name, README), name, table)
 
 
 def _replace(page: Path, name: str, table: str) -> None:
@@ -73,6 +82,9 @@ def tables() -> dict[str, str]:
         **prepared,
         "digits": compared(),
         "speed": timed(),
+        "skipping": skipped(),
+        "int8": composed(),
+        "dial": dialled(),
     }
 
 
@@ -170,6 +182,7 @@ def skipped() -> str:
     """Return the table of benchmarks/skipping_kernel.py: ratios to torch's fastest dense form, bars in brackets."""
     columns = (
         "threads",
+        "fastest dense",
         "MAC share",
         "kernel",
         "times MAC share",
@@ -182,15 +195,63 @@ def skipped() -> str:
     for one in _read(FOLDER / "speed" / "skipping.json")["results"]:
         ratio = {name: f"{value / one['fastest_torch_dense']:.2f}" for name, value in _times(one).items()}
         figures = [
-            str(one["threads"]), f"{one['mac_share']:.2f}", ratio["kernel"] + _bar(one, "kernel"),
+            str(one["threads"]), _fastest_dense(one), f"{one['mac_share']:.2f}", ratio["kernel"] + _bar(one, "kernel"),
             f"{one['times_mac_share']:.2f}", ratio["kernel, all channels"], ratio["torch"] + _bar(one, "torch"),
             ratio[min((way for way in one["skipping"] if way != "kernel"), key=lambda way: one["skipping"][way])],
             ratio.get("ONNX Runtime", ""),
         ]  # fmt: skip
         label = f"{one['network']}, {one['size']}x{one['size']}, batch {one['batch']}"
-        label += ", policy in the loop" if one["case"].endswith("policy") else ""
+        label += {"policy": ", policy in the loop", "eight": ", eight masks"}.get(one["case"].split("-")[-1], "")
         rows.append(f"| {label} | {' | '.join(figures)} |")
     return _head("case", columns) + "\n".join(rows) + "\n"
+
+
+def _fastest_dense(one: dict[str, Any]) -> str:
+    return next(name for name, seconds in one["dense"].items() if seconds == one["fastest_torch_dense"])
+
+
+def composed() -> str:
+    """Return the table of benchmarks/int8.py: distillation in ``prepare``, int8 weights and masks together."""
+    kinds = (
+        ("digits, prepared with distillation, 5 seeds", "digits", "/distilled-"),
+        ("digits, prepared from labels alone, 5 seeds", "digits", "/labels-alone-"),
+        ("CIFAR-10 (JPEG), frozen: refined, then PPO", "cifar10-jpeg", "refined"),
+    )
+    rows = []
+    for label, data, part in kinds:
+        found = [one for one in _read(FOLDER / data / "int8.json").get("results", ()) if part in one["model"]]
+        for form in ("float32", "int8") if found else ():
+            size = f"{_mean(one[form]['bytes'] for one in found):,.0f} bytes"
+            size = size if form == "float32" else f"{_mean(one['size_ratio'] for one in found):.3f}"
+            figures = [
+                size, f"{100 * _mean(one[form]['accuracy'] for one in found):.2f}",
+                "" if form == "float32" else f"{100 * _mean(one['same_prediction'] for one in found):.2f} %",
+                f"{_mean(one[form]['total_mac_share'] for one in found):.3f}",
+                f"{1e3 * _mean(one[form]['seconds'] for one in found):.3f} ms",
+            ]  # fmt: skip
+            rows.append(f"| {label if form == 'float32' else 'the same, int8'} | {' | '.join(figures)} |")
+    columns = ("size", "accuracy", "same prediction", "total MACs", "one image")
+    return _head("all test images, means", columns) + "\n".join(rows) + "\n"
+
+
+def _mean(values: Iterable[float]) -> float:
+    return statistics.fmean(values)
+
+
+def dialled() -> str:
+    """Return the table of results/dial.py: one policy, turned to the MACs of each of the others."""
+    document = _read(FOLDER / "cifar10-jpeg" / "dial.json")
+    rows = []
+    for one in sorted(document.get("rows", {}).values(), key=lambda row: row["trained"]["total_mac_share"]):
+        figures = [
+            f"{one[key][name] * factor:.{digits}f}"
+            for key in ("trained", "dial")
+            for name, factor, digits in (("total_mac_share", 1, 3), ("accuracy", 100, 2))
+        ]
+        difference = f"{100 * one['difference']:+.2f} +- {100 * one['half_width']:.2f}"
+        rows.append(f"| {' | '.join(figures)} | {one['penalty']:.3f} | {difference} |")
+    columns = ("accuracy", "dial: total MACs", "accuracy", "lambda", "difference, points")
+    return _head("trained for one budget: total MACs", columns) + "\n".join(rows) + "\n"
 
 
 def _times(one: dict[str, Any]) -> dict[str, float]:

@@ -13,7 +13,7 @@ from prunegym.models.gate_policy import GatePolicy
 from prunegym.models.skipping.deciding import Deciding, joined
 from prunegym.models.skipping.masking import Masking, Masks
 from prunegym.models.skipping.mixing import GateWay, mix
-from prunegym.models.skipping.packing import packed
+from prunegym.models.skipping.packing import packed as packed_of
 from prunegym.models.skipping.paths import Decide, Executed
 from prunegym.models.skipping.program import Conv, Layer, Linear, Program
 from prunegym.models.skipping.slices import Kept, Slices
@@ -52,7 +52,7 @@ class GatherPath:
         self.program, self.policy, self._compact = program, policy, compact
         self._masking, self._deciding = Masking(program), Deciding(program, policy)
         own = sum(layer.weight.numel() for layer in program.layers if isinstance(layer, Conv | Linear))
-        self._packed = packed(program)
+        self._packed = packed_of(program)
         self._slices = Slices(CACHED_COPIES * own if cached is None else cached)
         self._mixes: dict[tuple[int, int, bool], tuple[GateWay, ...]] = {}
         self.gates: tuple[GateWay, ...] = ()
@@ -154,10 +154,11 @@ class GatherPath:
                 state.masks.tell(gate, state.bits[gate])
                 masked_bias = state.masks.bias(gate, layer.bias)
         weight, bias = self._slices.get(layer, inside, outside)
-        whole = len(x) == 1 and weight.shape == layer.weight.shape
+        # Many images share the time of a copy.
+        packed = self._packed.get(layer.name) if len(x) == 1 and weight.shape == layer.weight.shape else None
         bias = bias if masked_bias is None else masked_bias
         if weight.shape[0] and weight.shape[1]:
-            return conv(layer, state.values, weight, bias, self._packed.get(layer.name) if whole else None)
+            return conv(layer, state.values, weight, bias, packed)
         # Torch refuses to make no channel, and of none it makes maps of the wrong shape.
         y = bias[None, :, None, None].expand(len(x), -1, *self.program.shapes[layer.name][1:])
         return finish(y.clone(), layer, state.values)

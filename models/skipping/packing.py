@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from prunegym.models.skipping.program import Conv, Program
@@ -63,9 +64,18 @@ def _pack(program: Program) -> dict[str, PackedConv]:
     for layer in program.layers:
         if isinstance(layer, Conv) and layer.weight.numel() >= SMALLEST and _is_plain(layer.weight):
             made[layer.name] = PackedConv(layer, program.shapes[layer.inputs[0]])
-            with torch.no_grad():
-                made[layer.name](torch.zeros(1, *program.shapes[layer.inputs[0]]), layer.bias)
+            _check(made[layer.name], layer, program.shapes[layer.inputs[0]])
     return made
+
+
+@torch.no_grad()
+def _check(made: PackedConv, layer: Conv, shape: tuple[int, ...]) -> None:
+    """Compare with the public convolution, so that operators which came to mean something else are not used."""
+    x = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=torch.channels_last)
+    expected = F.conv2d(x, layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation)
+    expected = expected.relu() if layer.relu and len(layer.inputs) == 1 else expected
+    if not torch.allclose(made(x, layer.bias), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max())):
+        raise RuntimeError(f"packed weights of {layer.label} give other results")
 
 
 def _is_plain(weight: Tensor) -> bool:

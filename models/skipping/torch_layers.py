@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -36,7 +37,7 @@ def conv(
     layer: Conv, values: dict[str, Tensor], weight: Tensor, bias: Tensor, packed: PackedConv | None = None
 ) -> Tensor:
     """Run a convolution with other weights than its own, or packed ones, and what is fused into it."""
-    if packed is not None:
+    if packed is not None and values[layer.inputs[0]].dtype == torch.float32:  # under autocast it is none
         y = packed(values[layer.inputs[0]], bias)
         return y if len(layer.inputs) == 1 else finish(y, layer, values)
     y = F.conv2d(values[layer.inputs[0]], weight, bias, layer.stride, layer.padding, layer.dilation)

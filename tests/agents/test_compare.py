@@ -283,6 +283,8 @@ def test_a_start_needs_gates(masked, few, tmp_path):
         compare(["start"], masked, few, (1,), out=tmp_path)
     with pytest.raises(UnknownNameError, match="Unknown shift of the start's logits 'best'"):
         start_entry(shift="best")
+    with pytest.raises(InvalidInputError, match=r"Entry 'random' has no start: it is no recipe"):
+        start_entry(baseline_entry("random"))
 
 
 def test_names_become_entries(dynamic, tmp_path):

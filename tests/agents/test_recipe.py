@@ -8,6 +8,7 @@ import pytest
 from prunegym.agents.budget import Budget
 from prunegym.agents.recipe import FOLDER, Recipe, linear_start, load_recipe
 from prunegym.commands.learning import override
+from prunegym.models import TuneConfig
 from prunegym.models.errors import InvalidInputError, MissingDataError, UnknownNameError
 
 
@@ -95,6 +96,16 @@ def test_a_budget_in_a_file_and_on_the_command_line(tmp_path: Path) -> None:
 def test_a_place_to_begin_that_cannot_be(target: Any) -> None:
     with pytest.raises(InvalidInputError, match=rf"target_macs is {target!r}; a total MAC share above 0.*or 'best'"):
         Recipe("mine", target_macs=target)
+
+
+def test_what_a_range_of_lambdas_excludes() -> None:
+    ranged = {"penalty": [0.2, 1.0]}
+    with pytest.raises(InvalidInputError, match=r"there is a budget, but penalty is a range.*Give penalty as a number"):
+        Recipe("mine", env_kwargs=ranged, budget=Budget(0.5))
+    refine = TuneConfig((0.8, 0.4), train_cnn=False)
+    with pytest.raises(InvalidInputError, match=r"target_macs of refine is \(0\.8, 0\.4\), for a range of lambdas"):
+        Recipe("mine", refine=refine)
+    assert Recipe("mine", env_kwargs=ranged, refine=refine).refine is refine
 
 
 def test_the_best_place_to_begin_needs_a_reward_that_is_known() -> None:

@@ -121,10 +121,21 @@ def test_reinforcement_learning_begins_at_the_best_offset(tmp_path: Path) -> Non
 @pytest.mark.filterwarnings("ignore::prunegym.agents.callbacks.CollapseWarning")
 def test_a_resumed_run_searches_its_start_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = dataclasses.replace(SMALL, imitation=ImitationConfig(steps=5, batch_size=32), gate_policy={"hidden": 8})
+    recipe = dataclasses.replace(recipe, n_episodes=0)
     first = run(recipe, tmp_path, policy=False)
     monkeypatch.setattr("prunegym.agents.training.prepare", lambda *_args, **_kwargs: pytest.fail("prepared again"))
     again = run(recipe, tmp_path, policy=False, resume=True).policy.state_dict()
     assert all(torch.equal(value, again[name]) for name, value in first.policy.state_dict().items())
+
+
+def test_a_resumed_run_has_its_own_cnn(tmp_path: Path) -> None:
+    recipe = dataclasses.replace(SMALL, n_episodes=0)
+    run(recipe, tmp_path)
+    model, data = shipped_model("digits"), load_dataset("digits", "train")
+    with torch.no_grad():
+        next(model.masked.parameters()).add_(0.1)
+    with pytest.raises(InvalidInputError, match=r"start\.safetensors was made for another CNN\. Give another --out"):
+        train_agent(model.masked, model.info, data, data, recipe, tmp_path, policy=model.policy, resume=True)
 
 
 def test_the_best_actor_is_kept_even_if_it_is_the_start(tmp_path: Path) -> None:

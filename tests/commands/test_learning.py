@@ -70,8 +70,13 @@ def test_an_agent_learns_on_images_that_its_cnn_never_saw(tmp_path: Path) -> Non
     rl = [tmp_path / "cnn/cnn.safetensors", *RL, "--out", tmp_path / "rl"]
     succeed("train", *rl, "--train-images", "800:")
     described = [json.loads((tmp_path / name / "run.json").read_text())["settings"] for name in ("cnn", "rl")]
-    assert [settings["train_images"] for settings in described] == [":800", "800:"]
+    assert [settings["train_images"] for settings in described] == ["0:800", "800:1077"]
     assert "train_images" in fail("train", *rl, "--resume")
+    for command, more in (("prepare", PREPARE), ("compare", ["--seeds", "1", "--quiet"])):
+        given = [tmp_path / "cnn/cnn.safetensors"] if command == "prepare" else ["keep-all", "--model", "digits"]
+        succeed(command, *given, *more, "--train-images", "800:", "--out", tmp_path / command)
+        settings = json.loads((tmp_path / command / "run.json").read_text())["settings"]
+        assert settings["train_images"] == "800:1077"
     assert "Give FROM:TO" in fail(*cnn[:-1], "2000:", "--out", tmp_path / "other")
 
 

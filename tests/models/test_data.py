@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from prunegym.models.augmentation import random_shift_and_flip
 from prunegym.models.data import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -16,7 +17,6 @@ from prunegym.models.data import (
     Normalisation,
     from_arrays,
     hold_out_validation,
-    random_shift_and_flip,
 )
 from prunegym.models.errors import InvalidInputError
 
@@ -58,13 +58,18 @@ def test_parts_of_a_split_share_no_image_and_mix_the_classes() -> None:
     assert len(first) == 800
     assert 0.4 < second.labels.double().mean() < 0.6
     assert numbers_of(sorted_by_class.part("-200:")) == numbers_of(second)
-    assert (second.span, second.split) == ("800:", "train")
+    assert (second.span, second.split) == ("800:1000", "train")
 
 
-@pytest.mark.parametrize("span", ["800", "a:b", "1:2:3", "900:800", "1000:", ""])
+@pytest.mark.parametrize("span", ["800", "a:b", "1:2:3", "900:800", "1000:", ":1001", "-1001:", ""])
 def test_no_part_of_a_split(span: str) -> None:
     with pytest.raises(InvalidInputError, match=re.escape(f"{span!r} of mine/train (1000 images)") + ".*Give FROM:TO"):
         make(*numbered(1000)).part(span)
+
+
+def test_a_part_has_no_parts() -> None:
+    with pytest.raises(InvalidInputError, match=r"a part of the part 0:800\. Take it of the whole split"):
+        make(*numbered(1000)).part(":800").part(":400")
 
 
 def test_validation_split_is_the_same_every_time_and_no_prefix() -> None:

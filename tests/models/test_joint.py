@@ -74,6 +74,12 @@ def test_targets_that_fit_no_policy(digits_masked: MaskedCNN, digits: Dataset) -
         TuneConfig((0.8, 0.6, 0.4))
     with pytest.raises(InvalidInputError, match=r"it must be above 0 and at most 1"):
         TuneConfig((0.8, 0.0))
+    with pytest.raises(InvalidInputError, match=r"target_macs is 'best'; a number above 0 and at most 1 is needed"):
+        TuneConfig("best")
+    with pytest.raises(InvalidInputError, match=r"exclude each other"):
+        TuneConfig((0.8, 0.4), sparsity=0.1)
+    with pytest.raises(InvalidInputError, match=r"distillation is 1\.5; it must be at least 0 and at most 1"):
+        TuneConfig(0.5, distillation=1.5)
 
 
 def test_joint_training_changes_the_cnn_and_freezes_it_again(digits_masked: MaskedCNN, digits: Dataset) -> None:

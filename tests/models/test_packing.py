@@ -6,10 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from skipping_networks import close, random_masks, zoo
-from torch import Tensor
+from torch import Tensor, nn
 
-from prunegym.models import SkippingCNN
+from prunegym.models import MaskedCNN, SkippingCNN
 from prunegym.models.skipping import lower, packing
+from prunegym.models.skipping.full_path import FullPath
+from prunegym.models.skipping.gather_path import GatherPath
 from prunegym.models.skipping.packing import PackedConv, packed
 from prunegym.models.skipping.program import Conv
 
@@ -43,18 +45,53 @@ def test_large_convolutions_are_packed_once_for_all_paths() -> None:
     large = {layer.name for layer in program.layers if isinstance(layer, Conv) and layer.weight.numel() >= 100_000}
     assert set(packed(program)) == large
     assert len(large) > 5
-    assert packed(program) is packed(program)
+    paths = FullPath(program, channels_last=True), GatherPath(program)
+    assert all(path._packed is packed(program) for path in paths)
 
 
-@pytest.mark.parametrize("way", ["full-channels-last", "full-traced", "torch"])
+@WITH_ONEDNN
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["full-channels-last", "torch"])
 @pytest.mark.parametrize("name", ["vgg16", "resnet18"])
-def test_networks_with_packed_weights_give_the_masked_results(name: str, way: str) -> None:
+def test_networks_with_packed_weights_give_the_masked_results(
+    name: str, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    own = PackedConv.__call__
+
+    def counted(self: PackedConv, x: Tensor, bias: Tensor) -> Tensor:
+        calls.append(len(x))
+        return own(self, x, bias)
+
     masked = zoo(name)
     images, masks = torch.randn(6, 3, 32, 32), random_masks(masked)
     expected = masked(images, masks)
     fast = SkippingCNN(masked, execution=way)
-    for row in (slice(0, 1), slice(3, 4), slice(0, 6)):
-        close(fast(images[row], masks[row]).output, expected[row])
+    monkeypatch.setattr(PackedConv, "__call__", counted)
+    for rows in (slice(0, 1), slice(3, 4), slice(0, 6)):
+        close(fast(images[rows], masks[rows]).output, expected[rows])
+    assert set(calls) == {1}
+
+
+@WITH_ONEDNN
+@pytest.mark.parametrize("way", ["full-channels-last", "torch"])
+def test_under_autocast_weights_are_not_packed(way: str) -> None:
+    """Packed weights are float32, and autocast gives them maps of another type."""
+    layers = nn.Conv2d(3, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 192, 3, padding=1), nn.ReLU()
+    network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(192, 4)).eval()
+    masked = MaskedCNN(network, torch.zeros(1, 3, 8, 8))
+    images, masks = torch.randn(1, 3, 8, 8), torch.ones(1, masked.mask_size, dtype=torch.bool)
+    fast = SkippingCNN(masked, execution=way)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = fast(images, masks).output
+    close(found.float(), masked(images, masks.float()), 0.05)
+
+
+@WITH_ONEDNN
+def test_operators_that_mean_something_else_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = PackedConv.__call__
+    monkeypatch.setattr(PackedConv, "__call__", lambda self, x, bias: 1.01 * own(self, x, bias))
+    assert packed(lower(zoo("vgg16"))) == {}
 
 
 def test_without_the_operators_weights_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:

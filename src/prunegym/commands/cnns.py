@@ -80,7 +80,7 @@ def train_cnn(
             f"{out} has a checkpoint already. Add --resume to go on with it, or give another --out."
         )
     started = time.perf_counter()
-    settings = {"network": network, "dataset": dataset, "train_images": train_images, "seed": seed}
+    settings = {"network": network, "dataset": dataset, "train_images": train.span, "seed": seed}
     begin_run(out, {**settings, "train": dataclasses.asdict(config)}, resume)
     report = progress_of(quiet)
     trained = train_network(
@@ -156,7 +156,7 @@ def prepare(
     started = time.perf_counter()
     kind = "taylor" if taylor else "static" if static else "gates" if sparsity is None else "L1-sparse gates"
     settings = {"cnn": str(cnn), "kind": kind, "dataset": train.name, "prepare": dataclasses.asdict(config)}
-    begin_run(out, {**settings, "train_images": train_images, "seed": seed}, resume)
+    begin_run(out, {**settings, "train_images": train.span, "seed": seed}, resume)
     masked = stored.masked.to(device)
     start = static_start(masked, train, tune.target or 1.0, learned=static) if static or taylor else None
     masked, policy = prepare_model(masked, train, config, policy=start, folder=out, report=progress_of(quiet))

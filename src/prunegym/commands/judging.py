@@ -224,7 +224,8 @@ def compare(
     changes = {"episodes": episodes, "n_envs": n_envs, "eval_images": eval_images, "target_macs": target_macs}
     things = [_entry(name, changes) for name in names]
     data = open_split(stored.info, dataset, split, images)
-    begin_run(out, {"model": model, "dataset": data.name, "train_images": train_images, **changes}, resume)
+    train = open_split(stored.info, dataset, "train", span=train_images)
+    begin_run(out, {"model": model, "dataset": data.name, "train_images": train.span, **changes}, resume)
     started = time.perf_counter()
     found = compare_agents(
         things,
@@ -232,7 +233,7 @@ def compare(
         data,
         range(seeds),
         out=out,
-        train=open_split(stored.info, dataset, "train", span=train_images),
+        train=train,
         validation=open_split(stored.info, dataset, "validation"),
         penalty=penalty,
         dense=None if dense is None else read_model(dense).masked.network,
