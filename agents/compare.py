@@ -147,7 +147,7 @@ def compare(
     validation = load_dataset(dataset.name, "validation") if validation is None else validation
     masked, policy, info = _parts(model, dataset)
     masked.to(device)
-    epochs = max(5.0, first.images / len(train))
+    epochs = max(5.0, first.passes(len(train)))
     base = Run(masked, info, policy, dataset, train, validation, 0, 1.0, epochs, penalty, Path(out), device)
     marks = {"model": fingerprint(masked), "dense": fingerprint(dense), "policy": fingerprint(policy)}
     marks |= {"dataset": fingerprint(dataset), "train": fingerprint(train), "validation": fingerprint(validation)}

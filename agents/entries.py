@@ -78,7 +78,7 @@ class Entry:
         seeded: Whether another seed gives another agent.
         at_share: Whether it is made for the reference's MAC share.
         as_long: Whether it is trained for as many images as the reference.
-        images: How many images its training looks at, if it is known.
+        passes: From the number of training images to how often its training looks at each.
         run_name: Name under which its training runs are kept, of a recipe.
     """
 
@@ -88,7 +88,7 @@ class Entry:
     seeded: bool = False
     at_share: bool = False
     as_long: bool = False
-    images: int = 0
+    passes: Callable[[int], float] = lambda _images: 0.0
     run_name: str | None = None
 
 
@@ -104,7 +104,7 @@ def recipe_entry(recipe: Recipe | str | Path) -> Entry:
         )  # fmt: skip
 
     return Entry(
-        settings.name, make, {"recipe": settings.as_dict()}, seeded=True, images=settings.images,
+        settings.name, make, {"recipe": settings.as_dict()}, seeded=True, passes=settings.passes,
         run_name=settings.name,
     )  # fmt: skip
 

@@ -121,11 +121,10 @@ class Recipe:
         penalty = self.env_kwargs.get("penalty", 0.5)
         return float(penalty) if isinstance(penalty, float | int) else sum(penalty) / 2
 
-    @property
-    def images(self) -> int:
-        """How many images all stages look at, each as often as it is looked at."""
+    def passes(self, images: int) -> float:
+        """Return how often all stages together look at each of so many training images."""
         imitated = 0 if self.imitation is None else self.imitation.steps * self.imitation.batch_size
-        return imitated + self.n_episodes
+        return (imitated + self.n_episodes) / images + (0.0 if self.refine is None else self.refine.epochs)
 
     def as_dict(self) -> dict[str, Any]:
         """Return all settings as plain JSON."""

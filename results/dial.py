@@ -1,9 +1,9 @@
 """One policy for all budgets beside policies that were trained for one budget each, at equal MACs.
 
 For each of these models the lambda is found at which the dial spends as much on the validation split, labels not looked
-at. Then both classify every test image; the difference is paired by image. Prints JSON.
+at. Then both classify every test image; the difference is paired by image. Rows that the JSON file has are not made again.
 
-    python results/dial.py runs/cifar/dial/model.safetensors runs/cifar/budget-*/model.safetensors
+    python results/dial.py runs/cifar/dial/model.safetensors runs/cifar/budget-*/model.safetensors --json dial.json
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,7 +46,7 @@ def beside(dial: DynamicCNN, model: DynamicCNN, validation: Dataset, test: Datas
     """Compare the dial, turned to a model's MACs, with that model."""
     assert isinstance(dial.policy, GatePolicy)
     share = total_mac_share(model.masked, model.policy, validation)
-    penalty = penalty_for(dial.masked, dial.policy, validation, share, images=len(validation))
+    penalty = penalty_for(dial.masked, dial.policy, validation, share)
     spent = total_mac_share(dial.masked, dial.policy, validation, penalty)
     if abs(spent - share) > TOLERANCE:
         sys.exit(f"The dial spends {spent:.3f} of the MACs at lambda {penalty:.3f}, not {share:.3f}: out of its range.")
@@ -62,10 +63,11 @@ def beside(dial: DynamicCNN, model: DynamicCNN, validation: Dataset, test: Datas
 
 
 def main() -> None:
-    """Parse the command line and print the comparison."""
+    """Parse the command line and write the comparison, row by row."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dial", help="a model that was trained for a range of lambdas")
     parser.add_argument("models", nargs="+", help="models that were trained for one budget each, of the same CNN")
+    parser.add_argument("--json", type=Path, required=True, help="where the comparison is written")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -73,12 +75,20 @@ def main() -> None:
     if not isinstance(dial.policy, GatePolicy) or dial.policy.penalty_range is None:
         sys.exit(f"{args.dial} was trained for one lambda. Give a model of `prunegym train --recipe dial`.")
     validation, test = (load_dataset(dial.info.dataset, split) for split in ("validation", "test"))
-    rows = {path: beside(dial, DynamicCNN.load(path), validation, test) for path in args.models}
     low, high = dial.policy.penalty_range
-    turns = [low + (high - low) * step / (LAMBDAS - 1) for step in range(LAMBDAS)]
-    spent = {turn: total_mac_share(dial.masked, dial.policy, validation, turn) for turn in turns}
-    document = {"dial": args.dial, "rows": rows, "validation_total_mac_share_by_penalty": spent}
-    print(json.dumps({**document, "command": command_line(), "machine": machine()}, indent=1))
+    if args.json.exists():
+        document = json.loads(args.json.read_text())
+    else:
+        sample = validation.sample(1000)
+        turns = [low + (high - low) * step / (LAMBDAS - 1) for step in range(LAMBDAS)]
+        spent = {turn: total_mac_share(dial.masked, dial.policy, sample, turn) for turn in turns}
+        document = {"dial": args.dial, "validation_total_mac_share_by_penalty": spent, "rows": {}, "machine": machine()}
+    if document["dial"] != args.dial:
+        sys.exit(f"{args.json} is of {document['dial']}. Give another file, or that dial.")
+    for path in args.models:
+        if path not in document["rows"]:
+            document["rows"][path] = beside(dial, DynamicCNN.load(path), validation, test)
+            args.json.write_text(json.dumps({**document, "command": command_line()}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -98,6 +98,12 @@ def test_a_place_to_begin_that_cannot_be(target: Any) -> None:
         Recipe("mine", target_macs=target)
 
 
+def test_rivals_take_as_many_passes_as_all_stages() -> None:
+    recipe = load_recipe("refined")
+    assert recipe.passes(45_000) == pytest.approx((600 * 128 + 76_800) / 45_000 + 3)
+    assert load_recipe("digits").passes(1000) == load_recipe("digits").n_episodes / 1000
+
+
 def test_what_a_range_of_lambdas_excludes() -> None:
     ranged = {"penalty": [0.2, 1.0]}
     with pytest.raises(InvalidInputError, match=r"there is a budget, but penalty is a range.*Give penalty as a number"):
