@@ -1,7 +1,7 @@
 """One policy for all budgets beside policies that were trained for one budget each, at equal MACs.
 
 For each of these models the lambda is found at which the dial spends as much on the validation split, labels not looked
-at. Then both classify every test image; the difference is paired by image. Rows that the JSON file has are not made again.
+at. Then both classify every test image; the difference is paired by image. Rows that the file has are not made again.
 
     python results/dial.py runs/cifar/dial/model.safetensors runs/cifar/budget-*/model.safetensors --json dial.json
 """
