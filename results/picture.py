@@ -63,6 +63,12 @@ def _point(name: str, entry: str | None) -> Point | None:
     return None
 
 
+def dial_points() -> list[Point]:
+    """Return the places of the dial that were compared with models trained for one budget each."""
+    rows = _read(FOLDER / DATA / "dial.json").get("rows", {}).values()
+    return sorted(Point(row["dial"]["total_mac_share"], row["dial"]["accuracy"], 0.0) for row in rows)
+
+
 def dense() -> float:
     """Return the accuracy of the original network."""
     return float(_read(FOLDER / DATA / "prepared.json")["dense_accuracy"])
@@ -80,12 +86,12 @@ def main() -> None:
     from matplotlib import pyplot
 
     figure, panels = pyplot.subplots(1, 2, figsize=(11, 4.6), sharey=True)
-    for panel, title, methods in zip(
-        panels, ("frozen: no weight touched", "prepared: CNN and gates trained"), (FROZEN, PREPARED), strict=True
-    ):
+    frozen, prepared = ({label: points(method) for label, method in track.items()} for track in (FROZEN, PREPARED))
+    frozen["one dial, refined for longer, then PPO"] = dial_points()
+    titles = "frozen: no weight touched", "prepared: CNN and gates trained"
+    for panel, title, curves in zip(panels, titles, (frozen, prepared), strict=True):
         panel.axhline(100 * dense(), color="0.6", linestyle=":", label="dense, at 1.0")
-        for index, (label, method) in enumerate(methods.items()):
-            found = points(method)
+        for index, (label, found) in enumerate(curves.items()):
             if not found:
                 continue
             rival = label.startswith("rival")
