@@ -153,9 +153,10 @@ class GatherPath:
             else:
                 state.masks.tell(gate, state.bits[gate])
                 masked_bias = state.masks.bias(gate, layer.bias)
-        weight, bias = self._slices.get(layer, inside, outside)
+        whole = all(kept is None or kept.index is None for kept in (inside, outside))
         # Many images share the time of a copy.
-        packed = self._packed.get(layer.name) if len(x) == 1 and weight.shape == layer.weight.shape else None
+        packed = self._packed.get(layer.name) if whole and len(x) == 1 else None
+        weight, bias = self._slices.get(layer, inside, outside) if packed is None else (layer.weight, layer.bias)
         bias = bias if masked_bias is None else masked_bias
         if weight.shape[0] and weight.shape[1]:
             return conv(layer, state.values, weight, bias, packed)
