@@ -26,7 +26,8 @@ def check_shares(name: str, value: float | Sequence[float], most: int = 2) -> No
         if not 0 < share <= 1:
             raise InvalidInputError(f"{name} is {share}; it must be above 0 and at most 1.")
     if isinstance(value, list | tuple) and not len(shares) == most == 2:
-        raise InvalidInputError(f"{name} is {value}; one share, or two for a range of lambdas, is needed.")
+        allowed = "one share, or two for a range of lambdas, is needed" if most == 2 else "one share is needed"
+        raise InvalidInputError(f"{name} is {value}; {allowed}.")
 
 
 def share_at(value: float | Sequence[float] | None, position: float) -> float | None:
