@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import nn
@@ -23,6 +23,7 @@ from prunegym.models.model_files import CNNInfo, StoredModel
 from prunegym.models.sources import load_dataset
 
 Report = Callable[[str, int, Result], None]
+Model: TypeAlias = MaskedCNN | DynamicCNN | StoredModel
 DIFFERENCES = ("difference", "difference_over_seeds", "reward_difference", "reward_difference_over_seeds")
 
 
@@ -102,7 +103,7 @@ class Comparison:
 
 def compare(
     entries: Sequence[Any],
-    model: MaskedCNN | DynamicCNN | StoredModel,
+    model: Model | Mapping[int, Model],
     dataset: Dataset,
     seeds: Sequence[int],
     *,
@@ -123,7 +124,7 @@ def compare(
     Args:
         entries: See :func:`prunegym.agents.entries.as_entry`.
         model: The CNN that recipes, baselines and agents with ``predict`` mask; gates that it brings are where recipes
-            start.
+            start. For each seed another one, as a mapping, gives intervals over whole preparations.
         dataset: The split that is evaluated.
         seeds: Of the training runs and of what baselines draw.
         out: Folder.
@@ -139,25 +140,29 @@ def compare(
         The table.
 
     Raises:
-        InvalidInputError: If there are no entries or seeds, two entries have one name, or ``reference`` names none.
+        InvalidInputError: If there are no entries or seeds, two entries have one name, ``reference`` names none, or a
+            seed has no model.
     """
     rows = [as_entry(entry) for entry in entries]
     first = _reference(rows, seeds, reference)
     train = load_dataset(dataset.name, "train") if train is None else train
     validation = load_dataset(dataset.name, "validation") if validation is None else validation
-    masked, policy, info = _parts(model, dataset)
-    masked.to(device)
+    subjects = _subjects(model, seeds, dataset, device)
     epochs = max(5.0, first.passes(len(train)))
-    base = Run(masked, info, policy, dataset, train, validation, 0, 1.0, epochs, penalty, Path(out), device)
-    marks = {"model": fingerprint(masked), "dense": fingerprint(dense), "policy": fingerprint(policy)}
-    marks |= {"dataset": fingerprint(dataset), "train": fingerprint(train), "validation": fingerprint(validation)}
+    marks = {"dense": fingerprint(dense), "dataset": fingerprint(dataset)}
+    marks |= {"train": fingerprint(train), "validation": fingerprint(validation)}
     options = {"version": VERSION, "penalty": penalty, **marks}
     found: dict[str, dict[int, Result]] = {entry.name: {} for entry in rows}
     for entry in sorted(rows, key=lambda entry: entry is not first):
-        for seed in seeds if entry.seeded or (entry.at_share and first.seeded) else seeds[:1]:
+        each = isinstance(model, Mapping) or entry.seeded or (entry.at_share and first.seeded)
+        for seed in seeds if each else seeds[:1]:
             share = 1.0 if entry is first else _share(found[first.name], seed)
-            run = dataclasses.replace(base, seed=seed, share=share)
-            found[entry.name][seed] = _result(entry, run, model, options, penalty, dense)
+            subject = subjects[seed]
+            run = Run(
+                subject.masked, subject.info, subject.policy, dataset, train, validation, seed, share, epochs, penalty,
+                Path(out), device,
+            )  # fmt: skip
+            found[entry.name][seed] = _result(entry, run, subject.model, {**options, **subject.marks}, penalty, dense)
             if report is not None:
                 report(entry.name, seed, found[entry.name][seed])
     table = tuple(_row(entry, found[entry.name], found[first.name], entry is first, penalty) for entry in rows)
@@ -179,10 +184,37 @@ def _reference(entries: list[Entry], seeds: Sequence[int], reference: str | None
     return entries[names.index(reference) if reference is not None else 0]
 
 
-def _parts(model: MaskedCNN | DynamicCNN | StoredModel, dataset: Dataset) -> tuple[MaskedCNN, Any, CNNInfo]:
+class _Subject(NamedTuple):
+    """A model that is compared on, its parts, and what tells it from others."""
+
+    model: Model
+    masked: MaskedCNN
+    policy: Any
+    info: CNNInfo
+    marks: dict[str, Any]
+
+
+def _subjects(
+    model: Model | Mapping[int, Model], seeds: Sequence[int], dataset: Dataset, device: str
+) -> dict[int, _Subject]:
+    if not isinstance(model, Mapping):
+        return dict.fromkeys(seeds, _subject(model, dataset, device))
+    missing = [seed for seed in seeds if seed not in model]
+    if missing:
+        raise InvalidInputError(
+            f"There is no model for seed {', '.join(map(str, missing))}, only for {', '.join(map(str, model))}. Give "
+            "one for each seed, or one model for all."
+        )
+    return {seed: _subject(model[seed], dataset, device) for seed in seeds}
+
+
+def _subject(model: Model, dataset: Dataset, device: str) -> _Subject:
     if isinstance(model, MaskedCNN):
-        return model, None, CNNInfo.of(type(model.network).__name__, dataset)
-    return model.masked, model.policy, model.info
+        masked, policy, info = model, None, CNNInfo.of(type(model.network).__name__, dataset)
+    else:
+        masked, policy, info = model.masked, model.policy, model.info
+    masked.to(device)
+    return _Subject(model, masked, policy, info, {"model": fingerprint(masked), "policy": fingerprint(policy)})
 
 
 def _share(reference: dict[int, Result], seed: int) -> float:
@@ -196,8 +228,9 @@ def _result(
     path = run.root / "results" / slug(run.dataset.split) / f"{slug(entry.name)}-seed{run.seed}.json"
     share = round(run.share, 6) if entry.at_share else None
     epochs = run.epochs if entry.as_long else None
-    configuration = {"entry": entry.key, "seed": run.seed, "share": share, "epochs": epochs, **options}
-    stored = None if entry.key is None else Result.load(path, configuration)
+    key = entry.key if entry.seed_key is None else entry.seed_key(run.seed)
+    configuration = {"entry": key, "seed": run.seed, "share": share, "epochs": epochs, **options}
+    stored = None if key is None else Result.load(path, configuration)
     if stored is not None:
         return stored
     evaluation = evaluate(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,7 @@ class Entry:
         as_long: Whether it is trained for as many images as the reference.
         passes: From the number of training images to how often its training looks at each.
         run_name: Name under which its training runs are kept, of a recipe.
+        seed_key: In place of ``key`` where each seed is another file.
     """
 
     name: str
@@ -90,6 +92,7 @@ class Entry:
     as_long: bool = False
     passes: Callable[[int], float] = lambda _images: 0.0
     run_name: str | None = None
+    seed_key: Callable[[int], dict[str, Any]] | None = None
 
 
 def recipe_entry(recipe: Recipe | str | Path) -> Entry:
@@ -170,6 +173,24 @@ def agent_entry(agent: Any, name: str | None = None) -> Entry:
     return Entry(name or agent_name(agent), lambda _run: agent, key)
 
 
+def files_entry(path: str) -> Entry:
+    """Evaluate for each seed another model file: ``{seed}`` in the path stands for the seed."""
+
+    @functools.cache
+    def load(seed: int) -> DynamicCNN:
+        return DynamicCNN.load(file_of(path, seed))
+
+    return Entry(
+        Path(path).stem, lambda run: load(run.seed), None, seeded=True,
+        seed_key=lambda seed: {"agent": fingerprint(load(seed))},
+    )  # fmt: skip
+
+
+def file_of(path: str, seed: int) -> str:
+    """Return the path of a seed's file."""
+    return path.replace(SEED_MARK, str(seed))
+
+
 def baseline_entry(name: str) -> Entry:
     """Make a baseline of :data:`BASELINES` at the reference's MAC share."""
     if name not in BASELINES:
@@ -232,6 +253,7 @@ RIVALS: dict[str, Callable[[Run, float], Agent]] = {
     "tuned-learned": _tuned(learned=True),
 }
 """Rivals by name, each from the run and a number of epochs."""
+SEED_MARK = "{seed}"
 SHIFTS = ("same-macs", "best-offset")
 STARTS = {"start": None, **{f"start-{shift}": shift for shift in SHIFTS}}
 """Names of :func:`start_entry`'s entries, with the shift of each."""
@@ -242,8 +264,8 @@ def as_entry(thing: Any) -> Entry:
 
     Args:
         thing: An entry; a baseline's or rival's name; ``start``, ``start-same-macs`` or ``start-best-offset``;
-            ``"module:name"`` of an agent; a model file; a recipe, its name or its file; ``"label=..."`` with any of
-            these names, for another name in the table; else an agent.
+            ``"module:name"`` of an agent; a model file, or with ``{seed}`` in its path one a seed; a recipe, its name
+            or its file; ``"label=..."`` with any of these names, for another name in the table; else an agent.
 
     Example:
         >>> as_entry("no gates=keep-all").name
@@ -264,6 +286,8 @@ def as_entry(thing: Any) -> Entry:
         return rival_entry(text)
     if text in STARTS:
         return start_entry(shift=STARTS[text])
+    if text.endswith(".safetensors") and SEED_MARK in text:
+        return files_entry(text)
     if text.endswith(".safetensors"):
         return agent_entry(DynamicCNN.load(text), Path(text).stem)
     return agent_entry(load_agent(text), text) if ":" in text else recipe_entry(thing)

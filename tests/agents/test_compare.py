@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import re
@@ -285,6 +286,35 @@ def test_a_start_needs_gates(masked, few, tmp_path):
         start_entry(shift="best")
     with pytest.raises(InvalidInputError, match=r"Entry 'random' has no start: it is no recipe"):
         start_entry(baseline_entry("random"))
+
+
+def test_each_seed_may_have_its_own_model_and_rival(dynamic, few, tmp_path):
+    models = {}
+    for seed in (0, 1):
+        models[seed] = copy.deepcopy(dynamic)
+        models[seed].policy.rescale_logits(offset=seed - 0.5)
+        models[seed].save(tmp_path / f"rival-{seed}.safetensors")
+        models[seed].policy.rescale_logits(offset=0.3)
+    entries = ["start", f"rival={tmp_path}/rival-{{seed}}.safetensors", "keep-all"]
+    table = compare(entries, models, few, (0, 1), out=tmp_path / "table")
+    start, rival, everything = table.rows
+    assert [row.name for row in table.rows] == ["start", "rival", "keep-all"]
+    assert list(everything.results) == [0, 1]
+    for seed in (0, 1):
+        own = evaluate(models[seed], None, few)
+        other = evaluate(DynamicCNN.load(tmp_path / f"rival-{seed}.safetensors"), None, few)
+        assert start.results[seed].figures["kept_share"] == own.kept_share
+        assert rival.results[seed].figures["kept_share"] == other.kept_share
+    assert start.figures["kept_share"].half_width > 0
+    models[1].save(tmp_path / "rival-1.safetensors")
+    again = compare(entries, models, few, (0, 1), out=tmp_path / "table").rows[1]
+    assert again.results[0].figures == rival.results[0].figures
+    assert again.results[1].figures == start.results[1].figures  # another file, so the stored result is not its own
+
+
+def test_a_seed_without_a_model_is_named(dynamic, few, tmp_path):
+    with pytest.raises(InvalidInputError, match=r"There is no model for seed 2, only for 0, 1\."):
+        compare(["start"], {0: dynamic, 1: dynamic}, few, (0, 1, 2), out=tmp_path)
 
 
 def test_names_become_entries(dynamic, tmp_path):

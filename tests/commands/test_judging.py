@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,20 @@ def test_compare_agents_baselines_and_recipes(made: Path, mine: Path) -> None:
     assert {**again, "seconds": 0} == {**json.loads(trained), "seconds": 0}
     shown = succeed(*command, "--resume").stdout
     assert "2 seeds" in shown
+
+
+def test_compare_takes_a_model_and_a_rival_for_each_seed(made: Path, mine: Path) -> None:
+    for seed, source in enumerate(("prepared/prepared", "agent/start")):
+        shutil.copy(made / f"{source}.safetensors", mine / f"gates-{seed}.safetensors")
+        shutil.copy(made / "agent/model.safetensors", mine / f"rival-{seed}.safetensors")
+    command = [
+        "compare", "start", f"rival={mine}/rival-{{seed}}.safetensors", "--model", f"{mine}/gates-{{seed}}.safetensors",
+        "--seeds", "2", "--images", "100", "--out", mine / "table", "--quiet",
+    ]  # fmt: skip
+    rows = as_json(*command)["rows"]
+    assert [set(row["seeds"]) for row in rows] == [{"0", "1"}] * 2
+    missing = fail(*command[:-5], "--seeds", "3", *command[-5:], "--resume")
+    assert "gates-2.safetensors" in missing
 
 
 @pytest.mark.parametrize("execution", ["auto", "torch"])

@@ -181,12 +181,14 @@ def compare(
         list[str],
         typer.Argument(
             metavar="RECIPE...",
-            help="Recipes; also baselines, rivals, start, start-best-offset, model files or module:name; "
-            "LABEL=ENTRY gives another name.",
+            help="Recipes; also baselines, rivals, start, start-best-offset, model files ({seed} in the path: one a "
+            "seed) or module:name; LABEL=ENTRY gives another name.",
         ),
     ],
     out: Out,
-    model: Annotated[str, typer.Option("--model", help="The CNN, with gates or without.")] = "digits",
+    model: Annotated[
+        str, typer.Option("--model", help="The CNN, with gates or without; {seed} in its path: another for each seed.")
+    ] = "digits",
     agent: Annotated[list[str] | None, typer.Option("--agent", help="module:name of an agent; repeatable.")] = None,
     dataset: DatasetName = None,
     data_root: DataRoot = None,
@@ -214,10 +216,12 @@ def compare(
     import json
 
     from prunegym.agents.compare import compare as compare_agents
+    from prunegym.agents.entries import SEED_MARK, file_of
     from prunegym.models.runs import begin_run, command_line, finish_run, machine
 
     settle(data_root, threads)
-    stored = open_trained(model)
+    each = {seed: open_trained(file_of(model, seed)) for seed in range(seeds if SEED_MARK in model else 1)}
+    stored = each[0]
     if stored.policy is None and all(":" in entry for entry in entries):
         note("The model has no gates of its own: agents decide from the standard features.", quiet)
     names = [*entries, *(agent or [])]
@@ -229,7 +233,7 @@ def compare(
     started = time.perf_counter()
     found = compare_agents(
         things,
-        stored,
+        each if SEED_MARK in model else stored,
         data,
         range(seeds),
         out=out,
