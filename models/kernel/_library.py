@@ -6,7 +6,7 @@ import ctypes
 import functools
 import importlib.machinery
 import os
-from ctypes import POINTER, c_char_p, c_double, c_float, c_int, c_int32, c_void_p
+from ctypes import POINTER, c_char_p, c_double, c_float, c_int, c_int32, c_int64, c_void_p
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from prunegym.models.errors import InvalidInputError, MissingDependencyError
 
 KINDS = ("load", "conv", "max_pool", "add", "subsample", "average", "linear", "decide", "store")
 ERROR_SIZE = 256
+INTERFACE = 2
+"""Of the functions in csrc/api.cpp."""
 
 
 class BufferRecord(ctypes.Structure):
@@ -56,7 +58,8 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     try:
         library = ctypes.CDLL(str(found[0]))
         library.prunegym_variants.restype = c_char_p
-        if library.prunegym_record_size() != ctypes.sizeof(LayerRecord):
+        known = (library.prunegym_interface(), library.prunegym_record_size())
+        if known != (INTERFACE, ctypes.sizeof(LayerRecord)):
             return None, f"{found[0]} belongs to another version of prunegym; build it again"
     except (OSError, AttributeError) as error:
         return None, f"{found[0]} cannot be loaded ({error})"
@@ -72,7 +75,7 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     library.prunegym_plan_free.restype = None
     library.prunegym_plan_free.argtypes = [c_void_p]
     library.prunegym_plan_run.argtypes = [
-        *(c_void_p, c_int, c_void_p, c_void_p, c_void_p, c_int),
+        *(c_void_p, c_int, c_void_p, POINTER(c_int64), c_void_p, c_void_p, c_int),
         POINTER(c_double),
         c_char_p,
     ]

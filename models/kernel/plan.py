@@ -7,11 +7,12 @@ import dataclasses
 import weakref
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from prunegym.models.errors import InvalidInputError
-from prunegym.models.kernel._library import ERROR_SIZE, BufferRecord, LayerRecord, ValueRecord, library
+from prunegym.models.kernel._library import ERROR_SIZE, KINDS, BufferRecord, LayerRecord, ValueRecord, library
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -74,6 +75,7 @@ class Plan:
         self.variant, self.layers, self.outputs = variant, tuple(layers), outputs
         self.mask_size = sum(widths)
         self._image_shape, self._needs_masks = image_shape, needs_masks
+        self._writes_masks = any(record.kind == KINDS.index("decide") for record in records)
         error = ctypes.create_string_buffer(ERROR_SIZE)
         self._library = library()
         self._handle = self._library.prunegym_plan_new(
@@ -100,7 +102,8 @@ class Plan:
             threads: Threads, each taking a share of the images; None for torch's number.
 
         Returns:
-            Outputs (batch, outputs) float32, and the masks that were used, (batch, mask_size) bool; both fresh.
+            Outputs (batch, outputs) float32, and the masks that were used, (batch, mask_size) bool: the very tensor
+            that was given if it is bool and no gate has a policy.
 
         Raises:
             InvalidInputError: If a shape or dtype is wrong, or masks are missing.
@@ -122,20 +125,24 @@ class Plan:
                 f"float32 of shape (batch, {', '.join(map(str, self._image_shape))}) on the CPU is needed."
             )
         batch = len(images)
-        used = self._copy_masks(masks, batch)
-        images = images.detach().contiguous()
+        used = self._masks(masks, batch)
+        # Neither images nor masks are copied by torch: from some size on it wakes threads, which then spin for
+        # milliseconds on the cores that the kernel's own threads need.
+        strides = (ctypes.c_int64 * 4)(*images.stride())
         outputs = torch.empty(batch, self.outputs)
         if batch == 0:
             return outputs, used
         error = ctypes.create_string_buffer(ERROR_SIZE)
         failed = self._library.prunegym_plan_run(
-            self._handle, batch, images.data_ptr(), used.data_ptr(), outputs.data_ptr(), threads, seconds, error
-        )
+            self._handle, batch, images.data_ptr(), strides, used.data_ptr(), outputs.data_ptr(), threads, seconds,
+            error,
+        )  # fmt: skip
         if failed:
             raise MemoryError(f"The kernel failed: {error.value.decode()}.")
         return outputs, used
 
-    def _copy_masks(self, masks: Tensor | None, batch: int) -> Tensor:
+    def _masks(self, masks: Tensor | None, batch: int) -> Tensor:
+        """Return masks of bytes, one after another, that may be written if a gate has a policy."""
         if masks is None:
             if self._needs_masks:
                 raise InvalidInputError(
@@ -146,7 +153,10 @@ class Plan:
             raise InvalidInputError(
                 f"Masks are of shape {tuple(masks.shape)}; ({batch}, {self.mask_size}) is needed, one row an image."
             )
-        used = masks.detach().to(device="cpu", dtype=torch.bool, copy=True).contiguous()
-        if masks.dtype != torch.bool and not torch.equal(used.to(masks.dtype), masks.detach().cpu()):
+        if masks.dtype == torch.bool and masks.is_cpu:
+            ready = not self._writes_masks and masks.is_contiguous()
+            return masks if ready else torch.from_numpy(np.array(masks.numpy(), order="C"))
+        bits = masks.detach().to(device="cpu", dtype=torch.bool)
+        if not torch.equal(bits.to(masks.dtype), masks.detach().cpu()):
             raise InvalidInputError("Masks have values other than 0 and 1: the kernel keeps a channel or skips it.")
-        return used
+        return bits.contiguous()

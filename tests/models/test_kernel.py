@@ -16,7 +16,7 @@ from torch import Tensor
 
 from prunegym.models import MaskedCNN, kernel
 from prunegym.models.errors import InvalidInputError, MissingDependencyError
-from prunegym.models.kernel import GateHead, Plan, PlanBuilder
+from prunegym.models.kernel import GateHead, Plan, PlanBuilder, _library
 from prunegym.models.skipping import lower, translate
 from prunegym.models.zoo import build
 
@@ -248,6 +248,27 @@ def test_groups_of_images_and_odd_sizes():
 
 
 @needs_kernel
+def test_images_and_masks_are_read_as_they_lie_in_memory():
+    masked, plan = zoo_network("simple-cnn")
+    images, masks = torch.randn(4, 3, 32, 32), random_masks(4, widths_of(masked))
+    expected, _ = plan(images, masks)
+    close(expected, masked(images, masks))
+    layouts = {
+        "channels last": images.contiguous(memory_format=torch.channels_last),
+        "turned": images.transpose(2, 3).contiguous().transpose(2, 3),
+        "every second": images.repeat_interleave(2, 0)[::2],
+        "part of a larger one": F.pad(images, (3, 2, 1, 4))[:, :, 1:33, 3:35],
+    }
+    for given in layouts.values():
+        assert torch.equal(given, images)
+        assert torch.equal(plan(given, masks)[0], expected)
+    assert torch.equal(plan(images[:1].expand(4, -1, -1, -1), masks[:1].expand(4, -1))[0][3], expected[0])
+    outputs, used = plan(images, masks.T.contiguous().T)
+    assert torch.equal(outputs, expected)
+    assert torch.equal(used, masks)
+
+
+@needs_kernel
 @pytest.mark.parametrize("name", ["vgg11", "resnet20"])
 def test_threads_share_an_image(name):
     masked, plan = zoo_network(name)
@@ -369,6 +390,14 @@ def test_switched_off_it_says_so():
         check=True,
     )
     assert done.stdout.startswith("False () it is switched off by the environment variable PRUNEGYM_KERNEL=off")
+
+
+@needs_kernel
+def test_a_library_of_another_version_is_not_called(monkeypatch):
+    monkeypatch.setattr("prunegym.models.kernel._library.INTERFACE", 1)
+    found, reason = _library._load.__wrapped__()
+    assert found is None
+    assert "belongs to another version of prunegym; build it again" in reason
 
 
 def test_without_the_library_building_a_plan_names_the_cure(monkeypatch):

@@ -50,7 +50,8 @@ EXPORT const char* prunegym_variants() {
   return names.c_str();
 }
 
-// Size of a layer record, so that Python can tell whether library and package belong together.
+// Raised when a function below gets other arguments, so that Python can tell whether library and package belong together.
+EXPORT int prunegym_interface() { return 2; }
 EXPORT int prunegym_record_size() { return sizeof(LayerRecord); }
 
 EXPORT void* prunegym_plan_new(const char* variant, int buffers, const BufferRecord* buffer_records, int values,
@@ -69,10 +70,13 @@ EXPORT void* prunegym_plan_new(const char* variant, int buffers, const BufferRec
 
 EXPORT void prunegym_plan_free(void* plan) { delete static_cast<Plan*>(plan); }
 
-EXPORT int prunegym_plan_run(void* plan, int batch, const float* images, uint8_t* masks, float* outputs, int threads,
-                             double* layer_seconds, char* error) {
+// strides: floats from an image, a channel, a row and a column to the next.
+EXPORT int prunegym_plan_run(void* plan, int batch, const float* images, const int64_t* strides, uint8_t* masks,
+                             float* outputs, int threads, double* layer_seconds, char* error) {
   try {
-    static_cast<Plan*>(plan)->run(batch, images, masks, outputs, threads, layer_seconds);
+    const Images given{images, static_cast<long>(strides[0]), static_cast<long>(strides[1]),
+                       static_cast<long>(strides[2]), static_cast<long>(strides[3])};
+    static_cast<Plan*>(plan)->run(batch, given, masks, outputs, threads, layer_seconds);
     return 0;
   } catch (const std::exception& e) {
     std::snprintf(error, 256, "%s", e.what());

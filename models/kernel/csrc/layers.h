@@ -192,8 +192,10 @@ static int decide(const Gate& g, Kept in, const float* input, int* kept, float* 
   for (int h = 0; h < g.hidden; h++)
     if (hidden[h] > 0) add_scaled(logits, hidden[h], g.weight2 + static_cast<long>(h) * g.width_padded, g.width_padded);
   int count = 0;
-  for (int c = 0; c < g.width; c++)
-    if (logits[c] > 0) kept[count++] = c;
+  for (int c = 0; c < g.width; c++) {
+    kept[count] = c;
+    count += logits[c] > 0;
+  }
   return count;
 }
 

@@ -70,7 +70,6 @@ void Plan::place_layer(Layer& layer) {
   const LayerRecord& r = layer.record;
   const ValueRecord none{0, 0, -1};
   const ValueRecord &in = r.input >= 0 ? values_[r.input] : none, &out = r.output >= 0 ? values_[r.output] : none;
-  if (r.kind == LOAD) input_size_ = out.channels * map_of(r.output).pixels();
   if (r.kind == STORE) output_size_ = in.channels;
   if (r.kind == MAX_POOL) layer.pool = Pool{r.kernel, r.stride, r.padding, r.relu != 0, map_of(r.input), map_of(r.output)};
   if (r.kind == DECIDE) place_gate(layer);

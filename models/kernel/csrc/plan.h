@@ -56,6 +56,15 @@ struct Layer {
   Gate gate;
 };
 
+// Images as they lie in memory: floats from an image, a channel, a row and a column to the next. Torch would copy them to
+// another layout on threads of its own, which then spin on the cores that are needed here.
+struct Images {
+  const float* data;
+  long image, channel, row, column;
+
+  Images from(long first) const { return Images{data + first * image, image, channel, row, column}; }
+};
+
 // Consecutive layers that run image by image; or one convolution with many weights on a small map, which in a batch
 // runs by chunks of output channels, all images passing before a chunk leaves the cache.
 struct Segment {
@@ -71,9 +80,9 @@ class Plan {
        const int32_t* widths, int layers, const LayerRecord*);
   ~Plan();
 
-  // images (batch, channels, height, width); masks (batch, mask_size), read, and where a gate has a policy, written;
-  // outputs (batch, outputs). layer_seconds, if not null, has one number a layer, to which its time is added.
-  void run(int batch, const float* images, uint8_t* masks, float* outputs, int threads, double* layer_seconds);
+  // Masks (batch, mask_size) are read, and where a gate has a policy, written; outputs are (batch, outputs).
+  // layer_seconds, if not null, has one number a layer, to which its time is added.
+  void run(int batch, const Images& images, uint8_t* masks, float* outputs, int threads, double* layer_seconds);
 
  private:
   friend struct Workspace;
@@ -84,7 +93,7 @@ class Plan {
   void place_buffers();
   const float* keep(const float* data, size_t count);
   const Map& map_of(int value) const { return buffers_[values_[value].buffer].map; }
-  void run_share(int first, int last, int parts, const float* images, uint8_t* masks, float* outputs, double* seconds);
+  void run_share(int first, int last, int parts, const Images&, uint8_t* masks, float* outputs, double* seconds);
   std::unique_ptr<Workspace> take_workspace(int images, int parts);
   void return_workspace(std::unique_ptr<Workspace>);
 
@@ -98,7 +107,7 @@ class Plan {
   std::vector<int> all_channels_;  // 0, 1, 2, ...: the kept list of values without a gate
   std::vector<std::vector<int32_t>> valid_;
   std::vector<Floats> constants_;
-  int mask_size_ = 0, input_size_ = 0, output_size_ = 0;
+  int mask_size_ = 0, output_size_ = 0;
   long shared_size_ = 0, image_size_ = 0, planes_size_ = 0, chunk_planes_size_ = 0, scratch_size_ = 0;
 
   std::mutex mutex_;

@@ -28,7 +28,7 @@ float* Workspace::scratch_of(const Plan& plan, int part) const { return scratch.
 // One group of images on one thread, or on a team that shares each image.
 class Runner {
  public:
-  Runner(const Plan& plan, Workspace& space, int count, const float* images, uint8_t* masks, float* outputs,
+  Runner(const Plan& plan, Workspace& space, int count, const Images& images, uint8_t* masks, float* outputs,
          double* seconds)
       : plan_(plan), space_(space), count_(count), images_(images), masks_(masks), outputs_(outputs),
         seconds_(seconds) {}
@@ -68,8 +68,10 @@ class Runner {
       const uint8_t* bits = mask(image, gate);
       int* list = kept_list(image, gate);
       int n = 0;
-      for (int c = 0; c < plan_.widths_[gate]; c++)
-        if (bits[c]) list[n++] = c;
+      for (int c = 0; c < plan_.widths_[gate]; c++) {  // without a branch, which would be guessed wrong half of the time
+        list[n] = c;
+        n += bits[c] != 0;
+      }
       kept_count(image, gate) = n;
     }
   }
@@ -158,11 +160,17 @@ class Runner {
 
   void load(const LayerRecord& r, int image) {
     const Map& map = plan_.map_of(r.output);
-    const float* from = images_ + static_cast<size_t>(image) * plan_.input_size_;
+    const float* from = images_.data + image * images_.image;
     float* to = data(r.output, image) + map.first();
-    for (int c = 0; c < plan_.values_[r.output].channels; c++, to += map.channel)
-      for (int y = 0; y < map.height; y++, from += map.width)
-        std::memcpy(to + static_cast<long>(y) * map.stride, from, map.width * sizeof(float));
+    for (int y = 0; y < map.height; y++, from += images_.row, to += map.stride) {
+      for (int c = 0; c < plan_.values_[r.output].channels; c++) {
+        const float* row = from + c * images_.channel;
+        float* out = to + static_cast<long>(c) * map.channel;
+        if (images_.column == 1) std::memcpy(out, row, map.width * sizeof(float));
+        else
+          for (int x = 0; x < map.width; x++) out[x] = row[x * images_.column];
+      }
+    }
   }
 
   void layer(const Layer& layer, int image) {
@@ -195,7 +203,7 @@ class Runner {
   const Plan& plan_;
   Workspace& space_;
   int count_;
-  const float* images_;
+  const Images images_;
   uint8_t* masks_;
   float* outputs_;
   double* seconds_;
@@ -221,12 +229,12 @@ void Plan::return_workspace(std::unique_ptr<Workspace> workspace) {
   free_workspaces_.push_back(std::move(workspace));
 }
 
-void Plan::run_share(int first, int last, int parts, const float* images, uint8_t* masks, float* outputs,
+void Plan::run_share(int first, int last, int parts, const Images& images, uint8_t* masks, float* outputs,
                      double* seconds) {
   auto space = take_workspace(std::min(GROUP, last - first), parts);
   for (int start = first; start < last; start += GROUP) {
     const size_t at = start;
-    Runner(*this, *space, std::min(GROUP, last - start), images + at * input_size_, masks + at * mask_size_,
+    Runner(*this, *space, std::min(GROUP, last - start), images.from(start), masks + at * mask_size_,
            outputs + at * output_size_, seconds)
         .run();
   }
@@ -234,7 +242,7 @@ void Plan::run_share(int first, int last, int parts, const float* images, uint8_
 }
 
 // Enough images: each thread takes a share of them. Otherwise the threads share each image.
-void Plan::run(int batch, const float* images, uint8_t* masks, float* outputs, int threads, double* layer_seconds) {
+void Plan::run(int batch, const Images& images, uint8_t* masks, float* outputs, int threads, double* layer_seconds) {
   if (batch < threads) return run_share(0, batch, threads, images, masks, outputs, layer_seconds);
   std::exception_ptr failure;
   auto share = [&](int thread) {
