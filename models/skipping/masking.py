@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from prunegym.models.skipping.program import Conv, MaxPool, Program
+from prunegym.models.skipping.program import Add, Conv, MaxPool, Program
 
 
 class Masking:
@@ -21,6 +21,7 @@ class Masking:
 
     Attributes:
         by_bias: Gates that a bias can mask.
+        in_place: Gates at whose point a layer has made new memory, which nothing else reads before it is masked.
         widths: Width of each gate.
         biases: (mask_size), those of the producers in the order of the gates; 0 at the other gates.
         low: The bias that masks; finite, so that nothing becomes NaN.
@@ -29,6 +30,8 @@ class Masking:
     def __init__(self, program: Program) -> None:
         producers = {layer.gate: layer for layer in program.layers if isinstance(layer, Conv)}
         self.by_bias = frozenset(gate for gate in range(len(program.widths)) if _ends_in_relu(program, producers[gate]))
+        made = {layer.name for layer in program.layers if isinstance(layer, Conv | MaxPool | Add)}
+        self.in_place = frozenset(gate for point, gate in program.points.items() if point in made)
         self.widths = list(program.widths)
         parts = [
             producers[gate].bias if gate in self.by_bias else torch.zeros_like(producers[gate].bias)
@@ -86,11 +89,12 @@ class Masks:
         return self._biases[gate] if self._given else torch.where(self._told[gate][0], own, self._masking.low)
 
     def apply(self, gate: int, value: Tensor) -> Tensor:
-        """Mask the value at a gate's point, if the bias has not done so."""
+        """Mask the value at a gate's point, if the bias has not done so; in place where that changes nothing else."""
         if self._shared and gate in self._masking.by_bias:
             return value
         factors = self._factors[gate] if self._given else _factors(self._told[gate], self._masking)
-        return value * factors
+        # In place: for a large map new memory costs more than the multiplication.
+        return value.mul_(factors) if gate in self._masking.in_place else value * factors
 
 
 def _factors(bits: Tensor, masking: Masking) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prunegym.models.gate_policy import GatePolicy
-from prunegym.models.skipping.full_path import FullPath
+from prunegym.models.skipping.full_path import FullPath, by_groups
 from prunegym.models.skipping.lowering import UnsupportedError
 from prunegym.models.skipping.paths import Executed
 from prunegym.models.skipping.program import Program
@@ -42,6 +42,9 @@ class TracedPath:
 
     def run(self, images: Tensor, mask: Tensor | None, penalty: float | None) -> Executed:
         """See :class:`prunegym.models.skipping.paths.Path`."""
+        return by_groups(self._full.program, lambda some, bits: self._run(some, bits, penalty), images, mask)
+
+    def _run(self, images: Tensor, mask: Tensor | None, penalty: float | None) -> Executed:
         # One image is masked by biases, which the trace of it has for good; more images are multiplied.
         single = len(images) == 1
         if mask is None:
@@ -73,5 +76,5 @@ class _Traceable(nn.Module):
         self._path, self._penalty = path, penalty
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        done = self._path.run(images, mask, self._penalty)
+        done = self._path.run_together(images, mask, self._penalty)
         return done.output, done.mask

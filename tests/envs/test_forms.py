@@ -18,6 +18,7 @@ from stable_baselines3.common.env_checker import check_env as check_env_sb3
 from torch.utils.flop_counter import FlopCounterMode
 
 from prunegym.envs import MaskSimulator, MaskVecEnv
+from prunegym.envs.simulator import CHUNK
 from prunegym.models.errors import InvalidInputError, UnknownNameError
 from prunegym.models.sources import load_dataset
 
@@ -99,6 +100,27 @@ def test_all_forms_give_the_same_rewards_and_infos(env_id, reward, cnn):
         assert last.pop("is_success") is expected["correct"]
         assert set(last.pop("terminal_observation")) == set(observation)
         assert last == expected
+
+
+@pytest.mark.parametrize("env_id", IDS)
+def test_more_sub_environments_than_pass_the_cnn_together(env_id, cnn):
+    """The last part is one image; each sub-environment gets what it would get alone."""
+    count = 2 * CHUNK + 1
+    mask, indices = random_masks(count), np.arange(count)[::-1] % 600
+    arguments = {"model": cnn, "dataset": "digits", "split": "test", "reward": "macs", "accuracy": "probability"}
+    many, alone = gym.make_vec(env_id, count, **arguments), gym.make(env_id, **arguments)
+    seen = [many.reset(options={"index": indices.tolist()})[0]]
+    steps = [many.step(action) for action in actions_of(env_id, mask)]
+    seen += [step[0] for step in steps[:-1]]
+    for row in (0, CHUNK - 1, CHUNK, 2 * CHUNK - 1, 2 * CHUNK):
+        observation, _ = alone.reset(options={"index": int(indices[row])})
+        for step, action in enumerate(actions_of(env_id, mask)):
+            for name, array in observation.items():
+                np.testing.assert_allclose(array, seen[step][name][row], atol=1e-5)
+            observation, reward, *_ = alone.step(action[row])
+            assert reward == pytest.approx(steps[step][1][row], abs=1e-5)
+    logits = hooked_logits(cnn, load_dataset("digits", "test"), indices.tolist(), mask)
+    assert steps[-1][4]["final_info"]["prediction"].tolist() == logits.argmax(1).tolist()
 
 
 @pytest.mark.parametrize("env_id", IDS)

@@ -26,7 +26,7 @@ from prunegym.models import (
     rollout,
 )
 from prunegym.models.skipping import lower
-from prunegym.models.skipping.full_path import FullPath
+from prunegym.models.skipping.full_path import GROUP, FullPath
 from prunegym.models.skipping.gather_path import GatherPath
 from prunegym.models.skipping.masking import Masking
 from prunegym.models.skipping.mixing import mix
@@ -49,6 +49,34 @@ def test_single_images_and_batches_take_turns(way, name):
     fast = SkippingCNN(masked, execution=way)
     for rows in ([0], [1, 2, 3], [1], [2], [3], [4, 5, 0, 1], [4]):
         close(fast(images[rows], masks[rows]).output, expected[rows])
+
+
+@pytest.mark.parametrize("way", ["full", "full-channels-last", "full-traced"])
+@pytest.mark.parametrize("decides", [False, True])
+def test_groups_of_a_batch_are_one_batch(way, decides):
+    """Also where the last group is one image, which is masked by biases."""
+    masked = zoo("simple-cnn")
+    policy = policy_for(masked) if decides else None
+    fast = SkippingCNN(masked, policy, way)
+    for count in (GROUP + 1, 2 * GROUP, 2 * GROUP + 5):
+        images, masks = torch.randn(count, 3, 32, 32), random_masks(masked, count)
+        with torch.no_grad():
+            used = rollout(masked, policy, images).mask.bool() if policy is not None else masks
+        output, bits = fast(images, None if decides else masks)
+        assert torch.equal(bits, used)
+        close(output, masked(images, used))
+
+
+def test_memory_that_others_read_is_not_masked_in_place():
+    """Only what a layer of the program has made anew; a network's own operations may return what they were given."""
+    user = MaskedCNN(randomise(UserNet()), torch.zeros(1, 3, 32, 32))
+    mixed = MaskedCNN(randomise(Mixed(depthwise=False)), torch.zeros(1, 3, 24, 24), gates=["a", "c"])
+    assert Masking(lower(user)).in_place == every_gate(user)
+    assert not Masking(lower(mixed)).in_place  # behind a sigmoid, and a SiLU
+    images = torch.randn(3, 3, 24, 24)
+    before = images.clone()
+    SkippingCNN(mixed, execution="full")(images, random_masks(mixed)[:3])
+    assert torch.equal(images, before)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
