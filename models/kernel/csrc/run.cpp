@@ -9,7 +9,7 @@
 
 namespace prunegym {
 
-constexpr int GROUP = 16;                    // images that pass a chunk of weights together
+constexpr int GROUP = 32;                    // images that pass a chunk of weights together
 constexpr long CHUNK_FLOATS = 48 << 10;      // weights of a chunk; with the maps they must fit in a second-level cache
 constexpr long PREFETCH_FLOATS = 16 << 10;   // layers with more weights than this fetch them ahead
 
