@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -34,6 +35,22 @@ from prunegym.models.runs import begin_run, finish_run
 
 CLASSES: dict[str, type[OnPolicyAlgorithm]] = {"ppo": PPO, "a2c": A2C}
 Report = Callable[[str, dict[str, Any]], None]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Run:
+    """What every stage of a training run needs; see :func:`train_agent`."""
+
+    masked: MaskedCNN
+    info: CNNInfo
+    train: Dataset
+    validation: Dataset
+    recipe: Recipe
+    out: Path
+    seed: int
+    resume: bool
+    device: str
+    report: Report | None
 
 
 def train_agent(
@@ -79,13 +96,14 @@ def train_agent(
     begin_run(out, {"recipe": recipe.as_dict(), **settings}, resume)
     masked.freeze().to(device)
     started = time.perf_counter()
+    run = _Run(masked, info, train, validation, recipe, out, seed, resume, device, report)
     saved = out / "start.safetensors"
     if resume and saved.exists():
         start = _stored_start(saved, masked, policy, device)
     else:
-        start = _start(masked, info, train, validation, recipe, out, policy, seed, device, report)
+        start = _start(run, policy)
         DynamicCNN(masked, start, info).save(saved)
-    best = _reinforce(masked, start, train, validation, recipe, out, seed, resume, device, progress, report)
+    best = _reinforce(run, start, progress)
     if recipe.budget is not None:
         end_at_budget(masked, best, validation, recipe.budget)
     model = DynamicCNN(masked, best, info)
@@ -106,49 +124,39 @@ def _stored_start(path: Path, masked: MaskedCNN, policy: GatePolicy | StaticPoli
     return _gates(policy.to(device))
 
 
-def _start(
-    masked: MaskedCNN,
-    info: CNNInfo,
-    train: Dataset,
-    validation: Dataset,
-    recipe: Recipe,
-    out: Path,
-    policy: GatePolicy | StaticPolicy | None,
-    seed: int,
-    device: str,
-    report: Report | None,
-) -> GatePolicy:
+def _start(run: _Run, policy: GatePolicy | StaticPolicy | None) -> GatePolicy:
+    recipe = run.recipe
     if isinstance(policy, StaticPolicy):
         raise InvalidInputError("The model's policy is static: it looks at nothing, so there is nothing to train.")
     if policy is None:
-        start = _prepared(masked, train, recipe, out, seed, report)
+        start = _prepared(run)
         if recipe.target_macs == "best":
-            held_out = validation.sample(recipe.eval_images)
-            return _gates(gates_at_best_offset(DynamicCNN(masked, start, info), held_out, recipe.middle_penalty))
+            held_out = run.validation.sample(recipe.eval_images)
+            made = DynamicCNN(run.masked, start, run.info)
+            return _gates(gates_at_best_offset(made, held_out, recipe.middle_penalty))
         target = recipe.target_macs
     else:
-        start, target = policy.to(device), None
+        start, target = policy.to(run.device), None
     if recipe.budget is not None:
         target = recipe.budget.target_macs
     if target is not None:
-        meet_target(masked, start, train, target)
+        meet_target(run.masked, start, run.train, target)
     return start
 
 
-def _prepared(
-    masked: MaskedCNN, train: Dataset, recipe: Recipe, out: Path, seed: int, report: Report | None
-) -> GatePolicy:
+def _prepared(run: _Run) -> GatePolicy:
     """Return fresh gates after the recipe's imitation and refinement."""
+    recipe = run.recipe
     penalty = recipe.env_kwargs.get("penalty", 0.5)
     config = PrepareConfig(
         imitation=recipe.imitation,
         tune=recipe.refine,
         layerwise="Layerwise" in recipe.env,
         penalty_range=None if isinstance(penalty, float | int) else (penalty[0], penalty[1]),
-        seed=seed,
+        seed=run.seed,
         **recipe.gate_policy,
     )
-    return _gates(prepare(masked, train, config, folder=out, report=report)[1])
+    return _gates(prepare(run.masked, run.train, config, folder=run.out, report=run.report)[1])
 
 
 def _gates(made: DynamicCNN | GatePolicy | StaticPolicy) -> GatePolicy:
@@ -157,35 +165,24 @@ def _gates(made: DynamicCNN | GatePolicy | StaticPolicy) -> GatePolicy:
     return policy
 
 
-def _reinforce(
-    masked: MaskedCNN,
-    start: GatePolicy,
-    train: Dataset,
-    validation: Dataset,
-    recipe: Recipe,
-    out: Path,
-    seed: int,
-    resume: bool,
-    device: str,
-    progress: bool,
-    report: Report | None,
-) -> GatePolicy:
+def _reinforce(run: _Run, start: GatePolicy, progress: bool) -> GatePolicy:
+    recipe, out, report = run.recipe, run.out, run.report
     if recipe.n_episodes == 0:
         return start
-    env = training_env(masked, start, train, recipe, seed, device)
+    env = training_env(run.masked, start, run.train, recipe, run.seed, run.device)
     total = recipe.n_episodes * len(start.decisions)
-    held_out = validation.sample(recipe.eval_images)
+    held_out = run.validation.sample(recipe.eval_images)
     monitor = TrainingMonitor(
-        masked, held_out, recipe.middle_penalty, recipe.eval_every, out, total, progress,
+        run.masked, held_out, recipe.middle_penalty, recipe.eval_every, out, total, progress,
         None if report is None else lambda row: report(recipe.algo, row),
         None if recipe.budget is None else DualAscent(recipe.budget, env.get_attr("task")[0]),
     )  # fmt: skip
     checkpoint = out / "checkpoint.zip"
-    if resume and checkpoint.exists() and monitor.state_path.exists():
-        algorithm = CLASSES[recipe.algo].load(checkpoint, env=env, device=device)
+    if run.resume and checkpoint.exists() and monitor.state_path.exists():
+        algorithm = CLASSES[recipe.algo].load(checkpoint, env=env, device=run.device)
         monitor.restore()
     else:
-        algorithm = build_algorithm(env, start, recipe, seed, device, out / "tensorboard")
+        algorithm = build_algorithm(env, start, recipe, run.seed, run.device, out / "tensorboard")
     if isinstance(env, SelfCritical):
         env.follow(algorithm.policy)
     left = total - algorithm.num_timesteps

@@ -32,6 +32,7 @@ FROZEN = {
         ("from refined gates at 0.69, lambda 0.5", "refined"),
         ("from refined gates at 0.60, lambda 0.5", "refined-60"),
         ("from refined gates at their best offset, lambda 1", "refined-dear"),
+        ("from refined gates at their best offset, lambda 1.5", "refined-dearer"),
         ("from refined gates, budget 0.80, two seeds", "refined-80"),
     ),
     "fashion-mnist": (
@@ -78,6 +79,7 @@ def tables() -> dict[str, str]:
     return {
         **frozen,
         "cifar10-jpeg-prepared": evaluated("cifar10-jpeg"),
+        "cifar10-jpeg-prepared-36": prepared_anew("cifar10-jpeg", "prepared-36"),
         **prepared,
         "digits": compared(),
         "speed": timed(),
@@ -108,6 +110,22 @@ def over_seeds(data: str, track: str, blocks: tuple[tuple[str, str], ...]) -> st
         for row, held_out in zip(test.get("rows", ()), validation.get("rows", ()), strict=True):
             rows.append(f"| {label}: {ENTRIES.get(row['name'], 'PPO')} | {' | '.join(_figures(row, held_out))} |")
     return _head(f"{track}: {TITLES[data]}, {count} seeds", columns) + "\n".join(rows) + "\n"
+
+
+def prepared_anew(data: str, name: str) -> str:
+    """Return the table of preparations beside as many of each rival: differences of accuracy, with both intervals."""
+    columns = (
+        "accuracy", "loss", "total MACs", "static control", "shuffled", "PPO's accuracy minus this, points, by image",
+        "the same, over preparations", "validation, by image",
+    )  # fmt: skip
+    test, validation = (_read(FOLDER / data / name / f"{split}.json") for split in ("test", "validation"))
+    rows = []
+    for row, held_out in zip(test.get("rows", ()), validation.get("rows", ()), strict=True):
+        differences = (row["difference"], row["difference_over_seeds"], held_out["difference"])
+        figures = [*_figures(row, held_out)[:5], *(_interval(one, -100, 2) for one in differences)]
+        rows.append(f"| {ENTRIES.get(row['name'], 'prepared, then PPO')} | {' | '.join(figures)} |")
+    count = len(test.get("seeds", ()))
+    return _head(f"prepared: {TITLES[data]}, {count} preparations", columns) + "\n".join(rows) + "\n"
 
 
 def _figures(row: dict[str, Any], held_out: dict[str, Any]) -> list[str]:
