@@ -134,8 +134,10 @@ def test_every_number_of_rows(variant, rows, pixels):
 
 
 @each_variant
-@pytest.mark.parametrize(("kernel_size", "stride", "padding"), [(2, 2, 0), (3, 2, 1), (3, 1, 0)])
-@pytest.mark.parametrize("size", [5, 8, 33])
+@pytest.mark.parametrize(
+    ("kernel_size", "stride", "padding"), [(2, 2, 0), (3, 2, 1), (3, 1, 0), (3, 1, 1), (5, 2, 2), (2, 3, 1)]
+)
+@pytest.mark.parametrize("size", [5, 8, 33, 41])
 def test_max_pooling(variant, kernel_size, stride, padding, size):
     builder = PlanBuilder(3, size, size)
     x = builder.max_pool(builder.images, kernel_size, stride, padding, relu=True)

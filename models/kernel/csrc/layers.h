@@ -11,8 +11,9 @@ INLINE void store_row(float* to, int width, F pixels_at) {
   for (int x = 0; x < width; x += LANES) store(to + x, keep(pixels_at(x), first_lanes(width - x)));
 }
 
-static void pool_row_checked(const Pool& p, const float* in, int y, float* to) {
-  for (int x = 0; x < p.out.width; x++) {
+// Pixels first..last - 1 of a row, each reading the part of its window that is inside the picture.
+static void pool_checked(const Pool& p, const float* in, int y, int first, int last, float* to) {
+  for (int x = first; x < last; x++) {
     float best = -__builtin_inff();
     for (int dy = 0; dy < p.kernel; dy++) {
       const int row = y * p.stride + dy - p.padding;
@@ -28,13 +29,39 @@ static void pool_row_checked(const Pool& p, const float* in, int y, float* to) {
   }
 }
 
+// A row by vectors where whole windows are inside the picture, stride 1 or 2; the last vector may overlap the one before.
+static void pool_row(const Pool& p, const float* in, int y, float* to) {
+  const int top = y * p.stride - p.padding, left = (p.padding + p.stride - 1) / p.stride;
+  const int right = (p.in.width - p.kernel + p.padding) / p.stride + 1;
+  const int low = top < 0 ? 0 : top, high = top + p.kernel < p.in.height ? top + p.kernel : p.in.height;
+  if (p.stride > 2 || right - left < LANES || low >= high) return pool_checked(p, in, y, 0, p.out.width, to);
+  pool_checked(p, in, y, 0, left, to);
+  pool_checked(p, in, y, right, p.out.width, to);
+  const float* rows = in + p.in.first() - p.padding;
+  const auto column_max = [&](int column) {
+    Vec best = load(rows + static_cast<long>(low) * p.in.stride + column);
+    for (int row = low + 1; row < high; row++) best = max(best, load(rows + static_cast<long>(row) * p.in.stride + column));
+    return best;
+  };
+  const auto window_max = [&](int x) {
+    Vec best = Vec{} - __builtin_inff();
+    for (int dx = 0; dx < p.kernel; dx++) {
+      const int column = x * p.stride + dx;
+      best = max(best, p.stride == 1 ? column_max(column) : even_lanes(column_max(column), column_max(column + LANES)));
+    }
+    return relu_if(p.relu, best);
+  };
+  for (int x = left; x < right - LANES; x += LANES) store(to + x, window_max(x));
+  store(to + right - LANES, window_max(right - LANES));
+}
+
 static void max_pool(const Pool& p, int channels, const float* in, float* out) {
   const bool by_two = p.kernel == 2 && p.stride == 2 && p.padding == 0;
   for (int c = 0; c < channels; c++, in += p.in.channel, out += p.out.channel) {
     for (int y = 0; y < p.out.height; y++) {
       float* to = out + p.out.first() + static_cast<long>(y) * p.out.stride;
       if (!by_two) {
-        pool_row_checked(p, in, y, to);
+        pool_row(p, in, y, to);
         continue;
       }
       const float* a = in + p.in.first() + 2L * y * p.in.stride;
