@@ -2,9 +2,10 @@
 
     python benchmarks/env_throughput.py [--model resnet20] [--num-envs 256] [--rounds 15]
 
-Compared are a bare batched masked forward pass (images already normalised), MaskVecEnv in one step and layer by layer,
-and SB3's DummyVecEnv over scalar environments. Images are noise: no number depends on what they show. With one thread
-(OMP_NUM_THREADS=1) the processor's time is counted, which other work on the machine disturbs less.
+Compared are a bare batched masked forward pass (images already normalised; in parts as small as the environments', or
+in one), MaskVecEnv in one step and layer by layer, and SB3's DummyVecEnv over scalar environments. Images are noise: no
+number depends on what they show. With one thread (OMP_NUM_THREADS=1) the processor's time is counted, which other work
+on the machine disturbs less.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from prunegym.envs import MaskVecEnv
+from prunegym.envs.simulator import CHUNK
 from prunegym.models import MaskedCNN, build, from_arrays
 
 
@@ -38,7 +40,8 @@ def main() -> None:
     masked = MaskedCNN(build(options.model), torch.zeros(1, 3, 32, 32))
     rng = np.random.default_rng(0)
     sides = {
-        "bare forward": bare(masked, dataset["train"].batch(torch.arange(options.num_envs)), options.num_envs),
+        "bare forward": bare(masked, dataset["train"].batch(torch.arange(options.num_envs)), CHUNK),
+        "bare forward, in one": bare(masked, dataset["train"].batch(torch.arange(options.num_envs)), options.num_envs),
         "one step": episode("prunegym/ChannelMask-v0", options.num_envs, masked, dataset, rng),
         "layer by layer": episode("prunegym/LayerwiseChannelMask-v0", options.num_envs, masked, dataset, rng),
         "DummyVecEnv, one step": dummy(options.dummy_envs, masked, dataset, rng),
@@ -71,12 +74,12 @@ def main() -> None:
     print(json.dumps(report, indent=2))
 
 
-def bare(masked: MaskedCNN, images: torch.Tensor, count: int) -> Callable[[], object]:
-    mask = (torch.rand(count, masked.mask_size, generator=torch.Generator().manual_seed(0)) < 0.7).float()
+def bare(masked: MaskedCNN, images: torch.Tensor, part: int) -> Callable[[], object]:
+    mask = (torch.rand(len(images), masked.mask_size, generator=torch.Generator().manual_seed(0)) < 0.7).float()
 
     def run() -> object:
         with torch.inference_mode():
-            return masked(images, mask)
+            return [masked(some, bits) for some, bits in zip(images.split(part), mask.split(part), strict=True)]
 
     return run
 

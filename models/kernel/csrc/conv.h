@@ -67,12 +67,17 @@ INLINE void copy_row(const float* from, int step, int width, float* to) {
   }
 }
 
-// The same number by number, for wide padding and strides above 2. from: the row's pixel 0, or null above and below.
-static void copy_row_checked(const float* from, int first, int step, int in_width, int width, float* to) {
-  for (int x = 0; x < width; x++) {
-    const int column = first + x * step;
-    to[x] = from && column >= 0 && column < in_width ? from[column] : 0;
-  }
+// The same for wide padding and any stride: zeros where there is no pixel. from: the row's pixel 0, or null above and
+// below; first: the column under to[0].
+static void copy_row_padded(const float* from, int first, int step, int in_width, int width, float* to) {
+  int begin = first < 0 ? (step - 1 - first) / step : 0, end = first < in_width ? (in_width - 1 - first) / step + 1 : 0;
+  if (end > width) end = width;
+  if (!from || begin >= end) begin = end = width;
+  else if (step <= 2) copy_row(from + first + begin * step, step, end - begin, to + begin);
+  else
+    for (int x = begin; x < end; x++) to[x] = from[first + x * step];
+  for (int x = 0; x < begin; x++) to[x] = 0;
+  for (int x = end; x < width; x++) to[x] = 0;
 }
 
 static void copy_channel(const Conv& c, const float* map, float* to) {
@@ -85,8 +90,8 @@ static void copy_channel(const Conv& c, const float* map, float* to) {
         const float* from = map + c.in.first() + static_cast<long>(y) * c.in.stride;
         float* line = to + row * c.out.width;
         if (framed) copy_row(from + dx - c.padding, c.stride, c.out.width, line);
-        else copy_row_checked(y >= 0 && y < c.in.height ? from : nullptr, dx - c.padding, c.stride, c.in.width,
-                              c.out.width, line);
+        else copy_row_padded(y >= 0 && y < c.in.height ? from : nullptr, dx - c.padding, c.stride, c.in.width,
+                             c.out.width, line);
       }
     }
   }
