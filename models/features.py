@@ -85,13 +85,14 @@ class MaskFeatures(nn.Module):
 
     def raw(self, decision: int, reads: Tensor) -> Tensor:
         """Return features before standardisation: (batch, channels, height, width) -> (batch, sizes[decision])."""
-        average = reads.mean((2, 3))
-        if self._pools[decision]:
-            return F.adaptive_avg_pool1d(average[:, None], self.feature_size)[:, 0]
         cells = self._grids[decision]
-        if not cells:
-            return average
-        return torch.cat([average, F.adaptive_avg_pool2d(reads, cells).flatten(1)], dim=1)
+        if cells:
+            grid = F.adaptive_avg_pool2d(reads, cells)
+            even = reads.shape[2] % cells == 0 and reads.shape[3] % cells == 0
+            average = (grid if even else reads).mean((2, 3))  # cells of one size: their mean is that of the pixels
+            return torch.cat([average, grid.flatten(1)], dim=1)
+        average = reads.mean((2, 3))
+        return F.adaptive_avg_pool1d(average[:, None], self.feature_size)[:, 0] if self._pools[decision] else average
 
     def forward(self, decision: int, reads: Tensor) -> Tensor:
         """Return the features of a decision.
