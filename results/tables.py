@@ -114,28 +114,32 @@ def over_seeds(data: str, track: str, blocks: tuple[tuple[str, str], ...]) -> st
 def prepared_anew(data: str, name: str) -> str:
     """Return the table of preparations beside as many of each rival: differences of accuracy, with both intervals."""
     columns = (
-        "accuracy", "loss", "total MACs", "static control", "shuffled", "PPO's accuracy minus this, points, by image",
-        "the same, over preparations", "validation, by image",
+        "accuracy", "loss", "total MACs", "static control", "shuffled", "PPO's accuracy minus this, points: by image",
+        "over preparations",
     )  # fmt: skip
-    test, validation = (_read(FOLDER / data / name / f"{split}.json") for split in ("test", "validation"))
+    test = _read(FOLDER / data / name / "test.json")
     rows = []
-    for row, held_out in zip(test.get("rows", ()), validation.get("rows", ()), strict=True):
-        differences = (row["difference"], row["difference_over_seeds"], held_out["difference"])
-        figures = [*_figures(row, held_out)[:5], *(_interval(one, -100, 2) for one in differences)]
+    for row in test["rows"]:
+        differences = [_interval(row[key], -100, 2) for key in ("difference", "difference_over_seeds")]
+        figures = [*_accuracy_and_controls(row["figures"]), *differences]
         rows.append(f"| {ENTRIES.get(row['name'], 'prepared, then PPO')} | {' | '.join(figures)} |")
-    count = len(test.get("seeds", ()))
-    return _head(f"prepared: {TITLES[data]}, {count} preparations", columns) + "\n".join(rows) + "\n"
+    return _head(f"prepared: {TITLES[data]}, {len(test['seeds'])} preparations", columns) + "\n".join(rows) + "\n"
 
 
 def _figures(row: dict[str, Any], held_out: dict[str, Any]) -> list[str]:
-    figures = row["figures"]
+    return [
+        *_accuracy_and_controls(row["figures"]), _interval(row["figures"]["reward"], 1, 4),
+        _interval(row["reward_difference"], -1, 4), _interval(held_out["reward_difference"], -1, 4),
+    ]  # fmt: skip
+
+
+def _accuracy_and_controls(figures: dict[str, Any]) -> list[str]:
     loss = 100 * (figures["dense_accuracy"]["mean"] - figures["accuracy"]["mean"])
     static = figures["distinct_masks"]["mean"] == 1
     controls = [_interval(figures[key], 100, 1) for key in ("static_accuracy", "shuffled_accuracy")]
     return [
         _interval(figures["accuracy"], 100, 2), f"{loss:.2f}", _interval(figures["total_mac_share"], 1, 3),
-        *(["", ""] if static else controls), _interval(figures["reward"], 1, 4),
-        _interval(row["reward_difference"], -1, 4), _interval(held_out["reward_difference"], -1, 4),
+        *(["", ""] if static else controls),
     ]  # fmt: skip
 
 
