@@ -24,13 +24,16 @@ FEW_WEIGHTS = 1_000_000
 def by_groups(
     program: Program, run: Callable[[Tensor, Tensor | None], Executed], images: Tensor, mask: Tensor | None
 ) -> Executed:
-    """Run images, with their masks if there are any, in groups where that is faster."""
-    weights = sum(layer.weight.numel() for layer in program.layers if isinstance(layer, Conv))
-    if len(images) <= GROUP or weights > FEW_WEIGHTS:
+    """Run images, with their masks if there are any, in groups where that is faster: on the CPU, with few weights."""
+    if len(images) <= GROUP or images.device.type != "cpu" or _weights(program) > FEW_WEIGHTS:
         return run(images, mask)
     starts = range(0, len(images), GROUP)
     done = [run(images[at : at + GROUP], None if mask is None else mask[at : at + GROUP]) for at in starts]
     return Executed(torch.cat([one.output for one in done]), torch.cat([one.mask for one in done]))
+
+
+def _weights(program: Program) -> int:
+    return sum(layer.weight.numel() for layer in program.layers if isinstance(layer, Conv))
 
 
 class FullPath:
