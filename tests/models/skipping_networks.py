@@ -19,6 +19,9 @@ from prunegym.models import (
 from prunegym.models.skipping import EXECUTIONS
 
 needs_kernel = pytest.mark.skipif(not kernel.available(), reason=f"no compiled kernel: {kernel.unavailable_reason()}")
+each_variant = pytest.mark.parametrize(
+    "variant", kernel.variants() or [pytest.param("none", marks=pytest.mark.skip(reason=kernel.unavailable_reason()))]
+)
 WAYS = [pytest.param(way, marks=needs_kernel if way == "kernel" else ()) for way in EXECUTIONS if way != "auto"]
 SLOW = {"resnet18", "resnet32", "resnet44", "resnet56", "vgg11", "vgg16"}
 NETWORKS = [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in ZOO]
@@ -37,6 +40,16 @@ def random_masks(masked: MaskedCNN, batch: int = 6) -> Tensor:
     masks[2, : masked.gates[0].width] = False
     masks[3, -masked.gates[-1].width :] = False
     masks[5] = masks[4]
+    return masks
+
+
+def kept_sets(batch: int, widths: list[int]) -> Tensor:
+    """Random kept sets; the first image keeps all, the second none of the first gate, the third nothing at all."""
+    masks = torch.rand(batch, sum(widths)) < torch.rand(batch, 1)
+    masks[0] = True
+    if batch > 2:
+        masks[1, : widths[0]] = False
+        masks[2] = False
     return masks
 
 

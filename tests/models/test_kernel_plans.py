@@ -1,0 +1,203 @@
+"""Plans of the compiled kernel: whole networks, threads, memory, and what it refuses."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+import torch.nn.functional as F
+from skipping_networks import close, each_variant, kept_sets, needs_kernel
+from slicing import randomise
+from torch import Tensor
+
+from prunegym.models import MaskedCNN
+from prunegym.models.errors import InvalidInputError, MissingDependencyError
+from prunegym.models.kernel import Plan, PlanBuilder, _library
+from prunegym.models.skipping import lower, translate
+from prunegym.models.zoo import build
+
+
+@pytest.fixture(autouse=True)
+def _deterministic():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        yield
+    torch.set_num_threads(threads)
+
+
+def zoo_network(name: str, size: int = 32, variant: str | None = None) -> tuple[MaskedCNN, Plan]:
+    """A zoo network whose batch norms do something, and its plan."""
+    masked = MaskedCNN(randomise(build(name, image_size=size)), torch.zeros(1, 3, size, size))
+    return masked, translate(lower(masked), variant=variant).plan
+
+
+def widths_of(masked: MaskedCNN) -> list[int]:
+    return [gate.width for gate in masked.gates]
+
+
+@each_variant
+@pytest.mark.parametrize(
+    "name", [pytest.param("vgg16", marks=pytest.mark.slow), "resnet20", "m-cifarnet", "simple-cnn"]
+)
+def test_whole_network(variant, name):
+    masked, plan = zoo_network(name, variant=variant)
+    for batch, threads in ((1, 1), (5, 2)):
+        images, masks = torch.randn(batch, 3, 32, 32), kept_sets(batch, widths_of(masked))
+        close(plan(images, masks, threads)[0], masked(images, masks))
+
+
+@needs_kernel
+def test_groups_of_images_and_odd_sizes():
+    """More images than pass the late layers together, a size whose poolings drop a row, and results per image."""
+    masked, plan = zoo_network("vgg11", 45)
+    images, masks = torch.randn(37, 3, 45, 45), kept_sets(37, widths_of(masked))
+    outputs, _ = plan(images, masks, threads=1)
+    close(outputs, masked(images, masks))
+    alone, _ = plan(images[35:36], masks[35:36])
+    close(alone[0], outputs[35], 1e-5)
+
+
+@needs_kernel
+def test_images_and_masks_are_read_as_they_lie_in_memory():
+    masked, plan = zoo_network("simple-cnn")
+    images, masks = torch.randn(4, 3, 32, 32), kept_sets(4, widths_of(masked))
+    expected, _ = plan(images, masks)
+    close(expected, masked(images, masks))
+    layouts = {
+        "channels last": images.contiguous(memory_format=torch.channels_last),
+        "turned": images.transpose(2, 3).contiguous().transpose(2, 3),
+        "every second": images.repeat_interleave(2, 0)[::2],
+        "part of a larger one": F.pad(images, (3, 2, 1, 4))[:, :, 1:33, 3:35],
+    }
+    for given in layouts.values():
+        assert torch.equal(given, images)
+        assert torch.equal(plan(given, masks)[0], expected)
+    assert torch.equal(plan(images[:1].expand(4, -1, -1, -1), masks[:1].expand(4, -1))[0][3], expected[0])
+    outputs, used = plan(images, masks.T.contiguous().T)
+    assert torch.equal(outputs, expected)
+    assert torch.equal(used, masks)
+
+
+@needs_kernel
+@pytest.mark.parametrize("name", ["vgg11", "resnet20"])
+def test_threads_share_an_image(name):
+    masked, plan = zoo_network(name)
+    images, masks = torch.randn(2, 3, 32, 32), kept_sets(2, widths_of(masked))
+    masks[1, :3] = False
+    expected, _ = plan(images, masks, threads=1)
+    for _ in range(5):
+        assert torch.equal(plan(images, masks, threads=3)[0], expected)
+
+
+@needs_kernel
+def test_threads_that_fell_asleep_between_images_miss_nothing():
+    masked, plan = zoo_network("resnet20")
+    images, masks = torch.randn(1, 3, 32, 32), kept_sets(1, widths_of(masked))
+    expected, _ = plan(images, masks, threads=1)
+    for pause in (0, 0, 1e-4, 3e-4, 2e-3) * 40:  # they linger for 200 microseconds: awake, about to sleep, asleep
+        time.sleep(pause)
+        assert torch.equal(plan(images, masks, threads=3)[0], expected)
+
+
+@needs_kernel
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_threads_share_an_image_after_fork():
+    """Threads do not survive a fork; the child must start its own."""
+    program = """if True:
+        import os, sys, torch
+        from prunegym.models import MaskedCNN, build
+        from prunegym.models.skipping import lower, translate
+        program = lower(MaskedCNN(build("simple-cnn"), torch.zeros(1, 3, 32, 32)))
+        plan = translate(program).plan
+        images, masks = torch.randn(1, 3, 32, 32), torch.ones(1, 48)
+        expected = plan(images, masks, threads=2)[0].tolist()
+        idle = translate(program).plan
+        idle(images, masks, threads=2)  # its team must not keep the child from ending
+        child = os.fork()
+        if child == 0:
+            sys.exit(0 if plan(images, masks, threads=2)[0].tolist() == expected else 1)
+        assert os.waitpid(child, 0)[1] == 0
+    """
+    subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True, timeout=120)
+
+
+@needs_kernel
+def test_several_threads_may_call_one_plan():
+    masked, plan = zoo_network("resnet20")
+    images, masks = torch.randn(4, 3, 32, 32), kept_sets(4, widths_of(masked))
+    expected, _ = plan(images, masks)
+    results: list[Tensor] = []
+    callers = [threading.Thread(target=lambda: results.append(plan(images, masks, 1)[0])) for _ in range(4)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert len(results) == 4
+    assert all(torch.equal(result, expected) for result in results)
+
+
+@needs_kernel
+def test_times_of_layers():
+    _, plan = zoo_network("simple-cnn")
+    seconds = plan.timed(torch.randn(1, 3, 32, 32), torch.ones(1, plan.mask_size))
+    assert list(seconds) == ["0 load", "1 conv", "2 max_pool", "3 conv", "4 max_pool", "5 linear", "6 store"]
+    assert all(value > 0 for value in seconds.values())
+
+
+@needs_kernel
+def test_wrong_input_is_refused():
+    _, plan = zoo_network("simple-cnn")
+    images, masks = torch.zeros(2, 3, 32, 32), torch.ones(2, 48)
+    assert plan(images[:0], masks[:0])[0].shape == (0, 10)
+    with pytest.raises(InvalidInputError, match=r"float32 of shape \(batch, 3, 32, 32\) on the CPU is needed"):
+        plan(images.double(), masks)
+    with pytest.raises(InvalidInputError, match=r"Masks are of shape \(2, 47\); \(2, 48\) is needed"):
+        plan(images, masks[:, 1:])
+    with pytest.raises(InvalidInputError, match="values other than 0 and 1"):
+        plan(images, masks / 2)
+    with pytest.raises(InvalidInputError, match=r"Masks of shape \(2, 48\) are needed"):
+        plan(images)
+
+
+@needs_kernel
+def test_unknown_variant():
+    builder = PlanBuilder(3, 8, 8)
+    with pytest.raises(InvalidInputError, match="Kernel variant 'mmx' cannot run here"):
+        builder.build(builder.average(builder.images), "mmx")
+
+
+def test_switched_off_it_says_so():
+    """In a fresh process, since the library is loaded once."""
+    program = (
+        "from prunegym.models import kernel; print(kernel.available(), kernel.variants(), kernel.unavailable_reason())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PRUNEGYM_KERNEL": "off"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.startswith("False () it is switched off by the environment variable PRUNEGYM_KERNEL=off")
+
+
+@needs_kernel
+def test_a_library_of_another_version_is_not_called(monkeypatch):
+    monkeypatch.setattr("prunegym.models.kernel._library.INTERFACE", 1)
+    found, reason = _library._load.__wrapped__()
+    assert found is None
+    assert "belongs to another version of prunegym; build it again" in reason
+
+
+def test_without_the_library_building_a_plan_names_the_cure(monkeypatch):
+    monkeypatch.setattr("prunegym.models.kernel._library._load", lambda: (None, "it was not built"))
+    builder = PlanBuilder(3, 8, 8)
+    with pytest.raises(MissingDependencyError, match="The compiled kernel is not available: it was not built"):
+        builder.build(builder.average(builder.images))
