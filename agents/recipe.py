@@ -53,6 +53,8 @@ class Recipe:
     """Parts into which a rollout is cut for the updates (PPO)."""
     sharpen: float = 1.0
     """Factor on the logits at the start of reinforcement learning."""
+    channel_group: int = 1
+    """So many channels of a gate share a bit during reinforcement learning, and afterwards."""
     eval_every: int = 10
     """Updates between two evaluations on the validation split."""
     eval_images: int = 5000
@@ -90,6 +92,11 @@ class Recipe:
                 "most 1 is allowed, or 'best'."
             )
         self._check_lambdas()
+        if not isinstance(self.channel_group, int) or self.channel_group < 1:
+            raise InvalidInputError(
+                f"Recipe {self.name!r}: channel_group is {self.channel_group!r}; a whole number of at least 1 is "
+                "needed."
+            )
         if 0 < self.n_episodes < self.n_envs * self.episodes_per_rollout:
             raise InvalidInputError(
                 f"Recipe {self.name!r}: n_episodes is {self.n_episodes}; one rollout alone has "

@@ -100,11 +100,12 @@ class GatePolicy(nn.Module):
     @torch.no_grad()
     def rescale_logits(self, factor: float = 1.0, offset: float = 0.0) -> None:
         """Multiply all logits by a factor and add an offset, in place; a positive offset keeps more channels."""
-        for layer in self._last_layers():
+        for layer in self.last_layers():
             layer.weight.mul_(factor)
             layer.bias.mul_(factor).add_(offset)
 
-    def _last_layers(self) -> list[nn.Linear]:
+    def last_layers(self) -> list[nn.Linear]:
+        """Return the layer of each decision that gives the logits, a row a channel."""
         return [cast(nn.Linear, cast(nn.Sequential, head)[-1]) for head in self.heads]
 
 
