@@ -54,35 +54,39 @@ enum class Path : int {
   in_place,    // straight from the input map; the grid is the output map from its origin, zero columns included
   copies,      // from shifted copies of the input, one for each column of the kernel; the grid has pixels only
   two_by_two,  // 2x2 maps: lanes are pairs of an output and an input pixel
+  winograd,    // squares of four output pixels, by fewer multiplications (winograd.h)
 };
 
 struct Conv {
   int kernel, stride, padding;
   int in_channels, out_channels;
-  const float* weight;  // (out, in, kernel, kernel) as in torch
+  const float* weight;  // (out, in, kernel, kernel) as in torch; path winograd: (out, 16, in), transformed
   const float* bias;    // (out)
   bool relu;
   Map in, out, residual;
   // Chosen by Variant::plan_conv:
   Path path;
-  int vectors;                         // in the grid
+  int vectors;                         // in the grid; path winograd: of squares in the largest band
+  int bands;                           // path winograd: parts that the rows of squares are cut into
   int plane;                           // floats in one shifted copy
   int input_channel;                   // floats from an input channel to the next, as the tiles read it
   int taps[MAX_KERNEL * MAX_KERNEL];   // from a grid position to the input under each number of the kernel
   const int32_t* valid;                // path in_place: -1 at pixels of the grid, 0 at zero columns and past its end
 
   COMMON int tap_count() const { return kernel * kernel; }
+  // What threads share: bands, or output channels, of which so many are kept.
+  COMMON int shares(int kept) const { return path == Path::winograd ? bands : kept; }
   COMMON int phases() const { return stride < kernel ? stride : kernel; }  // row sets of the copies
 };
 
-// One convolution on one image. `rows` are the output channels to compute, as places in `out_kept`.
+// One convolution on one image, or the shares first..last - 1 of it: output channels, as places in `out_kept`, or bands.
 struct ConvCall {
   Kept in_kept, out_kept;
   const float* input;     // what Variant::prepare_conv returned
   const float* residual;  // map to add before the ReLU, or null; may be the output map itself
   float* output;
   float* scratch;
-  int first_row, last_row;
+  int first, last;
   bool prefetch;  // whether weights come from far away: fetch those of the next rows while computing these
 };
 

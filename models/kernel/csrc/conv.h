@@ -1,6 +1,6 @@
 // Convolutions: which path a layer takes, its input made ready, rows and grid cut into tiles, results written.
 #pragma once
-#include "tile.h"
+#include "winograd.h"
 
 namespace prunegym {
 namespace VARIANT {
@@ -14,6 +14,7 @@ INLINE int vectors_for(int positions) { return (positions + LANES - 1) / LANES; 
 static Path choose_path(const Conv& c, bool has_residual) {
   const bool flat = c.stride == 1 && c.kernel <= 3 && c.padding <= c.kernel / 2 && c.in.stride == c.out.stride &&
                     (!has_residual || c.residual.stride == c.out.stride);
+  if (winograd_pays(c)) return Path::winograd;
   const int in_place = vectors_for(c.out.height * c.out.stride), copies = vectors_for(c.out.pixels());
   if (LANES >= 8 && c.kernel == 3 && c.stride == 1 && c.padding == 1 && c.out.height == 2 && c.out.width == 2)
     return Path::two_by_two;
@@ -46,13 +47,15 @@ static void plan_conv(Conv& c, bool has_residual) {
   if (c.path == Path::in_place) plan_in_place(c);
   if (c.path == Path::copies) plan_copies(c);
   if (c.path == Path::two_by_two) c.input_channel = LANES;
+  if (c.path == Path::winograd) plan_winograd(c);
 }
 
 static long planes_size(const Conv& c) {
-  return c.path == Path::in_place ? 0 : static_cast<long>(c.in_channels) * c.input_channel;
+  return c.path == Path::in_place || c.path == Path::winograd ? 0 : static_cast<long>(c.in_channels) * c.input_channel;
 }
 
 static long scratch_size(const Conv& c) {
+  if (c.path == Path::winograd) return winograd_scratch(c);
   return c.path == Path::copies ? static_cast<long>(MAX_ROWS) * c.vectors * LANES : 0;
 }
 
@@ -99,6 +102,7 @@ static void copy_channel(const Conv& c, const float* map, float* to) {
 
 static const float* prepare_conv(const Conv& c, Kept kept, const float* map, float* planes) {
   if (c.path == Path::in_place) return map + c.in.origin;
+  if (c.path == Path::winograd) return map;
   for (int i = 0; i < kept.count; i++) {
     const float* from = map + static_cast<long>(i) * c.in.channel;
     float* to = planes + static_cast<long>(i) * c.input_channel;
@@ -135,7 +139,7 @@ static Rows make_rows(const Conv& c, const ConvCall& call, int first, int last, 
   return rows;
 }
 
-static const TileTable tiles1 = make_table<1>(), tiles9 = make_table<9>(), tiles_any = make_table<0>();
+static const TileTable tiles9 = make_table<9>(), tiles_any = make_table<0>();
 
 static void run_tiles(const Source& source, const Rows& rows, int row_count, int first, int last, const int32_t* valid) {
   const TileTable& table = source.tap_count == 9 ? tiles9 : source.tap_count == 1 ? tiles1 : tiles_any;
@@ -155,10 +159,10 @@ constexpr long CACHED_WEIGHTS = 50000;
 static void conv_in_place(const Conv& c, const ConvCall& call, const Source& source, Tiling tiling) {
   // Where all weights stay in the second-level cache, x is read once; otherwise the weights are.
   const bool by_pixels =
-      static_cast<long>(call.last_row - call.first_row) * source.kept.count * c.tap_count() < CACHED_WEIGHTS;
+      static_cast<long>(call.last - call.first) * source.kept.count * c.tap_count() < CACHED_WEIGHTS;
   auto block = [&](int first_row, int last_row, int first_vector, int last_vector) {
-    Rows rows = make_rows(c, call, first_row, last_row, first_vector ? 0 : call.last_row);
-    rows.prefetch_pixels = !by_pixels || first_row == call.first_row;
+    Rows rows = make_rows(c, call, first_row, last_row, first_vector ? 0 : call.last);
+    rows.prefetch_pixels = !by_pixels || first_row == call.first;
     for (int r = 0; r < last_row - first_row; r++) {
       rows.out[r] += c.out.origin;
       if (call.residual) rows.residual[r] += c.residual.origin;
@@ -167,10 +171,10 @@ static void conv_in_place(const Conv& c, const ConvCall& call, const Source& sou
   };
   if (by_pixels) {
     for_parts(0, c.vectors, tiling.vector_blocks, [&](int, int v0, int v1) {
-      for_parts(call.first_row, call.last_row, tiling.row_blocks, [&](int, int r0, int r1) { block(r0, r1, v0, v1); });
+      for_parts(call.first, call.last, tiling.row_blocks, [&](int, int r0, int r1) { block(r0, r1, v0, v1); });
     });
   } else {
-    for_parts(call.first_row, call.last_row, tiling.row_blocks, [&](int, int r0, int r1) {
+    for_parts(call.first, call.last, tiling.row_blocks, [&](int, int r0, int r1) {
       for_parts(0, c.vectors, tiling.vector_blocks, [&](int, int v0, int v1) { block(r0, r1, v0, v1); });
     });
   }
@@ -199,8 +203,8 @@ static void store_grid(const Conv& c, float* grid, const float* residual, bool r
 
 static void conv_copies(const Conv& c, const ConvCall& call, const Source& source, Tiling tiling) {
   const long grid_size = static_cast<long>(c.vectors) * LANES;
-  for_parts(call.first_row, call.last_row, tiling.row_blocks, [&](int, int r0, int r1) {
-    const Rows target = make_rows(c, call, r0, r1, call.last_row);
+  for_parts(call.first, call.last, tiling.row_blocks, [&](int, int r0, int r1) {
+    const Rows target = make_rows(c, call, r0, r1, call.last);
     Rows rows = target;
     rows.residual[0] = nullptr;
     rows.relu = false;
@@ -264,9 +268,9 @@ static void conv_two_by_two(const Conv& c, const ConvCall& call, const Source& s
   static constexpr void (*pair_tiles[9])(const Conv&, const Source&, const Rows&) = {
       nullptr,      pair_tile<1>, pair_tile<2>, pair_tile<3>, pair_tile<4>,
       pair_tile<5>, pair_tile<6>, pair_tile<7>, pair_tile<8>};
-  const int blocks = (call.last_row - call.first_row + PAIR_ROWS - 1) / PAIR_ROWS;
-  for_parts(call.first_row, call.last_row, blocks, [&](int, int r0, int r1) {
-    pair_tiles[r1 - r0](c, source, make_rows(c, call, r0, r1, call.last_row));
+  const int blocks = (call.last - call.first + PAIR_ROWS - 1) / PAIR_ROWS;
+  for_parts(call.first, call.last, blocks, [&](int, int r0, int r1) {
+    pair_tiles[r1 - r0](c, source, make_rows(c, call, r0, r1, call.last));
   });
 }
 #else
@@ -274,7 +278,8 @@ static void conv_two_by_two(const Conv&, const ConvCall&, const Source&) {}
 #endif
 
 static void conv(const Conv& c, const ConvCall& call) {
-  const int rows = call.last_row - call.first_row;
+  if (c.path == Path::winograd) return conv_winograd(c, call);
+  const int rows = call.last - call.first;
   if (rows <= 0) return;
   const Source source{call.input, c.input_channel, c.taps, c.tap_count(), call.in_kept};
   if (c.path == Path::two_by_two) return conv_two_by_two(c, call, source);

@@ -58,6 +58,27 @@ const float* Plan::keep(const float* data, size_t count) {
   return constants_.back().data();
 }
 
+// 3x3 filters as Winograd's algorithm multiplies them, G g G^T: (out, in, 3, 3) -> (out, 16, in).
+const float* Plan::keep_transformed(const float* weight, int outputs, int inputs) {
+  const auto row = [](const float* w, int step, float* to) {
+    const float even = w[0] + w[2 * step];
+    to[0] = w[0], to[1] = (even + w[step]) / 2, to[2] = (even - w[step]) / 2, to[3] = w[2 * step];
+  };
+  constants_.emplace_back(static_cast<size_t>(outputs) * 16 * inputs);
+  float* to = constants_.back().data();
+  for (int o = 0; o < outputs; o++, to += 16L * inputs) {
+    for (int i = 0; i < inputs; i++, weight += 9) {
+      float columns[3][4], all[4];  // columns[x] = G g, for each column of the filter
+      for (int x = 0; x < 3; x++) row(weight + x, 3, columns[x]);
+      for (int y = 0; y < 4; y++) {
+        row(&columns[0][y], 4, all);
+        for (int x = 0; x < 4; x++) to[(4L * y + x) * inputs + i] = all[x];
+      }
+    }
+  }
+  return constants_.back().data();
+}
+
 // The valid positions of a grid that is a map from its origin: all but the zero columns.
 static std::vector<int32_t> valid_positions(const Map& map, int positions) {
   std::vector<int32_t> valid(positions, 0);
@@ -83,11 +104,13 @@ void Plan::place_layer(Layer& layer) {
   Conv& c = layer.conv;
   c.kernel = r.kernel, c.stride = r.stride, c.padding = r.padding, c.relu = r.relu != 0;
   c.in_channels = in.channels, c.out_channels = out.channels;
-  c.weight = keep(r.weight, static_cast<size_t>(out.channels) * in.channels * r.kernel * r.kernel);
   c.bias = keep(r.bias, out.channels);
   c.in = map_of(r.input), c.out = map_of(r.output);
   if (r.second >= 0) c.residual = map_of(r.second);
   variant_.plan_conv(c, r.second >= 0);
+  const size_t filters = static_cast<size_t>(out.channels) * in.channels;
+  c.weight = c.path == Path::winograd ? keep_transformed(r.weight, out.channels, in.channels)
+                                      : keep(r.weight, filters * r.kernel * r.kernel);
   if (c.path == Path::in_place) {
     valid_.push_back(valid_positions(c.out, c.vectors * variant_.lanes));
     c.valid = valid_.back().data();
@@ -134,7 +157,7 @@ void Plan::cut_segments() {
   constexpr size_t many_weights = 64 << 10, few_pixels = 100;
   for (int i = 0; i < static_cast<int>(layers_.size()); i++) {
     const Conv& c = layers_[i].conv;
-    const bool by_chunks = layers_[i].record.kind == CONV && static_cast<size_t>(c.out.pixels()) <= few_pixels &&
+    const bool by_chunks = layers_[i].record.kind == CONV && c.path != Path::winograd && static_cast<size_t>(c.out.pixels()) <= few_pixels &&
                            static_cast<size_t>(c.in_channels) * c.out_channels * c.tap_count() >= many_weights;
     if (by_chunks || segments_.empty() || segments_.back().by_chunks) segments_.push_back(Segment{i, i, by_chunks});
     segments_.back().last = i + 1;

@@ -92,6 +92,7 @@ class Plan {
   void cut_segments();
   void place_buffers();
   const float* keep(const float* data, size_t count);
+  const float* keep_transformed(const float* weight, int outputs, int inputs);
   const Map& map_of(int value) const { return buffers_[values_[value].buffer].map; }
   void run_share(int first, int last, int parts, const Images&, uint8_t* masks, float* outputs, double* seconds);
   std::unique_ptr<Workspace> take_workspace(int images, int parts);

@@ -101,16 +101,16 @@ class Runner {
     call.prefetch = count_ == 1 && static_cast<long>(c.in_channels) * c.out_channels * c.tap_count() > PREFETCH_FLOATS;
     if (space_.team && space_.team->awake()) return conv_by_team(c, call, map, planes);
     call.input = plan_.variant_.prepare_conv(c, call.in_kept, map, planes);
-    call.last_row = call.out_kept.count;
+    call.last = c.shares(call.out_kept.count);
     plan_.variant_.conv(c, call);
   }
 
-  // Each thread makes some of the input channels ready, then computes some of the output channels.
+  // Each thread makes some of the input channels ready, then computes its share.
   void conv_by_team(const Conv& c, const ConvCall& call, const float* map, float* planes) {
     Team& team = *space_.team;
     const auto begin = [&](int count, int part) { return static_cast<int>(static_cast<long>(count) * part / team.parts()); };
     const float* input = plan_.variant_.prepare_conv(c, Kept{0, nullptr}, map, planes);
-    if (c.path != Path::in_place) {
+    if (c.path == Path::copies || c.path == Path::two_by_two) {
       team.run([&](int part) {
         const int first = begin(call.in_kept.count, part), last = begin(call.in_kept.count, part + 1);
         plan_.variant_.prepare_conv(c, Kept{last - first, call.in_kept.index + first},
@@ -122,7 +122,7 @@ class Runner {
       ConvCall own = call;
       own.input = input;
       own.scratch = space_.scratch_of(plan_, part);
-      own.first_row = begin(call.out_kept.count, part), own.last_row = begin(call.out_kept.count, part + 1);
+      own.first = begin(c.shares(call.out_kept.count), part), own.last = begin(c.shares(call.out_kept.count), part + 1);
       plan_.variant_.conv(c, own);
     });
   }
@@ -141,8 +141,8 @@ class Runner {
     for (int end = chunk; end < c.out_channels + chunk; end += chunk) {  // output channels below `end`, by number
       for (int image = 0; image < count_; image++) {
         ConvCall& call = calls[image];
-        call.first_row = call.last_row;
-        while (call.last_row < call.out_kept.count && call.out_kept.index[call.last_row] < end) call.last_row++;
+        call.first = call.last;
+        while (call.last < call.out_kept.count && call.out_kept.index[call.last] < end) call.last++;
         plan_.variant_.conv(c, call);
       }
     }

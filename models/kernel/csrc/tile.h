@@ -120,6 +120,8 @@ constexpr TileTable make_table() {
   return table;
 }
 
+static const TileTable tiles1 = make_table<1>();
+
 // How to cut rows x vectors into tiles: as evenly as possible, in the shape that takes the fewest cycles.
 struct Tiling {
   int row_blocks, vector_blocks;
