@@ -67,9 +67,10 @@ def test_every_number_of_rows(variant, rows):
 
 
 @each_variant
-def test_threads_share_bands(variant):
-    plan, _ = wide_network((28, 30), variant)
-    images, masks = torch.randn(1, 3, 28, 30), kept_sets(3, list(WIDE))[2:]
+@pytest.mark.parametrize("pixels", [(14, 14), (28, 30)])
+def test_threads_share_output_channels_or_bands(variant, pixels):
+    plan, _ = wide_network(pixels, variant)
+    images, masks = torch.randn(1, 3, *pixels), torch.rand(1, sum(WIDE)) < 0.6
     alone = plan(images, masks, threads=1)[0]
     for _ in range(200):  # until the helpers are awake, and for as long as they could overwrite each other's rows
         for threads in (2, 3):

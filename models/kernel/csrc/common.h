@@ -74,8 +74,8 @@ struct Conv {
   const int32_t* valid;                // path in_place: -1 at pixels of the grid, 0 at zero columns and past its end
 
   COMMON int tap_count() const { return kernel * kernel; }
-  // What threads share: bands, or output channels, of which so many are kept.
-  COMMON int shares(int kept) const { return path == Path::winograd ? bands : kept; }
+  // What threads share: bands if there are some, or output channels, of which so many are kept.
+  COMMON int shares(int kept) const { return path == Path::winograd && bands > 1 ? bands : kept; }
   COMMON int phases() const { return stride < kernel ? stride : kernel; }  // row sets of the copies
 };
 

@@ -147,13 +147,6 @@ static void run_tiles(const Source& source, const Rows& rows, int row_count, int
   table.at[row_count][last - first](source, source.data + shift, rows, shift, valid);
 }
 
-// Calls f(part, first, last) for `parts` nearly equal parts of the range [first, last).
-template <typename F>
-INLINE void for_parts(int first, int last, int parts, F f) {
-  for (int k = 0; k < parts; k++)
-    f(k, first + (last - first) * k / parts, first + (last - first) * (k + 1) / parts);
-}
-
 constexpr long CACHED_WEIGHTS = 50000;
 
 static void conv_in_place(const Conv& c, const ConvCall& call, const Source& source, Tiling tiling) {

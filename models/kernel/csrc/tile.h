@@ -141,7 +141,8 @@ INLINE long strip_cost(int rows, int vectors, int vector_blocks) {
   return wide * tile_cost(rows, narrow + 1) + (vector_blocks - wide) * tile_cost(rows, narrow);
 }
 
-static Tiling choose_tiling(int rows, int vectors) {
+// Of equals that of more rows, so that x is read fewer times, or that of wider tiles.
+static Tiling choose_tiling(int rows, int vectors, bool wide = false) {
   Tiling best{1, 1};
   long best_cost = INT64_MAX;
   for (int r = 1; r <= MAX_ROWS; r++) {
@@ -150,12 +151,19 @@ static Tiling choose_tiling(int rows, int vectors) {
     const int low = rows / row_blocks, high = rows % row_blocks;
     const long cost = (high ? high * strip_cost(low + 1, vectors, vector_blocks) : 0) +
                       (row_blocks - high) * strip_cost(low, vectors, vector_blocks);
-    if (cost <= best_cost) {  // of equals, more rows: x is then read fewer times
+    if (cost < best_cost || (cost == best_cost && !wide)) {
       best_cost = cost;
       best = Tiling{row_blocks, vector_blocks};
     }
   }
   return best;
+}
+
+// Calls f(part, first, last) for `parts` nearly equal parts of the range [first, last).
+template <typename F>
+INLINE void for_parts(int first, int last, int parts, F f) {
+  for (int k = 0; k < parts; k++)
+    f(k, first + (last - first) * k / parts, first + (last - first) * (k + 1) / parts);
 }
 
 }  // namespace VARIANT

@@ -13,8 +13,9 @@ namespace prunegym {
 namespace VARIANT {
 
 constexpr int PLANES = 16;
-constexpr int BAND_VECTORS = 8;                // of squares, at most, if a row of squares is not more than that
-constexpr long BAND_FLOATS = 256 << 10;        // of the input's planes, with all channels
+constexpr int BAND_VECTORS = 8;           // of squares, at most, if a row of squares is not more than that
+constexpr long BAND_FLOATS = 512 << 10;   // of the input's planes, with all channels
+constexpr long CACHED_FLOATS = 256 << 10;  // of a map that stays in the second-level cache
 constexpr int FEW_CHANNELS = 48, FEW_PIXELS = 196;  // below, the transforms cost about what they save (measured)
 
 static bool winograd_pays(const Conv& c) {
@@ -25,11 +26,11 @@ static bool winograd_pays(const Conv& c) {
 INLINE int squares_to_vectors(int squares) { return (squares + LANES - 1) / LANES; }
 INLINE int band_begin(const Conv& c, int band) { return c.out.height / 2 * band / c.bands; }
 
-// As few vectors as possible in bands that fit, two bands at least, for as many threads.
+// As few vectors as possible, in as few bands as fit: for each band all weights are read.
 static void plan_winograd(Conv& c) {
   const int rows = c.out.height / 2, width = c.out.width / 2;
   int best = INT32_MAX;
-  for (int bands = 2; bands <= rows; bands++) {
+  for (int bands = 1; bands <= rows; bands++) {
     const int high = (rows + bands - 1) / bands, vectors = squares_to_vectors(high * width);
     const bool fits = vectors <= BAND_VECTORS && static_cast<long>(PLANES) * c.in_channels * vectors * LANES <= BAND_FLOATS;
     if (!fits && high > 1) continue;
@@ -44,22 +45,31 @@ INLINE long squares_size(const Conv& c) { return static_cast<long>(c.vectors) * 
 // What is written too much after the last channel must not fall on the next plane.
 INLINE long plane_size(const Conv& c, int channels) { return channels * squares_size(c) + LANES; }
 
-// One band's planes of the input, of the sums of a block of rows, and a line of pixels.
+// One band's planes of the input, and of the sums of a block of rows.
 static long winograd_scratch(const Conv& c) {
-  return PLANES * (plane_size(c, c.in_channels) + plane_size(c, MAX_ROWS)) + c.out.width + 2 * LANES;
+  return PLANES * (plane_size(c, c.in_channels) + plane_size(c, MAX_ROWS));
 }
 
-// A 4x4 patch of the input, B^T d B. `from`: its upper left pixel for the first of LANES neighbouring squares.
-INLINE void transform_patch(const float* from, long stride, float* to, long plane) {
+// One row of the 4x4 patches of LANES neighbouring squares: columns 0 to 3, whose first pixel is at `from`.
+INLINE void patch_row(const float* from, Vec* columns) {
+  UNROLL for (int half = 0; half < 2; half++) {
+    const Vec low = load(from + 2 * half), high = load(from + 2 * half + LANES);
+    columns[2 * half] = even_lanes(low, high), columns[2 * half + 1] = odd_lanes(low, high);
+  }
+}
+
+// Rows of a channel are too short and too far apart for the processor to see what is read next.
+INLINE void prefetch_patches(const float* from, long stride) {
+  UNROLL for (int y = 0; y < 4; y++)
+    UNROLL for (int at = 0; at < 2 * LANES; at += LINE) __builtin_prefetch(from + y * stride + at, 0, 3);
+}
+
+// B^T d B of the patches d, into one square of each plane.
+INLINE void transform_patch(const Vec (&d)[4][4], float* to, long plane) {
   Vec t[4][4];
   UNROLL for (int column = 0; column < 4; column++) {
-    Vec d[4];
-    UNROLL for (int row = 0; row < 4; row++) {
-      const float* pixels = from + row * stride + column / 2 * 2;
-      const Vec low = load(pixels), high = load(pixels + LANES);
-      d[row] = column % 2 ? odd_lanes(low, high) : even_lanes(low, high);
-    }
-    t[0][column] = d[0] - d[2], t[1][column] = d[1] + d[2], t[2][column] = d[2] - d[1], t[3][column] = d[1] - d[3];
+    t[0][column] = d[0][column] - d[2][column], t[1][column] = d[1][column] + d[2][column];
+    t[2][column] = d[2][column] - d[1][column], t[3][column] = d[1][column] - d[3][column];
   }
   UNROLL for (int row = 0; row < 4; row++, to += 4 * plane) {
     store(to, t[row][0] - t[row][2]);
@@ -69,51 +79,62 @@ INLINE void transform_patch(const float* from, long stride, float* to, long plan
   }
 }
 
-// The planes (16, kept channels, squares) of a band. A row of squares is written in whole vectors; what is too much is
+// The planes (16, kept channels, squares) of a band. Squares are written in whole vectors; what is too much is
 // overwritten by the next row.
 static void transform_input(const Conv& c, const ConvCall& call, int first_row, int last_row, float* planes) {
-  const long squares = squares_size(c), plane = plane_size(c, call.in_kept.count);
+  const long squares = squares_size(c), plane = plane_size(c, call.in_kept.count), stride = c.in.stride;
   const int width = c.out.width / 2;
-  for (int i = 0; i < call.in_kept.count; i++) {
-    const float* corner = call.input + static_cast<long>(i) * c.in.channel + c.in.first() - c.in.stride - 1;
-    float* to = planes + i * squares;
-    for (int row = first_row; row < last_row; row++, to += width)
-      for (int x = 0; x < width; x += LANES)
-        transform_patch(corner + 2L * row * c.in.stride + 2 * x, c.in.stride, to + x, plane);
+  const bool far = static_cast<long>(call.in_kept.count) * c.in.channel > CACHED_FLOATS;
+  for (int i = 0; i < call.in_kept.count; i++, planes += squares) {
+    const float* corner = call.input + static_cast<long>(i) * c.in.channel + c.in.first() - stride - 1;
+    for (int row = first_row; row < last_row; row++) {
+      for (int x = 0; x < width; x += LANES) {
+        Vec d[4][4];
+        if (far && i + 1 < call.in_kept.count) prefetch_patches(corner + c.in.channel + 2L * row * stride + 2 * x, stride);
+        UNROLL for (int y = 0; y < 4; y++) patch_row(corner + (2L * row + y) * stride + 2 * x, d[y]);
+        transform_patch(d, planes + static_cast<long>(row - first_row) * width + x, plane);
+      }
+    }
   }
 }
 
+// LANES * 2 pixels of a row of the output, of which `left` are inside the picture. Not a pixel more is written: the next
+// row may be another thread's.
+INLINE void store_pixels(float* to, int left, Vec low, Vec high) {
+  if (left >= 2 * LANES) return store(to, low), store(to + LANES, high);
+  float pixels[2 * LANES];
+  store(pixels, low), store(pixels + LANES, high);
+  std::memcpy(to, pixels, left * sizeof(float));
+}
+
 // The pixels of one output channel and one row of squares, A^T m A, with bias, residual and ReLU.
-static void transform_back(const Conv& c, const float* sums, long plane, float bias, const float* residual, float* out,
-                           float* line) {
+INLINE void transform_back(const Conv& c, const float* sums, long plane, Vec bias, const float* residual, float* out) {
   const int width = c.out.width;
-  for (int y = 0; y < 2; y++) {
-    for (int x = 0; x < width / 2; x += LANES) {
-      Vec s[4];
-      UNROLL for (int column = 0; column < 4; column++) {
-        const float* m = sums + column * plane + x;
-        const Vec second = load(m + 4 * plane), third = load(m + 8 * plane);
-        s[column] = y == 0 ? load(m) + second + third : second - third - load(m + 12 * plane);
-      }
-      const Vec left = broadcast(bias) + s[0] + s[1] + s[2], right = broadcast(bias) + s[1] - s[2] - s[3];
-      Vec low = interleave_low(left, right), high = interleave_high(left, right);
-      if (residual) low += load(residual + 2 * x), high += load(residual + 2 * x + LANES);
-      store(line + 2 * x, relu_if(c.relu, low));
-      store(line + 2 * x + LANES, relu_if(c.relu, high));
+  for (int x = 0; x < width / 2; x += LANES) {
+    Vec s[2][4];
+    UNROLL for (int column = 0; column < 4; column++) {
+      const float* m = sums + column * plane + x;
+      const Vec second = load(m + 4 * plane), third = load(m + 8 * plane);
+      s[0][column] = load(m) + (second + third), s[1][column] = (second - third) - load(m + 12 * plane);
     }
-    std::memcpy(out, line, width * sizeof(float));  // not a pixel more: the next row may be another thread's
-    out += c.out.stride;
-    if (residual) residual += c.residual.stride;
+    UNROLL for (int y = 0; y < 2; y++) {
+      const Vec left = (bias + s[y][0]) + (s[y][1] + s[y][2]), right = bias + (s[y][1] - s[y][2]) - s[y][3];
+      Vec low = interleave_low(left, right), high = interleave_high(left, right);
+      if (residual) {
+        const float* add = residual + y * c.residual.stride + 2 * x;
+        low += load(add), high += load(add + LANES);
+      }
+      store_pixels(out + y * c.out.stride + 2 * x, width - 2 * x, relu_if(c.relu, low), relu_if(c.relu, high));
+    }
   }
 }
 
 // Output channels first..last - 1 of a band, whose planes are at hand.
 static void winograd_block(const Conv& c, const ConvCall& call, int first, int last, int first_row, int last_row,
-                           const float* planes, float* sums, float* line) {
+                           int vector_blocks, const float* planes, float* sums) {
   static const int tap = 0;
   const int width = c.out.width / 2, vectors = squares_to_vectors((last_row - first_row) * width), count = last - first;
   const long squares = squares_size(c), plane = plane_size(c, call.in_kept.count), sums_plane = plane_size(c, count);
-  const int blocks = (vectors + MAX_VECTORS - 1) / MAX_VECTORS;
   Rows rows{};
   for (int p = 0; p < PLANES; p++) {
     const Source source{planes + p * plane, squares, &tap, 1, call.in_kept};
@@ -121,34 +142,34 @@ static void winograd_block(const Conv& c, const ConvCall& call, int first, int l
       rows.weight[r] = c.weight + (static_cast<long>(call.out_kept.index[first + r]) * PLANES + p) * c.in_channels;
       rows.out[r] = sums + p * sums_plane + r * squares;
     }
-    for (int k = 0; k < blocks; k++) {
-      const int begin = vectors * k / blocks, end = vectors * (k + 1) / blocks;
-      tiles1.at[count][end - begin](source, source.data + begin * LANES, rows, begin * LANES, nullptr);
-    }
+    for_parts(0, vectors, vector_blocks, [&](int, int v0, int v1) {
+      tiles1.at[count][v1 - v0](source, source.data + v0 * LANES, rows, v0 * LANES, nullptr);
+    });
   }
   for (int r = 0; r < count; r++) {
-    const float bias = c.bias[call.out_kept.index[first + r]];
-    float* out = call.output + static_cast<long>(first + r) * c.out.channel + c.out.first();
-    const float* residual =
-        call.residual ? call.residual + static_cast<long>(first + r) * c.residual.channel + c.residual.first() : nullptr;
-    for (int row = first_row; row < last_row; row++)
+    const long channel = first + r;
+    const Vec bias = broadcast(c.bias[call.out_kept.index[channel]]);
+    float* out = call.output + channel * c.out.channel + c.out.first();
+    const float* residual = call.residual ? call.residual + channel * c.residual.channel + c.residual.first() : nullptr;
+    for (long row = first_row; row < last_row; row++)
       transform_back(c, sums + r * squares + (row - first_row) * width, sums_plane, bias,
-                     residual ? residual + 2L * row * c.residual.stride : nullptr, out + 2L * row * c.out.stride, line);
+                     residual ? residual + 2 * row * c.residual.stride : nullptr, out + 2 * row * c.out.stride);
   }
 }
 
 static void conv_winograd(const Conv& c, const ConvCall& call) {
+  const bool by_bands = c.bands > 1;
+  const int first = by_bands ? 0 : call.first, count = (by_bands ? call.out_kept.count : call.last) - first;
+  if (count == 0) return;
   float* planes = call.scratch;
   float* sums = planes + PLANES * plane_size(c, c.in_channels);
-  float* line = sums + PLANES * plane_size(c, MAX_ROWS);
-  const int most = SUMS / (c.vectors < MAX_VECTORS ? c.vectors : MAX_VECTORS);
-  const int rows = most < MAX_ROWS ? most : MAX_ROWS, blocks = (call.out_kept.count + rows - 1) / rows;
-  for (int band = call.first; band < call.last; band++) {
+  for (int band = by_bands ? call.first : 0; band < (by_bands ? call.last : 1); band++) {
     const int first_row = band_begin(c, band), last_row = band_begin(c, band + 1);
     transform_input(c, call, first_row, last_row, planes);
-    for (int k = 0; k < blocks; k++)
-      winograd_block(c, call, call.out_kept.count * k / blocks, call.out_kept.count * (k + 1) / blocks, first_row,
-                     last_row, planes, sums, line);
+    const Tiling tiling = choose_tiling(count, squares_to_vectors((last_row - first_row) * (c.out.width / 2)), true);
+    for_parts(first, first + count, tiling.row_blocks, [&](int, int r0, int r1) {
+      winograd_block(c, call, r0, r1, first_row, last_row, tiling.vector_blocks, planes, sums);
+    });
   }
 }
 
