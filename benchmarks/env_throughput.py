@@ -22,8 +22,8 @@ import torch
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from prunegym.envs import MaskVecEnv
-from prunegym.envs.simulator import CHUNK
 from prunegym.models import MaskedCNN, build, from_arrays
+from prunegym.models.stepwise import CHUNK
 
 
 def main() -> None:

@@ -16,13 +16,9 @@ from prunegym.envs.sampling import EpochSampler
 from prunegym.envs.task import Task
 from prunegym.models.augmentation import random_shift_and_flip
 from prunegym.models.errors import InvalidInputError
-from prunegym.models.masked import ForwardPass
+from prunegym.models.stepwise import stepwise_pass
 
 Observation = dict[str, npt.NDArray[Any]]
-CHUNK = 64
-"""Images that pass the CNN together on the CPU: for larger maps each layer gets fresh memory from the system, which
-takes as long as half of the computation (512 images of 32x32 through ResNet-20)."""
-
 Indices = Sequence[int] | npt.NDArray[np.integer[Any]] | Tensor
 
 
@@ -103,8 +99,8 @@ class MaskSimulator:
         self.decisions = task.decisions
         self.observation_space = task.observation_space
         self.action_space = task.action_space
-        self._passes: list[ForwardPass]
-        self._chunk = CHUNK if task.device.type == "cpu" else num_envs
+        self._pass = stepwise_pass(task.masked, task.features, task.execution)
+        self._looked: Tensor | None = None
         self._decided = len(self.decisions)  # no episode is under way
         self.reseed(rng)
 
@@ -139,9 +135,10 @@ class MaskSimulator:
         self.indices = chosen.repeat_interleave(repeat)
         self.labels = self.task.dataset.labels[self.indices]
         self.mask = torch.zeros(self.num_envs, self.task.masked.mask_size, device=device)
+        self._mac_share = self.task.masked.cost.mac_share(self.mask)
         self._paid = torch.zeros(self.num_envs, dtype=torch.float64, device=device)
         self._decided = 0
-        self._passes = [self.task.masked.begin(images) for images in torch.split(self._images, self._chunk)]
+        self._looked = self._pass.begin(self._images)
         return self._observe()
 
     @torch.inference_mode()
@@ -166,9 +163,8 @@ class MaskSimulator:
         widths = [self.task.masked.gates[gate].width for gate in decision.gates]
         for gate, part in zip(decision.gates, torch.split(bits, widths, 1), strict=True):
             self.task.masked.split(self.mask)[gate].copy_(part)
-        for state, rows in zip(self._passes, torch.split(bits, self._chunk), strict=True):
-            for part in torch.split(rows, widths, 1):
-                self.task.masked.advance(state, part)
+        self._mac_share = self.task.masked.cost.mac_share(self.mask)
+        self._looked = self._pass.advance(self.mask)
         self._decided += 1
         terminated = self._decided == len(self.decisions)
         reward = self._pay(terminated, decision.gates[-1])
@@ -198,8 +194,8 @@ class MaskSimulator:
             raise InvalidInputError("There is nothing to draw yet. Call reset() first.")
         over = self._decided == len(self.decisions)
         gates = sum(len(decision.gates) for decision in self.decisions[: self._decided])
-        share = self.task.masked.cost.mac_share(self.mask)
-        return Snapshot(self._raw, self.labels, self.mask, gates, self._outcome.predictions if over else None, share)
+        predictions = self._outcome.predictions if over else None
+        return Snapshot(self._raw, self.labels, self.mask, gates, predictions, self._mac_share)
 
     def _pay(self, terminated: bool, gate: int) -> Tensor:
         """Return the rewards (num_envs,) of a step: they add up to the reward function's value."""
@@ -215,14 +211,13 @@ class MaskSimulator:
 
     def _make_outcome(self) -> Outcome:
         task, indices, images = self.task, self.indices.to(self.task.device), self._images
-        logits = [state.logits for state in self._passes if state.logits is not None]
         return Outcome(
-            logits=torch.cat(logits) if logits else self.mask.new_empty(self.num_envs, 0),
+            logits=self.mask.new_empty(self.num_envs, 0) if self._pass.logits is None else self._pass.logits,
             labels=self.labels.to(task.device),
             indices=indices,
             mask=self.mask,
             kept=self.mask.double().sum(1),
-            mac_share=task.masked.cost.mac_share(self.mask),
+            mac_share=self._mac_share,
             penalty=self.penalty,
             masked=task.masked,
             dense=lambda: task.dense_logits(indices, images),
@@ -230,17 +225,15 @@ class MaskSimulator:
 
     def _observe(self) -> Observation:
         spaces = self.observation_space.spaces
-        features = torch.zeros(self.num_envs, *(spaces["features"].shape or ()), device=self.task.device)
-        for state, rows in zip(self._passes, torch.split(features, self._chunk), strict=True):
-            if state.reads is not None:
-                values = self.task.features(self._decided, state.reads)
-                rows[:, : values.shape[1]] = values
-        observation: Observation = {"features": features.cpu().numpy()}
+        # Not torch, whose threads would go on spinning on the cores that the kernel's need.
+        features = np.zeros((self.num_envs, *(spaces["features"].shape or ())), np.float32)
+        if self._looked is not None:
+            features[:, : self._looked.shape[1]] = self._looked.cpu().numpy()
+        observation: Observation = {"features": features}
         if self.task.layerwise:
             gate = np.zeros((self.num_envs, len(self.decisions)), np.float32)
             gate[:, self._decided : self._decided + 1] = 1
-            cost = self.task.masked.cost.mac_share(self.mask)
-            observation |= {"gate": gate, "cost": cost.float().cpu().numpy()[:, None]}
+            observation |= {"gate": gate, "cost": self._mac_share.float().cpu().numpy()[:, None]}
         if "penalty" in spaces:
             observation["penalty"] = self.penalty.float().cpu().numpy()[:, None]
         if "image" in spaces:

@@ -24,6 +24,7 @@ from prunegym.models.features import CLIP, Decision, MaskFeatures, decisions_of
 from prunegym.models.latency import LatencyTable
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.sources import load_dataset
+from prunegym.models.stepwise import STEPWISE
 
 Penalty = float | tuple[float, float]
 OBSERVATIONS = ("features", "image")
@@ -44,6 +45,7 @@ class TaskArguments(TypedDict, total=False):
     augment: Augment
     images: int | None
     latency_table: LatencyTable | Path | str | None
+    execution: str
 
 
 @dataclasses.dataclass(eq=False)
@@ -61,6 +63,7 @@ class Task:
         device: Where the CNN runs.
         augment: Whether images are shifted and mirrored at random as in training; ``flip``: mirrored only, so that they
             lie as those do on which an agent is used.
+        execution: How masked passes run, one of :data:`prunegym.models.stepwise.STEPWISE`.
     """
 
     masked: MaskedCNN
@@ -72,6 +75,7 @@ class Task:
     layerwise: bool
     device: torch.device
     augment: Augment
+    execution: str = "auto"
     _dense: Tensor | None = dataclasses.field(default=None, init=False, repr=False)
     _dense_known: Tensor | None = dataclasses.field(default=None, init=False, repr=False)
 
@@ -152,6 +156,7 @@ def make_task(
     augment: Augment = False,
     images: int | None = None,
     latency_table: LatencyTable | Path | str | None = None,
+    execution: str = "auto",
 ) -> Task:
     """Put a task together from names or objects.
 
@@ -172,6 +177,8 @@ def make_task(
         augment: Shift and mirror images at random as in training, or only mirror them (``flip``).
         images: Use so many images of the split only, drawn with a fixed seed; indices count within them.
         latency_table: What masks cost in time, or the file of ``prunegym latency``; for the reward ``latency``.
+        execution: ``kernel``: masked channels are skipped by the compiled kernel; ``masked``: computed and made 0;
+            ``auto``: the kernel where it can run the CNN. Results are equal up to rounding.
 
     Returns:
         The task.
@@ -180,6 +187,8 @@ def make_task(
         UnknownNameError: For an unknown model, data set, split, reward, accuracy term or observation.
         InvalidInputError: If parts do not fit each other, or a number is out of range.
     """
+    if execution not in STEPWISE:
+        raise UnknownNameError("execution", execution, STEPWISE)
     if observation not in OBSERVATIONS:
         raise UnknownNameError("observation", observation, OBSERVATIONS)
     source = read_model_argument(model)
@@ -203,6 +212,7 @@ def make_task(
         layerwise=layerwise,
         device=where,
         augment=augment,
+        execution=execution,
     )
 
 

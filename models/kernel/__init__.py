@@ -9,5 +9,6 @@ from __future__ import annotations
 from prunegym.models.kernel._library import available, unavailable_reason, variants
 from prunegym.models.kernel.builder import PlanBuilder, Value
 from prunegym.models.kernel.plan import GateHead, Plan
+from prunegym.models.kernel.stepwise import Pass
 
-__all__ = ["GateHead", "Plan", "PlanBuilder", "Value", "available", "unavailable_reason", "variants"]
+__all__ = ["GateHead", "Pass", "Plan", "PlanBuilder", "Value", "available", "unavailable_reason", "variants"]

@@ -11,7 +11,7 @@ from prunegym.models.kernel._library import KINDS, BufferRecord
 if TYPE_CHECKING:
     from prunegym.models.kernel.builder import Value
 
-_CONV, _ADD = KINDS.index("conv"), KINDS.index("add")
+_CONV, _ADD, _LOOK = (KINDS.index(kind) for kind in ("conv", "add", "look"))
 
 
 def assign_buffers(
@@ -20,7 +20,8 @@ def assign_buffers(
     """Give each value a buffer.
 
     A buffer keeps its frame of zeros, so it serves only values of one height, width and row stride. A sum may be
-    written where one of its operands lies, if that is not needed afterwards.
+    written where one of its operands lies, if that is not needed afterwards. Values that live past a stop, each image's
+    own, are apart from others, for which all images can use the same memory.
 
     Args:
         values: All values.
@@ -34,19 +35,25 @@ def assign_buffers(
         for name in ("input", "second", "output"):
             if layer[name] >= 0:
                 last_use[layer[name]] = position
+    stops = [position for position, layer in enumerate(layers) if layer["kind"] == _LOOK]
+    made = {layer["output"]: position for position, layer in enumerate(layers)}
+    keys = [
+        (value.height, value.width, value.stride, any(made[index] < stop < last_use[index] for stop in stops))
+        for index, value in enumerate(values)
+    ]
     buffers: list[BufferRecord] = []
     places = [0] * len(values)
-    free: dict[tuple[int, int, int], list[int]] = defaultdict(list)
+    free: dict[tuple[int, int, int, bool], list[int]] = defaultdict(list)
     for position, layer in enumerate(layers):
         output = layer["output"]
         ending = {layer[name] for name in ("input", "second") if layer[name] >= 0 and last_use[layer[name]] == position}
         if output >= 0:
             value = values[output]
-            key = (value.height, value.width, value.stride)
+            key = keys[output]
             operands = {_CONV: ("second",), _ADD: ("second", "input")}.get(layer["kind"], ())
             if layer["second"] == layer["input"]:  # a convolution must not write where it still reads
                 operands = ()
-            taken = [layer[n] for n in operands if layer[n] in ending and _key(values[layer[n]]) == key]
+            taken = [layer[n] for n in operands if layer[n] in ending and keys[layer[n]] == key]
             if taken:
                 places[output] = places[taken[0]]
                 ending.remove(taken[0])
@@ -54,13 +61,9 @@ def assign_buffers(
                 places[output] = free[key].pop()
             else:
                 places[output] = len(buffers)
-                buffers.append(BufferRecord(0, *key))
+                buffers.append(BufferRecord(0, *key[:3]))
             buffer = buffers[places[output]]
             buffer.channels = max(buffer.channels, value.channels)
         for index in ending:
-            free[_key(values[index])].append(places[index])
+            free[keys[index]].append(places[index])
     return buffers, places
-
-
-def _key(value: Value) -> tuple[int, int, int]:
-    return value.height, value.width, value.stride

@@ -12,9 +12,9 @@ from typing import Any
 
 from prunegym.models.errors import InvalidInputError, MissingDependencyError
 
-KINDS = ("load", "conv", "max_pool", "add", "subsample", "average", "linear", "decide", "store")
+KINDS = ("load", "conv", "max_pool", "add", "subsample", "average", "linear", "decide", "look", "store")
 ERROR_SIZE = 256
-INTERFACE = 2
+INTERFACE = 3
 """Of the functions in csrc/api.cpp."""
 
 
@@ -63,6 +63,9 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
             return None, f"{found[0]} belongs to another version of prunegym; build it again"
     except (OSError, AttributeError) as error:
         return None, f"{found[0]} cannot be loaded ({error})"
+    library.prunegym_use_openmp.restype = None
+    library.prunegym_use_openmp.argtypes = [c_void_p]
+    library.prunegym_use_openmp(_openmp())
     library.prunegym_plan_new.restype = c_void_p
     library.prunegym_plan_new.argtypes = [
         c_char_p,
@@ -79,7 +82,24 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         POINTER(c_double),
         c_char_p,
     ]
+    library.prunegym_pass_new.restype = c_void_p
+    library.prunegym_pass_new.argtypes = [c_void_p, c_int, c_char_p]
+    library.prunegym_pass_free.restype = None
+    library.prunegym_pass_free.argtypes = [c_void_p]
+    library.prunegym_pass_begin.argtypes = [c_void_p, c_void_p, POINTER(c_int64), c_void_p, c_int, c_char_p]
+    library.prunegym_pass_advance.argtypes = [c_void_p, c_void_p, c_void_p, c_void_p, c_int, c_char_p]
     return library, ""
+
+
+def _openmp() -> int | None:
+    """Address of the entry point of the OpenMP library that torch has loaded, if it is one that this system shows."""
+    try:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+        paths = {line.split(maxsplit=5)[5] for line in lines if "/libgomp" in line}
+        (path,) = paths  # of two, either might be the one that torch does not use
+        return ctypes.cast(ctypes.CDLL(path).GOMP_parallel, c_void_p).value
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def available() -> bool:

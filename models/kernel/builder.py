@@ -61,6 +61,7 @@ class PlanBuilder:
         self._layers: list[LayerFields] = []
         self._widths = list(gates)
         self._decided: set[int] = set()
+        self._looks: list[int] = []
         self.images = self._value(channels, height, width)
         """The images, first of all values."""
         self._layer("load", None, self.images, {})
@@ -187,6 +188,19 @@ class PlanBuilder:
         fields |= {"mean": head.mean, "scale": 1 / head.std, "weight": head.weight1, "bias": head.bias1}
         self._layer("decide", x, None, {**fields, "weight2": head.weight2, "bias2": head.bias2})
 
+    def look(self, x: Value, mean: Tensor, std: Tensor, *, average: bool = True, grid: int = 0) -> None:
+        """Add a stop for an agent outside, who sees the standardised features of the map ``x`` (:class:`GateHead`).
+
+        A :class:`~prunegym.models.kernel.Pass` stops there; a plan that is called as a whole passes over it.
+        """
+        size = x.channels * (int(average) + grid**2)
+        if mean.shape != (size,) or std.shape != (size,):
+            raise InvalidInputError(
+                f"mean and std are {tuple(mean.shape)} and {tuple(std.shape)}; ({size},) is needed."
+            )
+        self._looks.append(size)
+        self._layer("look", x, None, {"average": average, "grid": grid, "mean": mean, "scale": 1 / std})
+
     def build(self, output: Value, variant: str | None = None) -> Plan:
         """Copy all weights into a plan.
 
@@ -217,6 +231,7 @@ class PlanBuilder:
             image_shape=(self.images.channels, self.images.height, self.images.width),
             outputs=output.channels,
             needs_masks=len(self._decided) < len(self._widths),
+            looks=self._looks,
         )
 
     def _value(

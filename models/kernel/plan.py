@@ -56,6 +56,8 @@ class Plan:
         variant: The compiled variant that runs it.
         layers: Names of the layers, in the order of their times in :meth:`timed`.
         mask_size: Mask bits of all gates.
+        decides: Whether a gate has a policy.
+        looks: Number of features at each stop of a :class:`~prunegym.models.kernel.stepwise.Pass`.
         outputs: Numbers returned for each image.
     """
 
@@ -71,14 +73,15 @@ class Plan:
         image_shape: tuple[int, int, int],
         outputs: int,
         needs_masks: bool,
+        looks: Sequence[int] = (),
     ) -> None:
         self.variant, self.layers, self.outputs = variant, tuple(layers), outputs
-        self.mask_size = sum(widths)
+        self.mask_size, self.looks = sum(widths), tuple(looks)
         self._image_shape, self._needs_masks = image_shape, needs_masks
-        self._writes_masks = any(record.kind == KINDS.index("decide") for record in records)
+        self.decides = any(record.kind == KINDS.index("decide") for record in records)
         error = ctypes.create_string_buffer(ERROR_SIZE)
-        self._library = library()
-        self._handle = self._library.prunegym_plan_new(
+        self.library = library()
+        self.handle = self.library.prunegym_plan_new(
             variant.encode(),
             *(len(buffers), (BufferRecord * len(buffers))(*buffers)),
             *(len(values), (ValueRecord * len(values))(*values)),
@@ -86,9 +89,9 @@ class Plan:
             *(len(records), (LayerRecord * len(records))(*records)),
             error,
         )
-        if not self._handle:
+        if not self.handle:
             raise MemoryError(f"The kernel could not hold the network: {error.value.decode()}.")
-        self._finalizer = weakref.finalize(self, self._library.prunegym_plan_free, self._handle)
+        self._finalizer = weakref.finalize(self, self.library.prunegym_plan_free, self.handle)
 
     def __call__(
         self, images: Tensor, masks: Tensor | None = None, threads: int | None = None
@@ -119,13 +122,9 @@ class Plan:
     def _run(
         self, images: Tensor, masks: Tensor | None, threads: int, seconds: ctypes.Array[ctypes.c_double] | None
     ) -> tuple[Tensor, Tensor]:
-        if images.dtype != torch.float32 or images.shape[1:] != self._image_shape or images.device.type != "cpu":
-            raise InvalidInputError(
-                f"Images are {images.dtype} {tuple(images.shape)} on {images.device}; "
-                f"float32 of shape (batch, {', '.join(map(str, self._image_shape))}) on the CPU is needed."
-            )
+        self.check_images(images)
         batch = len(images)
-        used = self._masks(masks, batch)
+        used = self.as_bytes(masks, batch)
         # Neither images nor masks are copied by torch: from some size on it wakes threads, which then spin for
         # milliseconds on the cores that the kernel's own threads need.
         strides = (ctypes.c_int64 * 4)(*images.stride())
@@ -133,15 +132,23 @@ class Plan:
         if batch == 0:
             return outputs, used
         error = ctypes.create_string_buffer(ERROR_SIZE)
-        failed = self._library.prunegym_plan_run(
-            self._handle, batch, images.data_ptr(), strides, used.data_ptr(), outputs.data_ptr(), threads, seconds,
+        failed = self.library.prunegym_plan_run(
+            self.handle, batch, images.data_ptr(), strides, used.data_ptr(), outputs.data_ptr(), threads, seconds,
             error,
         )  # fmt: skip
         if failed:
             raise MemoryError(f"The kernel failed: {error.value.decode()}.")
         return outputs, used
 
-    def _masks(self, masks: Tensor | None, batch: int) -> Tensor:
+    def check_images(self, images: Tensor) -> None:
+        """Raise InvalidInputError for images of another shape, type or place than the plan's."""
+        if images.dtype != torch.float32 or images.shape[1:] != self._image_shape or images.device.type != "cpu":
+            raise InvalidInputError(
+                f"Images are {images.dtype} {tuple(images.shape)} on {images.device}; "
+                f"float32 of shape (batch, {', '.join(map(str, self._image_shape))}) on the CPU is needed."
+            )
+
+    def as_bytes(self, masks: Tensor | None, batch: int) -> Tensor:
         """Return masks of bytes, one after another, that may be written if a gate has a policy."""
         if masks is None:
             if self._needs_masks:
@@ -154,9 +161,10 @@ class Plan:
                 f"Masks are of shape {tuple(masks.shape)}; ({batch}, {self.mask_size}) is needed, one row an image."
             )
         if masks.dtype == torch.bool and masks.is_cpu:
-            ready = not self._writes_masks and masks.is_contiguous()
+            ready = not self.decides and masks.is_contiguous()
             return masks if ready else torch.from_numpy(np.array(masks.numpy(), order="C"))
-        bits = masks.detach().to(device="cpu", dtype=torch.bool)
-        if not torch.equal(bits.to(masks.dtype), masks.detach().cpu()):
+        given = (masks.float() if masks.dtype == torch.bfloat16 else masks).detach().cpu().numpy()
+        bits = np.ascontiguousarray(given != 0)
+        if not (bits == given).all():
             raise InvalidInputError("Masks have values other than 0 and 1: the kernel keeps a channel or skips it.")
-        return bits.contiguous()
+        return torch.from_numpy(bits)

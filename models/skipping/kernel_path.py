@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from prunegym.models import kernel
 from prunegym.models.errors import InvalidInputError
+from prunegym.models.features import MaskFeatures
 from prunegym.models.gate_policy import GatePolicy
 from prunegym.models.kernel import GateHead, Plan, PlanBuilder, Value
 from prunegym.models.skipping.lowering import UnsupportedError
@@ -71,7 +72,11 @@ class KernelPath:
 
 
 def translate(
-    program: Program, policy: GatePolicy | None = None, penalty: float | None = None, variant: str | None = None
+    program: Program,
+    policy: GatePolicy | None = None,
+    penalty: float | None = None,
+    variant: str | None = None,
+    looks: MaskFeatures | None = None,
 ) -> Translated:
     """Build the kernel's plan of a program.
 
@@ -80,6 +85,7 @@ def translate(
         policy: Decides gate by gate; None: masks are given to the plan.
         penalty: lambda, for a policy with a ``penalty_range``.
         variant: Of the kernel; None for the best.
+        looks: Features that an agent outside decides by; the plan then stops before each decision.
 
     Raises:
         UnsupportedError: If the kernel lacks a layer or the policy's features.
@@ -88,11 +94,15 @@ def translate(
     builder = PlanBuilder(shape[0], shape[1], shape[2], program.widths)
     values: dict[str, Value] = {program.input: builder.images}
     labels = ["load"]
+    stops = {} if looks is None else {decision.gates[0]: index for index, decision in enumerate(looks.decisions)}
     for layer in program.layers:
         try:
             if isinstance(layer, Conv) and layer.gate is not None and policy is not None:
                 builder.decide(layer.gate, values[layer.inputs[0]], gate_head(policy, layer.gate, penalty))
                 labels.append(f"decide {layer.gate}")
+            if looks is not None and isinstance(layer, Conv) and layer.gate in stops:
+                _look(builder, values[layer.inputs[0]], looks, stops[layer.gate])
+                labels.append(f"look {layer.gate}")
             values[layer.name] = _add(builder, layer, [values[name] for name in layer.inputs])
         except InvalidInputError as error:
             raise UnsupportedError(f"Layer {layer.label!r} is not in the kernel: {error}") from error
@@ -156,12 +166,7 @@ def gate_head(policy: GatePolicy, gate: int, penalty: float | None = None) -> Ga
         UnsupportedError: If the features are averages of several channels.
     """
     features, head = policy.features, policy.heads[gate]
-    grid = features.grid_of(gate)
-    if features.pools_channels(gate):
-        raise UnsupportedError(
-            f"Gate {gate} has more channels to look at than feature_size={features.feature_size}; the kernel does not "
-            "pool channels."
-        )
+    grid = _grid(features, gate)
     assert isinstance(head, nn.Sequential)
     first, last = head[0], head[2]
     assert isinstance(first, nn.Linear)
@@ -174,3 +179,17 @@ def gate_head(policy: GatePolicy, gate: int, penalty: float | None = None) -> Ga
         features.get_buffer(f"mean{gate}"), features.get_buffer(f"std{gate}"), first.weight.detach()[:, :size], bias,
         last.weight.detach(), last.bias.detach(), average=True, grid=grid,
     )  # fmt: skip
+
+
+def _look(builder: PlanBuilder, x: Value, features: MaskFeatures, decision: int) -> None:
+    mean, std = (features.get_buffer(f"{name}{decision}") for name in ("mean", "std"))
+    builder.look(x, mean, std, average=True, grid=_grid(features, decision))
+
+
+def _grid(features: MaskFeatures, decision: int) -> int:
+    if features.pools_channels(decision):
+        raise UnsupportedError(
+            f"Decision {decision} has more channels to look at than feature_size={features.feature_size}; the kernel "
+            "does not pool channels."
+        )
+    return features.grid_of(decision)

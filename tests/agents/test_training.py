@@ -233,6 +233,7 @@ def test_lambda_goes_on_from_the_checkpoint(tmp_path: Path) -> None:
     assert set(seen) == {stored}, "with a rate of 0 lambda stays where the checkpoint had it"
 
 
+@pytest.mark.filterwarnings("ignore:The policy has become static")  # gates from scratch may
 def test_lambda_rises_until_masks_are_cheap_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From gates that keep nearly everything, and a lambda of 0."""
     model, train = shipped_model("digits"), load_dataset("digits", "train")

@@ -18,9 +18,9 @@ from stable_baselines3.common.env_checker import check_env as check_env_sb3
 from torch.utils.flop_counter import FlopCounterMode
 
 from prunegym.envs import MaskSimulator, MaskVecEnv
-from prunegym.envs.simulator import CHUNK
 from prunegym.models.errors import InvalidInputError, UnknownNameError
 from prunegym.models.sources import load_dataset
+from prunegym.models.stepwise import CHUNK
 
 REGISTERED = sorted(env_id for env_id in gym.registry if env_id.startswith("prunegym/"))
 
@@ -125,7 +125,7 @@ def test_more_sub_environments_than_pass_the_cnn_together(env_id, cnn):
 
 @pytest.mark.parametrize("env_id", IDS)
 def test_a_whole_episode_costs_one_forward_pass(env_id, cnn):
-    env = MaskVecEnv(env_id, 8, model=cnn, dataset="digits")
+    env = MaskVecEnv(env_id, 8, model=cnn, dataset="digits", execution="masked")
     env.reset()
     with FlopCounterMode(display=False) as counter:
         for action in actions_of(env_id, random_masks(8)):

@@ -3,9 +3,11 @@
 #include <cstdio>
 #include <cstring>
 #include <exception>
+#include <stdexcept>
 #include <string>
 
 #include "plan.h"
+#include "threads.h"
 
 #if defined(_WIN32)
 #define EXPORT extern "C" __declspec(dllexport)
@@ -51,35 +53,70 @@ EXPORT const char* prunegym_variants() {
 }
 
 // Raised when a function below gets other arguments, so that Python can tell whether library and package belong together.
-EXPORT int prunegym_interface() { return 2; }
+EXPORT int prunegym_interface() { return 3; }
+// Batches are shared among OpenMP's threads from now on; null: among threads of our own.
+EXPORT void prunegym_use_openmp(void* entry) {
+  openmp.call = reinterpret_cast<OpenMP>(entry);
+  openmp.owner = getpid();
+}
 EXPORT int prunegym_record_size() { return sizeof(LayerRecord); }
+
+// What f returns, or null and why.
+template <typename F>
+static auto guarded(char* error, F f) -> decltype(f()) {
+  try {
+    return f();
+  } catch (const std::exception& e) {
+    std::snprintf(error, 256, "%s", e.what());
+    return nullptr;
+  }
+}
+
+// strides: floats from an image, a channel, a row and a column to the next.
+static Images images_at(const float* data, const int64_t* strides) {
+  return Images{data, static_cast<long>(strides[0]), static_cast<long>(strides[1]), static_cast<long>(strides[2]),
+                static_cast<long>(strides[3])};
+}
 
 EXPORT void* prunegym_plan_new(const char* variant, int buffers, const BufferRecord* buffer_records, int values,
                                const ValueRecord* value_records, int gates, const int32_t* widths, int layers,
                                const LayerRecord* layer_records, char* error) {
-  try {
+  return guarded(error, [&]() -> Plan* {
     for (const Variant* v : runnable_variants())
       if (std::strcmp(v->name, variant) == 0)
         return new Plan(*v, buffers, buffer_records, values, value_records, gates, widths, layers, layer_records);
-    std::snprintf(error, 256, "no variant %s", variant);
-  } catch (const std::exception& e) {
-    std::snprintf(error, 256, "%s", e.what());
-  }
-  return nullptr;
+    throw std::invalid_argument("no variant " + std::string(variant));
+  });
+}
+
+// A pass keeps a pointer to its plan.
+EXPORT void* prunegym_pass_new(void* plan, int batch, char* error) {
+  return guarded(error, [&] { return new Pass(*static_cast<Plan*>(plan), batch); });
+}
+
+EXPORT void prunegym_pass_free(void* pass) { delete static_cast<Pass*>(pass); }
+
+EXPORT int prunegym_pass_begin(void* pass, const float* images, const int64_t* strides, float* features, int threads,
+                               char* error) {
+  return guarded(error, [&] {
+    static_cast<Pass*>(pass)->begin(images_at(images, strides), features, threads);
+    return pass;
+  }) == nullptr;
+}
+
+EXPORT int prunegym_pass_advance(void* pass, uint8_t* masks, float* features, float* outputs, int threads, char* error) {
+  return guarded(error, [&] {
+    static_cast<Pass*>(pass)->advance(masks, features, outputs, threads);
+    return pass;
+  }) == nullptr;
 }
 
 EXPORT void prunegym_plan_free(void* plan) { delete static_cast<Plan*>(plan); }
 
-// strides: floats from an image, a channel, a row and a column to the next.
 EXPORT int prunegym_plan_run(void* plan, int batch, const float* images, const int64_t* strides, uint8_t* masks,
                              float* outputs, int threads, double* layer_seconds, char* error) {
-  try {
-    const Images given{images, static_cast<long>(strides[0]), static_cast<long>(strides[1]),
-                       static_cast<long>(strides[2]), static_cast<long>(strides[3])};
-    static_cast<Plan*>(plan)->run(batch, given, masks, outputs, threads, layer_seconds);
-    return 0;
-  } catch (const std::exception& e) {
-    std::snprintf(error, 256, "%s", e.what());
-    return 1;
-  }
+  return guarded(error, [&] {
+    static_cast<Plan*>(plan)->run(batch, images_at(images, strides), masks, outputs, threads, layer_seconds);
+    return plan;
+  }) == nullptr;
 }

@@ -138,6 +138,7 @@ struct Variant {
   void (*average)(const Map&, int channels, const float* in, float* out);
   void (*linear)(const Linear&, Kept in, Kept out, const float* input, float* output, float* scratch);
   int (*decide)(const Gate&, Kept in, const float* input, int* kept, float* scratch);
+  void (*look)(const Gate&, Kept in, const float* input, float* features, float* scratch);
 };
 
 }  // namespace prunegym

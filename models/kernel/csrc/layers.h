@@ -194,6 +194,29 @@ static void channel_features(const Gate& g, const float* map, int i, float* f, f
   if (g.grid) coarse_grid(g.in, g.grid, in, f + g.average, columns);
 }
 
+// Where feature k of a channel is among all: averages of all channels come first, then the grids.
+INLINE int feature_place(const Gate& g, int channel, int k) {
+  return k < g.average ? channel : g.average * g.in_channels + channel * g.grid * g.grid + k - g.average;
+}
+
+INLINE float standardised(const Gate& g, int at, float feature) {
+  const float z = (feature - g.mean[at]) * g.scale[at];
+  return z < -10 ? -10 : z > 10 ? 10 : z;
+}
+
+// All features of a map, standardised: what an agent outside decides by.
+static void look(const Gate& g, Kept in, const float* input, float* features, float* scratch) {
+  float* f = scratch + round_up(g.in.width, LANES) + LANES;
+  __builtin_memcpy(features, g.absent, g.features() * sizeof(float));
+  for (int i = 0; i < in.count; i++) {
+    channel_features(g, input, i, f, scratch);
+    for (int k = 0; k < g.average + g.grid * g.grid; k++) {
+      const int at = feature_place(g, in.index[i], k);
+      features[at] = standardised(g, at, f[k]);
+    }
+  }
+}
+
 // Returns the number of kept channels and writes their numbers. Only the features of channels that are there are
 // computed; what absent ones contribute is the same for every image (Gate::start_absent).
 static int decide(const Gate& g, Kept in, const float* input, int* kept, float* scratch) {
@@ -208,10 +231,8 @@ static int decide(const Gate& g, Kept in, const float* input, int* kept, float* 
     channel_features(g, input, i, f, columns);
     const int channel = in.index[i];
     for (int k = 0; k < g.average + cells; k++) {
-      // Averages of all channels come first, then the grids.
-      const int at = k < g.average ? channel : g.average * g.in_channels + channel * cells + k - g.average;
-      float z = (f[k] - g.mean[at]) * g.scale[at];
-      z = z < -10 ? -10 : z > 10 ? 10 : z;
+      const int at = feature_place(g, channel, k);
+      const float z = standardised(g, at, f[k]);
       add_scaled(hidden, all ? z : z - g.absent[at], g.weight1 + static_cast<long>(at) * g.hidden_padded, g.hidden_padded);
     }
   }

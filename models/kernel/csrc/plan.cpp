@@ -94,6 +94,7 @@ void Plan::place_layer(Layer& layer) {
   if (r.kind == STORE) output_size_ = in.channels;
   if (r.kind == MAX_POOL) layer.pool = Pool{r.kernel, r.stride, r.padding, r.relu != 0, map_of(r.input), map_of(r.output)};
   if (r.kind == DECIDE) place_gate(layer);
+  if (r.kind == LOOK) place_features(layer);
   if (r.kind == LINEAR) {
     const size_t size = static_cast<size_t>(in.channels) * map_of(r.input).pixels();
     layer.linear = Linear{in.channels, out.channels, keep(r.weight, size * out.channels), keep(r.bias, out.channels),
@@ -119,24 +120,35 @@ void Plan::place_layer(Layer& layer) {
   scratch_size_ = std::max(scratch_size_, variant_.scratch_size(c));
 }
 
+static long features_scratch(const Gate& g) { return round_up(g.in.width, LINE) + LINE + 1 + g.grid * g.grid; }
+
+void Plan::place_features(Layer& layer) {
+  const LayerRecord& r = layer.record;
+  Gate& g = layer.gate;
+  g.in = map_of(r.input), g.in_channels = values_[r.input].channels, g.average = r.average, g.grid = r.grid;
+  std::vector<float> absent(g.features());
+  for (int f = 0; f < g.features(); f++) absent[f] = std::min(10.f, std::max(-10.f, -r.mean[f] * r.scale[f]));
+  g.mean = keep(r.mean, absent.size()), g.scale = keep(r.scale, absent.size());
+  g.absent = keep(absent.data(), absent.size());
+  scratch_size_ = std::max(scratch_size_, features_scratch(g));
+}
+
 void Plan::place_gate(Layer& layer) {
   const LayerRecord& r = layer.record;
   Gate& g = layer.gate;
-  g.in = map_of(r.input), g.in_channels = values_[r.input].channels, g.width = widths_[r.gate];
-  g.average = r.average, g.grid = r.grid, g.hidden = r.hidden;
+  place_features(layer);
+  g.width = widths_[r.gate], g.hidden = r.hidden;
   g.hidden_padded = round_up(g.hidden, LINE), g.width_padded = round_up(g.width, LINE);
   const int features = g.features();
-  g.mean = keep(r.mean, features), g.scale = keep(r.scale, features);
-  std::vector<float> weight1(static_cast<size_t>(features) * g.hidden_padded), absent(features);
+  std::vector<float> weight1(static_cast<size_t>(features) * g.hidden_padded);
   std::vector<float> start(g.hidden_padded), start_absent;
   std::copy_n(r.bias, g.hidden, start.begin());
   start_absent = start;
   for (int f = 0; f < features; f++) {
-    absent[f] = std::min(10.f, std::max(-10.f, -r.mean[f] * r.scale[f]));
     for (int h = 0; h < g.hidden; h++) {
       const float w = r.weight[static_cast<size_t>(h) * features + f];
       weight1[static_cast<size_t>(f) * g.hidden_padded + h] = w;
-      start_absent[h] += w * absent[f];
+      start_absent[h] += w * g.absent[f];
     }
   }
   std::vector<float> weight2(static_cast<size_t>(g.hidden) * g.width_padded), bias2(g.width_padded);
@@ -146,10 +158,9 @@ void Plan::place_gate(Layer& layer) {
       weight2[static_cast<size_t>(h) * g.width_padded + c] = r.weight2[static_cast<size_t>(c) * g.hidden + h];
   g.weight1 = keep(weight1.data(), weight1.size()), g.weight2 = keep(weight2.data(), weight2.size());
   g.start = keep(start.data(), start.size()), g.start_absent = keep(start_absent.data(), start_absent.size());
-  g.absent = keep(absent.data(), absent.size()), g.bias2 = keep(bias2.data(), bias2.size());
+  g.bias2 = keep(bias2.data(), bias2.size());
   decided_[r.gate] = 1;
-  scratch_size_ = std::max<long>(
-      scratch_size_, g.hidden_padded + g.width_padded + round_up(g.in.width, LINE) + LINE + 1 + g.grid * g.grid);
+  scratch_size_ = std::max(scratch_size_, features_scratch(g) + g.hidden_padded + g.width_padded);
 }
 
 // By chunks where the weights overflow half of a small second-level cache and few pixels share them.
@@ -159,23 +170,24 @@ void Plan::cut_segments() {
     const Conv& c = layers_[i].conv;
     const bool by_chunks = layers_[i].record.kind == CONV && c.path != Path::winograd && static_cast<size_t>(c.out.pixels()) <= few_pixels &&
                            static_cast<size_t>(c.in_channels) * c.out_channels * c.tap_count() >= many_weights;
-    if (by_chunks || segments_.empty() || segments_.back().by_chunks) segments_.push_back(Segment{i, i, by_chunks});
+    const bool looked = i > 0 && layers_[i - 1].record.kind == LOOK;
+    if (by_chunks || looked || segments_.empty() || segments_.back().by_chunks) segments_.push_back(Segment{i, i, by_chunks});
     segments_.back().last = i + 1;
     if (by_chunks) chunk_planes_size_ = std::max(chunk_planes_size_, variant_.planes_size(c));
   }
 }
 
-// A buffer that only one image-by-image segment touches is shared by all images: it stays in the cache.
+// A buffer whose values are all made and read within one image-by-image segment is shared by all images: it stays in the
+// cache.
 void Plan::place_buffers() {
-  std::vector<int> user(buffers_.size(), -1);
+  std::vector<int> made(values_.size(), -1);
   for (int s = 0; s < static_cast<int>(segments_.size()); s++) {
     for (int i = segments_[s].first; i < segments_[s].last; i++) {
       const LayerRecord& r = layers_[i].record;
       for (int value : {r.input, r.second, r.output}) {
         if (value < 0) continue;
-        const int b = values_[value].buffer;
-        buffers_[b].per_image |= segments_[s].by_chunks || (user[b] >= 0 && user[b] != s);
-        user[b] = s;
+        if (value == r.output) made[value] = s;
+        buffers_[values_[value].buffer].per_image |= segments_[s].by_chunks || made[value] != s;
       }
     }
   }

@@ -10,7 +10,7 @@
 
 namespace prunegym {
 
-enum Kind : int32_t { LOAD, CONV, MAX_POOL, ADD, SUBSAMPLE, AVERAGE, LINEAR, DECIDE, STORE };
+enum Kind : int32_t { LOAD, CONV, MAX_POOL, ADD, SUBSAMPLE, AVERAGE, LINEAR, DECIDE, LOOK, STORE };
 
 // The records that Python fills (_library.py has the same structures). All arrays are float32 and copied.
 struct BufferRecord {
@@ -23,7 +23,7 @@ struct LayerRecord {
   int32_t kind, input, second, output;  // values; -1: none. second: the residual of CONV, the other operand of ADD
   int32_t kernel, stride, padding, relu;
   int32_t offset;                          // SUBSAMPLE
-  int32_t gate, average, grid, hidden;     // DECIDE
+  int32_t gate, average, grid, hidden;     // DECIDE; LOOK has average, grid, mean, scale
   const float *weight, *bias;              // CONV, LINEAR, and the first linear layer of DECIDE (hidden, features)
   const float *weight2, *bias2, *mean, *scale;  // DECIDE
 };
@@ -44,7 +44,7 @@ class Floats {
 struct Buffer {
   Map map;
   long size;       // floats for one image
-  bool per_image;  // used on both sides of a change from image by image to layer by layer
+  bool per_image;  // has values that live longer than a segment, or one of a segment by chunks
   long place;      // in the workspace: floats from the start of the shared part, or of an image's part
 };
 
@@ -66,7 +66,7 @@ struct Images {
 };
 
 // Consecutive layers that run image by image; or one convolution with many weights on a small map, which in a batch
-// runs by chunks of output channels, all images passing before a chunk leaves the cache.
+// runs by chunks of output channels, all images passing before a chunk leaves the cache. A LOOK ends a segment.
 struct Segment {
   int first, last;
   bool by_chunks;
@@ -87,7 +87,9 @@ class Plan {
  private:
   friend struct Workspace;
   friend class Runner;
+  friend class Pass;
   void place_layer(Layer&);
+  void place_features(Layer&);
   void place_gate(Layer&);
   void cut_segments();
   void place_buffers();
@@ -126,6 +128,27 @@ struct Workspace {
   std::unique_ptr<Team, Team::End> team;  // null for one thread
   Floats shared, own, planes, chunk_planes, scratch;
   std::vector<int> kept, counts;  // (images, mask_size) and (images, gates)
+};
+
+// One run of a plan that stops at each LOOK: there it tells what it sees, and goes on when the masks are known. So an
+// agent outside decides gate by gate, and no channel that it switches off is computed.
+class Pass {
+ public:
+  Pass(const Plan&, int batch);
+
+  // Starts with new images, and goes on to the first LOOK; its features are (batch, size of the LOOK).
+  void begin(const Images&, float* features, int threads);
+  // Goes on to the next LOOK, or to the end, where the outputs (batch, outputs) are written. Of the masks
+  // (batch, mask_size) the bits of gates before that must be known.
+  void advance(uint8_t* masks, float* features, float* outputs, int threads);
+
+ private:
+  void run(const Images&, uint8_t* masks, float* features, float* outputs, int threads);
+
+  const Plan& plan_;
+  int batch_, segment_ = 0;
+  std::vector<uint8_t> no_masks_;
+  std::vector<std::unique_ptr<Workspace>> groups_;  // GROUP images each
 };
 
 // The variants that were compiled and that this processor runs, best first.

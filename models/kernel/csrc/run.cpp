@@ -1,11 +1,12 @@
 // Running a plan: images are dealt to threads in groups, each group passes the segments.
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstring>
-#include <exception>
-#include <thread>
+#include <stdexcept>
 
 #include "plan.h"
+#include "threads.h"
 
 namespace prunegym {
 
@@ -29,14 +30,17 @@ float* Workspace::scratch_of(const Plan& plan, int part) const { return scratch.
 class Runner {
  public:
   Runner(const Plan& plan, Workspace& space, int count, const Images& images, uint8_t* masks, float* outputs,
-         double* seconds)
+         double* seconds, float* features = nullptr)
       : plan_(plan), space_(space), count_(count), images_(images), masks_(masks), outputs_(outputs),
-        seconds_(seconds) {}
+        seconds_(seconds), features_(features) {}
 
-  void run() {
+  void run() { run(0, static_cast<int>(plan_.segments_.size())); }
+
+  void run(int first, int last) {
     for (int image = 0; image < count_; image++) read_masks(image);
     if (space_.team) space_.team->start();
-    for (const Segment& segment : plan_.segments_) {
+    for (int s = first; s < last; s++) {
+      const Segment& segment = plan_.segments_[s];
       if (segment.by_chunks && count_ > 1 && !space_.team) {
         timed(segment.first, [&] { conv_by_chunks(plan_.layers_[segment.first]); });
         continue;
@@ -193,6 +197,11 @@ class Runner {
         return v.linear(layer.linear, kept(r.input, image), kept(r.output, image), data(r.input, image),
                         data(r.output, image), space_.scratch.data());
       case DECIDE: return decide(layer, image);
+      case LOOK:
+        if (features_)
+          v.look(layer.gate, kept(r.input, image), data(r.input, image),
+                 features_ + static_cast<size_t>(image) * layer.gate.features(), space_.scratch.data());
+        return;
       case STORE: {
         float* to = outputs_ + static_cast<size_t>(image) * plan_.output_size_;
         std::memcpy(to, data(r.input, image), plan_.output_size_ * sizeof(float));
@@ -207,6 +216,7 @@ class Runner {
   uint8_t* masks_;
   float* outputs_;
   double* seconds_;
+  float* features_;
 };
 
 std::unique_ptr<Workspace> Plan::take_workspace(int images, int parts) {
@@ -244,22 +254,48 @@ void Plan::run_share(int first, int last, int parts, const Images& images, uint8
 // Enough images: each thread takes a share of them. Otherwise the threads share each image.
 void Plan::run(int batch, const Images& images, uint8_t* masks, float* outputs, int threads, double* layer_seconds) {
   if (batch < threads) return run_share(0, batch, threads, images, masks, outputs, layer_seconds);
-  std::exception_ptr failure;
-  auto share = [&](int thread) {
-    try {
-      const int first = static_cast<int>(static_cast<long>(batch) * thread / threads);
-      const int last = static_cast<int>(static_cast<long>(batch) * (thread + 1) / threads);
-      run_share(first, last, 1, images, masks, outputs, layer_seconds);
-    } catch (...) {
-      std::lock_guard<std::mutex> lock(mutex_);
-      failure = std::current_exception();
+  on_threads(threads, [&](int thread) {
+    const int first = static_cast<int>(static_cast<long>(batch) * thread / threads);
+    const int last = static_cast<int>(static_cast<long>(batch) * (thread + 1) / threads);
+    run_share(first, last, 1, images, masks, outputs, layer_seconds);
+  });
+}
+
+Pass::Pass(const Plan& plan, int batch)
+    : plan_(plan), batch_(batch), segment_(static_cast<int>(plan.segments_.size())),
+      no_masks_(static_cast<size_t>(batch) * plan.mask_size_) {
+  for (int first = 0; first < batch; first += GROUP)
+    groups_.push_back(std::make_unique<Workspace>(plan, std::min(GROUP, batch - first), 1));
+}
+
+void Pass::begin(const Images& images, float* features, int threads) {
+  segment_ = 0;
+  run(images, no_masks_.data(), features, nullptr, threads);
+}
+
+void Pass::advance(uint8_t* masks, float* features, float* outputs, int threads) {
+  if (segment_ == static_cast<int>(plan_.segments_.size())) throw std::logic_error("the pass is over");
+  run(Images{}, masks, features, outputs, threads);
+}
+
+void Pass::run(const Images& images, uint8_t* masks, float* features, float* outputs, int threads) {
+  const int first_segment = segment_;
+  const Layer* last = nullptr;
+  do {
+    last = &plan_.layers_[plan_.segments_[segment_++].last - 1];
+  } while (last->record.kind != LOOK && segment_ < static_cast<int>(plan_.segments_.size()));
+  const size_t size = last->record.kind == LOOK ? last->gate.features() : 0;
+  std::atomic<int> next{0};
+  const int groups = static_cast<int>(groups_.size());
+  on_threads(std::min(threads, groups), [&](int) {
+    for (int group = next++; group < groups; group = next++) {
+      const size_t first = static_cast<size_t>(group) * GROUP;
+      Runner(plan_, *groups_[group], std::min(GROUP, batch_ - group * GROUP), images.from(group * GROUP),
+             masks + first * plan_.mask_size_, outputs ? outputs + first * plan_.output_size_ : nullptr, nullptr,
+             features ? features + first * size : nullptr)
+          .run(first_segment, segment_);
     }
-  };
-  std::vector<std::thread> helpers;
-  for (int thread = 1; thread < threads; thread++) helpers.emplace_back(share, thread);
-  share(0);
-  for (std::thread& helper : helpers) helper.join();
-  if (failure) std::rethrow_exception(failure);
+  });
 }
 
 }  // namespace prunegym

@@ -9,7 +9,7 @@ extern const Variant VARIANT_TABLE;
 const Variant VARIANT_TABLE = {
     VARIANT_NAME,           LANES,         VARIANT::plan_conv, VARIANT::planes_size, VARIANT::scratch_size,
     VARIANT::prepare_conv,  VARIANT::conv, VARIANT::max_pool,  VARIANT::add,         VARIANT::subsample,
-    VARIANT::average,       VARIANT::linear, VARIANT::decide,
+    VARIANT::average,       VARIANT::linear, VARIANT::decide,    VARIANT::look,
 };
 
 }  // namespace prunegym

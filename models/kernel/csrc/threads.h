@@ -1,0 +1,63 @@
+// Threads that share the images of a batch.
+#pragma once
+#include <unistd.h>
+
+#include <atomic>
+#include <exception>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace prunegym {
+
+// OpenMP's own entry point, of the library that torch has loaded. Its threads spin for milliseconds after each of torch's
+// operations; work for them is begun at once, while threads of our own would have to share the cores with the spinning.
+// Runs work(data) on so many threads, or on fewer.
+typedef void (*OpenMP)(void (*work)(void*), void* data, unsigned threads, unsigned flags);
+
+struct OpenMPEntry {
+  std::atomic<OpenMP> call{nullptr};
+  std::atomic<int> owner{0};  // OpenMP's threads do not survive fork(), and it waits for them for ever
+
+  OpenMP get() const { return owner == getpid() ? call.load() : nullptr; }
+};
+inline OpenMPEntry openmp;
+
+// Runs f(0), ..., f(threads - 1) at the same time, and throws what one of them threw.
+template <typename F>
+static void on_threads(int threads, F f) {
+  struct Work {
+    Work(F& f, int threads) : f(f), threads(threads) {}
+
+    static void run(void* work) {
+      Work& w = *static_cast<Work*>(work);
+      for (int thread = w.next++; thread < w.threads; thread = w.next++) {
+        try {
+          w.f(thread);
+        } catch (...) {
+          std::lock_guard<std::mutex> lock(w.mutex);
+          w.failure = std::current_exception();
+        }
+      }
+    }
+
+    F& f;
+    const int threads;
+    std::atomic<int> next{0};
+    std::mutex mutex;
+    std::exception_ptr failure;
+  } work(f, threads);
+  if (threads == 1) {
+    Work::run(&work);
+  } else if (const OpenMP call = openmp.get()) {
+    call(Work::run, &work, threads, 0);
+  } else {
+    std::vector<std::thread> helpers;
+    for (int thread = 1; thread < threads; thread++) helpers.emplace_back(Work::run, &work);
+    Work::run(&work);
+    for (std::thread& helper : helpers) helper.join();
+  }
+  if (work.failure) std::rethrow_exception(work.failure);
+}
+
+}  // namespace prunegym

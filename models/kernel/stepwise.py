@@ -1,0 +1,95 @@
+"""A run of a plan that stops where an agent decides."""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+
+import torch
+from torch import Tensor
+
+from prunegym.models.errors import InvalidInputError
+from prunegym.models.kernel._library import ERROR_SIZE
+from prunegym.models.kernel.plan import Plan
+
+
+class Pass:
+    """A run of a plan that stops where an agent looks, and goes on when it has decided: no masked channel is computed.
+
+    Args:
+        plan: Made with :meth:`PlanBuilder.look` before each decision, and no policy.
+        batch: Number of images; the memory for all of their maps is kept until the pass is thrown away.
+
+    Raises:
+        InvalidInputError: If the plan never looks, or decides gates itself.
+    """
+
+    def __init__(self, plan: Plan, batch: int) -> None:
+        if not plan.looks or plan.decides:
+            raise InvalidInputError("A pass needs a plan with looks and no policy; call look() before each decision.")
+        if batch < 1:
+            raise InvalidInputError(f"A pass of {batch} images; at least 1 is needed.")
+        self.plan, self.batch = plan, batch
+        self._stop = len(plan.looks) + 1  # nothing is under way
+        self._error = ctypes.create_string_buffer(ERROR_SIZE)
+        self._handle = plan.library.prunegym_pass_new(plan.handle, batch, self._error)
+        self._check(not self._handle)
+        self._finalizer = weakref.finalize(self, plan.library.prunegym_pass_free, self._handle)
+
+    def begin(self, images: Tensor, threads: int | None = None) -> Tensor:
+        """Start with new images, whatever was under way.
+
+        Args:
+            images: (batch, channels, height, width) float32 on the CPU.
+            threads: None for torch's number.
+
+        Returns:
+            The features at the first stop, (batch, ``plan.looks[0]``) float32.
+
+        Raises:
+            InvalidInputError: If shape or dtype is wrong.
+        """
+        self.plan.check_images(images)
+        if len(images) != self.batch:
+            raise InvalidInputError(f"{len(images)} images; this pass is for {self.batch}.")
+        features = torch.empty(self.batch, self.plan.looks[0])
+        strides = (ctypes.c_int64 * 4)(*images.stride())
+        self._check(
+            self.plan.library.prunegym_pass_begin(
+                self._handle, images.data_ptr(), strides, features.data_ptr(), threads or torch.get_num_threads(),
+                self._error,
+            )
+        )  # fmt: skip
+        self._stop = 0
+        return features
+
+    def advance(self, masks: Tensor, threads: int | None = None) -> Tensor:
+        """Go on to the next stop, or to the end.
+
+        Args:
+            masks: (batch, mask_size) of zeros and ones, any dtype; bits of gates behind the next stop do not matter.
+            threads: None for torch's number.
+
+        Returns:
+            The features at the next stop (batch, its number), or at the end the outputs (batch, outputs), float32.
+
+        Raises:
+            InvalidInputError: If masks are of another shape or have other values, or nothing is under way.
+        """
+        if self._stop >= len(self.plan.looks):
+            raise InvalidInputError("The pass is over, or has not begun. Call begin().")
+        used = self.plan.as_bytes(masks, self.batch)
+        self._stop += 1
+        over = self._stop == len(self.plan.looks)
+        result = torch.empty(self.batch, self.plan.outputs if over else self.plan.looks[self._stop])
+        places = (None, result.data_ptr()) if over else (result.data_ptr(), None)
+        self._check(
+            self.plan.library.prunegym_pass_advance(
+                self._handle, used.data_ptr(), *places, threads or torch.get_num_threads(), self._error
+            )
+        )
+        return result
+
+    def _check(self, failed: bool | int) -> None:
+        if failed:
+            raise MemoryError(f"The kernel failed: {self._error.value.decode()}.")

@@ -1,0 +1,168 @@
+"""Forward passes that stop before each decision, for an agent outside: the CNN side of the environments."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from prunegym.models import kernel
+from prunegym.models.errors import InvalidInputError, UnknownNameError
+from prunegym.models.features import MaskFeatures
+from prunegym.models.kernel import Pass
+from prunegym.models.masked import ForwardPass, MaskedCNN
+from prunegym.models.skipping import UnsupportedError, lower, translate
+
+STEPWISE = ("auto", "kernel", "masked")
+"""``kernel`` computes kept channels alone, ``masked`` all of them, ``auto`` takes the kernel where it can run."""
+
+CHUNK = 64
+"""Images that pass :class:`MaskedCNN` together on the CPU: for larger maps each layer gets fresh memory from the
+system, which takes as long as half of the computation (512 images of 32x32 through ResNet-20)."""
+
+
+class StepwisePass(Protocol):
+    """A forward pass of a batch that is under way.
+
+    Attributes:
+        logits: The CNN's output (batch, ...), once all gates are decided.
+    """
+
+    logits: Tensor | None
+
+    def begin(self, images: Tensor) -> Tensor:
+        """Start with normalised images (batch, channels, height, width).
+
+        Returns:
+            What the first decision is made from, (batch, sizes[0]) float32, standardised and clipped.
+        """
+        ...
+
+    def advance(self, mask: Tensor) -> Tensor | None:
+        """Go on when a decision is made.
+
+        Args:
+            mask: (batch, mask_size) of 0 and 1; the bits of gates that are not decided yet do not matter.
+
+        Returns:
+            What the next decision is made from, or None at the end.
+        """
+        ...
+
+
+def stepwise_pass(masked: MaskedCNN, features: MaskFeatures, execution: str = "auto") -> StepwisePass:
+    """Return a forward pass that can be begun again and again.
+
+    Args:
+        masked: The CNN. Changes of its weights are seen.
+        features: What decisions are made from.
+        execution: One of :data:`STEPWISE`.
+
+    Raises:
+        UnknownNameError: If there is no such way.
+        InvalidInputError: If the kernel is asked for and cannot run this.
+    """
+    if execution not in STEPWISE:
+        raise UnknownNameError("execution", execution, STEPWISE)
+    if execution == "masked":
+        return MaskedPass(masked, features)
+    try:
+        return KernelPass(masked, features)
+    except UnsupportedError as error:
+        if execution == "kernel":
+            raise InvalidInputError(f"Execution 'kernel' cannot run this here: {error} Use 'auto'.") from error
+        return MaskedPass(masked, features)
+
+
+class MaskedPass:
+    """See :class:`StepwisePass`. Every channel is computed, and masked ones made 0.
+
+    Args:
+        masked: The CNN.
+        features: What decisions are made from.
+    """
+
+    def __init__(self, masked: MaskedCNN, features: MaskFeatures) -> None:
+        self.logits: Tensor | None = None
+        self._masked, self._features = masked, features
+        self._states: list[ForwardPass] = []
+        self._decision = 0
+
+    def begin(self, images: Tensor) -> Tensor:
+        """See :class:`StepwisePass`."""
+        self._chunk = CHUNK if images.device.type == "cpu" else len(images)
+        self._decision, self.logits = 0, None
+        self._states = [self._masked.begin(some) for some in torch.split(images, self._chunk)]
+        return self._look()
+
+    def advance(self, mask: Tensor) -> Tensor | None:
+        """See :class:`StepwisePass`."""
+        for state, rows in zip(self._states, torch.split(mask, self._chunk), strict=True):
+            parts = self._masked.split(rows)
+            for gate in self._features.decisions[self._decision].gates:
+                self._masked.advance(state, parts[gate])
+        self._decision += 1
+        if self._decision < len(self._features.decisions):
+            return self._look()
+        self.logits = torch.cat([state.logits for state in self._states if state.logits is not None])
+        return None
+
+    def _look(self) -> Tensor:
+        reads = [state.reads for state in self._states if state.reads is not None]
+        return torch.cat([self._features(self._decision, some) for some in reads])
+
+
+class KernelPass:
+    """See :class:`StepwisePass`. The compiled kernel computes kept channels alone.
+
+    Args:
+        masked: The CNN, float32 on the CPU.
+        features: What decisions are made from.
+
+    Raises:
+        UnsupportedError: If the kernel cannot run it, or is not there.
+    """
+
+    def __init__(self, masked: MaskedCNN, features: MaskFeatures) -> None:
+        if not kernel.available():
+            raise UnsupportedError(f"The compiled kernel is not available: {kernel.unavailable_reason()}.")
+        if type(features) is not MaskFeatures:
+            raise UnsupportedError(f"{type(features).__name__} may look at more than the kernel knows.")
+        self.logits: Tensor | None = None
+        self._masked, self._features = masked, features
+        self._pass: Pass | None = None
+        self._decision = 0
+        self._translate()
+
+    def _translate(self) -> None:
+        program = lower(self._masked)
+        self._output = program.shapes[program.output]
+        self._plan = translate(program, looks=self._features).plan
+        self._seen, self._pass = self._weights(), None
+
+    def _weights(self) -> list[tuple[int, int]]:
+        """Return what tells that a weight has changed; the plan has copies of all."""
+        modules = (self._masked.network, self._features)
+        values = (value for module in modules for value in (*module.parameters(), *module.buffers()))
+        # Tensors that were made in inference mode do not count their changes; they are taken as they are.
+        return [(value.data_ptr(), 0 if value.is_inference() else value._version) for value in values]
+
+    def begin(self, images: Tensor) -> Tensor:
+        """See :class:`StepwisePass`."""
+        if self._seen != self._weights():
+            self._translate()
+        if self._pass is None or self._pass.batch != len(images):
+            self._pass = Pass(self._plan, len(images))
+        self._decision, self.logits = 0, None
+        return self._pass.begin(images)
+
+    def advance(self, mask: Tensor) -> Tensor | None:
+        """See :class:`StepwisePass`."""
+        assert self._pass is not None
+        result = self._pass.advance(mask)
+        self._decision += 1
+        if self._decision < len(self._features.decisions):
+            return result
+        self.logits = result.view(len(result), *self._output)
+        return None
