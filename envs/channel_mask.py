@@ -77,6 +77,7 @@ class ChannelMaskEnv(gym.Env[Observation, Action]):
     ...     features=None,            # MaskFeatures of your own
     ...     augment=False,            # or True: shift and mirror images at random; or "flip": mirror only
     ...     images=None,              # so many random images of the split only
+    ...     execution="auto",         # masked channels: kernel skips them, masked computes them; auto: as can be
     ...     render_mode="rgb_array",  # or None, or human
     ... )
     >>> observation, info = env.reset(seed=0, options={"index": 3})
@@ -194,6 +195,7 @@ class LayerwiseChannelMaskEnv(ChannelMaskEnv):
     ...     features=None,
     ...     augment=False,
     ...     images=None,
+    ...     execution="auto",
     ...     render_mode=None,
     ... )
     >>> observation, info = env.reset(seed=0, options={"index": 3, "penalty": 0.5})
