@@ -65,7 +65,7 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         return None, f"{found[0]} cannot be loaded ({error})"
     library.prunegym_use_openmp.restype = None
     library.prunegym_use_openmp.argtypes = [c_void_p]
-    library.prunegym_use_openmp(_openmp())
+    library.prunegym_use_openmp(openmp())
     library.prunegym_plan_new.restype = c_void_p
     library.prunegym_plan_new.argtypes = [
         c_char_p,
@@ -91,7 +91,7 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     return library, ""
 
 
-def _openmp() -> int | None:
+def openmp() -> int | None:
     """Address of the entry point of the OpenMP library that torch has loaded, if it is one that this system shows."""
     try:
         lines = Path("/proc/self/maps").read_text().splitlines()

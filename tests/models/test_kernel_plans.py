@@ -18,6 +18,7 @@ from torch import Tensor
 from prunegym.models import MaskedCNN
 from prunegym.models.errors import InvalidInputError, MissingDependencyError
 from prunegym.models.kernel import Plan, PlanBuilder, _library
+from prunegym.models.kernel._library import library, openmp
 from prunegym.models.skipping import lower, translate
 from prunegym.models.zoo import build
 
@@ -85,7 +86,16 @@ def test_images_and_masks_are_read_as_they_lie_in_memory():
     assert torch.equal(used, masks)
 
 
+@pytest.fixture(params=[True, False], ids=["openmp", "own"])
+def _each_kind_of_threads(request):
+    if not request.param:
+        library().prunegym_use_openmp(None)
+    yield
+    library().prunegym_use_openmp(openmp())
+
+
 @needs_kernel
+@pytest.mark.usefixtures("_each_kind_of_threads")
 @pytest.mark.parametrize("name", ["vgg11", "resnet20"])
 def test_threads_share_an_image(name):
     masked, plan = zoo_network(name)
@@ -97,12 +107,15 @@ def test_threads_share_an_image(name):
 
 
 @needs_kernel
+@pytest.mark.usefixtures("_each_kind_of_threads")
 def test_threads_that_fell_asleep_between_images_miss_nothing():
     masked, plan = zoo_network("resnet20")
     images, masks = torch.randn(1, 3, 32, 32), kept_sets(1, widths_of(masked))
     expected, _ = plan(images, masks, threads=1)
+    busy = torch.randn(300, 300)
     for pause in (0, 0, 1e-4, 3e-4, 2e-3) * 40:  # they linger for 200 microseconds: awake, about to sleep, asleep
         time.sleep(pause)
+        busy.mul(2)  # torch's threads at work in between
         assert torch.equal(plan(images, masks, threads=3)[0], expected)
 
 

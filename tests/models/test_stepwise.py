@@ -8,10 +8,10 @@ import pytest
 import torch
 from skipping_networks import NETWORKS, Mixed, UserNet, close, needs_kernel, random_masks, zoo
 
-from prunegym.models import MaskedCNN, MaskFeatures, kernel
+from prunegym.models import MaskedCNN, MaskFeatures
 from prunegym.models.errors import InvalidInputError, UnknownNameError
 from prunegym.models.kernel import Pass, PlanBuilder
-from prunegym.models.kernel._library import library
+from prunegym.models.kernel._library import library, openmp
 from prunegym.models.stepwise import CHUNK, KernelPass, MaskedPass, stepwise_pass
 
 
@@ -69,20 +69,20 @@ def test_features_of_every_form(options):
 
 @needs_kernel
 @pytest.mark.parametrize("batch", [1, 31, 33, 2 * CHUNK + 1])
-@pytest.mark.parametrize("openmp", [True, False])
-def test_any_number_of_images_on_either_kind_of_threads(batch, openmp):
+@pytest.mark.parametrize("ours", [True, False])
+def test_any_number_of_images_on_either_kind_of_threads(batch, ours):
     masked = zoo("resnet20")
     features, images = features_of(masked), torch.randn(batch, 3, 32, 32)
     masks = torch.rand(batch, masked.mask_size) < 0.5
     threads = torch.get_num_threads()
     torch.set_num_threads(3)
-    if not openmp:
+    if ours:
         library().prunegym_use_openmp(None)
     try:
         equal_passes(masked, features, images, masks)
     finally:
         torch.set_num_threads(threads)
-        library().prunegym_use_openmp(kernel._library._openmp())
+        library().prunegym_use_openmp(openmp())
 
 
 @needs_kernel

@@ -54,7 +54,7 @@ EXPORT const char* prunegym_variants() {
 
 // Raised when a function below gets other arguments, so that Python can tell whether library and package belong together.
 EXPORT int prunegym_interface() { return 3; }
-// Batches are shared among OpenMP's threads from now on; null: among threads of our own.
+// Images are shared among OpenMP's threads, null: among threads of our own, by plans that are made from now on.
 EXPORT void prunegym_use_openmp(void* entry) {
   openmp.call = reinterpret_cast<OpenMP>(entry);
   openmp.owner = getpid();

@@ -38,7 +38,12 @@ class Runner {
 
   void run(int first, int last) {
     for (int image = 0; image < count_; image++) read_masks(image);
-    if (space_.team) space_.team->start();
+    if (space_.team) space_.team->during([&] { run_segments(first, last); });
+    else run_segments(first, last);
+  }
+
+ private:
+  void run_segments(int first, int last) {
     for (int s = first; s < last; s++) {
       const Segment& segment = plan_.segments_[s];
       if (segment.by_chunks && count_ > 1 && !space_.team) {
@@ -48,10 +53,8 @@ class Runner {
       for (int image = 0; image < count_; image++)
         for (int i = segment.first; i < segment.last; i++) timed(i, [&] { layer(plan_.layers_[i], image); });
     }
-    if (space_.team) space_.team->stop();
   }
 
- private:
   template <typename F>
   void timed(int layer, F f) {
     if (!seconds_) return f();

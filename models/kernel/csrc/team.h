@@ -1,6 +1,7 @@
 // Threads that share the convolutions of one image, layer by layer. Between layers they wait for microseconds, so they
-// spin while a network runs and a little longer, since often the next image comes at once; then they sleep. Waking takes
-// as long as several layers of a small network: until they are awake, layers are run alone.
+// spin while a network runs. Waking takes as long as several layers of a small network: until they are awake, layers are
+// run alone. They are OpenMP's threads where these are at hand (threads.h); else the team has its own, which spin a little
+// longer than a run, since often the next image comes at once, and then sleep.
 #pragma once
 #include <unistd.h>
 
@@ -13,15 +14,15 @@
 #include <thread>
 #include <vector>
 
+#include "threads.h"
+
 namespace prunegym {
 
 constexpr std::chrono::microseconds LINGER{200};  // between a run and falling asleep
 
 class Team {
  public:
-  explicit Team(int parts) : parts_(parts), owner_(getpid()) {
-    for (int part = 1; part < parts; part++) helpers_.emplace_back([this, part] { help(part); });
-  }
+  explicit Team(int parts) : parts_(parts), owner_(getpid()) {}
   ~Team() {
     {
       std::lock_guard<std::mutex> lock(mutex_);
@@ -40,15 +41,22 @@ class Team {
     }
   };
 
-  // Helpers are awake between start and stop.
-  void start() {
+  // Runs f, which may call run(), while the helpers come.
+  template <typename F>
+  void during(F f) {
+    if (const OpenMP call = openmp.get()) return during_openmp(call, f);
+    while (static_cast<int>(helpers_.size()) < parts_ - 1) {
+      const int part = static_cast<int>(helpers_.size()) + 1;
+      helpers_.emplace_back([this, part] { help(part); });
+    }
     {
       std::lock_guard<std::mutex> lock(mutex_);
       running_ = true;
     }
     wake_.notify_all();
+    f();
+    running_ = false;
   }
-  void stop() { running_ = false; }
   // Whether all helpers would begin at once.
   bool awake() const { return awake_.load(std::memory_order_acquire) == parts_ - 1; }
 
@@ -70,8 +78,50 @@ class Team {
 #endif
   }
 
+  // The first thread to come runs f, the others help until it is done.
+  template <typename F>
+  void during_openmp(OpenMP call, F f) {
+    struct Work {
+      Team& team;
+      F& f;
+      std::atomic<int> next{0};
+      std::exception_ptr failure;
+      Work(Team& team, F& f) : team(team), f(f) {}
+    } work(*this, f);
+    running_ = true;
+    const auto join = [](void* data) {
+      Work& w = *static_cast<Work*>(data);
+      const int part = w.next++;
+      if (part == 0) {
+        try {
+          w.f();
+        } catch (...) {  // must not pass through OpenMP
+          w.failure = std::current_exception();
+        }
+        w.team.running_ = false;
+      } else if (part < w.team.parts_) {
+        w.team.help_once(part);
+      }
+    };
+    call(join, &work, parts_, 0);
+    if (work.failure) std::rethrow_exception(work.failure);
+  }
+
+  void help_once(int part) {
+    unsigned seen = round_.load(std::memory_order_acquire);
+    awake_.fetch_add(1, std::memory_order_release);
+    for (int spins = 0; running_; pause(spins++)) {
+      if (round_.load(std::memory_order_acquire) == seen) continue;
+      seen++;
+      (*work_)(part);
+      pending_.fetch_sub(1, std::memory_order_release);
+      spins = 0;
+    }
+    awake_.fetch_sub(1, std::memory_order_release);
+  }
+
   void help(int part) {
-    unsigned seen = 0;  // rounds begin only when all helpers are awake, so none misses one
+    unsigned seen = round_.load(std::memory_order_acquire);  // rounds begin only when all are awake, so none is missed
     while (sleep()) {
       awake_.fetch_add(1, std::memory_order_release);
       stay_awake(part, seen);
