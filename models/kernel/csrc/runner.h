@@ -1,0 +1,211 @@
+// Running the layers of a plan for one group of images.
+#pragma once
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+
+#include "plan.h"
+
+namespace prunegym {
+
+constexpr int GROUP = 32;                    // images that pass a chunk of weights together
+constexpr long CHUNK_FLOATS = 48 << 10;      // weights of a chunk; with the maps they must fit in a second-level cache
+constexpr long PREFETCH_FLOATS = 16 << 10;   // layers with more weights than this fetch them ahead
+
+// One group of images on one thread, or on a team that shares each image.
+class Runner {
+ public:
+  Runner(const Plan& plan, Workspace& space, int count, const Images& images, uint8_t* masks, float* outputs,
+         double* seconds, float* features = nullptr)
+      : plan_(plan), space_(space), count_(count), images_(images), masks_(masks), outputs_(outputs),
+        seconds_(seconds), features_(features) {}
+
+  void run() { run(0, static_cast<int>(plan_.segments_.size())); }
+
+  void run(int first, int last) {
+    for (int image = 0; image < count_; image++) read_masks(image);
+    if (space_.team) space_.team->during([&] { run_segments(first, last); });
+    else run_segments(first, last);
+  }
+
+ private:
+  void run_segments(int first, int last) {
+    for (int s = first; s < last; s++) {
+      const Segment& segment = plan_.segments_[s];
+      if (segment.by_chunks && count_ > 1 && !space_.team) {
+        timed(segment.first, [&] { conv_by_chunks(plan_.layers_[segment.first]); });
+        continue;
+      }
+      for (int image = 0; image < count_; image++)
+        for (int i = segment.first; i < segment.last; i++) timed(i, [&] { layer(plan_.layers_[i], image); });
+    }
+  }
+
+  template <typename F>
+  void timed(int layer, F f) {
+    if (!seconds_) return f();
+    const auto start = std::chrono::steady_clock::now();
+    f();
+    seconds_[layer] += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  }
+
+  int* kept_list(int image, int gate) { return space_.kept.data() + image * plan_.mask_size_ + plan_.gate_start_[gate]; }
+  int& kept_count(int image, int gate) { return space_.counts[image * plan_.widths_.size() + gate]; }
+  uint8_t* mask(int image, int gate) {
+    return masks_ + static_cast<size_t>(image) * plan_.mask_size_ + plan_.gate_start_[gate];
+  }
+
+  void read_masks(int image) {
+    for (int gate = 0; gate < static_cast<int>(plan_.widths_.size()); gate++) {
+      if (plan_.decided_[gate]) continue;
+      const uint8_t* bits = mask(image, gate);
+      int* list = kept_list(image, gate);
+      int n = 0;
+      for (int c = 0; c < plan_.widths_[gate]; c++) {  // without a branch, which would be guessed wrong half of the time
+        list[n] = c;
+        n += bits[c] != 0;
+      }
+      kept_count(image, gate) = n;
+    }
+  }
+
+  Kept kept(int value, int image) {
+    const ValueRecord& v = plan_.values_[value];
+    if (v.gate < 0) return Kept{v.channels, plan_.all_channels_.data()};
+    return Kept{kept_count(image, v.gate), kept_list(image, v.gate)};
+  }
+  float* data(int value, int image) { return space_.buffer(plan_, plan_.values_[value].buffer, image); }
+
+  ConvCall conv_call(const Layer& layer, int image) {
+    const LayerRecord& r = layer.record;
+    ConvCall call{};
+    call.in_kept = kept(r.input, image), call.out_kept = kept(r.output, image);
+    call.residual = r.second >= 0 ? data(r.second, image) : nullptr;
+    call.output = data(r.output, image);
+    call.scratch = space_.scratch.data();
+    return call;
+  }
+
+  void conv_alone(const Layer& layer, int image) {
+    const Conv& c = layer.conv;
+    ConvCall call = conv_call(layer, image);
+    const float* map = data(layer.record.input, image);
+    float* planes = space_.planes.data();
+    call.prefetch = count_ == 1 && static_cast<long>(c.in_channels) * c.out_channels * c.tap_count() > PREFETCH_FLOATS;
+    if (space_.team && space_.team->awake()) return conv_by_team(c, call, map, planes);
+    call.input = plan_.variant_.prepare_conv(c, call.in_kept, map, planes);
+    call.last = c.shares(call.out_kept.count);
+    plan_.variant_.conv(c, call);
+  }
+
+  // Each thread makes some of the input channels ready, then computes its share.
+  void conv_by_team(const Conv& c, const ConvCall& call, const float* map, float* planes) {
+    Team& team = *space_.team;
+    const auto begin = [&](int count, int part) { return static_cast<int>(static_cast<long>(count) * part / team.parts()); };
+    const float* input = plan_.variant_.prepare_conv(c, Kept{0, nullptr}, map, planes);
+    if (c.path == Path::copies || c.path == Path::two_by_two) {
+      team.run([&](int part) {
+        const int first = begin(call.in_kept.count, part), last = begin(call.in_kept.count, part + 1);
+        plan_.variant_.prepare_conv(c, Kept{last - first, call.in_kept.index + first},
+                                    map + static_cast<long>(first) * c.in.channel,
+                                    planes + static_cast<long>(first) * c.input_channel);
+      });
+    }
+    team.run([&](int part) {
+      ConvCall own = call;
+      own.input = input;
+      own.scratch = space_.scratch_of(plan_, part);
+      own.first = begin(c.shares(call.out_kept.count), part), own.last = begin(c.shares(call.out_kept.count), part + 1);
+      plan_.variant_.conv(c, own);
+    });
+  }
+
+  void conv_by_chunks(const Layer& layer) {
+    const Conv& c = layer.conv;
+    const long row = static_cast<long>(c.in_channels) * c.tap_count();
+    const int chunk = static_cast<int>(std::max(8L, CHUNK_FLOATS / row));
+    ConvCall calls[GROUP];
+    for (int image = 0; image < count_; image++) {
+      calls[image] = conv_call(layer, image);
+      calls[image].input =
+          plan_.variant_.prepare_conv(c, calls[image].in_kept, data(layer.record.input, image),
+                                      space_.chunk_planes.data() + plan_.chunk_planes_size_ * image);
+    }
+    for (int end = chunk; end < c.out_channels + chunk; end += chunk) {  // output channels below `end`, by number
+      for (int image = 0; image < count_; image++) {
+        ConvCall& call = calls[image];
+        call.first = call.last;
+        while (call.last < call.out_kept.count && call.out_kept.index[call.last] < end) call.last++;
+        plan_.variant_.conv(c, call);
+      }
+    }
+  }
+
+  void decide(const Layer& layer, int image) {
+    const int gate = layer.record.gate;
+    int* list = kept_list(image, gate);
+    const int n = plan_.variant_.decide(layer.gate, kept(layer.record.input, image), data(layer.record.input, image),
+                                        list, space_.scratch.data());
+    kept_count(image, gate) = n;
+    std::memset(mask(image, gate), 0, plan_.widths_[gate]);
+    for (int k = 0; k < n; k++) mask(image, gate)[list[k]] = 1;
+  }
+
+  void load(const LayerRecord& r, int image) {
+    const Map& map = plan_.map_of(r.output);
+    const float* from = images_.data + image * images_.image;
+    float* to = data(r.output, image) + map.first();
+    for (int y = 0; y < map.height; y++, from += images_.row, to += map.stride) {
+      for (int c = 0; c < plan_.values_[r.output].channels; c++) {
+        const float* row = from + c * images_.channel;
+        float* out = to + static_cast<long>(c) * map.channel;
+        if (images_.column == 1) std::memcpy(out, row, map.width * sizeof(float));
+        else
+          for (int x = 0; x < map.width; x++) out[x] = row[x * images_.column];
+      }
+    }
+  }
+
+  void layer(const Layer& layer, int image) {
+    const LayerRecord& r = layer.record;
+    const Variant& v = plan_.variant_;
+    switch (r.kind) {
+      case LOAD: return load(r, image);
+      case CONV: return conv_alone(layer, image);
+      case MAX_POOL: return v.max_pool(layer.pool, kept(r.input, image).count, data(r.input, image), data(r.output, image));
+      case ADD:
+        return v.add(plan_.map_of(r.output), kept(r.input, image).count, data(r.input, image), plan_.map_of(r.input),
+                     r.second >= 0 ? data(r.second, image) : nullptr, r.second >= 0 ? &plan_.map_of(r.second) : nullptr,
+                     r.relu != 0, data(r.output, image));
+      case SUBSAMPLE:
+        return v.subsample(plan_.map_of(r.input), plan_.values_[r.input].channels, data(r.input, image), r.stride,
+                           r.offset, plan_.map_of(r.output), plan_.values_[r.output].channels, data(r.output, image));
+      case AVERAGE:
+        return v.average(plan_.map_of(r.input), kept(r.input, image).count, data(r.input, image), data(r.output, image));
+      case LINEAR:
+        return v.linear(layer.linear, kept(r.input, image), kept(r.output, image), data(r.input, image),
+                        data(r.output, image), space_.scratch.data());
+      case DECIDE: return decide(layer, image);
+      case LOOK:
+        if (features_)
+          v.look(layer.gate, kept(r.input, image), data(r.input, image),
+                 features_ + static_cast<size_t>(image) * layer.gate.features(), space_.scratch.data());
+        return;
+      case STORE: {
+        float* to = outputs_ + static_cast<size_t>(image) * plan_.output_size_;
+        std::memcpy(to, data(r.input, image), plan_.output_size_ * sizeof(float));
+      }
+    }
+  }
+
+  const Plan& plan_;
+  Workspace& space_;
+  int count_;
+  const Images images_;
+  uint8_t* masks_;
+  float* outputs_;
+  double* seconds_;
+  float* features_;
+};
+
+}  // namespace prunegym
