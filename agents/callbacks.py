@@ -22,7 +22,7 @@ from prunegym.agents.policies import MaskPolicy
 from prunegym.models.data import Dataset
 from prunegym.models.gate_policy import GatePolicy, StaticPolicy
 from prunegym.models.masked import MaskedCNN
-from prunegym.models.skipping.paths import MaskedPath
+from prunegym.models.skipping import prefer_kernel
 
 BATCH = 250
 
@@ -53,8 +53,8 @@ def snapshot(masked: MaskedCNN, policy: GatePolicy | StaticPolicy, dataset: Data
         penalty: lambda of the reward; a policy for a range of them is told it.
     """
     shown = None if policy.penalty_range is None else penalty
-    path, device = MaskedPath(masked, policy), next(masked.parameters()).device
-    masks, logits = decide_on_the_way(lambda images: path.run(images, None, shown), dataset, device, BATCH)
+    run, device = prefer_kernel(masked, policy), next(masked.parameters()).device
+    masks, logits = decide_on_the_way(lambda images: run(images, None, shown), dataset, device, BATCH)
     right = (logits.argmax(1) == dataset.labels).float()
     accuracy = float(right.mean())
     share = float(masked.cost.mac_share(masks).mean()) + policy.macs / masked.cost.total_macs

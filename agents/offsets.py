@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import copy
-from typing import cast
 
 import torch
-from torch import Tensor
 
-from prunegym.agents.deciding import decide_dynamic
+from prunegym.agents.deciding import decide_on_the_way
 from prunegym.models.budget import meet_target
 from prunegym.models.data import Dataset
 from prunegym.models.dynamic import DynamicCNN
 from prunegym.models.gate_policy import rollout
+from prunegym.models.skipping import prefer_kernel
 
 
 def gates_at_mac_share(agent: DynamicCNN, dataset: Dataset, share: float) -> DynamicCNN:
@@ -79,8 +78,9 @@ def _shifted(agent: DynamicCNN, offset: float) -> DynamicCNN:
 
 
 def _reward(agent: DynamicCNN, dataset: Dataset, penalty: float) -> float:
-    decided = decide_dynamic(agent, dataset, 250)
-    correct = cast(Tensor, decided.logits).argmax(1) == dataset.labels
+    run, device = prefer_kernel(agent.masked, agent.policy), next(agent.masked.parameters()).device
+    masks, logits = decide_on_the_way(run, dataset, device, 250)
+    correct = logits.argmax(1) == dataset.labels
     cost = agent.masked.cost
-    share: float = float(cost.mac_share(decided.masks).mean()) + decided.macs / cost.total_macs
+    share: float = float(cost.mac_share(masks).mean()) + agent.policy.macs / cost.total_macs
     return float(correct.double().mean()) - penalty * share

@@ -23,7 +23,7 @@ class Point(NamedTuple):
     half_width: float
 
 
-FROZEN: dict[str, tuple[tuple[str, str | None], ...]] = {
+FROZEN: dict[str, tuple[tuple[str, str], ...]] = {
     "imitation": (
         ("imitated", "start"), ("imitated", "start-best-offset"), ("imitated-dear", "start-best-offset"),
     ),
@@ -37,25 +37,23 @@ FROZEN: dict[str, tuple[tuple[str, str | None], ...]] = {
     ),
     "rival: learnt static mask": (("imitated", "learned-static"), ("refined", "learned-static")),
 }  # fmt: skip
-PREPARED: dict[str, tuple[tuple[str, str | None], ...]] = {
-    "prepared": (("prepared", None),),
-    "prepared, then PPO": (("prepared-ppo", None),),
-    "rival: learnt static mask, fine-tuned": (("static", None),),
-    "rival: Taylor, fine-tuned": (("taylor", None),),
-}
-"""By method: comparison and entry of each point, or an evaluation."""
+PREPARED: dict[str, tuple[tuple[str, str], ...]] = {
+    label: tuple((f"prepared-{budget}", entry) for budget in (50, 36))
+    for label, entry in (
+        ("prepared", "start"), ("prepared, then PPO", "prepared"),
+        ("rival: learnt static mask, fine-tuned", "learned-static"), ("rival: Taylor, fine-tuned", "taylor"),
+    )
+}  # fmt: skip
+"""By method: comparison and entry of each point."""
 
 
-def points(method: tuple[tuple[str, str | None], ...]) -> list[Point]:
+def points(method: tuple[tuple[str, str], ...]) -> list[Point]:
     """Return a method's points by their MAC share; what was not run has none."""
     found = [point for name, entry in method if (point := _point(name, entry)) is not None]
     return sorted(found)
 
 
-def _point(name: str, entry: str | None) -> Point | None:
-    if entry is None:
-        one = _read(FOLDER / DATA / f"{name}.json")
-        return Point(one["total_mac_share"], one["accuracy"], 0.0) if one else None
+def _point(name: str, entry: str) -> Point | None:
     for row in _read(FOLDER / DATA / name / "test.json").get("rows", ()):
         if row["name"] == entry:
             accuracy = row["figures"]["accuracy"]

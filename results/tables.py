@@ -18,13 +18,8 @@ DOCS = FOLDER.parent / "docs"
 PAGES = {"skipping": DOCS / "skipping.md", "int8": DOCS / "export.md", "dial": DOCS / "learning.md"}
 """Where a table stands, if not in the README."""
 
-PREPARED = (
-    ("prepared", "prepared"),
-    ("prepared, then PPO", "prepared-ppo"),
-    ("rival: learnt static mask, fine-tuned", "static"),
-    ("rival: Taylor, fine-tuned", "taylor"),
-)
-"""Label and evaluation of each row of the prepared track with one seed."""
+PREPARED = (("0.50", "prepared-50"), ("0.36", "prepared-36"))
+"""Budget and comparison of each block of the prepared track; what was not run has no rows."""
 FROZEN = {
     "cifar10-jpeg": (
         ("from imitation, lambda 0.5", "imitated"),
@@ -40,6 +35,7 @@ FROZEN = {
     ),
 }
 """Label and comparison of each block of a frozen track's table over seeds; what was not run has no rows."""
+VGG = (("from refined gates at their best offset, lambda 0.5", "vgg11"),)
 ENTRIES = {
     "start": "its start",
     "start-best-offset": "its start, best offset",
@@ -56,7 +52,6 @@ SPEED = (
 )
 """Label, profiles ``speed/NAME-THREADS.json``, evaluation."""
 TITLES = {"cifar10-jpeg": "ResNet-20 on CIFAR-10 (JPEG)", "fashion-mnist": "simple-cnn-wide on Fashion-MNIST"}
-COLUMNS = ("accuracy", "loss", "total MACs", "static control", "shuffled", "correct - 0.5 MACs")
 
 
 def main() -> None:
@@ -73,13 +68,13 @@ def _replace(page: Path, name: str, table: str) -> None:
 
 def tables() -> dict[str, str]:
     """Return each table in Markdown by the name of its marker."""
-    frozen = {f"{data}-frozen": over_seeds(data, "frozen", blocks) for data, blocks in FROZEN.items()}
-    prepared = {"fashion-mnist-prepared": over_seeds("fashion-mnist", "prepared", (("prepared", "prepared"),))}
+    frozen = {f"{data}-frozen": over_seeds(data, f"frozen: {TITLES[data]}", blocks) for data, blocks in FROZEN.items()}
+    fashion = over_seeds("fashion-mnist", f"prepared: {TITLES['fashion-mnist']}", (("prepared", "prepared"),))
     return {
         **frozen,
-        "cifar10-jpeg-prepared": evaluated("cifar10-jpeg"),
-        "cifar10-jpeg-prepared-36": prepared_anew("cifar10-jpeg", "prepared-36"),
-        **prepared,
+        "cifar10-jpeg-vgg11": over_seeds("cifar10-jpeg", "frozen: VGG-11 on CIFAR-10 (JPEG)", VGG),
+        "cifar10-jpeg-prepared": prepared_anew("cifar10-jpeg", PREPARED),
+        "fashion-mnist-prepared": fashion,
         "digits": compared(),
         "speed": timed(),
         "skipping": skipped(),
@@ -88,15 +83,7 @@ def tables() -> dict[str, str]:
     }
 
 
-def evaluated(data: str) -> str:
-    """Return the table of the prepared track's evaluations, seed 0."""
-    read = [(label, _read(FOLDER / data / f"{file}.json")) for label, file in PREPARED]
-    dense = read[0][1]["dense_accuracy"]
-    rows = [f"| dense | {100 * dense:.2f} | | 1 | | | {dense - 0.5:.4f} |", *(_row(*one) for one in read)]
-    return _head(f"prepared: {TITLES[data]}", COLUMNS) + "\n".join(rows) + "\n"
-
-
-def over_seeds(data: str, track: str, blocks: tuple[tuple[str, str], ...]) -> str:
+def over_seeds(data: str, title: str, blocks: tuple[tuple[str, str], ...]) -> str:
     """Return the table of PPO beside its start and rivals, over seeds: means with 95 % intervals."""
     columns = (
         "accuracy", "loss", "total MACs", "static control", "shuffled", "reward", "PPO's reward minus this: test",
@@ -108,22 +95,24 @@ def over_seeds(data: str, track: str, blocks: tuple[tuple[str, str], ...]) -> st
         count = max(count, len(test.get("seeds", ())))
         for row, held_out in zip(test.get("rows", ()), validation.get("rows", ()), strict=True):
             rows.append(f"| {label}: {ENTRIES.get(row['name'], 'PPO')} | {' | '.join(_figures(row, held_out))} |")
-    return _head(f"{track}: {TITLES[data]}, {count} seeds", columns) + "\n".join(rows) + "\n"
+    return _head(f"{title}, {count} seeds", columns) + "\n".join(rows) + "\n"
 
 
-def prepared_anew(data: str, name: str) -> str:
+def prepared_anew(data: str, blocks: tuple[tuple[str, str], ...]) -> str:
     """Return the table of preparations beside as many of each rival: differences of accuracy, with both intervals."""
     columns = (
         "accuracy", "loss", "total MACs", "static control", "shuffled", "PPO's accuracy minus this, points: by image",
         "over preparations",
     )  # fmt: skip
-    test = _read(FOLDER / data / name / "test.json")
-    rows = []
-    for row in test["rows"]:
-        differences = [_interval(row[key], -100, 2) for key in ("difference", "difference_over_seeds")]
-        figures = [*_accuracy_and_controls(row["figures"]), *differences]
-        rows.append(f"| {ENTRIES.get(row['name'], 'prepared, then PPO')} | {' | '.join(figures)} |")
-    return _head(f"prepared: {TITLES[data]}, {len(test['seeds'])} preparations", columns) + "\n".join(rows) + "\n"
+    rows, count = [], 0
+    for budget, name in blocks:
+        test = _read(FOLDER / data / name / "test.json")
+        count = max(count, len(test.get("seeds", ())))
+        for row in test.get("rows", ()):
+            differences = [_interval(row[key], -100, 2) for key in ("difference", "difference_over_seeds")]
+            figures = [*_accuracy_and_controls(row["figures"]), *differences]
+            rows.append(f"| {budget}: {ENTRIES.get(row['name'], 'prepared, then PPO')} | {' | '.join(figures)} |")
+    return _head(f"prepared: {TITLES[data]}, {count} preparations", columns) + "\n".join(rows) + "\n"
 
 
 def _figures(row: dict[str, Any], held_out: dict[str, Any]) -> list[str]:
@@ -149,14 +138,6 @@ def _interval(one: dict[str, Any] | None, scale: float, places: int) -> str:
         return ""
     mean = f"{one['mean'] * scale:+.{places}f}" if scale < 0 else f"{one['mean'] * scale:.{places}f}"
     return mean if one["half_width"] is None else f"{mean} +- {one['half_width'] * abs(scale):.{places}f}"
-
-
-def _row(label: str, one: dict[str, Any]) -> str:
-    loss = 100 * (one["dense_accuracy"] - one["accuracy"])
-    controls = [one["static_accuracy"], one["shuffled_accuracy"]] if one["distinct_masks"] > 1 else [None, None]
-    shown = ["" if value is None else f"{100 * value:.2f}" for value in controls]
-    figures = [f"{100 * one['accuracy']:.2f}", f"{loss:.2f}", f"{one['total_mac_share']:.3f}", *shown]
-    return f"| {label} | {' | '.join(figures)} | {one['reward']:.4f} |"
 
 
 def compared() -> str:

@@ -12,8 +12,8 @@ ROOT = Path(__file__).parent.parent
 
 
 NAMES = [
-    "cifar10-jpeg-frozen", "cifar10-jpeg-prepared", "fashion-mnist-frozen", "fashion-mnist-prepared", "digits", "speed",
-    "skipping", "int8", "dial",
+    "cifar10-jpeg-frozen", "cifar10-jpeg-vgg11", "cifar10-jpeg-prepared", "fashion-mnist-frozen",
+    "fashion-mnist-prepared", "digits", "speed", "skipping", "int8", "dial",
 ]  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from prunegym.models.skipping.choosing import Choice
-from prunegym.models.skipping.cnn import EXECUTIONS, SkippingCNN
+from prunegym.models.skipping.cnn import EXECUTIONS, SkippingCNN, prefer_kernel
 from prunegym.models.skipping.kernel_path import KernelPath, translate
 from prunegym.models.skipping.lowering import UnsupportedError, lower
 from prunegym.models.skipping.paths import Executed
@@ -18,5 +18,6 @@ __all__ = [
     "SkippingCNN",
     "UnsupportedError",
     "lower",
+    "prefer_kernel",
     "translate",
 ]

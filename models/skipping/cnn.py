@@ -26,6 +26,14 @@ memory layout, and traced; ``masked`` is :class:`MaskedCNN` itself; ``auto`` mea
 _MEASURED_IMAGES = 32
 
 
+def prefer_kernel(masked: MaskedCNN, policy: Policy | None = None) -> SkippingCNN:
+    """Return what runs a CNN in the kernel, or as it is where the kernel cannot; nothing is measured."""
+    try:
+        return SkippingCNN(masked, policy, "kernel")
+    except InvalidInputError:
+        return SkippingCNN(masked, policy, "masked")
+
+
 class SkippingCNN:
     """Runs a masked CNN so that masked channels cost as little time as they can.
 
