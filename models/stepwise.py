@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from prunegym.models import kernel
 from prunegym.models.errors import InvalidInputError, UnknownNameError
 from prunegym.models.features import MaskFeatures
-from prunegym.models.kernel import Pass
+from prunegym.models.kernel import Pass, Plan
 from prunegym.models.masked import ForwardPass, MaskedCNN
 from prunegym.models.skipping import UnsupportedError, lower, translate
 
@@ -131,9 +131,15 @@ class KernelPass:
             raise UnsupportedError(f"{type(features).__name__} may look at more than the kernel knows.")
         self.logits: Tensor | None = None
         self._masked, self._features = masked, features
+        self._images: Tensor | None = None
+        self._plan: Plan | None = None
         self._pass: Pass | None = None
         self._decision = 0
         self._translate()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state for copies and pickles, without the kernel's memory: a copy runs what is under way anew."""
+        return {**self.__dict__, "_plan": None, "_pass": None}
 
     def _translate(self) -> None:
         program = lower(self._masked)
@@ -150,19 +156,30 @@ class KernelPass:
 
     def begin(self, images: Tensor) -> Tensor:
         """See :class:`StepwisePass`."""
-        if self._seen != self._weights():
+        if self._plan is None or self._seen != self._weights():
             self._translate()
+        assert self._plan is not None
         if self._pass is None or self._pass.batch != len(images):
             self._pass = Pass(self._plan, len(images))
-        self._decision, self.logits = 0, None
+        self._images, self._decision, self.logits = images, 0, None
         return self._pass.begin(images)
 
     def advance(self, mask: Tensor) -> Tensor | None:
         """See :class:`StepwisePass`."""
-        assert self._pass is not None
-        result = self._pass.advance(mask)
+        result = self._under_way(mask).advance(mask)
         self._decision += 1
         if self._decision < len(self._features.decisions):
             return result
         self.logits = result.view(len(result), *self._output)
         return None
+
+    def _under_way(self, mask: Tensor) -> Pass:
+        """Return the kernel's pass; in a copy it first comes to where the original was."""
+        if self._pass is None:
+            assert self._images is not None
+            decided = self._decision
+            self.begin(self._images)
+            for _ in range(decided):
+                self.advance(mask)
+        assert self._pass is not None
+        return self._pass

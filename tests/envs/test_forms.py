@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 
+import cloudpickle
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -132,6 +134,25 @@ def test_a_whole_episode_costs_one_forward_pass(env_id, cnn):
             env.step(action)
     convolutions = counter.get_flop_counts()["Global"][torch.ops.aten.convolution]
     assert convolutions == 2 * 8 * (64 * 16 * 9 + 16 * 16 * 32 * 9)
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda env: cloudpickle.loads(cloudpickle.dumps(env))], ids=["copy", "pickle"]
+)
+def test_an_environment_can_be_copied_in_the_middle_of_an_episode(copied):
+    scalar, batch = gym.make(LAYERWISE, model="digits"), MaskVecEnv(LAYERWISE, 3, seed=0, model="digits")
+    bits = np.random.default_rng(0).integers(0, 2, (3, batch.action_space.n))
+    scalar.reset(seed=0)
+    batch.reset()
+    scalar.step(bits[0])
+    batch.step(bits)
+    pairs = [(scalar, copied(scalar), bits[0]), (batch, copied(batch), bits)]
+    for original, other, action in pairs:
+        for _ in batch.task.decisions[1:]:
+            seen, same = original.step(action), other.step(action)
+            for name, array in seen[0].items():
+                np.testing.assert_array_equal(array, same[0][name])
+            np.testing.assert_array_equal(seen[1], same[1])
 
 
 def test_layer_by_layer_observations_are_what_the_next_convolution_reads(cnn):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 
 import pytest
 import torch
@@ -125,6 +127,22 @@ def test_weights_that_change_are_seen():
         next(masked.network.parameters()).mul_(2)
     assert not torch.allclose(answer(), before)
     close(answer(), masked(images, masks.float()))
+
+
+@needs_kernel
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))], ids=["copy", "pickle"])
+def test_a_copy_goes_on_where_the_original_was(copied):
+    masked = zoo("resnet20")
+    original, masks = KernelPass(masked, features_of(masked)), torch.rand(3, masked.mask_size) < 0.5
+    original.begin(torch.randn(3, 3, 32, 32))
+    for _ in range(4):
+        original.advance(masks)
+    other = copied(original)
+    for _ in range(4):
+        assert torch.equal(other.advance(masks), original.advance(masks))
+    assert other.advance(masks) is original.advance(masks) is None
+    assert torch.equal(other.logits, original.logits)
+    assert torch.equal(copied(original).begin(torch.ones(3, 3, 32, 32)), original.begin(torch.ones(3, 3, 32, 32)))
 
 
 class Louder(MaskFeatures):
