@@ -1,6 +1,6 @@
 """What the environments cost beside the CNN itself: images per second, all sides in one process in turn.
 
-    python benchmarks/env_throughput.py [--model resnet20] [--num-envs 256] [--rounds 15]
+    python benchmarks/env_throughput.py [--model resnet20] [--num-envs 256] [--rounds 15] [--execution masked]
 
 Compared are a bare batched masked forward pass (images already normalised; in parts as small as the environments', or
 in one), MaskVecEnv in one step and layer by layer, and SB3's DummyVecEnv over scalar environments. Images are noise: no
@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("--num-envs", type=int, default=256)
     parser.add_argument("--dummy-envs", type=int, default=16, help="sub-environments of DummyVecEnv")
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--execution", default="auto", help="of the environments: auto, kernel or masked")
     options = parser.parse_args()
 
     generator = torch.Generator().manual_seed(0)
@@ -39,11 +40,14 @@ def main() -> None:
     dataset = from_arrays((images, torch.arange(1024) % 10), (images[:64], torch.arange(64) % 10))
     masked = MaskedCNN(build(options.model), torch.zeros(1, 3, 32, 32))
     rng = np.random.default_rng(0)
+    ids = {"one step": "prunegym/ChannelMask-v0", "layer by layer": "prunegym/LayerwiseChannelMask-v0"}
     sides = {
         "bare forward": bare(masked, dataset["train"].batch(torch.arange(options.num_envs)), CHUNK),
         "bare forward, in one": bare(masked, dataset["train"].batch(torch.arange(options.num_envs)), options.num_envs),
-        "one step": episode("prunegym/ChannelMask-v0", options.num_envs, masked, dataset, rng),
-        "layer by layer": episode("prunegym/LayerwiseChannelMask-v0", options.num_envs, masked, dataset, rng),
+        **{
+            name: episode(env_id, options.num_envs, masked, dataset, options.execution, rng)
+            for name, env_id in ids.items()
+        },
         "DummyVecEnv, one step": dummy(options.dummy_envs, masked, dataset, rng),
     }
     counts = dict.fromkeys(sides, options.num_envs) | {"DummyVecEnv, one step": options.dummy_envs}
@@ -85,9 +89,9 @@ def bare(masked: MaskedCNN, images: torch.Tensor, part: int) -> Callable[[], obj
 
 
 def episode(
-    env_id: str, count: int, masked: MaskedCNN, dataset: object, rng: np.random.Generator
+    env_id: str, count: int, masked: MaskedCNN, dataset: object, execution: str, rng: np.random.Generator
 ) -> Callable[[], object]:
-    env = MaskVecEnv(env_id, count, seed=0, model=masked, dataset=dataset)
+    env = MaskVecEnv(env_id, count, seed=0, model=masked, dataset=dataset, execution=execution)
     env.reset()
     actions = (rng.random((count, *env.action_space.shape)) < 0.7).astype(np.float32)
 

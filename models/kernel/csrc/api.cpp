@@ -54,7 +54,8 @@ EXPORT const char* prunegym_variants() {
 
 // Raised when a function below gets other arguments, so that Python can tell whether library and package belong together.
 EXPORT int prunegym_interface() { return 3; }
-// Images are shared among OpenMP's threads, null: among threads of our own, by plans that are made from now on.
+// Images are shared among OpenMP's threads from now on, null: among threads of our own; plans that have shared an image
+// already go on as they did.
 EXPORT void prunegym_use_openmp(void* entry) {
   openmp.call = reinterpret_cast<OpenMP>(entry);
   openmp.owner = getpid();

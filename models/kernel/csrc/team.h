@@ -22,7 +22,9 @@ constexpr std::chrono::microseconds LINGER{200};  // between a run and falling a
 
 class Team {
  public:
-  explicit Team(int parts) : parts_(parts), owner_(getpid()) {}
+  explicit Team(int parts) : parts_(parts), owner_(getpid()), openmp_(openmp.get()) {
+    for (int part = 1; !openmp_ && part < parts; part++) helpers_.emplace_back([this, part] { help(part); });
+  }
   ~Team() {
     {
       std::lock_guard<std::mutex> lock(mutex_);
@@ -44,18 +46,14 @@ class Team {
   // Runs f, which may call run(), while the helpers come.
   template <typename F>
   void during(F f) {
-    if (const OpenMP call = openmp.get()) return during_openmp(call, f);
-    while (static_cast<int>(helpers_.size()) < parts_ - 1) {
-      const int part = static_cast<int>(helpers_.size()) + 1;
-      helpers_.emplace_back([this, part] { help(part); });
-    }
+    if (openmp_) return during_openmp(f);
     {
       std::lock_guard<std::mutex> lock(mutex_);
       running_ = true;
     }
     wake_.notify_all();
+    const Stop stop{running_};
     f();
-    running_ = false;
   }
   // Whether all helpers would begin at once.
   bool awake() const { return awake_.load(std::memory_order_acquire) == parts_ - 1; }
@@ -70,6 +68,12 @@ class Team {
   }
 
  private:
+  // Lets the helpers go, also if something was thrown: else they would spin for ever.
+  struct Stop {
+    std::atomic<bool>& running;
+    ~Stop() { running = false; }
+  };
+
   // On a busy machine the thread that is waited for may not be running at all: give way after a while.
   static void pause(int spins) {
     if (spins > 1000) std::this_thread::yield();
@@ -80,7 +84,7 @@ class Team {
 
   // The first thread to come runs f, the others help until it is done.
   template <typename F>
-  void during_openmp(OpenMP call, F f) {
+  void during_openmp(F f) {
     struct Work {
       Team& team;
       F& f;
@@ -93,40 +97,31 @@ class Team {
       Work& w = *static_cast<Work*>(data);
       const int part = w.next++;
       if (part == 0) {
+        const Stop stop{w.team.running_};
         try {
           w.f();
         } catch (...) {  // must not pass through OpenMP
           w.failure = std::current_exception();
         }
-        w.team.running_ = false;
       } else if (part < w.team.parts_) {
-        w.team.help_once(part);
+        unsigned seen = w.team.round_;  // no round is under way before all have come
+        w.team.help_awake(part, seen, std::chrono::microseconds{0});
       }
     };
-    call(join, &work, parts_, 0);
+    openmp_(join, &work, parts_, 0);
     if (work.failure) std::rethrow_exception(work.failure);
   }
 
-  void help_once(int part) {
-    unsigned seen = round_.load(std::memory_order_acquire);
-    awake_.fetch_add(1, std::memory_order_release);
-    for (int spins = 0; running_; pause(spins++)) {
-      if (round_.load(std::memory_order_acquire) == seen) continue;
-      seen++;
-      (*work_)(part);
-      pending_.fetch_sub(1, std::memory_order_release);
-      spins = 0;
-    }
-    awake_.fetch_sub(1, std::memory_order_release);
+  void help(int part) {
+    unsigned seen = 0;  // kept over sleep: a round may begin while this one is about to fall asleep, still counted as awake
+    while (sleep()) help_awake(part, seen, LINGER);
   }
 
-  void help(int part) {
-    unsigned seen = round_.load(std::memory_order_acquire);  // rounds begin only when all are awake, so none is missed
-    while (sleep()) {
-      awake_.fetch_add(1, std::memory_order_release);
-      stay_awake(part, seen);
-      awake_.fetch_sub(1, std::memory_order_release);
-    }
+  // `seen`: the last round that this helper knows of. Rounds begin only when all are awake.
+  void help_awake(int part, unsigned& seen, std::chrono::microseconds linger) {
+    awake_.fetch_add(1, std::memory_order_release);
+    stay_awake(part, seen, linger);
+    awake_.fetch_sub(1, std::memory_order_release);
   }
 
   // Returns when there is a run, or false when the team ends. A run that began just before is not missed.
@@ -136,7 +131,7 @@ class Team {
     return !closing_;
   }
 
-  void stay_awake(int part, unsigned& seen) {
+  void stay_awake(int part, unsigned& seen, std::chrono::microseconds linger) {
     auto end = std::chrono::steady_clock::time_point::max();
     for (int spins = 0;; spins++) {
       if (round_.load(std::memory_order_acquire) != seen) {
@@ -149,13 +144,14 @@ class Team {
       } else {
         const auto now = std::chrono::steady_clock::now();
         if (now > end) return;
-        end = std::min(end, now + LINGER);
+        end = std::min(end, now + linger);
       }
       pause(spins);
     }
   }
 
   const int parts_, owner_;
+  const OpenMP openmp_;  // for good: of two kinds of helpers each would take the other's work
   std::vector<std::thread> helpers_;
   std::mutex mutex_;
   std::condition_variable wake_;
