@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -22,3 +24,14 @@ def digits_cnn(digits: Dataset) -> torch.nn.Module:
 @pytest.fixture
 def digits_masked(digits_cnn: torch.nn.Module, digits: Dataset) -> MaskedCNN:
     return MaskedCNN(digits_cnn, digits.batch(torch.arange(1)))
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Inference on one thread, from one seed."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        yield
+    torch.set_num_threads(threads)

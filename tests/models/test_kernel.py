@@ -11,15 +11,7 @@ from torch import Tensor
 from prunegym.models.errors import InvalidInputError
 from prunegym.models.kernel import GateHead, PlanBuilder
 
-
-@pytest.fixture(autouse=True)
-def _deterministic():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    with torch.inference_mode():
-        yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def sliced_conv(x: Tensor, kept_in: Tensor, weight: Tensor, bias: Tensor, kept_out: Tensor, **options: int) -> Tensor:

@@ -22,15 +22,7 @@ from prunegym.models.kernel._library import library, openmp
 from prunegym.models.skipping import lower, translate
 from prunegym.models.zoo import build
 
-
-@pytest.fixture(autouse=True)
-def _deterministic():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    with torch.inference_mode():
-        yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def zoo_network(name: str, size: int = 32, variant: str | None = None) -> tuple[MaskedCNN, Plan]:

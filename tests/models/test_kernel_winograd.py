@@ -9,14 +9,9 @@ from test_kernel import conv_network, sliced_conv
 
 from prunegym.models.kernel import PlanBuilder
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 WIDE = (50, 61)  # channels enough that the path is taken
-
-
-@pytest.fixture(autouse=True)
-def _deterministic():
-    torch.manual_seed(0)
-    with torch.inference_mode():
-        yield
 
 
 def wide_network(pixels, variant, *, channels=WIDE, relu=True, residual=True):

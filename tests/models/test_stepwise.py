@@ -16,12 +16,7 @@ from prunegym.models.kernel import Pass, PlanBuilder
 from prunegym.models.kernel._library import library, openmp
 from prunegym.models.stepwise import CHUNK, KernelPass, MaskedPass, stepwise_pass
 
-
-@pytest.fixture(autouse=True)
-def _deterministic():
-    torch.manual_seed(0)
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def features_of(masked: MaskedCNN, **options) -> MaskFeatures:
