@@ -30,10 +30,11 @@ FROZEN: dict[str, tuple[tuple[str, str], ...]] = {
     "imitation, then PPO": (("imitated", "frozen"), ("imitated-dear", "frozen-dear")),
     "gates refined by gradient": (
         ("refined", "start"), ("refined", "start-best-offset"), ("refined-dear", "start-best-offset"),
+        ("refined-dearer", "start-best-offset"),
     ),
     "refined, then PPO": (
         ("refined", "refined"), ("refined-60", "refined-60"), ("refined-80", "refined"),
-        ("refined-dear", "refined-dear"),
+        ("refined-dear", "refined-dear"), ("refined-dearer", "refined-dearer"),
     ),
     "rival: learnt static mask": (("imitated", "learned-static"), ("refined", "learned-static")),
 }  # fmt: skip
