@@ -28,7 +28,7 @@ FROZEN = {
         ("from refined gates at 0.60, lambda 0.5", "refined-60"),
         ("from refined gates at their best offset, lambda 1", "refined-dear"),
         ("from refined gates at their best offset, lambda 1.5", "refined-dearer"),
-        ("from refined gates, budget 0.80, two seeds", "refined-80"),
+        ("from refined gates, budget 0.80", "refined-80"),
     ),
     "fashion-mnist": (
         ("from refined gates", "refined"),
