@@ -31,7 +31,7 @@ from prunegym.models.timing import machine, random_masks
 
 BATCHES = 8
 ONNX = "ONNX Runtime"
-TORCH_ALONE = ("torch", "full", "full-channels-last", "full-traced")
+TORCH_ALONE = ("torch", "full", "full-channels-last", "full-traced", "full-compiled")
 NEVER_ABOVE = 1.05
 """Of the fastest dense form, for what is taken, also without the kernel."""
 

@@ -13,15 +13,16 @@ from prunegym.models.masked import MaskedCNN
 from prunegym.models.skipping.choosing import Choice, choose
 from prunegym.models.skipping.full_path import FullPath
 from prunegym.models.skipping.gather_path import GatherPath
+from prunegym.models.skipping.graph_path import CompiledPath, TracedPath
 from prunegym.models.skipping.kernel_path import KernelPath
 from prunegym.models.skipping.lowering import UnsupportedError, lower
 from prunegym.models.skipping.paths import Executed, MaskedPath, Path, Policy, decide_first, decides_gate_by_gate
 from prunegym.models.skipping.program import Program
-from prunegym.models.skipping.traced_path import TracedPath
 
-EXECUTIONS = ("auto", "kernel", "torch", "full", "full-channels-last", "full-traced", "masked")
+EXECUTIONS = ("auto", "kernel", "torch", "full", "full-channels-last", "full-traced", "full-compiled", "masked")
 """Ways of running: ``kernel`` and ``torch`` skip; ``full`` computes all channels with norms folded, also in another
-memory layout, and traced; ``masked`` is :class:`MaskedCNN` itself; ``auto`` measures them on the first images."""
+memory layout, traced, and compiled; ``masked`` is :class:`MaskedCNN` itself; ``auto`` measures on the first images all
+but ``full-compiled``, which takes some seconds for each size of batch before it runs."""
 
 _MEASURED_IMAGES = 32
 
@@ -98,9 +99,10 @@ class SkippingCNN:
             "full": lambda program: FullPath(program, policy),
             "full-channels-last": lambda program: FullPath(program, policy, channels_last=True),
             "full-traced": lambda program: TracedPath(program, policy),
+            "full-compiled": lambda program: CompiledPath(program, policy),
         }
         for name, make in makers.items():
-            if self.execution not in ("auto", name):
+            if self.execution != name and (self.execution != "auto" or name == "full-compiled"):
                 continue
             try:
                 if program is not None:

@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from prunegym.models.errors import InvalidInputError
 from prunegym.models.gate_policy import GatePolicy
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.skipping.cnn import SkippingCNN
@@ -114,7 +115,7 @@ def profile(
         policy: The policy, if there are no masks.
         penalty: lambda, for a policy with a ``penalty_range``.
         rounds: Rounds, if they take less than a minute.
-        compiled: Also time ``torch.compile``.
+        compiled: Also time ``torch.compile``, dense and masked.
         more_dense: Further dense forms by name.
         forget: Gather weights anew for each batch, as masks that never come twice need it.
         clock: Returns seconds.
@@ -131,6 +132,12 @@ def profile(
     skipping: Forms = {
         name: _in_turn(SkippingCNN(masked, policy, name), batches, wanted, penalty, forget) for name in fast.available
     }
+    if compiled:
+        try:
+            ways = SkippingCNN(masked, policy, "full-compiled")
+            skipping["full-compiled"] = _in_turn(ways, batches, wanted, penalty, forget)
+        except InvalidInputError as error:
+            failed["full-compiled"] = str(error)
     reference: Forms = {}
     kernel = fast.path("kernel") if "kernel" in fast.available else None
     if isinstance(kernel, KernelPath):
