@@ -6,9 +6,10 @@ its 95 % interval as a bar; points of one method are joined.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from documents import read
 
 FOLDER = Path(__file__).parent
 PICTURE = FOLDER.parent / "docs" / "tradeoff.png"
@@ -55,7 +56,7 @@ def points(method: tuple[tuple[str, str], ...]) -> list[Point]:
 
 
 def _point(name: str, entry: str) -> Point | None:
-    for row in _read(FOLDER / DATA / name / "test.json").get("rows", ()):
+    for row in read(FOLDER / DATA / name / "test.json").get("rows", ()):
         if row["name"] == entry:
             accuracy = row["figures"]["accuracy"]
             return Point(row["figures"]["total_mac_share"]["mean"], accuracy["mean"], accuracy["half_width"] or 0.0)
@@ -64,18 +65,14 @@ def _point(name: str, entry: str) -> Point | None:
 
 def dial_points() -> list[Point]:
     """Return the places of the dial that were compared with models trained for one budget each."""
-    rows = _read(FOLDER / DATA / "dial.json").get("rows", {}).values()
+    rows = read(FOLDER / DATA / "dial.json").get("rows", {}).values()
     return sorted(Point(row["dial"]["total_mac_share"], row["dial"]["accuracy"], 0.0) for row in rows)
 
 
 def dense() -> float:
     """Return the accuracy of the original network."""
-    first, *_ = _read(FOLDER / DATA / "prepared-50" / "test.json")["rows"]
+    first, *_ = read(FOLDER / DATA / "prepared-50" / "test.json")["rows"]
     return float(first["figures"]["dense_accuracy"]["mean"])
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def main() -> None:

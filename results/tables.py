@@ -6,16 +6,22 @@ commands.
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from documents import head, read
+from speed_tables import skipped, timed
+
 FOLDER = Path(__file__).parent
 README = FOLDER.parent / "README.md"
 DOCS = FOLDER.parent / "docs"
-PAGES = {"skipping": DOCS / "skipping.md", "int8": DOCS / "export.md", "dial": DOCS / "learning.md"}
+LEARNING = DOCS / "learning.md"
+PAGES = {
+    "skipping": DOCS / "skipping.md", "int8": DOCS / "export.md", "dial": LEARNING, "ablation": LEARNING,
+    "learners": LEARNING,
+}  # fmt: skip
 """Where a table stands, if not in the README."""
 
 PREPARED = (("0.50", "prepared-50"), ("0.36", "prepared-36"))
@@ -47,15 +53,23 @@ ENTRIES = {
     "start-same-macs": "its start, same MACs",
     "learned-static": "rival, learnt static mask",
     "taylor": "rival, Taylor",
+    "longer": "dense, trained as long",
 }
 """How entries of a comparison are called in a table; others are PPO."""
-SPEED = (
-    ("digits", "digits", "digits/shipped"),
-    ("Fashion-MNIST, prepared, then PPO", "fashion-mnist-prepared", "fashion-mnist/prepared-ppo"),
-    ("CIFAR-10, frozen: refined, then PPO", "cifar10-jpeg-frozen", "cifar10-jpeg/refined-ppo"),
-    ("CIFAR-10, prepared, then PPO", "cifar10-jpeg-prepared", "cifar10-jpeg/prepared-ppo"),
-)
-"""Label, profiles ``speed/NAME-THREADS.json``, evaluation."""
+LEARNERS = {
+    "frozen": "method 3: imitation, then PPO",
+    "gates": "method 1: imitation, then gates by gradient",
+    "sparse-gates": "method 2: the same with L1 on the gates",
+    "blockdrop": "BlockDrop's reward and baseline",
+    "decore": "DECORE, static",
+    "learned-static": "learnt static mask",
+    "greedy-static": "greedy static mask",
+    "taylor-static": "Taylor, static",
+    "l1": "L1 norm of the filters, static",
+    "random": "random channels",
+    "best-of-16": "best of 16 random masks, an oracle",
+}
+"""How the entries of the comparison of learners are called in its table."""
 TITLES = {"cifar10-jpeg": "ResNet-20 on CIFAR-10 (JPEG)", "fashion-mnist": "simple-cnn-wide on Fashion-MNIST"}
 
 
@@ -85,6 +99,8 @@ def tables() -> dict[str, str]:
         "skipping": skipped(),
         "int8": composed(),
         "dial": dialled(),
+        "ablation": ablated(),
+        "learners": learned(),
     }
 
 
@@ -96,7 +112,7 @@ def over_seeds(data: str, title: str, blocks: tuple[tuple[str, str], ...]) -> st
     )  # fmt: skip
     rows, count = [], 0
     for label, name in blocks:
-        test, validation = (_read(FOLDER / data / name / f"{split}.json") for split in ("test", "validation"))
+        test, validation = (read(FOLDER / data / name / f"{split}.json") for split in ("test", "validation"))
         count = max(count, len(test.get("seeds", ())))
         shown: list[list[str]] = []
         for row, held_out in zip(test.get("rows", ()), validation.get("rows", ()), strict=True):
@@ -104,7 +120,7 @@ def over_seeds(data: str, title: str, blocks: tuple[tuple[str, str], ...]) -> st
             if figures not in shown:  # a start that began at its best offset is the same model twice
                 rows.append(f"| {label}: {ENTRIES.get(row['name'], 'PPO')} | {' | '.join(figures)} |")
             shown.append(figures)
-    return _head(f"{title}, {count} seeds", columns) + "\n".join(rows) + "\n"
+    return head(f"{title}, {count} seeds", columns) + "\n".join(rows) + "\n"
 
 
 def prepared_anew(data: str, blocks: tuple[tuple[str, str], ...]) -> str:
@@ -115,13 +131,13 @@ def prepared_anew(data: str, blocks: tuple[tuple[str, str], ...]) -> str:
     )  # fmt: skip
     rows, count = [], 0
     for budget, name in blocks:
-        test = _read(FOLDER / data / name / "test.json")
+        test = read(FOLDER / data / name / "test.json")
         count = max(count, len(test.get("seeds", ())))
         for row in test.get("rows", ()):
             differences = [_interval(row[key], -100, 2) for key in ("difference", "difference_over_seeds")]
             figures = [*_accuracy_and_controls(row["figures"]), *differences]
             rows.append(f"| {budget}: {ENTRIES.get(row['name'], 'prepared, then PPO')} | {' | '.join(figures)} |")
-    return _head(f"prepared: {TITLES[data]}, {count} preparations", columns) + "\n".join(rows) + "\n"
+    return head(f"prepared: {TITLES[data]}, {count} preparations", columns) + "\n".join(rows) + "\n"
 
 
 def _figures(row: dict[str, Any], held_out: dict[str, Any]) -> list[str]:
@@ -151,7 +167,7 @@ def _interval(one: dict[str, Any] | None, scale: float, places: int) -> str:
 
 def compared() -> str:
     """Return the table of the comparison on digits."""
-    document = _read(FOLDER / "digits" / "comparison.json") or {"rows": []}
+    document = read(FOLDER / "digits" / "comparison.json") or {"rows": []}
     columns = ("accuracy", "total MACs", "static control", "shuffled")
     rows = []
     for row in document["rows"]:
@@ -163,61 +179,7 @@ def compared() -> str:
             for one, scale, places in zip(figures, (100, 1, 100, 100), (2, 3, 2, 2), strict=True)
         ]
         rows.append(f"| {row['name']} | {' | '.join(shown)} |")
-    return _head("digits, means of five seeds", columns) + "\n".join(rows) + "\n"
-
-
-def timed() -> str:
-    """Return the table of time beside accuracy and MACs; times are ratios to the fastest dense form in torch."""
-    columns = ("accuracy", "total MACs", "threads", "dense, ms", "kernel", "kernel, all channels", "without kernel")
-    rows = []
-    for label, name, evaluation in SPEED:
-        quality = _read(FOLDER / f"{evaluation}.json")
-        for threads in (1, 2):
-            one = _read(FOLDER / "speed" / f"{name}-{threads}.json")
-            if not one or not quality:
-                rows.append(f"| {label} | not run yet | | {threads} | | | | |")
-                continue
-            ratios = one["ratios"]
-            others = min(ratios[way] for way in one["skipping"] if way != "kernel")
-            figures = [
-                f"{100 * quality['accuracy']:.2f}", f"{quality['total_mac_share']:.3f}", str(threads),
-                f"{1e3 * one['dense'][one['fastest_dense']]:.3f}", f"{ratios['kernel']:.2f}",
-                f"{ratios['kernel, all channels']:.2f}", f"{others:.2f}",
-            ]  # fmt: skip
-            rows.append(f"| {label} | {' | '.join(figures)} |")
-    return _head("one image at a time", columns) + "\n".join(rows) + "\n"
-
-
-def skipped() -> str:
-    """Return the table of benchmarks/skipping_kernel.py: ratios to torch's fastest dense form, bars in brackets."""
-    columns = (
-        "threads",
-        "fastest dense",
-        "MAC share",
-        "kernel",
-        "times MAC share",
-        "kernel, all channels",
-        "torch",
-        "best without kernel",
-        "ONNX Runtime, dense",
-    )
-    rows = []
-    for one in _read(FOLDER / "speed" / "skipping.json")["results"]:
-        ratio = {name: f"{value / one['fastest_torch_dense']:.2f}" for name, value in _times(one).items()}
-        figures = [
-            str(one["threads"]), _fastest_dense(one), f"{one['mac_share']:.2f}", ratio["kernel"] + _bar(one, "kernel"),
-            f"{one['times_mac_share']:.2f}", ratio["kernel, all channels"], ratio["torch"] + _bar(one, "torch"),
-            ratio[min((way for way in one["skipping"] if way != "kernel"), key=lambda way: one["skipping"][way])],
-            ratio.get("ONNX Runtime", ""),
-        ]  # fmt: skip
-        label = f"{one['network']}, {one['size']}x{one['size']}, batch {one['batch']}"
-        label += {"policy": ", policy in the loop", "eight": ", eight masks"}.get(one["case"].split("-")[-1], "")
-        rows.append(f"| {label} | {' | '.join(figures)} |")
-    return _head("case", columns) + "\n".join(rows) + "\n"
-
-
-def _fastest_dense(one: dict[str, Any]) -> str:
-    return next(name for name, seconds in one["dense"].items() if seconds == one["fastest_torch_dense"])
+    return head("digits, means of five seeds", columns) + "\n".join(rows) + "\n"
 
 
 def composed() -> str:
@@ -229,7 +191,7 @@ def composed() -> str:
     )
     rows = []
     for label, data, part in kinds:
-        found = [one for one in _read(FOLDER / data / "int8.json").get("results", ()) if part in one["model"]]
+        found = [one for one in read(FOLDER / data / "int8.json").get("results", ()) if part in one["model"]]
         for form in ("float32", "int8") if found else ():
             size = f"{_mean(one[form]['bytes'] for one in found):,.0f} bytes"
             size = size if form == "float32" else f"{_mean(one['size_ratio'] for one in found):.3f}"
@@ -241,7 +203,7 @@ def composed() -> str:
             ]  # fmt: skip
             rows.append(f"| {label if form == 'float32' else 'the same, int8'} | {' | '.join(figures)} |")
     columns = ("size", "accuracy", "same prediction", "total MACs", "one image")
-    return _head("all test images, means", columns) + "\n".join(rows) + "\n"
+    return head("all test images, means", columns) + "\n".join(rows) + "\n"
 
 
 def _mean(values: Iterable[float]) -> float:
@@ -250,7 +212,7 @@ def _mean(values: Iterable[float]) -> float:
 
 def dialled() -> str:
     """Return the table of results/dial.py: one policy, turned to the MACs of each of the others."""
-    document = _read(FOLDER / "cifar10-jpeg" / "dial.json")
+    document = read(FOLDER / "cifar10-jpeg" / "dial.json")
     rows = []
     for one in sorted(document.get("rows", {}).values(), key=lambda row: row["trained"]["total_mac_share"]):
         figures = [
@@ -261,23 +223,33 @@ def dialled() -> str:
         difference = f"{100 * one['difference']:+.2f} +- {100 * one['half_width']:.2f}"
         rows.append(f"| {' | '.join(figures)} | {one['penalty']:.3f} | {difference} |")
     columns = ("accuracy", "dial: total MACs", "accuracy", "lambda", "difference, points")
-    return _head("trained for one budget: total MACs", columns) + "\n".join(rows) + "\n"
+    return head("trained for one budget: total MACs", columns) + "\n".join(rows) + "\n"
 
 
-def _times(one: dict[str, Any]) -> dict[str, float]:
-    return {**one["dense"], **one["skipping"], **one["reference"]}
+def ablated() -> str:
+    """Return the table of what each setting of recipe ``frozen`` is worth, on the validation split."""
+    columns = ("accuracy", "total MACs", "reward", "the recipe's reward minus this: by image", "over seeds")
+    rows = []
+    for row in read(FOLDER / "cifar10-jpeg" / "ablation.json").get("rows", ()):
+        figures = [_interval(row["figures"][key], *form) for key, *form in (
+            ("accuracy", 100, 2), ("total_mac_share", 1, 3), ("reward", 1, 4),
+        )]  # fmt: skip
+        figures += [_interval(row[key], -1, 4) for key in ("reward_difference", "reward_difference_over_seeds")]
+        rows.append(f"| {row['name'].replace('-', ' ')} | {' | '.join(figures)} |")
+    return head("frozen: ResNet-20 on CIFAR-10 (JPEG), validation split", columns) + "\n".join(rows) + "\n"
 
 
-def _bar(one: dict[str, Any], way: str) -> str:
-    return f" ({one['bars'][way]:.2f})" if way in one["bars"] else ""
-
-
-def _head(title: str, columns: tuple[str, ...]) -> str:
-    return f"| {title} | {' | '.join(columns)} |\n|{' --- |' * (len(columns) + 1)}\n"
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.exists() else {}
+def learned() -> str:
+    """Return the table of the document's three methods and other people's learners beside each other."""
+    columns = ("accuracy", "loss", "total MACs", "static control", "shuffled", "reward", "PPO's accuracy minus this")
+    rows = []
+    for row in read(FOLDER / "cifar10-jpeg" / "learners.json").get("rows", ()):
+        figures = [
+            *_accuracy_and_controls(row["figures"]), _interval(row["figures"]["reward"], 1, 4),
+            _interval(row["difference"], -100, 2),
+        ]  # fmt: skip
+        rows.append(f"| {LEARNERS.get(row['name'], row['name'])} | {' | '.join(figures)} |")
+    return head("frozen: ResNet-20 on CIFAR-10 (JPEG), test images", columns) + "\n".join(rows) + "\n"
 
 
 if __name__ == "__main__":

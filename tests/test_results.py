@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,18 +14,20 @@ ROOT = Path(__file__).parent.parent
 
 NAMES = [
     "cifar10-jpeg-frozen", "cifar10-jpeg-vgg11", "cifar10-jpeg-prepared", "fashion-mnist-frozen",
-    "fashion-mnist-prepared", "digits", "speed", "skipping", "int8", "dial",
+    "fashion-mnist-prepared", "digits", "speed", "skipping", "int8", "dial", "ablation", "learners",
 ]  # fmt: skip
 
 
-def load_script(name):
-    specification = importlib.util.spec_from_file_location(name, ROOT / "results" / f"{name}.py")
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+@pytest.fixture
+def load_script(monkeypatch):
+    """Import a script as ``python results/NAME.py`` does, with its neighbours on the path."""
+    monkeypatch.syspath_prepend(ROOT / "results")
+    yield importlib.import_module
+    for name in ("tables", "picture", "speed_tables", "documents"):
+        sys.modules.pop(name, None)
 
 
-def test_the_picture_shows_what_the_documents_say() -> None:
+def test_the_picture_shows_what_the_documents_say(load_script) -> None:
     picture = load_script("picture")
     assert picture.PICTURE.is_file()
     (rival, *_) = picture.points((("refined", "learned-static"),))
@@ -40,7 +43,7 @@ def test_the_picture_shows_what_the_documents_say() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_table_is_what_its_documents_say(name: str) -> None:
+def test_a_table_is_what_its_documents_say(name: str, load_script) -> None:
     script = load_script("tables")
     page = script.PAGES.get(name, script.README)
     between = page.read_text().split(f"<!-- {name} -->\n")[1].split(f"<!-- end of {name} -->")[0]

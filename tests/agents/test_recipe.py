@@ -121,3 +121,10 @@ def test_the_best_place_to_begin_needs_a_reward_that_is_known() -> None:
     )
     with pytest.raises(InvalidInputError, match=r"the reward is 'l0'\. Set env_kwargs' reward to 'macs'"):
         Recipe("mine", target_macs="best")
+
+
+@pytest.mark.parametrize("reward", ["blockdrop", "mine:squared_macs"])
+def test_a_whole_reward_takes_no_accuracy_term_of_the_recipe(reward):
+    assert load_recipe("frozen").env_kwargs["accuracy"] == "probability"
+    assert "accuracy" not in override(load_recipe("frozen"), reward=reward).env_kwargs
+    assert override(load_recipe("frozen"), reward="l0").env_kwargs["accuracy"] == "probability"

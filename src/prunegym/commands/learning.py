@@ -31,6 +31,7 @@ from prunegym.commands.common import (
     table,
     with_history,
 )
+from prunegym.envs.rewards import BLOCKDROP
 from prunegym.models.data import Dataset
 from prunegym.models.errors import InvalidInputError, UnknownNameError
 from prunegym.models.features import MaskFeatures
@@ -130,8 +131,8 @@ def override(
     settings = {"n_episodes": episodes, "n_envs": n_envs, "eval_images": eval_images}
     changes: dict[str, Any] = {key: value for key, value in settings.items() if value is not None}
     kwargs = {**recipe.env_kwargs, **{key: value for key, value in task.items() if value is not None}}
-    if reward is not None and ":" in reward and accuracy is None:
-        kwargs.pop("accuracy", None)  # what a function returns is the whole reward
+    if reward is not None and (":" in reward or reward == BLOCKDROP) and accuracy is None:
+        kwargs.pop("accuracy", None)  # what it returns is the whole reward
     changes["env_kwargs"] = kwargs
     return dataclasses.replace(recipe, **changes)
 
