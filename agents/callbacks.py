@@ -19,7 +19,9 @@ from prunegym.agents.budget import DualAscent, shift_to_budget
 from prunegym.agents.controls import count_distinct
 from prunegym.agents.deciding import decide_on_the_way
 from prunegym.agents.policies import MaskPolicy
+from prunegym.models.checkpoints import save_state
 from prunegym.models.data import Dataset
+from prunegym.models.errors import InvalidInputError
 from prunegym.models.gate_policy import GatePolicy, StaticPolicy
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.skipping import prefer_kernel
@@ -120,6 +122,7 @@ class TrainingMonitor(BaseCallback):
         self.best_reward = -np.inf
         self.history: list[dict[str, Any]] = []
         self.updates = 0
+        self._restored = False
         self._episodes: list[tuple[float, float, float]] = []
         self._bar: Any = None
 
@@ -138,10 +141,17 @@ class TrainingMonitor(BaseCallback):
 
     def restore(self) -> None:
         """Go on from a checkpoint's figures."""
-        state = json.loads(self.state_path.read_text())
+        try:
+            state = json.loads(self.state_path.read_text())
+        except ValueError as error:
+            raise InvalidInputError(
+                f"{self.state_path} is damaged ({error}). Delete the folder's checkpoint.zip to begin reinforcement "
+                "learning anew."
+            ) from error
         self.best_reward, self.history, self.updates = state["best_reward"], state["history"], state["updates"]
         if self.budget is not None:
             self.budget.restore(state["budget"])
+        self._restored = True
 
     def _on_training_start(self) -> None:
         if self.budget is not None:
@@ -177,8 +187,11 @@ class TrainingMonitor(BaseCallback):
             self.logger.record("rollout/penalty", penalty)
 
     def _on_rollout_start(self) -> None:
-        # The update of the rollout before has just been made, so this is where an actor is worth looking at.
-        if self.num_timesteps:
+        # The update of the rollout before has just been made, so this is where an actor is worth looking at. A
+        # checkpoint has counted that before it.
+        if self._restored:
+            self._restored = False
+        elif self.num_timesteps:
             self.updates += 1
             if self.updates % self.eval_every == 0:
                 self._evaluate()
@@ -202,7 +215,7 @@ class TrainingMonitor(BaseCallback):
             self.logger.record(f"eval/{name}", value)
         if result.reward > self.best_reward:
             self.best_reward = result.reward
-            torch.save(actor.state_dict(), self.folder / "best_actor.pt")
+            save_state(self.folder / "best_actor.pt", actor.state_dict())
         self._warn_of_collapse(result)
         self.save()
         if self.report is not None:
@@ -236,4 +249,6 @@ class TrainingMonitor(BaseCallback):
         state: dict[str, Any] = {"best_reward": self.best_reward, "history": self.history, "updates": self.updates}
         if self.budget is not None:
             state["budget"] = self.budget.state()
-        self.state_path.write_text(json.dumps(state))
+        partial = self.state_path.with_name(self.state_path.name + ".partial")
+        partial.write_text(json.dumps(state))
+        partial.replace(self.state_path)

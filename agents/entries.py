@@ -14,7 +14,8 @@ from prunegym.agents.deciding import Agent
 from prunegym.agents.learners import best_of_k, decore, gates_by_gradient
 from prunegym.agents.loading import agent_name, as_predictor, load_agent
 from prunegym.agents.offsets import gates_at_best_offset, gates_at_mac_share
-from prunegym.agents.recipe import Recipe, load_recipe
+from prunegym.agents.recipe import Recipe
+from prunegym.agents.recipe_files import load_recipe
 from prunegym.agents.results import fingerprint, slug
 from prunegym.agents.rivals import (
     greedy_static,

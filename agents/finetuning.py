@@ -8,7 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from prunegym.agents.callbacks import snapshot
+import torch
+from torch import Tensor, nn
+
+from prunegym.agents.callbacks import BATCH, snapshot
 from prunegym.agents.recipe import Recipe
 from prunegym.agents.training import train_agent
 from prunegym.models.budget import total_mac_share
@@ -16,7 +19,7 @@ from prunegym.models.data import Dataset
 from prunegym.models.dynamic import DynamicCNN
 from prunegym.models.errors import InvalidInputError
 from prunegym.models.gate_policy import StaticPolicy
-from prunegym.models.joint import TuneConfig, dense_logits, tune
+from prunegym.models.joint import TuneConfig, tune
 from prunegym.models.runs import begin_run, finish_run
 
 Report = Callable[[str, dict[str, Any]], None]
@@ -32,6 +35,7 @@ def finetune(
     *,
     rounds: int = 2,
     own_target: bool = True,
+    dense: nn.Module | None = None,
     seed: int = 0,
     resume: bool = False,
     device: str = "cpu",
@@ -49,6 +53,8 @@ def finetune(
         out: Folder of the run: ``turn-1/`` and so on for the turns, ``model.safetensors`` for the result.
         rounds: Number of turns of both.
         own_target: Whether the MAC target of ``tuning`` is what the model takes at the beginning.
+        dense: The original CNN, to distil from. By default the model as it comes, under its own masks: a CNN that was
+            prepared for masks is a worse teacher with all channels on.
         seed: Of everything that is drawn; each turn has its own.
         resume: Go on with the run that is in the folder.
         device: Torch device.
@@ -64,13 +70,20 @@ def finetune(
     if isinstance(model.policy, StaticPolicy):
         raise InvalidInputError("The model's policy is static: it looks at nothing, so there is nothing to train.")
     settings = {"recipe": recipe.as_dict(), "tune": dataclasses.asdict(tuning), "rounds": rounds, "seed": seed}
-    begin_run(out, {**settings, "dataset": train.name, "train_images": train.span}, resume)
+    inputs = {
+        "dense": dense,
+        "CNN": model.masked,
+        "gates": model.policy,
+        "training images": train,
+        "validation images": validation,
+    }
+    begin_run(out, {**settings, "dataset": train.name, "train_images": train.span}, resume, inputs)
     started = time.perf_counter()
     model.to(device)
     if own_target:
         spent = total_mac_share(model.masked, model.policy, train.sample(1000))
         tuning = dataclasses.replace(tuning, target_macs=min(1.0, spent))
-    teacher = dense_logits(model.masked, train) if tuning.distillation > 0 else None
+    teacher = _teacher(model, dense, train) if tuning.distillation > 0 else None
     rows: list[dict[str, Any]] = []
 
     def look(stage: str, steps: int) -> None:
@@ -94,6 +107,19 @@ def finetune(
     model.save(out / "model.safetensors")
     finish_run(out, time.perf_counter() - started, {"rounds": rows})
     return rows
+
+
+@torch.inference_mode()
+def _teacher(model: DynamicCNN, dense: nn.Module | None, train: Dataset) -> Tensor:
+    """Return logits (count, classes) to distil from."""
+    device = next(model.masked.parameters()).device
+    if dense is not None:
+        dense = dense.to(device).eval()
+    parts = []
+    for some in torch.split(torch.arange(len(train)), BATCH):
+        images = train.batch(some, device=device)
+        parts.append((model.run(images).output if dense is None else dense(images)).cpu())
+    return torch.cat(parts).clone()
 
 
 def _under(report: Report | None) -> Callable[[dict[str, float]], None] | None:

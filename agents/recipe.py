@@ -1,21 +1,22 @@
-"""Recipes: how an agent is trained, in YAML in RL-Zoo's form (environment id, then its settings)."""
+"""Recipes: how an agent is trained."""
 
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
+import math
 from typing import Any, Literal
 
-import yaml
-
 from prunegym.agents.budget import Budget
-from prunegym.models.errors import InvalidInputError, MissingDataError, UnknownNameError
+from prunegym.models.errors import InvalidInputError, UnknownNameError
 from prunegym.models.imitation import ImitationConfig
 from prunegym.models.joint import TuneConfig
 
-FOLDER = Path(__file__).parent / "recipes"
 ALGORITHMS = ("a2c", "ppo")
 BASELINES = ("greedy",)
+COUNTS = (
+    "n_envs", "group", "n_episodes", "episodes_per_rollout", "n_minibatches", "channel_group", "eval_every",
+    "eval_images",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +67,7 @@ class Recipe:
         """Check what Stable-Baselines3 would complain about late or not at all."""
         if self.algo not in ALGORITHMS:
             raise UnknownNameError("algorithm that acts in MultiBinary spaces", self.algo, ALGORITHMS)
+        self._check_numbers()
         if self.group < 1 or self.n_envs % self.group:
             raise InvalidInputError(
                 f"Recipe {self.name!r}: group is {self.group}; n_envs ({self.n_envs}) must be a multiple of it."
@@ -92,16 +94,21 @@ class Recipe:
                 "most 1 is allowed, or 'best'."
             )
         self._check_lambdas()
-        if not isinstance(self.channel_group, int) or self.channel_group < 1:
-            raise InvalidInputError(
-                f"Recipe {self.name!r}: channel_group is {self.channel_group!r}; a whole number of at least 1 is "
-                "needed."
-            )
         if 0 < self.n_episodes < self.n_envs * self.episodes_per_rollout:
             raise InvalidInputError(
                 f"Recipe {self.name!r}: n_episodes is {self.n_episodes}; one rollout alone has "
                 f"{self.n_envs * self.episodes_per_rollout}. Give more episodes or fewer environments."
             )
+
+    def _check_numbers(self) -> None:
+        for name in COUNTS:
+            value, least = getattr(self, name), 0 if name == "n_episodes" else 1
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise InvalidInputError(
+                    f"Recipe {self.name!r}: {name} is {value!r}; a whole number of at least {least} is needed."
+                )
+        if not isinstance(self.sharpen, float | int) or not 0 < self.sharpen < math.inf:
+            raise InvalidInputError(f"Recipe {self.name!r}: sharpen is {self.sharpen!r}; a number above 0 is needed.")
 
     def _check_lambdas(self) -> None:
         """Check before hours of imitation what would be refused after them."""
@@ -154,56 +161,3 @@ def linear_start(text: str) -> float:
         raise InvalidInputError(
             f"learning_rate is {text!r}; a number is needed, or lin_ and a number, which falls linearly to 0."
         ) from None
-
-
-def load_recipe(name_or_path: str | Path) -> Recipe:
-    """Read a recipe.
-
-    Args:
-        name_or_path: A recipe that comes with PruneGym (``frozen``), or a YAML file.
-
-    Raises:
-        UnknownNameError: If there is no such recipe, or it has an unknown setting.
-        MissingDataError: If there is no such file.
-        InvalidInputError: If the file is not YAML of the right form, or a value is out of range.
-
-    Example:
-        >>> load_recipe("digits").algo
-        'ppo'
-    """
-    path = Path(name_or_path)
-    if path.suffix not in (".yaml", ".yml"):
-        path = FOLDER / f"{name_or_path}.yaml"
-        if not path.exists():
-            raise UnknownNameError("recipe", str(name_or_path), [file.stem for file in FOLDER.glob("*.yaml")])
-    if not path.exists():
-        raise MissingDataError(f"There is no recipe {path}. Check the path.")
-    try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise InvalidInputError(f"{path} is not YAML: {error}") from error
-    if not isinstance(content, dict) or len(content) != 1 or not isinstance(next(iter(content.values())), dict):
-        raise InvalidInputError(f"{path} must have one environment id at the top, and its settings below.")
-    ((env, settings),) = content.items()
-    return _recipe(path.stem, env, settings)
-
-
-def _recipe(name: str, env: str, settings: dict[str, Any]) -> Recipe:
-    fields = {field.name for field in dataclasses.fields(Recipe)} - {"name", "env"}
-    for key in settings:
-        if key not in fields:
-            raise UnknownNameError(f"setting in recipe {name!r}:", key, fields)
-    values = dict(settings)
-    for key, config in (("imitation", ImitationConfig), ("refine", TuneConfig), ("budget", Budget)):
-        if values.get(key) is not None:
-            values[key] = _stage(name, key, config, values[key])
-    return Recipe(name=name, env=env, **values)
-
-
-def _stage(recipe: str, key: str, config: type[Any], values: dict[str, Any]) -> Any:
-    fields = {field.name for field in dataclasses.fields(config)}
-    for name in values:
-        if name not in fields:
-            raise UnknownNameError(f"setting of {key} in recipe {recipe!r}:", name, fields)
-    fixed = {"train_cnn": False} if key == "refine" else {}
-    return config(**{**values, **fixed})

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import hashlib
 import json
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from torch import Tensor, nn
 from prunegym.agents.deciding import Masks, is_masks
 from prunegym.agents.evaluation import Evaluation
 from prunegym.models.data import Dataset
+from prunegym.models.fingerprints import fingerprint_of, hash_of
 from prunegym.models.runs import without_none
 
 VERSION = 2
@@ -113,22 +112,11 @@ def fingerprint(thing: object) -> str | None:
     Args:
         thing: A torch module, masks, a data set, or a Stable-Baselines3 model.
     """
-    if isinstance(thing, Dataset):
-        mean_std = torch.tensor([thing.normalisation.mean, thing.normalisation.std])
-        return _hash([(f"{thing.name}/{thing.split}", thing.images), ("labels", thing.labels), ("norm", mean_std)])
-    if isinstance(thing, nn.Module):
-        return _hash(thing.state_dict().items())
+    if isinstance(thing, nn.Module | Dataset):
+        return fingerprint_of(thing)
     if isinstance(thing, Masks):
-        return _hash([(thing.name, thing.mask), ("macs", torch.tensor(thing.macs))])
+        return hash_of([(thing.name, thing.mask), ("macs", torch.tensor(thing.macs))])
     if is_masks(thing):
-        return _hash([("masks", torch.as_tensor(thing))])
+        return hash_of([("masks", torch.as_tensor(thing))])
     policy = getattr(thing, "policy", None)
-    return _hash(policy.state_dict().items()) if isinstance(policy, nn.Module) else None
-
-
-def _hash(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in tensors:
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
+    return hash_of(policy.state_dict().items()) if isinstance(policy, nn.Module) else None

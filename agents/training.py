@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 import dataclasses
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.utils import LinearSchedule, set_random_seed
 from stable_baselines3.common.vec_env import VecEnv
 
 from prunegym.agents.budget import DualAscent, end_at_budget
@@ -93,7 +93,8 @@ def train_agent(
             resumed.
     """
     settings = {"seed": seed, "dataset": train.name, "train_images": train.span, "cnn": info.architecture}
-    begin_run(out, {"recipe": recipe.as_dict(), **settings}, resume)
+    inputs = {"CNN": masked, "gates": policy, "training images": train, "validation images": validation}
+    begin_run(out, {"recipe": recipe.as_dict(), **settings}, resume, inputs)
     masked.freeze().to(device)
     started = time.perf_counter()
     run = _Run(masked, info, train, validation, recipe, out, seed, resume, device, report)
@@ -115,9 +116,6 @@ def train_agent(
 def _stored_start(path: Path, masked: MaskedCNN, policy: GatePolicy | StaticPolicy | None, device: str) -> GatePolicy:
     """Return the start of a run that goes on; in the given policy, if there is one."""
     stored = DynamicCNN.load(path, copy.deepcopy(masked.network), device)
-    own, other = masked.network.state_dict(), stored.masked.network.state_dict()
-    if not all(torch.equal(value, other[name].to(value.device)) for name, value in own.items()):
-        raise InvalidInputError(f"{path} was made for another CNN. Give another --out, or the CNN of that run.")
     if policy is None:
         return _gates(stored)
     policy.load_state_dict(stored.policy.state_dict())
@@ -179,8 +177,11 @@ def _reinforce(run: _Run, start: GatePolicy, progress: bool) -> GatePolicy:
     )  # fmt: skip
     checkpoint = out / "checkpoint.zip"
     if run.resume and checkpoint.exists() and monitor.state_path.exists():
-        algorithm = CLASSES[recipe.algo].load(checkpoint, env=env, device=run.device)
+        algorithm = _stored_algorithm(checkpoint, env, recipe, run.device)
         monitor.restore()
+        played = algorithm.num_timesteps // (recipe.n_envs * len(start.decisions))
+        env.env_method("skip_episodes", played, indices=0)
+        set_random_seed((run.seed + algorithm.num_timesteps) % 2**32)  # other noise than at the beginning
     else:
         algorithm = build_algorithm(env, start, recipe, run.seed, run.device, out / "tensorboard")
     if isinstance(env, SelfCritical):
@@ -191,6 +192,16 @@ def _reinforce(run: _Run, start: GatePolicy, progress: bool) -> GatePolicy:
         algorithm.learn(left, callback=monitor, reset_num_timesteps=fresh, tb_log_name=recipe.algo, log_interval=10)
     start.load_state_dict(load_state(out / "best_actor.pt"))
     return start
+
+
+def _stored_algorithm(checkpoint: Path, env: VecEnv, recipe: Recipe, device: str) -> OnPolicyAlgorithm:
+    try:
+        return CLASSES[recipe.algo].load(checkpoint, env=env, device=device)
+    except (ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InvalidInputError(
+            f"{checkpoint} is damaged ({reason}). Delete it to begin reinforcement learning anew."
+        ) from error
 
 
 def training_env(

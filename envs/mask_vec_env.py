@@ -66,6 +66,7 @@ class MaskVecEnv(VecEnv):
         self.group = group
         self.simulator = MaskSimulator(self.task, num_envs, np.random.default_rng(seed), group)
         super().__init__(num_envs, self.task.observation_space, self.task.action_space)
+        self._skipped = 0
         self._actions: Action = np.empty(0)
         self._shown: Snapshot | None = None
         self._start = time.time()
@@ -78,6 +79,8 @@ class MaskVecEnv(VecEnv):
         """
         if self._seeds[0] is not None:
             self.simulator.reseed(np.random.default_rng(self._seeds[0]))
+        self.simulator.skip(self._skipped)
+        self._skipped = 0
         index, penalty = self._read_options()
         self._reset_seeds()
         self._reset_options()
@@ -142,6 +145,10 @@ class MaskVecEnv(VecEnv):
     def set_penalty(self, penalty: float) -> None:
         """Change lambda, see :meth:`MaskSimulator.set_penalty`; from a wrapper, ``env_method("set_penalty", 0.3)``."""
         self.simulator.set_penalty(penalty)
+
+    def skip_episodes(self, episodes: int) -> None:
+        """Let the next reset pass over the images of so many episodes, which a run that goes on has had already."""
+        self._skipped = episodes
 
     def get_images(self) -> Sequence[npt.NDArray[np.uint8] | None]:
         """Return a picture of each sub-environment."""

@@ -110,6 +110,12 @@ class MaskSimulator:
         self._sampler = EpochSampler(len(self.task.dataset), rng)
         self._augmentation: torch.Generator | None = None
 
+    def skip(self, episodes: int) -> None:
+        """Pass over the images of so many episodes, as if they had been played since the last seed."""
+        for _ in range(episodes):
+            self._sampler.draw(self.num_envs // self.group)
+            self._shifts()
+
     @torch.inference_mode()
     def reset(self, indices: Indices | None = None, penalty: float | Tensor | None = None) -> Observation:
         """Start an episode in every sub-environment.
@@ -243,11 +249,14 @@ class MaskSimulator:
     def _load(self, indices: Tensor) -> Tensor:
         dataset = self.task.dataset
         images = dataset.images[indices]
-        if not self.task.augment:
-            return images
-        if self._augmentation is None:
+        shifts = self._shifts()
+        return images if shifts is None else random_shift_and_flip(images, dataset.pad, dataset.flip, shifts)
+
+    def _shifts(self) -> torch.Generator | None:
+        """Return the source of augmentations, seeded when it is first needed; None without augmentation."""
+        if self.task.augment and self._augmentation is None:
             self._augmentation = torch.Generator().manual_seed(int(self._rng.integers(2**63 - 1)))
-        return random_shift_and_flip(images, dataset.pad, dataset.flip, self._augmentation)
+        return self._augmentation
 
     def _draw_penalty(self, number: int, given: float | Tensor | None) -> Tensor:
         wanted = self.task.penalty

@@ -19,6 +19,7 @@ from prunegym.envs.accuracy import AccuracyTerm, correct, log_likelihood, probab
 from prunegym.envs.model_argument import read_model_argument
 from prunegym.envs.rewards import CostReward, Reward, RewardFunction, resolve_reward
 from prunegym.models.data import SPLITS, Augment, Dataset, Split
+from prunegym.models.device import check_device
 from prunegym.models.errors import InvalidInputError, UnknownNameError
 from prunegym.models.features import CLIP, Decision, MaskFeatures, decisions_of
 from prunegym.models.latency import LatencyTable
@@ -196,7 +197,7 @@ def make_task(
     if source.info is not None:
         chosen = dataclasses.replace(chosen, normalisation=source.info.normalisation)
         training = training and dataclasses.replace(training, normalisation=source.info.normalisation)
-    where = torch.device(device)
+    where = check_device(device)
     masked = source.masked_for(chosen, where)
     resolved = resolve_reward(reward, accuracy, masked, latency_table)
     _check_output(masked, chosen, resolved)

@@ -168,6 +168,26 @@ class Dataset:
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         return self.subset(order[:count].sort().values)
 
+    def with_classes(self, classes: tuple[str, ...]) -> Dataset:
+        """Return the data set with labels numbered as ``classes`` are, which a model was trained on.
+
+        Classes that are only numbered, here or there, are taken to be in the same order.
+
+        Raises:
+            InvalidInputError: If a class of this data set is not among them.
+        """
+        numbered = tuple(map(str, range(max(len(classes), len(self.classes)))))
+        if numbered[: len(classes)] == classes or numbered[: len(self.classes)] == self.classes:
+            return self
+        unknown = [name for name in self.classes if name not in classes]
+        if unknown:
+            raise InvalidInputError(
+                f"Data set {self.name!r} has class {unknown[0]!r}, which the model does not know; it knows "
+                f"{', '.join(classes)}. Leave its images out, rename it, or take a model that was trained on it."
+            )
+        places = torch.tensor([classes.index(name) for name in self.classes])
+        return dataclasses.replace(self, labels=places[self.labels], classes=classes)
+
     def part(self, span: str) -> Dataset:
         """Return a part of the split, by place in an order that is drawn once with a fixed seed.
 
@@ -254,6 +274,11 @@ def from_arrays(
     if images.ndim != 4:
         raise InvalidInputError(
             f"Data set {name!r}: images have shape {tuple(images.shape)}; (count, channels, height, width) is needed."
+        )
+    if images.shape[1:] != torch.as_tensor(test[0]).shape[1:]:
+        raise InvalidInputError(
+            f"Data set {name!r}: training images are {tuple(images.shape[1:])}, test images "
+            f"{tuple(torch.as_tensor(test[0]).shape[1:])}. Bring all images to one size first."
         )
     channels = images.shape[1]
     if normalisation is None:

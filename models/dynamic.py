@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from prunegym.models.data import Normalisation
+from prunegym.models.device import check_device
 from prunegym.models.errors import InvalidInputError, UnknownNameError
 from prunegym.models.gate_policy import GatePolicy, StaticPolicy, check_penalty, rollout
 from prunegym.models.masked import MaskedCNN
@@ -199,14 +200,15 @@ class DynamicCNN(nn.Module):
 
         Raises:
             MissingDataError: If there is no such file.
-            InvalidInputError: If the file is damaged, of a newer format, or has no policy.
+            InvalidInputError: If the file is damaged, of a newer format, or has no policy, or there is no such device.
         """
+        where = check_device(device)
         stored = read_model(Path(path), network)
         if stored.policy is None:
             raise InvalidInputError(
                 f"{path} is a CNN without a gate policy. Train one with `prunegym train` or `prunegym prepare`."
             )
-        return cls(stored.masked, stored.policy, stored.info).to(device)
+        return cls(stored.masked, stored.policy, stored.info).to(where)
 
 
 SHIPPED = ("digits",)

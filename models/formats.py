@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from prunegym.models.data import Dataset, Split, from_arrays
@@ -22,6 +23,8 @@ Splits = dict[Split, Dataset]
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 CIFAR_PIXELS = 3 * 32 * 32
+UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+"""What Pillow raises on files that are no images, are damaged, or would fill the memory."""
 
 
 def read_idx(path: Path) -> Tensor:
@@ -76,6 +79,19 @@ def cifar_archive(path: Path, name: str) -> Splits:
     return from_arrays(train, test, name=name, classes=tuple(members[names].decode().split()), pad=4, flip=True)
 
 
+def eight_bits(image: Image.Image) -> Image.Image:
+    """Return an image of 16 bits a pixel with its 8 highest; others as they are. Pillow itself would clip them.
+
+    Raises:
+        ValueError: For 32 bits a pixel, whose range nobody knows.
+    """
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):  # Pillow 10 has I for both
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"it has 32 bits a pixel (mode {image.mode}); store it with 8 or 16")
+    return image
+
+
 def _tar_members(path: Path) -> Iterator[tuple[str, bytes]]:
     try:
         with tarfile.open(path) as archive:
@@ -125,8 +141,6 @@ def image_folder(path: Path) -> Splits:
 def _decode(
     path: Path, part: str, classes: tuple[str, ...], files: list[tuple[str, str, bytes]]
 ) -> tuple[Tensor, Tensor]:
-    from PIL import Image, UnidentifiedImageError
-
     images: list[np.ndarray[tuple[int, ...], np.dtype[np.uint8]]] = []
     labels: list[int] = []
     for label, file, data in sorted(files, key=lambda entry: entry[:2]):
@@ -134,8 +148,9 @@ def _decode(
             raise InvalidInputError(f"{path}/{part} has class {label!r}, which train has not: {', '.join(classes)}.")
         try:
             image = Image.open(io.BytesIO(data))
-            pixels = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:  # PIL's on damaged files
+            plain = eight_bits(image)
+            pixels = np.asarray(plain if plain.mode in ("L", "RGB") else plain.convert("RGB"))
+        except UNREADABLE as error:
             raise InvalidInputError(f"{path}/{part}/{label}/{file} cannot be read as an image ({error}).") from error
         pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
         if images and pixels.shape != images[0].shape:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -36,7 +37,10 @@ class ImitationConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Check the shares."""
+        """Check the numbers."""
+        for name in ("steps", "batch_size", "learning_rate"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise InvalidInputError(f"{name} of imitation is {getattr(self, name)}; it must be above 0.")
         check_shares("kept_share", self.kept_share, most=1)
         if self.mac_share is not None:
             check_shares("mac_share", self.mac_share)

@@ -63,6 +63,9 @@ class TuneConfig:
             object.__setattr__(self, "target_macs", 0.5)
         if self.target_macs is not None:
             check_shares("target_macs", self.target_macs)
+        for name in ("epochs", "batch_size", "cnn_learning_rate", "gate_learning_rate"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise InvalidInputError(f"{name} is {getattr(self, name)}; it must be a finite number above 0.")
         if not 0 <= self.distillation <= 1:
             raise InvalidInputError(f"distillation is {self.distillation}; it must be at least 0 and at most 1.")
         if self.sparsity is not None and not isinstance(self.target_macs, float | int | None):

@@ -100,6 +100,7 @@ def write_model(
         int8: Store the weights of convolutions and linears as int8, one scale an output channel: about a quarter of the
             size. They are floats again when the file is read, so nothing becomes faster.
     """
+    _check_name(path)
     state = quantized_state if int8 else nn.Module.state_dict
     tensors = {f"network.{name}": tensor for name, tensor in state(network).items()}
     description: dict[str, Any] = {"format": QUANTIZED_FORMAT if int8 else FORMAT, "info": dataclasses.asdict(info)}
@@ -122,8 +123,9 @@ def read_model(path: Path, network: nn.Module | None = None) -> StoredModel:
         MissingDataError: If there is no such file.
         InvalidInputError: If it is damaged or was not written by PruneGym.
     """
-    if not path.exists():
+    if not path.is_file():
         raise MissingDataError(f"There is no model file {path}. Check the path.")
+    _check_name(path)
     tensors = read_weights(path)
     description = _description(path)
     if description["format"] == QUANTIZED_FORMAT:
@@ -145,6 +147,14 @@ def read_model(path: Path, network: nn.Module | None = None) -> StoredModel:
         policy = GatePolicy(features, penalty_range=None if bounds is None else (bounds[0], bounds[1]), **options)
     load_tensors(policy, _part(tensors, "policy."), str(path))
     return StoredModel(masked, policy, info)
+
+
+def _check_name(path: Path) -> None:
+    if path.suffix != ".safetensors" or path.is_dir():
+        raise InvalidInputError(
+            f"{path} is no name for a model file: these end in .safetensors. Weights of other kinds are loaded into a "
+            "network by prunegym.models.load_weights(network, path)."
+        )
 
 
 def _description(path: Path) -> dict[str, Any]:

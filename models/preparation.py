@@ -14,6 +14,7 @@ from prunegym.models.budget import meet_target
 from prunegym.models.checkpoints import load_state, save_state
 from prunegym.models.data import Dataset
 from prunegym.models.features import MaskFeatures
+from prunegym.models.fingerprints import fingerprint_of
 from prunegym.models.gate_policy import GatePolicy, StaticPolicy
 from prunegym.models.imitation import ImitationConfig, imitate
 from prunegym.models.joint import TuneConfig, tune
@@ -81,7 +82,7 @@ def prepare(
     policy = new_policy(masked, dataset, config) if policy is None else policy
     done = None if folder is None else folder / "imitation.pt"
     if config.imitation is not None:
-        key = {"imitation": dataclasses.asdict(config.imitation), "seed": config.seed}
+        key = {"imitation": dataclasses.asdict(config.imitation), "seed": config.seed, "cnn": fingerprint_of(masked)}
         if done is not None and done.exists() and load_state(done)["key"] == key:
             policy.load_state_dict(load_state(done)["policy"])
         else:

@@ -13,41 +13,71 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+from prunegym.models.data import Dataset
 from prunegym.models.errors import InvalidInputError
+from prunegym.models.fingerprints import fingerprint_of
 
 PACKAGES = ("prunegym", "torch", "gymnasium", "stable-baselines3", "numpy")
 
 
-def begin_run(out: Path, settings: Mapping[str, Any], resume: bool) -> None:
+def begin_run(
+    out: Path, settings: Mapping[str, Any], resume: bool, inputs: Mapping[str, nn.Module | Dataset | None] | None = None
+) -> None:
     """Write how a run is made to ``run.json`` in its folder, or check that a run to be resumed is the same.
 
     Args:
         out: Folder of the run; made if needed.
         settings: Whatever the result depends on, plain JSON.
         resume: Whether the folder may have this run already.
+        inputs: What it is made from, by name, of which hashes are kept; None where there is none.
 
     Raises:
         InvalidInputError: If the folder has another run, or has this one and ``resume`` is False.
     """
     path = out / "run.json"
     settings = json.loads(json.dumps(settings))
+    hashes = {name: None if thing is None else fingerprint_of(thing) for name, thing in (inputs or {}).items()}
     if path.exists():
-        before, settings = without_none(_read(path).get("settings", {})), without_none(settings)
+        run = _read(path)
+        before, settings = without_none(run.get("settings", {})), without_none(settings)
         changed = sorted(key for key in {*settings, *before} if before.get(key) != settings.get(key))
         if changed:
             raise InvalidInputError(
                 f"{out} has a run with other settings ({', '.join(changed)}). Give another --out, or the same settings."
+            )
+        made_from = run.get("inputs", {})
+        other = [name for name in hashes if name in made_from and made_from[name] != hashes[name]]
+        if other:
+            raise InvalidInputError(
+                f"{out} has a run that was made from other inputs ({', '.join(other)}). Give another --out, or the "
+                "inputs of that run."
             )
         if not resume:
             raise InvalidInputError(
                 f"{out} has this run already. Add --resume to go on with it, or give another --out."
             )
         return
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     seed = settings.get("seed")
-    run = {"settings": settings, "command": command_line(), "seed": seed, "versions": versions(), "machine": machine()}
-    path.write_text(json.dumps(run, indent=1) + "\n")
+    run = {
+        "settings": settings, "inputs": hashes, "command": command_line(), "seed": seed, "versions": versions(),
+        "machine": machine(),
+    }  # fmt: skip
+    _write(path, run)
+
+
+def make_folder(out: Path) -> None:
+    """Make a folder for results.
+
+    Raises:
+        InvalidInputError: If a file is in the way, or it cannot be made.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInputError(f"{out} cannot be made a folder ({error.strerror}). Give another --out.") from error
 
 
 def without_none(settings: Any) -> Any:
@@ -77,7 +107,14 @@ def finish_run(out: Path, seconds: float, results: Mapping[str, Any] | None = No
     run["seconds"] = round(run.get("seconds", 0.0) + seconds, 1)
     if results is not None:
         run["results"] = dict(results)
-    path.write_text(json.dumps(run, indent=1) + "\n")
+    _write(path, run)
+
+
+def _write(path: Path, run: Mapping[str, Any]) -> None:
+    """Write so that no crash leaves half a file."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(run, indent=1) + "\n")
+    partial.replace(path)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from prunegym.agents.evaluation import evaluate
-from prunegym.agents.recipe import load_recipe
+from prunegym.agents.recipe_files import load_recipe
 from prunegym.agents.training import train_agent
 from prunegym.envs import MaskVecEnv
 from prunegym.models import SkippingCNN, load_dataset, shipped_model

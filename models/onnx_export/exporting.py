@@ -13,6 +13,7 @@ from torch import nn
 from prunegym.models.dynamic import DynamicCNN
 from prunegym.models.errors import InvalidInputError, UnknownNameError
 from prunegym.models.folding import folded, norm_behind, scale_and_shift
+from prunegym.models.gate_policy import check_penalty
 from prunegym.models.graph import Step, attribute_of
 from prunegym.models.model_files import StoredModel
 from prunegym.models.onnx_export.builder import GraphBuilder, Known
@@ -68,9 +69,14 @@ def export_onnx(
             "--dense), or make a policy with prunegym prepare or prunegym train."
         )
     if penalty is not None and (decide != "policy" or model.policy is None or model.policy.penalty_range is None):
-        raise InvalidInputError(f"penalty is {penalty}, but the model's policy takes no lambda. Leave it out.")
-    exported = _Export(model, decide, penalty).write(pixels)
+        who = "the model's policy" if decide == "policy" else f"an export with decide={decide!r}"
+        raise InvalidInputError(f"penalty is {penalty}, but {who} takes no lambda. Leave it out.")
+    if penalty is not None and model.policy is not None:
+        check_penalty(model.policy.penalty_range, penalty)
     path = Path(path)
+    if path.suffix == ".safetensors" or path.is_dir():
+        raise InvalidInputError(f"{path} is no name for an ONNX file. Give one that ends in .onnx.")
+    exported = _Export(model, decide, penalty).write(pixels)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(exported.SerializeToString())
     return path

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from prunegym.agents.evaluation import Evaluation, evaluate
     from prunegym.agents.policies import MaskPolicy, new_gate_policy
-    from prunegym.agents.recipe import Recipe, load_recipe
+    from prunegym.agents.recipe import Recipe
+    from prunegym.agents.recipe_files import load_recipe
     from prunegym.agents.training import train_agent
     from prunegym.envs.group_advantage import GroupAdvantage
     from prunegym.envs.mask_vec_env import MaskVecEnv
@@ -56,7 +57,8 @@ __all__ = [
 _HOMES = {
     "agents.evaluation": ("Evaluation", "evaluate"),
     "agents.policies": ("MaskPolicy", "new_gate_policy"),
-    "agents.recipe": ("Recipe", "load_recipe"),
+    "agents.recipe": ("Recipe",),
+    "agents.recipe_files": ("load_recipe",),
     "agents.training": ("train_agent",),
     "envs.group_advantage": ("GroupAdvantage",),
     "envs.mask_vec_env": ("MaskVecEnv",),

@@ -14,7 +14,7 @@ from prunegym.agents.callbacks import CollapseWarning
 from prunegym.agents.entries import as_entry
 from prunegym.agents.evaluation import evaluate
 from prunegym.agents.learners import best_of_k, decore, gates_by_gradient
-from prunegym.agents.recipe import load_recipe
+from prunegym.agents.recipe_files import load_recipe
 from prunegym.agents.training import train_agent
 from prunegym.models import CNNInfo, Dataset, DynamicCNN, MaskedCNN, load_dataset
 from prunegym.models.errors import InvalidInputError

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from prunegym.agents.budget import Budget
-from prunegym.agents.recipe import FOLDER, Recipe, linear_start, load_recipe
+from prunegym.agents.recipe import Recipe, linear_start
+from prunegym.agents.recipe_files import FOLDER, load_recipe
 from prunegym.commands.learning import override
 from prunegym.models import TuneConfig
 from prunegym.models.errors import InvalidInputError, MissingDataError, UnknownNameError

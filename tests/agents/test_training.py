@@ -14,9 +14,11 @@ from prunegym.agents.budget import Budget, BudgetWarning, DualAscent, end_at_bud
 from prunegym.agents.callbacks import CollapseWarning, TrainingMonitor, snapshot
 from prunegym.agents.evaluation import evaluate
 from prunegym.agents.offsets import gates_at_mac_share
-from prunegym.agents.recipe import Recipe, load_recipe
+from prunegym.agents.recipe import Recipe
+from prunegym.agents.recipe_files import load_recipe
 from prunegym.agents.training import build_algorithm, train_agent, training_env
 from prunegym.envs import make_task
+from prunegym.envs.sampling import EpochSampler
 from prunegym.models import (
     DynamicCNN,
     GatePolicy,
@@ -128,14 +130,49 @@ def test_a_resumed_run_searches_its_start_no_more(tmp_path: Path, monkeypatch: p
     assert all(torch.equal(value, again[name]) for name, value in first.policy.state_dict().items())
 
 
-def test_a_resumed_run_has_its_own_cnn(tmp_path: Path) -> None:
+@pytest.mark.parametrize("part", ["CNN", "gates", "training images"])
+def test_a_resumed_run_has_its_own_inputs(tmp_path: Path, part: str) -> None:
     recipe = dataclasses.replace(SMALL, n_episodes=0)
     run(recipe, tmp_path)
-    model, data = shipped_model("digits"), load_dataset("digits", "train")
+    model, train = shipped_model("digits"), load_dataset("digits", "train")
     with torch.no_grad():
-        next(model.masked.parameters()).add_(0.1)
-    with pytest.raises(InvalidInputError, match=r"start\.safetensors was made for another CNN\. Give another --out"):
-        train_agent(model.masked, model.info, data, data, recipe, tmp_path, policy=model.policy, resume=True)
+        if part == "training images":
+            train = dataclasses.replace(train, images=255 - train.images)
+        else:
+            next((model.masked if part == "CNN" else model.policy).parameters()).add_(0.1)
+    validation = load_dataset("digits", "validation")
+    with pytest.raises(InvalidInputError, match=rf"made from other inputs \({part}\)\. Give another --out"):
+        train_agent(model.masked, model.info, train, validation, recipe, tmp_path, policy=model.policy, resume=True)
+
+
+@pytest.mark.filterwarnings("ignore::prunegym.agents.callbacks.CollapseWarning")
+def test_a_run_that_goes_on_has_the_images_that_are_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each image once an epoch, and as many updates, as if nothing had happened."""
+    seen: list[list[int]] = []
+    draw = EpochSampler.draw
+
+    def watched(self: EpochSampler, number: int) -> torch.Tensor:
+        indices = draw(self, number)
+        seen.append(indices.tolist())
+        return indices
+
+    def interrupt(_stage: str, row: dict[str, Any]) -> None:
+        if row.get("updates") == 6:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(EpochSampler, "draw", watched)
+    whole = tmp_path / "whole"
+    run(SMALL, whole)
+    straight = list(seen)
+    seen.clear()
+    with pytest.raises(KeyboardInterrupt):
+        run(SMALL, tmp_path / "parts", report=interrupt)
+    seen.clear()
+    run(SMALL, tmp_path / "parts", resume=True)
+    assert seen[-len(straight) :] == straight  # what was had is passed over, the rest is the same
+    histories = [json.loads((path / "monitor.json").read_text())["history"] for path in (whole, tmp_path / "parts")]
+    steps, again = ([(row["updates"], row["timesteps"]) for row in history] for history in histories)
+    assert again == steps
 
 
 def test_the_best_actor_is_kept_even_if_it_is_the_start(tmp_path: Path) -> None:

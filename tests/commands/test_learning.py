@@ -18,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::prunegym.agents.callbacks.Colla
 
 def test_train_cnn_says_how_it_was_made(made: Path) -> None:
     described = json.loads((made / "cnn/run.json").read_text())
-    assert set(described) == {"settings", "command", "seed", "versions", "machine", "seconds", "results"}
+    assert set(described) == {"settings", "inputs", "command", "seed", "versions", "machine", "seconds", "results"}
     assert described["settings"]["train"]["epochs"] == 12
     assert described["versions"]["torch"] == torch.__version__
     info = read_model(made / "cnn/cnn.safetensors").info

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from prunegym.commands.common import (
@@ -25,6 +25,7 @@ from prunegym.commands.common import (
 )
 from prunegym.models.dynamic import DynamicCNN
 from prunegym.models.errors import InvalidInputError, MissingDataError
+from prunegym.models.formats import UNREADABLE, eight_bits
 from prunegym.models.model_files import CNNInfo
 
 
@@ -89,9 +90,9 @@ def read_image(path: Path, info: CNNInfo) -> Tensor:
         raise MissingDataError(f"There is no image {path}. Check the path.")
     try:
         with Image.open(path) as image:
-            converted = image.convert("L" if channels == 1 else "RGB")
+            converted = eight_bits(image).convert("L" if channels == 1 else "RGB")
             scaled = converted if converted.size == (width, height) else converted.resize((width, height))
-    except (UnidentifiedImageError, OSError) as error:
+    except UNREADABLE as error:
         raise InvalidInputError(f"{path} is no image file that Pillow can read ({error}).") from error
     pixels = torch.from_numpy(np.asarray(scaled, dtype=np.uint8).copy())
     return pixels.view(height, width, channels).permute(2, 0, 1).contiguous()

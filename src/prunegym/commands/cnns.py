@@ -25,6 +25,7 @@ from prunegym.commands.common import (
     build_for,
     emit,
     facts,
+    finite,
     open_split,
     open_trained,
     percent,
@@ -81,7 +82,7 @@ def train_cnn(
         )
     started = time.perf_counter()
     settings = {"network": network, "dataset": dataset, "train_images": train.span, "seed": seed}
-    begin_run(out, {**settings, "train": dataclasses.asdict(config)}, resume)
+    begin_run(out, {**settings, "train": dataclasses.asdict(config)}, resume, {"training images": train})
     report = progress_of(quiet)
     trained = train_network(
         model, train, config, validation=load_dataset(dataset, "validation"), checkpoint=checkpoint, device=device,
@@ -107,9 +108,11 @@ def prepare(
         float | None,
         typer.Option(help="lambda of lambda ||M(x)||_1 in the loss, a channel's price, instead of a MAC target."),
     ] = None,
-    epochs: Annotated[float, typer.Option(help="Passes over the training images after imitation.")] = 8.0,
+    epochs: Annotated[
+        float, typer.Option(help="Passes over the training images after imitation.", min=0.0, callback=finite)
+    ] = 8.0,
     batch_size: Annotated[int, typer.Option(help="Images in a step.", min=1)] = 128,
-    imitation_steps: Annotated[int, typer.Option(help="Steps of imitation first.")] = 600,
+    imitation_steps: Annotated[int, typer.Option(help="Steps of imitation first.", min=0)] = 600,
     kept_share: Annotated[float, typer.Option(help="Share of channels that the teacher keeps.")] = 0.6,
     no_imitation: Annotated[bool, typer.Option("--no-imitation", help="Gates start from their bias.")] = False,
     frozen: Annotated[bool, typer.Option("--frozen", help="Refine gates only; no weight of the CNN changes.")] = False,
@@ -141,22 +144,29 @@ def prepare(
         raise InvalidInputError(
             "--taylor keeps the mask that it is given, so --sparsity would do nothing. Leave one out."
         )
+    if epochs == 0 and (target_macs is not None or sparsity is not None or frozen):
+        raise InvalidInputError(
+            "--epochs 0 stops after imitation, so --target-macs, --sparsity and --frozen would do nothing. Leave them "
+            "out, or give epochs."
+        )
     stored = open_trained(cnn)
     train = open_split(stored.info, dataset, "train", span=train_images)
     tune = TuneConfig(
-        target_macs=target_macs, epochs=epochs, batch_size=batch_size, train_cnn=not frozen, train_gates=not taylor,
+        target_macs=target_macs, epochs=epochs or TuneConfig.epochs, batch_size=batch_size, train_cnn=not frozen,
+        train_gates=not taylor,
         seed=seed, cnn_learning_rate=cnn_learning_rate, gate_learning_rate=gate_learning_rate, sparsity=sparsity,
         distillation=distillation,
     )  # fmt: skip
-    imitation = ImitationConfig(imitation_steps, batch_size, kept_share, seed=seed)
     imitates = not (no_imitation or static or taylor or imitation_steps == 0)
-    config = PrepareConfig(
-        imitation if imitates else None, tune if epochs > 0 else None, True, hidden, grid, feature_size, seed
-    )
+    imitation = ImitationConfig(imitation_steps, batch_size, kept_share, seed=seed) if imitates else None
+    config = PrepareConfig(imitation, tune if epochs > 0 else None, True, hidden, grid, feature_size, seed)
     started = time.perf_counter()
     kind = "taylor" if taylor else "static" if static else "gates" if sparsity is None else "L1-sparse gates"
     settings = {"cnn": str(cnn), "kind": kind, "dataset": train.name, "prepare": dataclasses.asdict(config)}
-    begin_run(out, {**settings, "train_images": train.span, "seed": seed}, resume)
+    begin_run(
+        out, {**settings, "train_images": train.span, "seed": seed}, resume,
+        {"CNN": stored.masked, "training images": train},
+    )  # fmt: skip
     masked = stored.masked.to(device)
     start = static_start(masked, train, tune.target or 1.0, learned=static) if static or taylor else None
     masked, policy = prepare_model(masked, train, config, policy=start, folder=out, report=progress_of(quiet))

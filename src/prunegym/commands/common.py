@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -17,6 +18,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from prunegym.models.data import Dataset, Normalisation
+from prunegym.models.device import check_device
 from prunegym.models.dynamic import SHIPPED, shipped_model
 from prunegym.models.errors import InvalidInputError, UnknownNameError
 from prunegym.models.masked import MaskedCNN
@@ -34,7 +36,7 @@ DataRoot = Annotated[
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads that torch uses.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder of the run.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that is in the folder.")]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything that is drawn.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of everything that is drawn.")]
 DatasetName = Annotated[
     str | None, typer.Option("--dataset", help="Name or path of a data set; by default the model's own.")
 ]
@@ -46,7 +48,9 @@ TrainImages = Annotated[
         help="A part of the training images, in an order drawn once: :40000 and 40000: share none.",
     ),
 ]
-Device = Annotated[str, typer.Option("--device", help="Torch device, e.g. cpu or cuda.")]
+Device = Annotated[
+    str, typer.Option("--device", help="Torch device, e.g. cpu or cuda.", callback=lambda name: str(check_device(name)))
+]
 Execution = Annotated[
     str, typer.Option("--execution", help=f"How masked channels are treated: {', '.join(EXECUTIONS)}.")
 ]
@@ -54,6 +58,17 @@ ShownPenalty = Annotated[
     float | None, typer.Option("--penalty", help="lambda, for a model that was trained for a range of them.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
+
+
+def finite(value: float | None) -> float | None:
+    """Return the value of an option, for typer's ``callback``.
+
+    Raises:
+        InvalidInputError: If it is infinite or no number, which JSON has no word for.
+    """
+    if value is not None and not math.isfinite(value):
+        raise InvalidInputError(f"An option is {value}; a finite number is needed.")
+    return value
 
 
 def settle(data_root: Path | None = None, threads: int | None = None) -> None:
@@ -181,7 +196,7 @@ def open_split(
         span: That part only, as :meth:`Dataset.part` has it.
 
     Raises:
-        InvalidInputError: If there are fewer images than asked for, or the model takes others.
+        InvalidInputError: If there are fewer images than asked for, or the model takes others or does not know a class.
     """
     data = load_dataset(info.dataset if name is None else name, split)
     if data.image_shape != info.image_shape or len(data.classes) > info.num_classes:
@@ -189,7 +204,7 @@ def open_split(
             f"The model takes images of {info.image_shape} and tells {info.num_classes} classes apart; data set "
             f"{data.name!r} has {data.image_shape} and {len(data.classes)}. Give --dataset with one that fits."
         )
-    data = dataclasses.replace(data, normalisation=info.normalisation)
+    data = dataclasses.replace(data.with_classes(info.classes), normalisation=info.normalisation)
     if span is not None:
         data = data.part(span)
     if images is None:

@@ -33,12 +33,15 @@ from prunegym.commands.judging import evaluation_table, evaluations
 from prunegym.commands.learning import Episodes, override
 from prunegym.models.data import Dataset
 from prunegym.models.dynamic import DynamicCNN
+from prunegym.models.errors import InvalidInputError
 from prunegym.models.gate_policy import greedy
 
 if TYPE_CHECKING:
     from prunegym.envs.simulator import MaskSimulator
 
 SHOWN = 8
+MARK = "demo"
+"""A file that says that a folder is a demo's, whose earlier results may be replaced."""
 
 
 def demo(
@@ -54,7 +57,7 @@ def demo(
     as_json: JsonFlag = False,
 ) -> None:
     """Train PPO on digits, evaluate it with controls and baselines, draw masks, save the model and predict with it."""
-    from prunegym.agents.recipe import load_recipe
+    from prunegym.agents.recipe_files import load_recipe
     from prunegym.agents.training import train_agent
 
     settle(threads=threads)
@@ -62,9 +65,7 @@ def demo(
     stored = open_model(model)
     train, validation, test = (open_split(stored.info, None, split) for split in ("train", "validation", "test"))
     chosen = override(load_recipe(recipe), episodes)
-    training = out / "training"
-    if (training / "run.json").exists():
-        shutil.rmtree(training)
+    training = _cleared(out)
     note(f"PPO, {chosen.n_episodes:,} episodes on {train.name}: about a minute.", quiet)
     trained = train_agent(
         stored.masked, with_history(stored.info, "demo", seed), train, validation, chosen, training,
@@ -93,6 +94,20 @@ def demo(
     predicted = table("Predicted with the saved model", ["image", "label", "channels kept", "of the dense MACs"], said)
     closing = f"Model: {path}   Masks drawn: {picture}   {seconds:.0f} s"
     emit(document, as_json, evaluation_table(title, results), first.verdict, predicted, closing)
+
+
+def _cleared(out: Path) -> Path:
+    """Return an empty folder for the training, without touching what other commands have made."""
+    training = out / "training"
+    if (out / "run.json").exists() or (training.exists() and not (out / MARK).exists()):
+        raise InvalidInputError(
+            f"{out} has results of another command, which a demo would replace. Give another --out."
+        )
+    if training.exists():
+        shutil.rmtree(training)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / MARK).touch()
+    return training
 
 
 def draw(model: DynamicCNN, data: Dataset, indices: Tensor, path: Path) -> None:

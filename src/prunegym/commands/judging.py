@@ -23,6 +23,7 @@ from prunegym.commands.common import (
     Threads,
     TrainImages,
     emit,
+    finite,
     note,
     open_split,
     open_trained,
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from prunegym.agents.statistics import Interval
 
 Split = Annotated[str, typer.Option("--split", help="train, validation or test.")]
-Penalty = Annotated[float, typer.Option("--penalty", min=0.0, help="lambda of the figure reward.")]
+Penalty = Annotated[float, typer.Option("--penalty", min=0.0, callback=finite, help="lambda of the figure reward.")]
 Dense = Annotated[
     Path | None, typer.Option("--dense", help="File of the original CNN, from whose accuracy losses are counted.")
 ]
@@ -73,6 +74,7 @@ def evaluate(
         typer.Option(
             "--penalty",
             min=0.0,
+            callback=finite,
             help="lambda of the figure reward, by default 0.5; a policy for a range of lambdas is shown it.",
         ),
     ] = None,
@@ -94,10 +96,8 @@ def evaluate(
     settle(data_root, threads)
     stored = open_trained(model)
     data = open_split(stored.info, dataset, split, images)
-    if images is not None and dense is None:
-        # What the file states holds for the whole split; on a part, the dense accuracy has to be measured.
-        metadata = {key: value for key, value in stored.info.metadata.items() if key != "dense_accuracy"}
-        stored = stored._replace(info=dataclasses.replace(stored.info, metadata=metadata))
+    if images is not None:
+        stored = _without_stated(stored)
     own = own_agent(stored) if agent is None else load_agent(agent)
     if isinstance(own, DynamicCNN):
         own = own.to(device).skip(execution)
@@ -111,13 +111,20 @@ def evaluate(
     penalty = penalty if penalty is not None else 0.5 if bounds is None else sum(bounds) / 2
     table = None if latency is None else open_table(latency, stored.masked)
     name = model if agent is None else agent
-    results = evaluations(name, own, stored, data, penalty, dense, baselines, seed, device, table)
+    train = open_split(stored.info, dataset, "train") if baselines or agent is not None else None
+    results = evaluations(name, own, stored, data, penalty, dense, baselines, seed, device, table, train)
     first = next(iter(results.values()))
     document: dict[str, Any] = first.as_json()
     if baselines:
         document["baselines"] = {name: result.as_json() for name, result in list(results.items())[1:]}
     title = f"{data.name}/{data.split}, {len(data)} images, dense accuracy {percent(first.dense_accuracy)}"
     emit(document, as_json, evaluation_table(title, results), first.verdict, *first.notes)
+
+
+def _without_stated(stored: StoredModel) -> StoredModel:
+    """Return a model without the accuracies that its file states: of a part of the images they have to be measured."""
+    metadata = {key: value for key, value in stored.info.metadata.items() if key != "dense_accuracy"}
+    return stored._replace(info=dataclasses.replace(stored.info, metadata=metadata))
 
 
 def own_agent(stored: StoredModel) -> Any:
@@ -140,18 +147,21 @@ def evaluations(
     seed: int = 0,
     device: str = "cpu",
     latency: LatencyTable | None = None,
+    train: Dataset | None = None,
 ) -> dict[str, Evaluation]:
-    """Evaluate an agent and, if wanted, every baseline at its MAC share, on one CNN."""
+    """Evaluate an agent and, if wanted, every baseline at its MAC share, on one CNN; ``train`` is what these need."""
     from prunegym.agents.baselines import BASELINES, Setting, make_baseline
     from prunegym.agents.evaluation import evaluate as evaluate_agent
+    from prunegym.agents.predicting import PredictorOptions
 
     network = None if dense is None else read_model(dense).masked.network.to(device)
     masked, policy, info = stored
     owner = stored if policy is None else DynamicCNN(masked, policy, info)
     options: dict[str, Any] = {"penalty": penalty, "dense": network, "latency": latency}
+    options["options"] = PredictorOptions(train=train)
     results = {name: evaluate_agent(agent, owner, data, device=device, **options)}
     if baselines:
-        train = open_split(stored.info, data.name if data.name != stored.info.dataset else None, "train")
+        train = open_split(stored.info, data.name, "train") if train is None else train
         share = min(1.0, results[name].total_mac_share)
         setting = Setting(stored.masked, data, train, share, seed)
         for baseline in BASELINES:
@@ -228,6 +238,9 @@ def compare(
     changes = {"episodes": episodes, "n_envs": n_envs, "eval_images": eval_images, "target_macs": target_macs}
     things = [_entry(name, changes) for name in names]
     data = open_split(stored.info, dataset, split, images)
+    if images is not None:
+        each = {seed: _without_stated(one) for seed, one in each.items()}
+        stored = each[0]
     train = open_split(stored.info, dataset, "train", span=train_images)
     begin_run(out, {"model": model, "dataset": data.name, "train_images": train.span, **changes}, resume)
     started = time.perf_counter()
@@ -259,7 +272,7 @@ def compare(
 def _entry(name: str, changes: Mapping[str, Any]) -> Any:
     from prunegym.agents.baselines import BASELINES
     from prunegym.agents.entries import RIVALS, STARTS, as_entry, split_label
-    from prunegym.agents.recipe import load_recipe
+    from prunegym.agents.recipe_files import load_recipe
 
     label, thing = split_label(name)
     if ":" in thing or thing in {*BASELINES, *RIVALS, *STARTS} or thing.endswith(".safetensors"):

@@ -35,15 +35,17 @@ from prunegym.envs.rewards import BLOCKDROP
 from prunegym.models.data import Dataset
 from prunegym.models.errors import InvalidInputError, UnknownNameError
 from prunegym.models.features import MaskFeatures
+from prunegym.models.gate_policy import GatePolicy, StaticPolicy
 from prunegym.models.joint import TuneConfig
 from prunegym.models.masked import MaskedCNN
+from prunegym.models.model_files import read_model
 
 if TYPE_CHECKING:
     from prunegym.agents.recipe import Recipe
 
 Model = Annotated[str, typer.Argument(help="A CNN of train-cnn, a model of prepare or train, or a shipped model.")]
 RecipeName = Annotated[str, typer.Option("--recipe", help="A recipe that comes with PruneGym, or a YAML file.")]
-Episodes = Annotated[int | None, typer.Option("--episodes", help="Episodes (images), instead of the recipe's.")]
+Episodes = Annotated[int | None, typer.Option("--episodes", min=0, help="Episodes (images), instead of the recipe's.")]
 RewardName = Annotated[
     str | None, typer.Option("--reward", help="A reward by name, or module:function of yours, instead of the recipe's.")
 ]
@@ -59,7 +61,7 @@ TargetMacs = Annotated[
     float | None,
     typer.Option(help="Total MAC share at which reinforcement learning begins and ends; lambda adapts to it."),
 ]
-EvalImages = Annotated[int | None, typer.Option("--eval-images", help="Validation images, at most.")]
+EvalImages = Annotated[int | None, typer.Option("--eval-images", min=1, help="Validation images, at most.")]
 
 
 def train(
@@ -85,7 +87,7 @@ def train(
     as_json: JsonFlag = False,
 ) -> None:
     """Train an agent by a recipe; OUT/model.safetensors is the best actor, OUT/start.safetensors where it began."""
-    from prunegym.agents.recipe import load_recipe
+    from prunegym.agents.recipe_files import load_recipe
     from prunegym.agents.training import train_agent
 
     settle(data_root, threads)
@@ -94,7 +96,7 @@ def train(
     )
     stored = open_trained(model)
     data = open_split(stored.info, dataset, "train", span=train_images)
-    try_task(chosen, stored.masked, data)
+    try_task(chosen, stored.masked, data, stored.policy)
     train_agent(
         stored.masked,
         with_history(stored.info, f"train, {chosen.name}", seed),
@@ -151,8 +153,10 @@ def _with_budget(recipe: Recipe, target_macs: float) -> Recipe:
     return dataclasses.replace(recipe, budget=budget, target_macs=None, imitation=imitation, refine=refine)
 
 
-def try_task(recipe: Recipe, masked: MaskedCNN, train: Dataset) -> None:
-    """Play one episode of a recipe's task, so that a mistake in a reward shows now, not when imitation is over."""
+def try_task(
+    recipe: Recipe, masked: MaskedCNN, train: Dataset, policy: GatePolicy | StaticPolicy | None = None
+) -> None:
+    """Play one episode of a recipe's task, so that a mistake shows now, not when imitation is over."""
     from prunegym.envs.registration import LAYERWISE
     from prunegym.envs.simulator import MaskSimulator
     from prunegym.envs.task import make_task
@@ -162,6 +166,12 @@ def try_task(recipe: Recipe, masked: MaskedCNN, train: Dataset) -> None:
     layerwise = LAYERWISE[recipe.env]
     features = MaskFeatures(masked, layerwise).to(next(masked.parameters()).device)
     task = make_task(masked, train, layerwise=layerwise, features=features, **recipe.env_kwargs)
+    if policy is not None and (policy.penalty_range is None) == isinstance(task.penalty, tuple):
+        raise InvalidInputError(
+            f"Recipe {recipe.name!r} has penalty {task.penalty}, but the model's gates are for "
+            f"{'one lambda' if policy.penalty_range is None else f'the range {policy.penalty_range}'}. Give a penalty "
+            "of that kind."
+        )
     simulator = MaskSimulator(task, 4, np.random.default_rng(0))
     simulator.reset()
     bits = np.ones((4, *task.action_space.shape), np.int8)
@@ -193,12 +203,16 @@ def finetune(
     out: Out,
     rounds: Annotated[int, typer.Option(help="Turns of CNN and policy.", min=1)] = 2,
     cnn_epochs: Annotated[float, typer.Option(help="Passes over the training images by the CNN, each turn.")] = 1.0,
-    episodes: Annotated[int, typer.Option(help="Episodes of the policy, each turn.")] = 10240,
+    episodes: Annotated[int, typer.Option(help="Episodes of the policy, each turn.", min=0)] = 10240,
     recipe: RecipeName = "prepared",
     with_gates: Annotated[
         bool, typer.Option("--with-gates", help="The gates move with the CNN, by gradient; else only the CNN does.")
     ] = False,
     cnn_learning_rate: Annotated[float, typer.Option(help="Peak, of the CNN.")] = 0.01,
+    dense: Annotated[
+        Path | None,
+        typer.Option("--dense", help="File of the original CNN, to distil from; by default the model as it comes."),
+    ] = None,
     target_macs: Annotated[
         float | None, typer.Option(help="Total MAC share for --with-gates; by default the model's own.")
     ] = None,
@@ -220,10 +234,15 @@ def finetune(
 ) -> None:
     """Step 5: train CNN and policy in turns, then freeze again; OUT/model.safetensors is the result."""
     from prunegym.agents.finetuning import finetune as finetune_model
-    from prunegym.agents.recipe import load_recipe
+    from prunegym.agents.recipe_files import load_recipe
     from prunegym.models.dynamic import DynamicCNN
 
     settle(data_root, threads)
+    if target_macs is not None and not with_gates:
+        raise InvalidInputError(
+            "--target-macs is where --with-gates trains the gates to; without it they stay as they are in the CNN's "
+            "turns. Give both, or neither."
+        )
     stored = open_trained(model)
     if stored.policy is None:
         raise InvalidInputError(f"{model} is a CNN without a gate policy. Run prunegym prepare or train on it first.")
@@ -235,7 +254,7 @@ def finetune(
         cnn_learning_rate=cnn_learning_rate, gate_learning_rate=5e-4, seed=seed,
     )  # fmt: skip
     data = open_split(stored.info, dataset, "train", span=train_images)
-    try_task(chosen, stored.masked, data)
+    try_task(chosen, stored.masked, data, stored.policy)
     rows = finetune_model(
         DynamicCNN(stored.masked, stored.policy, with_history(stored.info, "finetune", seed)),
         data,
@@ -245,6 +264,7 @@ def finetune(
         out,
         rounds=rounds,
         own_target=target_macs is None,
+        dense=None if dense is None else read_model(dense).masked.network,
         seed=seed,
         resume=resume,
         device=device,

@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 
 from prunegym.commands.common import JsonFlag, Threads, emit, facts, open_model, settle, table
+from prunegym.models.errors import InvalidInputError
 from prunegym.models.latency import LatencyTable
 
 
@@ -32,6 +33,8 @@ def latency(
     from prunegym.models.latency_timers import make_timer
 
     settle(threads=threads)
+    if out.suffix == ".safetensors" or out.is_dir():
+        raise InvalidInputError(f"--out is {out}, which is no name for a table. Give one that ends in .json.")
     masked, policy, _ = open_model(model)
     timer = make_timer(execution, masked, clock)
     found = measure(masked, timer, policy, clock=clock, rounds=rounds, validation_masks=masks)

@@ -1,0 +1,128 @@
+"""Recipe files: YAML in RL-Zoo's form, an environment id, then its settings."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from stable_baselines3 import A2C, PPO
+
+from prunegym.agents.budget import Budget
+from prunegym.agents.recipe import Recipe
+from prunegym.envs.task import TaskArguments
+from prunegym.models.errors import InvalidInputError, MissingDataError, UnknownNameError
+from prunegym.models.imitation import ImitationConfig
+from prunegym.models.joint import TuneConfig
+
+FOLDER = Path(__file__).parent / "recipes"
+STAGES: dict[str, type[Any]] = {"imitation": ImitationConfig, "refine": TuneConfig, "budget": Budget}
+GATE_POLICY = ("hidden", "grid", "feature_size")
+OURS = {
+    "self",
+    "policy",
+    "env",
+    "policy_kwargs",
+    "seed",
+    "device",
+    "tensorboard_log",
+    "n_steps",
+    "batch_size",
+    "verbose",
+}
+"""What training gives an algorithm itself; ``_init_setup_model`` is Stable-Baselines3's own."""
+SET_BY_TRAINING = ("model", "dataset", "split", "device", "features", "images")
+
+
+def load_recipe(name_or_path: str | Path) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        name_or_path: A recipe that comes with PruneGym (``frozen``), or a YAML file.
+
+    Raises:
+        UnknownNameError: If there is no such recipe, or it has an unknown setting.
+        MissingDataError: If there is no such file.
+        InvalidInputError: If the file is not YAML of the right form, or a value is out of range.
+
+    Example:
+        >>> load_recipe("digits").algo
+        'ppo'
+    """
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        path = FOLDER / f"{name_or_path}.yaml"
+        if not path.exists():
+            raise UnknownNameError("recipe", str(name_or_path), [file.stem for file in FOLDER.glob("*.yaml")])
+    if not path.exists():
+        raise MissingDataError(f"There is no recipe {path}. Check the path.")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+        raise InvalidInputError(f"{path} is not YAML: {error}") from error
+    if not isinstance(content, dict) or len(content) != 1 or not isinstance(next(iter(content.values())), dict):
+        raise InvalidInputError(f"{path} must have one environment id at the top, and its settings below.")
+    ((env, settings),) = content.items()
+    return _recipe(path.stem, env, settings)
+
+
+def _recipe(name: str, env: str, settings: dict[str, Any]) -> Recipe:
+    _check_names(
+        f"setting in recipe {name!r}:", settings, {field.name for field in dataclasses.fields(Recipe)} - {"name", "env"}
+    )
+    values = {key: _numbers(value) for key, value in settings.items()}
+    algorithm = {"ppo": PPO, "a2c": A2C}.get(str(values.get("algo", "ppo")))
+    known = () if algorithm is None else set(inspect.signature(algorithm).parameters) - OURS - {"_init_setup_model"}
+    allowed: dict[str, Collection[str]] = {
+        "env_kwargs": set(TaskArguments.__annotations__) - set(SET_BY_TRAINING),
+        "gate_policy": GATE_POLICY,
+        "hyperparameters": known,
+        **{stage: {field.name for field in dataclasses.fields(config)} for stage, config in STAGES.items()},
+    }
+    for key, names in allowed.items():
+        if values.get(key) is None:
+            if key in values and key not in STAGES:
+                raise InvalidInputError(f"Recipe {name!r}: {key} is empty. Leave it out, or give settings.")
+            continue
+        if not isinstance(values[key], Mapping):
+            raise InvalidInputError(f"Recipe {name!r}: {key} is {values[key]!r}; settings by name are needed.")
+        if names:
+            _check_names(f"setting of {key} in recipe {name!r}:", values[key], names)
+    for key, config in STAGES.items():
+        if values.get(key) is not None:
+            fixed = {"train_cnn": False} if key == "refine" else {}
+            values[key] = _made(name, key, config, {**values[key], **fixed})
+    return Recipe(name=name, env=env, **values)
+
+
+def _check_names(what: str, settings: Mapping[str, Any], allowed: Collection[str]) -> None:
+    for key in settings:
+        if key not in allowed:
+            raise UnknownNameError(what, str(key), allowed)
+
+
+def _numbers(value: Any) -> Any:
+    """Return settings with numbers where YAML 1.1 reads a string: ``6e-4`` and ``1e3`` have no dot."""
+    if isinstance(value, Mapping):
+        return {key: _numbers(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_numbers(one) for one in value]
+    if not isinstance(value, str):
+        return value
+    try:
+        number = float(value)
+    except ValueError:
+        return value
+    return int(number) if number.is_integer() else number
+
+
+def _made(recipe: str, key: str, config: type[Any], values: dict[str, Any]) -> Any:
+    try:
+        return config(**values)
+    except TypeError as error:
+        raise InvalidInputError(
+            f"Recipe {recipe!r}: {key} is {values}, of which a value has another type than it should."
+        ) from error

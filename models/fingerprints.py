@@ -1,0 +1,34 @@
+"""Hashes of what a result depends on: weights, gates and images."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from prunegym.models.data import Dataset
+
+
+def fingerprint_of(thing: nn.Module | Dataset) -> str:
+    """Return a hash of a module's parameters and buffers, or of a data set's images, labels and normalisation.
+
+    Example:
+        >>> layer = nn.Linear(2, 1)
+        >>> fingerprint_of(layer) == fingerprint_of(layer), len(fingerprint_of(layer))
+        (True, 16)
+    """
+    if isinstance(thing, nn.Module):
+        return hash_of(thing.state_dict().items())
+    mean_std = torch.tensor([thing.normalisation.mean, thing.normalisation.std])
+    return hash_of([(f"{thing.name}/{thing.split}", thing.images), ("labels", thing.labels), ("norm", mean_std)])
+
+
+def hash_of(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """Return a hash of named tensors, 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name, tensor in tensors:
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
