@@ -128,8 +128,8 @@ def evaluate(
         The figures.
 
     Raises:
-        InvalidInputError: If there is no model, the network's output is not (batch, classes), or masks or the latency
-            table are wrong.
+        InvalidInputError: If there is no model, the network's output is not (batch, classes), the model does not know a
+            class of the data set, or masks or the latency table are wrong.
         AgentError: If the agent fails or gives wrong actions.
 
     Example:
@@ -144,7 +144,7 @@ def evaluate(
     if latency is not None:
         latency.check(masked)
     if info is not None:
-        dataset = dataclasses.replace(dataset, normalisation=info.normalisation)
+        dataset = dataclasses.replace(dataset.with_classes(info.classes), normalisation=info.normalisation)
     if device is not None:
         masked.to(device)
         if isinstance(owner, DynamicCNN):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from prunegym.models.budget import meet_target
 from prunegym.models.checkpoints import load_weights, save_weights
 from prunegym.models.cost import CostModel
-from prunegym.models.data import Dataset, Normalisation, from_arrays
+from prunegym.models.data import Dataset, Normalisation
 from prunegym.models.discovery import Gate
 from prunegym.models.dynamic import DynamicCNN, Prediction, shipped_model
 from prunegym.models.features import MaskFeatures
@@ -19,6 +19,7 @@ from prunegym.models.model_files import CNNInfo, read_model, write_model
 from prunegym.models.preparation import PrepareConfig, new_policy, prepare
 from prunegym.models.skipping import EXECUTIONS, SkippingCNN
 from prunegym.models.sources import load_dataset
+from prunegym.models.splits import from_arrays
 from prunegym.models.static import fixed_policy, static_start, taylor_scores
 from prunegym.models.training import TrainConfig, accuracy, train
 from prunegym.models.zoo import ZOO, build

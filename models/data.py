@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
-from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -34,6 +34,18 @@ class Normalisation:
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        """Check that it can be divided by.
+
+        Raises:
+            InvalidInputError: If a standard deviation is not above 0, or a number is infinite.
+        """
+        if not all(0 < value < math.inf for value in self.std) or not all(map(math.isfinite, self.mean)):
+            raise InvalidInputError(
+                f"Normalisation has means {self.mean} and standard deviations {self.std}; finite numbers, the latter "
+                "above 0, are needed."
+            )
 
     def __call__(self, images: Tensor) -> Tensor:
         """Normalise images.
@@ -212,99 +224,3 @@ class Dataset:
             raise InvalidInputError(f"{where} is empty or too large. Give FROM:TO within 0:{len(self)}, FROM below TO.")
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(0))[low:high]
         return dataclasses.replace(self.subset(order.sort().values), span=f"{low}:{high}")
-
-
-def hold_out_validation(train: Dataset, share: float = 0.1, seed: int = 0) -> tuple[Dataset, Dataset]:
-    """Split training images into training and validation images, the same ones every time.
-
-    Args:
-        train: All training images.
-        share: Share (0 to 1) of them that becomes the validation split.
-        seed: Seed of the draw; the default is the one that all results use.
-
-    Returns:
-        The training split and the validation split.
-
-    Raises:
-        InvalidInputError: If either would be empty.
-    """
-    count = round(len(train) * share)
-    if not 0 < count < len(train):
-        raise InvalidInputError(
-            f"Data set {train.name!r} has {len(train)} training images; a validation share of {share} leaves an "
-            "empty split. Give more images or another share."
-        )
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
-    return train.subset(order[count:].sort().values, "train"), train.subset(order[:count].sort().values, "validation")
-
-
-def from_arrays(
-    train: tuple[Tensor, Tensor],
-    test: tuple[Tensor, Tensor],
-    *,
-    name: str = "arrays",
-    classes: tuple[str, ...] | None = None,
-    normalisation: Normalisation | None = None,
-    pad: int | None = None,
-    flip: bool = False,
-) -> dict[Split, Dataset]:
-    """Make the three splits of a data set from tensors or numpy arrays in memory.
-
-    Args:
-        train: Images (count, channels, height, width) uint8 and labels (count,) integers.
-        test: The same, of the test split.
-        name: As in tables.
-        classes: Names of the classes; by default ``"0"``, ``"1"``, ...
-        normalisation: By default ImageNet's for 3 channels, else mean 0.5 and standard deviation 0.5.
-        pad: Pixels of random shift in training; by default an eighth of the height.
-        flip: Whether training mirrors images.
-
-    Returns:
-        ``{"train": ..., "validation": ..., "test": ...}``; the validation split is a tenth of the training images.
-
-    Raises:
-        InvalidInputError: For wrong shapes, types, labels or an empty split.
-
-    Example:
-        >>> images, labels = torch.zeros(40, 1, 8, 8, dtype=torch.uint8), torch.arange(40) % 2
-        >>> {split: len(part) for split, part in from_arrays((images, labels), (images, labels)).items()}
-        {'train': 36, 'validation': 4, 'test': 40}
-    """
-    images = torch.as_tensor(train[0])
-    if images.ndim != 4:
-        raise InvalidInputError(
-            f"Data set {name!r}: images have shape {tuple(images.shape)}; (count, channels, height, width) is needed."
-        )
-    if images.shape[1:] != torch.as_tensor(test[0]).shape[1:]:
-        raise InvalidInputError(
-            f"Data set {name!r}: training images are {tuple(images.shape[1:])}, test images "
-            f"{tuple(torch.as_tensor(test[0]).shape[1:])}. Bring all images to one size first."
-        )
-    channels = images.shape[1]
-    if normalisation is None:
-        rgb = channels == 3
-        normalisation = Normalisation(
-            IMAGENET_MEAN if rgb else (0.5,) * channels, IMAGENET_STD if rgb else (0.5,) * channels
-        )
-    labels, test_labels = _integers(name, train[1]), _integers(name, test[1])
-    names = classes or tuple(str(label) for label in range(int(labels.max()) + 1 if len(labels) else 0))
-    make = _maker(name, names, normalisation, images.shape[2] // 8 if pad is None else pad, flip)
-    training, validation = hold_out_validation(make("train", images, labels))
-    testing = make("test", torch.as_tensor(test[0]), test_labels)
-    return {"train": training, "validation": validation, "test": testing}
-
-
-def _integers(name: str, labels: Tensor) -> Tensor:
-    labels = torch.as_tensor(labels)
-    if labels.is_floating_point() or labels.is_complex():
-        raise InvalidInputError(f"Data set {name!r}: labels are {labels.dtype}; integers are needed.")
-    return labels.long()
-
-
-def _maker(
-    name: str, classes: tuple[str, ...], normalisation: Normalisation, pad: int, flip: bool
-) -> Callable[[Split, Tensor, Tensor], Dataset]:
-    def make(split: Split, images: Tensor, labels: Tensor) -> Dataset:
-        return Dataset(name, split, images, labels, classes, normalisation, pad, flip)
-
-    return make

@@ -122,11 +122,12 @@ class DynamicCNN(nn.Module):
         """Check and normalise images.
 
         Args:
-            images: (batch, channels, height, width), uint8 in 0..255 or float in [0, 1].
+            images: (batch, channels, height, width), uint8 in 0..255 or float in [0, 1]; a tensor or an array.
 
         Raises:
             InvalidInputError: For another shape, type or range.
         """
+        images = torch.as_tensor(images)
         if images.ndim != 4 or tuple(images.shape[1:]) != self.info.image_shape:
             raise InvalidInputError(
                 f"Images have shape {tuple(images.shape)}; (batch, {', '.join(map(str, self.info.image_shape))}) is "

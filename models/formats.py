@@ -16,8 +16,9 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from prunegym.models.data import Dataset, Split, from_arrays
+from prunegym.models.data import Dataset, Split
 from prunegym.models.errors import InvalidInputError
+from prunegym.models.splits import from_arrays
 
 Splits = dict[Split, Dataset]
 
@@ -121,14 +122,19 @@ def image_folder(path: Path) -> Splits:
     The order is that of the sorted paths, so that an index means the same image everywhere.
 
     Raises:
-        InvalidInputError: If a part is missing, an image cannot be read, or sizes or classes differ.
+        InvalidInputError: If a part is missing, there are several data sets, an image cannot be read, or sizes or
+            classes differ.
     """
     members = _folder_members(path) if path.is_dir() else _tar_members(path)
     parts: dict[str, list[tuple[str, str, bytes]]] = {"train": [], "test": []}
+    above: set[str] = set()
     for name, data in members:
         steps = [step for step in name.split("/") if step != "."]
         if Path(name).suffix.lower() in IMAGE_SUFFIXES and len(steps) >= 3 and steps[-3] in parts:
             parts[steps[-3]].append((steps[-2], steps[-1], data))
+            above.add("/".join(steps[:-3]) or ".")
+    if len(above) > 1:
+        raise InvalidInputError(f"{path} has several data sets: {', '.join(sorted(above))}. Give the path of one.")
     for part, files in parts.items():
         if not files:
             raise InvalidInputError(f"{path} has no images under {part}/<class>/. Both train and test are needed.")

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunegym.models.data import SPLITS, Dataset, Normalisation, from_arrays
+from prunegym.models.data import SPLITS, Dataset, Normalisation
 from prunegym.models.downloads import FILES, find_file
 from prunegym.models.errors import MissingDataError, UnknownNameError
 from prunegym.models.formats import Splits, array_file, cifar_archive, image_folder, read_idx
+from prunegym.models.splits import from_arrays
 
 DIGITS_TEST_IMAGES = 600
 

@@ -21,12 +21,13 @@ if TYPE_CHECKING:
     from prunegym.envs.mask_vec_env import MaskVecEnv
     from prunegym.envs.outcome import Outcome
     from prunegym.envs.task import make_task
-    from prunegym.models.data import Dataset, from_arrays
+    from prunegym.models.data import Dataset
     from prunegym.models.dynamic import DynamicCNN, shipped_model
     from prunegym.models.errors import PruneGymError
     from prunegym.models.masked import MaskedCNN
     from prunegym.models.preparation import prepare
     from prunegym.models.sources import load_dataset
+    from prunegym.models.splits import from_arrays
     from prunegym.models.training import train
     from prunegym.models.zoo import build
 
@@ -64,7 +65,8 @@ _HOMES = {
     "envs.mask_vec_env": ("MaskVecEnv",),
     "envs.outcome": ("Outcome",),
     "envs.task": ("make_task",),
-    "models.data": ("Dataset", "from_arrays"),
+    "models.data": ("Dataset",),
+    "models.splits": ("from_arrays",),
     "models.dynamic": ("DynamicCNN", "shipped_model"),
     "models.errors": ("PruneGymError",),
     "models.masked": ("MaskedCNN",),

@@ -8,7 +8,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from prunegym.commands import applying, cnns, exporting, judging, learning, profiling, showing, timing
+from prunegym.commands import applying, cnns, comparing, exporting, judging, learning, profiling, showing, timing
 from prunegym.commands.demo import demo
 from prunegym.models.errors import PruneGymError
 
@@ -49,7 +49,7 @@ app.command("prepare")(cnns.prepare)
 app.command("train")(learning.train)
 app.command("finetune")(learning.finetune)
 app.command("evaluate")(judging.evaluate)
-app.command("compare")(judging.compare)
+app.command("compare")(comparing.compare)
 app.command("predict")(applying.predict)
 app.command("export")(exporting.export)
 app.command("quantize")(exporting.quantize)

@@ -129,3 +129,42 @@ def test_a_whole_reward_takes_no_accuracy_term_of_the_recipe(reward):
     assert load_recipe("frozen").env_kwargs["accuracy"] == "probability"
     assert "accuracy" not in override(load_recipe("frozen"), reward=reward).env_kwargs
     assert override(load_recipe("frozen"), reward="l0").env_kwargs["accuracy"] == "probability"
+
+
+def test_numbers_without_a_dot_are_numbers(tmp_path: Path) -> None:
+    """YAML 1.1 reads 6e-4 as a string, which once made a learning rate that falls to 0."""
+    text = "prunegym/ChannelMask-v0:\n  n_episodes: 1e3\n  n_envs: 100\n  hyperparameters: {learning_rate: 6e-4}\n"
+    recipe = load_recipe(write(tmp_path, text))
+    assert recipe.hyperparameters["learning_rate"] == 6e-4
+    assert recipe.n_episodes == 1000
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("hyperparameters: {learning_rat: 0.1}", "setting of hyperparameters in recipe 'mine': 'learning_rat'"),
+        ("hyperparameters: {batch_size: 7}", "'batch_size'"),
+        ("hyperparameters: [1]", r"hyperparameters is \[1\]; settings by name are needed"),
+        ("env_kwargs:", "env_kwargs is empty"),
+        ("env_kwargs: {rewrd: macs}", "'rewrd'.*Did you mean 'reward'"),
+        ("gate_policy: {hiden: 64}", "'hiden'.*Did you mean 'hidden'"),
+        ("imitation: 5", "imitation is 5; settings by name are needed"),
+        ("imitation: {steps: -5}", "steps of imitation is -5"),
+        ("refine: {epochs: .nan}", "epochs is nan"),
+        ("budget: {target_macs: half}", "budget is {'target_macs': 'half'}"),
+        ("n_envs: many", "n_envs is 'many'; a whole number of at least 1 is needed"),
+        ("n_minibatches: 0", "n_minibatches is 0"),
+        ("eval_every: 0", "eval_every is 0"),
+        ("n_episodes: -5", "n_episodes is -5; a whole number of at least 0"),
+        ("sharpen: two", "sharpen is 'two'; a number above 0"),
+    ],
+)
+def test_mistakes_are_told_when_the_file_is_read(tmp_path: Path, line: str, message: str) -> None:
+    with pytest.raises((InvalidInputError, UnknownNameError), match=message):
+        load_recipe(write(tmp_path, f"prunegym/ChannelMask-v0:\n  {line}\n"))
+
+
+def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").mkdir()
+    with pytest.raises(InvalidInputError, match="is not YAML"):
+        load_recipe(tmp_path / "x.yaml")

@@ -6,8 +6,11 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from command_line import KEYS, RL, as_json, fail, succeed
+
+from prunegym.models import load_dataset
 
 # Settings that take seconds make weak agents.
 pytestmark = pytest.mark.filterwarnings("ignore::prunegym.agents.callbacks.CollapseWarning")
@@ -124,3 +127,21 @@ def test_execution_changes_no_figure(made: Path, execution: str) -> None:
     assert found["accuracy"] == pytest.approx(expected["accuracy"], abs=0.006)
     assert found["kept_share"] == pytest.approx(expected["kept_share"], abs=1e-3)
     assert "Unknown execution 'karnel'. Did you mean 'kernel'?" in fail(*arguments, "--execution", "karnel")
+
+
+def test_evaluate_takes_training_images_from_where_the_test_images_are(made: Path, tmp_path: Path) -> None:
+    data = {split: load_dataset("digits", split) for split in ("train", "test")}
+    arrays = {
+        f"{split}_{name}": getattr(part, name).numpy() for split, part in data.items() for name in ("images", "labels")
+    }
+    np.savez(tmp_path / "mine.npz", **arrays)
+    found = as_json("evaluate", made / "agent/model.safetensors", "--dataset", tmp_path / "mine.npz", "--baselines")
+    assert found["accuracy"] == as_json("evaluate", made / "agent/model.safetensors")["accuracy"]
+    assert "keep-all" in found["baselines"] or len(found["baselines"]) > 2
+
+
+def test_compare_measures_the_dense_accuracy_of_a_part(made: Path, tmp_path: Path) -> None:
+    cnn = made / "cnn/cnn.safetensors"
+    found = as_json("compare", "keep-all", "--model", cnn, "--images", 40, "--seeds", 1, "--quiet", "--out", tmp_path)
+    figures = found["rows"][0]["figures"]
+    assert figures["dense_accuracy"]["mean"] == figures["accuracy"]["mean"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -94,3 +96,37 @@ def test_demo_twice_in_one_folder(tmp_path: Path) -> None:
     with Image.open(tmp_path / "demo/masks.png") as picture:
         assert picture.size[0] > 500
     assert DynamicCNN.load(tmp_path / "demo/model.safetensors").info.dataset == "digits"
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["evaluate", "digits", "--device", "foo"], "device is 'foo', which torch does not know"),
+        (["evaluate", "digits", "--device", "cuda:99"], "sees \\d+ CUDA devices here"),
+        (["evaluate", "digits", "--penalty", "inf"], "a finite number is needed"),
+        (["inspect", "digits", "--dataset", "digits"], "--dataset is for a network of the zoo"),
+        (["prepare", "digits", "--epochs", "0", "--frozen", "--out", "x"], "--epochs 0 stops after imitation"),
+        (["finetune", "digits", "--target-macs", "0.3", "--out", "x"], "--target-macs is where --with-gates trains"),
+        (["export", "digits", "--out", "x.safetensors"], "no name for an ONNX file"),
+        (["latency", "digits", "--out", "x.safetensors"], "no name for a table"),
+        (["quantize", "digits", "--out", "x.bin"], "these end in .safetensors"),
+    ],
+)
+def test_what_would_do_nothing_or_harm_is_refused(
+    command: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert re.search(message, fail(*command))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_is_no_folder_for_a_run(tmp_path: Path) -> None:
+    (tmp_path / "taken").touch()
+    message = fail("train-cnn", "simple-cnn", "--dataset", "digits", "--epochs", "1", "--out", tmp_path / "taken")
+    assert "cannot be made a folder" in message
+
+
+def test_a_demo_leaves_what_other_commands_made(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "agent", tmp_path / "agent")
+    assert "has results of another command" in fail("demo", "--out", tmp_path / "agent")
+    assert (tmp_path / "agent/model.safetensors").read_bytes() == (made / "agent/model.safetensors").read_bytes()

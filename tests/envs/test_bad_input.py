@@ -9,11 +9,11 @@ import torch
 from mask_oracle import LAYERWISE, ONE_STEP, random_masks
 
 from prunegym.envs import ChannelMaskEnv, ChannelMaskVectorEnv, MaskSimulator, MaskVecEnv, make_task
-from prunegym.models.data import from_arrays
 from prunegym.models.errors import InvalidInputError, MissingDataError, UnknownNameError
 from prunegym.models.features import MaskFeatures
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.sources import load_dataset
+from prunegym.models.splits import from_arrays
 from prunegym.models.zoo import build
 
 RANGE = r"a finite number of at least 0, or a range \(low, high\) with low < high, is needed"

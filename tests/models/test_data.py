@@ -15,10 +15,9 @@ from prunegym.models.data import (
     IMAGENET_STD,
     Dataset,
     Normalisation,
-    from_arrays,
-    hold_out_validation,
 )
 from prunegym.models.errors import InvalidInputError
+from prunegym.models.splits import from_arrays, hold_out_validation
 
 GREY = Normalisation((0.5,), (0.5,))
 
@@ -224,7 +223,9 @@ def test_malformed_data_set(arguments: dict[str, object], message: str) -> None:
 
 def test_from_arrays_refuses_what_it_would_have_to_guess() -> None:
     images, labels = numbered(20)
-    with pytest.raises(InvalidInputError, match=r"^Data set 'x': labels are torch.float32; integers are needed\.$"):
+    with pytest.raises(
+        InvalidInputError, match=r"^Data set 'x': labels are torch.float32 of shape \(\d+,\); one integer an image"
+    ):
         from_arrays((images, labels.float()), (images, labels), name="x")
     with pytest.raises(InvalidInputError, match=r"^Data set 'x': images have shape \(20, 4, 4\); \(count, channels, "):
         from_arrays((images[:, 0], labels), (images, labels), name="x")
@@ -232,3 +233,27 @@ def test_from_arrays_refuses_what_it_would_have_to_guess() -> None:
         from_arrays((images, labels), (images[:0], labels[:0]), name="x")
     with pytest.raises(InvalidInputError, match=r"split 'test': labels range from 1 to 2, but there are 2 classes"):
         from_arrays((images, labels), (images, labels + 1), name="x")
+
+
+def test_labels_are_numbered_as_the_model_s_classes() -> None:
+    images, labels = torch.zeros(20, 1, 8, 8, dtype=torch.uint8), torch.arange(20) % 2
+    data = from_arrays((images, labels), (images, labels), name="x", classes=("cat", "dog"))["test"]
+    shifted = data.with_classes(("ant", "cat", "dog"))
+    assert shifted.classes == ("ant", "cat", "dog")
+    assert torch.equal(shifted.labels, labels + 1)
+    assert data.with_classes(("0", "1", "2")) is data  # numbered only: in the same order
+    with pytest.raises(InvalidInputError, match="has class 'cat', which the model does not know; it knows ant, dog"):
+        data.with_classes(("ant", "dog"))
+
+
+def test_all_images_have_one_size() -> None:
+    labels = torch.arange(20) % 2
+    parts = [(torch.zeros(20, 1, size, size, dtype=torch.uint8), labels) for size in (8, 10)]
+    with pytest.raises(InvalidInputError, match=r"training images are \(1, 8, 8\), test images \(1, 10, 10\)"):
+        from_arrays(*parts)
+
+
+@pytest.mark.parametrize("std", [0.0, float("nan"), -1.0])
+def test_a_normalisation_can_be_divided_by(std: float) -> None:
+    with pytest.raises(InvalidInputError, match="finite numbers, the latter above 0, are needed"):
+        Normalisation((0.5,), (std,))

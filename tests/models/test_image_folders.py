@@ -99,3 +99,21 @@ def test_bad_image_folders(tmp_path: Path) -> None:
         path = write_folder(tmp_path / str(number), broken)
         with pytest.raises(InvalidInputError, match="^" + re.escape(message.rstrip().format(path=path))):
             image_folder(path)
+
+
+def test_sixteen_bits_a_pixel_become_the_highest_eight(tmp_path: Path) -> None:
+    members, pixels = folder_members("L")
+    for name, array in pixels.items():
+        buffer = io.BytesIO()
+        Image.fromarray(array.astype(np.uint16) * 257).save(buffer, "PNG")
+        members[name] = buffer.getvalue()
+    train = image_folder(write_folder(tmp_path, members))["test"]
+    names = sorted(name for name in pixels if name.startswith("test/"))
+    assert np.array_equal(train.images[:, 0].numpy(), np.stack([pixels[name] for name in names]))
+
+
+def test_a_folder_above_two_data_sets_is_none(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        write_folder(tmp_path / name, folder_members()[0])
+    with pytest.raises(InvalidInputError, match=r"has several data sets: one, two\. Give the path of one"):
+        image_folder(tmp_path)

@@ -178,9 +178,21 @@ def _blank(name: str) -> CNNInfo:
 
 
 def build_for(network: str, dataset: Dataset, seed: int) -> torch.nn.Module:
-    """Build a network of the zoo with fresh weights for a data set's images and classes."""
-    channels, height, _ = dataset.image_shape
-    return build(network, len(dataset.classes), channels, height, seed)
+    """Build a network of the zoo with fresh weights for a data set's images and classes.
+
+    Raises:
+        InvalidInputError: If it cannot run them.
+    """
+    channels, height, width = dataset.image_shape
+    made = build(network, len(dataset.classes), channels, height, seed).eval()
+    try:
+        made(dataset.batch(torch.arange(1)))
+    except RuntimeError as error:
+        raise InvalidInputError(
+            f"{network} is for square images; those of {dataset.name!r} are {height}x{width}. Resize them, or take a "
+            "network of your own in Python (prunegym.models.train)."
+        ) from error
+    return made.train()
 
 
 def open_split(

@@ -9,6 +9,7 @@ import typer
 
 from prunegym.commands.common import DataRoot, DatasetName, JsonFlag, emit, facts, open_model, percent, settle, table
 from prunegym.models.dynamic import SHIPPED
+from prunegym.models.errors import InvalidInputError
 from prunegym.models.model_files import StoredModel
 from prunegym.models.sources import SOURCES, load_dataset
 from prunegym.models.zoo import ZOO
@@ -43,6 +44,10 @@ def inspect(
 ) -> None:
     """Show a CNN's gates, what a channel of each costs, and which convolutions cannot be gates, with the reason."""
     settle(data_root)
+    if dataset is not None and model not in ZOO:
+        raise InvalidInputError(
+            f"--dataset is for a network of the zoo, which is built for it; {model} has its images. Leave it out."
+        )
     stored = open_model(model, load_dataset(dataset) if dataset is not None else None)
     document = describe(stored)
     caption = "price: MACs of an image that one channel less saves in the full network"
