@@ -12,7 +12,7 @@ import yaml
 from stable_baselines3 import A2C, PPO
 
 from prunegym.agents.budget import Budget
-from prunegym.agents.recipe import Recipe
+from prunegym.agents.recipe import ALGORITHMS, Recipe
 from prunegym.envs.task import TaskArguments
 from prunegym.models.errors import InvalidInputError, MissingDataError, UnknownNameError
 from prunegym.models.imitation import ImitationConfig
@@ -21,20 +21,13 @@ from prunegym.models.joint import TuneConfig
 FOLDER = Path(__file__).parent / "recipes"
 STAGES: dict[str, type[Any]] = {"imitation": ImitationConfig, "refine": TuneConfig, "budget": Budget}
 GATE_POLICY = ("hidden", "grid", "feature_size")
-OURS = {
-    "self",
-    "policy",
-    "env",
-    "policy_kwargs",
-    "seed",
-    "device",
-    "tensorboard_log",
-    "n_steps",
-    "batch_size",
-    "verbose",
-}
-"""What training gives an algorithm itself; ``_init_setup_model`` is Stable-Baselines3's own."""
-SET_BY_TRAINING = ("model", "dataset", "split", "device", "features", "images")
+TO_ALGORITHMS = {
+    "self", "policy", "env", "policy_kwargs", "seed", "device", "tensorboard_log", "n_steps", "batch_size", "verbose",
+    "_init_setup_model",
+}  # fmt: skip
+"""Parameters of Stable-Baselines3's algorithms that training gives itself, so that a recipe cannot."""
+TO_ENVIRONMENTS = {"model", "dataset", "device", "features"}
+"""The same of environments."""
 
 
 def load_recipe(name_or_path: str | Path) -> Recipe:
@@ -70,32 +63,32 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
 
 
 def _recipe(name: str, env: str, settings: dict[str, Any]) -> Recipe:
-    _check_names(
-        f"setting in recipe {name!r}:", settings, {field.name for field in dataclasses.fields(Recipe)} - {"name", "env"}
-    )
+    fields = {field.name for field in dataclasses.fields(Recipe)} - {"name", "env"}
+    _check_names(f"setting in recipe {name!r}:", settings, fields)
     values = {key: _numbers(value) for key, value in settings.items()}
-    algorithm = {"ppo": PPO, "a2c": A2C}.get(str(values.get("algo", "ppo")))
-    known = () if algorithm is None else set(inspect.signature(algorithm).parameters) - OURS - {"_init_setup_model"}
-    allowed: dict[str, Collection[str]] = {
-        "env_kwargs": set(TaskArguments.__annotations__) - set(SET_BY_TRAINING),
-        "gate_policy": GATE_POLICY,
-        "hyperparameters": known,
-        **{stage: {field.name for field in dataclasses.fields(config)} for stage, config in STAGES.items()},
-    }
-    for key, names in allowed.items():
-        if values.get(key) is None:
-            if key in values and key not in STAGES:
-                raise InvalidInputError(f"Recipe {name!r}: {key} is empty. Leave it out, or give settings.")
-            continue
-        if not isinstance(values[key], Mapping):
-            raise InvalidInputError(f"Recipe {name!r}: {key} is {values[key]!r}; settings by name are needed.")
-        if names:
+    for key, names in _names_within(str(values.get("algo", "ppo"))).items():
+        if key in values and not (values[key] is None and key in STAGES):  # a stage may be left out by ``null``
+            if not isinstance(values[key], Mapping):
+                raise InvalidInputError(f"Recipe {name!r}: {key} is {values[key]!r}; settings by name are needed.")
             _check_names(f"setting of {key} in recipe {name!r}:", values[key], names)
     for key, config in STAGES.items():
         if values.get(key) is not None:
             fixed = {"train_cnn": False} if key == "refine" else {}
             values[key] = _made(name, key, config, {**values[key], **fixed})
     return Recipe(name=name, env=env, **values)
+
+
+def _names_within(algo: str) -> dict[str, Collection[str]]:
+    """Return the names that are allowed within each setting that is a mapping."""
+    algorithm = {"ppo": PPO, "a2c": A2C}.get(algo)
+    if algorithm is None:
+        raise UnknownNameError("algorithm that acts in MultiBinary spaces", algo, ALGORITHMS)
+    return {
+        "env_kwargs": set(TaskArguments.__annotations__) - TO_ENVIRONMENTS,
+        "gate_policy": GATE_POLICY,
+        "hyperparameters": set(inspect.signature(algorithm).parameters) - TO_ALGORITHMS,
+        **{stage: {field.name for field in dataclasses.fields(config)} for stage, config in STAGES.items()},
+    }
 
 
 def _check_names(what: str, settings: Mapping[str, Any], allowed: Collection[str]) -> None:

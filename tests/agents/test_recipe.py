@@ -145,7 +145,7 @@ def test_numbers_without_a_dot_are_numbers(tmp_path: Path) -> None:
         ("hyperparameters: {learning_rat: 0.1}", "setting of hyperparameters in recipe 'mine': 'learning_rat'"),
         ("hyperparameters: {batch_size: 7}", "'batch_size'"),
         ("hyperparameters: [1]", r"hyperparameters is \[1\]; settings by name are needed"),
-        ("env_kwargs:", "env_kwargs is empty"),
+        ("env_kwargs:", "env_kwargs is None; settings by name are needed"),
         ("env_kwargs: {rewrd: macs}", "'rewrd'.*Did you mean 'reward'"),
         ("gate_policy: {hiden: 64}", "'hiden'.*Did you mean 'hidden'"),
         ("imitation: 5", "imitation is 5; settings by name are needed"),
