@@ -39,7 +39,7 @@ class GraphPath(abc.ABC):
         self._full = FullPath(program, policy, channels_last=True, pack=False)
         self._graphs = functools.lru_cache(GRAPHS)(self._make)
         try:
-            self._graphs(policy is None, None, 1, torch.get_num_threads())
+            self._graphs(policy is None, None, *self._key(1))
         except Exception as error:  # torch raises about anything here, of its own and from the layers that it calls
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise UnsupportedError(f"torch cannot {self.VERB} the network: {reason}") from error
