@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from prunegym.agents.callbacks import BATCH, snapshot
+from prunegym.agents.deciding import decide_on_the_way
 from prunegym.agents.recipe import Recipe
 from prunegym.agents.training import train_agent
 from prunegym.models.budget import total_mac_share
@@ -19,7 +20,7 @@ from prunegym.models.data import Dataset
 from prunegym.models.dynamic import DynamicCNN
 from prunegym.models.errors import InvalidInputError
 from prunegym.models.gate_policy import StaticPolicy
-from prunegym.models.joint import TuneConfig, tune
+from prunegym.models.joint import TuneConfig, dense_logits, tune
 from prunegym.models.runs import begin_run, finish_run
 
 Report = Callable[[str, dict[str, Any]], None]
@@ -109,17 +110,13 @@ def finetune(
     return rows
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _teacher(model: DynamicCNN, dense: nn.Module | None, train: Dataset) -> Tensor:
     """Return logits (count, classes) to distil from."""
     device = next(model.masked.parameters()).device
     if dense is not None:
-        dense = dense.to(device).eval()
-    parts = []
-    for some in torch.split(torch.arange(len(train)), BATCH):
-        images = train.batch(some, device=device)
-        parts.append((model.run(images).output if dense is None else dense(images)).cpu())
-    return torch.cat(parts).clone()
+        return dense_logits(dense.to(device), train)
+    return decide_on_the_way(model.run, train, device, BATCH)[1]
 
 
 def _under(report: Report | None) -> Callable[[dict[str, float]], None] | None:

@@ -6,12 +6,15 @@ import dataclasses
 import math
 from typing import Any, Literal
 
+from stable_baselines3 import A2C, PPO
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+
 from prunegym.agents.budget import Budget
 from prunegym.models.errors import InvalidInputError, UnknownNameError
 from prunegym.models.imitation import ImitationConfig
 from prunegym.models.joint import TuneConfig
 
-ALGORITHMS = ("a2c", "ppo")
+CLASSES: dict[str, type[OnPolicyAlgorithm]] = {"a2c": A2C, "ppo": PPO}
 BASELINES = ("greedy",)
 COUNTS = (
     "n_envs", "group", "n_episodes", "episodes_per_rollout", "n_minibatches", "channel_group", "eval_every",
@@ -65,8 +68,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Check what Stable-Baselines3 would complain about late or not at all."""
-        if self.algo not in ALGORITHMS:
-            raise UnknownNameError("algorithm that acts in MultiBinary spaces", self.algo, ALGORITHMS)
+        if self.algo not in CLASSES:
+            raise UnknownNameError("algorithm that acts in MultiBinary spaces", self.algo, CLASSES)
         self._check_numbers()
         if self.group < 1 or self.n_envs % self.group:
             raise InvalidInputError(

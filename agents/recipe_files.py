@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from stable_baselines3 import A2C, PPO
 
 from prunegym.agents.budget import Budget
-from prunegym.agents.recipe import ALGORITHMS, Recipe
+from prunegym.agents.recipe import CLASSES, Recipe
 from prunegym.envs.task import TaskArguments
 from prunegym.models.errors import InvalidInputError, MissingDataError, UnknownNameError
 from prunegym.models.imitation import ImitationConfig
@@ -80,13 +79,12 @@ def _recipe(name: str, env: str, settings: dict[str, Any]) -> Recipe:
 
 def _names_within(algo: str) -> dict[str, Collection[str]]:
     """Return the names that are allowed within each setting that is a mapping."""
-    algorithm = {"ppo": PPO, "a2c": A2C}.get(algo)
-    if algorithm is None:
-        raise UnknownNameError("algorithm that acts in MultiBinary spaces", algo, ALGORITHMS)
+    if algo not in CLASSES:
+        raise UnknownNameError("algorithm that acts in MultiBinary spaces", algo, CLASSES)
     return {
         "env_kwargs": set(TaskArguments.__annotations__) - TO_ENVIRONMENTS,
         "gate_policy": GATE_POLICY,
-        "hyperparameters": set(inspect.signature(algorithm).parameters) - TO_ALGORITHMS,
+        "hyperparameters": set(inspect.signature(CLASSES[algo]).parameters) - TO_ALGORITHMS,
         **{stage: {field.name for field in dataclasses.fields(config)} for stage, config in STAGES.items()},
     }
 

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import LinearSchedule, set_random_seed
 from stable_baselines3.common.vec_env import VecEnv
@@ -19,7 +18,7 @@ from prunegym.agents.budget import DualAscent, end_at_budget
 from prunegym.agents.callbacks import TrainingMonitor
 from prunegym.agents.offsets import gates_at_best_offset
 from prunegym.agents.policies import MaskPolicy
-from prunegym.agents.recipe import Recipe, linear_start
+from prunegym.agents.recipe import CLASSES, Recipe, linear_start
 from prunegym.envs.group_advantage import GroupAdvantage, SelfCritical
 from prunegym.envs.mask_vec_env import MaskVecEnv
 from prunegym.models.budget import meet_target
@@ -33,7 +32,6 @@ from prunegym.models.model_files import CNNInfo
 from prunegym.models.preparation import PrepareConfig, prepare
 from prunegym.models.runs import begin_run, finish_run
 
-CLASSES: dict[str, type[OnPolicyAlgorithm]] = {"ppo": PPO, "a2c": A2C}
 Report = Callable[[str, dict[str, Any]], None]
 
 

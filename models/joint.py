@@ -88,16 +88,16 @@ class TuneConfig:
 
 
 @torch.inference_mode()
-def dense_logits(masked: MaskedCNN, dataset: Dataset, batch_size: int = 250) -> Tensor:
-    """Return the CNN's output for every image of a data set with all channels on: (count, ...) on the CPU."""
-    device = next(masked.parameters()).device
-    was_training = masked.training
-    masked.eval()
+def dense_logits(network: nn.Module, dataset: Dataset, batch_size: int = 250) -> Tensor:
+    """Return a CNN's output for every image, a masked one's with all channels on: (count, ...) on the CPU."""
+    device = next(network.parameters()).device
+    was_training = network.training
+    network.eval()
     parts = [
-        masked(dataset.batch(indices, device=device)).cpu()
+        network(dataset.batch(indices, device=device)).cpu()
         for indices in torch.split(torch.arange(len(dataset)), batch_size)
     ]
-    masked.train(was_training)
+    network.train(was_training)
     return torch.cat(parts).clone()
 
 
