@@ -19,7 +19,7 @@ from prunegym.agents.budget import DualAscent, shift_to_budget
 from prunegym.agents.controls import count_distinct
 from prunegym.agents.deciding import decide_on_the_way
 from prunegym.agents.policies import MaskPolicy
-from prunegym.models.checkpoints import save_state
+from prunegym.models.checkpoints import save_state, save_text
 from prunegym.models.data import Dataset
 from prunegym.models.errors import InvalidInputError
 from prunegym.models.gate_policy import GatePolicy, StaticPolicy
@@ -249,6 +249,4 @@ class TrainingMonitor(BaseCallback):
         state: dict[str, Any] = {"best_reward": self.best_reward, "history": self.history, "updates": self.updates}
         if self.budget is not None:
             state["budget"] = self.budget.state()
-        partial = self.state_path.with_name(self.state_path.name + ".partial")
-        partial.write_text(json.dumps(state))
-        partial.replace(self.state_path)
+        save_text(self.state_path, json.dumps(state))

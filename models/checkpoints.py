@@ -22,6 +22,13 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
     partial.replace(path)
 
 
+def save_text(path: Path, text: str) -> None:
+    """Write a text, JSON for the most part, so that no crash leaves half a file."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    partial.replace(path)
+
+
 def load_state(path: Path) -> dict[str, Any]:
     """Read what :func:`save_state` wrote, or any torch file of plain tensors, executing nothing.
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from prunegym.models.checkpoints import save_text
 from prunegym.models.data import Dataset
 from prunegym.models.errors import InvalidInputError
 from prunegym.models.fingerprints import fingerprint_of
@@ -65,7 +66,7 @@ def begin_run(
         "settings": settings, "inputs": hashes, "command": command_line(), "seed": seed, "versions": versions(),
         "machine": machine(),
     }  # fmt: skip
-    _write(path, run)
+    save_text(path, json.dumps(run, indent=1) + "\n")
 
 
 def make_folder(out: Path) -> None:
@@ -107,14 +108,7 @@ def finish_run(out: Path, seconds: float, results: Mapping[str, Any] | None = No
     run["seconds"] = round(run.get("seconds", 0.0) + seconds, 1)
     if results is not None:
         run["results"] = dict(results)
-    _write(path, run)
-
-
-def _write(path: Path, run: Mapping[str, Any]) -> None:
-    """Write so that no crash leaves half a file."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(run, indent=1) + "\n")
-    partial.replace(path)
+    save_text(path, json.dumps(run, indent=1) + "\n")
 
 
 def _read(path: Path) -> dict[str, Any]:

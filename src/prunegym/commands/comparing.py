@@ -30,6 +30,7 @@ from prunegym.commands.common import (
 )
 from prunegym.commands.judging import Dense, Penalty, Split, without_stated
 from prunegym.commands.learning import Environments, Episodes, EvalImages, TargetMacs, override
+from prunegym.models.checkpoints import save_text
 from prunegym.models.model_files import read_model
 from prunegym.models.runs import begin_run, command_line, finish_run, machine
 
@@ -111,9 +112,8 @@ def compare(
         ),
     )
     document = {**found.as_json(), "penalty": penalty, "command": command_line(), "machine": machine()}
-    (out / ("comparison.json" if split == "test" else f"comparison-{split}.json")).write_text(
-        json.dumps(document, indent=1) + "\n"
-    )
+    file = out / ("comparison.json" if split == "test" else f"comparison-{split}.json")
+    save_text(file, json.dumps(document, indent=1) + "\n")
     finish_run(out, time.perf_counter() - started)
     emit(document, as_json, comparison_table(found), *[f"{row.name}: {row.verdict}" for row in found.rows])
 
