@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunegym.models.ahead_of_time import compile_ahead
+
 Forms = dict[str, Callable[[], object]]
 WARM_UP = 2
 TURN, MOST_CALLS = 0.005, 20
@@ -36,25 +38,17 @@ def dense_forms(network: nn.Module, images: Tensor, compiled: bool = False) -> t
     failed: dict[str, str] = {}
     last_images = images.contiguous(memory_format=torch.channels_last)
 
-    def folded() -> nn.Module:
-        from torch.fx.experimental.optimization import fuse  # its import warns, so it is not at the top
-
-        return fuse(network)
-
     def call(make: Callable[[], Callable[[Tensor], object]], x: Tensor) -> Callable[[], object]:
         function = make()
         function(x)
         return lambda: function(x)
 
-    def last() -> nn.Module:
-        return folded().to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
-
     def frozen() -> Callable[[Tensor], object]:
-        traced = torch.jit.trace(last(), last_images)  # type: ignore[no-untyped-call]
+        traced = torch.jit.trace(_channels_last(network), last_images)  # type: ignore[no-untyped-call]
         return torch.jit.freeze(traced)  # type: ignore[no-any-return]
 
     def optimised() -> Callable[[Tensor], object]:
-        traced = torch.jit.trace(folded(), images)  # type: ignore[no-untyped-call]
+        traced = torch.jit.trace(_folded(network), images)  # type: ignore[no-untyped-call]
         return torch.jit.optimize_for_inference(traced)
 
     def inductor(form: nn.Module, x: Tensor) -> Callable[[Tensor], object]:
@@ -66,14 +60,14 @@ def dense_forms(network: nn.Module, images: Tensor, compiled: bool = False) -> t
         return function
 
     makers: dict[str, tuple[Callable[[], Callable[[Tensor], object]], Tensor]] = {
-        "norm folded": (folded, images),
-        "channels_last": (last, last_images),
+        "norm folded": (lambda: _folded(network), images),
+        "channels_last": (lambda: _channels_last(network), last_images),
         "traced, frozen": (frozen, last_images),
         "optimised for inference": (optimised, images),
     }
     if compiled:
-        makers["compiled, frozen"] = (lambda: inductor(folded(), images), images)
-        makers["compiled, channels_last"] = (lambda: inductor(last(), last_images), last_images)
+        makers["compiled, frozen"] = (lambda: inductor(_folded(network), images), images)
+        makers["compiled, channels_last"] = (lambda: inductor(_channels_last(network), last_images), last_images)
     with warnings.catch_warnings():  # torch calls its own tracer deprecated; it is still the fastest here
         warnings.simplefilter("ignore")
         for name, (make, x) in makers.items():
@@ -82,6 +76,27 @@ def dense_forms(network: nn.Module, images: Tensor, compiled: bool = False) -> t
             except Exception as error:
                 failed[name] = (str(error) or type(error).__name__).splitlines()[0]
     return forms, failed
+
+
+def dense_ahead(network: nn.Module, images: Tensor) -> Callable[[], object]:
+    """Return a network without masks, compiled ahead of time (:func:`compile_ahead`).
+
+    It stands beside the forms of :func:`dense_forms` and is none of them: few people have it, and ratios to the others
+    can be compared with other people's.
+    """
+    folded, images = _channels_last(network), images.contiguous(memory_format=torch.channels_last)
+    function = compile_ahead(lambda x: (folded(x),), (images,))
+    return lambda: function(images)
+
+
+def _folded(network: nn.Module) -> nn.Module:
+    from torch.fx.experimental.optimization import fuse  # its import warns, so it is not at the top
+
+    return fuse(network)
+
+
+def _channels_last(network: nn.Module) -> nn.Module:
+    return _folded(network).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 def clock_for(device: torch.device) -> Callable[[], float]:

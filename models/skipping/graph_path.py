@@ -5,12 +5,13 @@ from __future__ import annotations
 import abc
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
+from prunegym.models.ahead_of_time import compile_ahead
 from prunegym.models.gate_policy import GatePolicy
 from prunegym.models.skipping.full_path import FullPath, by_groups
 from prunegym.models.skipping.lowering import UnsupportedError
@@ -19,7 +20,8 @@ from prunegym.models.skipping.program import Program
 
 GRAPHS = 8
 """Graphs that are kept, for a lambda and a number of images each."""
-Graph = Callable[..., tuple[Tensor, Tensor]]
+Graph = Callable[..., Sequence[Tensor]]
+"""From images and, if they are given, masks to the network's output and the masks that were used."""
 
 
 class GraphPath(abc.ABC):
@@ -99,10 +101,7 @@ class TracedPath(GraphPath):
 
 
 class CompiledPath(GraphPath):
-    """A graph that TorchInductor compiles, for each number of images and of threads anew: some seconds each.
-
-    Handed to it as it is, without the guards of ``torch.compile``, which take as long as a small network's layers.
-    """
+    """A graph compiled to C++ ahead of time, for each number of images and of threads anew: some ten seconds each."""
 
     VERB = "compile"
 
@@ -110,12 +109,7 @@ class CompiledPath(GraphPath):
         return images, torch.get_num_threads()  # both are constants of the compiled code
 
     def _graph(self, run: Graph, example: tuple[Tensor, ...]) -> Graph:
-        import torch._inductor  # not at the top: its import alone takes a second
-        from torch.fx.experimental.proxy_tensor import make_fx
-
-        with torch.inference_mode(False), torch.no_grad():
-            graph = make_fx(run)(*(value.clone() for value in example))
-            return cast("Graph", torch._inductor.compile(graph, list(example), options={"freezing": True}))
+        return compile_ahead(run, example)
 
 
 class _Traceable(nn.Module):
@@ -125,5 +119,5 @@ class _Traceable(nn.Module):
         super().__init__()
         self._run = run
 
-    def forward(self, *values: Tensor) -> tuple[Tensor, Tensor]:
-        return self._run(*values)
+    def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self._run(*values))

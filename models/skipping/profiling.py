@@ -19,7 +19,7 @@ from prunegym.models.skipping.gather_path import GatherPath
 from prunegym.models.skipping.kernel_path import KernelPath
 from prunegym.models.skipping.mixing import GateWay
 from prunegym.models.skipping.paths import Policy, decides_gate_by_gate
-from prunegym.models.timing import Forms, dense_forms, machine, measure
+from prunegym.models.timing import Forms, dense_ahead, dense_forms, machine, measure
 
 LIMIT = 60.0
 """Seconds after which no further round begins."""
@@ -49,7 +49,8 @@ class Profile:
     Attributes:
         dense: The network without masks, by form.
         skipping: With masks, by way of running; with a policy the time of deciding is in it.
-        reference: Beside those: the kernel with all channels, and with masks that are given where a policy decides.
+        reference: Beside those: the kernel with all channels, and with masks that are given where a policy decides;
+            the dense network compiled ahead of time.
         taken: The way that ``auto`` takes.
         reason: Why.
         failed: What could not be run, and why.
@@ -115,7 +116,7 @@ def profile(
         policy: The policy, if there are no masks.
         penalty: lambda, for a policy with a ``penalty_range``.
         rounds: Rounds, if they take less than a minute.
-        compiled: Also time ``torch.compile``, dense and masked.
+        compiled: Also time ``torch.compile`` and code compiled ahead of time, dense and masked.
         more_dense: Further dense forms by name.
         forget: Gather weights anew for each batch, as masks that never come twice need it.
         clock: Returns seconds.
@@ -139,6 +140,8 @@ def profile(
         except InvalidInputError as error:
             failed["full-compiled"] = str(error)
     reference: Forms = {}
+    if "full-compiled" in skipping:
+        reference["dense, ahead of time"] = dense_ahead(masked.network, batches[0])
     kernel = fast.path("kernel") if "kernel" in fast.available else None
     if isinstance(kernel, KernelPath):
         ones = [torch.ones_like(mask) for mask in given]
