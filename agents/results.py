@@ -18,7 +18,7 @@ from prunegym.agents.deciding import Masks, is_masks
 from prunegym.agents.evaluation import Evaluation
 from prunegym.models.data import Dataset
 from prunegym.models.fingerprints import fingerprint_of, hash_of
-from prunegym.models.runs import without_none
+from prunegym.models.runs import without_unused
 
 VERSION = 2
 """Raised when evaluation changes what the same configuration gives, so that old results are not reused."""
@@ -85,7 +85,7 @@ class Result:
         """Read a result; None if there is none, or another configuration made it."""
         try:
             stored = json.loads(path.read_text())
-            if without_none(stored["configuration"]) != without_none(json.loads(json.dumps(configuration))):
+            if without_unused(stored["configuration"]) != without_unused(json.loads(json.dumps(configuration))):
                 return None
             content = stored["result"]
             bits = np.unpackbits(np.frombuffer(base64.b64decode(content.pop("correct")), np.uint8))

@@ -17,7 +17,7 @@ from prunegym.models.data import Augment, Dataset
 from prunegym.models.errors import InvalidInputError
 from prunegym.models.gate_policy import GatePolicy, Rollout, StaticPolicy, StraightThrough, greedy, rollout
 from prunegym.models.masked import MaskedCNN
-from prunegym.models.runs import without_none
+from prunegym.models.runs import without_unused
 from prunegym.models.shares import check_shares, share_at
 from prunegym.models.training import autocast, epoch_batches
 
@@ -215,7 +215,7 @@ class _Training:
         if path is None or not path.exists():
             return
         stored = load_state(path)
-        if without_none(stored["config"]) != without_none(dataclasses.asdict(self.config)):
+        if without_unused(stored["config"]) != without_unused(dataclasses.asdict(self.config)):
             raise InvalidInputError(
                 f"{path} was written by another configuration ({stored['config']}). "
                 "Give the same options, or another folder."

@@ -42,7 +42,7 @@ def begin_run(
     hashes = {name: None if thing is None else fingerprint_of(thing) for name, thing in (inputs or {}).items()}
     if path.exists():
         run = _read(path)
-        before, settings = without_none(run.get("settings", {})), without_none(settings)
+        before, settings = without_unused(run.get("settings", {})), without_unused(settings)
         changed = sorted(key for key in {*settings, *before} if before.get(key) != settings.get(key))
         if changed:
             raise InvalidInputError(
@@ -81,18 +81,20 @@ def make_folder(out: Path) -> None:
         raise InvalidInputError(f"{out} cannot be made a folder ({error.strerror}). Give another --out.") from error
 
 
-def without_none(settings: Any) -> Any:
-    """Return plain JSON without the keys whose value is null, at any depth.
+def without_unused(settings: Any) -> Any:
+    """Return plain JSON without the keys whose value is null or false, at any depth.
 
     Settings are compared so: an option that came after a run was made, and is not used now, changes nothing.
 
     Example:
-        >>> without_none({"seed": 0, "tune": {"epochs": 8, "sparsity": None}})
+        >>> without_unused({"seed": 0, "tune": {"epochs": 8, "sparsity": None}, "early_logits": False})
         {'seed': 0, 'tune': {'epochs': 8}}
     """
     if isinstance(settings, Mapping):
-        return {key: without_none(value) for key, value in settings.items() if value is not None}
-    return [without_none(value) for value in settings] if isinstance(settings, list | tuple) else settings
+        return {
+            key: without_unused(value) for key, value in settings.items() if value is not None and value is not False
+        }
+    return [without_unused(value) for value in settings] if isinstance(settings, list | tuple) else settings
 
 
 def finish_run(out: Path, seconds: float, results: Mapping[str, Any] | None = None) -> None:

@@ -215,12 +215,22 @@ def test_masks_that_are_given_go_before_the_policy(way):
 
 
 @needs_kernel
-def test_features_that_the_kernel_lacks():
+@pytest.mark.parametrize(
+    ("options", "why"), [({"feature_size": 40}, "feature_size=40"), ({"early_logits": True}, "early")]
+)
+def test_features_that_the_kernel_lacks(options, why):
     masked = zoo("simple-cnn-wide")
-    fast = SkippingCNN(masked, policy_for(masked, feature_size=40))
+    policy = policy_for(masked, **options)
+    fast = SkippingCNN(masked, policy)
     assert "kernel" not in fast.available
-    assert "feature_size=40" in fast.unavailable["kernel"]
-    assert fast(torch.randn(2, 3, 32, 32)).output.shape == (2, 10)
+    assert why in fast.unavailable["kernel"]
+    images = torch.randn(2, 3, 32, 32)
+    for way in fast.available:
+        output, used = SkippingCNN(masked, policy, way)(images)
+        with torch.no_grad():
+            expected = rollout(masked, policy, images)
+        assert torch.equal(used, expected.mask.bool())
+        close(output, expected.output)
 
 
 def test_auto_measures_once_for_each_size_of_batch():
