@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import time
 from collections.abc import Callable
@@ -46,12 +47,13 @@ def finetune(
     """Train the CNN under the policy's masks, then the policy by reinforcement learning on the CNN, and so on.
 
     Args:
-        model: CNN and policy to start from; changed in place.
+        model: CNN and policy to start from; changed in the turns.
         train: Images to learn from.
-        validation: Images by which the best actor of each turn is chosen.
+        validation: Images by which the best actor of each turn is chosen, and the best half of a turn.
         recipe: Of the policy's turns; its imitation and refinement are not used.
         tuning: Of the CNN's turns.
-        out: Folder of the run: ``turn-1/`` and so on for the turns, ``model.safetensors`` for the result.
+        out: Folder of the run: ``turn-1/`` and so on for the turns, ``model.safetensors`` for the result, which is what
+            has the highest mean reward of all that the figures are of.
         rounds: Number of turns of both.
         own_target: Whether the MAC target of ``tuning`` is what the model takes at the beginning.
         dense: The original CNN, to distil from. By default the model as it comes, under its own masks: a CNN that was
@@ -63,7 +65,8 @@ def finetune(
         report: Called with the stage and its figures.
 
     Returns:
-        Figures on the validation split at the start and after each half of a turn.
+        Figures on the validation split at the start and after each half of a turn; ``chosen`` tells which is the
+        result.
 
     Raises:
         InvalidInputError: If the policy is static, or the folder has another run.
@@ -86,9 +89,13 @@ def finetune(
         tuning = dataclasses.replace(tuning, target_macs=min(1.0, spent))
     teacher = _teacher(model, dense, train) if tuning.distillation > 0 else None
     rows: list[dict[str, Any]] = []
+    best = model
 
     def look(stage: str, steps: int) -> None:
+        nonlocal best
         found = snapshot(model.masked, model.policy, validation, recipe.middle_penalty)
+        if all(found.reward > row["reward"] for row in rows):
+            best = copy.deepcopy(model)
         rows.append({"stage": stage, "timesteps": steps, **dataclasses.asdict(found)})
         if report is not None:
             report(stage, rows[-1])
@@ -105,7 +112,9 @@ def finetune(
             resume=resume, device=device, progress=progress, report=report,
         )  # fmt: skip
         look(f"turn {turn}, policy", recipe.n_episodes * len(model.policy.decisions))
-    model.save(out / "model.safetensors")
+    best.save(out / "model.safetensors")
+    highest = max(range(len(rows)), key=lambda index: rows[index]["reward"])
+    rows = [{**row, "chosen": index == highest} for index, row in enumerate(rows)]
     finish_run(out, time.perf_counter() - started, {"rounds": rows})
     return rows
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from command_line import CNN, PREPARE, RL, as_json, fail, first_filter, succeed
 
+from prunegym import evaluate
 from prunegym.models import DynamicCNN, TrainConfig, build, load_dataset, read_model, train
 from prunegym.models.gate_policy import StaticPolicy
 
@@ -156,7 +157,14 @@ def test_finetune_changes_cnn_and_policy_and_resumes(made: Path, tmp_path: Path)
     ]  # fmt: skip
     document = as_json(*command)
     assert [row["stage"] for row in document["rounds"]] == ["start", "turn 1, CNN", "turn 1, policy"]
-    before, after = DynamicCNN.load(prepared), DynamicCNN.load(tmp_path / "model.safetensors")
-    assert after.masked.frozen
-    assert first_filter(before.masked.network) != first_filter(after.masked.network)
-    assert as_json(*command, "--resume")["rounds"][-1] == document["rounds"][-1]
+    before, turned, best = (
+        DynamicCNN.load(path)
+        for path in (prepared, tmp_path / "turn-1/model.safetensors", tmp_path / "model.safetensors")
+    )
+    assert best.masked.frozen
+    assert first_filter(before.masked.network) != first_filter(turned.masked.network)
+    (chosen,) = (row for row in document["rounds"] if row["chosen"])
+    assert chosen["reward"] == max(row["reward"] for row in document["rounds"])
+    found = evaluate(best, best, load_dataset("digits", "validation"), penalty=0.3)
+    assert [found.accuracy, found.total_mac_share] == pytest.approx([chosen["accuracy"], chosen["total_mac_share"]])
+    assert as_json(*command, "--resume") == document

@@ -232,7 +232,7 @@ def finetune(
     quiet: Quiet = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Step 5: train CNN and policy in turns, then freeze again; OUT/model.safetensors is the result."""
+    """Step 5: train CNN and policy in turns, then freeze again; OUT/model.safetensors is the best half of a turn."""
     from prunegym.agents.finetuning import finetune as finetune_model
     from prunegym.agents.recipe_files import load_recipe
     from prunegym.models.dynamic import DynamicCNN
@@ -275,4 +275,5 @@ def finetune(
     shown = [_row(str(row["stage"]), row) for row in rows]
     columns = ["validation split", "episodes' steps", "accuracy", "total MAC share", "reward", "shuffled"]
     document = {"model": str(path), "rounds": rows}
-    emit(document, as_json, table("Fine-tuned", columns, shown, f"The result is {path}."))
+    chosen_stage = next(row["stage"] for row in rows if row["chosen"])
+    emit(document, as_json, table("Fine-tuned", columns, shown, f"The result, that of {chosen_stage!r}, is {path}."))
