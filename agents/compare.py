@@ -18,6 +18,7 @@ from prunegym.agents.statistics import Interval, interval
 from prunegym.models.data import Dataset
 from prunegym.models.dynamic import DynamicCNN
 from prunegym.models.errors import InvalidInputError
+from prunegym.models.fitting import check_dense, check_masked
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.model_files import CNNInfo, StoredModel
 from prunegym.models.sources import load_dataset
@@ -140,14 +141,14 @@ def compare(
         The table.
 
     Raises:
-        InvalidInputError: If there are no entries or seeds, two entries have one name, ``reference`` names none, or a
-            seed has no model.
+        InvalidInputError: If there are no entries or seeds, two entries have one name, ``reference`` names none, a seed
+            has no model, or a model or ``dense`` does not fit the images and classes.
     """
     rows = [as_entry(entry) for entry in entries]
     first = _reference(rows, seeds, reference)
     train = load_dataset(dataset.name, "train") if train is None else train
     validation = load_dataset(dataset.name, "validation") if validation is None else validation
-    subjects = _subjects(model, seeds, dataset, device)
+    subjects = _subjects(model, seeds, _Data(dataset, train, validation), dense, device)
     epochs = max(5.0, first.passes(len(train)))
     marks = {"dense": fingerprint(dense), "dataset": fingerprint(dataset)}
     marks |= {"train": fingerprint(train), "validation": fingerprint(validation)}
@@ -184,6 +185,14 @@ def _reference(entries: list[Entry], seeds: Sequence[int], reference: str | None
     return entries[names.index(reference) if reference is not None else 0]
 
 
+class _Data(NamedTuple):
+    """The images of a comparison."""
+
+    dataset: Dataset
+    train: Dataset
+    validation: Dataset
+
+
 class _Subject(NamedTuple):
     """A model that is compared on, its parts, and what tells it from others."""
 
@@ -195,25 +204,29 @@ class _Subject(NamedTuple):
 
 
 def _subjects(
-    model: Model | Mapping[int, Model], seeds: Sequence[int], dataset: Dataset, device: str
+    model: Model | Mapping[int, Model], seeds: Sequence[int], data: _Data, dense: nn.Module | None, device: str
 ) -> dict[int, _Subject]:
     if not isinstance(model, Mapping):
-        return dict.fromkeys(seeds, _subject(model, dataset, device))
+        return dict.fromkeys(seeds, _subject(model, data, dense, device))
     missing = [seed for seed in seeds if seed not in model]
     if missing:
         raise InvalidInputError(
             f"There is no model for seed {', '.join(map(str, missing))}, only for {', '.join(map(str, model))}. Give "
             "one for each seed, or one model for all."
         )
-    return {seed: _subject(model[seed], dataset, device) for seed in seeds}
+    return {seed: _subject(model[seed], data, dense, device) for seed in seeds}
 
 
-def _subject(model: Model, dataset: Dataset, device: str) -> _Subject:
+def _subject(model: Model, data: _Data, dense: nn.Module | None, device: str) -> _Subject:
     if isinstance(model, MaskedCNN):
-        masked, policy, info = model, None, CNNInfo.of(type(model.network).__name__, dataset)
+        masked, policy, info = model, None, CNNInfo.of(type(model.network).__name__, data.dataset)
     else:
         masked, policy, info = model.masked, model.policy, model.info
     masked.to(device)
+    for part in data:
+        check_masked(masked, part)
+    if dense is not None:
+        check_dense(dense, masked, data.dataset)
     return _Subject(model, masked, policy, info, {"model": fingerprint(masked), "policy": fingerprint(policy)})
 
 

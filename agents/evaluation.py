@@ -17,6 +17,7 @@ from prunegym.agents.predicting import PredictorOptions, decide_by_prediction
 from prunegym.models.data import Dataset
 from prunegym.models.dynamic import DynamicCNN
 from prunegym.models.errors import InvalidInputError
+from prunegym.models.fitting import check_dense, check_masked
 from prunegym.models.latency import LatencyTable
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.model_files import CNNInfo, StoredModel
@@ -128,8 +129,8 @@ def evaluate(
         The figures.
 
     Raises:
-        InvalidInputError: If there is no model, the network's output is not (batch, classes), the model does not know a
-            class of the data set, or masks or the latency table are wrong.
+        InvalidInputError: If there is no model, it or ``dense`` does not fit the data set's images and classes, or
+            masks or the latency table are wrong.
         AgentError: If the agent fails or gives wrong actions.
 
     Example:
@@ -143,6 +144,9 @@ def evaluate(
     masked, info = _network(owner, dataset)
     if latency is not None:
         latency.check(masked)
+    check_masked(masked, dataset)
+    if dense is not None:
+        check_dense(dense, masked, dataset)
     if info is not None:
         dataset = dataclasses.replace(dataset.with_classes(info.classes), normalisation=info.normalisation)
     if device is not None:
@@ -155,7 +159,7 @@ def evaluate(
         decided = _decide(agent, model, masked, dataset, layerwise, batch_size, options, penalty)
         if decided.logits is not None:
             bench.add(decided.masks, decided.logits)
-        full = _class_logits(bench(torch.ones(masked.mask_size, dtype=torch.bool)), dataset)
+        full = bench(torch.ones(masked.mask_size, dtype=torch.bool))
         dense_accuracy, dense_logits, notes = _dense(dense, info, full, dataset, batch_size)
         decided = dataclasses.replace(decided, notes=decided.notes + notes)
         result = _summary(decided, bench, full, dense_accuracy, dense_logits, penalty)
@@ -207,15 +211,6 @@ def _evaluating(masked: MaskedCNN) -> Iterator[None]:
         yield
     finally:
         masked.train(was_training)
-
-
-def _class_logits(logits: Tensor, dataset: Dataset) -> Tensor:
-    if logits.ndim != 2 or logits.shape[1] < len(dataset.classes):
-        raise InvalidInputError(
-            f"The network's output is {tuple(logits.shape)} for {len(logits)} images of {len(dataset.classes)} "
-            "classes; (images, classes) is needed to count right answers."
-        )
-    return logits
 
 
 def _dense(

@@ -19,6 +19,7 @@ from prunegym.models.budget import total_mac_share
 from prunegym.models.data import Dataset
 from prunegym.models.dynamic import DynamicCNN
 from prunegym.models.errors import InvalidInputError
+from prunegym.models.fitting import check_dense
 from prunegym.models.gate_policy import StaticPolicy
 from prunegym.models.joint import TuneConfig, dense_logits, tune
 from prunegym.models.runs import begin_run, finish_run
@@ -66,10 +67,12 @@ def finetune(
         Figures on the validation split at the start and after each half of a turn.
 
     Raises:
-        InvalidInputError: If the policy is static, or the folder has another run.
+        InvalidInputError: If the policy is static, ``dense`` does not fit, or the folder has another run.
     """
     if isinstance(model.policy, StaticPolicy):
         raise InvalidInputError("The model's policy is static: it looks at nothing, so there is nothing to train.")
+    if dense is not None:
+        check_dense(dense, model.masked, train)
     settings = {"recipe": recipe.as_dict(), "tune": dataclasses.asdict(tuning), "rounds": rounds, "seed": seed}
     inputs = {
         "dense": dense,

@@ -95,6 +95,16 @@ class MaskedCNN(nn.Module):
         if frozen:
             self.freeze()
 
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(channels, height, width) of the images for which MACs are counted."""
+        return self.graph[self.graph.input].shape[1:]
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of the network's output for an image: (classes,) where it classifies."""
+        return self.graph[self.graph.output].shape[1:]
+
     def _bind(self) -> None:
         """Prepare what a forward pass looks up: a function for each step, where gates are, what is read last where."""
         self._runners = [runner(step, self.network) for step in self.graph.steps]

@@ -25,7 +25,7 @@ from prunegym.agents.offsets import gates_at_best_offset, gates_at_mac_share
 from prunegym.agents.recipe import Recipe
 from prunegym.agents.results import Result, fingerprint
 from prunegym.agents.statistics import interval
-from prunegym.models import CNNInfo, DynamicCNN, ImitationConfig, MaskedCNN, load_dataset, shipped_model
+from prunegym.models import CNNInfo, DynamicCNN, ImitationConfig, MaskedCNN, build, load_dataset, shipped_model
 from prunegym.models.errors import InvalidInputError, UnknownNameError
 from prunegym.models.model_files import StoredModel
 
@@ -364,3 +364,12 @@ def test_training_images_are_those_of_the_data_set_by_default(masked, few, tmp_p
     own = load_dataset("digits", "validation")
     compare([Entry("spy", make, None)], masked, few, (1,), out=tmp_path, train=own, validation=few)
     assert seen == [(1077, "train", 120, "validation"), (120, "validation", 40, "test")]
+
+
+def test_what_does_not_fit_is_told_before_anything_is_made(masked, few, tmp_path):
+    entry = Entry("spy", lambda _run: pytest.fail("was made"), None)
+    large = dataclasses.replace(few, images=few.images.repeat(1, 1, 2, 2))
+    with pytest.raises(InvalidInputError, match=r"takes images of shape \(1, 8, 8\), those of data set 'digits' have"):
+        compare([entry], masked, few, (1,), out=tmp_path, train=large)
+    with pytest.raises(InvalidInputError, match=r"dense is a SimpleCNN whose output has shape \(5,\) an image"):
+        compare([entry], masked, few, (1,), out=tmp_path, dense=build("simple-cnn", 5, 1, 8))

@@ -193,6 +193,34 @@ def test_missing_model_is_refused(few):
 
 def test_output_that_is_no_classification_is_refused(few):
     network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 1, 1))
-    message = "output is (40, 1, 8, 8) for 40 images of 10 classes; (images, classes) is needed"
+    message = "output has shape (1, 8, 8) an image, but data set 'digits' has 10 classes, and one number a class"
     with pytest.raises(InvalidInputError, match=re.escape(message)):
         evaluate(torch.ones(4), network, few)
+
+
+def test_images_of_another_size_or_with_more_classes_are_refused(masked, dynamic, few):
+    large = dataclasses.replace(few, images=few.images.repeat(1, 1, 2, 2))
+    more = dataclasses.replace(few, classes=tuple(map(str, range(12))))
+    for agent in (torch.ones(48), dynamic):
+        message = "takes images of shape (1, 8, 8), those of data set 'digits' have (1, 16, 16)"
+        with pytest.raises(InvalidInputError, match=re.escape(message)):
+            evaluate(agent, masked, large)
+        with pytest.raises(InvalidInputError, match=r"output has shape \(10,\) an image, but .* has 12 classes"):
+            evaluate(agent, masked, more)
+    resnet = MaskedCNN(build("resnet20", 10, 1, 16), torch.zeros(1, 1, 16, 16))
+    with pytest.raises(InvalidInputError, match=r"takes images of shape \(1, 16, 16\)"):  # it could, with other MACs
+        evaluate(torch.ones(resnet.mask_size), resnet, few)
+
+
+@pytest.mark.parametrize(
+    ("dense", "message"),
+    [
+        (build("simple-cnn", 5, 1, 8), "dense is a SimpleCNN whose output has shape (5,) an image, but"),
+        (build("simple-cnn", 10, 1, 16), "dense is a SimpleCNN that cannot run a normalised image of data set"),
+        (build("simple-cnn", 10, 3, 8), "dense is a SimpleCNN that cannot run a normalised image of data set"),
+        ("cnn.safetensors", "dense is a str; a torch module is needed, e.g. prunegym.build(name)"),
+    ],
+)
+def test_a_dense_network_that_does_not_fit_is_refused(masked, few, dense, message):
+    with pytest.raises(InvalidInputError, match=re.escape(message)):
+        evaluate(torch.ones(48), masked, few, dense=dense)

@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from prunegym.agents.budget import Budget, BudgetWarning, DualAscent, end_at_budget
 from prunegym.agents.callbacks import CollapseWarning, TrainingMonitor, snapshot
 from prunegym.agents.evaluation import evaluate
+from prunegym.agents.finetuning import finetune
 from prunegym.agents.offsets import gates_at_mac_share
 from prunegym.agents.recipe import Recipe
 from prunegym.agents.recipe_files import load_recipe
@@ -25,6 +26,8 @@ from prunegym.models import (
     ImitationConfig,
     MaskFeatures,
     StaticPolicy,
+    TuneConfig,
+    build,
     load_dataset,
     shipped_model,
 )
@@ -325,3 +328,12 @@ def test_a_budget_that_cannot_be(tmp_path: Path) -> None:
         torch.nn.init.zeros_(head[2].weight)
     with pytest.warns(BudgetWarning, match=r"share is 0\.\d+, not 0\.3, and no offset of its logits is nearer"):
         end_at_budget(masked, policy, load_dataset("digits", "validation"), Budget(0.3))
+
+
+def test_fine_tuning_refuses_another_teacher_before_it_begins(tmp_path: Path) -> None:
+    digits = load_dataset("digits")
+    with pytest.raises(InvalidInputError, match=r"dense is a SimpleCNN whose output has shape \(5,\) an image"):
+        finetune(
+            shipped_model("digits"), digits, digits, SMALL, TuneConfig(), tmp_path, dense=build("simple-cnn", 5, 1, 8)
+        )
+    assert not list(tmp_path.iterdir())
