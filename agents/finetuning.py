@@ -33,7 +33,7 @@ def finetune(
     validation: Dataset,
     recipe: Recipe,
     tuning: TuneConfig,
-    out: Path,
+    out: Path | str,
     *,
     rounds: int = 2,
     own_target: bool = True,
@@ -73,6 +73,7 @@ def finetune(
         raise InvalidInputError("The model's policy is static: it looks at nothing, so there is nothing to train.")
     if dense is not None:
         check_dense(dense, model.masked, train)
+    out = Path(out)
     settings = {"recipe": recipe.as_dict(), "tune": dataclasses.asdict(tuning), "rounds": rounds, "seed": seed}
     inputs = {
         "dense": dense,

@@ -57,7 +57,7 @@ def read_model_argument(model: str | Path | nn.Module) -> ModelSource:
         if str(model) in ZOO:
             return ModelSource(str(model))
         if str(model).endswith(".safetensors"):
-            stored = read_model(Path(model))
+            stored = read_model(model)
             return ModelSource(stored.masked, stored.policy.features if stored.policy else None, stored.info)
         if model not in SHIPPED:
             raise UnknownNameError("model", str(model), [*SHIPPED, *ZOO, "path/to/model.safetensors"])

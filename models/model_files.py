@@ -82,7 +82,7 @@ class StoredModel(NamedTuple):
 
 
 def write_model(
-    path: Path,
+    path: Path | str,
     network: nn.Module,
     info: CNNInfo,
     policy: GatePolicy | StaticPolicy | None = None,
@@ -100,6 +100,7 @@ def write_model(
         int8: Store the weights of convolutions and linears as int8, one scale an output channel: about a quarter of the
             size. They are floats again when the file is read, so nothing becomes faster.
     """
+    path = Path(path)
     _check_name(path)
     state = quantized_state if int8 else nn.Module.state_dict
     tensors = {f"network.{name}": tensor for name, tensor in state(network).items()}
@@ -112,7 +113,7 @@ def write_model(
     write_tensors(path, tensors, {"prunegym": json.dumps(description)})
 
 
-def read_model(path: Path, network: nn.Module | None = None) -> StoredModel:
+def read_model(path: Path | str, network: nn.Module | None = None) -> StoredModel:
     """Read a model file of :func:`write_model`.
 
     Args:
@@ -123,6 +124,7 @@ def read_model(path: Path, network: nn.Module | None = None) -> StoredModel:
         MissingDataError: If there is no such file.
         InvalidInputError: If it is damaged or was not written by PruneGym.
     """
+    path = Path(path)
     if not path.is_file():
         raise MissingDataError(f"There is no model file {path}. Check the path.")
     _check_name(path)

@@ -59,7 +59,7 @@ def prepare(
     *,
     policy: GatePolicy | StaticPolicy | None = None,
     teacher: Tensor | None = None,
-    folder: Path | None = None,
+    folder: Path | str | None = None,
     report: StageReport | None = None,
 ) -> tuple[MaskedCNN, GatePolicy | StaticPolicy]:
     """Make a masked CNN and gates that belong together.
@@ -87,6 +87,7 @@ def prepare(
     if config.tune is not None:
         check_output(dataset, masked.output_shape)
     policy = new_policy(masked, dataset, config) if policy is None else policy
+    folder = None if folder is None else Path(folder)
     done = None if folder is None else folder / "imitation.pt"
     if config.imitation is not None:
         key = {"imitation": dataclasses.asdict(config.imitation), "seed": config.seed, "cnn": fingerprint_of(masked)}

@@ -92,7 +92,7 @@ def train(
     config: TrainConfig,
     *,
     validation: Dataset | None = None,
-    checkpoint: Path | None = None,
+    checkpoint: Path | str | None = None,
     device: str = "cpu",
     report: Report | None = None,
 ) -> nn.Module:
@@ -114,6 +114,7 @@ def train(
         InvalidInputError: If the network does not fit the images and classes of both data sets, the loss is not finite,
             or the checkpoint belongs to another configuration.
     """
+    checkpoint = None if checkpoint is None else Path(checkpoint)
     shape = output_shape(network, dataset)
     check_output(dataset, shape)
     if validation is not None:

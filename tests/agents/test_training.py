@@ -37,7 +37,7 @@ from prunegym.models.errors import InvalidInputError
 SMALL = dataclasses.replace(load_recipe("digits"), n_envs=32, group=4, n_episodes=256, eval_every=3)
 
 
-def run(recipe: Recipe, out: Path, policy: bool = True, **kwargs: Any) -> DynamicCNN:
+def run(recipe: Recipe, out: Path | str, policy: bool = True, **kwargs: Any) -> DynamicCNN:
     model = shipped_model("digits")
     assert isinstance(model.policy, GatePolicy)
     return train_agent(
@@ -337,3 +337,13 @@ def test_fine_tuning_refuses_another_teacher_before_it_begins(tmp_path: Path) ->
             shipped_model("digits"), digits, digits, SMALL, TuneConfig(), tmp_path, dense=build("simple-cnn", 5, 1, 8)
         )
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.filterwarnings("ignore::prunegym.agents.callbacks.CollapseWarning")
+def test_folders_may_be_strings(tmp_path: Path) -> None:
+    recipe = dataclasses.replace(SMALL, n_episodes=0)
+    agent = run(recipe, f"{tmp_path}/agent")
+    digits = load_dataset("digits").sample(64)
+    finetune(agent, digits, digits, recipe, TuneConfig(epochs=0.5), f"{tmp_path}/tuned", rounds=1, progress=False)
+    for folder in ("agent", "tuned", "tuned/turn-1"):
+        assert (tmp_path / folder / "model.safetensors").exists()

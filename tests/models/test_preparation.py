@@ -27,7 +27,9 @@ def test_preparation_meets_its_target_and_leaves_the_given_network(
     assert masked.frozen
     assert abs(total_mac_share(masked, policy, digits) - 0.55) < 0.02
     assert stages == ["tune"] * 6
-    again, same = prepare(digits_cnn, digits, CONFIG, folder=tmp_path, report=lambda stage, _row: stages.append(stage))
+    again, same = prepare(
+        digits_cnn, digits, CONFIG, folder=str(tmp_path), report=lambda stage, _row: stages.append(stage)
+    )
     assert stages == ["tune"] * 6, "a finished preparation does nothing anew"
     for one, other in ((masked, again), (policy, same)):
         assert all(

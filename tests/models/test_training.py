@@ -77,7 +77,7 @@ def test_resumed_run_gives_the_same_bits(tmp_path: Path, at: int) -> None:
         train(network_with_dropout(), small(), config, checkpoint=checkpoint, report=stop)
     torch.rand(17)  # another process has another global random state
     rows: list[dict[str, float]] = []
-    resumed = train(network_with_dropout(), small(), config, checkpoint=checkpoint, report=rows.append)
+    resumed = train(network_with_dropout(), small(), config, checkpoint=str(checkpoint), report=rows.append)
     assert [row["epoch"] for row in rows] == list(range(at + 1, 5))
     assert same(whole, resumed)
     assert not same(whole, train(network_with_dropout(), small(), TrainConfig(4, 32, 0.05, seed=4)))

@@ -154,7 +154,7 @@ def open_model(name: str, dataset: Dataset | None = None) -> StoredModel:
         info = CNNInfo.of(name, dataset) if dataset is not None else _blank(name)
         return StoredModel(MaskedCNN(info.build(), info.example()), None, info)
     if name.endswith(".safetensors") or Path(name).is_file():
-        return read_model(Path(name))
+        return read_model(name)
     raise UnknownNameError("model", name, [*SHIPPED, *ZOO, "path/to/model.safetensors"])
 
 
