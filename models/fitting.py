@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from prunegym.models.data import Dataset
 from prunegym.models.errors import InvalidInputError
+from prunegym.models.graph import check_module
 from prunegym.models.masked import MaskedCNN
 
 
@@ -65,12 +66,8 @@ def output_shape(network: nn.Module, dataset: Dataset, argument: str = "network"
     Raises:
         InvalidInputError: If it is no network, cannot run the image or returns no tensor.
     """
+    check_module(network, argument)
     what = f"{argument} is a {type(network).__name__}"
-    if not isinstance(network, nn.Module):
-        raise InvalidInputError(
-            f"{what}; a torch module is needed, e.g. prunegym.build(name) for a network of the zoo, or "
-            "prunegym.models.read_model(path).masked for that of a model file."
-        )
     device = next((parameter.device for parameter in network.parameters()), "cpu")
     was_training = network.training
     network.eval()
