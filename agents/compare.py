@@ -150,9 +150,7 @@ def compare(
     validation = load_dataset(dataset.name, "validation") if validation is None else validation
     subjects = _subjects(model, seeds, _Data(dataset, train, validation), dense, device)
     epochs = max(5.0, first.passes(len(train)))
-    marks = {"dense": fingerprint(dense), "dataset": fingerprint(dataset)}
-    marks |= {"train": fingerprint(train), "validation": fingerprint(validation)}
-    options = {"version": VERSION, "penalty": penalty, **marks}
+    options = {"version": VERSION, "penalty": penalty, "dense": fingerprint(dense)}
     found: dict[str, dict[int, Result]] = {entry.name: {} for entry in rows}
     for entry in sorted(rows, key=lambda entry: entry is not first):
         each = isinstance(model, Mapping) or entry.seeded or (entry.at_share and first.seeded)
@@ -160,8 +158,8 @@ def compare(
             share = 1.0 if entry is first else _share(found[first.name], seed)
             subject = subjects[seed]
             run = Run(
-                subject.masked, subject.info, subject.policy, dataset, train, validation, seed, share, epochs, penalty,
-                Path(out), device,
+                subject.masked, subject.info, subject.policy, *subject.data, seed, share, epochs, penalty, Path(out),
+                device,
             )  # fmt: skip
             found[entry.name][seed] = _result(entry, run, subject.model, {**options, **subject.marks}, penalty, dense)
             if report is not None:
@@ -194,12 +192,13 @@ class _Data(NamedTuple):
 
 
 class _Subject(NamedTuple):
-    """A model that is compared on, its parts, and what tells it from others."""
+    """A model that is compared on, its parts, the images as it takes them, and what tells all this from others."""
 
     model: Model
     masked: MaskedCNN
     policy: Any
     info: CNNInfo
+    data: _Data
     marks: dict[str, Any]
 
 
@@ -223,11 +222,14 @@ def _subject(model: Model, data: _Data, dense: nn.Module | None, device: str) ->
     else:
         masked, policy, info = model.masked, model.policy, model.info
     masked.to(device)
+    data = _Data(*(info.adapt(part) for part in data))
     for part in data:
         check_masked(masked, part)
     if dense is not None:
         check_dense(dense, masked, data.dataset)
-    return _Subject(model, masked, policy, info, {"model": fingerprint(masked), "policy": fingerprint(policy)})
+    marks = {"model": fingerprint(masked), "policy": fingerprint(policy)}
+    marks |= {name: fingerprint(part) for name, part in data._asdict().items()}
+    return _Subject(model, masked, policy, info, data, marks)
 
 
 def _share(reference: dict[int, Result], seed: int) -> float:

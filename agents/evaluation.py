@@ -144,11 +144,11 @@ def evaluate(
     masked, info = _network(owner, dataset)
     if latency is not None:
         latency.check(masked)
+    if info is not None:
+        dataset = info.adapt(dataset)
     check_masked(masked, dataset)
     if dense is not None:
         check_dense(dense, masked, dataset)
-    if info is not None:
-        dataset = dataclasses.replace(dataset.with_classes(info.classes), normalisation=info.normalisation)
     if device is not None:
         masked.to(device)
         if isinstance(owner, DynamicCNN):

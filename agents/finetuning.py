@@ -67,13 +67,14 @@ def finetune(
         Figures on the validation split at the start and after each half of a turn.
 
     Raises:
-        InvalidInputError: If the policy is static, ``dense`` does not fit, or the folder has another run.
+        InvalidInputError: If the policy is static, images, classes or ``dense`` do not fit the model, or the folder has
+            another run.
     """
     if isinstance(model.policy, StaticPolicy):
         raise InvalidInputError("The model's policy is static: it looks at nothing, so there is nothing to train.")
+    out, train, validation = Path(out), model.info.adapt(train), model.info.adapt(validation)
     if dense is not None:
         check_dense(dense, model.masked, train)
-    out = Path(out)
     settings = {"recipe": recipe.as_dict(), "tune": dataclasses.asdict(tuning), "rounds": rounds, "seed": seed}
     inputs = {
         "dense": dense,

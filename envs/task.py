@@ -195,8 +195,8 @@ def make_task(
     source = read_model_argument(model)
     training, chosen = _datasets(dataset if dataset is not None else source.dataset, split)
     if source.info is not None:
-        chosen = dataclasses.replace(chosen, normalisation=source.info.normalisation)
-        training = training and dataclasses.replace(training, normalisation=source.info.normalisation)
+        chosen = source.info.adapt(chosen)
+        training = training and source.info.adapt(training)
     where = check_device(device)
     masked = source.masked_for(chosen, where)
     resolved = resolve_reward(reward, accuracy, masked, latency_table)

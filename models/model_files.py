@@ -16,6 +16,7 @@ from prunegym.models.checkpoints import load_tensors, read_weights, write_tensor
 from prunegym.models.data import Dataset, Normalisation
 from prunegym.models.errors import InvalidInputError, MissingDataError
 from prunegym.models.features import MaskFeatures
+from prunegym.models.fitting import check_images
 from prunegym.models.gate_policy import GatePolicy, StaticPolicy
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.quantization import dequantized, quantized_state
@@ -54,6 +55,15 @@ class CNNInfo:
             architecture, len(dataset.classes), dataset.image_shape, dataset.normalisation, dataset.classes,
             dataset.name, dict(metadata or {}),
         )  # fmt: skip
+
+    def adapt(self, dataset: Dataset) -> Dataset:
+        """Return a data set as the CNN takes it: labels numbered as its classes are, normalised as in its training.
+
+        Raises:
+            InvalidInputError: If images have another shape, or a class is none of the CNN's.
+        """
+        check_images(dataset, self.image_shape)
+        return dataclasses.replace(dataset.with_classes(self.classes), normalisation=self.normalisation)
 
     def build(self) -> nn.Module:
         """Build the network with fresh weights.

@@ -25,7 +25,16 @@ from prunegym.agents.offsets import gates_at_best_offset, gates_at_mac_share
 from prunegym.agents.recipe import Recipe
 from prunegym.agents.results import Result, fingerprint
 from prunegym.agents.statistics import interval
-from prunegym.models import CNNInfo, DynamicCNN, ImitationConfig, MaskedCNN, build, load_dataset, shipped_model
+from prunegym.models import (
+    CNNInfo,
+    DynamicCNN,
+    ImitationConfig,
+    MaskedCNN,
+    Normalisation,
+    build,
+    load_dataset,
+    shipped_model,
+)
 from prunegym.models.errors import InvalidInputError, UnknownNameError
 from prunegym.models.model_files import StoredModel
 
@@ -373,3 +382,20 @@ def test_what_does_not_fit_is_told_before_anything_is_made(masked, few, tmp_path
         compare([entry], masked, few, (1,), out=tmp_path, train=large)
     with pytest.raises(InvalidInputError, match=r"dense is a SimpleCNN whose output has shape \(5,\) an image"):
         compare([entry], masked, few, (1,), out=tmp_path, dense=build("simple-cnn", 5, 1, 8))
+
+
+def test_every_split_is_numbered_and_normalised_as_the_model_is(dynamic, few, tmp_path):
+    names, seen = tuple("abcdefghij"), []
+    info = dataclasses.replace(dynamic.info, classes=names, normalisation=Normalisation((0.4,), (0.6,)))
+
+    def make(run):
+        seen.extend((run.dataset, run.train, run.validation))
+        return torch.ones(48)
+
+    backwards = dataclasses.replace(few, classes=names[::-1], labels=9 - few.labels)
+    model = DynamicCNN(dynamic.masked, dynamic.policy, info)
+    compare([Entry("spy", make, None)], model, backwards, (1,), out=tmp_path, train=backwards, validation=backwards)
+    assert len(seen) == 3
+    for data in seen:
+        assert torch.equal(data.labels, few.labels)
+        assert (data.classes, data.normalisation) == (names, info.normalisation)

@@ -17,6 +17,7 @@ from prunegym.agents.finetuning import finetune
 from prunegym.agents.offsets import gates_at_mac_share
 from prunegym.agents.recipe import Recipe
 from prunegym.agents.recipe_files import load_recipe
+from prunegym.agents.results import fingerprint
 from prunegym.agents.training import build_algorithm, train_agent, training_env
 from prunegym.envs import make_task
 from prunegym.envs.sampling import EpochSampler
@@ -347,3 +348,21 @@ def test_folders_may_be_strings(tmp_path: Path) -> None:
     finetune(agent, digits, digits, recipe, TuneConfig(epochs=0.5), f"{tmp_path}/tuned", rounds=1, progress=False)
     for folder in ("agent", "tuned", "tuned/turn-1"):
         assert (tmp_path / folder / "model.safetensors").exists()
+
+
+def test_classes_are_matched_by_name(tmp_path: Path) -> None:
+    model, recipe, names = shipped_model("digits"), dataclasses.replace(SMALL, n_episodes=0), tuple("abcdefghij")
+    info = dataclasses.replace(model.info, classes=names)
+    train, validation = (
+        dataclasses.replace(data, classes=names[::-1], labels=9 - data.labels)
+        for data in (load_dataset("digits", split) for split in ("train", "validation"))
+    )
+    agent = train_agent(
+        model.masked, info, train, validation, recipe, tmp_path / "agent", policy=model.policy, progress=False
+    )
+    tuning = TuneConfig(epochs=0.1)
+    rows = finetune(agent, train, validation, recipe, tuning, tmp_path / "tuned", rounds=1, progress=False)
+    assert rows[0]["accuracy"] > 0.9
+    inputs = [json.loads((tmp_path / name / "run.json").read_text())["inputs"] for name in ("agent", "tuned")]
+    numbered = fingerprint(dataclasses.replace(load_dataset("digits"), normalisation=info.normalisation))
+    assert [made_from["training images"] for made_from in inputs] == [numbered] * 2

@@ -210,13 +210,7 @@ def open_split(
     Raises:
         InvalidInputError: If there are fewer images than asked for, or the model takes others or does not know a class.
     """
-    data = load_dataset(info.dataset if name is None else name, split)
-    if data.image_shape != info.image_shape or len(data.classes) > info.num_classes:
-        raise InvalidInputError(
-            f"The model takes images of {info.image_shape} and tells {info.num_classes} classes apart; data set "
-            f"{data.name!r} has {data.image_shape} and {len(data.classes)}. Give --dataset with one that fits."
-        )
-    data = dataclasses.replace(data.with_classes(info.classes), normalisation=info.normalisation)
+    data = info.adapt(load_dataset(info.dataset if name is None else name, split))
     if span is not None:
         data = data.part(span)
     if images is None:
