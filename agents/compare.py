@@ -21,7 +21,7 @@ from prunegym.models.errors import InvalidInputError
 from prunegym.models.fitting import check_dense, check_masked
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.model_files import CNNInfo, StoredModel
-from prunegym.models.sources import load_dataset
+from prunegym.models.sources import other_split
 
 Report = Callable[[str, int, Result], None]
 Model: TypeAlias = MaskedCNN | DynamicCNN | StoredModel
@@ -129,7 +129,7 @@ def compare(
         dataset: The split that is evaluated.
         seeds: Of the training runs and of what baselines draw.
         out: Folder.
-        train: Training images; by default of the data set of the same name.
+        train: Training images; by default those of the data set that goes by the name, which has to be the same.
         validation: Validation images; the same.
         reference: Name of an entry; by default the first.
         penalty: lambda of the figure ``reward``.
@@ -142,12 +142,13 @@ def compare(
 
     Raises:
         InvalidInputError: If there are no entries or seeds, two entries have one name, ``reference`` names none, a seed
-            has no model, or a model or ``dense`` does not fit the images and classes.
+            has no model, a model or ``dense`` does not fit the images and classes, or the data set is your own, and
+            ``train`` or ``validation`` is missing.
     """
     rows = [as_entry(entry) for entry in entries]
     first = _reference(rows, seeds, reference)
-    train = load_dataset(dataset.name, "train") if train is None else train
-    validation = load_dataset(dataset.name, "validation") if validation is None else validation
+    train = other_split(dataset, "train", "train=") if train is None else train
+    validation = other_split(dataset, "validation", "validation=") if validation is None else validation
     subjects = _subjects(model, seeds, _Data(dataset, train, validation), dense, device)
     epochs = max(5.0, first.passes(len(train)))
     options = {"version": VERSION, "penalty": penalty, "dense": fingerprint(dense)}

@@ -129,8 +129,8 @@ def evaluate(
         The figures.
 
     Raises:
-        InvalidInputError: If there is no model, it or ``dense`` does not fit the data set's images and classes, or
-            masks or the latency table are wrong.
+        InvalidInputError: If there is no model, it or ``dense`` does not fit the data set's images and classes, masks
+            or the latency table are wrong, or training images are needed and not known.
         AgentError: If the agent fails or gives wrong actions.
 
     Example:

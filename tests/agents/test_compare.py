@@ -399,3 +399,12 @@ def test_every_split_is_numbered_and_normalised_as_the_model_is(dynamic, few, tm
     for data in seen:
         assert torch.equal(data.labels, few.labels)
         assert (data.classes, data.normalisation) == (names, info.normalisation)
+
+
+def test_the_other_splits_of_ones_own_data_are_asked_for(masked, few, tmp_path):
+    own, train = dataclasses.replace(few, name="mine"), load_dataset("digits")
+    for given, wanted in (({}, "train"), ({"train": train}, "validation")):
+        with pytest.raises(InvalidInputError, match=rf"{wanted} images .* 'mine' are needed, .* Pass {wanted}=\."):
+            compare(["l1"], masked, own, (1,), out=tmp_path, **given)
+    table = compare(["l1"], masked, own, (1,), out=tmp_path, train=train, validation=few)
+    assert table.dataset == "mine/test"
