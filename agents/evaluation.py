@@ -120,7 +120,7 @@ def evaluate(
             ``layerwise`` says, else all at once. Only for agents with ``predict``.
         device: Torch device, to which the model is moved; None: where it is.
         dense: The original network, where the model's was trained further. Without it the dense accuracy is that which
-            the model file states for this split, else that of the CNN with all channels on.
+            the model file states for the very same images, else that of the CNN with all channels on.
         batch_size: Images in one forward pass.
         options: More on agents with ``predict``.
         latency: What masks cost in time; gives the figure ``latency_share``.
@@ -223,9 +223,9 @@ def _dense(
         full = torch.cat([dense(dataset.batch(part, device=device)).float().cpu() for part in parts])
         dense.train(was_training)
         return _accuracy(full, dataset), full, ()
-    stated = (info.metadata if info else {}).get("dense_accuracy", {}).get(f"{dataset.name}/{dataset.split}")
+    stated = None if info is None else info.dense_accuracy(dataset)
     if stated is not None:
-        return float(stated), full, ()
+        return stated, full, ()
     note = "Dense accuracy is that of its own CNN with all channels on."
     return _accuracy(full, dataset), full, (note,)
 

@@ -16,6 +16,7 @@ from prunegym.models.checkpoints import load_tensors, read_weights, write_tensor
 from prunegym.models.data import Dataset, Normalisation
 from prunegym.models.errors import InvalidInputError, MissingDataError
 from prunegym.models.features import MaskFeatures
+from prunegym.models.fingerprints import fingerprint_of
 from prunegym.models.fitting import check_images
 from prunegym.models.gate_policy import GatePolicy, StaticPolicy
 from prunegym.models.masked import MaskedCNN
@@ -65,6 +66,20 @@ class CNNInfo:
         check_images(dataset, self.image_shape)
         return dataclasses.replace(dataset.with_classes(self.classes), normalisation=self.normalisation)
 
+    def with_dense_accuracy(self, measured: Mapping[Dataset, float]) -> CNNInfo:
+        """State the original network's accuracy (0 to 1) on data sets, each with a hash of the images it holds for."""
+        accuracies = {_place(data): accuracy for data, accuracy in measured.items()}
+        images = {_place(data): fingerprint_of(data) for data in measured}
+        metadata = {**self.metadata, "dense_accuracy": accuracies, "dense_images": images}
+        return dataclasses.replace(self, metadata=metadata)
+
+    def dense_accuracy(self, dataset: Dataset) -> float | None:
+        """Return the original network's accuracy on a data set; None unless it is stated for the very same images."""
+        images: str | None = self.metadata.get("dense_images", {}).get(_place(dataset))
+        if images is None or images != fingerprint_of(dataset):
+            return None
+        return float(self.metadata["dense_accuracy"][_place(dataset)])
+
     def build(self) -> nn.Module:
         """Build the network with fresh weights.
 
@@ -81,6 +96,10 @@ class CNNInfo:
     def example(self) -> Tensor:
         """Return a blank input (1, channels, height, width) float32."""
         return torch.zeros(1, *self.image_shape)
+
+
+def _place(dataset: Dataset) -> str:
+    return f"{dataset.name}/{dataset.split}"
 
 
 class StoredModel(NamedTuple):

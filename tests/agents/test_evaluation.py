@@ -17,7 +17,7 @@ from prunegym.agents.bench import Bench
 from prunegym.agents.controls import deal_out
 from prunegym.agents.deciding import Masks
 from prunegym.agents.evaluation import JSON_KEYS, evaluate
-from prunegym.models import CNNInfo, DynamicCNN, MaskedCNN, build
+from prunegym.models import CNNInfo, DynamicCNN, MaskedCNN, build, load_dataset
 from prunegym.models.errors import InvalidInputError
 from prunegym.models.latency import Axis, LatencyTable, Part
 
@@ -150,11 +150,21 @@ def test_dense_accuracy_is_that_of_the_network_given(masked, few):
     assert result.notes == ()
 
 
-def test_dense_accuracy_is_read_from_the_model_file(dynamic, few):
-    info = CNNInfo.of("simple-cnn", few, {"dense_accuracy": {"digits/test": 0.875, "digits/train": 0.5}})
-    result = evaluate(DynamicCNN(dynamic.masked, dynamic.policy, info), None, few)
+def test_dense_accuracy_is_read_from_the_model_file_for_the_very_same_images(dynamic, few):
+    info = CNNInfo.of("simple-cnn", few).with_dense_accuracy({few: 0.875, load_dataset("digits"): 0.5})
+    model = DynamicCNN(dynamic.masked, dynamic.policy, info)
+    result = evaluate(model, None, few)
     assert result.dense_accuracy == 0.875
     assert result.notes == ()
+    others = (
+        few.subset(torch.arange(39)),
+        dataclasses.replace(few, images=255 - few.images),
+        load_dataset("digits", "test"),
+    )
+    for other in others:  # all are called digits/test
+        result = evaluate(model, None, other)
+        assert result.dense_accuracy == result.prepared_accuracy != 0.875
+        assert result.notes == ("Dense accuracy is that of its own CNN with all channels on.",)
 
 
 def test_dense_accuracy_says_when_it_is_its_own(masked, few):

@@ -220,13 +220,10 @@ def open_split(
     return data.sample(images)
 
 
-def accuracies(network: torch.nn.Module, info: CNNInfo, dataset: str | None) -> dict[str, float]:
-    """Return a network's accuracy (0 to 1) on the validation and test split, by ``<dataset>/<split>``."""
-    found = {}
-    for split in ("validation", "test"):
-        data = open_split(info, dataset, split)
-        found[f"{data.name}/{split}"] = accuracy(network, data)
-    return found
+def accuracies(network: torch.nn.Module, info: CNNInfo, dataset: str | None) -> dict[Dataset, float]:
+    """Return a network's accuracy (0 to 1) on the validation and test split."""
+    splits = [open_split(info, dataset, split) for split in ("validation", "test")]
+    return {data: accuracy(network, data) for data in splits}
 
 
 def with_history(info: CNNInfo, step: str, seed: int, **facts: Any) -> CNNInfo:
