@@ -35,7 +35,7 @@ class Bench:
     def __call__(self, masks: Tensor) -> Tensor:
         """Return the outputs (images, ...) float32 on the CPU under masks (images, mask_size) bool, or (mask_size,)."""
         masks = masks.expand(len(self.dataset), -1)
-        logits = torch.empty(len(masks), *self.masked.graph[self.masked.graph.output].shape[1:])
+        logits = torch.empty(len(masks), *self.masked.output_shape)
         left = torch.ones(len(masks), dtype=torch.bool)
         for known, output in self._known:
             same = left & (known == masks).all(1)

@@ -18,9 +18,10 @@ from prunegym.agents.statistics import Interval, interval
 from prunegym.models.data import Dataset
 from prunegym.models.dynamic import DynamicCNN
 from prunegym.models.errors import InvalidInputError
+from prunegym.models.fitting import check_dense, check_masked
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.model_files import CNNInfo, StoredModel
-from prunegym.models.sources import load_dataset
+from prunegym.models.sources import other_split
 
 Report = Callable[[str, int, Result], None]
 Model: TypeAlias = MaskedCNN | DynamicCNN | StoredModel
@@ -128,7 +129,7 @@ def compare(
         dataset: The split that is evaluated.
         seeds: Of the training runs and of what baselines draw.
         out: Folder.
-        train: Training images; by default of the data set of the same name.
+        train: Training images; by default those of the data set that goes by the name, which has to be the same.
         validation: Validation images; the same.
         reference: Name of an entry; by default the first.
         penalty: lambda of the figure ``reward``.
@@ -140,18 +141,17 @@ def compare(
         The table.
 
     Raises:
-        InvalidInputError: If there are no entries or seeds, two entries have one name, ``reference`` names none, or a
-            seed has no model.
+        InvalidInputError: If there are no entries or seeds, two entries have one name, ``reference`` names none, a seed
+            has no model, a model or ``dense`` does not fit the images and classes, or the data set is your own, and
+            ``train`` or ``validation`` is missing.
     """
     rows = [as_entry(entry) for entry in entries]
     first = _reference(rows, seeds, reference)
-    train = load_dataset(dataset.name, "train") if train is None else train
-    validation = load_dataset(dataset.name, "validation") if validation is None else validation
-    subjects = _subjects(model, seeds, dataset, device)
+    train = other_split(dataset, "train", "train=") if train is None else train
+    validation = other_split(dataset, "validation", "validation=") if validation is None else validation
+    subjects = _subjects(model, seeds, _Data(dataset, train, validation), dense, device)
     epochs = max(5.0, first.passes(len(train)))
-    marks = {"dense": fingerprint(dense), "dataset": fingerprint(dataset)}
-    marks |= {"train": fingerprint(train), "validation": fingerprint(validation)}
-    options = {"version": VERSION, "penalty": penalty, **marks}
+    options = {"version": VERSION, "penalty": penalty, "dense": fingerprint(dense)}
     found: dict[str, dict[int, Result]] = {entry.name: {} for entry in rows}
     for entry in sorted(rows, key=lambda entry: entry is not first):
         each = isinstance(model, Mapping) or entry.seeded or (entry.at_share and first.seeded)
@@ -159,8 +159,8 @@ def compare(
             share = 1.0 if entry is first else _share(found[first.name], seed)
             subject = subjects[seed]
             run = Run(
-                subject.masked, subject.info, subject.policy, dataset, train, validation, seed, share, epochs, penalty,
-                Path(out), device,
+                subject.masked, subject.info, subject.policy, *subject.data, seed, share, epochs, penalty, Path(out),
+                device,
             )  # fmt: skip
             found[entry.name][seed] = _result(entry, run, subject.model, {**options, **subject.marks}, penalty, dense)
             if report is not None:
@@ -184,37 +184,53 @@ def _reference(entries: list[Entry], seeds: Sequence[int], reference: str | None
     return entries[names.index(reference) if reference is not None else 0]
 
 
+class _Data(NamedTuple):
+    """The images of a comparison."""
+
+    dataset: Dataset
+    train: Dataset
+    validation: Dataset
+
+
 class _Subject(NamedTuple):
-    """A model that is compared on, its parts, and what tells it from others."""
+    """A model that is compared on, its parts, the images as it takes them, and what tells all this from others."""
 
     model: Model
     masked: MaskedCNN
     policy: Any
     info: CNNInfo
+    data: _Data
     marks: dict[str, Any]
 
 
 def _subjects(
-    model: Model | Mapping[int, Model], seeds: Sequence[int], dataset: Dataset, device: str
+    model: Model | Mapping[int, Model], seeds: Sequence[int], data: _Data, dense: nn.Module | None, device: str
 ) -> dict[int, _Subject]:
     if not isinstance(model, Mapping):
-        return dict.fromkeys(seeds, _subject(model, dataset, device))
+        return dict.fromkeys(seeds, _subject(model, data, dense, device))
     missing = [seed for seed in seeds if seed not in model]
     if missing:
         raise InvalidInputError(
             f"There is no model for seed {', '.join(map(str, missing))}, only for {', '.join(map(str, model))}. Give "
             "one for each seed, or one model for all."
         )
-    return {seed: _subject(model[seed], dataset, device) for seed in seeds}
+    return {seed: _subject(model[seed], data, dense, device) for seed in seeds}
 
 
-def _subject(model: Model, dataset: Dataset, device: str) -> _Subject:
+def _subject(model: Model, data: _Data, dense: nn.Module | None, device: str) -> _Subject:
     if isinstance(model, MaskedCNN):
-        masked, policy, info = model, None, CNNInfo.of(type(model.network).__name__, dataset)
+        masked, policy, info = model, None, CNNInfo.of(type(model.network).__name__, data.dataset)
     else:
         masked, policy, info = model.masked, model.policy, model.info
     masked.to(device)
-    return _Subject(model, masked, policy, info, {"model": fingerprint(masked), "policy": fingerprint(policy)})
+    data = _Data(*(info.adapt(part) for part in data))
+    for part in data:
+        check_masked(masked, part)
+    if dense is not None:
+        check_dense(dense, masked, data.dataset)
+    marks = {"model": fingerprint(masked), "policy": fingerprint(policy)}
+    marks |= {name: fingerprint(part) for name, part in data._asdict().items()}
+    return _Subject(model, masked, policy, info, data, marks)
 
 
 def _share(reference: dict[int, Result], seed: int) -> float:

@@ -17,6 +17,7 @@ from prunegym.agents.predicting import PredictorOptions, decide_by_prediction
 from prunegym.models.data import Dataset
 from prunegym.models.dynamic import DynamicCNN
 from prunegym.models.errors import InvalidInputError
+from prunegym.models.fitting import check_dense, check_masked
 from prunegym.models.latency import LatencyTable
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.model_files import CNNInfo, StoredModel
@@ -119,7 +120,7 @@ def evaluate(
             ``layerwise`` says, else all at once. Only for agents with ``predict``.
         device: Torch device, to which the model is moved; None: where it is.
         dense: The original network, where the model's was trained further. Without it the dense accuracy is that which
-            the model file states for this split, else that of the CNN with all channels on.
+            the model file states for the very same images, else that of the CNN with all channels on.
         batch_size: Images in one forward pass.
         options: More on agents with ``predict``.
         latency: What masks cost in time; gives the figure ``latency_share``.
@@ -128,8 +129,8 @@ def evaluate(
         The figures.
 
     Raises:
-        InvalidInputError: If there is no model, the network's output is not (batch, classes), the model does not know a
-            class of the data set, or masks or the latency table are wrong.
+        InvalidInputError: If there is no model, it or ``dense`` does not fit the data set's images and classes, masks
+            or the latency table are wrong, or training images are needed and not known.
         AgentError: If the agent fails or gives wrong actions.
 
     Example:
@@ -144,7 +145,10 @@ def evaluate(
     if latency is not None:
         latency.check(masked)
     if info is not None:
-        dataset = dataclasses.replace(dataset.with_classes(info.classes), normalisation=info.normalisation)
+        dataset = info.adapt(dataset)
+    check_masked(masked, dataset)
+    if dense is not None:
+        check_dense(dense, masked, dataset)
     if device is not None:
         masked.to(device)
         if isinstance(owner, DynamicCNN):
@@ -155,7 +159,7 @@ def evaluate(
         decided = _decide(agent, model, masked, dataset, layerwise, batch_size, options, penalty)
         if decided.logits is not None:
             bench.add(decided.masks, decided.logits)
-        full = _class_logits(bench(torch.ones(masked.mask_size, dtype=torch.bool)), dataset)
+        full = bench(torch.ones(masked.mask_size, dtype=torch.bool))
         dense_accuracy, dense_logits, notes = _dense(dense, info, full, dataset, batch_size)
         decided = dataclasses.replace(decided, notes=decided.notes + notes)
         result = _summary(decided, bench, full, dense_accuracy, dense_logits, penalty)
@@ -209,15 +213,6 @@ def _evaluating(masked: MaskedCNN) -> Iterator[None]:
         masked.train(was_training)
 
 
-def _class_logits(logits: Tensor, dataset: Dataset) -> Tensor:
-    if logits.ndim != 2 or logits.shape[1] < len(dataset.classes):
-        raise InvalidInputError(
-            f"The network's output is {tuple(logits.shape)} for {len(logits)} images of {len(dataset.classes)} "
-            "classes; (images, classes) is needed to count right answers."
-        )
-    return logits
-
-
 def _dense(
     dense: nn.Module | None, info: CNNInfo | None, full: Tensor, dataset: Dataset, batch_size: int
 ) -> tuple[float, Tensor, tuple[str, ...]]:
@@ -228,9 +223,9 @@ def _dense(
         full = torch.cat([dense(dataset.batch(part, device=device)).float().cpu() for part in parts])
         dense.train(was_training)
         return _accuracy(full, dataset), full, ()
-    stated = (info.metadata if info else {}).get("dense_accuracy", {}).get(f"{dataset.name}/{dataset.split}")
+    stated = None if info is None else info.dense_accuracy(dataset)
     if stated is not None:
-        return float(stated), full, ()
+        return stated, full, ()
     note = "Dense accuracy is that of its own CNN with all channels on."
     return _accuracy(full, dataset), full, (note,)
 

@@ -20,6 +20,7 @@ from prunegym.models.budget import total_mac_share
 from prunegym.models.data import Dataset
 from prunegym.models.dynamic import DynamicCNN
 from prunegym.models.errors import InvalidInputError
+from prunegym.models.fitting import check_dense
 from prunegym.models.gate_policy import StaticPolicy
 from prunegym.models.joint import TuneConfig, dense_logits, tune
 from prunegym.models.runs import begin_run, finish_run
@@ -33,7 +34,7 @@ def finetune(
     validation: Dataset,
     recipe: Recipe,
     tuning: TuneConfig,
-    out: Path,
+    out: Path | str,
     *,
     rounds: int = 2,
     own_target: bool = True,
@@ -69,10 +70,14 @@ def finetune(
         result.
 
     Raises:
-        InvalidInputError: If the policy is static, or the folder has another run.
+        InvalidInputError: If the policy is static, images, classes or ``dense`` do not fit the model, or the folder has
+            another run.
     """
     if isinstance(model.policy, StaticPolicy):
         raise InvalidInputError("The model's policy is static: it looks at nothing, so there is nothing to train.")
+    out, train, validation = Path(out), model.info.adapt(train), model.info.adapt(validation)
+    if dense is not None:
+        check_dense(dense, model.masked, train)
     settings = {"recipe": recipe.as_dict(), "tune": dataclasses.asdict(tuning), "rounds": rounds, "seed": seed}
     inputs = {
         "dense": dense,

@@ -19,8 +19,9 @@ from prunegym.envs.task import Task, make_task
 from prunegym.models.data import Dataset
 from prunegym.models.dynamic import DynamicCNN
 from prunegym.models.features import MaskFeatures
+from prunegym.models.fitting import check_images
 from prunegym.models.masked import MaskedCNN
-from prunegym.models.sources import load_dataset
+from prunegym.models.sources import other_split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +31,7 @@ class PredictorOptions:
     Attributes:
         features: What the agent looks at; None: those of its own gate policy, else the model's, else fresh ones that
             are calibrated on ``train``, as environments do.
-        train: Training images for that; None: the training split of the data set of the same name.
+        train: Training images for that; None: those of the data set that goes by the name, which has to be the same.
         agent_penalty: lambda shown to an agent that was trained for a range of them; None: that of the figure
             ``reward`` if it lies within, else the middle. An agent that was trained for one lambda is not shown any.
     """
@@ -143,7 +144,11 @@ def _features(
         if features is not None and features.config["layerwise"] == layerwise:
             return features
     masked = model.masked if isinstance(model, DynamicCNN) else model
-    train = options.train if options.train is not None else load_dataset(dataset.name, "train")
+    train = options.train
+    if train is None:
+        train = other_split(dataset, "train", "options=PredictorOptions(train=...)")
+    check_images(train, dataset.image_shape)
+    train = dataclasses.replace(train, normalisation=dataset.normalisation)
     return MaskFeatures(masked, layerwise).to(next(masked.parameters()).device).calibrate(masked, train)
 
 

@@ -57,7 +57,7 @@ def train_agent(
     train: Dataset,
     validation: Dataset,
     recipe: Recipe,
-    out: Path,
+    out: Path | str,
     *,
     policy: GatePolicy | StaticPolicy | None = None,
     seed: int = 0,
@@ -87,9 +87,10 @@ def train_agent(
         The best actor by validation reward, with its CNN.
 
     Raises:
-        InvalidInputError: If the folder has another run, one with another CNN, or a run that was not asked to be
-            resumed.
+        InvalidInputError: If images or classes are not the CNN's, or the folder has another run, one with another CNN,
+            or a run that was not asked to be resumed.
     """
+    out, train, validation = Path(out), info.adapt(train), info.adapt(validation)
     settings = {"seed": seed, "dataset": train.name, "train_images": train.span, "cnn": info.architecture}
     inputs = {"CNN": masked, "gates": policy, "training images": train, "validation images": validation}
     begin_run(out, {"recipe": recipe.as_dict(), **settings}, resume, inputs)

@@ -13,6 +13,7 @@ from prunegym.models.data import Dataset
 from prunegym.models.dynamic import SHIPPED, DynamicCNN, shipped_model
 from prunegym.models.errors import InvalidInputError, UnknownNameError
 from prunegym.models.features import MaskFeatures
+from prunegym.models.fitting import check_images
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.model_files import CNNInfo, read_model
 from prunegym.models.zoo import ZOO, build
@@ -37,12 +38,7 @@ class ModelSource(NamedTuple):
             InvalidInputError: If a given MaskedCNN is not frozen, or the images have another shape than it takes.
         """
         masked = _placed(_masked(self.network, dataset), device)
-        needed = masked.graph[masked.graph.input].shape[1:]
-        if needed != dataset.image_shape:
-            raise InvalidInputError(
-                f"The model takes images of shape {needed}, those of data set {dataset.name!r} have "
-                f"{dataset.image_shape} (channels, height, width). Choose a data set or a model that fits the other."
-            )
+        check_images(dataset, masked.image_shape)
         return masked
 
 
@@ -61,7 +57,7 @@ def read_model_argument(model: str | Path | nn.Module) -> ModelSource:
         if str(model) in ZOO:
             return ModelSource(str(model))
         if str(model).endswith(".safetensors"):
-            stored = read_model(Path(model))
+            stored = read_model(model)
             return ModelSource(stored.masked, stored.policy.features if stored.policy else None, stored.info)
         if model not in SHIPPED:
             raise UnknownNameError("model", str(model), [*SHIPPED, *ZOO, "path/to/model.safetensors"])

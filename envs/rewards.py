@@ -127,7 +127,7 @@ class Reward:
         """Return the whole reward of each episode, (batch,) float64.
 
         Raises:
-            RewardError: If the function raises, or returns a wrong shape or non-finite values.
+            RewardError: If the function raises, or returns a wrong shape or values that are not finite or too large.
         """
         return call_checked("reward", self.function, outcome)
 

@@ -22,6 +22,7 @@ from prunegym.models.data import SPLITS, Augment, Dataset, Split
 from prunegym.models.device import check_device
 from prunegym.models.errors import InvalidInputError, UnknownNameError
 from prunegym.models.features import CLIP, Decision, MaskFeatures, decisions_of
+from prunegym.models.fitting import check_output
 from prunegym.models.latency import LatencyTable
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.sources import load_dataset
@@ -133,8 +134,7 @@ class Task:
         if self.augment:
             return self.masked(images)  # type: ignore[no-any-return]
         if self._dense is None or self._dense_known is None:
-            shape = self.masked.graph[self.masked.graph.output].shape[1:]
-            self._dense = torch.empty(len(self.dataset), *shape, device=self.device)
+            self._dense = torch.empty(len(self.dataset), *self.masked.output_shape, device=self.device)
             self._dense_known = torch.zeros(len(self.dataset), dtype=torch.bool, device=self.device)
         missing = ~self._dense_known[indices]
         if missing.any():
@@ -195,8 +195,8 @@ def make_task(
     source = read_model_argument(model)
     training, chosen = _datasets(dataset if dataset is not None else source.dataset, split)
     if source.info is not None:
-        chosen = dataclasses.replace(chosen, normalisation=source.info.normalisation)
-        training = training and dataclasses.replace(training, normalisation=source.info.normalisation)
+        chosen = source.info.adapt(chosen)
+        training = training and source.info.adapt(training)
     where = check_device(device)
     masked = source.masked_for(chosen, where)
     resolved = resolve_reward(reward, accuracy, masked, latency_table)
@@ -232,15 +232,9 @@ def _datasets(dataset: str | Dataset | Mapping[Split, Dataset], split: str) -> t
 
 def _check_output(masked: MaskedCNN, dataset: Dataset, reward: Reward) -> None:
     function = reward.function
-    if not (isinstance(function, CostReward) and function.accuracy in (correct, log_likelihood, probability)):
-        return
-    output = masked.graph[masked.graph.output].shape[1:]
-    if len(output) != 1 or output[0] < len(dataset.classes):
-        raise InvalidInputError(
-            f"The model's output has shape {output} an image, but data set {dataset.name!r} has "
-            f"{len(dataset.classes)} classes, and the accuracy term {function.accuracy.__name__!r} needs one number a "
-            "class. Pass accuracy= a function of your own from an Outcome to (batch,) numbers, or another model."
-        )
+    if isinstance(function, CostReward) and function.accuracy in (correct, log_likelihood, probability):
+        own = ", or pass accuracy= a function of your own from an Outcome to (batch,) numbers"
+        check_output(dataset, masked.output_shape, otherwise=own)
 
 
 def _features(

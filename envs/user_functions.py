@@ -15,6 +15,9 @@ from torch import Tensor
 from prunegym.envs.outcome import Outcome
 from prunegym.models.errors import InvalidInputError, PruneGymError, RewardError
 
+LARGEST = 1e15
+"""A reward's largest size. Algorithms sum the squares of many in float32, which ends at 3e38: weights would be NaN."""
+
 
 def import_object(path: str, kind: str) -> Any:
     """Import ``"module:name"``; modules in the current folder are found too.
@@ -81,7 +84,7 @@ def call_checked(kind: str, function: Callable[..., Any], outcome: Outcome, *arg
         (batch,) float64, on the device of the outcome.
 
     Raises:
-        RewardError: If the function raises, or returns another shape or non-finite values.
+        RewardError: If the function raises, or returns another shape or values that are not finite or far too large.
     """
     batch = len(outcome.mask)
     try:
@@ -99,10 +102,13 @@ def call_checked(kind: str, function: Callable[..., Any], outcome: Outcome, *arg
             f"The {kind} {name_of(function)!r} returned shape {tuple(values.shape)}; ({batch},) is needed, one number "
             "an episode. The tensors of an Outcome have the batch as their first dimension."
         )
-    if not torch.isfinite(values).all():
-        row = int((~torch.isfinite(values)).nonzero()[0])
+    wrong = ~(values.abs() <= LARGEST)  # NaN too
+    if wrong.any():
+        row = int(wrong.nonzero()[0])
+        needed = "finite numbers are needed. Guard divisions and logarithms."
+        if values[row].isfinite():
+            needed = f"at most {LARGEST:g} is allowed: algorithms square it in float32. Scale it to about 1."
         raise RewardError(
-            f"The {kind} {name_of(function)!r} returned {values[row].item()} for episode {row} of {batch}; finite "
-            "numbers are needed. Guard divisions and logarithms."
+            f"The {kind} {name_of(function)!r} returned {values[row].item()} for episode {row} of {batch}; {needed}"
         )
     return values

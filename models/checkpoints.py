@@ -55,9 +55,9 @@ def load_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def save_weights(network: nn.Module, path: Path) -> None:
+def save_weights(network: nn.Module, path: Path | str) -> None:
     """Write a network's parameters and buffers as safetensors."""
-    write_tensors(path, network.state_dict())
+    write_tensors(Path(path), network.state_dict())
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -103,7 +103,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def load_weights(network: nn.Module, path: Path) -> nn.Module:
+def load_weights(network: nn.Module, path: Path | str) -> nn.Module:
     """Load weights of :func:`read_weights` into a network; names and shapes must agree.
 
     Args:
@@ -117,7 +117,7 @@ def load_weights(network: nn.Module, path: Path) -> nn.Module:
         MissingDataError: If there is no such file.
         InvalidInputError: If names or shapes differ, or a weight is NaN or infinite.
     """
-    load_tensors(network, read_weights(path), str(path))
+    load_tensors(network, read_weights(Path(path)), str(path))
     return network
 
 

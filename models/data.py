@@ -190,6 +190,11 @@ class Dataset:
         """
         numbered = tuple(map(str, range(max(len(classes), len(self.classes)))))
         if numbered[: len(classes)] == classes or numbered[: len(self.classes)] == self.classes:
+            if len(self.classes) > len(classes):
+                raise InvalidInputError(
+                    f"Data set {self.name!r} has {len(self.classes)} classes, the model tells {len(classes)} apart. "
+                    "Leave the others' images out, or take a model that was trained on all of them."
+                )
             return self
         unknown = [name for name in self.classes if name not in classes]
         if unknown:

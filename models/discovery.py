@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import reprlib
 from collections import Counter
+from collections.abc import Iterable
 
 import torch
 from torch import nn
 
+from prunegym.models.errors import InvalidInputError, UnknownNameError, UntraceableModelError
 from prunegym.models.graph import Graph, Step, Value
 from prunegym.models.operators import Kind
 
@@ -222,3 +225,46 @@ def _layout(graph: Graph, step: Step, found: dict[str, Layout]) -> Layout:
             layout = tuple(dataclasses.replace(block, repeat=block.repeat * repeat) for block in found[inputs[0]])
     complete = sum(block.width * block.repeat for block in layout) == step.shape[1]
     return layout if complete else (Block(None, step.shape[1]),)
+
+
+def wanted_names(gates: str | Iterable[str]) -> list[str] | None:
+    """Return the names of the gates that are wanted; None for all that can be found.
+
+    Raises:
+        InvalidInputError: If they are no names, or there are none.
+    """
+    if isinstance(gates, str):
+        return None if gates == "auto" else [gates]
+    names = list(gates) if isinstance(gates, Iterable) else []
+    if not names or not all(isinstance(name, str) for name in names):
+        raise InvalidInputError(
+            f"gates is {reprlib.repr(gates)}; 'auto' for all that can be found, or names of convolutions are needed, "
+            "e.g. [gate.name for gate in masked.gates]."
+        )
+    return names
+
+
+def choose_gates(found: list[Gate], wanted: list[str] | None, rejected: dict[str, str], name: str) -> list[Gate]:
+    """Return the gates that are wanted of those that were found in a network.
+
+    Args:
+        found: All that hold.
+        wanted: Names, or None for all.
+        rejected: For each convolution that is no gate, the reason.
+        name: Of the network.
+
+    Raises:
+        InvalidInputError: If one of them cannot be a gate.
+        UnknownNameError: If there is no convolution of that name.
+        UntraceableModelError: If there is none at all.
+    """
+    for gate in wanted or ():
+        if gate in rejected:
+            raise InvalidInputError(f"{gate!r} of {name} cannot be a gate: {rejected[gate]}.")
+        if gate not in {other.name for other in found}:
+            raise UnknownNameError("gate", gate, [other.name for other in found])
+    chosen = [gate for gate in found if wanted is None or gate.name in wanted]
+    if not chosen:
+        reasons = "; ".join(f"{gate}: {reason}" for gate, reason in list(rejected.items())[:5]) or "it has no Conv2d"
+        raise UntraceableModelError(f"No gate was found in {name}, so nothing could be masked ({reasons}).")
+    return chosen

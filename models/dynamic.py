@@ -182,7 +182,7 @@ class DynamicCNN(nn.Module):
 
     def save(self, path: Path | str, int8: bool = False) -> None:
         """Write everything to one safetensors file; ``int8``: see :func:`write_model`."""
-        write_model(Path(path), self.masked.network, self.info, self.policy, self.masked, int8=int8)
+        write_model(path, self.masked.network, self.info, self.policy, self.masked, int8=int8)
 
     def export_onnx(self, path: Path | str, **options: Any) -> Path:
         """Write everything as one ONNX model; see :func:`prunegym.models.onnx_export.export_onnx` for the options."""
@@ -204,7 +204,7 @@ class DynamicCNN(nn.Module):
             InvalidInputError: If the file is damaged, of a newer format, or has no policy, or there is no such device.
         """
         where = check_device(device)
-        stored = read_model(Path(path), network)
+        stored = read_model(path, network)
         if stored.policy is None:
             raise InvalidInputError(
                 f"{path} is a CNN without a gate policy. Train one with `prunegym train` or `prunegym prepare`."

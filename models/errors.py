@@ -54,7 +54,7 @@ class UntraceableModelError(PruneGymError, TypeError):
 
 
 class RewardError(PruneGymError, ValueError):
-    """A reward or accuracy function that raised, or returned a wrong shape or non-finite values."""
+    """A reward or accuracy function that raised, returned a wrong shape, or values not finite or far too large."""
 
 
 class MissingDependencyError(PruneGymError, ImportError):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
-from prunegym.models.errors import UntraceableModelError
+from prunegym.models.errors import InvalidInputError, UntraceableModelError
 from prunegym.models.operators import Kind, kind_of_function, kind_of_method, kind_of_module
 
 
@@ -120,7 +120,21 @@ class _OneInput(nn.Module):
         return self.network(images)
 
 
+def check_module(thing: object, argument: str) -> None:
+    """Raise InvalidInputError, which names the argument, unless something is a torch module."""
+    if not isinstance(thing, nn.Module):
+        raise InvalidInputError(
+            f"{argument} is a {type(thing).__name__}; a torch module is needed, e.g. prunegym.build(name) for one of "
+            "the zoo, or prunegym.models.read_model(path).masked.network for that of a model file."
+        )
+
+
 def _check_signature(network: nn.Module, name: str) -> None:
+    if isinstance(network, torch.jit.ScriptModule | nn.DataParallel | nn.parallel.DistributedDataParallel):
+        raise UntraceableModelError(
+            f"{name} is a form of a network that torch.fx does not see into. Give the plain module that it was made "
+            "from (`module` of a DataParallel)."
+        )
     variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     parameters = inspect.signature(network.forward).parameters.values()
     needed = [p.name for p in parameters if p.default is p.empty and p.kind not in variable]

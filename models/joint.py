@@ -108,7 +108,7 @@ def tune(
     config: TuneConfig,
     *,
     teacher: Tensor | None = None,
-    checkpoint: Path | None = None,
+    checkpoint: Path | str | None = None,
     report: Report | None = None,
 ) -> None:
     """Train gates straight-through, to a MAC target or for a price of channels, in place; then freeze the CNN again.
@@ -140,6 +140,7 @@ def tune(
     batches_an_epoch = epoch_batches(len(dataset), config.batch_size, 0, 0)[0].shape[0]
     steps = max(1, round(config.epochs * batches_an_epoch))
     training = _Training(masked, policy, config, steps)
+    checkpoint = None if checkpoint is None else Path(checkpoint)
     training.restore(checkpoint)
     while training.done < steps:
         epoch = training.done // batches_an_epoch

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from prunegym.models.cost import CostModel
-from prunegym.models.discovery import Gate, Layout, find_gates, layouts
-from prunegym.models.errors import InvalidInputError, UnknownNameError, UntraceableModelError
-from prunegym.models.graph import Graph, runner, trace
+from prunegym.models.discovery import Gate, Layout, choose_gates, find_gates, layouts, wanted_names
+from prunegym.models.errors import InvalidInputError
+from prunegym.models.graph import Graph, check_module, runner, trace
 from prunegym.models.verification import failing_gates
 
 
@@ -57,7 +57,8 @@ class MaskedCNN(nn.Module):
         rejected: For each convolution that is no gate, the reason.
 
     Raises:
-        InvalidInputError: If a weight is NaN or infinite, or the example has no four dimensions.
+        InvalidInputError: If ``module`` is no torch module or masked already, a weight is NaN or infinite, the example
+            is no tensor of four dimensions, or ``gates`` are no names.
         UntraceableModelError: If the network cannot be traced, or no gate is found in it.
         UnknownNameError: If ``gates`` names something that is no gate.
 
@@ -71,10 +72,11 @@ class MaskedCNN(nn.Module):
     """
 
     def __init__(
-        self, module: nn.Module, example_input: Tensor, gates: str | Sequence[str] = "auto", frozen: bool = True
+        self, module: nn.Module, example_input: Tensor, gates: str | Iterable[str] = "auto", frozen: bool = True
     ) -> None:
         super().__init__()
         _check(module, example_input)
+        wanted = wanted_names(gates)
         self.network = copy.deepcopy(module).eval()
         self.frozen = False
         first = next(module.parameters(), torch.zeros(()))
@@ -86,7 +88,7 @@ class MaskedCNN(nn.Module):
         for gate, reason in failing_gates(self.graph, self.network, found, example):
             found.remove(gate)
             self.rejected.update({str(self.graph[name].target): reason for name in gate.producers})
-        self.gates: tuple[Gate, ...] = tuple(_choose(found, gates, self.rejected, type(module).__name__))
+        self.gates: tuple[Gate, ...] = tuple(choose_gates(found, wanted, self.rejected, type(module).__name__))
         self.layouts: dict[str, Layout] = layouts(self.graph, list(self.gates))
         self.cost = CostModel(self.graph, self.network, list(self.gates), self.layouts)
         self.mask_size = sum(gate.width for gate in self.gates)
@@ -94,6 +96,16 @@ class MaskedCNN(nn.Module):
         self.to(device)
         if frozen:
             self.freeze()
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(channels, height, width) of the images for which MACs are counted."""
+        return self.graph[self.graph.input].shape[1:]
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of the network's output for an image: (classes,) where it classifies."""
+        return self.graph[self.graph.output].shape[1:]
 
     def _bind(self) -> None:
         """Prepare what a forward pass looks up: a function for each step, where gates are, what is read last where."""
@@ -245,27 +257,18 @@ class MaskedCNN(nn.Module):
 
 
 def _check(module: nn.Module, example_input: Tensor) -> None:
-    if example_input.ndim != 4:
+    check_module(module, "module")
+    name = type(module).__name__
+    if any(isinstance(part, MaskedCNN) for part in module.modules()):
         raise InvalidInputError(
-            f"The example input has shape {tuple(example_input.shape)}; (batch, channels, height, width) is needed."
+            f"module is a {name}, whose channels can be masked already. Use it as it is, or pass the plain network: "
+            "`network` of a MaskedCNN, `masked.network` of a DynamicCNN."
         )
-    for name, tensor in module.state_dict().items():
+    if not isinstance(example_input, Tensor) or example_input.ndim != 4:
+        shaped = f"has shape {tuple(example_input.shape)}" if isinstance(example_input, Tensor) else "is no tensor"
+        raise InvalidInputError(
+            f"The example input {shaped}; (batch, channels, height, width) is needed, e.g. torch.zeros(1, 3, 32, 32)."
+        )
+    for key, tensor in module.state_dict().items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise InvalidInputError(
-                f"{type(module).__name__}: {name!r} has NaN or infinite values. Load sound weights."
-            )
-
-
-def _choose(found: list[Gate], wanted: str | Sequence[str], rejected: dict[str, str], name: str) -> list[Gate]:
-    if wanted != "auto":
-        names = [wanted] if isinstance(wanted, str) else list(wanted)
-        for gate in names:
-            if gate in rejected:
-                raise InvalidInputError(f"{gate!r} of {name} cannot be a gate: {rejected[gate]}.")
-            if gate not in {other.name for other in found}:
-                raise UnknownNameError("gate", gate, [other.name for other in found])
-        found = [gate for gate in found if gate.name in names]
-    if not found:
-        reasons = "; ".join(f"{gate}: {reason}" for gate, reason in list(rejected.items())[:5]) or "it has no Conv2d"
-        raise UntraceableModelError(f"No gate was found in {name}, so nothing could be masked ({reasons}).")
-    return found
+            raise InvalidInputError(f"{name}: {key!r} has NaN or infinite values. Load sound weights.")

@@ -16,6 +16,8 @@ from prunegym.models.checkpoints import load_tensors, read_weights, write_tensor
 from prunegym.models.data import Dataset, Normalisation
 from prunegym.models.errors import InvalidInputError, MissingDataError
 from prunegym.models.features import MaskFeatures
+from prunegym.models.fingerprints import fingerprint_of
+from prunegym.models.fitting import check_images
 from prunegym.models.gate_policy import GatePolicy, StaticPolicy
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.quantization import dequantized, quantized_state
@@ -55,6 +57,29 @@ class CNNInfo:
             dataset.name, dict(metadata or {}),
         )  # fmt: skip
 
+    def adapt(self, dataset: Dataset) -> Dataset:
+        """Return a data set as the CNN takes it: labels numbered as its classes are, normalised as in its training.
+
+        Raises:
+            InvalidInputError: If images have another shape, or a class is none of the CNN's.
+        """
+        check_images(dataset, self.image_shape)
+        return dataclasses.replace(dataset.with_classes(self.classes), normalisation=self.normalisation)
+
+    def with_dense_accuracy(self, measured: Mapping[Dataset, float]) -> CNNInfo:
+        """State the original network's accuracy (0 to 1) on data sets, each with a hash of the images it holds for."""
+        accuracies = {_place(data): accuracy for data, accuracy in measured.items()}
+        images = {_place(data): fingerprint_of(data) for data in measured}
+        metadata = {**self.metadata, "dense_accuracy": accuracies, "dense_images": images}
+        return dataclasses.replace(self, metadata=metadata)
+
+    def dense_accuracy(self, dataset: Dataset) -> float | None:
+        """Return the original network's accuracy on a data set; None unless it is stated for the very same images."""
+        images: str | None = self.metadata.get("dense_images", {}).get(_place(dataset))
+        if images is None or images != fingerprint_of(dataset):
+            return None
+        return float(self.metadata["dense_accuracy"][_place(dataset)])
+
     def build(self) -> nn.Module:
         """Build the network with fresh weights.
 
@@ -73,6 +98,10 @@ class CNNInfo:
         return torch.zeros(1, *self.image_shape)
 
 
+def _place(dataset: Dataset) -> str:
+    return f"{dataset.name}/{dataset.split}"
+
+
 class StoredModel(NamedTuple):
     """A model file's content."""
 
@@ -82,7 +111,7 @@ class StoredModel(NamedTuple):
 
 
 def write_model(
-    path: Path,
+    path: Path | str,
     network: nn.Module,
     info: CNNInfo,
     policy: GatePolicy | StaticPolicy | None = None,
@@ -100,6 +129,7 @@ def write_model(
         int8: Store the weights of convolutions and linears as int8, one scale an output channel: about a quarter of the
             size. They are floats again when the file is read, so nothing becomes faster.
     """
+    path = Path(path)
     _check_name(path)
     state = quantized_state if int8 else nn.Module.state_dict
     tensors = {f"network.{name}": tensor for name, tensor in state(network).items()}
@@ -112,7 +142,7 @@ def write_model(
     write_tensors(path, tensors, {"prunegym": json.dumps(description)})
 
 
-def read_model(path: Path, network: nn.Module | None = None) -> StoredModel:
+def read_model(path: Path | str, network: nn.Module | None = None) -> StoredModel:
     """Read a model file of :func:`write_model`.
 
     Args:
@@ -123,6 +153,7 @@ def read_model(path: Path, network: nn.Module | None = None) -> StoredModel:
         MissingDataError: If there is no such file.
         InvalidInputError: If it is damaged or was not written by PruneGym.
     """
+    path = Path(path)
     if not path.is_file():
         raise MissingDataError(f"There is no model file {path}. Check the path.")
     _check_name(path)

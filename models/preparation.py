@@ -15,6 +15,7 @@ from prunegym.models.checkpoints import load_state, save_state
 from prunegym.models.data import Dataset
 from prunegym.models.features import MaskFeatures
 from prunegym.models.fingerprints import fingerprint_of
+from prunegym.models.fitting import check_images, check_output
 from prunegym.models.gate_policy import GatePolicy, StaticPolicy
 from prunegym.models.imitation import ImitationConfig, imitate
 from prunegym.models.joint import TuneConfig, tune
@@ -60,7 +61,7 @@ def prepare(
     *,
     policy: GatePolicy | StaticPolicy | None = None,
     teacher: Tensor | None = None,
-    folder: Path | None = None,
+    folder: Path | str | None = None,
     report: StageReport | None = None,
 ) -> tuple[MaskedCNN, GatePolicy | StaticPolicy]:
     """Make a masked CNN and gates that belong together.
@@ -77,11 +78,18 @@ def prepare(
 
     Returns:
         The CNN, frozen, and its gates.
+
+    Raises:
+        InvalidInputError: If the CNN does not fit the data set's images or classes.
     """
     masked = (
         copy.deepcopy(network) if isinstance(network, MaskedCNN) else MaskedCNN(network, dataset.batch(torch.arange(1)))
     ).freeze()
+    check_images(dataset, masked.image_shape)
+    if config.tune is not None:
+        check_output(dataset, masked.output_shape)
     policy = new_policy(masked, dataset, config) if policy is None else policy
+    folder = None if folder is None else Path(folder)
     done = None if folder is None else folder / "imitation.pt"
     if config.imitation is not None:
         key = {"imitation": dataclasses.asdict(config.imitation), "seed": config.seed, "cnn": fingerprint_of(masked)}

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunegym.models.data import SPLITS, Dataset, Normalisation
+from prunegym.models.data import SPLITS, Dataset, Normalisation, Split
 from prunegym.models.downloads import FILES, find_file
-from prunegym.models.errors import MissingDataError, UnknownNameError
+from prunegym.models.errors import InvalidInputError, MissingDataError, UnknownNameError
 from prunegym.models.formats import Splits, array_file, cifar_archive, image_folder, read_idx
 from prunegym.models.splits import from_arrays
 
@@ -97,6 +97,33 @@ def load_dataset(name: str, split: str = "train", root: Path | str | None = None
         raise UnknownNameError("split", split, SPLITS)
     folder = root if root is not None else os.environ.get("PRUNEGYM_DATA")
     return _load(str(name), Path(folder).expanduser() if folder else None)[split]
+
+
+def other_split(dataset: Dataset, split: Split, instead: str) -> Dataset:
+    """Return another split of the data set that a split was loaded from, by its name.
+
+    Args:
+        dataset: A split, or some images of one.
+        split: The one that is wanted.
+        instead: How to pass it, for the message.
+
+    Raises:
+        InvalidInputError: If no data set of that name can be loaded, or another one than has these images.
+    """
+    try:
+        same, other = load_dataset(dataset.name, dataset.split), load_dataset(dataset.name, split)
+    except (UnknownNameError, MissingDataError) as error:
+        raise InvalidInputError(
+            f"The {split} images that belong to data set {dataset.name!r} are needed, and none can be loaded by that "
+            f"name. Pass {instead}."
+        ) from error
+    known = {image.tobytes() for image in same.images.numpy()}
+    if not all(image.tobytes() in known for image in dataset.images.numpy()):
+        raise InvalidInputError(
+            f"The {split} images that belong to data set {dataset.name!r} are needed, but what is loaded by that name "
+            f"has other {dataset.split} images than these. Pass {instead}, or give your data set a name of its own."
+        )
+    return other
 
 
 @functools.lru_cache(maxsize=4)

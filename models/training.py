@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from prunegym.models.checkpoints import load_state, save_state
 from prunegym.models.data import Dataset
 from prunegym.models.errors import InvalidInputError, UnknownNameError
+from prunegym.models.fitting import check_images, check_output, output_shape
 
 Report = Callable[[dict[str, float]], None]
 
@@ -91,7 +92,7 @@ def train(
     config: TrainConfig,
     *,
     validation: Dataset | None = None,
-    checkpoint: Path | None = None,
+    checkpoint: Path | str | None = None,
     device: str = "cpu",
     report: Report | None = None,
 ) -> nn.Module:
@@ -110,8 +111,16 @@ def train(
         The network, in eval mode.
 
     Raises:
-        InvalidInputError: If the loss is not finite, or the checkpoint belongs to another configuration.
+        InvalidInputError: If the network does not fit the images and classes of both data sets, the loss is not finite,
+            or the checkpoint belongs to another configuration.
     """
+    checkpoint = None if checkpoint is None else Path(checkpoint)
+    shape = output_shape(network, dataset)
+    check_output(dataset, shape)
+    if validation is not None:
+        check_images(validation, dataset.image_shape)
+        check_output(validation, shape)
+        validation = validation.with_classes(dataset.classes)
     network.to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     steps = config.epochs * epoch_batches(len(dataset), config.batch_size, 0, 0)[0].shape[0]
     optimizer = torch.optim.SGD(

@@ -25,7 +25,16 @@ from prunegym.agents.offsets import gates_at_best_offset, gates_at_mac_share
 from prunegym.agents.recipe import Recipe
 from prunegym.agents.results import Result, fingerprint
 from prunegym.agents.statistics import interval
-from prunegym.models import CNNInfo, DynamicCNN, ImitationConfig, MaskedCNN, load_dataset, shipped_model
+from prunegym.models import (
+    CNNInfo,
+    DynamicCNN,
+    ImitationConfig,
+    MaskedCNN,
+    Normalisation,
+    build,
+    load_dataset,
+    shipped_model,
+)
 from prunegym.models.errors import InvalidInputError, UnknownNameError
 from prunegym.models.model_files import StoredModel
 
@@ -364,3 +373,38 @@ def test_training_images_are_those_of_the_data_set_by_default(masked, few, tmp_p
     own = load_dataset("digits", "validation")
     compare([Entry("spy", make, None)], masked, few, (1,), out=tmp_path, train=own, validation=few)
     assert seen == [(1077, "train", 120, "validation"), (120, "validation", 40, "test")]
+
+
+def test_what_does_not_fit_is_told_before_anything_is_made(masked, few, tmp_path):
+    entry = Entry("spy", lambda _run: pytest.fail("was made"), None)
+    large = dataclasses.replace(few, images=few.images.repeat(1, 1, 2, 2))
+    with pytest.raises(InvalidInputError, match=r"takes images of shape \(1, 8, 8\), those of data set 'digits' have"):
+        compare([entry], masked, few, (1,), out=tmp_path, train=large)
+    with pytest.raises(InvalidInputError, match=r"dense is a SimpleCNN whose output has shape \(5,\) an image"):
+        compare([entry], masked, few, (1,), out=tmp_path, dense=build("simple-cnn", 5, 1, 8))
+
+
+def test_every_split_is_numbered_and_normalised_as_the_model_is(dynamic, few, tmp_path):
+    names, seen = tuple("abcdefghij"), []
+    info = dataclasses.replace(dynamic.info, classes=names, normalisation=Normalisation((0.4,), (0.6,)))
+
+    def make(run):
+        seen.extend((run.dataset, run.train, run.validation))
+        return torch.ones(48)
+
+    backwards = dataclasses.replace(few, classes=names[::-1], labels=9 - few.labels)
+    model = DynamicCNN(dynamic.masked, dynamic.policy, info)
+    compare([Entry("spy", make, None)], model, backwards, (1,), out=tmp_path, train=backwards, validation=backwards)
+    assert len(seen) == 3
+    for data in seen:
+        assert torch.equal(data.labels, few.labels)
+        assert (data.classes, data.normalisation) == (names, info.normalisation)
+
+
+def test_the_other_splits_of_ones_own_data_are_asked_for(masked, few, tmp_path):
+    own, train = dataclasses.replace(few, name="mine"), load_dataset("digits")
+    for given, wanted in (({}, "train"), ({"train": train}, "validation")):
+        with pytest.raises(InvalidInputError, match=rf"{wanted} images .* 'mine' are needed, .* Pass {wanted}=\."):
+            compare(["l1"], masked, own, (1,), out=tmp_path, **given)
+    table = compare(["l1"], masked, own, (1,), out=tmp_path, train=train, validation=few)
+    assert table.dataset == "mine/test"

@@ -17,7 +17,7 @@ from prunegym.agents.bench import Bench
 from prunegym.agents.controls import deal_out
 from prunegym.agents.deciding import Masks
 from prunegym.agents.evaluation import JSON_KEYS, evaluate
-from prunegym.models import CNNInfo, DynamicCNN, MaskedCNN, build
+from prunegym.models import CNNInfo, DynamicCNN, MaskedCNN, build, load_dataset
 from prunegym.models.errors import InvalidInputError
 from prunegym.models.latency import Axis, LatencyTable, Part
 
@@ -150,11 +150,21 @@ def test_dense_accuracy_is_that_of_the_network_given(masked, few):
     assert result.notes == ()
 
 
-def test_dense_accuracy_is_read_from_the_model_file(dynamic, few):
-    info = CNNInfo.of("simple-cnn", few, {"dense_accuracy": {"digits/test": 0.875, "digits/train": 0.5}})
-    result = evaluate(DynamicCNN(dynamic.masked, dynamic.policy, info), None, few)
+def test_dense_accuracy_is_read_from_the_model_file_for_the_very_same_images(dynamic, few):
+    info = CNNInfo.of("simple-cnn", few).with_dense_accuracy({few: 0.875, load_dataset("digits"): 0.5})
+    model = DynamicCNN(dynamic.masked, dynamic.policy, info)
+    result = evaluate(model, None, few)
     assert result.dense_accuracy == 0.875
     assert result.notes == ()
+    others = (
+        few.subset(torch.arange(39)),
+        dataclasses.replace(few, images=255 - few.images),
+        load_dataset("digits", "test"),
+    )
+    for other in others:  # all are called digits/test
+        result = evaluate(model, None, other)
+        assert result.dense_accuracy == result.prepared_accuracy != 0.875
+        assert result.notes == ("Dense accuracy is that of its own CNN with all channels on.",)
 
 
 def test_dense_accuracy_says_when_it_is_its_own(masked, few):
@@ -193,6 +203,34 @@ def test_missing_model_is_refused(few):
 
 def test_output_that_is_no_classification_is_refused(few):
     network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 1, 1))
-    message = "output is (40, 1, 8, 8) for 40 images of 10 classes; (images, classes) is needed"
+    message = "output has shape (1, 8, 8) an image, but data set 'digits' has 10 classes, and one number a class"
     with pytest.raises(InvalidInputError, match=re.escape(message)):
         evaluate(torch.ones(4), network, few)
+
+
+def test_images_of_another_size_or_with_more_classes_are_refused(masked, dynamic, few):
+    large = dataclasses.replace(few, images=few.images.repeat(1, 1, 2, 2))
+    more = dataclasses.replace(few, classes=tuple(map(str, range(12))))
+    for agent, told in ((torch.ones(48), r"output has shape \(10,\) .* has 12"), (dynamic, "has 12 .* tells 10 apart")):
+        message = "takes images of shape (1, 8, 8), those of data set 'digits' have (1, 16, 16)"
+        with pytest.raises(InvalidInputError, match=re.escape(message)):
+            evaluate(agent, masked, large)
+        with pytest.raises(InvalidInputError, match=told):
+            evaluate(agent, masked, more)
+    resnet = MaskedCNN(build("resnet20", 10, 1, 16), torch.zeros(1, 1, 16, 16))
+    with pytest.raises(InvalidInputError, match=r"takes images of shape \(1, 16, 16\)"):  # it could, with other MACs
+        evaluate(torch.ones(resnet.mask_size), resnet, few)
+
+
+@pytest.mark.parametrize(
+    ("dense", "message"),
+    [
+        (build("simple-cnn", 5, 1, 8), "dense is a SimpleCNN whose output has shape (5,) an image, but"),
+        (build("simple-cnn", 10, 1, 16), "dense is a SimpleCNN that cannot run a normalised image of data set"),
+        (build("simple-cnn", 10, 3, 8), "dense is a SimpleCNN that cannot run a normalised image of data set"),
+        ("cnn.safetensors", "dense is a str; a torch module is needed, e.g. prunegym.build(name)"),
+    ],
+)
+def test_a_dense_network_that_does_not_fit_is_refused(masked, few, dense, message):
+    with pytest.raises(InvalidInputError, match=re.escape(message)):
+        evaluate(torch.ones(48), masked, few, dense=dense)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import gymnasium as gym
@@ -18,7 +19,7 @@ from prunegym.agents.loading import AgentError
 from prunegym.agents.policies import MaskPolicy
 from prunegym.agents.predicting import PredictorOptions
 from prunegym.envs import MaskVecEnv
-from prunegym.models import CNNInfo, DynamicCNN, GatePolicy, MaskFeatures, load_dataset
+from prunegym.models import CNNInfo, DynamicCNN, GatePolicy, MaskFeatures, Normalisation, load_dataset
 from prunegym.models.errors import InvalidInputError
 
 
@@ -175,3 +176,24 @@ def test_agent_of_another_model_is_refused(masked, few):
     )
     with pytest.raises(AgentError, match=re.escape(message)):
         evaluate(Other(), masked, few)
+
+
+def test_training_images_of_ones_own_data_are_asked_for(masked, few):
+    own, agent = dataclasses.replace(few, images=255 - few.images), Threshold(bits=48)
+    message = r"has other test images than these\. Pass options=PredictorOptions\(train=\.\.\.\), or give"
+    with pytest.raises(InvalidInputError, match=message):
+        evaluate(agent, masked, own)
+    digits = load_dataset("digits")
+    train = dataclasses.replace(digits, images=255 - digits.images)
+    assert evaluate(agent, masked, own, options=PredictorOptions(train=train)).distinct_masks > 5
+    large = dataclasses.replace(train, images=train.images.repeat(1, 1, 2, 2))
+    with pytest.raises(InvalidInputError, match=r"takes images of shape \(1, 8, 8\), those of data set 'digits' have"):
+        evaluate(agent, masked, few, options=PredictorOptions(train=large))
+
+
+def test_features_see_training_images_as_the_model_does(dynamic, few):
+    info = dataclasses.replace(dynamic.info, normalisation=Normalisation((0.2,), (0.3,)))
+    model, agent = DynamicCNN(dynamic.masked, dynamic.policy, info), Threshold(bits=48)
+    normalised = dataclasses.replace(load_dataset("digits"), normalisation=info.normalisation)
+    expected = evaluate(agent, model, few, options=PredictorOptions(train=normalised))
+    assert torch.equal(evaluate(agent, model, few).masks, expected.masks)

@@ -13,9 +13,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from prunegym.agents.budget import Budget, BudgetWarning, DualAscent, end_at_budget
 from prunegym.agents.callbacks import CollapseWarning, TrainingMonitor, snapshot
 from prunegym.agents.evaluation import evaluate
+from prunegym.agents.finetuning import finetune
 from prunegym.agents.offsets import gates_at_mac_share
 from prunegym.agents.recipe import Recipe
 from prunegym.agents.recipe_files import load_recipe
+from prunegym.agents.results import fingerprint
 from prunegym.agents.training import build_algorithm, train_agent, training_env
 from prunegym.envs import make_task
 from prunegym.envs.sampling import EpochSampler
@@ -25,6 +27,8 @@ from prunegym.models import (
     ImitationConfig,
     MaskFeatures,
     StaticPolicy,
+    TuneConfig,
+    build,
     load_dataset,
     shipped_model,
 )
@@ -34,7 +38,7 @@ from prunegym.models.errors import InvalidInputError
 SMALL = dataclasses.replace(load_recipe("digits"), n_envs=32, group=4, n_episodes=256, eval_every=3)
 
 
-def run(recipe: Recipe, out: Path, policy: bool = True, **kwargs: Any) -> DynamicCNN:
+def run(recipe: Recipe, out: Path | str, policy: bool = True, **kwargs: Any) -> DynamicCNN:
     model = shipped_model("digits")
     assert isinstance(model.policy, GatePolicy)
     return train_agent(
@@ -325,3 +329,40 @@ def test_a_budget_that_cannot_be(tmp_path: Path) -> None:
         torch.nn.init.zeros_(head[2].weight)
     with pytest.warns(BudgetWarning, match=r"share is 0\.\d+, not 0\.3, and no offset of its logits is nearer"):
         end_at_budget(masked, policy, load_dataset("digits", "validation"), Budget(0.3))
+
+
+def test_fine_tuning_refuses_another_teacher_before_it_begins(tmp_path: Path) -> None:
+    digits = load_dataset("digits")
+    with pytest.raises(InvalidInputError, match=r"dense is a SimpleCNN whose output has shape \(5,\) an image"):
+        finetune(
+            shipped_model("digits"), digits, digits, SMALL, TuneConfig(), tmp_path, dense=build("simple-cnn", 5, 1, 8)
+        )
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.filterwarnings("ignore::prunegym.agents.callbacks.CollapseWarning")
+def test_folders_may_be_strings(tmp_path: Path) -> None:
+    recipe = dataclasses.replace(SMALL, n_episodes=0)
+    agent = run(recipe, f"{tmp_path}/agent")
+    digits = load_dataset("digits").sample(64)
+    finetune(agent, digits, digits, recipe, TuneConfig(epochs=0.5), f"{tmp_path}/tuned", rounds=1, progress=False)
+    for folder in ("agent", "tuned", "tuned/turn-1"):
+        assert (tmp_path / folder / "model.safetensors").exists()
+
+
+def test_classes_are_matched_by_name(tmp_path: Path) -> None:
+    model, recipe, names = shipped_model("digits"), dataclasses.replace(SMALL, n_episodes=0), tuple("abcdefghij")
+    info = dataclasses.replace(model.info, classes=names)
+    train, validation = (
+        dataclasses.replace(data, classes=names[::-1], labels=9 - data.labels)
+        for data in (load_dataset("digits", split) for split in ("train", "validation"))
+    )
+    agent = train_agent(
+        model.masked, info, train, validation, recipe, tmp_path / "agent", policy=model.policy, progress=False
+    )
+    tuning = TuneConfig(epochs=0.1)
+    rows = finetune(agent, train, validation, recipe, tuning, tmp_path / "tuned", rounds=1, progress=False)
+    assert rows[0]["accuracy"] > 0.9
+    inputs = [json.loads((tmp_path / name / "run.json").read_text())["inputs"] for name in ("agent", "tuned")]
+    numbered = fingerprint(dataclasses.replace(load_dataset("digits"), normalisation=info.normalisation))
+    assert [made_from["training images"] for made_from in inputs] == [numbered] * 2

@@ -219,6 +219,10 @@ def raising(outcome):
 RETURNS = {
     "shape": (lambda outcome: outcome.logits, r"returned shape \(24, 10\); \(24,\) is needed, one number an episode"),
     "scalar": (lambda outcome: outcome.kept.mean(), r"returned shape \(\); \(24,\) is needed"),
+    "huge": (
+        lambda outcome: outcome.kept * 1e38,
+        r"returned 4\.8\d*e\+39 for episode 0 of 24; at most 1e\+15 is allowed: .*Scale it to about 1\.",
+    ),
     "nan": (lambda outcome: outcome.kept / 0 * 0, r"returned nan for episode 0 of 24; finite numbers are needed"),
     "inf": (lambda outcome: outcome.kept / 0, r"returned inf for episode 0 of 24"),
     "raises": (raising, r"'raising' raised AttributeError: .*logitz.*It is called with an Outcome of 24 episodes"),

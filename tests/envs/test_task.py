@@ -102,3 +102,16 @@ def test_flip_mirrors_and_does_not_shift(cnn):
 def test_an_augmentation_that_is_none(cnn):
     with pytest.raises(InvalidInputError, match=r"augment is 'shift'; True, False or 'flip' is allowed\."):
         make_task(cnn, "digits", augment="shift")
+
+
+def test_classes_are_matched_by_name(dynamic):
+    digits, names = load_dataset("digits"), tuple("abcdefghij")
+    named = DynamicCNN(dynamic.masked, dynamic.policy, dataclasses.replace(dynamic.info, classes=names))
+    backwards = dataclasses.replace(digits, classes=names[::-1], labels=9 - digits.labels)
+    for dataset in (backwards, {"train": backwards, "test": backwards}):
+        task = make_task(named, dataset)
+        assert task.dataset.classes == names
+        assert torch.equal(task.dataset.labels, digits.labels)
+    other = dataclasses.replace(digits, classes=(*names[:9], "x"))
+    with pytest.raises(InvalidInputError, match="has class 'x', which the model does not know; it knows a, b"):
+        make_task(named, other)

@@ -244,6 +244,10 @@ def test_labels_are_numbered_as_the_model_s_classes() -> None:
     assert data.with_classes(("0", "1", "2")) is data  # numbered only: in the same order
     with pytest.raises(InvalidInputError, match="has class 'cat', which the model does not know; it knows ant, dog"):
         data.with_classes(("ant", "dog"))
+    with pytest.raises(
+        InvalidInputError, match=r"'x' has 2 classes, the model tells 1 apart\. Leave the others' images"
+    ):
+        data.with_classes(("0",))
 
 
 def test_all_images_have_one_size() -> None:

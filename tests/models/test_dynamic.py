@@ -15,7 +15,10 @@ from prunegym.models import (
     MaskedCNN,
     MaskFeatures,
     StaticPolicy,
+    build,
     load_dataset,
+    load_weights,
+    read_model,
     rollout,
     save_weights,
     shipped_model,
@@ -80,8 +83,6 @@ def test_a_network_of_ones_own_is_given_at_loading(model: DynamicCNN, digits: Da
     DynamicCNN(model.masked, model.policy, CNNInfo.of("mine", digits)).save(path)
     with pytest.raises(InvalidInputError, match=r"holds weights of 'mine', which is no network of the zoo\."):
         DynamicCNN.load(path)
-    from prunegym.models import build
-
     loaded = DynamicCNN.load(path, network=build("simple-cnn", in_channels=1, image_size=8, seed=5))
     assert torch.equal(loaded.predict(digits.images[:5]).logits, model.predict(digits.images[:5]).logits)
 
@@ -98,6 +99,17 @@ def test_files_that_are_no_models(model: DynamicCNN, tmp_path: Path) -> None:
     (tmp_path / "text.safetensors").write_text("not a model")
     with pytest.raises(InvalidInputError, match=r"is not a safetensors file"):
         DynamicCNN.load(tmp_path / "text.safetensors")
+
+
+def test_paths_may_be_strings(model: DynamicCNN, tmp_path: Path) -> None:
+    path, weights = f"{tmp_path}/model.safetensors", f"{tmp_path}/weights.safetensors"
+    write_model(path, model.masked.network, model.info)
+    save_weights(model.masked.network, weights)
+    stored = read_model(path).masked.network
+    loaded = load_weights(build("simple-cnn", in_channels=1, image_size=8), weights)
+    for name, tensor in model.masked.network.state_dict().items():
+        assert torch.equal(stored.state_dict()[name], tensor)
+        assert torch.equal(loaded.state_dict()[name], tensor)
 
 
 def test_a_newer_format_is_refused(model: DynamicCNN, tmp_path: Path) -> None:

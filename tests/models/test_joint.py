@@ -118,7 +118,7 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(
         tune(broken, broken_policy, digits, config, checkpoint=tmp_path / "tune.pt", report=stop)
     resumed, resumed_policy = copy.deepcopy(digits_masked), copy.deepcopy(policy)
     rows: list[dict[str, float]] = []
-    tune(resumed, resumed_policy, digits, config, checkpoint=tmp_path / "tune.pt", report=rows.append)
+    tune(resumed, resumed_policy, digits, config, checkpoint=f"{tmp_path}/tune.pt", report=rows.append)
     assert [row["epoch"] for row in rows] == [3]
     for one, other in zip(states(whole, whole_policy), states(resumed, resumed_policy), strict=True):
         assert torch.equal(one, other)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -211,3 +212,39 @@ def test_gates_by_name() -> None:
         InvalidInputError, match=r"'layer1\.0\.conv2' of CifarResNet cannot be a gate: its channels reach"
     ):
         MaskedCNN(network, EXAMPLE, gates=["layer1.0.conv2"])
+
+
+@pytest.mark.parametrize(
+    ("gates", "given"),
+    [
+        (None, "None"),
+        (5, "5"),
+        ([], r"\[\]"),
+        ([0, 1], r"\[0, 1\]"),
+        (MaskedCNN(SimpleCNN(), EXAMPLE).gates, r"\(Gate\(name=.*\)"),
+    ],
+)
+def test_gates_that_are_no_names(gates: Any, given: str) -> None:
+    with pytest.raises(InvalidInputError, match=rf"gates is {given}; 'auto' for all that can be found, or"):
+        MaskedCNN(SimpleCNN(), EXAMPLE, gates=gates)
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        ("resnet20", r"module is a str; a torch module is needed, e\.g\. prunegym\.build\(name\)"),
+        (SimpleCNN, "module is a type; a torch module is needed"),
+        (SimpleCNN().state_dict(), "module is a OrderedDict; a torch module is needed"),
+        (MaskedCNN(SimpleCNN(), EXAMPLE), "module is a MaskedCNN, whose channels can be masked already"),
+        (nn.Sequential(MaskedCNN(SimpleCNN(), EXAMPLE)), "module is a Sequential, whose channels can be masked"),
+    ],
+)
+def test_modules_that_are_none_or_masked_already(module: Any, message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        MaskedCNN(module, EXAMPLE)
+
+
+@pytest.mark.parametrize("example", [None, (1, 3, 32, 32), EXAMPLE.numpy()])
+def test_an_example_that_is_no_tensor(example: Any) -> None:
+    with pytest.raises(InvalidInputError, match=r"input is no tensor; \(batch, channels, height, width\) is needed"):
+        MaskedCNN(SimpleCNN(), example)

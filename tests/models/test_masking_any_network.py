@@ -71,6 +71,8 @@ def test_errors() -> None:
         UntraceableModelError, match=r"torch\.fx cannot trace Wrapped .*Control flow that depends on the"
     ):
         MaskedCNN(Wrapped(lambda out: out if out.sum() > 0 else -out), example)
+    with pytest.raises(UntraceableModelError, match=r"DataParallel is a form of a network .*Give the plain module"):
+        MaskedCNN(nn.DataParallel(SimpleCNN(image_size=8)), example)
     with pytest.raises(UntraceableModelError, match=r"TwoInputs takes several inputs \(x, y\); a network of one image"):
         MaskedCNN(TwoInputs(), example)
     with pytest.raises(UntraceableModelError, match=r"Wrapped returns tuple; one tensor \(batch, \.\.\.\) is needed"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import re
 from pathlib import Path
@@ -13,7 +14,7 @@ from sklearn.datasets import load_digits
 
 from prunegym.models.errors import InvalidInputError, MissingDataError, UnknownNameError
 from prunegym.models.formats import array_file
-from prunegym.models.sources import load_dataset
+from prunegym.models.sources import load_dataset, other_split
 
 pytestmark = pytest.mark.usefixtures("fresh_datasets")
 
@@ -99,3 +100,17 @@ def test_environment_variable_names_the_folder(tmp_path: Path, monkeypatch: pyte
 
 def test_loaded_once() -> None:
     assert load_dataset("digits", "test").images is load_dataset("digits", "test").images
+
+
+def test_another_split_is_of_the_same_data_set_or_refused() -> None:
+    few = load_dataset("digits", "test").sample(40)
+    assert other_split(few, "train", "train=") is load_dataset("digits", "train")
+    message = "The train images that belong to data set '{}' are needed, {}. Pass train="
+    cases = {
+        "mine": "and none can be loaded by that name",
+        "digits": "but what is loaded by that name has other test images than these",
+    }
+    for name, reason in cases.items():
+        own = dataclasses.replace(few, name=name, images=255 - few.images)
+        with pytest.raises(InvalidInputError, match=f"^{re.escape(message.format(name, reason))}"):
+            other_split(own, "train", "train=")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -76,7 +77,7 @@ def test_resumed_run_gives_the_same_bits(tmp_path: Path, at: int) -> None:
         train(network_with_dropout(), small(), config, checkpoint=checkpoint, report=stop)
     torch.rand(17)  # another process has another global random state
     rows: list[dict[str, float]] = []
-    resumed = train(network_with_dropout(), small(), config, checkpoint=checkpoint, report=rows.append)
+    resumed = train(network_with_dropout(), small(), config, checkpoint=str(checkpoint), report=rows.append)
     assert [row["epoch"] for row in rows] == list(range(at + 1, 5))
     assert same(whole, resumed)
     assert not same(whole, train(network_with_dropout(), small(), TrainConfig(4, 32, 0.05, seed=4)))
@@ -156,6 +157,41 @@ def test_diverging_loss() -> None:
         match=r"^The training loss became (nan|inf) in epoch \d\. Lower the learning rate \(1e\+18\)\.$",
     ):
         train(network_with_dropout(), small(), TrainConfig(epochs=3, learning_rate=1e18, batch_size=20))
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (build("simple-cnn", 5, 1, 8), "output has shape (5,) an image, but data set 'digits' has 10 classes"),
+        (nn.Conv2d(1, 10, 3), "output has shape (10, 6, 6) an image, but data set 'digits' has 10 classes"),
+        (build("simple-cnn", 10, 3, 8), "network is a SimpleCNN that cannot run a normalised image of data set"),
+        ("resnet20", "network is a str; a torch module is needed, e.g. prunegym.build(name)"),
+    ],
+)
+def test_a_network_that_does_not_fit_the_data_set(network: nn.Module, message: str) -> None:
+    with pytest.raises(InvalidInputError, match=re.escape(message)):
+        train(network, small(), TrainConfig(epochs=1))
+
+
+def test_validation_images_that_do_not_fit_are_told_before_the_first_epoch(tmp_path: Path) -> None:
+    held_out, path = digits("validation"), tmp_path / "state.pt"
+    large = dataclasses.replace(held_out, images=held_out.images.repeat(1, 1, 2, 2))
+    more = dataclasses.replace(held_out, classes=tuple("abcdefghijkl"))
+    for validation, message in ((large, r"takes images of shape \(1, 8, 8\)"), (more, "has 12 classes")):
+        with pytest.raises(InvalidInputError, match=message):
+            train(network_with_dropout(), small(), TrainConfig(epochs=1), validation=validation, checkpoint=path)
+    assert not path.exists()
+
+
+def test_validation_classes_are_matched_by_name() -> None:
+    names = tuple("abcdefghij")
+    named = dataclasses.replace(small(), classes=names)
+    held_out = dataclasses.replace(digits("validation"), classes=names)
+    reversed_names = dataclasses.replace(held_out, classes=names[::-1], labels=9 - held_out.labels)
+    rows: list[dict[str, float]] = []
+    for validation in (held_out, reversed_names):
+        train(network_with_dropout(), named, TrainConfig(2, 20), validation=validation, report=rows.append)
+    assert rows[1]["validation_accuracy"] == rows[3]["validation_accuracy"] > 0.2
 
 
 @pytest.mark.parametrize(

@@ -89,9 +89,9 @@ def train_cnn(
         report=lambda row: report("train-cnn", row),
     ).cpu()  # fmt: skip
     info = CNNInfo.of(network, train, {"epochs": epochs})
-    dense = accuracies(trained, info, dataset)
-    info = with_history(info, "train-cnn", seed, dense_accuracy=dense)
-    write_model(out / CNN_FILE, trained, info)
+    info = info.with_dense_accuracy(accuracies(trained, info, dataset))
+    dense = info.metadata["dense_accuracy"]
+    write_model(out / CNN_FILE, trained, with_history(info, "train-cnn", seed))
     finish_run(out, time.perf_counter() - started, {"dense_accuracy": dense})
     document = {"model": str(out / CNN_FILE), "dense_accuracy": dense}
     shown = {f"accuracy on {where}": percent(share) for where, share in dense.items()}
@@ -184,7 +184,7 @@ def prepare(
 def _finish(model: DynamicCNN, dataset: str | None, out: Path, seed: int, kind: str) -> dict[str, Any]:
     """Write a prepared model and return what it is worth on the validation split."""
     masked, policy = model.masked, model.policy
-    full = accuracies(masked, model.info, dataset)
+    full = {f"{data.name}/{data.split}": share for data, share in accuracies(masked, model.info, dataset).items()}
     info = with_history(model.info, f"prepare, {kind}", seed, prepared_accuracy=full)
     path = out / PREPARED_FILE
     DynamicCNN(masked, policy, info).save(path)

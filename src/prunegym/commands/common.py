@@ -154,7 +154,7 @@ def open_model(name: str, dataset: Dataset | None = None) -> StoredModel:
         info = CNNInfo.of(name, dataset) if dataset is not None else _blank(name)
         return StoredModel(MaskedCNN(info.build(), info.example()), None, info)
     if name.endswith(".safetensors") or Path(name).is_file():
-        return read_model(Path(name))
+        return read_model(name)
     raise UnknownNameError("model", name, [*SHIPPED, *ZOO, "path/to/model.safetensors"])
 
 
@@ -210,13 +210,7 @@ def open_split(
     Raises:
         InvalidInputError: If there are fewer images than asked for, or the model takes others or does not know a class.
     """
-    data = load_dataset(info.dataset if name is None else name, split)
-    if data.image_shape != info.image_shape or len(data.classes) > info.num_classes:
-        raise InvalidInputError(
-            f"The model takes images of {info.image_shape} and tells {info.num_classes} classes apart; data set "
-            f"{data.name!r} has {data.image_shape} and {len(data.classes)}. Give --dataset with one that fits."
-        )
-    data = dataclasses.replace(data.with_classes(info.classes), normalisation=info.normalisation)
+    data = info.adapt(load_dataset(info.dataset if name is None else name, split))
     if span is not None:
         data = data.part(span)
     if images is None:
@@ -226,13 +220,10 @@ def open_split(
     return data.sample(images)
 
 
-def accuracies(network: torch.nn.Module, info: CNNInfo, dataset: str | None) -> dict[str, float]:
-    """Return a network's accuracy (0 to 1) on the validation and test split, by ``<dataset>/<split>``."""
-    found = {}
-    for split in ("validation", "test"):
-        data = open_split(info, dataset, split)
-        found[f"{data.name}/{split}"] = accuracy(network, data)
-    return found
+def accuracies(network: torch.nn.Module, info: CNNInfo, dataset: str | None) -> dict[Dataset, float]:
+    """Return a network's accuracy (0 to 1) on the validation and test split."""
+    splits = [open_split(info, dataset, split) for split in ("validation", "test")]
+    return {data: accuracy(network, data) for data in splits}
 
 
 def with_history(info: CNNInfo, step: str, seed: int, **facts: Any) -> CNNInfo:

@@ -28,7 +28,7 @@ from prunegym.commands.common import (
     settle,
     table,
 )
-from prunegym.commands.judging import Dense, Penalty, Split, without_stated
+from prunegym.commands.judging import Dense, Penalty, Split
 from prunegym.commands.learning import Environments, Episodes, EvalImages, TargetMacs, override
 from prunegym.models.checkpoints import save_text
 from prunegym.models.model_files import read_model
@@ -88,9 +88,6 @@ def compare(
     changes = {"episodes": episodes, "n_envs": n_envs, "eval_images": eval_images, "target_macs": target_macs}
     things = [_entry(name, changes) for name in names]
     data = open_split(stored.info, dataset, split, images)
-    if images is not None:
-        each = {seed: without_stated(one) for seed, one in each.items()}
-        stored = each[0]
     train = open_split(stored.info, dataset, "train", span=train_images)
     begin_run(out, {"model": model, "dataset": data.name, "train_images": train.span, **changes}, resume)
     started = time.perf_counter()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -87,8 +86,6 @@ def evaluate(
     settle(data_root, threads)
     stored = open_trained(model)
     data = open_split(stored.info, dataset, split, images)
-    if images is not None:
-        stored = without_stated(stored)
     own = own_agent(stored) if agent is None else load_agent(agent)
     if isinstance(own, DynamicCNN):
         own = own.to(device).skip(execution)
@@ -110,12 +107,6 @@ def evaluate(
         document["baselines"] = {name: result.as_json() for name, result in list(results.items())[1:]}
     title = f"{data.name}/{data.split}, {len(data)} images, dense accuracy {percent(first.dense_accuracy)}"
     emit(document, as_json, evaluation_table(title, results), first.verdict, *first.notes)
-
-
-def without_stated(stored: StoredModel) -> StoredModel:
-    """Return a model without the accuracies that its file states: of a part of the images they have to be measured."""
-    metadata = {key: value for key, value in stored.info.metadata.items() if key != "dense_accuracy"}
-    return stored._replace(info=dataclasses.replace(stored.info, metadata=metadata))
 
 
 def own_agent(stored: StoredModel) -> Any:

@@ -1,0 +1,89 @@
+"""Whether a network and a data set fit each other: told before anything that takes long begins."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from prunegym.models.data import Dataset
+from prunegym.models.errors import InvalidInputError
+from prunegym.models.graph import check_module
+from prunegym.models.masked import MaskedCNN
+
+
+def check_images(dataset: Dataset, shape: tuple[int, ...]) -> None:
+    """Raise InvalidInputError unless a data set's images have the shape (channels, height, width) given."""
+    if dataset.image_shape != shape:
+        raise InvalidInputError(
+            f"The model takes images of shape {shape}, those of data set {dataset.name!r} have {dataset.image_shape} "
+            "(channels, height, width). Choose a data set or a model that fits the other."
+        )
+
+
+def check_output(dataset: Dataset, shape: tuple[int, ...], otherwise: str = "") -> None:
+    """See to it that a network gives one number a class.
+
+    Args:
+        dataset: Has the classes.
+        shape: Of the network's output for an image.
+        otherwise: What else mends it, for the message.
+
+    Raises:
+        InvalidInputError: If there are too few, or the output is no vector.
+    """
+    if len(shape) != 1 or shape[0] < len(dataset.classes):
+        raise InvalidInputError(
+            f"The model's output has shape {shape} an image, but data set {dataset.name!r} has {len(dataset.classes)} "
+            f"classes, and one number a class is needed. Take a model with that many outputs{otherwise}."
+        )
+
+
+def check_masked(masked: MaskedCNN, dataset: Dataset) -> None:
+    """Raise InvalidInputError unless a data set's images and classes are such as a masked CNN was made for."""
+    check_images(dataset, masked.image_shape)
+    check_output(dataset, masked.output_shape)
+
+
+def check_dense(dense: nn.Module, masked: MaskedCNN, dataset: Dataset) -> None:
+    """Raise InvalidInputError unless the original network takes the same images as a CNN, and gives as many numbers."""
+    shape = output_shape(dense, dataset, "dense")
+    if shape != masked.output_shape:
+        raise InvalidInputError(
+            f"dense is a {type(dense).__name__} whose output has shape {shape} an image, but the model's has "
+            f"{masked.output_shape}. Give the network that the model was made from, trained on the same classes."
+        )
+
+
+@torch.no_grad()
+def output_shape(network: nn.Module, dataset: Dataset, argument: str = "network") -> tuple[int, ...]:
+    """Return the shape of a network's output for an image, one of which it runs in eval mode.
+
+    Args:
+        network: Takes normalised images.
+        dataset: Where the image is from.
+        argument: Name of the argument that the network was given as, for the message.
+
+    Raises:
+        InvalidInputError: If it is no network, cannot run the image or returns no tensor.
+    """
+    check_module(network, argument)
+    what = f"{argument} is a {type(network).__name__}"
+    device = next((parameter.device for parameter in network.parameters()), "cpu")
+    was_training = network.training
+    network.eval()
+    try:
+        output = network(dataset.batch(torch.arange(1), device=device))
+    except Exception as error:  # a network raises about anything
+        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+        raise InvalidInputError(
+            f"{what} that cannot run a normalised image of data set {dataset.name!r}, {dataset.image_shape} (channels, "
+            f"height, width): {reason}. Choose a data set or a network that fits the other."
+        ) from error
+    finally:
+        network.train(was_training)
+    if not isinstance(output, Tensor) or output.ndim == 0:
+        raise InvalidInputError(
+            f"{what} that returns a {type(output).__name__}; a tensor (batch, classes) is needed. Wrap it in a module "
+            "that returns the logits."
+        )
+    return tuple(output.shape[1:])
