@@ -20,7 +20,7 @@ DOCS = FOLDER.parent / "docs"
 LEARNING = DOCS / "learning.md"
 PAGES = {
     "skipping": DOCS / "skipping.md", "int8": DOCS / "export.md", "dial": LEARNING, "ablation": LEARNING,
-    "learners": LEARNING,
+    "features": LEARNING, "learners": LEARNING,
 }  # fmt: skip
 """Where a table stands, if not in the README."""
 
@@ -56,6 +56,12 @@ ENTRIES = {
     "longer": "dense, trained as long",
 }
 """How entries of a comparison are called in a table; others are PPO."""
+FEATURES = (
+    ("averages and a grid, as in `frozen`", "ablation.json", "frozen"),
+    ("averages alone", "features/averages.json", "averages"),
+    ("averages, grid and early logits", "features/early-logits.json", "early-logits"),
+)
+"""What a policy sees, and the comparison and entry of its row."""
 LEARNERS = {
     "frozen": "method 3: imitation, then PPO",
     "gates": "method 1: imitation, then gates by gradient",
@@ -100,6 +106,7 @@ def tables() -> dict[str, str]:
         "int8": composed(),
         "dial": dialled(),
         "ablation": ablated(),
+        "features": seen(),
         "learners": learned(),
     }
 
@@ -231,12 +238,26 @@ def ablated() -> str:
     columns = ("accuracy", "total MACs", "reward", "the recipe's reward minus this: by image", "over seeds")
     rows = []
     for row in read(FOLDER / "cifar10-jpeg" / "ablation.json").get("rows", ()):
-        figures = [_interval(row["figures"][key], *form) for key, *form in (
-            ("accuracy", 100, 2), ("total_mac_share", 1, 3), ("reward", 1, 4),
-        )]  # fmt: skip
-        figures += [_interval(row[key], -1, 4) for key in ("reward_difference", "reward_difference_over_seeds")]
-        rows.append(f"| {row['name'].replace('-', ' ')} | {' | '.join(figures)} |")
+        differences = [_interval(row[key], -1, 4) for key in ("reward_difference", "reward_difference_over_seeds")]
+        rows.append(f"| {row['name'].replace('-', ' ')} | {' | '.join([*_reward_and_parts(row), *differences])} |")
     return head("frozen: ResNet-20 on CIFAR-10 (JPEG), validation split", columns) + "\n".join(rows) + "\n"
+
+
+def seen() -> str:
+    """Return the table of what a policy sees, on the validation split."""
+    rows = []
+    for label, name, entry in FEATURES:
+        found = {row["name"]: row for row in read(FOLDER / "cifar10-jpeg" / name).get("rows", ())}
+        for kind in (entry, "start"):
+            if kind in found:
+                figures = _reward_and_parts(found[kind])
+                rows.append(f"| {label}: {ENTRIES.get(kind, 'PPO')} | {' | '.join(figures)} |")
+    return head("what the policy sees", ("accuracy", "total MACs", "reward")) + "\n".join(rows) + "\n"
+
+
+def _reward_and_parts(row: dict[str, Any]) -> list[str]:
+    forms = (("accuracy", 100, 2), ("total_mac_share", 1, 3), ("reward", 1, 4))
+    return [_interval(row["figures"][key], scale, places) for key, scale, places in forms]
 
 
 def learned() -> str:
