@@ -15,7 +15,7 @@ from prunegym.agents.learners import best_of_k, decore, gates_by_gradient
 from prunegym.agents.loading import agent_name, as_predictor, load_agent
 from prunegym.agents.offsets import gates_at_best_offset, gates_at_mac_share
 from prunegym.agents.recipe import Recipe
-from prunegym.agents.recipe_files import load_recipe
+from prunegym.agents.recipe_files import as_recipe
 from prunegym.agents.results import fingerprint, slug
 from prunegym.agents.rivals import (
     greedy_static,
@@ -98,7 +98,7 @@ class Entry:
 
 def recipe_entry(recipe: Recipe | str | Path) -> Entry:
     """Train by a recipe, once for each seed; an interrupted training goes on."""
-    settings = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    settings = as_recipe(recipe)
 
     def make(run: Run) -> DynamicCNN:
         folder = run.folder(settings.name)

@@ -140,6 +140,10 @@ def evaluate(
         >>> result.kept_share, result.total_mac_share, result.is_static, result.accuracy == result.dense_accuracy
         (1.0, 1.0, True, True)
     """
+    if not isinstance(dataset, Dataset):
+        raise InvalidInputError(
+            f"The data set is {dataset!r}; a split is needed, as load_dataset('digits', 'test') returns it."
+        )
     owner = agent if isinstance(agent, DynamicCNN) else model
     masked, info = _network(owner, dataset)
     if latency is not None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from prunegym.agents.callbacks import BATCH, snapshot
 from prunegym.agents.deciding import decide_on_the_way
 from prunegym.agents.recipe import Recipe
+from prunegym.agents.recipe_files import as_recipe
 from prunegym.agents.training import train_agent
 from prunegym.models.budget import total_mac_share
 from prunegym.models.data import Dataset
@@ -32,7 +33,7 @@ def finetune(
     model: DynamicCNN,
     train: Dataset,
     validation: Dataset,
-    recipe: Recipe,
+    recipe: Recipe | str | Path,
     tuning: TuneConfig,
     out: Path | str,
     *,
@@ -51,7 +52,7 @@ def finetune(
         model: CNN and policy to start from; changed in the turns.
         train: Images to learn from.
         validation: Images by which the best actor of each turn is chosen, and the best half of a turn.
-        recipe: Of the policy's turns; its imitation and refinement are not used.
+        recipe: Of the policy's turns, or its name or file; its imitation and refinement are not used.
         tuning: Of the CNN's turns.
         out: Folder of the run: ``turn-1/`` and so on for the turns, ``model.safetensors`` for the result, which is what
             has the highest mean reward of all that the figures are of.
@@ -75,7 +76,8 @@ def finetune(
     """
     if isinstance(model.policy, StaticPolicy):
         raise InvalidInputError("The model's policy is static: it looks at nothing, so there is nothing to train.")
-    out, train, validation = Path(out), model.info.adapt(train), model.info.adapt(validation)
+    recipe, out = as_recipe(recipe), Path(out)
+    train, validation = model.info.adapt(train), model.info.adapt(validation)
     if dense is not None:
         check_dense(dense, model.masked, train)
     settings = {"recipe": recipe.as_dict(), "tune": dataclasses.asdict(tuning), "rounds": rounds, "seed": seed}

@@ -61,6 +61,11 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
     return _recipe(path.stem, env, settings)
 
 
+def as_recipe(recipe: Recipe | str | Path) -> Recipe:
+    """Return a recipe as it is, or read it; see :func:`load_recipe` for the errors."""
+    return recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+
+
 def _recipe(name: str, env: str, settings: dict[str, Any]) -> Recipe:
     fields = {field.name for field in dataclasses.fields(Recipe)} - {"name", "env"}
     _check_names(f"setting in recipe {name!r}:", settings, fields)

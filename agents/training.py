@@ -19,6 +19,7 @@ from prunegym.agents.callbacks import TrainingMonitor
 from prunegym.agents.offsets import gates_at_best_offset
 from prunegym.agents.policies import MaskPolicy
 from prunegym.agents.recipe import CLASSES, Recipe, linear_start
+from prunegym.agents.recipe_files import as_recipe
 from prunegym.envs.group_advantage import GroupAdvantage, SelfCritical
 from prunegym.envs.mask_vec_env import MaskVecEnv
 from prunegym.models.budget import meet_target
@@ -56,7 +57,7 @@ def train_agent(
     info: CNNInfo,
     train: Dataset,
     validation: Dataset,
-    recipe: Recipe,
+    recipe: Recipe | str | Path,
     out: Path | str,
     *,
     policy: GatePolicy | StaticPolicy | None = None,
@@ -73,7 +74,7 @@ def train_agent(
         info: What is stored with it.
         train: Images to learn from.
         validation: Images by which the best actor of the run is chosen.
-        recipe: Stages and settings.
+        recipe: Stages and settings; or the name of a recipe that comes with PruneGym, or a YAML file.
         out: Folder of the run: ``run.json`` says how it was made, ``model.safetensors`` is the result,
             ``start.safetensors`` the gates before reinforcement learning; checkpoints and TensorBoard logs beside.
         policy: Gates to start from (a prepared model's); imitation and refinement are then skipped.
@@ -90,7 +91,8 @@ def train_agent(
         InvalidInputError: If images or classes are not the CNN's, or the folder has another run, one with another CNN,
             or a run that was not asked to be resumed.
     """
-    out, train, validation = Path(out), info.adapt(train), info.adapt(validation)
+    recipe, out = as_recipe(recipe), Path(out)
+    train, validation = info.adapt(train), info.adapt(validation)
     settings = {"seed": seed, "dataset": train.name, "train_images": train.span, "cnn": info.architecture}
     inputs = {"CNN": masked, "gates": policy, "training images": train, "validation images": validation}
     begin_run(out, {"recipe": recipe.as_dict(), **settings}, resume, inputs)

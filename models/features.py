@@ -73,16 +73,16 @@ class MaskFeatures(nn.Module):
         super().__init__()
         if grid < 1 or feature_size < 1:
             raise InvalidInputError(f"grid is {grid} and feature_size {feature_size}; both must be at least 1.")
-        output = masked.graph[masked.graph.output].shape
-        if early_logits and len(output) != 2:
+        output = masked.output_shape
+        if early_logits and len(output) != 1:
             raise InvalidInputError(
-                f"early_logits needs a network that returns one number a class; this one returns {tuple(output[1:])} "
-                "for an image. Leave it out."
+                f"early_logits needs a network that returns one number a class; this one returns {output} for an "
+                "image. Leave it out."
             )
         self.config = {"layerwise": layerwise, "grid": grid, "feature_size": feature_size, "early_logits": early_logits}
         self.decisions = decisions_of(masked, layerwise)
         self.feature_size = feature_size
-        self.classes = output[1] if early_logits else 0
+        self.classes = output[0] if early_logits else 0
         self.macs = 0
         self._grids: list[int] = []
         self._pools: list[bool] = []

@@ -67,7 +67,7 @@ class SkippingCNN:
         if execution not in EXECUTIONS:
             raise UnknownNameError("execution", execution, EXECUTIONS)
         self.masked, self.policy, self.execution = masked, policy, execution
-        self._shape = masked.graph[masked.graph.input].shape[1:]
+        self._shape = masked.image_shape
         self.choices: list[Choice] = []
         self.unavailable: dict[str, str] = {}
         self._on_the_way = decides_gate_by_gate(policy)

@@ -196,6 +196,11 @@ def test_wrong_masks_are_refused(masked, few):
         evaluate(np.full(48, np.nan), masked, few)
 
 
+def test_a_data_set_is_no_name(masked):
+    with pytest.raises(InvalidInputError, match=r"The data set is 'digits'; a split is needed, as load_dataset"):
+        evaluate(torch.ones(48), masked, "digits")
+
+
 def test_missing_model_is_refused(few):
     with pytest.raises(InvalidInputError, match=r"The model is None; a MaskedCNN, a DynamicCNN or a torch module"):
         evaluate(torch.ones(48), None, few)

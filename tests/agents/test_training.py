@@ -33,12 +33,12 @@ from prunegym.models import (
     shipped_model,
 )
 from prunegym.models.budget import total_mac_share
-from prunegym.models.errors import InvalidInputError
+from prunegym.models.errors import InvalidInputError, UnknownNameError
 
 SMALL = dataclasses.replace(load_recipe("digits"), n_envs=32, group=4, n_episodes=256, eval_every=3)
 
 
-def run(recipe: Recipe, out: Path | str, policy: bool = True, **kwargs: Any) -> DynamicCNN:
+def run(recipe: Recipe | Path, out: Path | str, policy: bool = True, **kwargs: Any) -> DynamicCNN:
     model = shipped_model("digits")
     assert isinstance(model.policy, GatePolicy)
     return train_agent(
@@ -348,6 +348,16 @@ def test_folders_may_be_strings(tmp_path: Path) -> None:
     finetune(agent, digits, digits, recipe, TuneConfig(epochs=0.5), f"{tmp_path}/tuned", rounds=1, progress=False)
     for folder in ("agent", "tuned", "tuned/turn-1"):
         assert (tmp_path / folder / "model.safetensors").exists()
+
+
+def test_recipes_may_be_names_and_files(tmp_path: Path) -> None:
+    path = tmp_path / "start-alone.yaml"
+    path.write_text("prunegym/LayerwiseChannelMask-v0: {env_kwargs: {reward: macs}, n_episodes: 0}")
+    agent = run(path, tmp_path / "agent")
+    assert json.loads((tmp_path / "agent/run.json").read_text())["settings"]["recipe"]["name"] == "start-alone"
+    digits = load_dataset("digits").sample(64)
+    with pytest.raises(UnknownNameError, match="Unknown recipe 'start-alone'"):
+        finetune(agent, digits, digits, "start-alone", TuneConfig(), tmp_path / "tuned")
 
 
 def test_classes_are_matched_by_name(tmp_path: Path) -> None:
