@@ -116,8 +116,10 @@ class MaskFeatures(nn.Module):
         cells = self._grids[decision]
         parts = []
         if cells:
-            grid = F.adaptive_avg_pool2d(reads, cells)
             even = reads.shape[2] % cells == 0 and reads.shape[3] % cells == 0
+            grid = (
+                _grid(reads, cells) if even and torch.compiler.is_compiling() else F.adaptive_avg_pool2d(reads, cells)
+            )
             average = (grid if even else reads).mean((2, 3))  # cells of one size: their mean is that of the pixels
             parts = [grid.flatten(1)]
         else:
@@ -181,6 +183,12 @@ class MaskFeatures(nn.Module):
                     rows[index].append(look(index, state.reads))
                 masked.advance(state, None)
         return [torch.cat(parts).float() for parts in rows]
+
+
+def _grid(reads: Tensor, cells: int) -> Tensor:
+    """Average over cells of one size, in a form that a compiler makes a loop of: pooling stays a call to it."""
+    batch, channels, height, width = reads.shape
+    return reads.reshape(batch, channels, cells, height // cells, cells, width // cells).mean((3, 5))
 
 
 def fit_classifier(rows: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
