@@ -16,3 +16,11 @@ def read(path: Path) -> dict[str, Any]:
     """Return a JSON document; an empty one if it was not made yet."""
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     return found
+
+
+def interval(one: dict[str, Any] | None, scale: float, places: int) -> str:
+    """Return a mean with its interval; a negative scale turns a difference around and shows its sign."""
+    if one is None:
+        return ""
+    mean = f"{one['mean'] * scale:+.{places}f}" if scale < 0 else f"{one['mean'] * scale:.{places}f}"
+    return mean if one["half_width"] is None else f"{mean} +- {one['half_width'] * abs(scale):.{places}f}"

@@ -1,6 +1,6 @@
-"""Write the README's result tables from the JSON documents beside this file: ``python results/tables.py``.
+"""Write the result tables of README and docs from the JSON documents beside this file: ``python results/tables.py``.
 
-The documents are what ``prunegym evaluate``, ``compare`` and ``profile`` printed with ``--json``; the README has the
+The documents are what ``prunegym evaluate``, ``compare`` and ``profile`` printed with ``--json``; the pages have the
 commands.
 """
 
@@ -11,16 +11,19 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from documents import head, read
+import summary_tables
+from documents import head, interval, read
 from speed_tables import skipped, timed
 
 FOLDER = Path(__file__).parent
 README = FOLDER.parent / "README.md"
 DOCS = FOLDER.parent / "docs"
-LEARNING = DOCS / "learning.md"
+LEARNING, RESULTS = DOCS / "learning.md", DOCS / "results.md"
 PAGES = {
     "skipping": DOCS / "skipping.md", "int8": DOCS / "export.md", "dial": LEARNING, "ablation": LEARNING,
-    "features": LEARNING, "learners": LEARNING,
+    "features": LEARNING, "learners": LEARNING, "cifar10-jpeg-frozen": RESULTS,
+    "cifar10-jpeg-prepared": RESULTS, "cifar10-jpeg-vgg11": RESULTS, "fashion-mnist-frozen": RESULTS,
+    "fashion-mnist-prepared": RESULTS,
 }  # fmt: skip
 """Where a table stands, if not in the README."""
 
@@ -96,6 +99,8 @@ def tables() -> dict[str, str]:
     frozen = {f"{data}-frozen": over_seeds(data, f"frozen: {TITLES[data]}", blocks) for data, blocks in FROZEN.items()}
     fashion = over_seeds("fashion-mnist", f"prepared: {TITLES['fashion-mnist']}", (("prepared", "prepared"),))
     return {
+        "frozen": summary_tables.frozen(),
+        "prepared": summary_tables.prepared(),
         **frozen,
         "cifar10-jpeg-vgg11": over_seeds("cifar10-jpeg", "frozen: VGG-11 on CIFAR-10 (JPEG)", VGG),
         "cifar10-jpeg-prepared": prepared_anew("cifar10-jpeg", PREPARED),
@@ -141,7 +146,7 @@ def prepared_anew(data: str, blocks: tuple[tuple[str, str], ...]) -> str:
         test = read(FOLDER / data / name / "test.json")
         count = max(count, len(test.get("seeds", ())))
         for row in test.get("rows", ()):
-            differences = [_interval(row[key], -100, 2) for key in ("difference", "difference_over_seeds")]
+            differences = [interval(row[key], -100, 2) for key in ("difference", "difference_over_seeds")]
             figures = [*_accuracy_and_controls(row["figures"]), *differences]
             rows.append(f"| {budget}: {ENTRIES.get(row['name'], 'prepared, then PPO')} | {' | '.join(figures)} |")
     return head(f"prepared: {TITLES[data]}, {count} preparations", columns) + "\n".join(rows) + "\n"
@@ -149,27 +154,19 @@ def prepared_anew(data: str, blocks: tuple[tuple[str, str], ...]) -> str:
 
 def _figures(row: dict[str, Any], held_out: dict[str, Any]) -> list[str]:
     return [
-        *_accuracy_and_controls(row["figures"]), _interval(row["figures"]["reward"], 1, 4),
-        _interval(row["reward_difference"], -1, 4), _interval(held_out["reward_difference"], -1, 4),
+        *_accuracy_and_controls(row["figures"]), interval(row["figures"]["reward"], 1, 4),
+        interval(row["reward_difference"], -1, 4), interval(held_out["reward_difference"], -1, 4),
     ]  # fmt: skip
 
 
 def _accuracy_and_controls(figures: dict[str, Any]) -> list[str]:
     loss = 100 * (figures["dense_accuracy"]["mean"] - figures["accuracy"]["mean"])
     static = figures["distinct_masks"]["mean"] == 1
-    controls = [_interval(figures[key], 100, 1) for key in ("static_accuracy", "shuffled_accuracy")]
+    controls = [interval(figures[key], 100, 1) for key in ("static_accuracy", "shuffled_accuracy")]
     return [
-        _interval(figures["accuracy"], 100, 2), f"{loss:.2f}", _interval(figures["total_mac_share"], 1, 3),
+        interval(figures["accuracy"], 100, 2), f"{loss:.2f}", interval(figures["total_mac_share"], 1, 3),
         *(["", ""] if static else controls),
     ]  # fmt: skip
-
-
-def _interval(one: dict[str, Any] | None, scale: float, places: int) -> str:
-    """Return a mean with its interval; a negative scale turns a difference around and shows its sign."""
-    if one is None:
-        return ""
-    mean = f"{one['mean'] * scale:+.{places}f}" if scale < 0 else f"{one['mean'] * scale:.{places}f}"
-    return mean if one["half_width"] is None else f"{mean} +- {one['half_width'] * abs(scale):.{places}f}"
 
 
 def compared() -> str:
@@ -182,7 +179,7 @@ def compared() -> str:
             row["figures"][key] for key in ("accuracy", "total_mac_share", "static_accuracy", "shuffled_accuracy")
         ]
         shown = [
-            _interval(one, scale, places)
+            interval(one, scale, places)
             for one, scale, places in zip(figures, (100, 1, 100, 100), (2, 3, 2, 2), strict=True)
         ]
         rows.append(f"| {row['name']} | {' | '.join(shown)} |")
@@ -238,7 +235,7 @@ def ablated() -> str:
     columns = ("accuracy", "total MACs", "reward", "the recipe's reward minus this: by image", "over seeds")
     rows = []
     for row in read(FOLDER / "cifar10-jpeg" / "ablation.json").get("rows", ()):
-        differences = [_interval(row[key], -1, 4) for key in ("reward_difference", "reward_difference_over_seeds")]
+        differences = [interval(row[key], -1, 4) for key in ("reward_difference", "reward_difference_over_seeds")]
         rows.append(f"| {row['name'].replace('-', ' ')} | {' | '.join([*_reward_and_parts(row), *differences])} |")
     return head("frozen: ResNet-20 on CIFAR-10 (JPEG), validation split", columns) + "\n".join(rows) + "\n"
 
@@ -257,7 +254,7 @@ def seen() -> str:
 
 def _reward_and_parts(row: dict[str, Any]) -> list[str]:
     forms = (("accuracy", 100, 2), ("total_mac_share", 1, 3), ("reward", 1, 4))
-    return [_interval(row["figures"][key], scale, places) for key, scale, places in forms]
+    return [interval(row["figures"][key], scale, places) for key, scale, places in forms]
 
 
 def learned() -> str:
@@ -266,8 +263,8 @@ def learned() -> str:
     rows = []
     for row in read(FOLDER / "cifar10-jpeg" / "learners.json").get("rows", ()):
         figures = [
-            *_accuracy_and_controls(row["figures"]), _interval(row["figures"]["reward"], 1, 4),
-            _interval(row["difference"], -100, 2),
+            *_accuracy_and_controls(row["figures"]), interval(row["figures"]["reward"], 1, 4),
+            interval(row["difference"], -100, 2),
         ]  # fmt: skip
         rows.append(f"| {LEARNERS.get(row['name'], row['name'])} | {' | '.join(figures)} |")
     return head("frozen: ResNet-20 on CIFAR-10 (JPEG), test images", columns) + "\n".join(rows) + "\n"

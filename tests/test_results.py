@@ -1,4 +1,4 @@
-"""The README's tables are what ``results/tables.py`` writes from the JSON beside it: no figure is typed in by hand."""
+"""Tables of README and docs are what ``results/tables.py`` writes from the JSON beside it: nothing typed in by hand."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ ROOT = Path(__file__).parent.parent
 
 
 NAMES = [
-    "cifar10-jpeg-frozen", "cifar10-jpeg-vgg11", "cifar10-jpeg-prepared", "fashion-mnist-frozen",
-    "fashion-mnist-prepared", "digits", "speed", "skipping", "int8", "dial", "ablation", "features", "learners",
+    "frozen", "prepared",
+    "cifar10-jpeg-frozen", "cifar10-jpeg-vgg11", "cifar10-jpeg-prepared",
+    "fashion-mnist-frozen", "fashion-mnist-prepared", "digits", "speed", "skipping", "int8", "dial", "ablation",
+    "features", "learners",
 ]  # fmt: skip
 
 
@@ -23,7 +25,7 @@ def load_script(monkeypatch):
     """Import a script as ``python results/NAME.py`` does, with its neighbours on the path."""
     monkeypatch.syspath_prepend(ROOT / "results")
     yield importlib.import_module
-    for name in ("tables", "picture", "speed_tables", "documents"):
+    for name in ("tables", "picture", "speed_tables", "summary_tables", "documents"):
         sys.modules.pop(name, None)
 
 
