@@ -249,7 +249,9 @@ RIVALS: dict[str, Callable[[Run, float], Agent]] = {
     "decore": lambda run, epochs: decore(run.masked, run.train, run.share, epochs=epochs, seed=run.seed),
     "gates": _gates(sparse=False),
     "sparse-gates": _gates(sparse=True),
-    "best-of-16": lambda run, _epochs: best_of_k(run.masked, run.policy, run.dataset, run.share, k=16, seed=run.seed),
+    "best-of-16": lambda run, _epochs: best_of_k(
+        run.masked, run.policy, run.dataset, run.share, k=16, seed=run.seed, penalty=run.penalty
+    ),
     "tuned-taylor": _tuned(learned=False),
     "tuned-learned": _tuned(learned=True),
 }

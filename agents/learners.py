@@ -115,7 +115,7 @@ def best_of_k(
         masked: The CNN.
         policy: Masks are drawn from it, its logits shifted to the MAC share; without gates random channels are kept.
         dataset: The images that are evaluated.
-        share: MAC share of the masks that are drawn.
+        share: Total MAC share that the gates are shifted to, or MAC share of random masks.
         k: Masks an image.
         seed: Of the masks.
         penalty: lambda of the reward, correct - lambda * MAC share.

@@ -50,7 +50,8 @@ class ChannelMaskEnv(gym.Env[Observation, Action]):
     ## Rewards
     ``accuracy(outcome) - penalty * cost(mask)``, see :func:`prunegym.envs.resolve_reward` for how the document's
     formula is read and for a worked example. Costs: ``l0`` kept channels (the default), ``l0_weights`` weights kept
-    alive, ``macs`` share of multiply-accumulates. A function ``(Outcome) -> (batch,)`` gives the whole reward.
+    alive, ``macs`` share of multiply-accumulates, ``latency`` share of the dense time by a table of this machine;
+    ``blockdrop`` is a whole reward. A function ``(Outcome) -> (batch,)`` gives the whole reward.
 
     ## Starting State
     A random image; each comes once an epoch, in a new order. ``reset(options={"index": i})`` chooses image i of the
@@ -69,7 +70,7 @@ class ChannelMaskEnv(gym.Env[Observation, Action]):
     ...     model="digits",           # shipped model, zoo network, model file, torch module, MaskedCNN or DynamicCNN
     ...     dataset="digits",         # name, path, Dataset, dict of splits, or None: the one of the model
     ...     split="train",            # train, validation or test
-    ...     reward="l0",              # l0, l0_weights, macs, "module:function" or a function of an Outcome
+    ...     reward="l0",              # l0, l0_weights, macs, latency, blockdrop, "module:function" or a function
     ...     accuracy="correct",       # correct, log_likelihood, probability, fidelity, or as for reward
     ...     penalty=None,             # lambda, a range (low, high), or None: the full mask costs 0.5
     ...     observation="features",   # features or image
@@ -78,6 +79,7 @@ class ChannelMaskEnv(gym.Env[Observation, Action]):
     ...     augment=False,            # or True: shift and mirror images at random; or "flip": mirror only
     ...     images=None,              # so many random images of the split only
     ...     execution="auto",         # masked channels: kernel skips them, masked computes them; auto: as can be
+    ...     latency_table=None,       # what `prunegym latency` wrote, or its path; for reward="latency"
     ...     render_mode="rgb_array",  # or None, or human
     ... )
     >>> observation, info = env.reset(seed=0, options={"index": 3})
@@ -196,6 +198,7 @@ class LayerwiseChannelMaskEnv(ChannelMaskEnv):
     ...     augment=False,
     ...     images=None,
     ...     execution="auto",
+    ...     latency_table=None,
     ...     render_mode=None,
     ... )
     >>> observation, info = env.reset(seed=0, options={"index": 3, "penalty": 0.5})

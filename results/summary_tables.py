@@ -45,7 +45,7 @@ def frozen() -> str:
 
 
 def prepared() -> str:
-    """Return prepared CNNs after PPO beside both static rivals, differences of accuracy with both intervals."""
+    """Return prepared CNNs after PPO beside both static rivals, with intervals by image."""
     columns = ("accuracy", "below dense", "total MACs", "minus the learnt static mask", "minus Taylor")
     rows = []
     for label, name in PREPARED:

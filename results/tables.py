@@ -34,7 +34,7 @@ FROZEN = {
         ("from imitation, lambda 0.5", "imitated"),
         ("from imitation at its best offset, lambda 1", "imitated-dear"),
         ("from refined gates at 0.69, lambda 0.5", "refined"),
-        ("from refined gates at 0.60, lambda 0.5", "refined-60"),
+        ("from refined gates shifted from 0.69 to 0.60, lambda 0.5", "refined-60"),
         ("from refined gates at their best offset, lambda 1", "refined-dear"),
         ("from refined gates at their best offset, lambda 1.5", "refined-dearer"),
         ("from refined gates, budget 0.80", "refined-80"),

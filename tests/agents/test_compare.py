@@ -232,6 +232,14 @@ def test_fingerprints_tell_things_apart(masked, dynamic, few):
     assert fingerprint(lambda observation: observation) is None
 
 
+def test_the_oracle_is_told_lambda(masked, few, tmp_path):
+    free, dear = (
+        compare([seeded("a", 0.7), "best-of-16"], masked, few, (1,), out=tmp_path / str(penalty), penalty=penalty)
+        for penalty in (0.0, 5.0)
+    )
+    assert dear.rows[1].figures["mac_share"].mean < free.rows[1].figures["mac_share"].mean - 0.01
+
+
 TINY = Recipe(
     name="tiny",
     env=LAYERWISE,
