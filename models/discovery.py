@@ -210,6 +210,8 @@ def _layout(graph: Graph, step: Step, found: dict[str, Layout]) -> Layout:
     layout: Layout = ()
     if step.kind is Kind.CONCAT and _dimensions(step, len(step.shape), default=0) == {1}:
         parts = step.kwargs.get("tensors", step.args[0] if step.args else ())
+        # The parts of what an operation splits come as one value.
+        parts = () if isinstance(parts, Value) else parts
         layout = tuple(block for part in parts if isinstance(part, Value) for block in found[part.name])
     elif step.kind is Kind.MULTIPLY:
         # Of two operands with gates the one with the full map counts, not what scales it; of two such, the earlier.

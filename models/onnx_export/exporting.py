@@ -219,12 +219,14 @@ class _Export:
         )
 
     def _norm_behind(self, step: Step) -> nn.BatchNorm2d | None:
+        if step.kind not in (Kind.CONV, Kind.DEPTHWISE):  # a grouped one may have a norm too, which is then on its own
+            return None
         return norm_behind(self.graph, self.network, step, self.points)
 
     def _norm(self, step: Step, norm: nn.BatchNorm2d) -> Known:
         before = self.graph[step.inputs[0]]
         x = self.values[before.name]
-        if before.kind in (Kind.CONV, Kind.DEPTHWISE) and self._norm_behind(before) is norm:
+        if self._norm_behind(before) is norm:
             return x
         columns = self._columns(before.name)
         scale, shift = (

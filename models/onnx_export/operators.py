@@ -196,6 +196,8 @@ def _mean(call: Call) -> Known:
 
 def _concat(call: Call) -> Known:
     parts = call.option("tensors", ())
+    if isinstance(parts, Value):
+        raise InvalidInputError("The ONNX export cannot write a concatenation of what another operation split (chunk).")
     return call.builder.concat([call.operand(part) for part in parts], int(call.option("dim", 0)))
 
 

@@ -84,6 +84,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
     "permute": (lambda: through(lambda _, x: F.relu(x).permute(0, 1, 3, 2)), {"b"}),
     "channels to the height": (lambda: through(lambda _, x: F.relu(x).transpose(1, 2)), {"b"}),
     "chunk": (lambda: through(lambda _, x: x.chunk(2, 1)[0] * x.chunk(2, 1)[1], reads=4), {"b"}),
+    "chunks together again": (lambda: through(lambda _, x: torch.cat(F.relu(x).chunk(2, 1), 1)), {"b"}),
     "slice": (lambda: through(lambda _, x: F.relu(x)[:, :4], reads=4), {"b"}),
     "shuffle": (lambda: through(shuffle), {"b"}),
     "concatenated along the height": (lambda: through(lambda _, x: torch.cat([F.relu(x), F.relu(x)], 2)), {"b"}),

@@ -37,7 +37,8 @@ SIZES = {name: 8 if name.startswith("simple") else 32 for name in ZOO}
 # What stands in a network of NETWORKS that the export cannot write; all others must be written.
 REFUSED = {
     "spatial attention": "amax", "maximum over channels": "index", "sum over channels": "'sum'", "permute": "permute",
-    "channels to the height": "transpose", "chunk": "index", "shuffle": "transpose", "transposed": "ConvTranspose2d",
+    "channels to the height": "transpose", "chunk": "index", "chunks together again": "chunk", "shuffle": "transpose",
+    "transposed": "ConvTranspose2d",
     "group norm": "GroupNorm", "layer norm": "LayerNorm", "instance norm": "InstanceNorm2d", "prelu": "PReLU",
     "upsampled": "interpolate", "reflected borders": "reflect", "gate in front of tokens": "LayerNorm|transpose",
 }  # fmt: skip
@@ -242,3 +243,17 @@ def test_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     with pytest.raises(MissingDependencyError, match=r"Install both: pip install 'prunegym\[onnx\]'"):
         model.export_onnx(path)
+
+
+def test_a_norm_behind_a_grouped_convolution_is_applied_once(tmp_path: Path) -> None:
+    network = nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1, groups=2, bias=False),
+        nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(512, 10),
+    )  # fmt: skip
+    masked = MaskedCNN(randomise(network), torch.zeros(1, 1, 8, 8))
+    info = CNNInfo.of("mine", load_dataset("digits", "test"))
+    path = export_onnx(StoredModel(masked, None, info), tmp_path / "model.onnx", decide="all")
+    images = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8)
+    run = session(path)
+    found = np.concatenate([run.run(["logits"], {"images": image[None]})[0] for image in images.numpy()])
+    np.testing.assert_allclose(found, masked(info.normalisation(images)).detach().numpy(), atol=1e-4)
