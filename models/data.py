@@ -183,20 +183,20 @@ class Dataset:
     def with_classes(self, classes: tuple[str, ...]) -> Dataset:
         """Return the data set with labels numbered as ``classes`` are, which a model was trained on.
 
-        Classes that are only numbered, here or there, are taken to be in the same order.
+        Classes that are only numbered, here or there, and have other names are taken to be in the same order.
 
         Raises:
             InvalidInputError: If a class of this data set is not among them.
         """
+        unknown = [name for name in self.classes if name not in classes]
         numbered = tuple(map(str, range(max(len(classes), len(self.classes)))))
-        if numbered[: len(classes)] == classes or numbered[: len(self.classes)] == self.classes:
+        if unknown and (numbered[: len(classes)] == classes or numbered[: len(self.classes)] == self.classes):
             if len(self.classes) > len(classes):
                 raise InvalidInputError(
                     f"Data set {self.name!r} has {len(self.classes)} classes, the model tells {len(classes)} apart. "
                     "Leave the others' images out, or take a model that was trained on all of them."
                 )
             return self
-        unknown = [name for name in self.classes if name not in classes]
         if unknown:
             raise InvalidInputError(
                 f"Data set {self.name!r} has class {unknown[0]!r}, which the model does not know; it knows "

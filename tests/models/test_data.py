@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import numpy as np
@@ -242,6 +243,11 @@ def test_labels_are_numbered_as_the_model_s_classes() -> None:
     assert shifted.classes == ("ant", "cat", "dog")
     assert torch.equal(shifted.labels, labels + 1)
     assert data.with_classes(("0", "1", "2")) is data  # numbered only: in the same order
+    some = dataclasses.replace(data, classes=("5", "3", "8"))  # numbers that are names
+    assert torch.equal(some.with_classes(tuple("0123456789")).labels, torch.tensor([5, 3, 8])[data.labels])
+    sorted_as_text = dataclasses.replace(data, classes=("0", "10", "2"))
+    numbers = tuple(map(str, range(11)))
+    assert torch.equal(sorted_as_text.with_classes(numbers).labels, torch.tensor([0, 10, 2])[data.labels])
     with pytest.raises(InvalidInputError, match="has class 'cat', which the model does not know; it knows ant, dog"):
         data.with_classes(("ant", "dog"))
     with pytest.raises(
