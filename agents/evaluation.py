@@ -17,7 +17,7 @@ from prunegym.agents.predicting import PredictorOptions, decide_by_prediction
 from prunegym.models.data import Dataset
 from prunegym.models.dynamic import DynamicCNN
 from prunegym.models.errors import InvalidInputError
-from prunegym.models.fitting import check_dense, check_masked
+from prunegym.models.fitting import check_dense, check_masked, layout_of
 from prunegym.models.latency import LatencyTable
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.model_files import CNNInfo, StoredModel
@@ -186,7 +186,14 @@ def _decide(
 ) -> Decided:
     if isinstance(agent, DynamicCNN):
         shown = shown_penalty(agent.policy.penalty_range, options.agent_penalty, penalty)
-        return decide_dynamic(agent, dataset, batch_size, shown)
+        decided = decide_dynamic(agent, dataset, batch_size, shown)
+        if shown in (None, penalty) or options.agent_penalty is not None:
+            return decided
+        low, high = agent.policy.penalty_range or (0.0, 0.0)
+        note = (
+            f"The policy is for lambda from {low:g} to {high:g} and was shown {shown:g}; the reward is at {penalty:g}."
+        )
+        return dataclasses.replace(decided, notes=(*decided.notes, note))
     if is_masks(agent):
         return decide_fixed(agent, masked, dataset)  # type: ignore[arg-type]
     owner = model if isinstance(model, DynamicCNN) else masked
@@ -224,7 +231,9 @@ def _dense(
         was_training, device = dense.training, next(dense.parameters()).device
         dense.eval()
         parts = torch.split(torch.arange(len(dataset)), batch_size)
-        full = torch.cat([dense(dataset.batch(part, device=device)).float().cpu() for part in parts])
+        layout = layout_of(dense, dataset)
+        images = (dataset.batch(part, device=device).contiguous(memory_format=layout) for part in parts)
+        full = torch.cat([dense(some).float().cpu() for some in images])
         dense.train(was_training)
         return _accuracy(full, dataset), full, ()
     stated = None if info is None else info.dense_accuracy(dataset)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from prunegym.models.data import Dataset
+from prunegym.models.errors import InvalidInputError
 
 
 def fingerprint_of(thing: nn.Module | Dataset) -> str:
@@ -23,6 +25,15 @@ def fingerprint_of(thing: nn.Module | Dataset) -> str:
         return hash_of(thing.state_dict().items())
     mean_std = torch.tensor([thing.normalisation.mean, thing.normalisation.std])
     return hash_of([(f"{thing.name}/{thing.split}", thing.images), ("labels", thing.labels), ("norm", mean_std)])
+
+
+def check_inputs(path: Path, stored: Mapping[str, str] | None, now: Mapping[str, str]) -> None:
+    """Raise InvalidInputError if a checkpoint was made from other inputs, by their hashes; None: it does not tell."""
+    other = [name for name, mark in now.items() if stored is not None and stored.get(name) != mark]
+    if other:
+        raise InvalidInputError(
+            f"{path} was made from other inputs ({', '.join(other)}). Give the inputs of that run, or another file."
+        )
 
 
 def hash_of(tensors: Iterable[tuple[str, Tensor]]) -> str:

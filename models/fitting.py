@@ -72,7 +72,7 @@ def output_shape(network: nn.Module, dataset: Dataset, argument: str = "network"
     was_training = network.training
     network.eval()
     try:
-        output = network(dataset.batch(torch.arange(1), device=device))
+        output = network(dataset.batch(torch.arange(1), device=device).contiguous())
     except Exception as error:  # a network raises about anything
         reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
         raise InvalidInputError(
@@ -87,3 +87,21 @@ def output_shape(network: nn.Module, dataset: Dataset, argument: str = "network"
             "that returns the logits."
         )
     return tuple(output.shape[1:])
+
+
+@torch.no_grad()
+def layout_of(network: nn.Module, dataset: Dataset) -> torch.memory_format:
+    """Return the layout in memory in which a network can run images: channels last, the faster one, where it can.
+
+    ``view`` of a map needs the other one.
+    """
+    device = next((parameter.device for parameter in network.parameters()), "cpu")
+    was_training = network.training
+    network.eval()
+    try:
+        network(dataset.batch(torch.arange(1), device=device))
+    except RuntimeError:
+        return torch.contiguous_format
+    finally:
+        network.train(was_training)
+    return torch.channels_last

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from prunegym.models.checkpoints import load_state, save_state
 from prunegym.models.data import Augment, Dataset
 from prunegym.models.errors import InvalidInputError
+from prunegym.models.fingerprints import check_inputs, fingerprint_of
+from prunegym.models.fitting import layout_of
 from prunegym.models.gate_policy import GatePolicy, Rollout, StaticPolicy, StraightThrough, greedy, rollout
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.runs import without_unused
@@ -92,9 +94,10 @@ def dense_logits(network: nn.Module, dataset: Dataset, batch_size: int = 250) ->
     """Return a CNN's output for every image, a masked one's with all channels on: (count, ...) on the CPU."""
     device = next(network.parameters()).device
     was_training = network.training
+    layout = layout_of(network, dataset)
     network.eval()
     parts = [
-        network(dataset.batch(indices, device=device)).cpu()
+        network(dataset.batch(indices, device=device).contiguous(memory_format=layout)).cpu()
         for indices in torch.split(torch.arange(len(dataset)), batch_size)
     ]
     network.train(was_training)
@@ -139,7 +142,8 @@ def tune(
         masked.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     batches_an_epoch = epoch_batches(len(dataset), config.batch_size, 0, 0)[0].shape[0]
     steps = max(1, round(config.epochs * batches_an_epoch))
-    training = _Training(masked, policy, config, steps)
+    inputs = {"CNN": fingerprint_of(masked), "training images": fingerprint_of(dataset)} if checkpoint else {}
+    training = _Training(masked, policy, config, steps, inputs)
     checkpoint = None if checkpoint is None else Path(checkpoint)
     training.restore(checkpoint)
     while training.done < steps:
@@ -157,8 +161,15 @@ def tune(
 class _Training:
     """The CNN and its gates with their optimizers, a step at a time."""
 
-    def __init__(self, masked: MaskedCNN, policy: GatePolicy | StaticPolicy, config: TuneConfig, steps: int) -> None:
-        self.masked, self.policy, self.config, self.steps = masked, policy, config, steps
+    def __init__(
+        self,
+        masked: MaskedCNN,
+        policy: GatePolicy | StaticPolicy,
+        config: TuneConfig,
+        steps: int,
+        inputs: Mapping[str, str],
+    ) -> None:
+        self.masked, self.policy, self.config, self.steps, self.inputs = masked, policy, config, steps, inputs
         self.done, self.two_targets = 0, not isinstance(config.target_macs, float | int | None)
         self.optimizers: list[torch.optim.Optimizer] = []
         if config.train_cnn:
@@ -210,7 +221,8 @@ class _Training:
     def store(self, path: Path | None) -> None:
         if path is not None:
             state = [part.state_dict() for part in self.parts]
-            save_state(path, {"done": self.done, "config": dataclasses.asdict(self.config), "state": state})
+            own = {"config": dataclasses.asdict(self.config), "inputs": dict(self.inputs)}
+            save_state(path, {"done": self.done, "state": state, **own})
 
     def restore(self, path: Path | None) -> None:
         if path is None or not path.exists():
@@ -221,8 +233,14 @@ class _Training:
                 f"{path} was written by another configuration ({stored['config']}). "
                 "Give the same options, or another folder."
             )
-        for part, state in zip(self.parts, stored["state"], strict=True):
-            part.load_state_dict(state)
+        check_inputs(path, stored.get("inputs"), self.inputs)
+        try:
+            for part, state in zip(self.parts, stored["state"], strict=True):
+                part.load_state_dict(state)
+        except RuntimeError as error:
+            raise InvalidInputError(
+                f"{path} is of another CNN or of other gates than these. Give those of that run, or another folder."
+            ) from error
         self.done = int(stored["done"])
 
 

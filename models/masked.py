@@ -81,7 +81,7 @@ class MaskedCNN(nn.Module):
         self.frozen = False
         first = next(module.parameters(), torch.zeros(()))
         device = first.device
-        example = example_input[:1].detach().to("cpu", first.dtype)
+        example = example_input[:1].detach().to("cpu", first.dtype).contiguous()
         self.network.cpu()
         self.graph: Graph = trace(self.network, example)
         found, self.rejected = find_gates(self.graph, self.network)

@@ -92,7 +92,10 @@ def prepare(
     folder = None if folder is None else Path(folder)
     done = None if folder is None else folder / "imitation.pt"
     if config.imitation is not None:
-        key = {"imitation": dataclasses.asdict(config.imitation), "seed": config.seed, "cnn": fingerprint_of(masked)}
+        key = {
+            "imitation": dataclasses.asdict(config.imitation), "seed": config.seed, "cnn": fingerprint_of(masked),
+            "images": fingerprint_of(dataset), "gates": [list(tensor.shape) for tensor in policy.state_dict().values()],
+        }  # fmt: skip
         if done is not None and done.exists() and load_state(done)["key"] == key:
             policy.load_state_dict(load_state(done)["policy"])
         else:

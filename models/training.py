@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from prunegym.models.checkpoints import load_state, save_state
 from prunegym.models.data import Dataset
 from prunegym.models.errors import InvalidInputError, UnknownNameError
-from prunegym.models.fitting import check_images, check_output, output_shape
+from prunegym.models.fingerprints import check_inputs, fingerprint_of
+from prunegym.models.fitting import check_images, check_output, layout_of, output_shape
 
 Report = Callable[[dict[str, float]], None]
 
@@ -121,21 +122,24 @@ def train(
         check_images(validation, dataset.image_shape)
         check_output(validation, shape)
         validation = validation.with_classes(dataset.classes)
-    network.to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    layout = layout_of(network, dataset)
+    network.to(device=device, memory_format=layout).train()  # type: ignore[call-overload]
     steps = config.epochs * epoch_batches(len(dataset), config.batch_size, 0, 0)[0].shape[0]
     optimizer = torch.optim.SGD(
         network.parameters(), config.learning_rate, config.momentum, weight_decay=config.weight_decay, nesterov=True
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, total_steps=steps, pct_start=0.15)
-    first = _resume(checkpoint, network, optimizer, schedule, config)
+    inputs = {"training images": fingerprint_of(dataset)} if checkpoint else {}
+    first = _resume(checkpoint, network, optimizer, schedule, config, inputs)
     for epoch in range(first, config.epochs):
-        loss = _train_epoch(network, dataset, config, epoch, optimizer, schedule, device)
+        loss = _train_epoch(network, dataset, config, epoch, optimizer, schedule, device, layout)
         if checkpoint is not None:
             save_state(
                 checkpoint,
                 {
                     "epoch": epoch + 1,
                     "config": dataclasses.asdict(config),
+                    "inputs": inputs,
                     "network": network.state_dict(),
                     "optimizer": optimizer.state_dict(),
                     "schedule": schedule.state_dict(),
@@ -148,12 +152,19 @@ def train(
                 "learning_rate": float(schedule.get_last_lr()[0]),
             }
             if validation is not None:
-                row["validation_accuracy"] = accuracy(network, validation, device=device)
+                row["validation_accuracy"] = accuracy(network, validation, device=device, layout=layout)
             report(row)
     return network.eval()
 
 
-def _resume(path: Path | None, network: nn.Module, optimizer: Any, schedule: Any, config: TrainConfig) -> int:
+def _resume(
+    path: Path | None,
+    network: nn.Module,
+    optimizer: Any,
+    schedule: Any,
+    config: TrainConfig,
+    inputs: Mapping[str, str],
+) -> int:
     if path is None or not path.exists():
         return 0
     state = load_state(path)
@@ -165,6 +176,7 @@ def _resume(path: Path | None, network: nn.Module, optimizer: Any, schedule: Any
             f"{path} was written by another configuration ({state['config']}); "
             f"this run has {dataclasses.asdict(config)}. Give the same options, or another folder."
         )
+    check_inputs(path, state.get("inputs"), inputs)
     try:
         network.load_state_dict(state["network"])
     except RuntimeError as error:
@@ -178,7 +190,14 @@ def _resume(path: Path | None, network: nn.Module, optimizer: Any, schedule: Any
 
 
 def _train_epoch(
-    network: nn.Module, dataset: Dataset, config: TrainConfig, epoch: int, optimizer: Any, schedule: Any, device: str
+    network: nn.Module,
+    dataset: Dataset,
+    config: TrainConfig,
+    epoch: int,
+    optimizer: Any,
+    schedule: Any,
+    device: str,
+    layout: torch.memory_format,
 ) -> float:
     network.train()
     batches, generator = epoch_batches(len(dataset), config.batch_size, config.seed, epoch)
@@ -187,7 +206,7 @@ def _train_epoch(
     with torch.random.fork_rng(devices=[] if torch.device(device).type == "cpu" else [device]):
         torch.manual_seed(config.seed * 1_000_003 + epoch)
         for indices in batches:
-            images = dataset.batch(indices, device=device, augment=generator)
+            images = dataset.batch(indices, device=device, augment=generator).contiguous(memory_format=layout)
             with autocast(device, config.precision):
                 loss = F.cross_entropy(network(images), dataset.labels[indices].to(device))
             optimizer.zero_grad(set_to_none=True)
@@ -203,14 +222,21 @@ def _train_epoch(
     return mean
 
 
-def accuracy(network: nn.Module, dataset: Dataset, *, batch_size: int = 250, device: str = "cpu") -> float:
+def accuracy(
+    network: nn.Module,
+    dataset: Dataset,
+    *,
+    batch_size: int = 250,
+    device: str = "cpu",
+    layout: torch.memory_format = torch.channels_last,
+) -> float:
     """Return the share (0 to 1) of a data set's images that the network, in eval mode, classifies right."""
     was_training = network.training
     network.eval()
     correct = 0
     with torch.inference_mode():
         for indices in torch.split(torch.arange(len(dataset)), batch_size):
-            logits = network(dataset.batch(indices, device=device))
+            logits = network(dataset.batch(indices, device=device).contiguous(memory_format=layout))
             correct += int((logits.argmax(1).cpu() == dataset.labels[indices]).sum())
     network.train(was_training)
     return correct / len(dataset)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from prunegym.models import (
     PrepareConfig,
     StaticPolicy,
     TuneConfig,
+    build,
     load_dataset,
     prepare,
     rollout,
@@ -131,13 +133,28 @@ def test_another_configuration_does_not_resume(digits_masked: MaskedCNN, digits:
         tune(digits_masked, policy, digits, TuneConfig(0.7, epochs=1), checkpoint=path)
 
 
+def test_a_checkpoint_of_other_inputs_does_not_resume(
+    digits_masked: MaskedCNN, digits: Dataset, tmp_path: Path
+) -> None:
+    policy, path, config = make_policy(digits_masked, digits), tmp_path / "tune.pt", TuneConfig(0.6, epochs=1)
+    tune(copy.deepcopy(digits_masked), copy.deepcopy(policy), digits, config, checkpoint=path)
+    other = MaskedCNN(build("simple-cnn", 10, 1, 8), torch.zeros(1, 1, 8, 8))
+    with pytest.raises(InvalidInputError, match=r"made from other inputs \(CNN\)\. Give the inputs of that run"):
+        tune(other, copy.deepcopy(policy), digits, config, checkpoint=path)
+    inverted = dataclasses.replace(digits, images=255 - digits.images)
+    with pytest.raises(InvalidInputError, match=r"made from other inputs \(training images\)"):
+        tune(copy.deepcopy(digits_masked), copy.deepcopy(policy), inverted, config, checkpoint=path)
+    with pytest.raises(InvalidInputError, match=r"tune.pt is of another CNN or of other gates than these"):
+        tune(copy.deepcopy(digits_masked), StaticPolicy(policy.features), digits, config, checkpoint=path)
+
+
 def test_a_checkpoint_from_before_an_option_existed_resumes(
     digits_masked: MaskedCNN, digits: Dataset, tmp_path: Path
 ) -> None:
     policy, path = make_policy(digits_masked, digits), tmp_path / "tune.pt"
-    tune(digits_masked, policy, digits, TuneConfig(0.6, epochs=1), checkpoint=path)
+    tune(copy.deepcopy(digits_masked), copy.deepcopy(policy), digits, TuneConfig(0.6, epochs=1), checkpoint=path)
     state = load_state(path)
-    del state["config"]["sparsity"]
+    del state["config"]["sparsity"], state["inputs"]
     save_state(path, state)
     rows: list[dict[str, float]] = []
     tune(digits_masked, policy, digits, TuneConfig(0.6, epochs=1), checkpoint=path, report=rows.append)

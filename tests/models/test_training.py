@@ -14,7 +14,10 @@ from torch import nn
 from prunegym.models.checkpoints import load_state
 from prunegym.models.data import Dataset
 from prunegym.models.errors import InvalidInputError, UnknownNameError
+from prunegym.models.joint import TuneConfig
+from prunegym.models.preparation import PrepareConfig, prepare
 from prunegym.models.sources import load_dataset
+from prunegym.models.splits import from_arrays
 from prunegym.models.training import TrainConfig, accuracy, epoch_batches, train
 from prunegym.models.zoo import build
 
@@ -107,6 +110,35 @@ def test_checkpoint_of_another_configuration(tmp_path: Path) -> None:
     assert message.endswith("Give the same options, or another folder.")
 
 
+def test_checkpoint_of_other_images(tmp_path: Path) -> None:
+    data, config = small(), TrainConfig(epochs=1)
+    train(network_with_dropout(), data, config, checkpoint=tmp_path / "state.pt")
+    inverted = dataclasses.replace(data, images=255 - data.images)
+    with pytest.raises(InvalidInputError, match=r"made from other inputs \(training images\)"):
+        train(network_with_dropout(), inverted, config, checkpoint=tmp_path / "state.pt")
+
+
+class Viewing(nn.Module):
+    """``view`` cannot flatten a map whose channels lie last in memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4 * 64, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.conv(x))
+        return self.head(x.view(x.size(0), -1))
+
+
+def test_a_network_that_views_maps() -> None:
+    images = torch.randint(0, 256, (40, 3, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    data = from_arrays((images, torch.arange(40) % 3), (images, torch.arange(40) % 3), name="three")["train"]
+    network = train(Viewing(), data, TrainConfig(epochs=1, batch_size=8), validation=data)
+    masked, policy = prepare(network, data, PrepareConfig(None, TuneConfig(0.9, epochs=1), hidden=4))
+    assert masked(data.batch(torch.arange(2)), torch.ones(2, 4)).shape == (2, 3)
+    assert policy.macs > 0
+
+
 def test_checkpoint_of_another_network_or_kind(tmp_path: Path) -> None:
     path = tmp_path / "state.pt"
     config = TrainConfig(epochs=1)
@@ -123,7 +155,7 @@ def test_checkpoint_of_another_network_or_kind(tmp_path: Path) -> None:
 def test_checkpoint_holds_plain_tensors_only(tmp_path: Path) -> None:
     path = tmp_path / "state.pt"
     train(network_with_dropout(), small(), TrainConfig(epochs=1), checkpoint=path)
-    assert set(load_state(path)) == {"epoch", "config", "network", "optimizer", "schedule"}
+    assert set(load_state(path)) == {"epoch", "config", "inputs", "network", "optimizer", "schedule"}
 
 
 def test_validation_images_are_never_trained_on(tmp_path: Path) -> None:
