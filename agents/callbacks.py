@@ -18,6 +18,7 @@ from prunegym.agents.bench import Bench
 from prunegym.agents.budget import DualAscent, shift_to_budget
 from prunegym.agents.controls import count_distinct
 from prunegym.agents.deciding import decide_on_the_way
+from prunegym.agents.own_reward import OwnReward
 from prunegym.agents.policies import MaskPolicy
 from prunegym.models.checkpoints import save_state, save_text
 from prunegym.models.data import Dataset
@@ -36,7 +37,7 @@ class Snapshot:
     accuracy: float
     total_mac_share: float
     reward: float
-    """correct - penalty * total MAC share, deterministic masks."""
+    """correct - penalty * total MAC share, deterministic masks; of a run for another reward, that."""
     distinct_masks: int
     conditional_share: float
     """Share of channels that are kept for some images (1 to 99 %) and not for others."""
@@ -95,6 +96,7 @@ class TrainingMonitor(BaseCallback):
         progress: Whether to show it.
         report: Called with the figures of each evaluation.
         budget: Adapts lambda after each rollout; actors are then evaluated at the budget, shifted to it.
+        own_reward: Measures the reward that is trained for, by which the best actor is then chosen instead.
     """
 
     def __init__(
@@ -108,9 +110,11 @@ class TrainingMonitor(BaseCallback):
         progress: bool = True,
         report: Callable[[dict[str, Any]], None] | None = None,
         budget: DualAscent | None = None,
+        own_reward: OwnReward | None = None,
     ) -> None:
         super().__init__()
         self.budget = budget
+        self.own_reward = own_reward
         self.masked = masked
         self.validation = validation
         self.penalty = penalty
@@ -203,7 +207,7 @@ class TrainingMonitor(BaseCallback):
 
     def _evaluate(self) -> None:
         actor = self.actor()
-        result = snapshot(self.masked, actor, self.validation, self.penalty)
+        result = self._look(actor)
         row = {"timesteps": self.num_timesteps, "updates": self.updates, **dataclasses.asdict(result)}
         if actor.penalty_range is not None:
             row |= self._ends_of_the_dial(actor, actor.penalty_range, result)
@@ -221,9 +225,17 @@ class TrainingMonitor(BaseCallback):
         if self.report is not None:
             self.report(row)
 
+    def _look(self, actor: GatePolicy, penalty: float | None = None) -> Snapshot:
+        """Evaluate an actor at a lambda, by default that of the run."""
+        result = snapshot(self.masked, actor, self.validation, self.penalty if penalty is None else penalty)
+        if self.own_reward is None:
+            return result
+        at = self.penalty if penalty is None and actor.penalty_range is not None else penalty
+        return dataclasses.replace(result, reward=self.own_reward(actor, at))
+
     def _ends_of_the_dial(self, actor: GatePolicy, bounds: tuple[float, float], middle: Snapshot) -> dict[str, float]:
         """Return figures at the lowest and the highest lambda, and the mean reward over these and the middle."""
-        low, high = (snapshot(self.masked, actor, self.validation, bound) for bound in bounds)
+        low, high = (self._look(actor, bound) for bound in bounds)
         return {
             "reward": (low.reward + middle.reward + high.reward) / 3,
             "accuracy_at_lowest": low.accuracy, "total_mac_share_at_lowest": low.total_mac_share,

@@ -94,6 +94,8 @@ def agent_name(agent: object) -> str:
 class CheckedAgent:
     """Calls an agent's ``predict``, deterministically where it can choose, and checks what it returns.
 
+    An agent of Stable-Baselines3 that was trained behind ``VecNormalize`` gets its observations as it had them there.
+
     Args:
         agent: Something with ``predict``.
     """
@@ -107,6 +109,8 @@ class CheckedAgent:
             parameters = {}  # type: ignore[assignment]
         self._deterministic = {"deterministic": True} if "deterministic" in parameters else {}
         self._recurrent = {"state", "episode_start"} <= set(parameters)
+        normaliser = getattr(agent, "get_vec_normalize_env", lambda: None)()
+        self._normaliser = normaliser if normaliser is not None and normaliser.norm_obs else None
 
     def __call__(self, observation: Observation, state: Any, first: bool, bits: int) -> tuple[NDArray[np.float32], Any]:
         """Return the agent's actions, and its state for the next decision.
@@ -124,6 +128,8 @@ class CheckedAgent:
             AgentError: If it raises, or returns another shape or other values.
         """
         batch = len(next(iter(observation.values())))
+        if self._normaliser is not None:
+            observation = self._normaliser.normalize_obs(observation)
         keywords: dict[str, Any] = dict(self._deterministic)
         if self._recurrent:
             keywords |= {"state": state, "episode_start": np.full(batch, first)}

@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from prunegym.agents.budget import DualAscent, end_at_budget
 from prunegym.agents.callbacks import TrainingMonitor
 from prunegym.agents.offsets import gates_at_best_offset
+from prunegym.agents.own_reward import own_reward
 from prunegym.agents.policies import MaskPolicy
 from prunegym.agents.recipe import CLASSES, Recipe, linear_start
 from prunegym.agents.recipe_files import as_recipe
@@ -85,7 +86,8 @@ def train_agent(
         report: Called with the stage and its figures.
 
     Returns:
-        The best actor by validation reward, with its CNN.
+        The best actor by validation reward, with its CNN: correct - penalty * total MAC share where the recipe's reward
+        is that of the MAC share, else the recipe's own reward, masks deterministic.
 
     Raises:
         InvalidInputError: If images or classes are not the CNN's, or the folder has another run, one with another CNN,
@@ -135,6 +137,11 @@ def _start(run: _Run, policy: GatePolicy | StaticPolicy | None) -> GatePolicy:
             return _gates(gates_at_best_offset(made, held_out, recipe.middle_penalty))
         target = recipe.target_macs
     else:
+        if recipe.gate_policy.get("early_logits") and not policy.features.classes:
+            raise InvalidInputError(
+                f"Recipe {recipe.name!r} asks for early_logits, but the model has gates already, which see none and "
+                "are kept. Give a CNN without gates, or leave early_logits out."
+            )
         start, target = policy.to(run.device), None
     if recipe.budget is not None:
         target = recipe.budget.target_macs
@@ -175,6 +182,7 @@ def _reinforce(run: _Run, start: GatePolicy, progress: bool) -> GatePolicy:
         run.masked, held_out, recipe.middle_penalty, recipe.eval_every, out, total, progress,
         None if report is None else lambda row: report(recipe.algo, row),
         None if recipe.budget is None else DualAscent(recipe.budget, env.get_attr("task")[0]),
+        own_reward(recipe, run.masked, start, held_out, run.device),
     )  # fmt: skip
     checkpoint = out / "checkpoint.zip"
     if run.resume and checkpoint.exists() and monitor.state_path.exists():

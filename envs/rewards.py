@@ -94,6 +94,8 @@ class LatencyShare:
 
 REWARDS: dict[str, Cost] = {"l0": kept_channels, "l0_weights": kept_weights, "macs": mac_share}
 """Costs that the mask alone decides."""
+PER_UNIT = ("l0", "l0_weights")
+"""Costs that count channels or weights; the others are shares of the dense network's cost."""
 LATENCY = "latency"
 """The cost that needs a table beside it."""
 BLOCKDROP = "blockdrop"

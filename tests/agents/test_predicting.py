@@ -11,6 +11,7 @@ import pytest
 import torch
 from mask_oracle import FULL_MACS
 from stable_baselines3 import PPO
+from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
 import prunegym  # noqa: F401  (registers the ids)
@@ -98,6 +99,32 @@ class Threshold:
     def predict(self, observation):
         self.shapes.append(observation["features"].shape)
         return (np.resize(observation["features"], (len(observation["features"]), self.bits)) > 0).astype(np.int8)
+
+
+def test_an_agent_behind_vec_normalize_sees_what_it_saw_there(masked, few):
+    """Its actions are those that the normalising environment itself leads to."""
+    splits = {"train": load_dataset("digits"), "test": few}
+    inner = MaskVecEnv("prunegym/ChannelMask-v0", 8, model=masked, dataset=splits, split="train", seed=0)
+    env = VecNormalize(inner, gamma=1.0)
+    model = PPO("MultiInputPolicy", env, seed=1, n_steps=4, batch_size=4, device="cpu")
+    for layer in model.policy.action_net.parameters():
+        nn.init.normal_(layer)
+    model.learn(32)
+    result = evaluate(model, masked, few)
+    raw = MaskVecEnv(
+        "prunegym/ChannelMask-v0", len(few), model=masked, dataset=splits, split="test", features=_features(inner)
+    )
+    observation = raw.reset()
+    order = [info["index"] for info in raw.reset_infos]
+    expected, _ = model.predict(env.normalize_obs(observation), deterministic=True)
+    unnormalised, _ = model.predict(observation, deterministic=True)
+    assert np.array_equal(result.masks.numpy()[order], expected.astype(bool))
+    assert not np.array_equal(expected, unnormalised)
+
+
+def _features(env):
+    (task,) = env.get_attr("task", indices=[0])
+    return task.features
 
 
 def test_own_agent_sees_each_image_once_and_may_state_its_macs(masked, few):

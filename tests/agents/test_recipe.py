@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,16 @@ def test_a_whole_reward_takes_no_accuracy_term_of_the_recipe(reward):
     assert load_recipe("frozen").env_kwargs["accuracy"] == "probability"
     assert "accuracy" not in override(load_recipe("frozen"), reward=reward).env_kwargs
     assert override(load_recipe("frozen"), reward="l0").env_kwargs["accuracy"] == "probability"
+
+
+def test_lambda_of_a_share_is_no_price_of_a_channel() -> None:
+    frozen = load_recipe("frozen")
+    assert frozen.env_kwargs["penalty"] == 0.5
+    assert "penalty" not in override(frozen, reward="l0").env_kwargs  # the default: the full mask costs 0.5
+    assert override(frozen, reward="l0", penalty=0.003).env_kwargs["penalty"] == 0.003
+    assert override(frozen, reward="macs").env_kwargs["penalty"] == 0.5
+    priced = dataclasses.replace(frozen, env_kwargs={"reward": "l0", "penalty": 0.002})
+    assert override(priced, reward="l0").env_kwargs["penalty"] == 0.002
 
 
 def test_numbers_without_a_dot_are_numbers(tmp_path: Path) -> None:

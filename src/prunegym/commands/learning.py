@@ -31,7 +31,7 @@ from prunegym.commands.common import (
     table,
     with_history,
 )
-from prunegym.envs.rewards import BLOCKDROP
+from prunegym.envs.rewards import BLOCKDROP, PER_UNIT
 from prunegym.models.data import Dataset
 from prunegym.models.errors import InvalidInputError, UnknownNameError
 from prunegym.models.features import MaskFeatures
@@ -135,6 +135,10 @@ def override(
     kwargs = {**recipe.env_kwargs, **{key: value for key, value in task.items() if value is not None}}
     if reward is not None and (":" in reward or reward == BLOCKDROP) and accuracy is None:
         kwargs.pop("accuracy", None)  # what it returns is the whole reward
+    if reward in PER_UNIT and penalty is None and reward != recipe.env_kwargs.get("reward", "l0"):
+        kwargs.pop(
+            "penalty", None
+        )  # the recipe's is for a share: a channel or weight at that price would cost too much
     changes["env_kwargs"] = kwargs
     return dataclasses.replace(recipe, **changes)
 

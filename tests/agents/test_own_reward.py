@@ -1,0 +1,78 @@
+"""Actors of a run for a reward of one's own are compared by it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from prunegym.agents.own_reward import own_reward
+from prunegym.agents.recipe import Recipe
+from prunegym.agents.recipe_files import load_recipe
+from prunegym.agents.training import train_agent
+from prunegym.envs import Outcome
+from prunegym.models import DynamicCNN, GatePolicy, load_dataset, rollout, shipped_model
+
+RECIPE = dataclasses.replace(load_recipe("digits"), n_envs=32, group=4, n_episodes=128, eval_every=2)
+
+
+def near_a_half(outcome: Outcome) -> torch.Tensor:
+    right = (outcome.logits.argmax(1) == outcome.labels).double()
+    return right - 5 * (outcome.mac_share - 0.5).abs()
+
+
+def rewarded(reward: object, **kwargs: object) -> Recipe:
+    return dataclasses.replace(RECIPE, env_kwargs={"reward": reward, **kwargs})
+
+
+def by_hand(model: DynamicCNN, split: str) -> torch.Tensor:
+    data = load_dataset("digits", split)
+    with torch.no_grad():
+        done = rollout(model.masked, model.policy, data.batch(torch.arange(len(data))))
+    right = (done.output.argmax(1) == data.labels).double()
+    return (right - 5 * (model.masked.cost.mac_share(done.mask) - 0.5).abs()).mean()
+
+
+def test_it_is_the_mean_of_what_the_environment_pays() -> None:
+    model, data = shipped_model("digits"), load_dataset("digits", "validation")
+    assert isinstance(model.policy, GatePolicy)
+    measure = own_reward(rewarded(near_a_half), model.masked, model.policy, data)
+    assert measure is not None
+    assert measure(model.policy, None) == pytest.approx(float(by_hand(model, "validation")))
+
+
+def test_lambda_and_the_default_price_of_a_channel() -> None:
+    model, data = shipped_model("digits"), load_dataset("digits", "validation")
+    assert isinstance(model.policy, GatePolicy)
+    measure = own_reward(rewarded("l0"), model.masked, model.policy, data)
+    assert measure is not None
+    found = model.predict(data.images)
+    right = (found.labels == data.labels).double()
+    kept = found.masks.double().sum(1)
+    size = model.masked.mask_size
+    assert measure(model.policy, None) == pytest.approx(float((right - 0.5 / size * kept).mean()))
+    assert measure(model.policy, 0.01) == pytest.approx(float((right - 0.01 * kept).mean()))
+
+
+@pytest.mark.parametrize("accuracy", ["correct", "probability"])
+def test_the_share_of_macs_is_compared_with_the_policys_own(accuracy: str) -> None:
+    model = shipped_model("digits")
+    assert isinstance(model.policy, GatePolicy)
+    recipe = rewarded("macs", accuracy=accuracy)
+    assert own_reward(recipe, model.masked, model.policy, load_dataset("digits", "validation")) is None
+
+
+@pytest.mark.filterwarnings("ignore::prunegym.agents.callbacks.CollapseWarning")
+def test_a_run_keeps_the_best_actor_by_it(tmp_path: Path) -> None:
+    model = shipped_model("digits")
+    train, validation = load_dataset("digits", "train"), load_dataset("digits", "validation")
+    best = train_agent(
+        model.masked, model.info, train, validation, rewarded(f"{__name__}:near_a_half"), tmp_path / "run",
+        policy=model.policy, progress=False,
+    )  # fmt: skip
+    rewards = [row["reward"] for row in json.loads((tmp_path / "run/monitor.json").read_text())["history"]]
+    assert len(rewards) == 3
+    assert float(by_hand(best, "validation")) == pytest.approx(max(rewards))
