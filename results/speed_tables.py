@@ -19,21 +19,24 @@ SPEED = (
 
 def timed() -> str:
     """Return the table of time beside accuracy and MACs; times are ratios to the fastest dense form in torch."""
-    columns = ("accuracy", "total MACs", "threads", "dense, ms", "kernel", "kernel, all channels", "without kernel")
+    columns = (
+        "accuracy", "total MACs", "threads", "dense, ms", "kernel", "kernel, all channels", "without kernel",
+        "dense, compiled ahead",
+    )  # fmt: skip
     rows = []
     for label, name, evaluation in SPEED:
         quality = read(FOLDER / f"{evaluation}.json")
         for threads in (1, 2):
             one = read(FOLDER / "speed" / f"{name}-{threads}.json")
             if not one or not quality:
-                rows.append(f"| {label} | not run yet | | {threads} | | | | |")
+                rows.append(f"| {label} | not run yet | | {threads} | | | | | |")
                 continue
             ratios = one["ratios"]
             others = min(ratios[way] for way in one["skipping"] if way != "kernel")
             figures = [
                 f"{100 * quality['accuracy']:.2f}", f"{quality['total_mac_share']:.3f}", str(threads),
                 f"{1e3 * one['dense'][one['fastest_dense']]:.3f}", f"{ratios['kernel']:.2f}",
-                f"{ratios['kernel, all channels']:.2f}", f"{others:.2f}",
+                f"{ratios['kernel, all channels']:.2f}", f"{others:.2f}", _ahead(ratios),
             ]  # fmt: skip
             rows.append(f"| {label} | {' | '.join(figures)} |")
     return head("one image at a time", columns) + "\n".join(rows) + "\n"
@@ -50,21 +53,28 @@ def skipped() -> str:
         "kernel, all channels",
         "torch",
         "best without kernel",
+        "dense, compiled ahead",
         "ONNX Runtime, dense",
     )
     rows = []
     for one in read(FOLDER / "speed" / "skipping.json")["results"]:
-        ratio = {name: f"{value / one['fastest_torch_dense']:.2f}" for name, value in _times(one).items()}
+        ratios = {name: value / one["fastest_torch_dense"] for name, value in _times(one).items()}
+        ratio = {name: f"{value:.2f}" for name, value in ratios.items()}
         figures = [
             str(one["threads"]), _fastest_dense(one), f"{one['mac_share']:.2f}", ratio["kernel"] + _bar(one, "kernel"),
             f"{one['times_mac_share']:.2f}", ratio["kernel, all channels"], ratio["torch"] + _bar(one, "torch"),
             ratio[min((way for way in one["skipping"] if way != "kernel"), key=lambda way: one["skipping"][way])],
-            ratio.get("ONNX Runtime", ""),
+            _ahead(ratios), ratio.get("ONNX Runtime", ""),
         ]  # fmt: skip
         label = f"{one['network']}, {one['size']}x{one['size']}, batch {one['batch']}"
         label += {"policy": ", policy in the loop", "eight": ", eight masks"}.get(one["case"].split("-")[-1], "")
         rows.append(f"| {label} | {' | '.join(figures)} |")
     return head("case", columns) + "\n".join(rows) + "\n"
+
+
+def _ahead(ratios: dict[str, float]) -> str:
+    ratio = ratios.get("dense, ahead of time")
+    return "" if ratio is None else f"{ratio:.2f}"
 
 
 def _fastest_dense(one: dict[str, Any]) -> str:
