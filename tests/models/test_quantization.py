@@ -157,7 +157,7 @@ def test_the_benchmark_says_what_int8_weights_cost(tmp_path: Path) -> None:
     (found,) = json.loads(path.read_text())["results"]
     assert found["met"]
     assert found["images"] == 50
-    assert found["float32"]["bytes"] == model.stat().st_size == shipped_path("digits").stat().st_size
+    assert found["float32"]["bytes"] == model.stat().st_size
     assert found["size_ratio"] == found["int8"]["bytes"] / found["float32"]["bytes"]
     assert found["same_prediction"] >= 0.98
     assert found["time_ratio"] == found["int8"]["seconds"] / found["float32"]["seconds"] > 0
