@@ -230,8 +230,7 @@ class TrainingMonitor(BaseCallback):
         result = snapshot(self.masked, actor, self.validation, self.penalty if penalty is None else penalty)
         if self.own_reward is None:
             return result
-        at = self.penalty if penalty is None and actor.penalty_range is not None else penalty
-        return dataclasses.replace(result, reward=self.own_reward(actor, at))
+        return dataclasses.replace(result, reward=self.own_reward(actor, penalty))
 
     def _ends_of_the_dial(self, actor: GatePolicy, bounds: tuple[float, float], middle: Snapshot) -> dict[str, float]:
         """Return figures at the lowest and the highest lambda, and the mean reward over these and the middle."""

@@ -104,8 +104,7 @@ def finetune(
         found = snapshot(model.masked, model.policy, validation, recipe.middle_penalty)
         own = own_reward(recipe, model.masked, _gates(model), validation, device)
         if own is not None:
-            ranged = model.policy.penalty_range is not None
-            found = dataclasses.replace(found, reward=own(_gates(model), recipe.middle_penalty if ranged else None))
+            found = dataclasses.replace(found, reward=own(_gates(model), None))
         if all(found.reward > row["reward"] for row in rows):
             best = copy.deepcopy(model)
         rows.append({"stage": stage, "timesteps": steps, **dataclasses.asdict(found)})

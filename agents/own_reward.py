@@ -15,7 +15,7 @@ from prunegym.models.gate_policy import GatePolicy
 from prunegym.models.masked import MaskedCNN
 
 OwnReward = Callable[[GatePolicy, float | None], float]
-"""From an actor and lambda (None: the task's) to the mean reward of its deterministic masks."""
+"""From an actor and lambda (None: the task's, of a range the middle) to the mean reward of its deterministic masks."""
 BATCH = 512
 
 
@@ -50,8 +50,10 @@ def mean_reward(task: Task, actor: GatePolicy, penalty: float | None = None) -> 
     Args:
         task: One lambda, or a range of them.
         actor: Looks at the task's features.
-        penalty: lambda; None for the task's own.
+        penalty: lambda; None for the task's own, and for the middle of the range that the actor is for.
     """
+    if penalty is None and actor.penalty_range is not None:
+        penalty = sum(actor.penalty_range) / 2
     simulator = MaskSimulator(task, 1, np.random.default_rng(0))
     shown = None if actor.penalty_range is None else penalty
     total = 0.0

@@ -183,14 +183,15 @@ class Dataset:
     def with_classes(self, classes: tuple[str, ...]) -> Dataset:
         """Return the data set with labels numbered as ``classes`` are, which a model was trained on.
 
-        Classes that are only numbered, here or there, and have other names are taken to be in the same order.
+        Where one side has names and the other only numbers from 0, they are taken to be in the same order.
 
         Raises:
             InvalidInputError: If a class of this data set is not among them.
         """
         unknown = [name for name in self.classes if name not in classes]
         numbered = tuple(map(str, range(max(len(classes), len(self.classes)))))
-        if unknown and (numbered[: len(classes)] == classes or numbered[: len(self.classes)] == self.classes):
+        no_name_known = len(unknown) == len(self.classes) and numbered[: len(classes)] == classes
+        if no_name_known or (unknown and numbered[: len(self.classes)] == self.classes):
             if len(self.classes) > len(classes):
                 raise InvalidInputError(
                     f"Data set {self.name!r} has {len(self.classes)} classes, the model tells {len(classes)} apart. "

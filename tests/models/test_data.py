@@ -245,6 +245,8 @@ def test_labels_are_numbered_as_the_model_s_classes() -> None:
     assert data.with_classes(("0", "1", "2")) is data  # numbered only: in the same order
     some = dataclasses.replace(data, classes=("5", "3", "8"))  # numbers that are names
     assert torch.equal(some.with_classes(tuple("0123456789")).labels, torch.tensor([5, 3, 8])[data.labels])
+    with pytest.raises(InvalidInputError, match="has class '7', which the model does not know"):
+        dataclasses.replace(data, classes=("0", "7")).with_classes(("0", "1", "2"))
     sorted_as_text = dataclasses.replace(data, classes=("0", "10", "2"))
     numbers = tuple(map(str, range(11)))
     assert torch.equal(sorted_as_text.with_classes(numbers).labels, torch.tensor([0, 10, 2])[data.labels])
