@@ -46,7 +46,13 @@ class Snapshot:
 
 
 @torch.inference_mode()
-def snapshot(masked: MaskedCNN, policy: GatePolicy | StaticPolicy, dataset: Dataset, penalty: float) -> Snapshot:
+def snapshot(
+    masked: MaskedCNN,
+    policy: GatePolicy | StaticPolicy,
+    dataset: Dataset,
+    penalty: float,
+    own_reward: OwnReward | None = None,
+) -> Snapshot:
     """Evaluate a policy on every image of a data set, with the shuffled control on 1,000 of them.
 
     Args:
@@ -54,6 +60,7 @@ def snapshot(masked: MaskedCNN, policy: GatePolicy | StaticPolicy, dataset: Data
         policy: Its gates.
         dataset: The images.
         penalty: lambda of the reward; a policy for a range of them is told it.
+        own_reward: The reward that is trained for, where it is another.
     """
     shown = None if policy.penalty_range is None else penalty
     run, device = prefer_kernel(masked, policy), next(masked.parameters()).device
@@ -71,7 +78,7 @@ def snapshot(masked: MaskedCNN, policy: GatePolicy | StaticPolicy, dataset: Data
     return Snapshot(
         accuracy=accuracy,
         total_mac_share=share,
-        reward=accuracy - penalty * share,
+        reward=accuracy - penalty * share if own_reward is None else own_reward(masks, logits, penalty),
         distinct_masks=count_distinct(masks),
         conditional_share=float(((kept > 0.01) & (kept < 0.99)).float().mean()),
         shuffled_accuracy=accuracy - lost / len(some),
@@ -207,7 +214,7 @@ class TrainingMonitor(BaseCallback):
 
     def _evaluate(self) -> None:
         actor = self.actor()
-        result = self._look(actor)
+        result = snapshot(self.masked, actor, self.validation, self.penalty, self.own_reward)
         row = {"timesteps": self.num_timesteps, "updates": self.updates, **dataclasses.asdict(result)}
         if actor.penalty_range is not None:
             row |= self._ends_of_the_dial(actor, actor.penalty_range, result)
@@ -225,16 +232,9 @@ class TrainingMonitor(BaseCallback):
         if self.report is not None:
             self.report(row)
 
-    def _look(self, actor: GatePolicy, penalty: float | None = None) -> Snapshot:
-        """Evaluate an actor at a lambda, by default that of the run."""
-        result = snapshot(self.masked, actor, self.validation, self.penalty if penalty is None else penalty)
-        if self.own_reward is None:
-            return result
-        return dataclasses.replace(result, reward=self.own_reward(actor, penalty))
-
     def _ends_of_the_dial(self, actor: GatePolicy, bounds: tuple[float, float], middle: Snapshot) -> dict[str, float]:
         """Return figures at the lowest and the highest lambda, and the mean reward over these and the middle."""
-        low, high = (self._look(actor, bound) for bound in bounds)
+        low, high = (snapshot(self.masked, actor, self.validation, bound, self.own_reward) for bound in bounds)
         return {
             "reward": (low.reward + middle.reward + high.reward) / 3,
             "accuracy_at_lowest": low.accuracy, "total_mac_share_at_lowest": low.total_mac_share,

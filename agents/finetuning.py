@@ -23,7 +23,7 @@ from prunegym.models.data import Dataset
 from prunegym.models.dynamic import DynamicCNN
 from prunegym.models.errors import InvalidInputError
 from prunegym.models.fitting import check_dense
-from prunegym.models.gate_policy import GatePolicy, StaticPolicy
+from prunegym.models.gate_policy import StaticPolicy
 from prunegym.models.joint import TuneConfig, dense_logits, tune
 from prunegym.models.runs import begin_run, finish_run
 
@@ -101,10 +101,8 @@ def finetune(
 
     def look(stage: str, steps: int) -> None:
         nonlocal best
-        found = snapshot(model.masked, model.policy, validation, recipe.middle_penalty)
-        own = own_reward(recipe, model.masked, _gates(model), validation, device)
-        if own is not None:
-            found = dataclasses.replace(found, reward=own(_gates(model), None))
+        own = own_reward(recipe, model.masked, validation)
+        found = snapshot(model.masked, model.policy, validation, recipe.middle_penalty, own)
         if all(found.reward > row["reward"] for row in rows):
             best = copy.deepcopy(model)
         rows.append({"stage": stage, "timesteps": steps, **dataclasses.asdict(found)})
@@ -128,11 +126,6 @@ def finetune(
     rows = [{**row, "chosen": index == highest} for index, row in enumerate(rows)]
     finish_run(out, time.perf_counter() - started, {"rounds": rows})
     return rows
-
-
-def _gates(model: DynamicCNN) -> GatePolicy:
-    assert isinstance(model.policy, GatePolicy)
-    return model.policy
 
 
 @torch.no_grad()

@@ -2,68 +2,79 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
 
-import numpy as np
 import torch
+from torch import Tensor
 
 from prunegym.agents.recipe import Recipe
-from prunegym.envs.simulator import MaskSimulator
-from prunegym.envs.task import Task, make_task
+from prunegym.envs.outcome import Outcome
+from prunegym.envs.rewards import Reward, resolve_reward
 from prunegym.models.data import Dataset
-from prunegym.models.gate_policy import GatePolicy
+from prunegym.models.joint import dense_logits
 from prunegym.models.masked import MaskedCNN
 
-OwnReward = Callable[[GatePolicy, float | None], float]
-"""From an actor and lambda (None: the task's, of a range the middle) to the mean reward of its deterministic masks."""
-BATCH = 512
+
+class OwnReward:
+    """The mean reward of masks, of every image of a split.
+
+    Args:
+        reward: The reward.
+        masked: The CNN.
+        dataset: The images.
+        penalty: lambda; None: it is told with the masks, as for a policy of a range of them.
+    """
+
+    def __init__(self, reward: Reward, masked: MaskedCNN, dataset: Dataset, penalty: float | None) -> None:
+        self.reward, self.masked, self.dataset, self.penalty = reward, masked, dataset, penalty
+
+    def __call__(self, masks: Tensor, logits: Tensor, penalty: float) -> float:
+        """Return the mean reward.
+
+        Args:
+            masks: (images, mask_size) bool.
+            logits: The CNN's output under them, (images, classes) float32.
+            penalty: lambda, if there is none for all.
+        """
+        device = next(self.masked.parameters()).device
+        mask = masks.float().to(device)
+        price = penalty if self.penalty is None else self.penalty
+        outcome = Outcome(
+            logits=logits.to(device),
+            labels=self.dataset.labels.to(device),
+            indices=torch.arange(len(mask), device=device),
+            mask=mask,
+            kept=mask.double().sum(1),
+            mac_share=self.masked.cost.mac_share(mask),
+            penalty=torch.full((len(mask),), price, dtype=torch.float64, device=device),
+            masked=self.masked,
+            dense=lambda: self._dense.to(device),
+        )
+        return float(self.reward(outcome).mean())
+
+    @functools.cached_property
+    def _dense(self) -> Tensor:
+        return dense_logits(self.masked, self.dataset)
 
 
-def own_reward(
-    recipe: Recipe, masked: MaskedCNN, policy: GatePolicy, dataset: Dataset, device: str = "cpu"
-) -> OwnReward | None:
-    """Return what measures a recipe's own reward on every image of a split.
+def own_reward(recipe: Recipe, masked: MaskedCNN, dataset: Dataset) -> OwnReward | None:
+    """Return what measures a recipe's own reward.
 
     Args:
         recipe: Its environment's arguments have the reward.
         masked: The CNN.
-        policy: Has the features that actors look at.
         dataset: The images.
-        device: Where the CNN runs.
 
     Returns:
         None where the reward is the MAC share's, of a right answer or its probability: actors are then compared by
         correct - penalty * total MAC share, which has the policy's MACs in it.
     """
-    kwargs = {key: value for key, value in recipe.env_kwargs.items() if key not in ("augment", "images")}
-    if kwargs.get("reward", "l0") == "macs" and kwargs.get("accuracy", "correct") in ("correct", "probability"):
+    kwargs = recipe.env_kwargs
+    reward, accuracy = kwargs.get("reward", "l0"), kwargs.get("accuracy", "correct")
+    if reward == "macs" and accuracy in ("correct", "probability"):
         return None
-    layerwise = bool(policy.features.config["layerwise"])
-    task = make_task(masked, dataset, layerwise=layerwise, features=policy.features, device=device, **kwargs)
-    return lambda actor, penalty: mean_reward(task, actor, penalty)
-
-
-@torch.inference_mode()
-def mean_reward(task: Task, actor: GatePolicy, penalty: float | None = None) -> float:
-    """Play each image of a task once, each channel kept whose logit is positive, and return the mean reward.
-
-    Args:
-        task: One lambda, or a range of them.
-        actor: Looks at the task's features.
-        penalty: lambda; None for the task's own, and for the middle of the range that the actor is for.
-    """
-    if penalty is None and actor.penalty_range is not None:
-        penalty = sum(actor.penalty_range) / 2
-    simulator = MaskSimulator(task, 1, np.random.default_rng(0))
-    shown = None if actor.penalty_range is None else penalty
-    total = 0.0
-    for part in torch.split(torch.arange(len(task.dataset)), BATCH):
-        observation = simulator.reset(part, penalty)
-        for decision, size in enumerate(actor.features.sizes):
-            features = torch.from_numpy(observation["features"][:, :size]).to(task.device)
-            bits = actor.logits(decision, features, shown) > 0
-            action = torch.zeros(len(part), *simulator.action_space.shape)
-            action[:, : bits.shape[1]] = bits.float().cpu()
-            result = simulator.step(action)
-            observation, total = result.observation, total + float(result.reward.sum())
-    return total / len(task.dataset)
+    resolved = resolve_reward(reward, accuracy, masked, kwargs.get("latency_table"))
+    penalty = kwargs.get("penalty")
+    if penalty is None:
+        penalty = resolved.default_penalty
+    return OwnReward(resolved, masked, dataset, float(penalty) if isinstance(penalty, float | int) else None)

@@ -95,6 +95,11 @@ def train_agent(
     """
     recipe, out = as_recipe(recipe), Path(out)
     train, validation = info.adapt(train), info.adapt(validation)
+    if policy is not None and recipe.gate_policy.get("early_logits") and not policy.features.classes:
+        raise InvalidInputError(
+            f"Recipe {recipe.name!r} asks for early_logits, but the model has gates already, which see none and are "
+            "kept. Give a CNN without gates, or leave early_logits out."
+        )
     settings = {"seed": seed, "dataset": train.name, "train_images": train.span, "cnn": info.architecture}
     inputs = {"CNN": masked, "gates": policy, "training images": train, "validation images": validation}
     begin_run(out, {"recipe": recipe.as_dict(), **settings}, resume, inputs)
@@ -137,11 +142,6 @@ def _start(run: _Run, policy: GatePolicy | StaticPolicy | None) -> GatePolicy:
             return _gates(gates_at_best_offset(made, held_out, recipe.middle_penalty))
         target = recipe.target_macs
     else:
-        if recipe.gate_policy.get("early_logits") and not policy.features.classes:
-            raise InvalidInputError(
-                f"Recipe {recipe.name!r} asks for early_logits, but the model has gates already, which see none and "
-                "are kept. Give a CNN without gates, or leave early_logits out."
-            )
         start, target = policy.to(run.device), None
     if recipe.budget is not None:
         target = recipe.budget.target_macs
@@ -182,7 +182,7 @@ def _reinforce(run: _Run, start: GatePolicy, progress: bool) -> GatePolicy:
         run.masked, held_out, recipe.middle_penalty, recipe.eval_every, out, total, progress,
         None if report is None else lambda row: report(recipe.algo, row),
         None if recipe.budget is None else DualAscent(recipe.budget, env.get_attr("task")[0]),
-        own_reward(recipe, run.masked, start, held_out, run.device),
+        own_reward(recipe, run.masked, held_out),
     )  # fmt: skip
     checkpoint = out / "checkpoint.zip"
     if run.resume and checkpoint.exists() and monitor.state_path.exists():

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from prunegym.agents.callbacks import snapshot
 from prunegym.agents.own_reward import own_reward
 from prunegym.agents.recipe import Recipe
 from prunegym.agents.recipe_files import load_recipe
 from prunegym.agents.training import train_agent
 from prunegym.envs import Outcome
-from prunegym.models import DynamicCNN, GatePolicy, load_dataset, rollout, shipped_model
+from prunegym.models import DynamicCNN, load_dataset, rollout, shipped_model
 
 RECIPE = dataclasses.replace(load_recipe("digits"), n_envs=32, group=4, n_episodes=128, eval_every=2)
 
@@ -38,31 +39,36 @@ def by_hand(model: DynamicCNN, split: str) -> torch.Tensor:
 
 def test_it_is_the_mean_of_what_the_environment_pays() -> None:
     model, data = shipped_model("digits"), load_dataset("digits", "validation")
-    assert isinstance(model.policy, GatePolicy)
-    measure = own_reward(rewarded(near_a_half), model.masked, model.policy, data)
-    assert measure is not None
-    assert measure(model.policy, None) == pytest.approx(float(by_hand(model, "validation")))
+    own = own_reward(rewarded(near_a_half), model.masked, data)
+    assert snapshot(model.masked, model.policy, data, 0.2, own).reward == pytest.approx(
+        float(by_hand(model, "validation"))
+    )
 
 
 def test_lambda_and_the_default_price_of_a_channel() -> None:
     model, data = shipped_model("digits"), load_dataset("digits", "validation")
-    assert isinstance(model.policy, GatePolicy)
-    measure = own_reward(rewarded("l0"), model.masked, model.policy, data)
-    assert measure is not None
     found = model.predict(data.images)
     right = (found.labels == data.labels).double()
     kept = found.masks.double().sum(1)
     size = model.masked.mask_size
-    assert measure(model.policy, None) == pytest.approx(float((right - 0.5 / size * kept).mean()))
-    assert measure(model.policy, 0.01) == pytest.approx(float((right - 0.01 * kept).mean()))
+    for penalty, price in ((None, 0.5 / size), (0.01, 0.01), ([0.003, 0.5], 0.2)):
+        own = own_reward(rewarded("l0", penalty=penalty), model.masked, data)
+        reward = snapshot(model.masked, model.policy, data, 0.2, own).reward  # 0.2 counts where there is a range
+        assert reward == pytest.approx(float((right - price * kept).mean()))
+
+
+def test_agreement_with_the_dense_network() -> None:
+    model, data = shipped_model("digits"), load_dataset("digits", "validation")
+    own = own_reward(rewarded("macs", accuracy="fidelity", penalty=0.0), model.masked, data)
+    dense = model.masked.network(data.batch(torch.arange(len(data)))).argmax(1)
+    agrees = (model.predict(data.images).labels == dense).double().mean()
+    assert snapshot(model.masked, model.policy, data, 0.2, own).reward == pytest.approx(float(agrees))
 
 
 @pytest.mark.parametrize("accuracy", ["correct", "probability"])
 def test_the_share_of_macs_is_compared_with_the_policys_own(accuracy: str) -> None:
-    model = shipped_model("digits")
-    assert isinstance(model.policy, GatePolicy)
     recipe = rewarded("macs", accuracy=accuracy)
-    assert own_reward(recipe, model.masked, model.policy, load_dataset("digits", "validation")) is None
+    assert own_reward(recipe, shipped_model("digits").masked, load_dataset("digits", "validation")) is None
 
 
 @pytest.mark.filterwarnings("ignore::prunegym.agents.callbacks.CollapseWarning")

@@ -354,6 +354,7 @@ def test_gates_that_see_no_early_logits_are_not_given_any(tmp_path: Path) -> Non
     recipe = dataclasses.replace(SMALL, gate_policy={"early_logits": True})
     with pytest.raises(InvalidInputError, match="asks for early_logits, but the model has gates already"):
         run(recipe, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_recipes_may_be_names_and_files(tmp_path: Path) -> None:
