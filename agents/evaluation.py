@@ -17,7 +17,8 @@ from prunegym.agents.predicting import PredictorOptions, decide_by_prediction
 from prunegym.models.data import Dataset
 from prunegym.models.dynamic import DynamicCNN
 from prunegym.models.errors import InvalidInputError
-from prunegym.models.fitting import check_dense, check_masked, layout_of
+from prunegym.models.fitting import check_dense, check_masked
+from prunegym.models.joint import dense_logits
 from prunegym.models.latency import LatencyTable
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.model_files import CNNInfo, StoredModel
@@ -228,13 +229,7 @@ def _dense(
     dense: nn.Module | None, info: CNNInfo | None, full: Tensor, dataset: Dataset, batch_size: int
 ) -> tuple[float, Tensor, tuple[str, ...]]:
     if dense is not None:
-        was_training, device = dense.training, next(dense.parameters()).device
-        dense.eval()
-        parts = torch.split(torch.arange(len(dataset)), batch_size)
-        layout = layout_of(dense, dataset)
-        images = (dataset.batch(part, device=device).contiguous(memory_format=layout) for part in parts)
-        full = torch.cat([dense(some).float().cpu() for some in images])
-        dense.train(was_training)
+        full = dense_logits(dense, dataset, batch_size).float()
         return _accuracy(full, dataset), full, ()
     stated = None if info is None else info.dense_accuracy(dataset)
     if stated is not None:

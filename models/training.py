@@ -152,7 +152,7 @@ def train(
                 "learning_rate": float(schedule.get_last_lr()[0]),
             }
             if validation is not None:
-                row["validation_accuracy"] = accuracy(network, validation, device=device, layout=layout)
+                row["validation_accuracy"] = accuracy(network, validation, device=device)
             report(row)
     return network.eval()
 
@@ -222,16 +222,9 @@ def _train_epoch(
     return mean
 
 
-def accuracy(
-    network: nn.Module,
-    dataset: Dataset,
-    *,
-    batch_size: int = 250,
-    device: str = "cpu",
-    layout: torch.memory_format = torch.channels_last,
-) -> float:
+def accuracy(network: nn.Module, dataset: Dataset, *, batch_size: int = 250, device: str = "cpu") -> float:
     """Return the share (0 to 1) of a data set's images that the network, in eval mode, classifies right."""
-    was_training = network.training
+    was_training, layout = network.training, layout_of(network, dataset)
     network.eval()
     correct = 0
     with torch.inference_mode():
