@@ -136,9 +136,8 @@ def override(
     if reward is not None and (":" in reward or reward == BLOCKDROP) and accuracy is None:
         kwargs.pop("accuracy", None)  # what it returns is the whole reward
     if reward in PER_UNIT and penalty is None and reward != recipe.env_kwargs.get("reward", "l0"):
-        kwargs.pop(
-            "penalty", None
-        )  # the recipe's is for a share: a channel or weight at that price would cost too much
+        # The recipe's is for a share of the MACs: at that price a single channel would cost as much as all of them.
+        kwargs.pop("penalty", None)
     changes["env_kwargs"] = kwargs
     return dataclasses.replace(recipe, **changes)
 
