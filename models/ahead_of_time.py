@@ -25,7 +25,7 @@ def compile_ahead(run: Callable[..., Sequence[Tensor]], example: Sequence[Tensor
     from torch import _inductor  # not at the top: its import alone takes a second
 
     with torch.inference_mode(False), torch.no_grad(), tempfile.TemporaryDirectory() as folder:
-        exported = torch.export.export(_Exportable(run), tuple(value.clone() for value in example))
+        exported = torch.export.export(FunctionModule(run), tuple(value.clone() for value in example))
         package = _inductor.aoti_compile_and_package(
             exported, package_path=str(Path(folder) / "model.pt2"), inductor_configs={"freezing": True}
         )
@@ -34,12 +34,13 @@ def compile_ahead(run: Callable[..., Sequence[Tensor]], example: Sequence[Tensor
     return lambda *values: loaded.loader.run(list(values))
 
 
-class _Exportable(nn.Module):
-    """A function as the module that torch.export wants."""
+class FunctionModule(nn.Module):
+    """A function of tensors as the module that torch's exporter and tracer want."""
 
     def __init__(self, run: Callable[..., Sequence[Tensor]]) -> None:
         super().__init__()
         self._run = run
 
     def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
+        """Return what the function does."""
         return tuple(self._run(*values))

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from prunegym.models.ahead_of_time import compile_ahead
+from prunegym.models.ahead_of_time import FunctionModule, compile_ahead
 from prunegym.models.gate_policy import GatePolicy
 from prunegym.models.skipping.full_path import FullPath, by_groups
 from prunegym.models.skipping.lowering import UnsupportedError
@@ -95,7 +95,7 @@ class TracedPath(GraphPath):
         return min(images, 2), 0
 
     def _graph(self, run: Graph, example: tuple[Tensor, ...]) -> Graph:
-        traced = torch.jit.trace(_Traceable(run).eval(), example, check_trace=False)  # type: ignore[no-untyped-call]
+        traced = torch.jit.trace(FunctionModule(run).eval(), example, check_trace=False)  # type: ignore[no-untyped-call]
         # Without the hooks of a module's own call, which take some microseconds.
         return cast("Graph", torch.jit.freeze(traced).forward)
 
@@ -110,14 +110,3 @@ class CompiledPath(GraphPath):
 
     def _graph(self, run: Graph, example: tuple[Tensor, ...]) -> Graph:
         return compile_ahead(run, example)
-
-
-class _Traceable(nn.Module):
-    """A function as the module that torch's tracer wants."""
-
-    def __init__(self, run: Graph) -> None:
-        super().__init__()
-        self._run = run
-
-    def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self._run(*values))
