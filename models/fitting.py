@@ -54,7 +54,6 @@ def check_dense(dense: nn.Module, masked: MaskedCNN, dataset: Dataset) -> None:
         )
 
 
-@torch.no_grad()
 def output_shape(network: nn.Module, dataset: Dataset, argument: str = "network") -> tuple[int, ...]:
     """Return the shape of a network's output for an image, one of which it runs in eval mode.
 
@@ -68,19 +67,14 @@ def output_shape(network: nn.Module, dataset: Dataset, argument: str = "network"
     """
     check_module(network, argument)
     what = f"{argument} is a {type(network).__name__}"
-    device = next((parameter.device for parameter in network.parameters()), "cpu")
-    was_training = network.training
-    network.eval()
     try:
-        output = network(dataset.batch(torch.arange(1), device=device).contiguous())
+        output = _run_one(network, dataset, torch.contiguous_format)
     except Exception as error:  # a network raises about anything
         reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
         raise InvalidInputError(
             f"{what} that cannot run a normalised image of data set {dataset.name!r}, {dataset.image_shape} (channels, "
             f"height, width): {reason}. Choose a data set or a network that fits the other."
         ) from error
-    finally:
-        network.train(was_training)
     if not isinstance(output, Tensor) or output.ndim == 0:
         raise InvalidInputError(
             f"{what} that returns a {type(output).__name__}; a tensor (batch, classes) is needed. Wrap it in a module "
@@ -89,19 +83,25 @@ def output_shape(network: nn.Module, dataset: Dataset, argument: str = "network"
     return tuple(output.shape[1:])
 
 
-@torch.no_grad()
 def layout_of(network: nn.Module, dataset: Dataset) -> torch.memory_format:
     """Return the layout in memory in which a network can run images: channels last, the faster one, where it can.
 
     ``view`` of a map needs the other one.
     """
+    try:
+        _run_one(network, dataset, torch.channels_last)
+    except RuntimeError:
+        return torch.contiguous_format
+    return torch.channels_last
+
+
+@torch.no_grad()
+def _run_one(network: nn.Module, dataset: Dataset, layout: torch.memory_format) -> object:
+    """Run one image in eval mode, and leave the network in the mode in which it was."""
     device = next((parameter.device for parameter in network.parameters()), "cpu")
     was_training = network.training
     network.eval()
     try:
-        network(dataset.batch(torch.arange(1), device=device))
-    except RuntimeError:
-        return torch.contiguous_format
+        return network(dataset.batch(torch.arange(1), device=device).contiguous(memory_format=layout))
     finally:
         network.train(was_training)
-    return torch.channels_last
