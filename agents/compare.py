@@ -223,6 +223,8 @@ def _subject(model: Model, data: _Data, dense: nn.Module | None, device: str) ->
     else:
         masked, policy, info = model.masked, model.policy, model.info
     masked.to(device)
+    if policy is not None:
+        policy.to(device)
     data = _Data(*(info.adapt(part) for part in data))
     for part in data:
         check_masked(masked, part)

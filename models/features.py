@@ -150,13 +150,14 @@ class MaskFeatures(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, masked: MaskedCNN, dataset: Dataset, images: int = 1024) -> MaskFeatures:
-        """Set mean and standard deviation from training images with all channels on. Returns itself.
+        """Set mean and standard deviation from training images with all channels on. Returns itself, where the CNN is.
 
         Args:
             masked: The CNN.
             dataset: Images of the training split.
             images: How many of them, drawn with a fixed seed.
         """
+        self.to(next(masked.parameters()).device)
         if self.classes:
             some = dataset.sample(EARLY_IMAGES)
             for index, rows in enumerate(self._look(masked, some, lambda _, reads: reads.mean((2, 3)))):

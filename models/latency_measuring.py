@@ -14,11 +14,11 @@ from prunegym.models.errors import InvalidInputError
 from prunegym.models.gate_policy import GatePolicy, StaticPolicy
 from prunegym.models.latency import Axis, LatencyTable, Part
 from prunegym.models.latency_timers import (
-    CLOCKS,
     Clock,
     Counts,
     Timer,
     TorchTimer,
+    clock_named,
     make_timer,
     policy_timer,
     step_counts,
@@ -64,6 +64,7 @@ def measure(
     if rounds < 1 or validation_masks < 1:
         raise InvalidInputError(f"rounds is {rounds} and masks {validation_masks}; both must be at least 1.")
     generator = torch.Generator().manual_seed(seed)
+    timing = clock_named(clock, masked)
     groups: dict[tuple[Counts, Counts], list[str]] = defaultdict(list)
     for name, dependence in timer.parts.items():
         groups[dependence].append(name)
@@ -89,11 +90,11 @@ def measure(
         gates=tuple((gate.name, gate.width) for gate in masked.gates),
         fixed=statistics.median(fixed) if fixed else 0.0,
         parts=tuple(_part_of(names[0], key, samples[key]) for key, names in groups.items() if key in samples),
-        policy=0.0 if policy is None else _policy_seconds(policy_timer(timer, masked, policy, CLOCKS[clock]), rounds),
+        policy=0.0 if policy is None else _policy_seconds(policy_timer(timer, masked, policy, timing), rounds),
         machine={**machine(), **{name: versions()[name] for name in ("torch", "prunegym")}},
     )
     masks = [_random_mask(masked, generator) for _ in range(validation_masks)]
-    return _validated(table, timer, masks, rounds, CLOCKS[clock])
+    return _validated(table, timer, masks, rounds, timing)
 
 
 def kept_widths(width: int) -> list[int]:

@@ -22,6 +22,7 @@ from prunegym.models.skipping.lowering import UnsupportedError, lower
 from prunegym.models.skipping.paths import decide_first, decides_gate_by_gate
 from prunegym.models.skipping.program import Conv, Layer, Linear
 from prunegym.models.sliced import SlicedCNN
+from prunegym.models.timing import clock_for
 
 CALL = "call"
 """The part of the compiled kernel that is spent in Python, before and after it runs."""
@@ -132,6 +133,12 @@ EXECUTIONS = ("torch", "kernel")
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
+def clock_named(name: str, masked: MaskedCNN) -> Clock:
+    """Return a clock of :data:`CLOCKS`; for a CNN on a CUDA device one that waits for what it was asked to do."""
+    device = next(masked.parameters()).device
+    return clock_for(device) if device.type == "cuda" else CLOCKS[name]
+
+
 def make_timer(execution: str, masked: MaskedCNN, clock: str = "wall") -> Timer:
     """Return the timer of an execution by name: ``torch`` or ``kernel``.
 
@@ -144,7 +151,7 @@ def make_timer(execution: str, masked: MaskedCNN, clock: str = "wall") -> Timer:
     if clock not in CLOCKS:
         raise UnknownNameError("clock", clock, CLOCKS)
     if execution == "torch":
-        return TorchTimer(masked, CLOCKS[clock])
+        return TorchTimer(masked, clock_named(clock, masked))
     if clock != "wall":
         raise InvalidInputError("The compiled kernel has a wall clock of its own. Leave --clock out for it.")
     return KernelTimer(masked)
@@ -187,9 +194,10 @@ def _seconds_of(run: Callable[[], object], clock: Clock) -> Callable[[], float]:
 
 
 def masked_example(masked: MaskedCNN) -> Tensor:
-    """Return a normalised image of noise (1, channels, height, width) that a CNN takes."""
+    """Return a normalised image of noise (1, channels, height, width) that a CNN takes, where the CNN is."""
     shape = masked.graph[masked.graph.input].shape
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=torch.channels_last)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=torch.channels_last)
+    return noise.to(next(masked.parameters()).device)
 
 
 def step_counts(masked: MaskedCNN, step: Step) -> tuple[Counts, Counts]:

@@ -143,13 +143,14 @@ def _version(package: str) -> str | None:
 
 
 def machine() -> dict[str, str | int]:
-    """Return what is known of the machine: system, processor, cores, threads that torch uses."""
-    return {
+    """Return what is known of the machine: system, processor, cores, threads that torch uses; its GPU if it has one."""
+    known: dict[str, str | int] = {
         "system": platform.platform(),
         "processor": _processor(),
         "cores": os.cpu_count() or 1,
         "threads": torch.get_num_threads(),
     }
+    return known | {"accelerator": torch.cuda.get_device_name()} if torch.cuda.is_available() else known
 
 
 def _processor() -> str:

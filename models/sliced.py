@@ -47,6 +47,7 @@ class SlicedCNN:
     def __init__(self, masked: MaskedCNN, mask: Tensor) -> None:
         masked.check_mask(mask[None], 1)
         self._masked, self._graph, self._network = masked, masked.graph, masked.network
+        self._device = next(masked.parameters()).device
         self._points = {gate.point for gate in masked.gates}
         parts = [part.bool().nonzero()[:, 0] for part in masked.split(mask.cpu())]
         self._empty = [len(part) == 0 for part in parts]
@@ -117,7 +118,7 @@ class SlicedCNN:
             there = block.gate is None or not self._empty[block.gate]
             real.append(torch.full((features.numel(),), float(there)))
             start += block.width * block.repeat
-        return torch.cat(index), torch.cat(real)
+        return torch.cat(index).to(self._device), torch.cat(real).to(self._device)
 
     def _convolution(self, step: Step, conv: nn.Conv2d) -> Callable[[dict[str, Any]], Any]:
         (name,) = step.inputs
