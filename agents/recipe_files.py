@@ -29,6 +29,17 @@ TO_ENVIRONMENTS = {"model", "dataset", "device", "features"}
 """The same of environments."""
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice, of which YAML would take the last without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for (key, _), name in zip(node.value, keys, strict=True):
+            if keys.count(name) > 1 and name != "<<":
+                raise yaml.constructor.ConstructorError(None, None, f"{name!r} stands twice.", key.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def load_recipe(name_or_path: str | Path) -> Recipe:
     """Read a recipe.
 
@@ -38,7 +49,7 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
     Raises:
         UnknownNameError: If there is no such recipe, or it has an unknown setting.
         MissingDataError: If there is no such file.
-        InvalidInputError: If the file is not YAML of the right form, or a value is out of range.
+        InvalidInputError: If the file is not YAML of the right form, a key stands twice, or a value is out of range.
 
     Example:
         >>> load_recipe("digits").algo
@@ -52,7 +63,7 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
     if not path.exists():
         raise MissingDataError(f"There is no recipe {path}. Check the path.")
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.load(path.read_text(), _Loader)  # noqa: S506  (a SafeLoader)
     except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
         raise InvalidInputError(f"{path} is not YAML: {error}") from error
     if not isinstance(content, dict) or len(content) != 1 or not isinstance(next(iter(content.values())), dict):

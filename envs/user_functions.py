@@ -7,6 +7,7 @@ import importlib
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -37,14 +38,7 @@ def import_object(path: str, kind: str) -> Any:
         'relu'
     """
     module_name, _, name = path.partition(":")
-    try:
-        with _current_folder_importable():
-            module = importlib.import_module(module_name)
-    except Exception as error:  # whatever the user's module raises on import
-        raise InvalidInputError(
-            f"The {kind} {path!r} cannot be imported: {type(error).__name__}: {error}. "
-            f"Looked in the installed packages and in {Path.cwd()}."
-        ) from error
+    module = import_module(module_name, f"{kind} {path!r}")
     found: Any = module
     for part in name.split("."):
         if not hasattr(found, part):
@@ -52,6 +46,26 @@ def import_object(path: str, kind: str) -> Any:
             raise InvalidInputError(f"The {kind} {path!r}: {module_name} has no {name!r}. It has: {public}.")
         found = getattr(found, part)
     return found
+
+
+def import_module(name: str, what: str) -> ModuleType:
+    """Import a module of the user's; those in the current folder are found too.
+
+    Args:
+        name: Of the module.
+        what: It is imported for, for the error.
+
+    Raises:
+        InvalidInputError: If it cannot be imported.
+    """
+    try:
+        with _current_folder_importable():
+            return importlib.import_module(name)
+    except Exception as error:  # whatever the user's module raises on import
+        raise InvalidInputError(
+            f"The {what} cannot be imported: {type(error).__name__}: {error}. "
+            f"Looked in the installed packages and in {Path.cwd()}."
+        ) from error
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from prunegym.models.sources import load_dataset
 from prunegym.models.splits import from_arrays
 from prunegym.models.static import fixed_policy, static_start, taylor_scores
 from prunegym.models.training import TrainConfig, accuracy, train
-from prunegym.models.zoo import ZOO, build
+from prunegym.models.zoo import ZOO, build, register_network
 
 __all__ = [
     "EXECUTIONS",
@@ -61,6 +61,7 @@ __all__ = [
     "new_policy",
     "prepare",
     "read_model",
+    "register_network",
     "rollout",
     "save_weights",
     "shipped_model",

@@ -154,7 +154,9 @@ class MaskedCNN(nn.Module):
         return parts
 
     def check_mask(self, mask: Tensor, batch: int) -> None:
-        """Raise InvalidInputError unless the mask is (batch, mask_size)."""
+        """Raise InvalidInputError unless the mask is a tensor (batch, mask_size)."""
+        if not isinstance(mask, Tensor):
+            raise InvalidInputError(f"The mask is a {type(mask).__name__}; a tensor is needed: torch.as_tensor(mask).")
         if mask.shape != (batch, self.mask_size):
             raise InvalidInputError(
                 f"The mask has shape {tuple(mask.shape)}; ({batch}, {self.mask_size}) is needed: one row an image, one "
@@ -172,7 +174,7 @@ class MaskedCNN(nn.Module):
             The network's output (batch, ...), differentiable in images and mask.
 
         Raises:
-            InvalidInputError: If the mask has the wrong shape.
+            InvalidInputError: If the mask has the wrong shape, the images are no float tensor, or either is no tensor.
         """
         if mask is None:
             return self.finish(self.begin(images))
@@ -193,6 +195,7 @@ class MaskedCNN(nn.Module):
         Returns:
             The pass, at gate 0.
         """
+        _check_floats(images)
         values = {self.graph.input: images}
         state = ForwardPass(-1, None, None, values, [None] * len(self.gates), {} if record else None)
         self._run_segment(state)
@@ -254,6 +257,15 @@ class MaskedCNN(nn.Module):
             state.reads, state.logits = None, values[self.graph.output]
         else:
             state.reads = values[self.graph[self.gates[state.gate].producers[0]].inputs[0]]
+
+
+def _check_floats(images: Tensor) -> None:
+    if not isinstance(images, Tensor) or not images.is_floating_point():
+        given = images.dtype if isinstance(images, Tensor) else f"a {type(images).__name__}"
+        raise InvalidInputError(
+            f"The images are {given}; a float tensor, normalised, is needed, as dataset.batch(indices) returns it. "
+            "DynamicCNN.predict takes pixels as they are."
+        )
 
 
 def _check(module: nn.Module, example_input: Tensor) -> None:

@@ -32,7 +32,7 @@ class CNNInfo:
     """What a model file says of a CNN beside its weights.
 
     Attributes:
-        architecture: Name in the zoo; any other name means that the network has to be given at loading.
+        architecture: Name in the zoo; any other name means that the network has to be given, or registered, at loading.
         num_classes: Outputs.
         image_shape: (channels, height, width).
         normalisation: How images become the network's input.
@@ -89,7 +89,7 @@ class CNNInfo:
         if self.architecture not in ZOO:
             raise InvalidInputError(
                 f"The file holds weights of {self.architecture!r}, which is no network of the zoo. Build it yourself "
-                "and pass it as network=."
+                "and pass it as network=, or import a module that calls register_network (--import MODULE)."
             )
         return build(self.architecture, self.num_classes, self.image_shape[0], self.image_shape[1])
 

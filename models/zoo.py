@@ -24,6 +24,43 @@ ZOO: dict[str, Callable[..., nn.Module]] = {
     "vgg16": functools.partial(VGG, 16),
     "m-cifarnet": MCifarNet,
 }
+_OWN = frozenset(ZOO)
+
+
+def register_network(name: str, constructor: Callable[..., nn.Module]) -> None:
+    """Add a network of one's own to the zoo, so that model files of it load by themselves, on the command line too.
+
+    A file has a network's name and weights and no code: who loads it imports the module that registers the name first;
+    the command line does with ``--import MODULE``.
+
+    Args:
+        name: As in commands and files; one that was registered before is replaced.
+        constructor: Called with ``num_classes``, ``in_channels`` and, if it has that parameter, ``image_size`` (height
+            of the images) by name; returns a network with fresh weights that returns logits (batch, num_classes).
+
+    Raises:
+        InvalidInputError: If the name is one of the zoo's own, or the constructor cannot be called so.
+
+    Example:
+        >>> class Tiny(nn.Sequential):
+        ...     def __init__(self, num_classes: int, in_channels: int) -> None:
+        ...         pool = nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        ...         super().__init__(nn.Conv2d(in_channels, 8, 3), nn.ReLU(), *pool, nn.Linear(8, num_classes))
+        >>> register_network("tiny", Tiny)
+        >>> build("tiny", num_classes=3)(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 3])
+        >>> del ZOO["tiny"]
+    """
+    if name in _OWN:
+        raise InvalidInputError(f"{name!r} is a network of PruneGym's own zoo. Give yours another name.")
+    try:
+        inspect.signature(constructor).bind(**_arguments(constructor, 10, 3, 32))
+    except TypeError as error:
+        raise InvalidInputError(
+            f"The constructor of {name!r} cannot be called with num_classes and in_channels by name ({error}). Wrap "
+            "it: register_network(name, lambda num_classes, in_channels: ...)."
+        ) from error
+    ZOO[name] = constructor
 
 
 def build(name: str, num_classes: int = 10, in_channels: int = 3, image_size: int = 32, seed: int = 0) -> nn.Module:
@@ -50,14 +87,21 @@ def build(name: str, num_classes: int = 10, in_channels: int = 3, image_size: in
     if name not in ZOO:
         raise UnknownNameError("model", name, ZOO)
     constructor = ZOO[name]
-    arguments: dict[str, int] = {"num_classes": num_classes, "in_channels": in_channels}
-    if "image_size" in inspect.signature(constructor).parameters:
-        arguments["image_size"] = image_size
+    arguments = _arguments(constructor, num_classes, in_channels, image_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = constructor(**arguments)
     _check_image_size(name, network, in_channels, image_size)
     return network
+
+
+def _arguments(
+    constructor: Callable[..., nn.Module], num_classes: int, in_channels: int, image_size: int
+) -> dict[str, int]:
+    """Return what a constructor is called with."""
+    arguments = {"num_classes": num_classes, "in_channels": in_channels}
+    sized = "image_size" in inspect.signature(constructor).parameters
+    return {**arguments, "image_size": image_size} if sized else arguments
 
 
 def _check_image_size(name: str, network: nn.Module, in_channels: int, image_size: int) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from prunegym.commands import applying, cnns, comparing, exporting, judging, learning, profiling, showing, timing
 from prunegym.commands.demo import demo
+from prunegym.envs.user_functions import import_module
 from prunegym.models.errors import PruneGymError
 
 USAGE_ERROR = 2
@@ -42,6 +43,25 @@ app = typer.Typer(
     help="Agents learn, image by image, which channels of a frozen CNN to run. Each command prints tables, or one JSON "
     "document with --json; errors go to standard error, with exit code 2.",
 )
+
+
+@app.callback()
+def import_own(
+    modules: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--import",
+            metavar="MODULE",
+            envvar="PRUNEGYM_IMPORT",
+            help="A module of yours, imported first: one that calls prunegym.models.register_network.",
+        ),
+    ] = None,
+) -> None:
+    """Import modules of the user's, whatever the command."""
+    for module in modules or ():
+        import_module(module, f"module {module!r}")
+
+
 app.command("list")(showing.list_names)
 app.command("inspect")(showing.inspect)
 app.command("train-cnn")(cnns.train_cnn)

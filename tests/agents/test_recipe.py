@@ -52,6 +52,7 @@ def test_stages_become_their_configurations(tmp_path: Path) -> None:
         ("env:\n  n_episodes: 5\n", InvalidInputError, r"n_episodes is 5; one rollout alone has 512"),
         ("a: 1\nb: 2\n", InvalidInputError, r"must have one environment id at the top"),
         ("a: [1\n", InvalidInputError, r"mine\.yaml is not YAML"),
+        ("a:\n  group: 4\n  group: 8\n", InvalidInputError, r"'group' stands twice"),
     ],
 )
 def test_wrong_recipes(tmp_path: Path, text: str, error: type[Exception], message: str) -> None:

@@ -57,6 +57,12 @@ def test_errors() -> None:
         masked(images(), torch.ones(3, 9))
     with pytest.raises(InvalidInputError, match=r"The mask has shape \(2, 10\); \(3, 10\) is needed"):
         masked(images(), torch.ones(2, 10))
+    with pytest.raises(InvalidInputError, match=r"The mask is a list; a tensor is needed"):
+        masked(images(), [[1] * 10] * 3)
+    with pytest.raises(InvalidInputError, match=r"The images are torch\.uint8; a float tensor, normalised"):
+        masked(images().byte(), torch.ones(3, 10))
+    with pytest.raises(InvalidInputError, match=r"The images are a ndarray"):
+        masked(images().numpy())
     with pytest.raises(InvalidInputError, match=r"The mask of gate 'features\.0' has shape \(4,\); \(3, 4\) is needed"):
         masked.advance(masked.begin(images()), torch.ones(4))
     broken = SimpleCNN(image_size=8, widths=(4,))

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from prunegym.models import MaskedCNN
 from prunegym.models.errors import InvalidInputError, PruneGymError, UnknownNameError
 from prunegym.models.networks import SimpleCNN
-from prunegym.models.zoo import ZOO, build
+from prunegym.models.zoo import ZOO, build, register_network
 
 
 def conv(*widths: int, bias: bool = False, norm: bool = True) -> int:
@@ -161,3 +161,20 @@ def test_masked_channel_order_of_pooling_and_relu() -> None:
         x = torch.nn.functional.max_pool2d(network.get_submodule(f"features.{at}")(x).clamp(min=0), 2)
     expected = x.flatten(1) @ network.get_parameter("linear.weight").T + network.get_parameter("linear.bias")
     torch.testing.assert_close(network(images), expected)
+
+
+def test_a_network_of_ones_own() -> None:
+    try:
+        register_network(
+            "mine", lambda num_classes, in_channels, image_size: SimpleCNN(num_classes, in_channels, image_size)
+        )
+        assert build("mine", 7, 1, 40).eval()(torch.rand(3, 1, 40, 40)).shape == (3, 7)
+        register_network("mine", lambda num_classes, in_channels: SimpleCNN(num_classes, in_channels))
+        assert build("mine", 7, 1).eval()(torch.rand(3, 1, 32, 32)).shape == (3, 7)
+    finally:
+        ZOO.pop("mine", None)
+    with pytest.raises(InvalidInputError, match="'resnet20' is a network of PruneGym's own zoo"):
+        register_network("resnet20", SimpleCNN)
+    with pytest.raises(InvalidInputError, match="cannot be called with num_classes and in_channels by name"):
+        register_network("mine", lambda classes: SimpleCNN(classes))
+    assert "mine" not in ZOO
