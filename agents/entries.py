@@ -289,10 +289,8 @@ def as_entry(thing: Any) -> Entry:
         return rival_entry(text)
     if text in STARTS:
         return start_entry(shift=STARTS[text])
-    if text.endswith(".safetensors") and SEED_MARK in text:
-        return files_entry(text)
     if text.endswith(".safetensors"):
-        return agent_entry(DynamicCNN.load(text), Path(text).stem)
+        return files_entry(text) if SEED_MARK in text else agent_entry(DynamicCNN.load(text), Path(text).stem)
     return agent_entry(load_agent(text), text) if ":" in text else recipe_entry(thing)
 
 

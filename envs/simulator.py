@@ -247,9 +247,8 @@ class MaskSimulator:
         return observation
 
     def _load(self, indices: Tensor) -> Tensor:
-        dataset = self.task.dataset
+        dataset, shifts = self.task.dataset, self._shifts()
         images = dataset.images[indices]
-        shifts = self._shifts()
         return images if shifts is None else random_shift_and_flip(images, dataset.pad, dataset.flip, shifts)
 
     def _shifts(self) -> torch.Generator | None:
