@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from tqdm import tqdm
 
 from prunegym.agents.bench import Bench
@@ -170,7 +171,10 @@ class TrainingMonitor(BaseCallback):
         # disable=None: no bar where the output is no terminal, so that logs stay readable.
         hidden = None if self.progress else True
         self._bar = tqdm(total=self.total_timesteps, initial=self.num_timesteps, unit="step", disable=hidden)
-        if not self.history:
+        if not self.history or self.history[-1]["timesteps"] < self.num_timesteps:
+            # At the very start, or where a run ended between its checkpoint and the figures of it.
+            assert isinstance(self.model, OnPolicyAlgorithm)
+            self.updates = self.num_timesteps // (self.model.n_envs * self.model.n_steps)
             self._evaluate()
 
     def _on_step(self) -> bool:

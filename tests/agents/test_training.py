@@ -33,6 +33,7 @@ from prunegym.models import (
     shipped_model,
 )
 from prunegym.models.budget import total_mac_share
+from prunegym.models.checkpoints import save_text
 from prunegym.models.errors import InvalidInputError, UnknownNameError
 
 SMALL = dataclasses.replace(load_recipe("digits"), n_envs=32, group=4, n_episodes=256, eval_every=3)
@@ -94,6 +95,25 @@ def test_an_interrupted_run_goes_on_to_the_same_step_count(tmp_path: Path) -> No
     assert rows[-1]["timesteps"] == 256 * 3
     with pytest.raises(InvalidInputError, match=r"has a run with other settings \(seed\)"):
         run(SMALL, tmp_path, resume=True, seed=1)
+
+
+def test_a_run_that_ended_between_its_checkpoint_and_its_figures_makes_these_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(path: Path, text: str) -> None:
+        if json.loads(text)["updates"] == 3:
+            raise KeyboardInterrupt
+        save_text(path, text)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("prunegym.agents.callbacks.save_text", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(SMALL, tmp_path / "killed")
+    run(SMALL, tmp_path / "killed", resume=True)
+    run(SMALL, tmp_path / "whole")
+    histories = [json.loads((tmp_path / name / "monitor.json").read_text())["history"] for name in ("killed", "whole")]
+    steps, straight = ([(row["updates"], row["timesteps"]) for row in history] for history in histories)
+    assert steps == straight
 
 
 def test_imitation_is_the_first_stage_where_there_is_no_policy(tmp_path: Path) -> None:
