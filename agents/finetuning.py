@@ -17,7 +17,7 @@ from prunegym.agents.deciding import decide_on_the_way
 from prunegym.agents.own_reward import own_reward
 from prunegym.agents.recipe import Recipe
 from prunegym.agents.recipe_files import as_recipe
-from prunegym.agents.training import train_agent
+from prunegym.agents.training import train_agent, try_task
 from prunegym.models.budget import total_mac_share
 from prunegym.models.data import Dataset
 from prunegym.models.dynamic import DynamicCNN
@@ -74,6 +74,7 @@ def finetune(
     Raises:
         InvalidInputError: If the policy is static, images, classes or ``dense`` do not fit the model, or the folder has
             another run.
+        PruneGymError: Whatever :func:`~prunegym.agents.training.try_task` finds.
     """
     if isinstance(model.policy, StaticPolicy):
         raise InvalidInputError("The model's policy is static: it looks at nothing, so there is nothing to train.")
@@ -81,6 +82,7 @@ def finetune(
     train, validation = model.info.adapt(train), model.info.adapt(validation)
     if dense is not None:
         check_dense(dense, model.masked, train)
+    try_task(recipe, model.masked, train, model.policy)
     settings = {"recipe": recipe.as_dict(), "tune": dataclasses.asdict(tuning), "rounds": rounds, "seed": seed}
     inputs = {
         "dense": dense,

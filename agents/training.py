@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import LinearSchedule, set_random_seed
 from stable_baselines3.common.vec_env import VecEnv
@@ -23,11 +24,15 @@ from prunegym.agents.recipe import CLASSES, Recipe, linear_start
 from prunegym.agents.recipe_files import as_recipe
 from prunegym.envs.group_advantage import GroupAdvantage, SelfCritical
 from prunegym.envs.mask_vec_env import MaskVecEnv
+from prunegym.envs.registration import LAYERWISE
+from prunegym.envs.simulator import MaskSimulator
+from prunegym.envs.task import make_task
 from prunegym.models.budget import meet_target
 from prunegym.models.checkpoints import load_state
 from prunegym.models.data import Dataset
 from prunegym.models.dynamic import DynamicCNN
-from prunegym.models.errors import InvalidInputError
+from prunegym.models.errors import InvalidInputError, UnknownNameError
+from prunegym.models.features import MaskFeatures
 from prunegym.models.gate_policy import GatePolicy, StaticPolicy
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.model_files import CNNInfo
@@ -92,6 +97,7 @@ def train_agent(
     Raises:
         InvalidInputError: If images or classes are not the CNN's, or the folder has another run, one with another CNN,
             or a run that was not asked to be resumed.
+        PruneGymError: Whatever :func:`try_task` finds.
     """
     recipe, out = as_recipe(recipe), Path(out)
     train, validation = info.adapt(train), info.adapt(validation)
@@ -100,6 +106,7 @@ def train_agent(
             f"Recipe {recipe.name!r} asks for early_logits, but the model has gates already, which see none and are "
             "kept. Give a CNN without gates, or leave early_logits out."
         )
+    try_task(recipe, masked, train, policy)
     settings = {"seed": seed, "dataset": train.name, "train_images": train.span, "cnn": info.architecture}
     inputs = {"CNN": masked, "gates": policy, "training images": train, "validation images": validation}
     begin_run(out, {"recipe": recipe.as_dict(), **settings}, resume, inputs)
@@ -119,6 +126,34 @@ def train_agent(
     model.save(out / "model.safetensors")
     finish_run(out, time.perf_counter() - started)
     return model
+
+
+def try_task(
+    recipe: Recipe, masked: MaskedCNN, train: Dataset, policy: GatePolicy | StaticPolicy | None = None
+) -> None:
+    """Play one episode of a recipe's task, so that a mistake shows now, not when imitation is over.
+
+    Raises:
+        UnknownNameError: For a recipe of another environment, an unknown reward or accuracy term.
+        InvalidInputError: If lambda is not of the kind that the gates are for, or an argument is wrong.
+        RewardError: If a reward of the user's own fails or returns what is no reward.
+    """
+    if recipe.env not in LAYERWISE:
+        raise UnknownNameError("environment", recipe.env, LAYERWISE)
+    layerwise = LAYERWISE[recipe.env]
+    features = MaskFeatures(masked, layerwise).to(next(masked.parameters()).device)
+    task = make_task(masked, train, layerwise=layerwise, features=features, **recipe.env_kwargs)
+    if policy is not None and (policy.penalty_range is None) == isinstance(task.penalty, tuple):
+        raise InvalidInputError(
+            f"Recipe {recipe.name!r} has penalty {task.penalty}, but the model's gates are for "
+            f"{'one lambda' if policy.penalty_range is None else f'the range {policy.penalty_range}'}. Give a penalty "
+            "of that kind."
+        )
+    simulator = MaskSimulator(task, 4, np.random.default_rng(0))
+    simulator.reset()
+    bits = np.ones((4, *task.action_space.shape), np.int8)
+    for _ in simulator.decisions:
+        simulator.step(bits)
 
 
 def _stored_start(path: Path, masked: MaskedCNN, policy: GatePolicy | StaticPolicy | None, device: str) -> GatePolicy:

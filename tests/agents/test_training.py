@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from prunegym.agents.recipe import Recipe
 from prunegym.agents.recipe_files import load_recipe
 from prunegym.agents.results import fingerprint
 from prunegym.agents.training import build_algorithm, train_agent, training_env
-from prunegym.envs import make_task
+from prunegym.envs import Outcome, make_task
 from prunegym.envs.sampling import EpochSampler
 from prunegym.models import (
     DynamicCNN,
@@ -34,7 +35,7 @@ from prunegym.models import (
 )
 from prunegym.models.budget import total_mac_share
 from prunegym.models.checkpoints import save_text
-from prunegym.models.errors import InvalidInputError, UnknownNameError
+from prunegym.models.errors import InvalidInputError, RewardError, UnknownNameError
 
 SMALL = dataclasses.replace(load_recipe("digits"), n_envs=32, group=4, n_episodes=256, eval_every=3)
 
@@ -127,6 +128,16 @@ def test_imitation_is_the_first_stage_where_there_is_no_policy(tmp_path: Path) -
     start = DynamicCNN.load(tmp_path / "start.safetensors")
     share = snapshot(start.masked, start.policy, load_dataset("digits", "train"), 0.5).total_mac_share
     assert abs(share - 0.6) < 0.02
+
+
+@pytest.mark.parametrize(
+    "reward", [lambda _outcome: [1.0], lambda outcome: outcome.correct / 0, lambda _outcome: {}["a"]]
+)
+def test_a_reward_that_fails_is_found_before_imitation(tmp_path: Path, reward: Callable[[Outcome], Any]) -> None:
+    recipe = dataclasses.replace(SMALL, imitation=ImitationConfig(steps=50), env_kwargs={"reward": reward})
+    with pytest.raises(RewardError):
+        run(recipe, tmp_path / "run", policy=False)
+    assert not (tmp_path / "run").exists()
 
 
 def test_reinforcement_learning_begins_at_the_best_offset(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
 
 from prunegym.commands.common import (
@@ -32,12 +31,8 @@ from prunegym.commands.common import (
     with_history,
 )
 from prunegym.envs.rewards import BLOCKDROP, PER_UNIT
-from prunegym.models.data import Dataset
-from prunegym.models.errors import InvalidInputError, UnknownNameError
-from prunegym.models.features import MaskFeatures
-from prunegym.models.gate_policy import GatePolicy, StaticPolicy
+from prunegym.models.errors import InvalidInputError
 from prunegym.models.joint import TuneConfig
-from prunegym.models.masked import MaskedCNN
 from prunegym.models.model_files import read_model
 
 if TYPE_CHECKING:
@@ -96,7 +91,6 @@ def train(
     )
     stored = open_trained(model)
     data = open_split(stored.info, dataset, "train", span=train_images)
-    try_task(chosen, stored.masked, data, stored.policy)
     train_agent(
         stored.masked,
         with_history(stored.info, f"train, {chosen.name}", seed),
@@ -154,32 +148,6 @@ def _with_budget(recipe: Recipe, target_macs: float) -> Recipe:
         imitation = dataclasses.replace(imitation, mac_share=target_macs)
     refine = None if recipe.refine is None else dataclasses.replace(recipe.refine, target_macs=target_macs)
     return dataclasses.replace(recipe, budget=budget, target_macs=None, imitation=imitation, refine=refine)
-
-
-def try_task(
-    recipe: Recipe, masked: MaskedCNN, train: Dataset, policy: GatePolicy | StaticPolicy | None = None
-) -> None:
-    """Play one episode of a recipe's task, so that a mistake shows now, not when imitation is over."""
-    from prunegym.envs.registration import LAYERWISE
-    from prunegym.envs.simulator import MaskSimulator
-    from prunegym.envs.task import make_task
-
-    if recipe.env not in LAYERWISE:
-        raise UnknownNameError("environment", recipe.env, LAYERWISE)
-    layerwise = LAYERWISE[recipe.env]
-    features = MaskFeatures(masked, layerwise).to(next(masked.parameters()).device)
-    task = make_task(masked, train, layerwise=layerwise, features=features, **recipe.env_kwargs)
-    if policy is not None and (policy.penalty_range is None) == isinstance(task.penalty, tuple):
-        raise InvalidInputError(
-            f"Recipe {recipe.name!r} has penalty {task.penalty}, but the model's gates are for "
-            f"{'one lambda' if policy.penalty_range is None else f'the range {policy.penalty_range}'}. Give a penalty "
-            "of that kind."
-        )
-    simulator = MaskSimulator(task, 4, np.random.default_rng(0))
-    simulator.reset()
-    bits = np.ones((4, *task.action_space.shape), np.int8)
-    for _ in simulator.decisions:
-        simulator.step(bits)
 
 
 def report_run(out: Path, model: Path, as_json: bool) -> None:
@@ -257,7 +225,6 @@ def finetune(
         cnn_learning_rate=cnn_learning_rate, gate_learning_rate=5e-4, seed=seed,
     )  # fmt: skip
     data = open_split(stored.info, dataset, "train", span=train_images)
-    try_task(chosen, stored.masked, data, stored.policy)
     rows = finetune_model(
         DynamicCNN(stored.masked, stored.policy, with_history(stored.info, "finetune", seed)),
         data,
