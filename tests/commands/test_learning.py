@@ -149,6 +149,12 @@ def test_train_resumes_to_the_same_number_of_steps(made: Path, tmp_path: Path) -
     assert (tmp_path / "start.safetensors").is_file()
 
 
+def test_train_without_episodes_tells_where_the_gates_are(made: Path, tmp_path: Path) -> None:
+    result = succeed("train", made / "prepared/prepared.safetensors", *RL, "--episodes", "0", "--out", tmp_path)
+    assert "No episodes of reinforcement learning were played" in result.stdout
+    assert (tmp_path / "model.safetensors").is_file()
+
+
 def test_finetune_changes_cnn_and_policy_and_resumes(made: Path, tmp_path: Path) -> None:
     prepared = made / "prepared/prepared.safetensors"
     command = [

@@ -155,11 +155,12 @@ def report_run(out: Path, model: Path, as_json: bool) -> None:
     state = out / "monitor.json"
     history: list[dict[str, Any]] = json.loads(state.read_text())["history"] if state.exists() else []
     document: dict[str, Any] = {"model": str(model), "evaluations": len(history)}
-    rows = []
-    if history:
-        best = max(history, key=lambda row: row["reward"])
-        document |= {"start": history[0], "best": best}
-        rows = [_row("start", history[0]), _row("best", best)]
+    if not history:
+        emit(document, as_json, f"No episodes of reinforcement learning were played. The gates are in {model}.")
+        return
+    best = max(history, key=lambda row: row["reward"])
+    document |= {"start": history[0], "best": best}
+    rows = [_row("start", history[0]), _row("best", best)]
     columns = ["validation split", "episodes' steps", "accuracy", "total MAC share", "reward", "shuffled"]
     emit(document, as_json, table(f"{out}", columns, rows, f"The best actor is in {model}."))
 
