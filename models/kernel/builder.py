@@ -101,8 +101,8 @@ class PlanBuilder:
             )
         height = (x.height + 2 * padding - rows) // stride + 1
         width = (x.width + 2 * padding - rows) // stride + 1
-        # Where input and output rows have one stride, the convolution runs over the input where it lies.
-        in_place = stride == 1 and rows <= 3 and padding <= rows // 2
+        # Where the output is no wider, its rows get the input's stride: the convolution runs over the input as it lies.
+        in_place = stride == 1 and rows <= 3 and padding <= (rows - 1) // 2
         y = self._value(out, height, width, gate, stride=x.stride if in_place else None)
         if residual is not None and _shape(residual) != _shape(y):
             raise InvalidInputError(f"The residual is {_shape(residual)}; the convolution's output is {_shape(y)}.")

@@ -40,6 +40,10 @@ SHAPES = [
     (7, 2, 3, 21, 18),
     (5, 1, 2, 8, 11),
     (3, 3, 1, 10, 10),
+    (2, 1, 1, 9, 11),  # wider than its input
+    (2, 1, 1, 32, 33),
+    (2, 1, 0, 9, 11),
+    (2, 2, 1, 8, 9),
 ]
 
 
@@ -94,6 +98,21 @@ def test_every_number_of_rows(variant, rows, pixels):
     masks[0, 6 + torch.randperm(25)[:rows]] = True
     image = torch.randn(1, 3, *pixels)
     close(plan(image, masks)[0][0], expected(image[0], masks[0]))
+
+
+@each_variant
+@pytest.mark.parametrize(
+    ("kernel_size", "stride", "padding"), [(2, 1, 1), (2, 1, 0), (2, 2, 1), (1, 1, 0), (3, 1, 0), (4, 1, 2), (5, 2, 3)]
+)
+def test_what_reads_a_map_of_another_width_sees_zeros_around_it(variant, kernel_size, stride, padding):
+    first, second = torch.randn(5, 3, kernel_size, kernel_size), torch.randn(6, 5, 3, 3)
+    builder = PlanBuilder(3, 9, 11)
+    x = builder.conv(builder.images, first, stride=stride, padding=padding)
+    y = builder.conv(x, second, padding=1)
+    plan = builder.build(builder.linear(y, torch.eye(y.channels * y.height * y.width)), variant)
+    images = torch.randn(2, 3, 9, 11)
+    inner = F.conv2d(images, first, stride=stride, padding=padding)
+    close(plan(images)[0], F.conv2d(inner, second, padding=1).flatten(1))
 
 
 @each_variant

@@ -12,7 +12,7 @@ INLINE int vectors_for(int positions) { return (positions + LANES - 1) / LANES; 
 // Copies cost a little for each input channel, zero columns cost lanes in every multiplication: copies are taken where
 // they save a tenth of the vectors (maps up to 8x8, mostly) and where a flat grid is impossible.
 static Path choose_path(const Conv& c, bool has_residual) {
-  const bool flat = c.stride == 1 && c.kernel <= 3 && c.padding <= c.kernel / 2 && c.in.stride == c.out.stride &&
+  const bool flat = c.stride == 1 && c.kernel <= 3 && c.padding <= (c.kernel - 1) / 2 && c.in.stride == c.out.stride &&
                     (!has_residual || c.residual.stride == c.out.stride);
   if (winograd_pays(c)) return Path::winograd;
   const int in_place = vectors_for(c.out.height * c.out.stride), copies = vectors_for(c.out.pixels());
