@@ -12,7 +12,8 @@ from prunegym.models.errors import InvalidInputError, UnknownNameError
 from prunegym.models.features import MaskFeatures
 from prunegym.models.kernel import Pass, Plan
 from prunegym.models.masked import ForwardPass, MaskedCNN
-from prunegym.models.skipping import UnsupportedError, lower, translate
+from prunegym.models.skipping import KernelPath, UnsupportedError, lower, translate
+from prunegym.models.skipping.checking import check
 
 STEPWISE = ("auto", "kernel", "masked")
 """``kernel`` computes kept channels alone, ``masked`` all of them, ``auto`` takes the kernel where it can run."""
@@ -136,6 +137,7 @@ class KernelPass:
         self._pass: Pass | None = None
         self._decision = 0
         self._translate()
+        check(KernelPath(lower(masked)), masked)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for copies and pickles, without the kernel's memory: a copy runs what is under way anew."""
@@ -143,7 +145,7 @@ class KernelPass:
 
     def _translate(self) -> None:
         program = lower(self._masked)
-        self._output = program.shapes[program.output]
+        self._output = program.output_shape
         self._plan = translate(program, looks=self._features).plan
         self._seen, self._pass = self._weights(), None
 

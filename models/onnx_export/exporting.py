@@ -142,6 +142,7 @@ class _Export:
         value = self._output(step)
         if step.inputs and overwrites(step, self.network):
             before = self.values[step.inputs[0]]
+            self._check_views(step, before)
             self.values.update({name: value for name, other in self.values.items() if other is before})
         gate = self.points.get(step.name)
         if gate is not None and gate in self.masks and gate not in self.cut:
@@ -149,6 +150,21 @@ class _Export:
             bits = self.builder.op("Cast", mask, to=1) if isinstance(mask, str) else mask.astype(np.float32)
             value = self.builder.op("Mul", value, self.builder.reshape(bits, [1, -1, 1, 1]))
         self.values[step.name] = value
+
+    def _check_views(self, step: Step, overwritten: Known) -> None:
+        base = step.inputs[0]
+        while self.graph[base].kind is Kind.RESHAPE:
+            base = self.graph[base].inputs[0]
+        views = [base]
+        for name in views:
+            views += [user for user in self.graph.users[name] if self.graph[user].kind is Kind.RESHAPE]
+        other = [name for name in views if name in self.values and self.values[name] is not overwritten]
+        place = self.graph.index[step.name]
+        if any(self.graph.index[user] > place for name in other for user in self.graph.users[name]):
+            raise InvalidInputError(
+                f"The ONNX export cannot write step {step.name!r}: it works in place on a flattened value whose "
+                "original is read later. Leave inplace=True out."
+            )
 
     def _decide(self, gate: int, producer: Step) -> None:
         """Find the mask of a gate, and of all that are decided with it, before its producer runs."""

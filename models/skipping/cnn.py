@@ -10,6 +10,7 @@ from torch import Tensor
 from prunegym.models.errors import InvalidInputError, UnknownNameError
 from prunegym.models.gate_policy import GatePolicy
 from prunegym.models.masked import MaskedCNN
+from prunegym.models.skipping.checking import check
 from prunegym.models.skipping.choosing import Choice, choose
 from prunegym.models.skipping.full_path import FullPath
 from prunegym.models.skipping.gather_path import GatherPath
@@ -24,6 +25,7 @@ EXECUTIONS = ("auto", "kernel", "torch", "full", "full-channels-last", "full-tra
 memory layout, traced, and compiled; ``masked`` is :class:`MaskedCNN` itself; ``auto`` measures on the first images all
 but ``full-compiled``, which takes some seconds for each size of batch before it runs."""
 
+_MEASURED = [name for name in EXECUTIONS if name not in ("auto", "full-compiled", "masked")]
 _MEASURED_IMAGES = 32
 
 
@@ -85,30 +87,13 @@ class SkippingCNN:
         return tuple(self._paths)
 
     def _make_paths(self) -> None:
-        program: Program | None = None
-        reason = ""
-        try:
-            program = lower(self.masked)
-        except UnsupportedError as error:
-            reason = str(error)
         # A policy that decides everything at once is asked before; gate by gate it is part of the path.
         policy = self.policy if isinstance(self.policy, GatePolicy) and self._on_the_way else None
-        makers: dict[str, Callable[[Program], Path]] = {
-            "kernel": lambda program: KernelPath(program, policy),
-            "torch": lambda program: GatherPath(program, policy),
-            "full": lambda program: FullPath(program, policy),
-            "full-channels-last": lambda program: FullPath(program, policy, channels_last=True),
-            "full-traced": lambda program: TracedPath(program, policy),
-            "full-compiled": lambda program: CompiledPath(program, policy),
-        }
-        for name, make in makers.items():
-            if self.execution != name and (self.execution != "auto" or name == "full-compiled"):
-                continue
+        program: Program | None = None
+        for name in _MEASURED if self.execution == "auto" else {self.execution} - {"masked"}:
             try:
-                if program is not None:
-                    self._paths[name] = make(program)
-                else:
-                    self.unavailable[name] = reason
+                program = lower(self.masked) if program is None else program
+                self._paths[name] = _made(name, program, self.masked, policy)
             except UnsupportedError as error:
                 self.unavailable[name] = str(error)
         if not self._paths or self.execution in ("auto", "masked"):
@@ -180,3 +165,26 @@ class SkippingCNN:
         self.masked.check_mask(mask, len(images))
         if mask.dtype != torch.bool and not ((mask == 0) | (mask == 1)).all():
             raise InvalidInputError("The mask has values other than 0 and 1: a channel is kept or skipped.")
+
+
+def _made(name: str, program: Program, masked: MaskedCNN, policy: GatePolicy | None) -> Path:
+    """Return a way that has been tried.
+
+    Raises:
+        UnsupportedError: If it cannot run the network, or does not give the masked CNN's results.
+    """
+    full: Path = FullPath(program, policy, channels_last=name == "full-channels-last")
+    makers: dict[str, Callable[[], Path]] = {
+        "kernel": lambda: KernelPath(program, policy),
+        "torch": lambda: GatherPath(program, policy),
+        "full-traced": lambda: TracedPath(program, policy),
+        "full-compiled": lambda: CompiledPath(program, policy),
+    }
+    made = makers.get(name, lambda: full)()
+    tried = full  # the graphs, made anew for each size of batch, are of it
+    if name == "kernel":
+        tried = made
+    elif name == "torch":  # all gates are tried, and nothing is measured on images of noise
+        tried = GatherPath(program, policy, compact=set(range(len(program.widths))))
+    check(tried, masked, policy)
+    return made

@@ -65,7 +65,7 @@ class KernelPath:
         plan = self._plan(mask is None, penalty if mask is None else None).plan
         threads = 1 if len(images) == 1 and self._macs < SHARED_FROM else None
         outputs, used = plan(images, mask, threads)
-        return Executed(outputs.view(len(images), *self.program.shapes[self.program.output]), used)
+        return Executed(outputs.view(len(images), *self.program.output_shape), used)
 
     def _translate(self, decides: bool, penalty: float | None) -> Translated:
         return translate(self.program, self.policy if decides else None, penalty, self.variant)

@@ -71,7 +71,8 @@ def lower(masked: MaskedCNN) -> Program:
         raise UnsupportedError(f"The mask of a gate works at step {missing.pop()!r}, which was fused away.")
     shapes = {step.name: step.shape[1:] for step in graph.steps}
     widths = tuple(gate.width for gate in masked.gates)
-    return Program(graph.input, output, tuple(layers), shapes, lowering.gates, widths, points)
+    ended = shapes[graph.output]
+    return Program(graph.input, output, tuple(layers), shapes, lowering.gates, widths, points, ended)
 
 
 class _Lowering:
@@ -92,10 +93,10 @@ class _Lowering:
         """Translate a step."""
         if step.op == "input" or step.kind is Kind.SIZE:
             return
-        if _is_nothing(step, self._module(step)):
+        if self._is_nothing(step):
             self._alias[step.name] = self.resolve(step.inputs[0])
             return
-        if _in_place(step, self._module(step)) and len(self.graph.users[step.inputs[0]]) > 1:
+        if _in_place(step, self._module(step)) and self._others_read(step):
             raise UnsupportedError(f"{_described(step)} overwrites a value that another step reads.")
         layer = self._translate(step)
         self.layers.append(layer)
@@ -109,6 +110,22 @@ class _Lowering:
         gate = gates.pop()
         if gate is not None:
             self.gates[step.name] = gate
+
+    def _is_nothing(self, step: Step) -> bool:
+        """Whether a step leaves numbers as they are: dropout in eval mode, flattening each image."""
+        if type(self._module(step)) in (nn.Identity, nn.Dropout, nn.Dropout2d):
+            return True
+        if _function(step) is F.dropout:
+            return _argument(step, 2, "training", True) is False
+        if step.kind is Kind.RESHAPE and len(step.shape) == 2:
+            return bool(step.shape[0] == self.graph[step.inputs[0]].shape[0])
+        return bool(_function(step) == "contiguous")
+
+    def _others_read(self, step: Step) -> bool:
+        """Whether a step's input is read by others too, also under the names that steps without effect give it."""
+        value = self.resolve(step.inputs[0])
+        names = [value, *(name for name, own in self._alias.items() if own == value)]
+        return any(user != step.name and user not in self._alias for name in names for user in self.graph.users[name])
 
     def _module(self, step: Step) -> nn.Module | None:
         return self.masked.network.get_submodule(step.target) if step.op == "module" else None
@@ -126,7 +143,7 @@ class _Lowering:
             return _norm(module, head)
         if type(module) is nn.ReLU or _function(step) in _RELU:
             return Add(*head, relu=True)
-        if _function(step) in _ADD and self._is_sum(step):
+        if len(step.shape) == 4 and self._is_sum(step):
             return Add(*head)
         if _averages(step, module, shape):
             return Average(*head)
@@ -155,13 +172,13 @@ class _Lowering:
         """Whether a step is the plain sum of two values of one shape."""
         if len(step.args) != 2 or step.kwargs or not all(isinstance(argument, Value) for argument in step.args):
             return False
-        return all(self.graph[argument.name].shape == step.shape for argument in step.args)
+        return _function(step) in _ADD and all(self.graph[argument.name].shape == step.shape for argument in step.args)
 
     def _other(self, step: Step, head: tuple[str, str, tuple[str, ...]]) -> Other:
         module = self._module(step)
-        grouped = isinstance(module, nn.Conv2d)
-        if (step.kind not in _BY_IMAGE and not grouped) or _function(step) in _MEAN or not step.inputs:
-            raise UnsupportedError(f"{_described(step)} is {step.kind.value}.")
+        known = step.kind in _BY_IMAGE or isinstance(module, nn.Conv2d) or self._is_sum(step)
+        if not known or _function(step) in _MEAN or not step.inputs:
+            raise UnsupportedError(f"{_described(step)}: {step.kind.value}.")
         if any(self.graph[name].op != "input" and not self.graph[name].shape for name in step.inputs):
             raise UnsupportedError(f"{_described(step)} reads something that is no tensor.")
         if any(name in self.gates for name in head[2]):
@@ -203,15 +220,6 @@ def _described(step: Step) -> str:
 
 def _in_place(step: Step, module: nn.Module | None) -> bool:
     return _function(step) in _IN_PLACE or bool(getattr(module, "inplace", step.kwargs.get("inplace", False)))
-
-
-def _is_nothing(step: Step, module: nn.Module | None) -> bool:
-    """Whether a step leaves numbers as they are: dropout in eval mode, flattening."""
-    if type(module) in (nn.Identity, nn.Dropout, nn.Dropout2d):
-        return True
-    if _function(step) is F.dropout:
-        return step.kwargs.get("training", step.args[2] if len(step.args) > 2 else True) is False
-    return _function(step) == "contiguous" or (step.kind is Kind.RESHAPE and len(step.shape) == 2)
 
 
 def _norm(module: nn.BatchNorm2d, head: tuple[str, str, tuple[str, ...]]) -> Norm:

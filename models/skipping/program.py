@@ -119,6 +119,7 @@ class Program:
         gates: The gate behind which a value's channels are; values without one are left out.
         widths: Width of each gate.
         points: For each gate the value that a mask multiplies where all channels are computed.
+        output_shape: Shape of what the network returns for one image; flattening is none of the layers.
         ending: For each layer the values that are not needed after it.
     """
 
@@ -129,6 +130,7 @@ class Program:
     gates: Mapping[str, int]
     widths: tuple[int, ...]
     points: Mapping[str, int]
+    output_shape: tuple[int, ...]
     ending: tuple[tuple[str, ...], ...] = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:

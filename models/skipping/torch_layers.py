@@ -59,5 +59,5 @@ def linear(layer: Linear, values: dict[str, Tensor], weight: Tensor, bias: Tenso
 
 def shaped(value: Tensor, program: Program) -> Tensor:
     """Return the output in the network's own shape, which flattening has been left out of."""
-    shape = program.shapes[program.output]
+    shape = program.output_shape
     return value if value.ndim == len(shape) + 1 else value.reshape(value.shape[0], *shape)

@@ -20,6 +20,7 @@ from network_parts import (
     mobile,
     pooled,
     shuffle,
+    summed,
     through,
     tied,
     transformer_like,
@@ -164,6 +165,34 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
     "reflected borders": (
         lambda: through(lambda s, x: F.relu(s.r(F.relu(x))), r=c(8, 8, padding_mode="reflect")),
         {"a", "r", "b"},
+    ),
+    "convolutional head": (
+        lambda: nn.Sequential(
+            c(3, 8), nn.ReLU(), c(8, 6), nn.ReLU(), c(6, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        ),
+        {"0", "2"},
+    ),
+    "output of flattened maps": (lambda: nn.Sequential(c(3, 8), nn.ReLU(), c(8, 2), nn.Flatten()), {"0"}),
+    "wider map": (lambda: through(lambda s, x: s.w(F.relu(x)), w=nn.Conv2d(8, 8, 2, padding=1)), {"a", "w", "b"}),
+    "narrower map": (lambda: through(lambda s, x: s.w(F.relu(x)), w=nn.Conv2d(8, 8, 4, padding=1)), {"a", "w", "b"}),
+    "sum of vectors": (
+        lambda: flattened(lambda s, x: (lambda y: y + s.f(y))(pooled(s.b(x))), 6, b=c(8, 6), f=nn.Linear(6, 6)),
+        {"a"},
+    ),
+    "sum of vectors in place": (lambda: flattened(summed, 6, b=c(8, 6), f=nn.Linear(6, 6)), {"a"}),
+    "linear over rows": (
+        lambda: two(lambda s, x: s.fc(F.relu(s.b(F.relu(s.a(x)))).view(-1, 6)).view(x.size(0), -1)),
+        {"a"},
+    ),
+    "in place behind dropout": (
+        lambda: two(
+            lambda s, x: (lambda y: s.fc(pooled(s.b(s.r(s.a(s.r(s.d(y))))) + y)))(s.o(x)),
+            o=c(3, 3),
+            d=nn.Dropout(0.1),
+            r=nn.ReLU(inplace=True),
+            **{"a": c(3, 8), "b": c(8, 3), "fc": head(3)},
+        ),
+        {"a"},
     ),
     "tokens": (
         lambda: Functional(

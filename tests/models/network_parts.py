@@ -145,7 +145,7 @@ class Attention(nn.Module):
 
 def two(forward: Callable[..., Tensor], channels: int = 8, reads: int | None = None, **layers: nn.Module) -> nn.Module:
     """``a`` -> what ``forward`` does -> ``b`` -> linear."""
-    return Functional(forward, a=c(3, channels), b=c(reads or channels, 6), fc=head(6), **layers)
+    return Functional(forward, **{"a": c(3, channels), "b": c(reads or channels, 6), "fc": head(6), **layers})
 
 
 def through(operation: Callable[[Functional, Tensor], Tensor], **more: object) -> nn.Module:
@@ -160,6 +160,12 @@ def flattened(operation: Callable[[Functional, Tensor], Tensor], features: int, 
 
 def twice(self: Functional, x: Tensor) -> Tensor:
     return self.fc(pooled(F.relu(self.b(F.relu(self.b(F.relu(self.a(x))))))))
+
+
+def summed(self: Functional, x: Tensor) -> Tensor:
+    y = pooled(self.b(x))
+    y += self.f(y)
+    return y
 
 
 def tied() -> nn.Module:

@@ -10,7 +10,9 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+import torch.nn.functional as F
 from many_networks import NETWORKS
+from network_parts import Functional, c, pooled
 from slicing import randomise
 from torch import Tensor, nn
 
@@ -257,3 +259,28 @@ def test_a_norm_behind_a_grouped_convolution_is_applied_once(tmp_path: Path) -> 
     run = session(path)
     found = np.concatenate([run.run(["logits"], {"images": image[None]})[0] for image in images.numpy()])
     np.testing.assert_allclose(found, masked(info.normalisation(images)).detach().numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_a_flattened_value_that_is_overwritten(late: bool, tmp_path: Path) -> None:
+    """Refused where the original is read later: in ONNX it is another value."""
+
+    def overwritten(self: Functional, x: Tensor) -> Tensor:
+        y = self.a(x)
+        before = self.b(y)
+        z = F.relu(y.flatten(1), inplace=True)
+        return self.fc(pooled(self.b(y) if late else before)) + z[:, :5]
+
+    network = randomise(Functional(overwritten, a=c(3, 8), b=c(8, 6), fc=nn.Linear(6, 5)))
+    network = nn.Sequential(c(3, 3), nn.ReLU(), network)
+    masked = MaskedCNN(network, torch.zeros(1, 3, 8, 8))
+    model = StoredModel(masked, None, info_of("mine", (3, 8, 8), 5))
+    path = tmp_path / "model.onnx"
+    if late:
+        with pytest.raises(InvalidInputError, match=r"works in place on a flattened value whose original is read"):
+            export_onnx(model, path, decide="all")
+        return
+    image = torch.rand(1, 3, 8, 8)
+    (logits,) = session(export_onnx(model, path, decide="all", pixels="unit")).run(None, {"images": image.numpy()})
+    expected = network(model.info.normalisation(image).contiguous()).detach()
+    torch.testing.assert_close(torch.from_numpy(logits), expected, atol=1e-4, rtol=1e-4)

@@ -127,6 +127,9 @@ class Tricky(nn.Module):
         if self.form == "overwritten":
             z = torch.relu_(y)
             y = y * 2.0 + z
+        elif self.form == "overwritten through a view":
+            z = F.relu(y.flatten(1), inplace=True)
+            y = y * 2.0 + z.view(-1, 6, 9, 9)
         elif self.form == "scalar sum":
             y = y + 1.0
         elif self.form == "scaled sum":
@@ -143,7 +146,7 @@ class Tricky(nn.Module):
 
 
 FORMS = [
-    "none", "overwritten", "scalar sum", "scaled sum", "sum with itself",
+    "none", "overwritten", "overwritten through a view", "scalar sum", "scaled sum", "sum with itself",
     "ceil", "odd slices", "padded",
 ]  # fmt: skip
 

@@ -1,0 +1,43 @@
+"""Trying each way of running a network before it is trusted: does it give what the masked CNN gives?"""
+
+from __future__ import annotations
+
+import torch
+
+from prunegym.models.gate_policy import GatePolicy
+from prunegym.models.masked import MaskedCNN
+from prunegym.models.skipping.lowering import UnsupportedError
+from prunegym.models.skipping.paths import Path
+
+TOLERANCE = 1e-3
+"""Of the largest output. What rounding makes is a hundred times smaller."""
+
+
+def check(path: Path, masked: MaskedCNN, policy: GatePolicy | None = None) -> None:
+    """Run two images of noise, and the masked CNN on the same images and masks.
+
+    Args:
+        path: A way of running the network.
+        masked: The network.
+        policy: Decides the masks on the way; None: half of the channels are masked.
+
+    Raises:
+        UnsupportedError: If the way fails, or gives anything else.
+    """
+    parameter = next(masked.parameters())
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(2, *masked.image_shape, generator=generator).to(parameter)
+    mask = None if policy else (torch.rand(2, masked.mask_size, generator=generator) < 0.5).to(parameter.device)
+    penalty = policy.penalty_range[0] if policy and policy.penalty_range else None
+    with torch.no_grad():
+        try:
+            found = path.run(images, mask, penalty)
+        except RuntimeError as error:
+            raise UnsupportedError(f"It fails on this network: {' '.join(str(error).split())}") from error
+        expected = masked(images, found.mask)
+    if found.output.shape != expected.shape:
+        shapes = f"{tuple(found.output.shape)}, the masked CNN {tuple(expected.shape)}"
+        raise UnsupportedError(f"It gives outputs of shape {shapes}.")
+    difference = float((found.output - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
+    if difference > TOLERANCE:
+        raise UnsupportedError(f"Its outputs are not the masked CNN's: off by {difference:.2g} of the largest.")

@@ -1,0 +1,99 @@
+"""Every way of running, on networks of many shapes; and a way that is wrong is not taken."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from many_networks import NETWORKS
+from skipping_networks import close, needs_kernel, policy_for, random_masks, zoo
+from slicing import randomise
+from torch import Tensor
+
+from prunegym.models import MaskedCNN, MaskFeatures, kernel
+from prunegym.models.errors import InvalidInputError
+from prunegym.models.skipping import SkippingCNN, prefer_kernel
+from prunegym.models.skipping.full_path import FullPath
+from prunegym.models.skipping.gather_path import GatherPath
+from prunegym.models.skipping.kernel_path import KernelPath
+from prunegym.models.skipping.paths import Executed, Path
+from prunegym.models.stepwise import KernelPass, MaskedPass, stepwise_pass
+
+GATED = [name for name, (_, gates) in NETWORKS.items() if gates]
+IN_THE_KERNEL = {
+    "bottleneck", "functional pooling", "module pooling", "pooling by strides", "mean over the map", "mean by keyword",
+    "flatten", "flatten module", "view with the batch's size", "view with minus one", "two consumers",
+    "in-place activation", "in-place method", "dropout", "functional dropout", "zero-started branch",
+    "convolutional head", "wider map", "narrower map",
+}  # fmt: skip
+IN_TORCH = IN_THE_KERNEL | {
+    "concatenated along the height", "two activations on one convolution", "output", "output in the middle", "grouped",
+    "depthwise multiplier", "depthwise with two users", "clamped", "hardtanh away from zero",
+    "zero to one behind a second user", "swish by hand", "sigmoid to a sum", "upsampled", "padded", "scaled",
+    "output of flattened maps", "sum of vectors", "sum of vectors in place",
+}  # fmt: skip
+
+
+def masked_network(name: str, size: int = 8) -> MaskedCNN:
+    torch.manual_seed(0)
+    return MaskedCNN(randomise(NETWORKS[name][0]()), torch.zeros(1, 3, size, size))
+
+
+@pytest.mark.parametrize("name", GATED)
+def test_equals_the_masked_network(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # What is wrong must not be hidden by being left out.
+    monkeypatch.setattr("prunegym.models.skipping.cnn.check", lambda *_: None)
+    masked = masked_network(name)
+    fast = SkippingCNN(masked)
+    for batch in (6, 7):
+        images, masks = torch.randn(batch, 3, 8, 8), random_masks(masked, batch)
+        expected = masked(images, masks)
+        for way in fast.available:
+            close(fast.path(way).run(images, masks, None).output, expected)
+            close(fast.path(way).run(images[:1], masks[:1], None).output, expected[:1])
+    assert ("torch" in fast.available) == (name in IN_TORCH)
+    assert ("kernel" in fast.available) == (kernel.available() and name in IN_THE_KERNEL)
+
+
+@needs_kernel
+@pytest.mark.parametrize("name", sorted(IN_THE_KERNEL))
+def test_a_forward_pass_that_stops_at_decisions_gives_the_same(name: str) -> None:
+    masked = masked_network(name)
+    images, masks = torch.randn(6, 3, 8, 8), random_masks(masked)
+    under_way = KernelPass(masked, MaskFeatures(masked, layerwise=True))
+    under_way.begin(images)
+    while under_way.logits is None:
+        under_way.advance(masks)
+    close(under_way.logits, masked(images, masks))
+
+
+WRONG = {
+    "numbers": (lambda output: output * 1.1, r"Its outputs are not the masked CNN's: off by 0\.1"),
+    "shape": (lambda output: output[..., None], r"It gives outputs of shape \(2, 10, 1\), the masked CNN \(2, 10\)"),
+    "failure": (lambda output: output @ output, r"It fails on this network: mat1 and mat2 shapes cannot be"),
+}
+
+
+@pytest.mark.parametrize("policy", [False, True])
+@pytest.mark.parametrize("kind", WRONG)
+@pytest.mark.parametrize(("way", "path"), [("full", FullPath), ("torch", GatherPath), ("kernel", KernelPath)])
+def test_a_way_that_is_wrong_is_not_taken(
+    way: str, path: type[Path], kind: str, policy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if way == "kernel" and not kernel.available():
+        pytest.skip(f"no compiled kernel: {kernel.unavailable_reason()}")
+    masked, run = zoo("simple-cnn"), path.run
+    change, why = WRONG[kind]
+
+    def wrong(self: Path, images: Tensor, mask: Tensor | None, penalty: float | None) -> Executed:
+        output, used = run(self, images, mask, penalty)
+        return Executed(change(output), used)
+
+    monkeypatch.setattr(path, "run", wrong)
+    own = policy_for(masked) if policy else None
+    with pytest.raises(InvalidInputError, match=why):
+        SkippingCNN(masked, own, way)
+    fast = SkippingCNN(masked, own)
+    assert way not in fast.available
+    if way == "kernel":
+        assert prefer_kernel(masked, own).execution == "masked"
+        assert type(stepwise_pass(masked, MaskFeatures(masked, layerwise=True))) is MaskedPass
