@@ -140,7 +140,8 @@ class DynamicCNN(nn.Module):
                     f"Images are {images.dtype} from {low:.4g} to {high:.4g}; uint8 in 0..255 or floats in [0, 1] are "
                     "needed, not normalised: the model does that itself."
                 )
-        return self.normalisation(images.to(next(self.masked.parameters()).device))
+        parameter = next(self.masked.parameters())
+        return self.normalisation(images.to(parameter.device)).to(parameter.dtype)
 
     def forward(self, images: Tensor, penalty: float | None = None) -> Tensor:
         """Return logits (batch, classes) of images (batch, channels, height, width), uint8 or in [0, 1]."""

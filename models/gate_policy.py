@@ -89,8 +89,9 @@ class GatePolicy(nn.Module):
         else:
             scaled = self.scaled_penalty(penalty).to(features)
             features = torch.cat([features, scaled.expand(features.shape[0]).unsqueeze(1)], dim=1)
-        logits: Tensor = self.heads[decision](features)
-        return logits
+        head = self.heads[decision]
+        logits: Tensor = head(features.to(next(head.parameters()).dtype))
+        return logits.float()
 
     def scaled_penalty(self, penalty: Tensor | float | None) -> Tensor:
         """Return lambda as the heads read it, -1 to 1 over the ``penalty_range``; None stands for its middle."""

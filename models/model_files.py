@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping
+import operator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 
 from prunegym.models.checkpoints import load_tensors, read_weights, write_tensors
 from prunegym.models.data import Dataset, Normalisation
-from prunegym.models.errors import InvalidInputError, MissingDataError
+from prunegym.models.errors import InvalidInputError, MissingDataError, PruneGymError
 from prunegym.models.features import MaskFeatures
 from prunegym.models.fingerprints import fingerprint_of
 from prunegym.models.fitting import check_images
@@ -128,12 +130,17 @@ def write_model(
         masked: The masked CNN, whose choice of gates is stored with the policy.
         int8: Store the weights of convolutions and linears as int8, one scale an output channel: about a quarter of the
             size. They are floats again when the file is read, so nothing becomes faster.
+
+    Raises:
+        InvalidInputError: If the name is none for a model file, or ``policy`` is given without ``masked``.
     """
     path = Path(path)
     _check_name(path)
     state = quantized_state if int8 else nn.Module.state_dict
     tensors = {f"network.{name}": tensor for name, tensor in state(network).items()}
     description: dict[str, Any] = {"format": QUANTIZED_FORMAT if int8 else FORMAT, "info": dataclasses.asdict(info)}
+    if policy is not None and masked is None:
+        raise InvalidInputError("A gate policy is stored with the masked CNN that it is for. Give masked= too.")
     if policy is not None and masked is not None:
         tensors |= {f"policy.{name}": tensor for name, tensor in state(policy).items()}
         description["gates"] = [gate.name for gate in masked.gates]
@@ -161,23 +168,46 @@ def read_model(path: Path | str, network: nn.Module | None = None) -> StoredMode
     description = _description(path)
     if description["format"] == QUANTIZED_FORMAT:
         tensors = dequantized(tensors, str(path))
-    info = _info(description["info"])
+    with _reading(path, "network"):
+        info = _info(description["info"])
     network = info.build() if network is None else network
     load_tensors(network, _part(tensors, "network."), str(path))
     gates = description.get("gates", "auto")
     masked = MaskedCNN(network, info.example(), gates=gates)
     if "policy" not in description:
         return StoredModel(masked, None, info)
-    features = MaskFeatures(masked, **description["features"])
-    options = dict(description["policy"])
-    policy: GatePolicy | StaticPolicy
-    if options.pop("kind") == "StaticPolicy":
-        policy = StaticPolicy(features)
-    else:
-        bounds = options.pop("penalty_range", None)
-        policy = GatePolicy(features, penalty_range=None if bounds is None else (bounds[0], bounds[1]), **options)
+    with _reading(path, "policy"):
+        policy = _policy(masked, description["features"], dict(description["policy"]))
     load_tensors(policy, _part(tensors, "policy."), str(path))
+    deviations = [value for name, value in policy.features.named_buffers() if name.startswith("std")]
+    if any((value <= 0).any() for value in deviations):
+        raise InvalidInputError(f"{path} is damaged: its policy divides by standard deviations of 0. Write it again.")
     return StoredModel(masked, policy, info)
+
+
+@contextlib.contextmanager
+def _reading(path: Path, what: str) -> Iterator[None]:
+    try:
+        yield
+    except PruneGymError:
+        raise
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise InvalidInputError(
+            f"{path} is damaged: its description of the {what} makes no sense ({type(error).__name__}: {error}). "
+            "Write it again."
+        ) from error
+
+
+def _policy(masked: MaskedCNN, features: dict[str, Any], options: dict[str, Any]) -> GatePolicy | StaticPolicy:
+    kinds = (StaticPolicy.__name__, GatePolicy.__name__)
+    kind = options.pop("kind")
+    if kind not in kinds:
+        raise ValueError(f"{kind!r} is no kind of policy: {kinds}")
+    made = MaskFeatures(masked, **features)
+    if kind == StaticPolicy.__name__:
+        return StaticPolicy(made)
+    bounds = options.pop("penalty_range", None)
+    return GatePolicy(made, penalty_range=None if bounds is None else (bounds[0], bounds[1]), **options)
 
 
 def _check_name(path: Path) -> None:
@@ -196,7 +226,8 @@ def _description(path: Path) -> dict[str, Any]:
             f"{path} has weights but no description of the network. Bare weights are loaded with "
             "prunegym.models.load_weights(network, path)."
         )
-    description: dict[str, Any] = json.loads(text)
+    with _reading(path, "file"):
+        description = dict(json.loads(text))
     if description.get("format") not in (FORMAT, QUANTIZED_FORMAT):
         raise InvalidInputError(
             f"{path} has format {description.get('format')}; this version of PruneGym reads formats {FORMAT} and "
@@ -207,10 +238,14 @@ def _description(path: Path) -> dict[str, Any]:
 
 def _info(raw: dict[str, Any]) -> CNNInfo:
     normalisation = Normalisation(tuple(raw["normalisation"]["mean"]), tuple(raw["normalisation"]["std"]))
-    channels, height, width = raw["image_shape"]
+    channels, height, width = map(operator.index, raw["image_shape"])
+    sizes = {"mean": channels, "std": channels, "classes": raw["num_classes"]}
+    for name, values in {**raw["normalisation"], "classes": raw["classes"]}.items():
+        if len(values) != sizes[name]:
+            raise ValueError(f"{len(values)} numbers or names as {name}, not {sizes[name]}")
     return CNNInfo(
-        raw["architecture"], raw["num_classes"], (channels, height, width), normalisation, tuple(raw["classes"]),
-        raw["dataset"], raw["metadata"],
+        str(raw["architecture"]), raw["num_classes"], (channels, height, width), normalisation, tuple(raw["classes"]),
+        raw["dataset"], dict(raw["metadata"]),
     )  # fmt: skip
 
 

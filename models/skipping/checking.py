@@ -10,7 +10,9 @@ from prunegym.models.skipping.lowering import UnsupportedError
 from prunegym.models.skipping.paths import Path
 
 TOLERANCE = 1e-3
-"""Of the largest output. What rounding makes is a hundred times smaller."""
+"""Of the largest output, in float32. What rounding makes is a hundred times smaller."""
+ROUNDINGS = 8
+"""The same in other types, as a multiple of what a number is rounded by."""
 
 
 def check(path: Path, masked: MaskedCNN, policy: GatePolicy | None = None) -> None:
@@ -39,5 +41,5 @@ def check(path: Path, masked: MaskedCNN, policy: GatePolicy | None = None) -> No
         shapes = f"{tuple(found.output.shape)}, the masked CNN {tuple(expected.shape)}"
         raise UnsupportedError(f"It gives outputs of shape {shapes}.")
     difference = float((found.output - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
-    if difference > TOLERANCE:
+    if difference > max(TOLERANCE, ROUNDINGS * torch.finfo(parameter.dtype).eps):
         raise UnsupportedError(f"Its outputs are not the masked CNN's: off by {difference:.2g} of the largest.")

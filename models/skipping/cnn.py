@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from prunegym.models.errors import InvalidInputError, UnknownNameError
-from prunegym.models.gate_policy import GatePolicy
+from prunegym.models.gate_policy import GatePolicy, check_penalty
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.skipping.checking import check
 from prunegym.models.skipping.choosing import Choice, choose
@@ -69,7 +69,7 @@ class SkippingCNN:
         if execution not in EXECUTIONS:
             raise UnknownNameError("execution", execution, EXECUTIONS)
         self.masked, self.policy, self.execution = masked, policy, execution
-        self._shape = masked.image_shape
+        self._shape, self._dtype = masked.image_shape, next(masked.parameters()).dtype
         self.choices: list[Choice] = []
         self.unavailable: dict[str, str] = {}
         self._on_the_way = decides_gate_by_gate(policy)
@@ -111,9 +111,11 @@ class SkippingCNN:
             The output (batch, ...) and the masks that were used.
 
         Raises:
-            InvalidInputError: If a shape is wrong, or a mask has other values.
+            InvalidInputError: If a shape is wrong, a mask has other values, or the policy is for no such lambda.
         """
         self._check(images, mask)
+        if penalty is not None and self.policy is not None:
+            check_penalty(self.policy.penalty_range, penalty)
         if torch.is_grad_enabled():
             with torch.no_grad():
                 return self._run(images, mask, penalty)
@@ -155,10 +157,13 @@ class SkippingCNN:
         return self.choices[-1].execution
 
     def _check(self, images: Tensor, mask: Tensor | None) -> None:
-        if images.shape[1:] != self._shape or not images.is_floating_point():
+        if not isinstance(images, Tensor) or images.shape[1:] != self._shape or images.dtype != self._dtype:
+            given = (
+                f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else f"a {type(images).__name__}"
+            )
             raise InvalidInputError(
-                f"Images are {images.dtype} {tuple(images.shape)}; normalised floats of shape (batch, "
-                f"{', '.join(map(str, self._shape))}) are needed, the size that the CNN was masked for."
+                f"Images are {given}; a tensor of normalised {self._dtype} of shape (batch, "
+                f"{', '.join(map(str, self._shape))}) is needed, the size that the CNN was masked for."
             )
         if mask is None:
             return

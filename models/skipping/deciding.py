@@ -38,9 +38,9 @@ class FoldedHead:
         if policy.penalty_range is not None:
             bias = bias + weight[:, size] * policy.scaled_penalty(penalty).to(bias)
         weight = weight[:, :size] / std.double()
-        self.low, self.high = mean - CLIP * std, mean + CLIP * std
+        self.low, self.high = (mean - CLIP * std).float(), (mean + CLIP * std).float()
         self.weight, self.bias = weight.float(), (bias - weight @ mean.double()).float()
-        self.last_weight, self.last_bias = last.weight.detach(), last.bias.detach()
+        self.last_weight, self.last_bias = last.weight.detach().float(), last.bias.detach().float()
 
     def __call__(self, reads: Tensor) -> Tensor:
         """Return bits (batch, width) bool from the map that the producer reads (batch, channels, height, width)."""

@@ -20,13 +20,18 @@ class Group(TyperGroup):
     """Commands whose mistakes of input end in one line on standard error, not in a traceback."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run a command; errors of PruneGym exit with 2."""
+        """Run a command; errors of PruneGym, and files that cannot be read or written, exit with 2."""
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
             try:
                 return super().invoke(ctx)
             except PruneGymError as error:
                 typer.echo(f"Error: {error}", err=True)
+                raise typer.Exit(USAGE_ERROR) from error
+            except OSError as error:
+                if error.filename is None:
+                    raise
+                typer.echo(f"Error: {error.filename}: {error.strerror}. Give another place.", err=True)
                 raise typer.Exit(USAGE_ERROR) from error
 
 

@@ -62,6 +62,14 @@ def test_quantize_writes_a_smaller_file_that_every_command_takes(made: Path, tmp
     assert "There is no model file none.safetensors" in fail("quantize", "none.safetensors", "--out", small)
 
 
+def test_places_that_cannot_be_written(made: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for command, name in (("export", "model.onnx"), ("quantize", "small.safetensors")):
+        message = fail(command, made / "agent/model.safetensors", "--out", tmp_path / "file" / name)
+        assert f"{tmp_path / 'file'}" in message
+        assert "Give another place." in message
+
+
 def test_latency_is_measured_trained_for_and_evaluated(made: Path, tmp_path: Path) -> None:
     model, table = made / "prepared/prepared.safetensors", tmp_path / "table.json"
     document = as_json("latency", model, "--out", table, "--rounds", "2", "--masks", "2", "--threads", "1")

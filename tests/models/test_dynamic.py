@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
@@ -121,6 +122,72 @@ def test_a_newer_format_is_refused(model: DynamicCNN, tmp_path: Path) -> None:
         InvalidInputError, match=r"has format 99; this version of PruneGym reads formats 1 and 2\. Update it\."
     ):
         DynamicCNN.load(path)
+
+
+DAMAGES = {
+    "not JSON": "nonsense",
+    "no object": "[1]",
+    "info": None,
+    "features": None,
+    "info.architecture": None,
+    "info.normalisation": "nothing",
+    "info.normalisation.mean": [0.1, 0.2],
+    "info.image_shape": [8, 8],
+    "info.num_classes": 3,
+    "info.classes": ["a"],
+    "features.other": 1,
+    "policy.kind": "Foo",
+    "policy.penalty_range": [1],
+}
+
+
+@pytest.mark.parametrize("place", DAMAGES)
+def test_damaged_descriptions(model: DynamicCNN, place: str, tmp_path: Path) -> None:
+    path, damage = tmp_path / "model.safetensors", DAMAGES[place]
+    model.save(path)
+    with safetensors.safe_open(path, framework="pt") as file:
+        text = file.metadata()["prunegym"]
+    if place in ("not JSON", "no object"):
+        text = damage
+    else:
+        described = json.loads(text)
+        *folders, name = place.split(".")
+        part = functools.reduce(dict.__getitem__, folders, described)
+        if damage is None:
+            del part[name]
+        else:
+            part[name] = damage
+        text = json.dumps(described)
+    safetensors.torch.save_file(safetensors.torch.load_file(path), path, metadata={"prunegym": text})
+    with pytest.raises(InvalidInputError, match=r"model.safetensors is damaged: its description of the"):
+        DynamicCNN.load(path)
+
+
+def test_deviations_of_zero(model: DynamicCNN, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    model.policy.features.get_buffer("std0").zero_()
+    model.save(path)
+    with pytest.raises(InvalidInputError, match=r"damaged: its policy divides by standard deviations of 0"):
+        DynamicCNN.load(path)
+
+
+def test_a_policy_is_stored_with_its_gates(model: DynamicCNN, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match=r"stored with the masked CNN that it is for\. Give masked= too"):
+        write_model(tmp_path / "model.safetensors", model.masked.network, model.info, model.policy)
+
+
+@pytest.mark.parametrize("execution", ["masked", "auto", "full", "torch"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_other_floats(dtype: torch.dtype, execution: str) -> None:
+    images = load_dataset("digits", "test").images[:50]
+    expected = shipped_model("digits").predict(images)
+    model = shipped_model("digits").to(dtype)
+    model.execution = execution
+    found = model.predict(images)
+    same = (found.masks == expected.masks).all(1)
+    assert same.float().mean() > 0.5
+    # An image whose mask was a matter of rounding has other logits.
+    torch.testing.assert_close(found.logits[same], expected.logits[same], atol=0.2, rtol=0.05)
 
 
 @pytest.mark.parametrize(

@@ -311,8 +311,20 @@ def test_errors():
     fast = SkippingCNN(masked)
     assert fast(torch.zeros(0, 3, 32, 32), torch.zeros(0, 48)).output.shape == (0, 10)
     assert torch.equal(fast(torch.zeros(2, 3, 32, 32)).mask, torch.ones(2, 48, dtype=torch.bool))
-    with pytest.raises(InvalidInputError, match=r"normalised floats of shape \(batch, 3, 32, 32\) are needed"):
-        fast(torch.zeros(2, 3, 16, 16))
+    images = torch.zeros(2, 3, 32, 32)
+    for wrong, given in (
+        (images[..., :16], r"torch.float32 \(2, 3, 32, 16\)"), (images.double(), "torch.float64"),
+        (images.numpy(), "a ndarray"), (None, "a NoneType"),
+    ):  # fmt: skip
+        with pytest.raises(
+            InvalidInputError, match=rf"Images are {given}.*normalised torch.float32 of shape \(batch, 3"
+        ):
+            fast(wrong)
+    decided = SkippingCNN(masked, policy_for(masked))
+    with pytest.raises(InvalidInputError, match="trained for one lambda"):
+        decided(images, penalty=0.5)
+    with pytest.raises(InvalidInputError, match=r"0\.95.*0\.1.*0\.9"):
+        SkippingCNN(masked, policy_for(masked, penalty_range=(0.1, 0.9)))(images, penalty=0.95)
     with pytest.raises(InvalidInputError, match=r"\(2, 48\) is needed"):
         fast(torch.zeros(2, 3, 32, 32), torch.zeros(2, 47))
     with pytest.raises(InvalidInputError, match="other than 0 and 1"):
