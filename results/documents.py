@@ -18,9 +18,10 @@ def read(path: Path) -> dict[str, Any]:
     return found
 
 
-def interval(one: dict[str, Any] | None, scale: float, places: int) -> str:
-    """Return a mean with its interval; a negative scale turns a difference around and shows its sign."""
+def interval(one: dict[str, Any] | None, scale: float, places: int, signed: bool = False) -> str:
+    """Return a mean with its interval; a negative scale turns a difference around, and shows its sign too."""
     if one is None:
         return ""
-    mean = f"{one['mean'] * scale:+.{places}f}" if scale < 0 else f"{one['mean'] * scale:.{places}f}"
+    sign = "+" if signed or scale < 0 else ""
+    mean = f"{one['mean'] * scale:{sign}.{places}f}"
     return mean if one["half_width"] is None else f"{mean} +- {one['half_width'] * abs(scale):.{places}f}"

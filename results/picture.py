@@ -65,8 +65,11 @@ def _point(name: str, entry: str) -> Point | None:
 
 def dial_points() -> list[Point]:
     """Return the places of the dial that were compared with models trained for one budget each."""
-    rows = read(FOLDER / DATA / "dial.json").get("rows", {}).values()
-    return sorted(Point(row["dial"]["total_mac_share"], row["dial"]["accuracy"], 0.0) for row in rows)
+    found = [row["dial"] for row in read(FOLDER / DATA / "dial.json").get("rows", {}).values()]
+    return sorted(
+        Point(one["total_mac_share"]["mean"], one["accuracy"]["mean"], one["accuracy"]["half_width"] or 0.0)
+        for one in found
+    )
 
 
 def dense() -> float:

@@ -220,15 +220,17 @@ def dialled() -> str:
     """Return the table of results/dial.py: one policy, turned to the MACs of each of the others."""
     document = read(FOLDER / "cifar10-jpeg" / "dial.json")
     rows = []
-    for one in sorted(document.get("rows", {}).values(), key=lambda row: row["trained"]["total_mac_share"]):
+    for one in sorted(document.get("rows", {}).values(), key=lambda row: row["trained"]["total_mac_share"]["mean"]):
         figures = [
-            f"{one[key][name] * factor:.{digits}f}"
+            interval(one[key][name], scale, places)
             for key in ("trained", "dial")
-            for name, factor, digits in (("total_mac_share", 1, 3), ("accuracy", 100, 2))
+            for name, scale, places in (("total_mac_share", 1, 3), ("accuracy", 100, 2))
         ]
-        difference = f"{100 * one['difference']:+.2f} +- {100 * one['half_width']:.2f}"
-        rows.append(f"| {' | '.join(figures)} | {one['penalty']:.3f} | {difference} |")
-    columns = ("accuracy", "dial: total MACs", "accuracy", "lambda", "difference, points")
+        differences = [interval(one[key], 100, 2, signed=True) for key in ("difference", "difference_over_seeds")]
+        rows.append(f"| {' | '.join([*figures, interval(one['penalty'], 1, 3), *differences])} |")
+    columns = (
+        "accuracy", "dial: total MACs", "accuracy", "lambda", "difference, points: by image", "over seeds",
+    )  # fmt: skip
     return head("trained for one budget: total MACs", columns) + "\n".join(rows) + "\n"
 
 
