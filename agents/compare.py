@@ -146,7 +146,7 @@ def compare(
             ``train`` or ``validation`` is missing.
     """
     rows = [as_entry(entry) for entry in entries]
-    first = _reference(rows, seeds, reference)
+    first = check_entries(rows, seeds, reference)
     train = other_split(dataset, "train", "train=") if train is None else train
     validation = other_split(dataset, "validation", "validation=") if validation is None else validation
     subjects = _subjects(model, seeds, _Data(dataset, train, validation), dense, device)
@@ -169,7 +169,13 @@ def compare(
     return Comparison(f"{dataset.name}/{dataset.split}", first.name, tuple(seeds), table)
 
 
-def _reference(entries: list[Entry], seeds: Sequence[int], reference: str | None) -> Entry:
+def check_entries(entries: Sequence[Entry], seeds: Sequence[int], reference: str | None = None) -> Entry:
+    """Return the entry from which differences are counted.
+
+    Raises:
+        InvalidInputError: If there are no entries or seeds, two entries have one name or one folder for other runs, or
+            ``reference`` names none.
+    """
     if not entries or not seeds:
         raise InvalidInputError(
             f"There are {len(entries)} entries and {len(seeds)} seeds; at least one of each is needed."
@@ -179,6 +185,14 @@ def _reference(entries: list[Entry], seeds: Sequence[int], reference: str | None
     twice = sorted({name for name, file in zip(names, files, strict=True) if files.count(file) > 1})
     if twice:
         raise InvalidInputError(f"Several entries are called {', '.join(map(repr, twice))}. Give each its own name.")
+    trained: dict[str, Entry] = {}
+    for entry in entries:
+        other = entry if entry.run_name is None else trained.setdefault(slug(entry.run_name), entry)
+        if other.key != entry.key:
+            raise InvalidInputError(
+                f"The recipes of {other.name!r} and {entry.name!r} are both called {entry.run_name!r}, which is where "
+                "their runs would be. Rename one of the files."
+            )
     if reference is not None and reference not in names:
         raise InvalidInputError(f"The reference {reference!r} is none of the entries: {', '.join(names)}.")
     return entries[names.index(reference) if reference is not None else 0]

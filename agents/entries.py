@@ -17,12 +17,7 @@ from prunegym.agents.offsets import gates_at_best_offset, gates_at_mac_share
 from prunegym.agents.recipe import Recipe
 from prunegym.agents.recipe_files import as_recipe
 from prunegym.agents.results import fingerprint, slug
-from prunegym.agents.rivals import (
-    greedy_static,
-    learned_static,
-    pruned_and_tuned,
-    taylor_static,
-)
+from prunegym.agents.rivals import greedy_static, learned_static, pruned_and_tuned, taylor_static
 from prunegym.agents.training import train_agent
 from prunegym.models.data import Dataset
 from prunegym.models.dynamic import DynamicCNN
@@ -146,7 +141,8 @@ def start_entry(recipe: Entry | None = None, shift: str | None = None) -> Entry:
 
 def _at_best_offset(start: DynamicCNN, run: Run) -> DynamicCNN:
     """Search once for all splits and seeds: it is a dozen passes over the validation images."""
-    path = run.root / "runs" / f"best-offset-{fingerprint(start.policy)}-{run.penalty}.safetensors"
+    inputs = "-".join(str(fingerprint(thing)) for thing in (start.policy, start.masked, run.validation))
+    path = run.root / "runs" / f"best-offset-{inputs}-{run.penalty}.safetensors"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         gates_at_best_offset(start, run.validation, run.penalty).save(path)

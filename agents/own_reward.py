@@ -48,7 +48,8 @@ class OwnReward:
             mac_share=self.masked.cost.mac_share(mask),
             penalty=torch.full((len(mask),), price, dtype=torch.float64, device=device),
             masked=self.masked,
-            dense=lambda: self._dense.to(device),
+            dataset=self.dataset,
+            dense=lambda: self._dense.to(device, copy=True),
         )
         return float(self.reward(outcome).mean())
 

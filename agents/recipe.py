@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from typing import Any, Literal
 
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from torch import Tensor
 
 from prunegym.agents.budget import Budget
+from prunegym.envs.user_functions import described
 from prunegym.models.errors import InvalidInputError, UnknownNameError
 from prunegym.models.imitation import ImitationConfig
 from prunegym.models.joint import TuneConfig
@@ -115,7 +118,7 @@ class Recipe:
 
     def _check_lambdas(self) -> None:
         """Check before hours of imitation what would be refused after them."""
-        ranged = not isinstance(self.env_kwargs.get("penalty", 0.5), float | int)
+        ranged = isinstance(self.env_kwargs.get("penalty"), tuple | list)
         if ranged and self.budget is not None:
             raise InvalidInputError(
                 f"Recipe {self.name!r}: there is a budget, but penalty is a range: for all lambdas there is no one "
@@ -135,8 +138,10 @@ class Recipe:
     @property
     def middle_penalty(self) -> float:
         """lambda, or the middle of the range from which it is drawn."""
-        penalty = self.env_kwargs.get("penalty", 0.5)
-        return float(penalty) if isinstance(penalty, float | int) else sum(penalty) / 2
+        penalty = self.env_kwargs.get("penalty")
+        if isinstance(penalty, tuple | list):
+            return float(sum(penalty) / 2)
+        return 0.5 if penalty is None else float(penalty)
 
     def passes(self, images: int) -> float:
         """Return how often all stages together look at each of so many training images."""
@@ -144,8 +149,19 @@ class Recipe:
         return (imitated + self.n_episodes) / images + (0.0 if self.refine is None else self.refine.epochs)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all settings as plain JSON."""
-        return dataclasses.asdict(self)
+        """Return all settings as plain JSON; functions by name and source, so that an edited one is another setting."""
+        settings = dataclasses.asdict(self)
+        for name in ("reward", "accuracy"):
+            function = self.env_kwargs.get(name)
+            if callable(function) or (isinstance(function, str) and ":" in function):
+                settings["env_kwargs"][name] = described(function)
+        plain: dict[str, Any] = json.loads(json.dumps(settings, default=_plain))
+        return plain
+
+
+def _plain(value: object) -> Any:
+    """Return other arguments of environments (tables, paths, tensors) for JSON."""
+    return value.tolist() if isinstance(value, Tensor) else str(value)
 
 
 def _is_share(value: object) -> bool:

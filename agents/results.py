@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import Tensor, nn
 
 from prunegym.agents.deciding import Masks, is_masks
@@ -110,7 +111,7 @@ def fingerprint(thing: object) -> str | None:
     """Return a hash of what decides a result; None if that cannot be told, as for a user's own agent.
 
     Args:
-        thing: A torch module, masks, a data set, or a Stable-Baselines3 model.
+        thing: A torch module, masks, a data set, or a Stable-Baselines3 model without VecNormalize.
     """
     if isinstance(thing, nn.Module | Dataset):
         return fingerprint_of(thing)
@@ -118,5 +119,7 @@ def fingerprint(thing: object) -> str | None:
         return hash_of([(thing.name, thing.mask), ("macs", torch.tensor(thing.macs))])
     if is_masks(thing):
         return hash_of([("masks", torch.as_tensor(thing))])
-    policy = getattr(thing, "policy", None)
-    return hash_of(policy.state_dict().items()) if isinstance(policy, nn.Module) else None
+    # What else an agent decides by is not known: its own settings, or the statistics of a normaliser.
+    if isinstance(thing, BaseAlgorithm) and thing.get_vec_normalize_env() is None:
+        return hash_of(thing.policy.state_dict().items())
+    return None

@@ -188,12 +188,12 @@ def _start(run: _Run, policy: GatePolicy | StaticPolicy | None) -> GatePolicy:
 def _prepared(run: _Run) -> GatePolicy:
     """Return fresh gates after the recipe's imitation and refinement."""
     recipe = run.recipe
-    penalty = recipe.env_kwargs.get("penalty", 0.5)
+    penalty = recipe.env_kwargs.get("penalty")
     config = PrepareConfig(
         imitation=recipe.imitation,
         tune=recipe.refine,
         layerwise="Layerwise" in recipe.env,
-        penalty_range=None if isinstance(penalty, float | int) else (penalty[0], penalty[1]),
+        penalty_range=(penalty[0], penalty[1]) if isinstance(penalty, tuple | list) else None,
         seed=run.seed,
         **recipe.gate_policy,
     )

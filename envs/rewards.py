@@ -170,7 +170,7 @@ def resolve_reward(
         221,184 + 294,912 + 10,240 of 1,642,496.
 
         >>> import torch
-        >>> from prunegym.models.zoo import build
+        >>> from prunegym.models import build, load_dataset
         >>> masked = MaskedCNN(build("simple-cnn"), torch.zeros(1, 3, 32, 32))
         >>> mask = torch.cat([torch.ones(1, 8), torch.zeros(1, 8), torch.ones(1, 16), torch.zeros(1, 16)], 1)
         >>> for name in REWARDS:
@@ -178,7 +178,8 @@ def resolve_reward(
         ...     outcome = Outcome(
         ...         logits=torch.eye(10)[:1], labels=torch.tensor([0]), indices=torch.tensor([0]), mask=mask,
         ...         kept=mask.sum(1), mac_share=masked.cost.mac_share(mask),
-        ...         penalty=torch.tensor([reward.default_penalty]), masked=masked, dense=lambda: torch.eye(10)[:1],
+        ...         penalty=torch.tensor([reward.default_penalty]), masked=masked,
+        ...         dataset=load_dataset("digits", "test"), dense=lambda: torch.eye(10)[:1],
         ...     )
         ...     print(name, round(reward(outcome).item(), 6))
         l0 0.75

@@ -93,9 +93,7 @@ class MaskSimulator:
             raise InvalidInputError(
                 f"num_envs is {num_envs} and group {group}; both must be at least 1, and num_envs a multiple of group."
             )
-        self.task = task
-        self.num_envs = num_envs
-        self.group = group
+        self.task, self.num_envs, self.group = task, num_envs, group
         self.decisions = task.decisions
         self.observation_space = task.observation_space
         self.action_space = task.action_space
@@ -216,9 +214,9 @@ class MaskSimulator:
         return reward
 
     def _make_outcome(self) -> Outcome:
-        task, indices, images = self.task, self.indices.to(self.task.device), self._images
+        task, indices, images, logits = self.task, self.indices.to(self.task.device), self._images, self._pass.logits
         return Outcome(
-            logits=self.mask.new_empty(self.num_envs, 0) if self._pass.logits is None else self._pass.logits,
+            logits=self.mask.new_empty(self.num_envs, 0) if logits is None else logits,
             labels=self.labels.to(task.device),
             indices=indices,
             mask=self.mask,
@@ -226,6 +224,7 @@ class MaskSimulator:
             mac_share=self._mac_share,
             penalty=self.penalty,
             masked=task.masked,
+            dataset=task.dataset,
             dense=lambda: task.dense_logits(indices, images),
         )
 

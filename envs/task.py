@@ -258,14 +258,18 @@ def _features(
 
 
 def _check_penalty(penalty: Penalty) -> Penalty:
-    bounds = tuple(penalty) if isinstance(penalty, tuple | list) else (penalty,)
-    fine = all(isinstance(bound, int | float) and math.isfinite(bound) and bound >= 0 for bound in bounds)
-    if not fine or len(bounds) not in (1, 2) or (len(bounds) == 2 and not bounds[0] < bounds[1]):
+    ranged = isinstance(penalty, tuple | list)
+    bounds = list(penalty) if isinstance(penalty, tuple | list) else [penalty]
+    fine = all(
+        isinstance(bound, int | float) and not isinstance(bound, bool) and math.isfinite(bound) and bound >= 0
+        for bound in bounds
+    )
+    if not fine or (ranged and (len(bounds) != 2 or bounds[0] >= bounds[1])):
         raise InvalidInputError(
             f"penalty is {penalty!r}; a finite number of at least 0, or a range (low, high) with low < high, is "
             "needed. It is what a unit of cost takes off the reward."
         )
-    return float(bounds[0]) if len(bounds) == 1 else (float(bounds[0]), float(bounds[1]))
+    return (float(bounds[0]), float(bounds[1])) if ranged else float(bounds[0])
 
 
 def _sample(dataset: Dataset, images: int | None) -> Dataset:

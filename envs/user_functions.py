@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import importlib
+import inspect
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -85,6 +88,35 @@ def name_of(function: object) -> str:
     return str(getattr(function, "__qualname__", None) or type(function).__qualname__)
 
 
+def described(function: object) -> str:
+    """Return what tells a function from others: its name, a hash of its source, and an object's own numbers and texts.
+
+    Args:
+        function: A callable, or ``"module:name"`` of one.
+
+    Example:
+        >>> described("torch.nn.functional:silu").split("#")[0]
+        'torch.nn.functional:silu'
+    """
+    name = function if isinstance(function, str) else f"{getattr(function, '__module__', '')}:{name_of(function)}"
+    with contextlib.suppress(InvalidInputError):
+        function = import_object(function, "function") if isinstance(function, str) else function
+    if isinstance(function, functools.partial):
+        return f"{described(function.func)} {function.args} {function.keywords}"
+    plain = inspect.isroutine(function) or inspect.isclass(function)
+    try:
+        source = inspect.getsource(function if plain else type(function))  # type: ignore[arg-type]
+    except (OSError, TypeError):
+        source = ""
+    own = {} if plain else vars(function) if hasattr(function, "__dict__") else {}
+    settings = {
+        key: described(value) if callable(value) else value
+        for key, value in sorted(own.items())
+        if callable(value) or isinstance(value, str | int | float | bool | None)
+    }
+    return f"{name}#{hashlib.sha256(source.encode()).hexdigest()[:8]}" + (f" {settings}" if settings else "")
+
+
 def call_checked(kind: str, function: Callable[..., Any], outcome: Outcome, *arguments: Any) -> Tensor:
     """Call a function of an outcome, and see to it that it returns one finite number an episode.
 
@@ -101,8 +133,10 @@ def call_checked(kind: str, function: Callable[..., Any], outcome: Outcome, *arg
         RewardError: If the function raises, or returns another shape or values that are not finite or far too large.
     """
     batch = len(outcome.mask)
+    # A user's function that works in place must not change what happens next, nor what is reported.
+    ours = str(getattr(function, "__module__", "")).startswith("prunegym.")
     try:
-        returned = function(outcome, *arguments)
+        returned = function(outcome if ours else outcome.copied(), *arguments)
         values = torch.as_tensor(returned, dtype=torch.float64, device=outcome.mask.device)
     except PruneGymError:
         raise

@@ -76,6 +76,7 @@ class Dataset:
         pad: Pixels of random shift in training.
         flip: Whether training mirrors images at random.
         span: Which part of the split this is (see :meth:`part`); None: all of it.
+        places: (count,) int64, where the images stand in the whole split; None: they are all of it, in order.
     """
 
     name: str
@@ -87,6 +88,7 @@ class Dataset:
     pad: int = 0
     flip: bool = False
     span: str | None = None
+    places: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Check shapes, types and the range of the labels.
@@ -163,10 +165,15 @@ class Dataset:
         return dataclasses.replace(self, pad=0, flip=self.flip and augment == "flip")
 
     def subset(self, indices: Tensor, split: Split | None = None) -> Dataset:
-        """Return the images of ``indices`` (int64) as a data set of their own."""
+        """Return the images of ``indices`` (int64) as a data set; with ``split`` it is the whole one of that name."""
+        places = self.place(indices) if split is None else None
         return dataclasses.replace(
-            self, images=self.images[indices], labels=self.labels[indices], split=split or self.split
+            self, images=self.images[indices], labels=self.labels[indices], split=split or self.split, places=places
         )
+
+    def place(self, indices: Tensor) -> Tensor:
+        """Return where images stand in the whole split, (count,) int64, from their indices here."""
+        return indices if self.places is None else self.places.to(indices.device)[indices]
 
     def sample(self, count: int, seed: int = 0) -> Dataset:
         """Return a random subset, the same one every time: the first images of a folder are all of one class.

@@ -107,7 +107,7 @@ def as_dynamic_cnn(network: nn.Module, dataset: Dataset, info: CNNInfo | None = 
             policy.heads[index].load_state_dict(layer.gate.head.state_dict())
             policy.heads[index].get_submodule("0").get_parameter("weight").mul_(size)
     _check_same(network, masked, dataset)
-    return DynamicCNN(masked, policy, info or CNNInfo.of(_architecture(network, masked), dataset))
+    return DynamicCNN(masked, policy, info or CNNInfo.of(_architecture(network, masked, dataset), dataset))
 
 
 def _common_size(features: MaskFeatures, decision: int) -> Tensor:
@@ -122,8 +122,10 @@ def _common_size(features: MaskFeatures, decision: int) -> Tensor:
     return std
 
 
-def _architecture(network: nn.Module, masked: MaskedCNN) -> str:
-    if isinstance(network, SimpleDynamicCNN) and [gate.width for gate in masked.gates] == [16, 32]:
+def _architecture(network: nn.Module, masked: MaskedCNN, dataset: Dataset) -> str:
+    outputs = masked.graph[masked.graph.output].shape[-1]
+    own = isinstance(network, SimpleDynamicCNN) and outputs == len(dataset.classes)
+    if own and [gate.width for gate in masked.gates] == [16, 32]:
         return "simple-cnn"
     return type(network).__name__
 

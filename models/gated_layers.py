@@ -240,5 +240,13 @@ def gated_layers(network: nn.Module) -> dict[str, DynamicPrunedConv2d]:
 
 
 def l1_norm(network: nn.Module) -> Tensor:
-    """Return ||M(x)||_1, the sum of all gates' probabilities in the last forward pass, averaged over its images."""
-    return torch.stack([layer.probabilities.sum(1).mean() for layer in gated_layers(network).values()]).sum()
+    """Return ||M(x)||_1, the sum of all gates' probabilities in the last forward pass, averaged over its images.
+
+    Raises:
+        InvalidInputError: If nothing in the network is gated, or it has not run yet.
+    """
+    layers = gated_layers(network)
+    idle = [name for name, layer in layers.items() if not hasattr(layer, "probabilities")]
+    if idle:
+        raise InvalidInputError(f"The gate of layer {idle[0]!r} has seen no image yet. Run the network first.")
+    return torch.stack([layer.probabilities.sum(1).mean() for layer in layers.values()]).sum()

@@ -9,6 +9,7 @@ import re
 import numpy as np
 import pytest
 import torch
+import yaml
 from seeded_entries import masks_of, seeded
 
 from prunegym.agents.compare import compare
@@ -132,6 +133,17 @@ def test_bad_tables_are_refused(masked, few, tmp_path):
     message = "The reference 'c' is none of the entries: a, b."
     with pytest.raises(InvalidInputError, match=re.escape(message)):
         compare([seeded("a"), seeded("b")], masked, few, (1,), out=tmp_path, reference="c")
+
+
+def test_recipes_of_one_name_would_share_a_folder(masked, few, tmp_path):
+    for folder, penalty in (("one", 0.2), ("two", 0.4)):
+        (tmp_path / folder).mkdir()
+        text = yaml.safe_dump({"prunegym/ChannelMask-v0": {"env_kwargs": {"penalty": penalty, "reward": "macs"}}})
+        (tmp_path / folder / "mine.yaml").write_text(text)
+    entries = [f"{label}={tmp_path / folder / 'mine.yaml'}" for label, folder in (("a", "one"), ("b", "two"))]
+    with pytest.raises(InvalidInputError, match=r"The recipes of 'a' and 'b' are both called 'mine'"):
+        compare(entries, masked, few, (0,), out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_training_images_are_those_of_the_data_set_by_default(masked, few, tmp_path):

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from seeded_entries import masks_of, seeded
 
 from prunegym.agents.compare import compare
-from prunegym.agents.entries import (
-    Entry,
-    agent_entry,
-)
+from prunegym.agents.entries import Entry, agent_entry
 from prunegym.agents.evaluation import evaluate
 from prunegym.agents.results import Result, fingerprint
-from prunegym.models import (
-    MaskedCNN,
-)
+from prunegym.models import MaskedCNN, load_dataset, shipped_model
 
 
 def test_results_are_found_again_and_made_again_if_anything_changes(masked, digits_cnn, few, tmp_path):
@@ -98,3 +95,37 @@ def test_fingerprints_tell_things_apart(masked, dynamic, few):
     assert None not in marks
     assert fingerprint(ones.clone()) == fingerprint(ones)
     assert fingerprint(lambda observation: observation) is None
+
+
+def test_an_agent_of_ones_own_with_a_network_is_never_reused(masked, few, tmp_path):
+    class Threshold:
+        """Decides by more than its network."""
+
+        def __init__(self, width):
+            self.policy, self.width = torch.nn.Linear(1, 1), width
+
+        def predict(self, observation):
+            bits = np.zeros((len(observation["features"]), 48))
+            bits[:, : self.width] = 1
+            return bits
+
+    torch.manual_seed(0)
+    shares = []
+    for width in (8, 48):
+        torch.manual_seed(0)
+        row = compare([Threshold(width)], masked, few, (1,), out=tmp_path).rows[0]
+        shares.append(row.figures["kept_share"].mean)
+    assert shares == pytest.approx([8 / 48, 1.0])
+
+
+def test_the_best_offset_is_searched_for_each_validation_split(tmp_path):
+    model, test = shipped_model("digits"), load_dataset("digits", "test").sample(100)
+    validation = load_dataset("digits", "validation").sample(60)
+    other = dataclasses.replace(validation, labels=(validation.labels + 1) % 10)
+    found = [
+        compare(
+            ["start-best-offset"], model, test, (0,), out=out, validation=split, penalty=1.5
+        ).rows[0].figures["accuracy"].mean
+        for out, split in ((tmp_path / "a", validation), (tmp_path / "a", other), (tmp_path / "b", other))
+    ]  # fmt: skip
+    assert found[1] == found[2] != found[0]

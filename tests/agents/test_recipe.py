@@ -1,15 +1,23 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import importlib
+import json
+import linecache
+import math
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from prunegym.agents.budget import Budget
 from prunegym.agents.recipe import Recipe, linear_start
 from prunegym.agents.recipe_files import FOLDER, load_recipe
 from prunegym.commands.learning import override
+from prunegym.envs import Outcome, make_task
 from prunegym.models import TuneConfig
 from prunegym.models.errors import InvalidInputError, MissingDataError, UnknownNameError
 
@@ -180,3 +188,43 @@ def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").mkdir()
     with pytest.raises(InvalidInputError, match="is not YAML"):
         load_recipe(tmp_path / "x.yaml")
+
+
+def test_a_lambda_is_one_number_or_a_range_of_two() -> None:
+    for wrong in ([0.4], (0.4,), [0.1, 0.2, 0.3], [0.4, 0.4], True, [True, 2], "0.4"):
+        with pytest.raises(InvalidInputError, match=r"a finite number of at least 0, or a range \(low, high\)"):
+            make_task("digits", reward="macs", penalty=wrong)
+    assert Recipe("mine", env_kwargs={"reward": "macs", "penalty": None}).middle_penalty == 0.5
+
+
+def test_a_reward_that_is_edited_is_another_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def written(text: str) -> dict[str, Any]:
+        monkeypatch.delitem(sys.modules, "edited", raising=False)
+        Path("edited.py").write_text(text)
+        importlib.invalidate_caches()
+        linecache.clearcache()
+        return Recipe("mine", env_kwargs={"reward": "edited:mine"}).as_dict()
+
+    first = written("def mine(outcome):\n    return outcome.kept\n")
+    assert first == written("def mine(outcome):\n    return outcome.kept\n\n\nother = 1\n")
+    assert first != written("def mine(outcome):\n    return 10 * outcome.kept\n")
+    assert first["env_kwargs"]["reward"].startswith("edited:mine#")
+
+
+class Priced:
+    def __init__(self, price: float) -> None:
+        self.price = price
+
+    def __call__(self, outcome: Outcome) -> torch.Tensor:
+        return -self.price * outcome.kept
+
+
+def test_functions_paths_and_tables_are_plain_json() -> None:
+    rewards = [Priced(0.1), Priced(0.1), Priced(0.2), functools.partial(math.fsum), lambda outcome: outcome.kept]
+    first, same, *others = (Recipe("mine", env_kwargs={"reward": reward}).as_dict() for reward in rewards)
+    assert first == same
+    assert all(json.loads(json.dumps(other)) == other != first for other in others)
+    kwargs = {"reward": "latency", "latency_table": Path("table.json"), "features": torch.ones(2)}
+    assert Recipe("mine", env_kwargs=kwargs).as_dict()["env_kwargs"]["latency_table"] == "table.json"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -67,7 +68,8 @@ def test_a_user_s_reward_and_agent_are_found_in_the_current_folder(made: Path, m
     prepared = made / "prepared/prepared.safetensors"
     succeed("train", prepared, *RL, "--reward", "mine:thrifty", "--penalty", "0.3", "--out", mine / "run")
     settings = json.loads((mine / "run/run.json").read_text())["settings"]["recipe"]["env_kwargs"]
-    assert settings == {"reward": "mine:thrifty", "penalty": 0.3, "augment": True}
+    assert re.fullmatch(r"mine:thrifty#[0-9a-f]{8}", settings.pop("reward"))
+    assert settings == {"penalty": 0.3, "augment": True}
     document = as_json("evaluate", made / "cnn/cnn.safetensors", "--agent", "mine:FirstHalf")
     assert document["distinct_masks"] == 1
     assert document["kept_share"] == pytest.approx(32 / 48)
@@ -145,3 +147,8 @@ def test_compare_measures_the_dense_accuracy_of_a_part(made: Path, tmp_path: Pat
     found = as_json("compare", "keep-all", "--model", cnn, "--images", 40, "--seeds", 1, "--quiet", "--out", tmp_path)
     figures = found["rows"][0]["figures"]
     assert figures["dense_accuracy"]["mean"] == figures["accuracy"]["mean"]
+
+
+def test_a_mistake_in_a_comparison_leaves_no_folder(mine: Path) -> None:
+    assert "Several entries are called 'digits'" in fail("compare", "digits", "digits", "--out", mine / "table")
+    assert not (mine / "table").exists()

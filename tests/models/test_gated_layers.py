@@ -116,6 +116,17 @@ def test_l1_is_the_sum_of_probabilities() -> None:
     torch.testing.assert_close(l1_norm(network), expected)
 
 
+def test_l1_of_gates_that_have_seen_nothing() -> None:
+    with pytest.raises(InvalidInputError, match=r"has seen no image yet\. Run the network first"):
+        l1_norm(SimpleDynamicCNN())
+
+
+def test_other_outputs_than_classes_are_no_network_of_the_zoo(digits: Dataset) -> None:
+    made = as_dynamic_cnn(SimpleDynamicCNN(in_channels=1, image_size=8, num_classes=12), digits)
+    assert made.info.architecture == "SimpleDynamicCNN"
+    assert as_dynamic_cnn(SimpleDynamicCNN(in_channels=1, image_size=8), digits).info.architecture == "simple-cnn"
+
+
 def test_joint_training_prunes_and_exports_to_the_same_model(digits: Dataset, tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = SimpleDynamicCNN(in_channels=1, image_size=8, estimator="gumbel")

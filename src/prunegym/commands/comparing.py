@@ -76,8 +76,9 @@ def compare(
     With --resume the folder may get other entries, seeds or another split (comparison-SPLIT.json): trained agents and
     evaluations that are there are used again.
     """
+    from prunegym.agents.compare import check_entries
     from prunegym.agents.compare import compare as compare_agents
-    from prunegym.agents.entries import SEED_MARK, file_of
+    from prunegym.agents.entries import SEED_MARK, as_entry, file_of
 
     settle(data_root, threads)
     each = {seed: open_trained(file_of(model, seed)) for seed in range(seeds if SEED_MARK in model else 1)}
@@ -86,7 +87,8 @@ def compare(
         note("The model has no gates of its own: agents decide from the standard features.", quiet)
     names = [*entries, *(agent or [])]
     changes = {"episodes": episodes, "n_envs": n_envs, "eval_images": eval_images, "target_macs": target_macs}
-    things = [_entry(name, changes) for name in names]
+    things = [as_entry(_entry(name, changes)) for name in names]
+    check_entries(things, range(seeds))
     data = open_split(stored.info, dataset, split, images)
     train = open_split(stored.info, dataset, "train", span=train_images)
     begin_run(out, {"model": model, "dataset": data.name, "train_images": train.span, **changes}, resume)
