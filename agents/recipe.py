@@ -150,17 +150,19 @@ class Recipe:
 
     def as_dict(self) -> dict[str, Any]:
         """Return all settings as plain JSON; functions by name and source, so that an edited one is another setting."""
-        settings = dataclasses.asdict(self)
+        settings = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         for name in ("reward", "accuracy"):
             function = self.env_kwargs.get(name)
             if callable(function) or (isinstance(function, str) and ":" in function):
-                settings["env_kwargs"][name] = described(function)
+                settings["env_kwargs"] = settings["env_kwargs"] | {name: described(function)}
         plain: dict[str, Any] = json.loads(json.dumps(settings, default=_plain))
         return plain
 
 
 def _plain(value: object) -> Any:
-    """Return other arguments of environments (tables, paths, tensors) for JSON."""
+    """Return stages, and other arguments of environments (tables, paths, tensors), for JSON."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
     return value.tolist() if isinstance(value, Tensor) else str(value)
 
 

@@ -160,6 +160,15 @@ def _met(ratio: float) -> str:
     return "met" if ratio <= NEVER_ABOVE else "MISSED"
 
 
+def _rounded(value: Any) -> Any:
+    """Return a JSON document with six digits of each number: more are noise."""
+    if isinstance(value, dict):
+        return {name: _rounded(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_rounded(one) for one in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
 def main() -> None:
     """Parse the command line and run the cases."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -169,6 +178,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="also torch.compile with freezing")
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu: one thread, on a busy machine")
     parser.add_argument("--json", type=Path, help="write the results there too")
+    parser.add_argument("--brief", action="store_true", help="leave the times of layers and gates out of the file")
     args = parser.parse_args()
     if not kernel.available():
         print(f"No compiled kernel: {kernel.unavailable_reason()}")
@@ -179,7 +189,9 @@ def main() -> None:
                 found, error = run_case(CASES[name], threads, args.rounds, args.compile, args.clock)
                 results.append(report(name, CASES[name], threads, found, error))
     if args.json:
-        args.json.write_text(json.dumps({"machine": machine(), "results": results}, indent=1))
+        long = ("layers", "gates") if args.brief else ()
+        shown = [{name: value for name, value in one.items() if name not in long} for one in results]
+        args.json.write_text(json.dumps(_rounded({"machine": machine(), "results": shown}), separators=(",", ":")))
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def timed() -> str:
     return head("one image at a time", columns) + "\n".join(rows) + "\n"
 
 
-def skipped() -> str:
+def skipped(name: str) -> str:
     """Return the table of benchmarks/skipping_kernel.py: ratios to torch's fastest dense form, bars in brackets."""
     columns = (
         "threads",
@@ -57,7 +57,7 @@ def skipped() -> str:
         "ONNX Runtime, dense",
     )
     rows = []
-    for one in read(FOLDER / "speed" / "skipping.json")["results"]:
+    for one in read(FOLDER / "speed" / f"{name}.json")["results"]:
         ratios = {name: value / one["fastest_torch_dense"] for name, value in _times(one).items()}
         ratio = {name: f"{value:.2f}" for name, value in ratios.items()}
         figures = [
