@@ -95,8 +95,7 @@ class MaskSimulator:
             )
         self.task, self.num_envs, self.group = task, num_envs, group
         self.decisions = task.decisions
-        self.observation_space = task.observation_space
-        self.action_space = task.action_space
+        self.observation_space, self.action_space = task.observation_space, task.action_space
         self._pass = stepwise_pass(task.masked, task.features, task.execution)
         self._looked: Tensor | None = None
         self._decided = len(self.decisions)  # no episode is under way
@@ -141,8 +140,7 @@ class MaskSimulator:
         self.mask = torch.zeros(self.num_envs, self.task.masked.mask_size, device=device)
         self._mac_share = self.task.masked.cost.mac_share(self.mask)
         self._paid = torch.zeros(self.num_envs, dtype=torch.float64, device=device)
-        self._decided = 0
-        self._looked = self._pass.begin(self._images)
+        self._decided, self._looked = 0, self._pass.begin(self._images)
         return self._observe()
 
     @torch.inference_mode()
@@ -259,22 +257,25 @@ class MaskSimulator:
     def _draw_penalty(self, number: int, given: float | Tensor | None) -> Tensor:
         wanted = self.task.penalty
         if given is not None:
-            values = torch.as_tensor(given, dtype=torch.float64).cpu().expand(number)
             low, high = wanted if isinstance(wanted, tuple) else (0.0, float("inf"))
+            try:
+                values = torch.as_tensor(given, dtype=torch.float64).cpu().expand(number)
+            except (RuntimeError, TypeError, ValueError):
+                values = torch.tensor(float("nan"))
             if not ((values >= low) & (values <= high) & values.isfinite()).all():
-                raise InvalidInputError(f"penalty is {given}; {low} to {high} is allowed in this task.")
+                raise InvalidInputError(f"penalty is {given!r}; a number from {low} to {high} is allowed here.")
             return values
         if isinstance(wanted, tuple):
             return torch.from_numpy(self._rng.uniform(*wanted, size=number))
         return torch.full((number,), wanted, dtype=torch.float64)
 
     def _check_indices(self, indices: Indices) -> Tensor:
-        chosen = torch.as_tensor(np.asarray(indices))
-        count = len(self.task.dataset)
-        if chosen.ndim != 1 or len(chosen) == 0 or chosen.is_floating_point() or chosen.dtype == torch.bool:
+        given, count = np.asarray(indices), len(self.task.dataset)
+        if given.ndim != 1 or len(given) == 0 or given.dtype.kind not in "iu":
             raise InvalidInputError(f"indices are {indices!r}; a list of integers from 0 to {count - 1} is needed.")
+        chosen = torch.as_tensor(given)
         if int(chosen.min()) < 0 or int(chosen.max()) >= count:
-            wrong = int(chosen[(chosen < 0) | (chosen >= count)][0])
+            wrong = chosen[(chosen < 0) | (chosen >= count)][0]
             raise InvalidInputError(
                 f"Image {wrong} is out of range: split {self.task.dataset.split!r} of {self.task.dataset.name!r} has "
                 f"images 0 to {count - 1}."

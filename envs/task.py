@@ -275,9 +275,9 @@ def _check_penalty(penalty: Penalty) -> Penalty:
 def _sample(dataset: Dataset, images: int | None) -> Dataset:
     if images is None:
         return dataset
-    if not 1 <= images <= len(dataset):
+    if not isinstance(images, int) or not 1 <= images <= len(dataset):
         raise InvalidInputError(
-            f"images is {images}; data set {dataset.name!r}, split {dataset.split!r}, has {len(dataset)} images, so 1 "
-            f"to {len(dataset)} is allowed."
+            f"images is {images!r}; data set {dataset.name!r}, split {dataset.split!r}, has {len(dataset)} images, so "
+            f"1 to {len(dataset)} is allowed."
         )
     return dataset.sample(images)

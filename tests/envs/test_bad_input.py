@@ -179,7 +179,7 @@ def test_options_of_reset(cnn):
         env.reset(options={"indx": 3})
     with pytest.raises(InvalidInputError, match="a list of integers from 0 to 1076 is needed"):
         env.reset(options={"index": 0.5})
-    with pytest.raises(InvalidInputError, match=r"penalty is 0.3; 0.1 to 0.2 is allowed in this task"):
+    with pytest.raises(InvalidInputError, match=r"penalty is 0.3; a number from 0.1 to 0.2 is allowed here"):
         env.reset(options={"penalty": 0.3})
     envs = gym.make_vec(ONE_STEP, 3, model=cnn, dataset="digits")
     with pytest.raises(InvalidInputError, match=r"options\['index'\] is 1; a list of 3 indices is needed"):
@@ -204,3 +204,11 @@ def test_a_render_mode_that_is_none(cnn):
             form(model=cnn, dataset="digits", render_mode="ansi")
     with pytest.raises(UnknownNameError, match="Unknown render mode 'ansi'"):
         MaskVecEnv(ONE_STEP, 2, model=cnn, dataset="digits", render_mode="ansi")
+
+
+@pytest.mark.parametrize("options", [{"index": "a"}, {"index": 2.5}, {"penalty": "x"}, {"penalty": [1, 2]}])
+def test_options_of_reset_of_another_kind(options: dict[str, object]) -> None:
+    with pytest.raises(InvalidInputError, match=r"a list of integers from 0|a number from 0\.0 to inf"):
+        gym.make("prunegym/ChannelMask-v0").reset(options=options)
+    with pytest.raises(InvalidInputError, match=r"images is 2\.5; data set 'digits'"):
+        make_task("digits", images=2.5)
