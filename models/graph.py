@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -74,6 +75,14 @@ class Graph:
     def __getitem__(self, name: str) -> Step:
         """Return the step of that name."""
         return self.steps[self.index[name]]
+
+
+def overwrites(step: Step, network: nn.Module) -> bool:
+    """Whether a step writes its output over its input, which later steps may read."""
+    if step.op == "module":
+        return bool(getattr(network.get_submodule(step.target), "inplace", False))
+    name = step.target if isinstance(step.target, str) else step.target.__name__
+    return name.endswith("_") or step.target is operator.iadd or bool(step.kwargs.get("inplace", False))
 
 
 def trace(network: nn.Module, example_input: Tensor) -> Graph:

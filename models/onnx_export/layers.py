@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,14 +15,6 @@ def numpy_of(tensor: Tensor) -> Array:
     """Return a float tensor as a float32 array on the CPU."""
     array: Array = tensor.detach().cpu().float().numpy()
     return array
-
-
-def overwrites(step: Step, network: nn.Module) -> bool:
-    """Whether a step writes its output over its input, which later steps may read."""
-    if step.op == "module":
-        return bool(getattr(network.get_submodule(step.target), "inplace", False))
-    name = step.target if isinstance(step.target, str) else step.target.__name__
-    return name.endswith("_") or step.target is operator.iadd or bool(step.kwargs.get("inplace", False))
 
 
 def geometry(step: Step, conv: nn.Conv2d) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunegym.models.errors import PruneGymError
-from prunegym.models.graph import Step, Value, runner
+from prunegym.models.graph import Step, Value, overwrites, runner
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.operators import Kind
 from prunegym.models.skipping.fusing import fuse
@@ -37,7 +37,6 @@ class UnsupportedError(PruneGymError):
 _ADD = (operator.add, operator.iadd, torch.add, "add", "add_")
 _RELU = (F.relu, F.relu_, torch.relu, "relu", "relu_")
 _MEAN = (torch.mean, "mean")
-_IN_PLACE = (operator.iadd, F.relu_, "add_", "relu_")
 _BY_CHANNEL = {Kind.ACTIVATION, Kind.POOL, Kind.CHANNELWISE, Kind.MULTIPLY}
 _BY_IMAGE = {*_BY_CHANNEL, Kind.DEPTHWISE, Kind.CONCAT}
 
@@ -96,7 +95,7 @@ class _Lowering:
         if self._is_nothing(step):
             self._alias[step.name] = self.resolve(step.inputs[0])
             return
-        if _in_place(step, self._module(step)) and self._others_read(step):
+        if step.inputs and overwrites(step, self.masked.network) and self._others_read(step):
             raise UnsupportedError(f"{_described(step)} overwrites a value that another step reads.")
         layer = self._translate(step)
         self.layers.append(layer)
@@ -216,10 +215,6 @@ def _described(step: Step) -> str:
     if step.op == "module":
         return f"Layer {step.target!r}"
     return f"Step {step.name!r} ({getattr(step.target, '__name__', step.target)})"
-
-
-def _in_place(step: Step, module: nn.Module | None) -> bool:
-    return _function(step) in _IN_PLACE or bool(getattr(module, "inplace", step.kwargs.get("inplace", False)))
 
 
 def _norm(module: nn.BatchNorm2d, head: tuple[str, str, tuple[str, ...]]) -> Norm:
