@@ -12,7 +12,7 @@ from prunegym.models.errors import InvalidInputError, UnknownNameError
 from prunegym.models.features import MaskFeatures
 from prunegym.models.kernel import Pass, Plan
 from prunegym.models.masked import ForwardPass, MaskedCNN
-from prunegym.models.skipping import KernelPath, UnsupportedError, lower, translate
+from prunegym.models.skipping import Executed, UnsupportedError, lower, translate
 from prunegym.models.skipping.checking import check
 
 STEPWISE = ("auto", "kernel", "masked")
@@ -137,7 +137,8 @@ class KernelPass:
         self._pass: Pass | None = None
         self._decision = 0
         self._translate()
-        check(KernelPath(lower(masked)), masked)
+        check(self, masked)
+        self._pass, self._images, self.logits, self._decision = None, None, None, 0  # nothing is under way
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for copies and pickles, without the kernel's memory: a copy runs what is under way anew."""
@@ -174,6 +175,14 @@ class KernelPass:
             return result
         self.logits = result.view(len(result), *self._output)
         return None
+
+    def run(self, images: Tensor, mask: Tensor | None, penalty: float | None) -> Executed:  # noqa: ARG002
+        """Pass images whose masks are known from the beginning to the end, as a :class:`~.skipping.paths.Path` does."""
+        assert mask is not None
+        self.begin(images)
+        while self.logits is None:
+            self.advance(mask)
+        return Executed(self.logits, mask)
 
     def _under_way(self, mask: Tensor) -> Pass:
         """Return the kernel's pass; in a copy it first comes to where the original was."""

@@ -178,18 +178,19 @@ def _made(name: str, program: Program, masked: MaskedCNN, policy: GatePolicy | N
     Raises:
         UnsupportedError: If it cannot run the network, or does not give the masked CNN's results.
     """
-    full: Path = FullPath(program, policy, channels_last=name == "full-channels-last")
     makers: dict[str, Callable[[], Path]] = {
         "kernel": lambda: KernelPath(program, policy),
         "torch": lambda: GatherPath(program, policy),
+        "full": lambda: FullPath(program, policy),
+        "full-channels-last": lambda: FullPath(program, policy, channels_last=True),
         "full-traced": lambda: TracedPath(program, policy),
         "full-compiled": lambda: CompiledPath(program, policy),
     }
-    made = makers.get(name, lambda: full)()
-    tried = full  # the graphs, made anew for each size of batch, are of it
-    if name == "kernel":
-        tried = made
-    elif name == "torch":  # all gates are tried, and nothing is measured on images of noise
-        tried = GatherPath(program, policy, compact=set(range(len(program.widths))))
-    check(tried, masked, policy)
+    made = makers[name]()
+    # Graphs are of `full`, made anew for each size of batch; `torch` would measure on images of noise.
+    instead: dict[str, Callable[[], Path]] = {
+        "torch": lambda: GatherPath(program, policy, compact=set(range(len(program.widths)))),
+        **dict.fromkeys(("full-traced", "full-compiled"), makers["full"]),
+    }
+    check(instead[name]() if name in instead else made, masked, policy)
     return made

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from prunegym.models import MaskedCNN, MaskFeatures, kernel
 from prunegym.models.errors import InvalidInputError
+from prunegym.models.kernel import Pass
 from prunegym.models.skipping import SkippingCNN, prefer_kernel
 from prunegym.models.skipping.full_path import FullPath
 from prunegym.models.skipping.gather_path import GatherPath
@@ -96,4 +97,20 @@ def test_a_way_that_is_wrong_is_not_taken(
     assert way not in fast.available
     if way == "kernel":
         assert prefer_kernel(masked, own).execution == "masked"
-        assert type(stepwise_pass(masked, MaskFeatures(masked, layerwise=True))) is MaskedPass
+
+
+@needs_kernel
+@pytest.mark.parametrize("kind", ["numbers", "failure"])  # the pass itself sees to the shape
+def test_a_pass_that_is_wrong_is_not_taken(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    masked, advance = zoo("simple-cnn"), Pass.advance
+    features, change = MaskFeatures(masked, layerwise=True), WRONG[kind][0]
+    assert type(stepwise_pass(masked, features)) is KernelPass
+
+    def wrong(self: Pass, mask: Tensor, threads: int | None = None) -> Tensor:
+        result = advance(self, mask, threads)
+        return change(result) if result.shape[1] == 10 else result
+
+    monkeypatch.setattr(Pass, "advance", wrong)
+    assert type(stepwise_pass(masked, features)) is MaskedPass
+    with pytest.raises(InvalidInputError, match=r"Execution 'kernel' cannot run this here"):
+        stepwise_pass(masked, features, "kernel")
