@@ -226,6 +226,9 @@ def _datasets(dataset: str | Dataset | Mapping[Split, Dataset], split: str) -> t
     if isinstance(dataset, Mapping):
         if split not in dataset:
             raise UnknownNameError("split of the given data sets", split, dataset)
+        other = [f"{name!r} is a {type(one).__name__}" for name, one in dataset.items() if not isinstance(one, Dataset)]
+        if other:
+            raise InvalidInputError(f"Of the given data sets {other[0]}; a Dataset for each split is needed.")
         return dataset.get("train"), dataset[split]
     return load_dataset(dataset, "train"), load_dataset(dataset, split)
 
@@ -247,6 +250,8 @@ def _features(
                 "Pass the dict of all splits (with split=), or features= those of the task that the agent trained on."
             )
         return MaskFeatures(masked, layerwise).to(device).calibrate(masked, training)
+    if not isinstance(given, MaskFeatures):
+        raise InvalidInputError(f"features is a {type(given).__name__}; MaskFeatures of the model are needed, or None.")
     if given.decisions != decisions_of(masked, layerwise):
         raise InvalidInputError(
             f"The features are for {len(given.decisions)} decisions of widths "

@@ -38,6 +38,8 @@ RANGE = r"a finite number of at least 0, or a range \(low, high\) with low < hig
         ({"penalty": "much"}, InvalidInputError, RANGE),
         ({"images": 0}, InvalidInputError, "images is 0; data set 'digits', split 'train', has 1077 images"),
         ({"images": 1078}, InvalidInputError, "images is 1078; .* so 1 to 1077 is allowed"),
+        ({"features": 3}, InvalidInputError, "features is a int; MaskFeatures of the model are needed"),
+        ({"dataset": {"train": 1}}, InvalidInputError, "'train' is a int; a Dataset for each split is needed"),
     ],
 )
 def test_arguments_of_make(arguments, error, message, cnn):
