@@ -42,6 +42,10 @@ class Snapshot:
     distinct_masks: int
     conditional_share: float
     """Share of channels that are kept for some images (1 to 99 %) and not for others."""
+    always_on_share: float
+    """Share of channels that are kept for more images than that."""
+    always_off_share: float
+    """Share of channels that are kept for fewer."""
     shuffled_accuracy: float
     """Accuracy less what dealing the masks to other images costs, measured on 1,000 images."""
 
@@ -82,6 +86,8 @@ def snapshot(
         reward=accuracy - penalty * share if own_reward is None else own_reward(masks, logits, penalty),
         distinct_masks=count_distinct(masks),
         conditional_share=float(((kept > 0.01) & (kept < 0.99)).float().mean()),
+        always_on_share=float((kept >= 0.99).float().mean()),
+        always_off_share=float((kept <= 0.01).float().mean()),
         shuffled_accuracy=accuracy - lost / len(some),
     )
 
@@ -252,7 +258,7 @@ class TrainingMonitor(BaseCallback):
             warnings.warn(
                 f"The policy has become static: {result.distinct_masks} distinct masks, accuracy {result.accuracy:.3f} "
                 f"and {result.shuffled_accuracy:.3f} with others' masks. Start from imitation, lower the learning "
-                "rate or raise the penalty's accuracy term.",
+                "rate or the penalty.",
                 CollapseWarning,
                 stacklevel=2,
             )

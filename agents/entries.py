@@ -99,7 +99,7 @@ def recipe_entry(recipe: Recipe | str | Path) -> Entry:
         folder = run.folder(settings.name)
         return train_agent(
             copy.deepcopy(run.masked), run.info, run.train, run.validation, settings, folder,
-            policy=copy.deepcopy(run.policy), seed=run.seed, resume=(folder / "run.json").exists(), device=run.device,
+            policy=run.policy, seed=run.seed, resume=(folder / "run.json").exists(), device=run.device,
         )  # fmt: skip
 
     return Entry(

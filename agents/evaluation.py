@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import TypeAlias
 
@@ -145,6 +146,10 @@ def evaluate(
         raise InvalidInputError(
             f"The data set is {dataset!r}; a split is needed, as load_dataset('digits', 'test') returns it."
         )
+    for name, value, least in (("penalty", penalty, 0.0), ("batch_size", batch_size, 1)):
+        if not isinstance(value, int | type(least)) or isinstance(value, bool) or not least <= value < math.inf:
+            kind = "number" if name == "penalty" else "whole number"
+            raise InvalidInputError(f"{name} is {value!r}; a finite {kind} of at least {least:g} is needed.")
     owner = agent if isinstance(agent, DynamicCNN) else model
     masked, info = _network(owner, dataset)
     if latency is not None:

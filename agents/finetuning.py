@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from prunegym.agents.callbacks import BATCH, snapshot
 from prunegym.agents.deciding import decide_on_the_way
-from prunegym.agents.own_reward import own_reward
+from prunegym.agents.own_reward import own_reward, try_own_reward
 from prunegym.agents.recipe import Recipe
 from prunegym.agents.recipe_files import as_recipe
 from prunegym.agents.training import train_agent, try_task
@@ -74,7 +74,8 @@ def finetune(
     Raises:
         InvalidInputError: If the policy is static, images, classes or ``dense`` do not fit the model, or the folder has
             another run.
-        PruneGymError: Whatever :func:`~prunegym.agents.training.try_task` finds.
+        PruneGymError: Whatever :func:`~prunegym.agents.training.try_task` and
+            :func:`~prunegym.agents.own_reward.try_own_reward` find.
     """
     if isinstance(model.policy, StaticPolicy):
         raise InvalidInputError("The model's policy is static: it looks at nothing, so there is nothing to train.")
@@ -83,6 +84,7 @@ def finetune(
     if dense is not None:
         check_dense(dense, model.masked, train)
     try_task(recipe, model.masked, train, model.policy)
+    try_own_reward(recipe, model.masked, validation)
     settings = {"recipe": recipe.as_dict(), "tune": dataclasses.asdict(tuning), "rounds": rounds, "seed": seed}
     inputs = {
         "dense": dense,

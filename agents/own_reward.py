@@ -79,3 +79,18 @@ def own_reward(recipe: Recipe, masked: MaskedCNN, dataset: Dataset) -> OwnReward
     if penalty is None:
         penalty = resolved.default_penalty
     return OwnReward(resolved, masked, dataset, float(penalty) if isinstance(penalty, float | int) else None)
+
+
+@torch.inference_mode()
+def try_own_reward(recipe: Recipe, masked: MaskedCNN, dataset: Dataset) -> None:
+    """Measure a recipe's own reward on a few images, so that a mistake shows now, not when imitation is over.
+
+    Raises:
+        RewardError: If a reward of the user's own fails on this split, or returns what is no reward.
+    """
+    few = dataset.sample(4)
+    measure = own_reward(recipe, masked, few)
+    if measure is None:
+        return
+    images = few.batch(torch.arange(len(few)), device=next(masked.parameters()).device)
+    measure(torch.ones(len(few), masked.mask_size, dtype=torch.bool), masked(images), recipe.middle_penalty)

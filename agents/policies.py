@@ -55,9 +55,10 @@ class MaskPolicy(ActorCriticPolicy):
         channel_group: int = 1,
         **kwargs: Any,
     ) -> None:
-        if gate_policy is None:
+        if not isinstance(gate_policy, GatePolicy):
             raise InvalidInputError(
-                "MaskPolicy needs an actor to start from: policy_kwargs={'gate_policy': prunegym.new_gate_policy(env)}."
+                f"gate_policy is a {type(gate_policy).__name__}, but MaskPolicy needs a GatePolicy to start from: "
+                "policy_kwargs={'gate_policy': prunegym.new_gate_policy(env)}, or a model's: model.policy."
             )
         _check_spaces(observation_space, action_space, gate_policy)
         # Kept in a dict, since a module's attributes may not be modules before its constructor has run.
@@ -160,13 +161,21 @@ def new_gate_policy(env: VecEnv | gym.Env[Any, Any], hidden: int = 64, bias: flo
         bias: Initial bias of the logits: +2 keeps a channel with probability 0.88.
         seed: Of the initial weights; the global random state is left as it was.
 
+    Raises:
+        InvalidInputError: If the environment is none of PruneGym's.
+
     Example:
         >>> from prunegym import MaskVecEnv
         >>> env = MaskVecEnv("prunegym/ChannelMask-v0", num_envs=4)
         >>> [head[-1].out_features for head in new_gate_policy(env).heads] == [env.action_space.n]
         True
     """
-    task: Task = env.get_attr("task")[0] if isinstance(env, VecEnv) else env.unwrapped.task  # type: ignore[attr-defined]
+    try:
+        task = env.get_attr("task")[0] if isinstance(env, VecEnv) else env.unwrapped.task  # type: ignore[attr-defined]
+    except AttributeError:
+        task = None
+    if not isinstance(task, Task):
+        raise InvalidInputError(f"{env} is no environment of PruneGym, so there are no gates to make a policy for.")
     bounds = task.penalty if isinstance(task.penalty, tuple) else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

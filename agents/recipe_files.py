@@ -55,6 +55,10 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
         >>> load_recipe("digits").algo
         'ppo'
     """
+    if not isinstance(name_or_path, str | Path):
+        raise InvalidInputError(
+            f"The recipe is a {type(name_or_path).__name__}; a name or a YAML file is needed, or a Recipe."
+        )
     path = Path(name_or_path)
     if path.suffix not in (".yaml", ".yml"):
         path = FOLDER / f"{name_or_path}.yaml"

@@ -18,7 +18,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from prunegym.agents.budget import DualAscent, end_at_budget
 from prunegym.agents.callbacks import TrainingMonitor
 from prunegym.agents.offsets import gates_at_best_offset
-from prunegym.agents.own_reward import own_reward
+from prunegym.agents.own_reward import own_reward, try_own_reward
 from prunegym.agents.policies import MaskPolicy
 from prunegym.agents.recipe import CLASSES, Recipe, linear_start
 from prunegym.agents.recipe_files import as_recipe
@@ -33,6 +33,7 @@ from prunegym.models.data import Dataset
 from prunegym.models.dynamic import DynamicCNN
 from prunegym.models.errors import InvalidInputError, UnknownNameError
 from prunegym.models.features import MaskFeatures
+from prunegym.models.fitting import check_masked
 from prunegym.models.gate_policy import GatePolicy, StaticPolicy
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.model_files import CNNInfo
@@ -83,7 +84,7 @@ def train_agent(
         recipe: Stages and settings; or the name of a recipe that comes with PruneGym, or a YAML file.
         out: Folder of the run: ``run.json`` says how it was made, ``model.safetensors`` is the result,
             ``start.safetensors`` the gates before reinforcement learning; checkpoints and TensorBoard logs beside.
-        policy: Gates to start from (a prepared model's); imitation and refinement are then skipped.
+        policy: Gates to start from (a prepared model's), which stay as they are; imitation and refinement are skipped.
         seed: Of everything that is drawn.
         resume: Go on from the run's last checkpoint, to the recipe's number of episodes.
         device: Torch device.
@@ -97,7 +98,7 @@ def train_agent(
     Raises:
         InvalidInputError: If images or classes are not the CNN's, or the folder has another run, one with another CNN,
             or a run that was not asked to be resumed.
-        PruneGymError: Whatever :func:`try_task` finds.
+        PruneGymError: Whatever :func:`try_task` and :func:`~prunegym.agents.own_reward.try_own_reward` find.
     """
     recipe, out = as_recipe(recipe), Path(out)
     train, validation = info.adapt(train), info.adapt(validation)
@@ -106,7 +107,11 @@ def train_agent(
             f"Recipe {recipe.name!r} asks for early_logits, but the model has gates already, which see none and are "
             "kept. Give a CNN without gates, or leave early_logits out."
         )
+    check_masked(masked, train)
+    check_masked(masked, validation)
     try_task(recipe, masked, train, policy)
+    try_own_reward(recipe, masked, validation)
+    policy = copy.deepcopy(policy)
     settings = {"seed": seed, "dataset": train.name, "train_images": train.span, "cnn": info.architecture}
     inputs = {"CNN": masked, "gates": policy, "training images": train, "validation images": validation}
     begin_run(out, {"recipe": recipe.as_dict(), **settings}, resume, inputs)

@@ -8,6 +8,8 @@ Masks are random, each gate's kept share drawn from 0.3 to 0.7: every image its 
 "policy" an untrained gate policy (averages, hidden layer of 16) decides on the way; its time is in the figures.
 
     python benchmarks/skipping_kernel.py --cases resnet20 vgg16 --threads 1 2 --json skipping.json
+
+A file that is there keeps its rows of other cases, if they are of the same machine: a table can be made case by case.
 """
 
 from __future__ import annotations
@@ -169,6 +171,24 @@ def _rounded(value: Any) -> Any:
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
+def write(file: Path, results: list[dict[str, Any]], brief: bool) -> None:
+    """Write results, in the order of the cases, beside those of other cases that the file has of this machine."""
+    left_out = ("layers", "gates") if brief else ()
+    rows = {
+        (one["case"], one["threads"]): _rounded({name: value for name, value in one.items() if name not in left_out})
+        for one in results
+    }
+    here = machine()
+    if file.exists():
+        found = json.loads(file.read_text())
+        if any(found["machine"][name] != here[name] for name in ("processor", "instructions", "torch")):
+            raise SystemExit(f"{file} is of another machine ({found['machine']}, this is {here}); write to a new file.")
+        rows = {(one["case"], one["threads"]): one for one in found["results"]} | rows
+    order = sorted(rows, key=lambda row: (list(CASES).index(row[0]), row[1]))
+    document = {"machine": here, "results": [rows[row] for row in order]}
+    file.write_text(json.dumps(document, separators=(",", ":")))
+
+
 def main() -> None:
     """Parse the command line and run the cases."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -189,9 +209,7 @@ def main() -> None:
                 found, error = run_case(CASES[name], threads, args.rounds, args.compile, args.clock)
                 results.append(report(name, CASES[name], threads, found, error))
     if args.json:
-        long = ("layers", "gates") if args.brief else ()
-        shown = [{name: value for name, value in one.items() if name not in long} for one in results]
-        args.json.write_text(json.dumps(_rounded({"machine": machine(), "results": shown}), separators=(",", ":")))
+        write(args.json, results, args.brief)
 
 
 if __name__ == "__main__":

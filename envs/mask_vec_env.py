@@ -39,6 +39,7 @@ class MaskVecEnv(VecEnv):
 
     Raises:
         UnknownNameError: For an unknown id.
+        InvalidInputError: If a number is out of range, or :func:`~prunegym.envs.make_task` refuses an argument.
 
     Example:
         >>> from stable_baselines3 import PPO
@@ -61,6 +62,8 @@ class MaskVecEnv(VecEnv):
     ) -> None:
         if env_id not in LAYERWISE:
             raise UnknownNameError("environment", env_id, LAYERWISE)
+        if seed is not None and (not isinstance(seed, int | np.integer) or seed < 0):
+            raise InvalidInputError(f"seed is {seed!r}; a whole number of at least 0 is needed, or None.")
         self.render_mode = check_render_mode(render_mode)
         self.task = make_task(layerwise=LAYERWISE[env_id], **task)
         self.group = group

@@ -89,9 +89,9 @@ class MaskSimulator:
     """
 
     def __init__(self, task: Task, num_envs: int, rng: np.random.Generator, group: int = 1) -> None:
-        if group < 1 or num_envs < 1 or num_envs % group:
+        if not all(isinstance(one, int | np.integer) and one > 0 for one in (num_envs, group)) or num_envs % group:
             raise InvalidInputError(
-                f"num_envs is {num_envs} and group {group}; both must be at least 1, and num_envs a multiple of group."
+                f"num_envs is {num_envs!r} and group {group!r}; whole numbers from 1, the first a multiple of group."
             )
         self.task, self.num_envs, self.group = task, num_envs, group
         self.decisions = task.decisions
@@ -134,7 +134,7 @@ class MaskSimulator:
         device = self.task.device
         self._raw = self._load(chosen).repeat_interleave(repeat, 0)
         self._images = self.task.dataset.normalisation(self._raw.to(device))
-        self.penalty = self._draw_penalty(len(chosen), penalty).repeat_interleave(repeat).to(device)
+        self.penalty = self._draw_penalty(len(chosen), repeat, penalty).to(device)
         self.indices = chosen.repeat_interleave(repeat)
         self.labels = self.task.dataset.labels[self.indices]
         self.mask = torch.zeros(self.num_envs, self.task.masked.mask_size, device=device)
@@ -254,20 +254,20 @@ class MaskSimulator:
             self._augmentation = torch.Generator().manual_seed(int(self._rng.integers(2**63 - 1)))
         return self._augmentation
 
-    def _draw_penalty(self, number: int, given: float | Tensor | None) -> Tensor:
+    def _draw_penalty(self, number: int, repeat: int, given: float | Tensor | None) -> Tensor:
         wanted = self.task.penalty
         if given is not None:
             low, high = wanted if isinstance(wanted, tuple) else (0.0, float("inf"))
             try:
-                values = torch.as_tensor(given, dtype=torch.float64).cpu().expand(number)
+                values = torch.as_tensor(given, dtype=torch.float64).cpu().expand(number * repeat)
             except (RuntimeError, TypeError, ValueError):
                 values = torch.tensor(float("nan"))
             if not ((values >= low) & (values <= high) & values.isfinite()).all():
                 raise InvalidInputError(f"penalty is {given!r}; a number from {low} to {high} is allowed here.")
             return values
         if isinstance(wanted, tuple):
-            return torch.from_numpy(self._rng.uniform(*wanted, size=number))
-        return torch.full((number,), wanted, dtype=torch.float64)
+            return torch.from_numpy(self._rng.uniform(*wanted, size=number)).repeat_interleave(repeat)
+        return torch.full((number * repeat,), wanted, dtype=torch.float64)
 
     def _check_indices(self, indices: Indices) -> Tensor:
         given, count = np.asarray(indices), len(self.task.dataset)

@@ -118,7 +118,7 @@ class Task:
                 f"The task's penalty is the range {self.penalty}, from which each episode draws its own. Make the task "
                 "with one number to change it."
             )
-        self.penalty = _check_penalty(float(penalty))
+        self.penalty = _check_penalty((penalty,) if isinstance(penalty, tuple | list) else penalty)
 
     @torch.inference_mode()
     def dense_logits(self, indices: Tensor, images: Tensor) -> Tensor:
@@ -266,7 +266,9 @@ def _check_penalty(penalty: Penalty) -> Penalty:
     ranged = isinstance(penalty, tuple | list)
     bounds = list(penalty) if isinstance(penalty, tuple | list) else [penalty]
     fine = all(
-        isinstance(bound, int | float) and not isinstance(bound, bool) and math.isfinite(bound) and bound >= 0
+        isinstance(bound, int | float | np.integer | np.floating)
+        and not isinstance(bound, bool)
+        and 0 <= bound < math.inf
         for bound in bounds
     )
     if not fine or (ranged and (len(bounds) != 2 or bounds[0] >= bounds[1])):
@@ -280,9 +282,9 @@ def _check_penalty(penalty: Penalty) -> Penalty:
 def _sample(dataset: Dataset, images: int | None) -> Dataset:
     if images is None:
         return dataset
-    if not isinstance(images, int) or not 1 <= images <= len(dataset):
+    if not isinstance(images, int | np.integer) or not 1 <= images <= len(dataset):
         raise InvalidInputError(
             f"images is {images!r}; data set {dataset.name!r}, split {dataset.split!r}, has {len(dataset)} images, so "
             f"1 to {len(dataset)} is allowed."
         )
-    return dataset.sample(images)
+    return dataset.sample(int(images))

@@ -158,7 +158,7 @@ class Dataset:
         Raises:
             InvalidInputError: For any other value.
         """
-        if augment not in (True, False, "flip"):
+        if not isinstance(augment, bool) and augment != "flip":
             raise InvalidInputError(f"augment is {augment!r}; True, False or 'flip' is allowed.")
         if augment is True:
             return self

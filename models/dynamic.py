@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,7 +40,7 @@ class DynamicCNN(nn.Module):
 
     Args:
         masked: The CNN; it is frozen.
-        policy: Decides its gates.
+        policy: Decides its gates; one on another device is copied to the CNN's.
         info: Preprocessing and names.
 
     Attributes:
@@ -56,7 +57,7 @@ class DynamicCNN(nn.Module):
         super().__init__()
         # One memory layout for all, so that a loaded model gives the very numbers of the one that was saved.
         self.masked = masked.freeze().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.policy = policy
+        self.policy = _beside(policy, masked)
         self.info = info
         self.execution = "masked"
         self._skipping: SkippingCNN | None = None
@@ -127,7 +128,13 @@ class DynamicCNN(nn.Module):
         Raises:
             InvalidInputError: For another shape, type or range.
         """
-        images = torch.as_tensor(images)
+        try:
+            images = torch.as_tensor(images)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InvalidInputError(
+                f"Images are a {type(images).__name__} that is no tensor ({error}). Give one of shape (batch, "
+                f"{', '.join(map(str, self.info.image_shape))}), uint8 in 0..255 or floats in [0, 1]."
+            ) from error
         if images.ndim != 4 or tuple(images.shape[1:]) != self.info.image_shape:
             raise InvalidInputError(
                 f"Images have shape {tuple(images.shape)}; (batch, {', '.join(map(str, self.info.image_shape))}) is "
@@ -177,7 +184,8 @@ class DynamicCNN(nn.Module):
         run = self.run(self.prepare_images(images), penalty)
         labels = run.output.argmax(1)
         macs = self.masked.cost.macs(run.mask) + self.policy.macs
-        names = [self.classes[int(label)] for label in labels]
+        # A network may have more outputs than its data has classes.
+        names = [self.classes[label] if label < len(self.classes) else str(label) for label in labels.tolist()]
         share = macs / self.masked.cost.total_macs
         return Prediction(labels, names, run.output.float(), run.mask, macs, share)
 
@@ -234,3 +242,10 @@ def shipped_path(name: str) -> Path:
     if name not in SHIPPED:
         raise UnknownNameError("shipped model", name, SHIPPED)
     return Path(__file__).parent / "shipped" / f"{name}.safetensors"
+
+
+def _beside(policy: GatePolicy | StaticPolicy, masked: MaskedCNN) -> GatePolicy | StaticPolicy:
+    """Return a policy where its CNN is; one that is elsewhere, as an agent's on a GPU, is copied."""
+    device = next(masked.parameters()).device
+    there = {value.device for value in (*policy.parameters(), *policy.buffers())}
+    return policy if there <= {device} else copy.deepcopy(policy).to(device)

@@ -100,7 +100,7 @@ class KernelTimer:
 
         def timed() -> dict[str, float]:
             start = time.perf_counter()
-            parts = self._plan.timed(self._image, masks)
+            parts = self._plan.timed(self._image, masks, torch.get_num_threads())
             return {**parts, CALL: time.perf_counter() - start - sum(parts.values())}
 
         return timed, (lambda: self._plan(self._image, masks))
@@ -126,7 +126,7 @@ class KernelTimer:
                 f"The compiled kernel cannot run this policy: {error} Measure with execution 'torch'."
             ) from error
         decides = [label.startswith("decide ") for label in labels]
-        return lambda: sum(itertools.compress(plan.timed(self._image).values(), decides))
+        return lambda: sum(itertools.compress(plan.timed(self._image, None, torch.get_num_threads()).values(), decides))
 
 
 EXECUTIONS = ("torch", "kernel")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -40,7 +40,7 @@ def from_arrays(
     test: tuple[Tensor, Tensor],
     *,
     name: str = "arrays",
-    classes: tuple[str, ...] | None = None,
+    classes: Sequence[str] | None = None,
     normalisation: Normalisation | None = None,
     pad: int | None = None,
     flip: bool = False,
@@ -84,7 +84,8 @@ def from_arrays(
             IMAGENET_MEAN if rgb else (0.5,) * channels, IMAGENET_STD if rgb else (0.5,) * channels
         )
     labels, test_labels = _integers(name, train[1]), _integers(name, test[1])
-    names = classes or tuple(str(label) for label in range(int(labels.max()) + 1 if len(labels) else 0))
+    count = int(labels.max()) + 1 if len(labels) else 0
+    names = tuple(map(str, range(count) if classes is None else classes))
     make = _maker(name, names, normalisation, images.shape[2] // 8 if pad is None else pad, flip)
     training, validation = hold_out_validation(make("train", images, labels))
     testing = make("test", torch.as_tensor(test[0]), test_labels)

@@ -14,7 +14,7 @@ from prunegym.agents.evaluation import evaluate
 from prunegym.agents.recipe_files import load_recipe
 from prunegym.agents.training import train_agent
 from prunegym.envs import MaskVecEnv
-from prunegym.models import SkippingCNN, load_dataset, shipped_model
+from prunegym.models import DynamicCNN, SkippingCNN, load_dataset, shipped_model
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device that torch can use")
 
@@ -87,3 +87,9 @@ def test_training_on_cuda(tmp_path: Path) -> None:
     assert next(trained.parameters()).is_cuda
     assert (tmp_path / "model.safetensors").is_file()
     assert 0 < float(trained.predict(images()).masks.float().mean()) <= 1
+
+
+def test_a_policy_from_cuda_beside_a_cnn_that_stayed() -> None:
+    model = shipped_model("digits")
+    moved = DynamicCNN(model.masked, copy.deepcopy(model.policy).cuda(), model.info)
+    assert torch.equal(moved.predict(images()).masks, model.predict(images()).masks)

@@ -10,6 +10,8 @@ from ctypes import POINTER, c_char_p, c_double, c_float, c_int, c_int32, c_int64
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from prunegym.models.errors import InvalidInputError, MissingDependencyError
 
 KINDS = ("load", "conv", "max_pool", "add", "subsample", "average", "linear", "decide", "look", "store")
@@ -92,13 +94,12 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
 
 
 def openmp() -> int | None:
-    """Address of the entry point of the OpenMP library that torch has loaded, if it is one that this system shows."""
+    """Address of the entry point of torch's own OpenMP library, if it is GNU's; other packages may have loaded more."""
+    torch_library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
     try:
-        lines = Path("/proc/self/maps").read_text().splitlines()
-        paths = {line.split(maxsplit=5)[5] for line in lines if "/libgomp" in line}
-        (path,) = paths  # of two, either might be the one that torch does not use
-        return ctypes.cast(ctypes.CDLL(path).GOMP_parallel, c_void_p).value
-    except (OSError, ValueError, AttributeError):
+        # A symbol is looked for in a library and in those that it was linked with.
+        return ctypes.cast(ctypes.CDLL(str(torch_library)).GOMP_parallel, c_void_p).value
+    except (OSError, AttributeError):
         return None
 
 

@@ -92,6 +92,7 @@ class Plan:
         if not self.handle:
             raise MemoryError(f"The kernel could not hold the network: {error.value.decode()}.")
         self._finalizer = weakref.finalize(self, self.library.prunegym_plan_free, self.handle)
+        self._finalizer.atexit = False  # a daemon thread may still be running it
 
     def __call__(
         self, images: Tensor, masks: Tensor | None = None, threads: int | None = None
@@ -109,14 +110,28 @@ class Plan:
             that was given if it is bool and no gate has a policy.
 
         Raises:
-            InvalidInputError: If a shape or dtype is wrong, or masks are missing.
+            InvalidInputError: If a shape or dtype is wrong, masks are missing, or there are no threads.
         """
-        return self._run(images, masks, threads or torch.get_num_threads(), None)
+        return self._run(images, masks, thread_count(threads), None)
 
-    def timed(self, images: Tensor, masks: Tensor | None = None) -> dict[str, float]:
-        """Run on one thread and return the seconds spent in each layer."""
+    def timed(self, images: Tensor, masks: Tensor | None = None, threads: int = 1) -> dict[str, float]:
+        """Run and return the seconds spent in each layer.
+
+        Args:
+            images: As in a call.
+            masks: As in a call.
+            threads: If there are several, for fewer images than threads, which then share each layer.
+
+        Raises:
+            InvalidInputError: As in a call, and for several threads with as many images or more.
+        """
+        if 1 < threads <= len(images):
+            raise InvalidInputError(
+                f"{len(images)} images on {threads} threads run side by side, so no layer has a time of its own. Give "
+                "threads=1, or fewer images than threads."
+            )
         seconds = (ctypes.c_double * len(self.layers))()
-        self._run(images, masks, 1, seconds)
+        self._run(images, masks, thread_count(threads), seconds)
         return dict(zip(self.layers, seconds, strict=True))
 
     def _run(
@@ -168,3 +183,16 @@ class Plan:
         if not (bits == given).all():
             raise InvalidInputError("Masks have values other than 0 and 1: the kernel keeps a channel or skips it.")
         return torch.from_numpy(bits)
+
+
+def thread_count(threads: int | None) -> int:
+    """Return a number of threads; None stands for torch's.
+
+    Raises:
+        InvalidInputError: If it is no whole number of at least 1.
+    """
+    if threads is None:
+        return torch.get_num_threads()
+    if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
+        raise InvalidInputError(f"threads is {threads!r}; a whole number of at least 1 is needed, or None for torch's.")
+    return threads

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from prunegym.models.errors import InvalidInputError
 from prunegym.models.kernel._library import ERROR_SIZE
-from prunegym.models.kernel.plan import Plan
+from prunegym.models.kernel.plan import Plan, thread_count
 
 
 class Pass:
@@ -35,6 +35,7 @@ class Pass:
         self._handle = plan.library.prunegym_pass_new(plan.handle, batch, self._error)
         self._check(not self._handle)
         self._finalizer = weakref.finalize(self, plan.library.prunegym_pass_free, self._handle)
+        self._finalizer.atexit = False  # see Plan
 
     def begin(self, images: Tensor, threads: int | None = None) -> Tensor:
         """Start with new images, whatever was under way.
@@ -56,7 +57,7 @@ class Pass:
         strides = (ctypes.c_int64 * 4)(*images.stride())
         self._check(
             self.plan.library.prunegym_pass_begin(
-                self._handle, images.data_ptr(), strides, features.data_ptr(), threads or torch.get_num_threads(),
+                self._handle, images.data_ptr(), strides, features.data_ptr(), thread_count(threads),
                 self._error,
             )
         )  # fmt: skip
@@ -85,7 +86,7 @@ class Pass:
         places = (None, result.data_ptr()) if over else (result.data_ptr(), None)
         self._check(
             self.plan.library.prunegym_pass_advance(
-                self._handle, used.data_ptr(), *places, threads or torch.get_num_threads(), self._error
+                self._handle, used.data_ptr(), *places, thread_count(threads), self._error
             )
         )
         return result

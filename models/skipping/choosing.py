@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from prunegym.models.skipping.gather_path import GatherPath
@@ -17,6 +18,10 @@ LONG = 0.2
 """Seconds; where the fastest takes longer, one run after the first is measurement enough."""
 
 
+Key = tuple[int, int, int]
+"""Powers of two of the batch, threads, powers of two of the distinct masks."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Choice:
     """What was taken for batches of a size, and why.
@@ -26,7 +31,7 @@ class Choice:
         seconds: The shortest of each way, for one call with ``images`` images; what was far behind was run once.
         images: Images that were measured with.
         threads: Threads of torch then.
-        masks_given: Whether masks came with the images, instead of being decided on the way.
+        masks: Distinct masks that came with these images; 0 where masks are decided on the way.
         gates: What the torch path took for each gate, and with what times.
     """
 
@@ -34,13 +39,13 @@ class Choice:
     seconds: Mapping[str, float]
     images: int
     threads: int
-    masks_given: bool
+    masks: int
     gates: tuple[GateWay, ...] = ()
 
     @property
-    def key(self) -> tuple[int, int, bool]:
-        """What the choice holds for: powers of two of the batch, threads, who decides."""
-        return self.images.bit_length(), self.threads, not self.masks_given
+    def key(self) -> Key:
+        """What the choice holds for."""
+        return self.images.bit_length(), self.threads, self.masks.bit_length()
 
     @property
     def reason(self) -> str:
@@ -49,9 +54,7 @@ class Choice:
         return f"{self.execution} is the fastest of: {times} ({self.images} images, {self.threads} threads)"
 
 
-def choose(
-    paths: Mapping[str, Path], images: Tensor, mask: Tensor | None, penalty: float | None, key: tuple[int, int, bool]
-) -> Choice:
+def choose(paths: Mapping[str, Path], images: Tensor, mask: Tensor | None, penalty: float | None, masks: int) -> Choice:
     """Measure all ways in turn on some images.
 
     Args:
@@ -59,7 +62,7 @@ def choose(
         images: (batch, channels, height, width) float.
         mask: (batch, mask_size) bool, or None if the paths decide.
         penalty: lambda, for a policy that takes one.
-        key: See :attr:`Choice.key`.
+        masks: See :attr:`Choice.masks`.
 
     Returns:
         The fastest.
@@ -77,7 +80,18 @@ def choose(
     shortest = {name: min(values) for name, values in seconds.items()}  # what else the machine does only adds to them
     fastest = min(shortest, key=lambda name: shortest[name])
     gates = next((path.gates for path in paths.values() if isinstance(path, GatherPath)), ())
-    return Choice(fastest, shortest, len(images), key[1], mask is not None, gates)
+    return Choice(fastest, shortest, len(images), torch.get_num_threads(), masks, gates)
+
+
+def distinct(mask: Tensor | None) -> int:
+    """Return how many masks (batch, mask_size) bool differ; 0 for None.
+
+    Rows are told apart by a sum of random numbers, a tenth of the time that comparing them takes.
+    """
+    if mask is None or len(mask) < 2:
+        return 0 if mask is None else 1
+    numbers = torch.rand(mask.shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    return len(torch.unique(mask.double() @ numbers.to(mask.device)))
 
 
 def _settle(path: Path, images: Tensor, mask: Tensor | None, penalty: float | None) -> None:

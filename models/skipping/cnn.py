@@ -11,7 +11,7 @@ from prunegym.models.errors import InvalidInputError, UnknownNameError
 from prunegym.models.gate_policy import GatePolicy, check_penalty
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.skipping.checking import check
-from prunegym.models.skipping.choosing import Choice, choose
+from prunegym.models.skipping.choosing import Choice, choose, distinct
 from prunegym.models.skipping.full_path import FullPath
 from prunegym.models.skipping.gather_path import GatherPath
 from prunegym.models.skipping.graph_path import CompiledPath, TracedPath
@@ -146,14 +146,15 @@ class SkippingCNN:
         if self.execution != "auto":
             return self.execution
         size = min(len(images), _MEASURED_IMAGES)
-        key = (size.bit_length(), torch.get_num_threads(), mask is None)
+        part = None if mask is None else mask[:size]
+        masks = distinct(part)
+        key = (size.bit_length(), torch.get_num_threads(), masks.bit_length())
         for choice in self.choices:
             if choice.key == key:
                 return choice.execution
         # Of the masked CNN itself the same network with norms folded is a faster form.
         paths = {name: path for name, path in self._paths.items() if name != "masked" or len(self._paths) == 1}
-        part = None if mask is None else mask[:size]
-        self.choices.append(choose(paths, images[:size], part, penalty, key))
+        self.choices.append(choose(paths, images[:size], part, penalty, masks))
         return self.choices[-1].execution
 
     def _check(self, images: Tensor, mask: Tensor | None) -> None:

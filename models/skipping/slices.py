@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 
 import torch
@@ -38,12 +39,14 @@ class Slices:
     def __init__(self, size: int) -> None:
         self._size, self._used = size, 0
         self._whole: dict[str, Tensor] = {}
+        self._lock = threading.Lock()  # one path may run in many threads of Python
         self._found: OrderedDict[tuple[str, bytes, bytes], tuple[Tensor, Tensor]] = OrderedDict()
 
     def clear(self) -> None:
         """Drop what was gathered."""
-        self._found.clear()
-        self._used = 0
+        with self._lock:
+            self._found.clear()
+            self._used = 0
 
     def _all(self, layer: Conv | Linear) -> Tensor:
         """Return all weights, a convolution's as maps are in memory; gathering is faster from the usual layout."""
@@ -53,6 +56,10 @@ class Slices:
 
     def get(self, layer: Conv | Linear, inside: Kept | None, outside: Kept | None) -> tuple[Tensor, Tensor]:
         """Return weight and bias of a layer between the kept channels ``inside`` and ``outside``; None: all."""
+        with self._lock:
+            return self._get(layer, inside, outside)
+
+    def _get(self, layer: Conv | Linear, inside: Kept | None, outside: Kept | None) -> tuple[Tensor, Tensor]:
         key = (layer.name, b"" if inside is None else inside.key, b"" if outside is None else outside.key)
         if not key[1] and not key[2]:
             return self._all(layer), layer.bias

@@ -16,6 +16,7 @@ from prunegym.agents.recipe_files import load_recipe
 from prunegym.agents.training import train_agent
 from prunegym.envs import Outcome
 from prunegym.models import DynamicCNN, load_dataset, rollout, shipped_model
+from prunegym.models.errors import RewardError
 
 RECIPE = dataclasses.replace(load_recipe("digits"), n_envs=32, group=4, n_episodes=128, eval_every=2)
 
@@ -82,3 +83,26 @@ def test_a_run_keeps_the_best_actor_by_it(tmp_path: Path) -> None:
     rewards = [row["reward"] for row in json.loads((tmp_path / "run/monitor.json").read_text())["history"]]
     assert len(rewards) == 3
     assert float(by_hand(best, "validation")) == pytest.approx(max(rewards))
+
+
+def for_training_images_only(outcome: Outcome) -> torch.Tensor:
+    return {"train": torch.ones(len(outcome.labels), dtype=torch.float64)}[outcome.dataset.split]
+
+
+def test_a_reward_that_fails_on_validation_images_is_told_before_training(tmp_path: Path) -> None:
+    model = shipped_model("digits")
+    train, validation = load_dataset("digits", "train"), load_dataset("digits", "validation")
+    with pytest.raises(RewardError, match="KeyError"):
+        train_agent(model.masked, model.info, train, validation, rewarded(for_training_images_only), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_gates_that_training_starts_from_stay_as_they_are(tmp_path: Path) -> None:
+    model, before = shipped_model("digits"), shipped_model("digits")
+    train, validation = load_dataset("digits", "train"), load_dataset("digits", "validation")
+    made = train_agent(
+        model.masked, model.info, train, validation, RECIPE, tmp_path / "run", policy=model.policy, progress=False
+    )
+    assert made.policy is not model.policy
+    for name, value in before.policy.state_dict().items():
+        assert torch.equal(model.policy.state_dict()[name], value)

@@ -192,8 +192,11 @@ def test_a_fresh_gate_policy_fits_its_environment(digits: DynamicCNN) -> None:
 
 def test_arguments_that_do_not_fit(digits: DynamicCNN) -> None:
     env, _ = make(LAYERWISE, digits)
-    with pytest.raises(InvalidInputError, match=r"MaskPolicy needs an actor to start from"):
-        PPO(MaskPolicy, env)
+    for given, name in (({}, "NoneType"), ({"gate_policy": digits}, "DynamicCNN")):
+        with pytest.raises(InvalidInputError, match=rf"gate_policy is a {name}, but MaskPolicy needs a GatePolicy"):
+            PPO(MaskPolicy, env, policy_kwargs=given)
+    with pytest.raises(InvalidInputError, match=r"CartPole.* is no environment of PruneGym"):
+        new_gate_policy(gymnasium.make("CartPole-v1"))
     with pytest.raises(InvalidInputError, match=r"channel_group is 0; a whole number of at least 1"):
         PPO(MaskPolicy, env, policy_kwargs={"gate_policy": GatePolicy(env.task.features, 4), "channel_group": 0})
     other = GatePolicy(MaskFeatures(digits.masked, layerwise=False, grid=1), 4)

@@ -214,3 +214,30 @@ def test_options_of_reset_of_another_kind(options: dict[str, object]) -> None:
         gym.make("prunegym/ChannelMask-v0").reset(options=options)
     with pytest.raises(InvalidInputError, match=r"images is 2\.5; data set 'digits'"):
         make_task("digits", images=2.5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_envs": 4.0}, r"num_envs is 4.0 and group 1; whole numbers"),
+        ({"num_envs": "4"}, r"num_envs is '4' and group 1; whole numbers"),
+        ({"seed": -1}, "seed is -1; a whole number of at least 0"),
+        ({"augment": 1}, "augment is 1; True, False or 'flip' is allowed"),
+    ],
+)
+def test_arguments_of_the_batched_environment(arguments, message, cnn):
+    with pytest.raises(InvalidInputError, match=message):
+        MaskVecEnv(ONE_STEP, **({"num_envs": 4, "model": cnn, "dataset": "digits"} | arguments))
+
+
+@pytest.mark.parametrize("penalty", ["x", -1, (0.1, 0.2), None])
+def test_a_wrong_penalty_later(penalty, cnn):
+    env = MaskVecEnv(ONE_STEP, 4, model=cnn, dataset="digits", penalty=0.3)
+    with pytest.raises(InvalidInputError, match=RANGE):
+        env.set_penalty(penalty)
+    assert env.task.penalty == 0.3
+
+
+def test_numbers_of_numpy(cnn):
+    task = make_task(cnn, "digits", penalty=np.float32(0.25), images=np.int64(10))
+    assert (task.penalty, len(task.dataset)) == (0.25, 10)

@@ -92,3 +92,14 @@ def test_self_critical_needs_a_policy_and_a_group(cnn):
         env.step(np.ones((4, env.action_space.n)))
     with pytest.raises(InvalidInputError, match=r"SelfCritical needs several masks of an image, but the group is 1"):
         SelfCritical(MaskVecEnv(ONE_STEP, 6, model=cnn, dataset="digits"))
+
+
+@pytest.mark.parametrize("penalty", [0.3, (0.1, 1.0)])
+def test_a_penalty_by_options_in_groups(penalty, cnn):
+    env = MaskVecEnv(ONE_STEP, 4, group=2, seed=0, model=cnn, dataset="digits", penalty=penalty)
+    env.set_options({"penalty": 0.25})
+    env.reset()
+    assert env.simulator.penalty.tolist() == [0.25] * 4
+    env.set_options([{"penalty": price} for price in (0.1, 0.2, 0.3, 0.4)])
+    env.reset()
+    assert env.simulator.penalty.tolist() == [0.1, 0.2, 0.3, 0.4]

@@ -221,3 +221,16 @@ def test_an_unknown_shipped_model() -> None:
         UnknownNameError, match=r"Unknown shipped model 'digit'\. Did you mean 'digits'\? Known: digits\."
     ):
         shipped_model("digit")
+
+
+def test_more_outputs_than_classes(digits: Dataset) -> None:
+    masked = MaskedCNN(build("simple-cnn", 1000, 1, 8), torch.zeros(1, 1, 8, 8))
+    model = DynamicCNN(masked, StaticPolicy(MaskFeatures(masked)), CNNInfo.of("simple-cnn", digits))
+    prediction = model.predict(digits.images[:50])
+    assert max(prediction.labels) >= 10
+    assert prediction.names == [str(int(label)) for label in prediction.labels]
+
+
+def test_images_that_are_none(model: DynamicCNN) -> None:
+    with pytest.raises(InvalidInputError, match=r"Images are a NoneType that is no tensor.*Give one of shape"):
+        model.predict(None)  # type: ignore[arg-type]

@@ -82,6 +82,8 @@ def test_images_and_masks_are_read_as_they_lie_in_memory():
 def _each_kind_of_threads(request):
     if not request.param:
         library().prunegym_use_openmp(None)
+    elif openmp() is None:
+        pytest.skip("torch does not use GNU's OpenMP here")
     yield
     library().prunegym_use_openmp(openmp())
 
@@ -206,3 +208,55 @@ def test_without_the_library_building_a_plan_names_the_cure(monkeypatch):
     builder = PlanBuilder(3, 8, 8)
     with pytest.raises(MissingDependencyError, match="The compiled kernel is not available: it was not built"):
         builder.build(builder.average(builder.images))
+
+
+@needs_kernel
+@pytest.mark.skipif(sys.platform != "linux", reason="torch uses GNU's OpenMP on Linux")
+def test_torchs_threads_are_found_beside_another_packages_openmp():
+    program = """if True:
+        import sklearn.ensemble, torch
+        from prunegym.models.kernel._library import openmp
+        found = {line.split()[-1] for line in open("/proc/self/maps") if "libgomp" in line}
+        print(len(found), openmp() is not None)
+    """
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    libraries, found = done.stdout.split()
+    if libraries == "1":
+        pytest.skip("scikit-learn brings no OpenMP of its own here")
+    assert found == "True"
+
+
+@needs_kernel
+def test_layers_are_timed_on_threads_that_share_an_image():
+    masked, plan = zoo_network("vgg11")
+    images, masks = torch.randn(2, 3, 32, 32), kept_sets(2, widths_of(masked))
+    assert all(seconds >= 0 for seconds in plan.timed(images, masks, threads=3).values())
+    with pytest.raises(InvalidInputError, match=r"2 images on 2 threads run side by side.*Give threads=1"):
+        plan.timed(images, masks, threads=2)
+
+
+@needs_kernel
+@pytest.mark.parametrize("threads", [0, -1, 1.5, True])
+def test_a_wrong_number_of_threads(threads):
+    masked, plan = zoo_network("simple-cnn")
+    images, masks = torch.randn(2, 3, 32, 32), kept_sets(2, widths_of(masked))
+    with pytest.raises(InvalidInputError, match=rf"threads is {threads}; a whole number of at least 1"):
+        plan(images, masks, threads=threads)
+
+
+@needs_kernel
+def test_the_end_of_the_program_while_a_plan_runs():
+    """A thread that nobody waits for may be inside the kernel when the interpreter ends."""
+    program = """if True:
+        import threading, time, torch
+        from prunegym.models import MaskedCNN, build
+        from prunegym.models.skipping import lower, translate
+        plan = translate(lower(MaskedCNN(build("vgg11"), torch.zeros(1, 3, 32, 32)))).plan
+        images, masks = torch.randn(8, 3, 32, 32), torch.ones(8, plan.mask_size)
+        def loop():
+            while True:
+                plan(images, masks, 1)
+        threading.Thread(target=loop, daemon=True).start()
+        time.sleep(0.2)
+    """
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0

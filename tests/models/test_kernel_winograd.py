@@ -63,7 +63,7 @@ def test_every_number_of_rows(variant, rows):
 
 @each_variant
 @pytest.mark.parametrize("pixels", [(14, 14), (28, 30)])
-def test_threads_share_output_channels_or_bands(variant, pixels):
+def test_threads_share_output_channels_of_bands(variant, pixels):
     plan, _ = wide_network(pixels, variant)
     images, masks = torch.randn(1, 3, *pixels), torch.rand(1, sum(WIDE)) < 0.6
     alone = plan(images, masks, threads=1)[0]

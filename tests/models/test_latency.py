@@ -150,7 +150,7 @@ def test_the_kernel_decides_in_its_own_time(monkeypatch: pytest.MonkeyPatch) -> 
     in_torch()
     assert 0 < table.policy < in_torch()
     torch.testing.assert_close(policy.state_dict(), before, rtol=0, atol=0)
-    monkeypatch.setattr(kernel.Plan, "timed", lambda plan, images: dict.fromkeys(plan.layers, 1.0))
+    monkeypatch.setattr(kernel.Plan, "timed", lambda plan, *_: dict.fromkeys(plan.layers, 1.0))
     assert policy_timer(timer, masked, policy)() == len(masked.gates)
 
 

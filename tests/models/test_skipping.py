@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -329,3 +330,34 @@ def test_errors():
         fast(torch.zeros(2, 3, 32, 32), torch.zeros(2, 47))
     with pytest.raises(InvalidInputError, match="other than 0 and 1"):
         fast(torch.zeros(2, 3, 32, 32), torch.full((2, 48), 0.5))
+
+
+def test_auto_measures_anew_for_masks_that_more_images_share():
+    masked = zoo("simple-cnn")
+    fast, images, masks = SkippingCNN(masked), torch.randn(8, 3, 32, 32), random_masks(masked)[:2]
+    for mask in (masks[:1].repeat(8, 1), masks.repeat(4, 1), masks[1:].repeat(8, 1)):
+        close(fast(images, mask).output, masked(images, mask))
+    assert [choice.masks for choice in fast.choices] == [1, 2]
+
+
+def test_made_under_autocast():
+    with torch.autocast("cpu", torch.bfloat16):
+        model = shipped_model("digits").skip()
+        assert model.skipping.available == shipped_model("digits").skip().skipping.available
+    assert "full" in model.skipping.available
+
+
+def test_threads_of_python_share_gathered_weights():
+    masked = zoo("m-cifarnet")
+    path = GatherPath(lower(masked), cached=100_000, compact=every_gate(masked))
+    images, masks = torch.randn(6, 3, 32, 32), random_masks(masked)
+    expected = masked(images, masks)
+
+    def run(_):
+        with torch.no_grad():
+            return [path.run(images, masks, None).output for _ in range(10)]
+
+    with ThreadPoolExecutor(4) as pool:
+        for outputs in pool.map(run, range(4)):
+            for output in outputs:
+                close(output, expected)

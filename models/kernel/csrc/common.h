@@ -34,7 +34,10 @@ struct Map {
   COMMON int pixels() const { return height * width; }
 };
 
-COMMON int round_up(int n, int unit) { return (n + unit - 1) / unit * unit; }
+template <typename Int>
+COMMON Int round_up(Int n, int unit) {
+  return (n + unit - 1) / unit * unit;
+}
 
 COMMON Map make_map(int height, int width, int stride) {
   if (stride == 0) return Map{1, 1, 1, -1, 1};  // a vector: first() is 0
@@ -60,7 +63,7 @@ enum class Path : int {
 struct Conv {
   int kernel, stride, padding;
   int in_channels, out_channels;
-  const float* weight;  // (out, in, kernel, kernel) as in torch; path winograd: (out, 16, in), transformed
+  const float* weight;  // (out, in, kernel, kernel) as in torch; path winograd: (16, out, in), transformed
   const float* bias;    // (out)
   bool relu;
   Map in, out, residual;
@@ -74,12 +77,12 @@ struct Conv {
   const int32_t* valid;                // path in_place: -1 at pixels of the grid, 0 at zero columns and past its end
 
   COMMON int tap_count() const { return kernel * kernel; }
-  // What threads share: bands if there are some, or output channels, of which so many are kept.
-  COMMON int shares(int kept) const { return path == Path::winograd && bands > 1 ? bands : kept; }
+  // What threads share: output channels, of which so many are kept, for each band if there are some.
+  COMMON int shares(int kept) const { return path == Path::winograd ? bands * kept : kept; }
   COMMON int phases() const { return stride < kernel ? stride : kernel; }  // row sets of the copies
 };
 
-// One convolution on one image, or the shares first..last - 1 of it: output channels, as places in `out_kept`, or bands.
+// One convolution on one image, or the shares first..last - 1 of it: output channels, as places in `out_kept`, band by band.
 struct ConvCall {
   Kept in_kept, out_kept;
   const float* input;     // what Variant::prepare_conv returned

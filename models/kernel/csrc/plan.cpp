@@ -34,7 +34,7 @@ Plan::Plan(const Variant& variant, int buffers, const BufferRecord* buffer_recor
   for (int i = 0; i < buffers; i++) {
     const BufferRecord& r = buffer_records[i];
     const Map map = make_map(r.height, r.width, r.stride);
-    buffers_.push_back(Buffer{map, round_up(r.channels * map.channel, LINE) + OVERREAD, false, 0});
+    buffers_.push_back(Buffer{map, round_up(static_cast<long>(r.channels) * map.channel, LINE) + OVERREAD, false, 0});
   }
   for (int width : widths_) {
     gate_start_.push_back(mask_size_);
@@ -58,7 +58,7 @@ const float* Plan::keep(const float* data, size_t count) {
   return constants_.back().data();
 }
 
-// 3x3 filters as Winograd's algorithm multiplies them, G g G^T: (out, in, 3, 3) -> (out, 16, in).
+// 3x3 filters as Winograd's algorithm multiplies them, G g G^T: (out, in, 3, 3) -> (16, out, in).
 const float* Plan::keep_transformed(const float* weight, int outputs, int inputs) {
   const auto row = [](const float* w, int step, float* to) {
     const float even = w[0] + w[2 * step];
@@ -66,13 +66,13 @@ const float* Plan::keep_transformed(const float* weight, int outputs, int inputs
   };
   constants_.emplace_back(static_cast<size_t>(outputs) * 16 * inputs);
   float* to = constants_.back().data();
-  for (int o = 0; o < outputs; o++, to += 16L * inputs) {
+  for (int o = 0; o < outputs; o++, to += inputs) {
     for (int i = 0; i < inputs; i++, weight += 9) {
       float columns[3][4], all[4];  // columns[x] = G g, for each column of the filter
       for (int x = 0; x < 3; x++) row(weight + x, 3, columns[x]);
       for (int y = 0; y < 4; y++) {
         row(&columns[0][y], 4, all);
-        for (int x = 0; x < 4; x++) to[(4L * y + x) * inputs + i] = all[x];
+        for (int x = 0; x < 4; x++) to[(4L * y + x) * outputs * inputs + i] = all[x];
       }
     }
   }
@@ -194,7 +194,7 @@ void Plan::place_buffers() {
   for (Buffer& b : buffers_) {
     long& total = b.per_image ? image_size_ : shared_size_;
     b.place = total;
-    total += round_up(static_cast<int>(b.size), LINE);
+    total += round_up(b.size, LINE);
   }
 }
 

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <exception>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -53,7 +54,10 @@ static void on_threads(int threads, F f) {
     call(Work::run, &work, threads, 0);
   } else {
     std::vector<std::thread> helpers;
-    for (int thread = 1; thread < threads; thread++) helpers.emplace_back(Work::run, &work);
+    try {
+      for (int thread = 1; thread < threads; thread++) helpers.emplace_back(Work::run, &work);
+    } catch (const std::system_error&) {  // no more to be had: those that are there do all
+    }
     Work::run(&work);
     for (std::thread& helper : helpers) helper.join();
   }

@@ -2,8 +2,8 @@
 // channel, a square, take 16 multiplications for each input channel instead of 36. Input and weights are transformed to
 // 16 planes each, which are multiplied plane by plane, over kept channels alone, and the sums are transformed back.
 //
-// Squares are in the vector lanes, numbered row by row without gaps. A band of rows of squares passes at a time, so that
-// its planes stay in the second-level cache.
+// Squares are in the vector lanes, numbered row by row without gaps. A band of rows of squares passes at a time, and for
+// a block of output channels plane after plane, so that what a plane's tiles read stays in the second-level cache.
 #pragma once
 #include <cstring>
 
@@ -13,8 +13,9 @@ namespace prunegym {
 namespace VARIANT {
 
 constexpr int PLANES = 16;
-constexpr int BAND_VECTORS = 8;           // of squares, at most, if a row of squares is not more than that
-constexpr long BAND_FLOATS = 512 << 10;   // of the input's planes, with all channels
+constexpr int BAND_SQUARES = 128;         // at most, if a row of squares is not more than that
+constexpr long BAND_FLOATS = 1 << 20;     // of the input's planes, with all channels
+constexpr int BLOCK_ROWS = 48;            // output channels that a plane stays for
 constexpr long CACHED_FLOATS = 256 << 10;  // of a map that stays in the second-level cache
 constexpr int FEW_CHANNELS = 48, FEW_PIXELS = 196;  // below, the transforms cost about what they save (measured)
 
@@ -32,7 +33,8 @@ static void plan_winograd(Conv& c) {
   int best = INT32_MAX;
   for (int bands = 1; bands <= rows; bands++) {
     const int high = (rows + bands - 1) / bands, vectors = squares_to_vectors(high * width);
-    const bool fits = vectors <= BAND_VECTORS && static_cast<long>(PLANES) * c.in_channels * vectors * LANES <= BAND_FLOATS;
+    const int squares = vectors * LANES;
+    const bool fits = squares <= BAND_SQUARES && static_cast<long>(PLANES) * c.in_channels * squares <= BAND_FLOATS;
     if (!fits && high > 1) continue;
     const int total = (bands - rows % bands) * squares_to_vectors(rows / bands * width) + rows % bands * vectors;
     if (total >= best) continue;
@@ -41,13 +43,14 @@ static void plan_winograd(Conv& c) {
   }
 }
 
-INLINE long squares_size(const Conv& c) { return static_cast<long>(c.vectors) * LANES; }
+// Of a channel in a plane: an odd number of lines, so that channels spread over the cache.
+INLINE long squares_size(const Conv& c) { return (round_up(c.vectors * LANES, LINE) / LINE | 1) * LINE; }
 // What is written too much after the last channel must not fall on the next plane.
 INLINE long plane_size(const Conv& c, int channels) { return channels * squares_size(c) + LANES; }
 
-// One band's planes of the input, and of the sums of a block of rows.
+// One band's planes of the input, and of the sums of a block of output channels.
 static long winograd_scratch(const Conv& c) {
-  return PLANES * (plane_size(c, c.in_channels) + plane_size(c, MAX_ROWS));
+  return PLANES * (plane_size(c, c.in_channels) + plane_size(c, BLOCK_ROWS));
 }
 
 // One row of the 4x4 patches of LANES neighbouring squares: columns 0 to 3, whose first pixel is at `from`.
@@ -121,6 +124,7 @@ INLINE void transform_back(const Conv& c, const float* sums, long plane, Vec bia
       const Vec left = (bias + s[y][0]) + (s[y][1] + s[y][2]), right = bias + (s[y][1] - s[y][2]) - s[y][3];
       Vec low = interleave_low(left, right), high = interleave_high(left, right);
       if (residual) {
+        // May reach into a row that another thread is writing; what is read there is not stored.
         const float* add = residual + y * c.residual.stride + 2 * x;
         low += load(add), high += load(add + LANES);
       }
@@ -129,47 +133,56 @@ INLINE void transform_back(const Conv& c, const float* sums, long plane, Vec bia
   }
 }
 
-// Output channels first..last - 1 of a band, whose planes are at hand.
+// A plane's sums of output channels first..last - 1.
+static void multiply_plane(const Conv& c, const ConvCall& call, int first, int last, int p, const Source& source,
+                           int vectors, Tiling tiling, float* sums) {
+  for_parts(first, last, tiling.row_blocks, [&](int, int r0, int r1) {
+    Rows rows{};
+    for (int r = r0; r < r1; r++) {
+      rows.weight[r - r0] = c.weight + (static_cast<long>(p) * c.out_channels + call.out_kept.index[r]) * c.in_channels;
+      rows.out[r - r0] = sums + (r - first) * source.channel;
+    }
+    for_parts(0, vectors, tiling.vector_blocks, [&](int, int v0, int v1) {
+      tiles1.at[r1 - r0][v1 - v0](source, source.data + v0 * LANES, rows, v0 * LANES, nullptr);
+    });
+  });
+}
+
+// Output channels first..last - 1, no more than BLOCK_ROWS, of a band whose planes are at hand.
 static void winograd_block(const Conv& c, const ConvCall& call, int first, int last, int first_row, int last_row,
-                           int vector_blocks, const float* planes, float* sums) {
+                           const float* planes, float* sums) {
   static const int tap = 0;
-  const int width = c.out.width / 2, vectors = squares_to_vectors((last_row - first_row) * width), count = last - first;
-  const long squares = squares_size(c), plane = plane_size(c, call.in_kept.count), sums_plane = plane_size(c, count);
-  Rows rows{};
+  const int width = c.out.width / 2, vectors = squares_to_vectors((last_row - first_row) * width);
+  const long squares = squares_size(c), plane = plane_size(c, call.in_kept.count), sums_plane = plane_size(c, last - first);
+  const Tiling tiling = choose_tiling(last - first, vectors, true);
   for (int p = 0; p < PLANES; p++) {
     const Source source{planes + p * plane, squares, &tap, 1, call.in_kept};
-    for (int r = 0; r < count; r++) {
-      rows.weight[r] = c.weight + (static_cast<long>(call.out_kept.index[first + r]) * PLANES + p) * c.in_channels;
-      rows.out[r] = sums + p * sums_plane + r * squares;
-    }
-    for_parts(0, vectors, vector_blocks, [&](int, int v0, int v1) {
-      tiles1.at[count][v1 - v0](source, source.data + v0 * LANES, rows, v0 * LANES, nullptr);
-    });
+    multiply_plane(c, call, first, last, p, source, vectors, tiling, sums + p * sums_plane);
   }
-  for (int r = 0; r < count; r++) {
-    const long channel = first + r;
+  for (long channel = first; channel < last; channel++, sums += squares) {
     const Vec bias = broadcast(c.bias[call.out_kept.index[channel]]);
     float* out = call.output + channel * c.out.channel + c.out.first();
     const float* residual = call.residual ? call.residual + channel * c.residual.channel + c.residual.first() : nullptr;
     for (long row = first_row; row < last_row; row++)
-      transform_back(c, sums + r * squares + (row - first_row) * width, sums_plane, bias,
+      transform_back(c, sums + (row - first_row) * width, sums_plane, bias,
                      residual ? residual + 2 * row * c.residual.stride : nullptr, out + 2 * row * c.out.stride);
   }
 }
 
+// Shares are pairs of a band and an output channel, band by band.
 static void conv_winograd(const Conv& c, const ConvCall& call) {
-  const bool by_bands = c.bands > 1;
-  const int first = by_bands ? 0 : call.first, count = (by_bands ? call.out_kept.count : call.last) - first;
-  if (count == 0) return;
+  const int count = call.out_kept.count;
   float* planes = call.scratch;
   float* sums = planes + PLANES * plane_size(c, c.in_channels);
-  for (int band = by_bands ? call.first : 0; band < (by_bands ? call.last : 1); band++) {
+  for (int share = call.first; share < call.last;) {
+    const int band = share / count, first = share % count;
+    const int last = call.last - share < count - first ? first + call.last - share : count;
     const int first_row = band_begin(c, band), last_row = band_begin(c, band + 1);
     transform_input(c, call, first_row, last_row, planes);
-    const Tiling tiling = choose_tiling(count, squares_to_vectors((last_row - first_row) * (c.out.width / 2)), true);
-    for_parts(first, first + count, tiling.row_blocks, [&](int, int r0, int r1) {
-      winograd_block(c, call, r0, r1, first_row, last_row, tiling.vector_blocks, planes, sums);
+    for_parts(first, last, (last - first + BLOCK_ROWS - 1) / BLOCK_ROWS, [&](int, int r0, int r1) {
+      winograd_block(c, call, r0, r1, first_row, last_row, planes, sums);
     });
+    share += last - first;
   }
 }
 
