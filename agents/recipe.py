@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
+from pathlib import Path
 from typing import Any, Literal
 
 from stable_baselines3 import A2C, PPO
@@ -149,12 +151,19 @@ class Recipe:
         return (imitated + self.n_episodes) / images + (0.0 if self.refine is None else self.refine.epochs)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all settings as plain JSON; functions by name and source, so that an edited one is another setting."""
+        """Return all settings as plain JSON; functions by name and source, files with a hash of what is in them.
+
+        So an edited function, and a table that was measured anew, is another setting.
+        """
         settings = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         for name in ("reward", "accuracy"):
             function = self.env_kwargs.get(name)
             if callable(function) or (isinstance(function, str) and ":" in function):
                 settings["env_kwargs"] = settings["env_kwargs"] | {name: described(function)}
+        table = self.env_kwargs.get("latency_table")
+        if isinstance(table, str | Path) and Path(table).is_file():
+            content = hashlib.sha256(Path(table).read_bytes()).hexdigest()[:16]
+            settings["env_kwargs"] = settings["env_kwargs"] | {"latency_table": f"{table} {content}"}
         plain: dict[str, Any] = json.loads(json.dumps(settings, default=_plain))
         return plain
 

@@ -4,7 +4,7 @@ Both run in one process, in turn, round after round; the table gives medians. Ma
 drawn from 0.3 to 0.7, another mask each round; the mask is an input of the model. With --policy a layerwise gate policy
 with random weights decides instead (hidden 64, averages and a grid of 4x4).
 
-    python benchmarks/onnx_export.py --cases vgg16-224 vgg16-32 resnet20-32 --threads 1 2
+    python benchmarks/onnx_export.py --cases vgg16-224 vgg16-32 resnet20-32 --threads 1 2 --json results/speed/onnx.json
 
 On a busy machine `--clock cpu` (one thread only) counts the processor time of this process.
 """
@@ -26,6 +26,7 @@ import torch
 from prunegym.models import CNNInfo, GatePolicy, MaskedCNN, MaskFeatures, Normalisation, build
 from prunegym.models.model_files import StoredModel
 from prunegym.models.onnx_export import export_onnx
+from prunegym.models.timing import machine, random_masks
 
 
 def open_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
@@ -33,15 +34,6 @@ def open_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-
-
-def random_mask(masked: MaskedCNN, generator: torch.Generator) -> torch.Tensor:
-    """(1, mask_size) bool, each gate's kept share drawn from 0.3 to 0.7."""
-    parts = []
-    for gate in masked.gates:
-        kept = max(1, round((0.3 + 0.4 * torch.rand(1, generator=generator).item()) * gate.width))
-        parts.append(torch.randperm(gate.width, generator=generator) < kept)
-    return torch.cat(parts)[None]
 
 
 def make_model(name: str, size: int, policy: bool) -> StoredModel:
@@ -62,7 +54,8 @@ def run_case(name: str, size: int, threads: int, args: argparse.Namespace, folde
     sparse = open_session(export_onnx(model, folder / "masked.onnx", way), threads)
     generator = torch.Generator().manual_seed(0)
     images = [torch.randint(0, 256, (1, 3, size, size), generator=generator).byte().numpy() for _ in range(8)]
-    masks = [random_mask(model.masked, generator) for _ in range(8)]
+    widths = [gate.width for gate in model.masked.gates]
+    masks = [random_masks(1, widths, generator) for _ in range(8)]
     feeds = [
         {"images": image} if args.policy else {"images": image, "mask": mask.numpy()}
         for image, mask in zip(images, masks, strict=True)
@@ -109,7 +102,8 @@ def main() -> None:
             name, size = case.rsplit("-", 1)
             results += [run_case(name, int(size), threads, args, Path(folder)) for threads in args.threads]
     if args.json:
-        args.json.write_text(json.dumps(results, indent=1))
+        here = {**machine(), "onnxruntime": onnxruntime.__version__}
+        args.json.write_text(json.dumps({"machine": here, "results": results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 All forms of a case run in one process, in turn, round after round, other images and masks each time, what is short
 several times a turn; the tables give medians. Dense is not a straw man: eager, norm-folded, channels_last, traced and
-frozen or optimised, with --compile torch.compile with freezing, and ONNX Runtime beside them where it is installed (not
-counted in the ratio).
+frozen or optimised, with --compile torch.compile with freezing. ONNX Runtime, where it is installed, stands beside them
+and is not counted in the ratio.
 Masks are random, each gate's kept share drawn from 0.3 to 0.7: every image its own, or eight in all. In the cases
 "policy" an untrained gate policy (averages, hidden layer of 16) decides on the way; its time is in the figures.
 
@@ -16,23 +16,19 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import io
 import json
 import time
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from prunegym.models import GatePolicy, MaskedCNN, MaskFeatures, SkippingCNN, build, kernel
 from prunegym.models.skipping.profiling import Profile, profile
 from prunegym.models.timing import machine, random_masks
 
 BATCHES = 8
-ONNX = "ONNX Runtime"
 TORCH_ALONE = ("torch", "full", "full-channels-last", "full-traced", "full-compiled")
 NEVER_ABOVE = 1.05
 """Of the fastest dense form, for what is taken, also without the kernel."""
@@ -66,28 +62,12 @@ CASES = {
     "resnet20-64": Case("resnet20", 32, 64),
     "m-cifarnet": Case("m-cifarnet"),
     "simple-cnn-wide": Case("simple-cnn-wide"),
+    "simple-cnn": Case("simple-cnn"),
+    "vgg11": Case("vgg11"),
+    "resnet56": Case("resnet56"),
 }
 KERNEL_DENSE = {224: 1.1, 32: 1.4}
 """Largest time over the kernel's own with all channels, as a multiple of the MAC share, by image size."""
-
-
-def onnx_dense(network: nn.Module, images: Tensor, threads: int) -> dict[str, Callable[[], object]]:
-    """The dense network in ONNX Runtime; empty where that is not installed or cannot export it."""
-    try:
-        import onnxruntime
-
-        file = io.BytesIO()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.onnx.export(network, (images,), file, dynamo=False)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        session = onnxruntime.InferenceSession(file.getvalue(), options, providers=["CPUExecutionProvider"])
-    except (ImportError, RuntimeError) as error:
-        print(f"no ONNX Runtime: {error}")
-        return {}
-    feed = {session.get_inputs()[0].name: images.numpy()}
-    return {ONNX: lambda: session.run(None, feed)}
 
 
 def run_case(case: Case, threads: int, rounds: int, compiled: bool, clock: str) -> tuple[Profile, float]:
@@ -110,9 +90,8 @@ def run_case(case: Case, threads: int, rounds: int, compiled: bool, clock: str) 
         torch.manual_seed(0)
         masks, policy = None, GatePolicy(MaskFeatures(masked, grid=1), hidden=16, bias=0.0)
         policy.rescale_logits(50.0)
-    more = onnx_dense(masked.network, batches[0], threads)
     found = profile(
-        masked, batches, masks, policy, rounds=rounds, compiled=compiled, more_dense=more,
+        masked, batches, masks, policy, rounds=rounds, compiled=compiled,
         forget=case.masks != "eight in all", clock=time.process_time if clock == "cpu" else time.perf_counter,
     )  # fmt: skip
     fast = SkippingCNN(masked, policy, "kernel" if kernel.available() else "torch")
@@ -123,8 +102,7 @@ def run_case(case: Case, threads: int, rounds: int, compiled: bool, clock: str) 
 
 def report(name: str, case: Case, threads: int, found: Profile, error: float) -> dict[str, Any]:
     """Print a case's table with its bars, and return it as JSON."""
-    torch_forms = {form: seconds for form, seconds in found.dense.items() if form != ONNX}
-    fastest = min(torch_forms.values())
+    fastest = min(found.dense.values())
     print(
         f"\n{name}: {case.network} {case.size}x{case.size}, batch {case.batch}, masks {case.masks}, {threads} "
         f"thread(s); MAC share {found.mac_share:.3f}, error {error:.1e}"

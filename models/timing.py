@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import platform
 import statistics
 import time
@@ -87,6 +88,26 @@ def dense_ahead(network: nn.Module, images: Tensor) -> Callable[[], object]:
     folded, images = _channels_last(network), images.contiguous(memory_format=torch.channels_last)
     function = compile_ahead(lambda x: (folded(x),), (images,))
     return lambda: function(images)
+
+
+def dense_in_onnx_runtime(network: nn.Module, images: Tensor) -> Callable[[], object]:
+    """Return a network without masks in ONNX Runtime, on as many threads as torch has; no form of torch either.
+
+    Raises:
+        ImportError: If it or ``onnx`` is not installed.
+        Exception: Whatever torch or ONNX Runtime raise about a network that they cannot export or run.
+    """
+    import onnxruntime
+
+    file: Any = io.BytesIO()  # the exporter takes one, whatever its types say
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(network, (images,), file, dynamo=False)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(file.getvalue(), options, providers=["CPUExecutionProvider"])
+    feed = {session.get_inputs()[0].name: images.contiguous().numpy()}
+    return lambda: session.run(None, feed)
 
 
 def _folded(network: nn.Module) -> nn.Module:

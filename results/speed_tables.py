@@ -64,12 +64,28 @@ def skipped(name: str) -> str:
             str(one["threads"]), _fastest_dense(one), f"{one['mac_share']:.2f}", ratio["kernel"] + _bar(one, "kernel"),
             f"{one['times_mac_share']:.2f}", ratio["kernel, all channels"], ratio["torch"] + _bar(one, "torch"),
             ratio[min((way for way in one["skipping"] if way != "kernel"), key=lambda way: one["skipping"][way])],
-            _ahead(ratios), ratio.get("ONNX Runtime", ""),
+            _ahead(ratios), ratio.get("ONNX Runtime, dense", ratio.get("ONNX Runtime", "")),
         ]  # fmt: skip
         label = f"{one['network']}, {one['size']}x{one['size']}, batch {one['batch']}"
         label += {"policy": ", policy in the loop", "eight": ", eight masks"}.get(one["case"].split("-")[-1], "")
         rows.append(f"| {label} | {' | '.join(figures)} |")
     return head("case", columns) + "\n".join(rows) + "\n"
+
+
+def exported() -> str:
+    """Return the table of benchmarks/onnx_export.py: ONNX Runtime's time as a ratio to that of the dense export."""
+    columns = ("threads", "MAC share", "dense, ms", "masked", "masked export, all channels on")
+    rows = []
+    for one in read(FOLDER / "speed" / "onnx.json")["results"]:
+        seconds = one["seconds"]
+        name, size = one["case"].rsplit("-", 1)
+        figures = [str(one["threads"]), f"{one['mac_ratio']:.2f}", f"{1e3 * seconds['dense export']:.2f}"]
+        figures += [
+            f"{seconds[form] / seconds['dense export']:.2f}"
+            for form in ("masked export", "masked export, all channels")
+        ]
+        rows.append(f"| {name}, {size}x{size} | {' | '.join(figures)} |")
+    return head("ONNX Runtime, one image", columns) + "\n".join(rows) + "\n"
 
 
 def _ahead(ratios: dict[str, float]) -> str:

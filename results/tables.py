@@ -13,14 +13,15 @@ from typing import Any
 
 import summary_tables
 from documents import head, interval, read
-from speed_tables import skipped, timed
+from speed_tables import exported, skipped, timed
 
 FOLDER = Path(__file__).parent
 README = FOLDER.parent / "README.md"
 DOCS = FOLDER.parent / "docs"
 LEARNING, RESULTS = DOCS / "learning.md", DOCS / "results.md"
 PAGES = {
-    "skipping": DOCS / "skipping.md", "skipping-intel": DOCS / "skipping.md", "int8": DOCS / "export.md",
+    "skipping": DOCS / "skipping.md", "skipping-intel": DOCS / "skipping.md", "skipping-avx2": DOCS / "skipping.md",
+    "int8": DOCS / "export.md", "onnx": DOCS / "export.md",
     "dial": LEARNING, "ablation": LEARNING, "features": LEARNING, "learners": LEARNING,
     "cifar10-jpeg-prepared-five": LEARNING, "cifar10-jpeg-frozen": RESULTS, "cifar10-jpeg-prepared": RESULTS,
     "cifar10-jpeg-vgg11": RESULTS, "fashion-mnist-frozen": RESULTS, "fashion-mnist-prepared": RESULTS,
@@ -111,6 +112,8 @@ def tables() -> dict[str, str]:
         "speed": timed(),
         "skipping": skipped("skipping"),
         "skipping-intel": skipped("skipping-intel"),
+        "skipping-avx2": skipped("skipping-avx2"),
+        "onnx": exported(),
         "int8": composed(),
         "dial": dialled(),
         "ablation": ablated(),

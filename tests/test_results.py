@@ -15,8 +15,8 @@ ROOT = Path(__file__).parent.parent
 NAMES = [
     "frozen", "prepared",
     "cifar10-jpeg-frozen", "cifar10-jpeg-vgg11", "cifar10-jpeg-prepared", "cifar10-jpeg-prepared-five",
-    "fashion-mnist-frozen", "fashion-mnist-prepared", "digits", "speed", "skipping", "skipping-intel", "int8", "dial",
-    "ablation", "features", "learners",
+    "fashion-mnist-frozen", "fashion-mnist-prepared", "digits", "speed", "skipping", "skipping-intel", "skipping-avx2",
+    "onnx", "int8", "dial", "ablation", "features", "learners",
 ]  # fmt: skip
 
 

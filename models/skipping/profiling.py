@@ -19,7 +19,7 @@ from prunegym.models.skipping.gather_path import GatherPath
 from prunegym.models.skipping.kernel_path import KernelPath
 from prunegym.models.skipping.mixing import GateWay
 from prunegym.models.skipping.paths import Policy, decides_gate_by_gate
-from prunegym.models.timing import Forms, dense_ahead, dense_forms, machine, measure
+from prunegym.models.timing import Forms, dense_ahead, dense_forms, dense_in_onnx_runtime, machine, measure
 
 LIMIT = 60.0
 """Seconds after which no further round begins."""
@@ -50,7 +50,7 @@ class Profile:
         dense: The network without masks, by form.
         skipping: With masks, by way of running; with a policy the time of deciding is in it.
         reference: Beside those: the kernel with all channels, and with masks that are given where a policy decides;
-            the dense network compiled ahead of time.
+            the dense network in ONNX Runtime, where that is installed, and compiled ahead of time.
         taken: The way that ``auto`` takes.
         reason: Why.
         failed: What could not be run, and why.
@@ -103,7 +103,6 @@ def profile(
     penalty: float | None = None,
     rounds: int = 20,
     compiled: bool = False,
-    more_dense: Forms | None = None,
     forget: bool = True,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Profile:
@@ -117,7 +116,6 @@ def profile(
         penalty: lambda, for a policy with a ``penalty_range``.
         rounds: Rounds, if they take less than a minute.
         compiled: Also time ``torch.compile`` and code compiled ahead of time, dense and masked.
-        more_dense: Further dense forms by name.
         forget: Gather weights anew for each batch, as masks that never come twice need it.
         clock: Returns seconds.
 
@@ -128,7 +126,6 @@ def profile(
     given: list[Tensor] = [fast(images, penalty=penalty).mask for images in batches] if masks is None else masks
     wanted: list[Tensor | None] = [None] * len(batches) if masks is None else cast("list[Tensor | None]", masks)
     dense, failed = dense_forms(masked.network, batches[0], compiled)
-    dense |= more_dense or {}
     choice = fast.way(batches[0], wanted[0], penalty) if masks is not None else fast.choices[-1].execution
     skipping: Forms = {
         name: _in_turn(SkippingCNN(masked, policy, name), batches, wanted, penalty, forget) for name in fast.available
@@ -140,6 +137,10 @@ def profile(
         except InvalidInputError as error:
             failed["full-compiled"] = str(error)
     reference: Forms = {}
+    try:
+        reference["ONNX Runtime, dense"] = dense_in_onnx_runtime(masked.network, batches[0])
+    except Exception as error:  # it is optional, and torch raises about anything when it exports
+        failed["ONNX Runtime, dense"] = (str(error) or type(error).__name__).splitlines()[0]
     if "full-compiled" in skipping:
         reference["dense, ahead of time"] = dense_ahead(masked.network, batches[0])
     kernel = fast.path("kernel") if "kernel" in fast.available else None

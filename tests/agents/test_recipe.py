@@ -228,3 +228,12 @@ def test_functions_paths_and_tables_are_plain_json() -> None:
     assert all(json.loads(json.dumps(other)) == other != first for other in others)
     kwargs = {"reward": "latency", "latency_table": Path("table.json"), "features": torch.ones(2)}
     assert Recipe("mine", env_kwargs=kwargs).as_dict()["env_kwargs"]["latency_table"] == "table.json"
+
+
+def test_a_latency_table_that_was_measured_anew_is_another_setting(tmp_path):
+    table, settings = tmp_path / "table.json", []
+    for content in ("1", "1", "2"):
+        table.write_text(content)
+        settings.append(Recipe("mine", env_kwargs={"reward": "latency", "latency_table": table}).as_dict())
+    assert settings[0] == settings[1] != settings[2]
+    assert str(table) in settings[0]["env_kwargs"]["latency_table"]
