@@ -16,7 +16,7 @@ from prunegym.models.errors import InvalidInputError, MissingDependencyError
 
 KINDS = ("load", "conv", "max_pool", "add", "subsample", "average", "linear", "decide", "look", "store")
 ERROR_SIZE = 256
-INTERFACE = 3
+INTERFACE = 4
 """Of the functions in csrc/api.cpp."""
 
 
@@ -85,7 +85,7 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         c_char_p,
     ]
     library.prunegym_pass_new.restype = c_void_p
-    library.prunegym_pass_new.argtypes = [c_void_p, c_int, c_char_p]
+    library.prunegym_pass_new.argtypes = [c_void_p, c_int, c_int, c_char_p]
     library.prunegym_pass_free.restype = None
     library.prunegym_pass_free.argtypes = [c_void_p]
     library.prunegym_pass_begin.argtypes = [c_void_p, c_void_p, POINTER(c_int64), c_void_p, c_int, c_char_p]

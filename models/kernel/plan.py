@@ -120,15 +120,15 @@ class Plan:
         Args:
             images: As in a call.
             masks: As in a call.
-            threads: If there are several, for fewer images than threads, which then share each layer.
+            threads: If there are several, for one image, of which they share each layer.
 
         Raises:
-            InvalidInputError: As in a call, and for several threads with as many images or more.
+            InvalidInputError: As in a call, and for several threads with several images.
         """
-        if 1 < threads <= len(images):
+        if threads > 1 and len(images) > 1:
             raise InvalidInputError(
-                f"{len(images)} images on {threads} threads run side by side, so no layer has a time of its own. Give "
-                "threads=1, or fewer images than threads."
+                f"{len(images)} images on {threads} threads may run side by side, and then no layer has a time of its "
+                "own. Give threads=1, or one image."
             )
         seconds = (ctypes.c_double * len(self.layers))()
         self._run(images, masks, thread_count(threads), seconds)

@@ -18,7 +18,8 @@ class Pass:
 
     Args:
         plan: Made with :meth:`PlanBuilder.look` before each decision, and no policy.
-        batch: Number of images; the memory for all of their maps is kept until the pass is thrown away.
+        batch: Number of images; the memory for all of their maps is kept until the pass is thrown away. They are cut
+            into groups for as many threads as torch has now.
 
     Raises:
         InvalidInputError: If the plan never looks, or decides gates itself.
@@ -32,7 +33,7 @@ class Pass:
         self.plan, self.batch = plan, batch
         self._stop = len(plan.looks) + 1  # nothing is under way
         self._error = ctypes.create_string_buffer(ERROR_SIZE)
-        self._handle = plan.library.prunegym_pass_new(plan.handle, batch, self._error)
+        self._handle = plan.library.prunegym_pass_new(plan.handle, batch, torch.get_num_threads(), self._error)
         self._check(not self._handle)
         self._finalizer = weakref.finalize(self, plan.library.prunegym_pass_free, self._handle)
         self._finalizer.atexit = False  # see Plan

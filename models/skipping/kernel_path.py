@@ -53,7 +53,8 @@ class KernelPath:
             if isinstance(layer, Conv)
         )
         # A policy for a range of lambdas has each one folded into its biases, so each has a plan; few are kept.
-        self._plan = functools.lru_cache(KEPT_PLANS)(self._translate)
+        # Without a reference to this object, whose plans would else stay until garbage is collected.
+        self._plan = functools.lru_cache(KEPT_PLANS)(functools.partial(_translated, program, policy, variant))
         self.translated()
 
     def translated(self, penalty: float | None = None) -> Translated:
@@ -67,8 +68,11 @@ class KernelPath:
         outputs, used = plan(images, mask, threads)
         return Executed(outputs.view(len(images), *self.program.output_shape), used)
 
-    def _translate(self, decides: bool, penalty: float | None) -> Translated:
-        return translate(self.program, self.policy if decides else None, penalty, self.variant)
+
+def _translated(
+    program: Program, policy: GatePolicy | None, variant: str | None, decides: bool, penalty: float | None
+) -> Translated:
+    return translate(program, policy if decides else None, penalty, variant)
 
 
 def translate(

@@ -9,11 +9,7 @@
 #include "plan.h"
 #include "threads.h"
 
-#if defined(_WIN32)
-#define EXPORT extern "C" __declspec(dllexport)
-#else
 #define EXPORT extern "C" __attribute__((visibility("default")))
-#endif
 
 namespace prunegym {
 
@@ -53,7 +49,7 @@ EXPORT const char* prunegym_variants() {
 }
 
 // Raised when a function below gets other arguments, so that Python can tell whether library and package belong together.
-EXPORT int prunegym_interface() { return 3; }
+EXPORT int prunegym_interface() { return 4; }
 // Images are shared among OpenMP's threads from now on, null: among threads of our own; plans that have shared an image
 // already go on as they did.
 EXPORT void prunegym_use_openmp(void* entry) {
@@ -91,8 +87,8 @@ EXPORT void* prunegym_plan_new(const char* variant, int buffers, const BufferRec
 }
 
 // A pass keeps a pointer to its plan.
-EXPORT void* prunegym_pass_new(void* plan, int batch, char* error) {
-  return guarded(error, [&] { return new Pass(*static_cast<Plan*>(plan), batch); });
+EXPORT void* prunegym_pass_new(void* plan, int batch, int threads, char* error) {
+  return guarded(error, [&] { return new Pass(*static_cast<Plan*>(plan), batch, threads); });
 }
 
 EXPORT void prunegym_pass_free(void* pass) { delete static_cast<Pass*>(pass); }

@@ -134,7 +134,8 @@ struct Workspace {
 // agent outside decides gate by gate, and no channel that it switches off is computed.
 class Pass {
  public:
-  Pass(const Plan&, int batch);
+  // threads: how many it will mostly run on.
+  Pass(const Plan&, int batch, int threads);
 
   // Starts with new images, and goes on to the first LOOK; its features are (batch, size of the LOOK).
   void begin(const Images&, float* features, int threads);
@@ -146,9 +147,9 @@ class Pass {
   void run(const Images&, uint8_t* masks, float* features, float* outputs, int threads);
 
   const Plan& plan_;
-  int batch_, segment_ = 0;
+  int batch_, group_, segment_ = 0;
   std::vector<uint8_t> no_masks_;
-  std::vector<std::unique_ptr<Workspace>> groups_;  // GROUP images each
+  std::vector<std::unique_ptr<Workspace>> groups_;  // group_ images each
 };
 
 // The variants that were compiled and that this processor runs, best first.

@@ -52,9 +52,12 @@ void Plan::run_share(int first, int last, int parts, const Images& images, uint8
   return_workspace(std::move(space));
 }
 
-// Enough images: each thread takes a share of them. Otherwise the threads share each image.
+// Each thread takes a share of the images, if that keeps half of the threads busy. Otherwise they share each image: of small
+// layers each thread's part is little work.
 void Plan::run(int batch, const Images& images, uint8_t* masks, float* outputs, int threads, double* layer_seconds) {
-  if (batch < threads) return run_share(0, batch, threads, images, masks, outputs, layer_seconds);
+  if (batch < threads && (batch == 1 || 2 * batch < threads))
+    return run_share(0, batch, threads, images, masks, outputs, layer_seconds);
+  threads = std::min(threads, batch);
   on_threads(threads, [&](int thread) {
     const int first = static_cast<int>(static_cast<long>(batch) * thread / threads);
     const int last = static_cast<int>(static_cast<long>(batch) * (thread + 1) / threads);
@@ -62,11 +65,11 @@ void Plan::run(int batch, const Images& images, uint8_t* masks, float* outputs, 
   });
 }
 
-Pass::Pass(const Plan& plan, int batch)
-    : plan_(plan), batch_(batch), segment_(static_cast<int>(plan.segments_.size())),
-      no_masks_(static_cast<size_t>(batch) * plan.mask_size_) {
-  for (int first = 0; first < batch; first += GROUP)
-    groups_.push_back(std::make_unique<Workspace>(plan, std::min(GROUP, batch - first), 1));
+Pass::Pass(const Plan& plan, int batch, int threads)
+    : plan_(plan), batch_(batch), group_(std::min(GROUP, (batch + threads - 1) / threads)),
+      segment_(static_cast<int>(plan.segments_.size())), no_masks_(static_cast<size_t>(batch) * plan.mask_size_) {
+  for (int first = 0; first < batch; first += group_)
+    groups_.push_back(std::make_unique<Workspace>(plan, std::min(group_, batch - first), 1));
 }
 
 void Pass::begin(const Images& images, float* features, int threads) {
@@ -90,8 +93,8 @@ void Pass::run(const Images& images, uint8_t* masks, float* features, float* out
   const int groups = static_cast<int>(groups_.size());
   on_threads(std::min(threads, groups), [&](int) {
     for (int group = next++; group < groups; group = next++) {
-      const size_t first = static_cast<size_t>(group) * GROUP;
-      Runner(plan_, *groups_[group], std::min(GROUP, batch_ - group * GROUP), images.from(group * GROUP),
+      const size_t first = static_cast<size_t>(group) * group_;
+      Runner(plan_, *groups_[group], std::min(group_, batch_ - group * group_), images.from(group * group_),
              masks + first * plan_.mask_size_, outputs ? outputs + first * plan_.output_size_ : nullptr, nullptr,
              features ? features + first * size : nullptr)
           .run(first_segment, segment_);
