@@ -99,7 +99,7 @@ def test_lambda_can_be_changed_for_the_episodes_that_have_just_begun(env_id, cnn
         np.testing.assert_allclose(returns(), -0.9, atol=1e-6)
         env.set_penalty(0.2)
     np.testing.assert_allclose(returns(change_at=0), -0.9, atol=1e-6)
-    with pytest.raises(InvalidInputError, match=r"penalty is -1\.0; a finite number of at least 0"):
+    with pytest.raises(InvalidInputError, match=r"penalty is -1; a finite number of at least 0"):
         env.set_penalty(-1)
     ranged = MaskVecEnv(env_id, 3, seed=0, model=cnn, dataset="digits", penalty=(0.1, 0.9))
     with pytest.raises(InvalidInputError, match=r"penalty is the range \(0\.1, 0\.9\), from which each episode draws"):
