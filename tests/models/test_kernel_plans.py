@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -248,18 +247,24 @@ def test_a_wrong_number_of_threads(threads):
 
 @needs_kernel
 def test_the_end_of_the_program_while_a_plan_runs():
-    """A thread that nobody waits for may be inside the kernel when the interpreter ends."""
+    """A thread that nobody waits for may be inside the kernel when the interpreter ends.
+
+    It calls nothing of torch, in which Python may end such a thread by an abort that is not ours.
+    """
     program = """if True:
-        import threading, time, torch
+        import ctypes, threading, time, torch
         from prunegym.models import MaskedCNN, build
         from prunegym.models.skipping import lower, translate
         plan = translate(lower(MaskedCNN(build("vgg11"), torch.zeros(1, 3, 32, 32)))).plan
-        images, masks = torch.randn(8, 3, 32, 32), torch.ones(8, plan.mask_size)
+        images, masks = torch.randn(64, 3, 32, 32), torch.ones(64, plan.mask_size, dtype=torch.bool)
+        outputs, strides = torch.empty(64, plan.outputs), (ctypes.c_int64 * 4)(*images.stride())
+        error = ctypes.create_string_buffer(256)
+        places = images.data_ptr(), strides, masks.data_ptr(), outputs.data_ptr()
+        run, handle = plan.library.prunegym_plan_run, plan.handle
         def loop():
             while True:
-                plan(images, masks, 1)
+                run(handle, 64, *places, 1, None, error)
         threading.Thread(target=loop, daemon=True).start()
         time.sleep(0.2)
     """
-    # Python may end such a thread inside torch, which aborts now and then; freed memory of ours would be a segfault.
-    assert subprocess.run([sys.executable, "-c", program]).returncode in (0, -signal.SIGABRT)
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
