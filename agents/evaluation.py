@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator
 from typing import TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -146,10 +147,10 @@ def evaluate(
         raise InvalidInputError(
             f"The data set is {dataset!r}; a split is needed, as load_dataset('digits', 'test') returns it."
         )
-    for name, value, least in (("penalty", penalty, 0.0), ("batch_size", batch_size, 1)):
-        if not isinstance(value, int | type(least)) or isinstance(value, bool) or not least <= value < math.inf:
-            kind = "number" if name == "penalty" else "whole number"
-            raise InvalidInputError(f"{name} is {value!r}; a finite {kind} of at least {least:g} is needed.")
+    if not isinstance(penalty, int | float | np.integer | np.floating) or not 0 <= penalty < math.inf:
+        raise InvalidInputError(f"penalty is {penalty!r}; a finite number of at least 0 is needed.")
+    if not isinstance(batch_size, int | np.integer) or batch_size < 1:
+        raise InvalidInputError(f"batch_size is {batch_size!r}; a whole number of at least 1 is needed.")
     owner = agent if isinstance(agent, DynamicCNN) else model
     masked, info = _network(owner, dataset)
     if latency is not None:

@@ -118,7 +118,9 @@ class Task:
                 f"The task's penalty is the range {self.penalty}, from which each episode draws its own. Make the task "
                 "with one number to change it."
             )
-        self.penalty = _check_penalty((penalty,) if isinstance(penalty, tuple | list) else penalty)
+        if isinstance(penalty, tuple | list):
+            raise InvalidInputError(f"penalty is {penalty!r}; one number is needed: the task has no range of lambdas.")
+        self.penalty = _check_penalty(penalty)
 
     @torch.inference_mode()
     def dense_logits(self, indices: Tensor, images: Tensor) -> Tensor:

@@ -247,8 +247,8 @@ def test_a_dense_network_that_does_not_fit_is_refused(masked, few, dense, messag
         ({"penalty": "0.5"}, "penalty is '0.5'; a finite number of at least 0 is needed"),
         ({"penalty": float("nan")}, "penalty is nan; a finite number"),
         ({"penalty": -1}, "penalty is -1; a finite number"),
-        ({"batch_size": 0}, "batch_size is 0; a finite whole number of at least 1 is needed"),
-        ({"batch_size": 2.5}, "batch_size is 2.5; a finite whole number"),
+        ({"batch_size": 0}, "batch_size is 0; a whole number of at least 1 is needed"),
+        ({"batch_size": 2.5}, "batch_size is 2.5; a whole number"),
     ],
 )
 def test_wrong_numbers_are_refused(masked, few, arguments, message):

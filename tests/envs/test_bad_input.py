@@ -230,10 +230,18 @@ def test_arguments_of_the_batched_environment(arguments, message, cnn):
         MaskVecEnv(ONE_STEP, **({"num_envs": 4, "model": cnn, "dataset": "digits"} | arguments))
 
 
-@pytest.mark.parametrize("penalty", ["x", -1, (0.1, 0.2), None])
-def test_a_wrong_penalty_later(penalty, cnn):
+@pytest.mark.parametrize(
+    ("penalty", "message"),
+    [
+        ("x", "'x'; a finite number"),
+        (-1, "-1; a finite"),
+        (None, "None; a finite"),
+        ((0.1, 0.2), "one number is needed"),
+    ],
+)
+def test_a_wrong_penalty_later(penalty, message, cnn):
     env = MaskVecEnv(ONE_STEP, 4, model=cnn, dataset="digits", penalty=0.3)
-    with pytest.raises(InvalidInputError, match=RANGE):
+    with pytest.raises(InvalidInputError, match=rf"penalty is .*{message}"):
         env.set_penalty(penalty)
     assert env.task.penalty == 0.3
 
