@@ -17,7 +17,7 @@ from prunegym.models.gate_policy import GatePolicy, StaticPolicy
 from prunegym.models.graph import Step
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.operators import Kind
-from prunegym.models.skipping.kernel_path import translate
+from prunegym.models.skipping.kernel_path import shares_an_image, translate
 from prunegym.models.skipping.lowering import UnsupportedError, lower
 from prunegym.models.skipping.paths import decide_first, decides_gate_by_gate
 from prunegym.models.skipping.program import Conv, Layer, Linear
@@ -100,10 +100,14 @@ class KernelTimer:
 
         def timed() -> dict[str, float]:
             start = time.perf_counter()
-            parts = self._plan.timed(self._image, masks, torch.get_num_threads())
+            parts = self._plan.timed(self._image, masks, self._threads())
             return {**parts, CALL: time.perf_counter() - start - sum(parts.values())}
 
-        return timed, (lambda: self._plan(self._image, masks))
+        return timed, (lambda: self._plan(self._image, masks, self._threads()))
+
+    def _threads(self) -> int:
+        """Return on how many threads the kernel runs one image of the network."""
+        return torch.get_num_threads() if shares_an_image(self._program) else 1
 
     def deciding(self, policy: GatePolicy) -> Callable[[], float]:
         """Time the kernel's own deciding, with all channels on as the policy in torch is; see :class:`DecidingTimer`.
@@ -126,7 +130,7 @@ class KernelTimer:
                 f"The compiled kernel cannot run this policy: {error} Measure with execution 'torch'."
             ) from error
         decides = [label.startswith("decide ") for label in labels]
-        return lambda: sum(itertools.compress(plan.timed(self._image, None, torch.get_num_threads()).values(), decides))
+        return lambda: sum(itertools.compress(plan.timed(self._image, None, self._threads()).values(), decides))
 
 
 EXECUTIONS = ("torch", "kernel")

@@ -31,6 +31,16 @@ class Translated(NamedTuple):
     labels: tuple[str, ...]
 
 
+def shares_an_image(program: Program) -> bool:
+    """Whether all threads share an image alone; else one thread runs it."""
+    macs = (
+        layer.weight.numel() * math.prod(program.shapes[layer.name][1:])
+        for layer in program.layers
+        if isinstance(layer, Conv)
+    )
+    return sum(macs) >= SHARED_FROM
+
+
 class KernelPath:
     """Runs a program in the compiled kernel; masked channels are not computed.
 
@@ -47,11 +57,7 @@ class KernelPath:
         if not kernel.available():
             raise UnsupportedError(f"The compiled kernel is not available: {kernel.unavailable_reason()}.")
         self.program, self.policy, self.variant = program, policy, variant
-        self._macs = sum(
-            layer.weight.numel() * math.prod(program.shapes[layer.name][1:])
-            for layer in program.layers
-            if isinstance(layer, Conv)
-        )
+        self._shared = shares_an_image(program)
         # A policy for a range of lambdas has each one folded into its biases, so each has a plan; few are kept.
         # Without a reference to this object, whose plans would else stay until garbage is collected.
         self._plan = functools.lru_cache(KEPT_PLANS)(functools.partial(_translated, program, policy, variant))
@@ -64,7 +70,7 @@ class KernelPath:
     def run(self, images: Tensor, mask: Tensor | None, penalty: float | None) -> Executed:
         """See :class:`prunegym.models.skipping.paths.Path`."""
         plan = self._plan(mask is None, penalty if mask is None else None).plan
-        threads = 1 if len(images) == 1 and self._macs < SHARED_FROM else None
+        threads = None if self._shared or len(images) > 1 else 1
         outputs, used = plan(images, mask, threads)
         return Executed(outputs.view(len(images), *self.program.output_shape), used)
 

@@ -232,3 +232,19 @@ def test_errors(tmp_path: Path) -> None:
             InvalidInputError, match=r"kernel cannot run this network: .*Measure with execution 'torch'"
         ):
             make_timer("kernel", inception)
+
+
+@pytest.mark.skipif(not kernel.available(), reason=f"no compiled kernel: {kernel.unavailable_reason()}")
+def test_the_kernel_is_timed_on_as_many_threads_as_run_an_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    timed, whole = [], []
+    monkeypatch.setattr(
+        kernel.Plan,
+        "timed",
+        lambda plan, _images, _masks, threads: timed.append(threads) or dict.fromkeys(plan.layers, 0),
+    )
+    monkeypatch.setattr(kernel.Plan, "__call__", lambda _plan, _images, _masks, threads: whole.append(threads))
+    for masked in (shipped_model("digits").masked, MaskedCNN(build("resnet20"), torch.zeros(1, 3, 32, 32))):
+        for run in make_timer("kernel", masked).prepare(torch.ones(masked.mask_size, dtype=torch.bool)):
+            run()
+    assert timed == whole == [1, 2]
