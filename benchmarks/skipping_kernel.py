@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from prunegym.models import GatePolicy, MaskedCNN, MaskFeatures, SkippingCNN, build, kernel
+from prunegym.models.checkpoints import save_text
 from prunegym.models.skipping.profiling import Profile, profile
 from prunegym.models.timing import machine, random_masks
 
@@ -149,22 +150,24 @@ def _rounded(value: Any) -> Any:
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
-def write(file: Path, results: list[dict[str, Any]], brief: bool) -> None:
-    """Write results, in the order of the cases, beside those of other cases that the file has of this machine."""
+def stored(file: Path | None) -> list[dict[str, Any]]:
+    """Return the results that a file has already; one of another machine ends the program before anything is timed."""
+    if file is None or not file.exists():
+        return []
+    found, here = json.loads(file.read_text()), machine()
+    if any(found["machine"][name] != here[name] for name in ("processor", "instructions", "torch")):
+        raise SystemExit(f"{file} is of another machine ({found['machine']}, this is {here}); write to a new file.")
+    return list(found["results"])
+
+
+def write(file: Path, earlier: list[dict[str, Any]], results: list[dict[str, Any]], brief: bool) -> None:
+    """Write results, in the order of the cases, beside earlier ones of other cases."""
     left_out = ("layers", "gates") if brief else ()
-    rows = {
-        (one["case"], one["threads"]): _rounded({name: value for name, value in one.items() if name not in left_out})
-        for one in results
-    }
-    here = machine()
-    if file.exists():
-        found = json.loads(file.read_text())
-        if any(found["machine"][name] != here[name] for name in ("processor", "instructions", "torch")):
-            raise SystemExit(f"{file} is of another machine ({found['machine']}, this is {here}); write to a new file.")
-        rows = {(one["case"], one["threads"]): one for one in found["results"]} | rows
+    new = [_rounded({name: value for name, value in one.items() if name not in left_out}) for one in results]
+    rows = {(one["case"], one["threads"]): one for one in (*earlier, *new)}
     order = sorted(rows, key=lambda row: (list(CASES).index(row[0]), row[1]))
-    document = {"machine": here, "results": [rows[row] for row in order]}
-    file.write_text(json.dumps(document, separators=(",", ":")))
+    document = {"machine": machine(), "results": [rows[row] for row in order]}
+    save_text(file, json.dumps(document, separators=(",", ":")))
 
 
 def main() -> None:
@@ -180,14 +183,14 @@ def main() -> None:
     args = parser.parse_args()
     if not kernel.available():
         print(f"No compiled kernel: {kernel.unavailable_reason()}")
-    results = []
+    earlier, results = stored(args.json), []
     with torch.no_grad():
         for name in args.cases:
             for threads in args.threads:
                 found, error = run_case(CASES[name], threads, args.rounds, args.compile, args.clock)
                 results.append(report(name, CASES[name], threads, found, error))
     if args.json:
-        write(args.json, results, args.brief)
+        write(args.json, earlier, results, args.brief)
 
 
 if __name__ == "__main__":
