@@ -29,7 +29,14 @@ def commands(page: Path) -> list[list[str]]:
 COMMANDS = [line for page in PAGES for line in commands(page)]
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
+def with_python():
+    """Pages that show Python; those of docs/ take over a minute in all, so `make test` runs the README's alone."""
+    for page in PAGES:
+        if blocks(page, "python"):
+            yield pytest.param(page, id=page.name, marks=[pytest.mark.slow] if page.parent.name == "docs" else [])
+
+
+@pytest.mark.parametrize("page", list(with_python()))
 def test_python_runs(page: Path, tmp_path: Path) -> None:
     for code in blocks(page, "python"):
         ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)

@@ -22,6 +22,7 @@ def _deterministic():
     torch.manual_seed(0)
 
 
+@pytest.mark.slow
 def test_a_shipped_model_with_its_policy():
     model = shipped_model("digits")
     images = torch.randint(0, 256, (1, *model.info.image_shape), dtype=torch.uint8)
@@ -65,7 +66,7 @@ def mixed() -> MaskedCNN:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [user, mixed, lambda: zoo("resnet20"), lambda: zoo("m-cifarnet")])
+@pytest.mark.parametrize("make", [user, mixed, lambda: zoo("resnet20")])
 def test_single_images_and_batches_take_turns(make):
     """All-off gates included; other activations than ReLU, and layers that the program does not know."""
     masked = make()
@@ -82,10 +83,10 @@ def test_a_policy_that_is_told_lambda_and_groups_of_a_batch():
     policy = policy_for(masked, penalty_range=(0.1, 1.0))
     fast = SkippingCNN(masked, policy, "full-compiled")
     images = torch.randn(18, 3, 32, 32)
-    for penalty in (0.2, 0.9):
+    for penalty, some in ((0.2, images), (0.9, images[:2])):
         with torch.no_grad():
-            expected = rollout(masked, policy, images, penalty=penalty)
-        output, used = fast(images, penalty=penalty)
+            expected = rollout(masked, policy, some, penalty=penalty)
+        output, used = fast(some, penalty=penalty)
         assert torch.equal(used, expected.mask.bool())
         close(output, expected.output)
 

@@ -89,7 +89,7 @@ def test_the_cifar_model_is_as_good(shared_data: Path, tmp_path: Path) -> None:
     model, path = DynamicCNN.load(CIFAR), tmp_path / "small.safetensors"
     model.save(path, int8=True)
     assert path.stat().st_size <= 0.3 * CIFAR.stat().st_size
-    assert figures(DynamicCNN.load(path))[0] >= figures(model)[0] - 0.003
+    assert figures(DynamicCNN.load(path).skip())[0] >= figures(model.skip())[0] - 0.003
 
 
 def test_masks_and_export_compose(tmp_path: Path) -> None:
