@@ -43,7 +43,7 @@ class FullPath:
         program: The network.
         policy: Decides gate by gate; None: masks are given.
         channels_last: Memory layout of maps and weights.
-        pack: Whether large weights are packed for single images (channels last only; torch cannot trace them).
+        pack: Whether large weights are packed (channels last only; torch cannot trace them).
     """
 
     def __init__(
@@ -52,12 +52,12 @@ class FullPath:
         self.program, self.policy = program, policy
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
         self._masking, self.deciding = Masking(program), Deciding(program, policy)
-        self.weights = {
-            layer.name: layer.weight.contiguous(memory_format=self._layout)
+        large = packed(program) if channels_last and pack else {}
+        self._weights = {
+            layer.name: large.get(layer.name) or layer.weight.contiguous(memory_format=self._layout)
             for layer in program.layers
             if isinstance(layer, Conv)
         }
-        self._packed = packed(program) if channels_last and pack else {}
 
     def run(self, images: Tensor, mask: Tensor | None, penalty: float | None) -> Executed:
         """See :class:`prunegym.models.skipping.paths.Path`."""
@@ -69,7 +69,6 @@ class FullPath:
         masks = Masks(self._masking, mask, shared=len(images) == 1)
         values = {program.input: images.contiguous(memory_format=self._layout)}
         bits: dict[int, Tensor] = {}
-        by_name = self._packed if len(images) == 1 else {}
         for layer, ending in zip(program.layers, program.ending, strict=True):
             if isinstance(layer, Conv):
                 bias = layer.bias
@@ -77,7 +76,7 @@ class FullPath:
                     bits[layer.gate] = decide(layer.gate, values[layer.inputs[0]])
                     masks.tell(layer.gate, bits[layer.gate])
                     bias = masks.bias(layer.gate, bias)
-                value = conv(layer, values, self.weights[layer.name], bias, by_name.get(layer.name))
+                value = conv(layer, values, self._weights[layer.name], bias)
             else:
                 value = run_layer(layer, values)
             gate = program.points.get(layer.name)

@@ -12,7 +12,7 @@ from torch import Tensor
 from prunegym.models.gate_policy import GatePolicy
 from prunegym.models.skipping.deciding import Deciding, joined
 from prunegym.models.skipping.masking import Masking, Masks
-from prunegym.models.skipping.mixing import GateWay, mix
+from prunegym.models.skipping.mixing import FEWEST, GateWay, mix
 from prunegym.models.skipping.packing import packed as packed_of
 from prunegym.models.skipping.paths import Decide, Executed
 from prunegym.models.skipping.program import Conv, Layer, Linear, Program
@@ -20,8 +20,9 @@ from prunegym.models.skipping.slices import Kept, Slices
 from prunegym.models.skipping.torch_layers import conv, finish, linear, run_layer, shaped
 from prunegym.models.timing import clock_for
 
-CACHED_COPIES = 4
-"""Gathered weights are kept up to this many times the network's own: eight masks that keep half of each gate are 2."""
+CACHED_COPIES = 8
+"""Gathered weights are kept up to this many times the network's own: eight masks that keep half of each gate are 2, and
+packed in one to three layouts 4 to 8."""
 
 
 class GatherPath:
@@ -34,7 +35,7 @@ class GatherPath:
     Args:
         program: The network.
         policy: Decides gate by gate; None: masks are given.
-        cached: Numbers of gathered weights that are kept for the next time that a mask comes; None: four times the
+        cached: Numbers of gathered weights that are kept for the next time that a mask comes; None: eight times the
             network's own.
         compact: Gates whose masked channels are removed, instead of measuring.
 
@@ -53,7 +54,7 @@ class GatherPath:
         self._masking, self._deciding = Masking(program), Deciding(program, policy)
         own = sum(layer.weight.numel() for layer in program.layers if isinstance(layer, Conv | Linear))
         self._packed = packed_of(program)
-        self._slices = Slices(CACHED_COPIES * own if cached is None else cached)
+        self._slices = Slices(CACHED_COPIES * own if cached is None else cached, self._packed)
         self._mixes: dict[tuple[int, int, bool], tuple[GateWay, ...]] = {}
         self.gates: tuple[GateWay, ...] = ()
 
@@ -87,7 +88,9 @@ class GatherPath:
             return self._run(images, mask, penalty, self._compact)
         key = (len(images).bit_length(), torch.get_num_threads(), mask is None)
         if key not in self._mixes:
-            self._mixes[key] = mix(self.program, lambda compact: self._timed(images, mask, penalty, compact))
+            # A group's weights are gathered in the first round and packed in the second.
+            fewest = FEWEST if len(images) == 1 else FEWEST + 2
+            self._mixes[key] = mix(self.program, lambda compact: self._timed(images, mask, penalty, compact), fewest)
         self.gates = self._mixes[key]
         return self._run(images, mask, penalty, {way.gate for way in self.gates if way.compact})
 
@@ -134,7 +137,9 @@ class GatherPath:
         if isinstance(layer, Conv):
             value = self._conv(layer, state, inside)
         elif isinstance(layer, Linear) and inside is not None:
-            value = linear(layer, values, *self._slices.get(layer, inside, None))
+            weight, bias = self._slices.get(layer, inside, None)
+            assert isinstance(weight, Tensor)  # convolutions alone are packed
+            value = linear(layer, values, weight, bias)
         elif inside is not None and inside.count == 0:  # torch's pooling takes no empty map
             x = values[layer.inputs[0]]
             value = x.new_empty(len(x), 0, *program.shapes[layer.name][1:])
@@ -153,13 +158,14 @@ class GatherPath:
             else:
                 state.masks.tell(gate, state.bits[gate])
                 masked_bias = state.masks.bias(gate, layer.bias)
-        whole = all(kept is None or kept.index is None for kept in (inside, outside))
-        # Many images share the time of a copy.
-        packed = self._packed.get(layer.name) if whole and len(x) == 1 else None
-        weight, bias = self._slices.get(layer, inside, outside) if packed is None else (layer.weight, layer.bias)
+        around = [kept for kept in (inside, outside) if kept is not None]
+        packed = self._packed.get(layer.name)
+        if packed is not None and all(kept.index is None for kept in around):
+            return conv(layer, state.values, packed, layer.bias if masked_bias is None else masked_bias)
+        weight, bias = self._slices.get(layer, inside, outside)
         bias = bias if masked_bias is None else masked_bias
-        if weight.shape[0] and weight.shape[1]:
-            return conv(layer, state.values, weight, bias, packed)
+        if all(kept.count for kept in around):
+            return conv(layer, state.values, weight, bias)
         # Torch refuses to make no channel, and of none it makes maps of the wrong shape.
         y = bias[None, :, None, None].expand(len(x), -1, *self.program.shapes[layer.name][1:])
         return finish(y.clone(), layer, state.values)

@@ -16,7 +16,7 @@ from prunegym.models.gate_policy import GatePolicy
 from prunegym.models.skipping.full_path import FullPath, by_groups
 from prunegym.models.skipping.lowering import UnsupportedError
 from prunegym.models.skipping.paths import Executed
-from prunegym.models.skipping.program import Program
+from prunegym.models.skipping.program import Conv, Program
 
 GRAPHS = 8
 """Graphs that are kept, for a lambda and a number of images each."""
@@ -67,7 +67,8 @@ class GraphPath(abc.ABC):
 
     def _make(self, given: bool, penalty: float | None, size: int, _threads: int) -> Graph:
         program = self._full.program
-        images = torch.zeros(size, *program.shapes[program.input]).to(next(iter(self._full.weights.values())))
+        like = next(layer.weight for layer in program.layers if isinstance(layer, Conv))
+        images = like.new_zeros(size, *program.shapes[program.input])
         images = images.contiguous(memory_format=torch.channels_last)
         mask = torch.ones(size, sum(program.widths), dtype=torch.bool, device=images.device)
         if not given:

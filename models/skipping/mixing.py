@@ -10,7 +10,7 @@ from collections.abc import Set as AbstractSet
 
 from prunegym.models.skipping.program import Conv, Linear, Program
 
-ROUNDS, FEWEST = 5, 2
+ROUNDS, FEWEST = 7, 2
 LIMIT = 1.0
 """Seconds after which no further round begins."""
 
@@ -34,7 +34,9 @@ class GateWay:
     seconds_full: float
 
 
-def mix(program: Program, timed: Callable[[AbstractSet[int]], dict[str, float]]) -> tuple[GateWay, ...]:
+def mix(
+    program: Program, timed: Callable[[AbstractSet[int]], dict[str, float]], fewest: int = FEWEST
+) -> tuple[GateWay, ...]:
     """Find the fastest mix of compact gates and full ones.
 
     A layer's time depends on the gate before it and the one behind it alone. Gates form chains and trees, so four runs
@@ -43,6 +45,7 @@ def mix(program: Program, timed: Callable[[AbstractSet[int]], dict[str, float]])
     Args:
         program: The network.
         timed: From the gates that are compact to each layer's seconds.
+        fewest: Rounds of measuring however long they take.
 
     Returns:
         What is best for each gate.
@@ -52,7 +55,7 @@ def mix(program: Program, timed: Callable[[AbstractSet[int]], dict[str, float]])
     other = frozenset(gate for gate in everything if table.depth[gate] % 2)
     begun = time.perf_counter()
     for number in range(ROUNDS):
-        if number >= FEWEST and time.perf_counter() - begun > LIMIT:
+        if number >= fewest and time.perf_counter() - begun > LIMIT:
             break
         for compact in (everything, frozenset(), other, everything - other):
             table.take(compact, timed(compact))

@@ -15,32 +15,60 @@ SMALLEST = 100_000
 
 
 class PackedConv:
-    """A convolution with its ReLU for one image, its weight packed, its bias given with the image.
+    """A convolution with its ReLU, its weight packed, its bias given with the images.
+
+    oneDNN's layout depends on the number of images and of threads, and from one such layout to another it
+    copies far more slowly than it convolves. So the weight is packed for each number that comes, and kept once for each
+    layout.
 
     Args:
         layer: The convolution.
         shape: Of the map that it reads: (channels, height, width).
+        weight: Taken instead of the layer's own: (out, in, kernel, kernel) float32, of some of its channels.
+
+    Attributes:
+        weight: The weight as it is without packing, channels last.
     """
 
-    def __init__(self, layer: Conv, shape: tuple[int, ...]) -> None:
-        self._layer = layer
-        self._weight = torch.ops.mkldnn._reorder_convolution_weight(
-            layer.weight, layer.padding, layer.stride, layer.dilation, 1, [1, *shape]
-        )
+    def __init__(self, layer: Conv, shape: tuple[int, ...], weight: Tensor | None = None) -> None:
+        weight = layer.weight if weight is None else weight
+        self.weight = weight.contiguous(memory_format=torch.channels_last)
+        self._layer, self._pixels = layer, shape[1:]
         self._ending = "relu" if layer.relu and len(layer.inputs) == 1 else "none"
+        self._by_layout: dict[bytes, Tensor] = {}
+        self._by_number: dict[tuple[int, int], Tensor] = {}
 
     def __call__(self, x: Tensor, bias: Tensor) -> Tensor:
-        """Return the map (1, out, height, width), behind the ReLU if nothing is to be added before it.
+        """Return the map (batch, out, height, width), behind the ReLU if nothing is to be added before it.
 
         Args:
-            x: (1, in, height, width) float32, channels last.
+            x: (batch, in, height, width) float32, channels last.
             bias: (out).
         """
-        layer = self._layer
+        layer, number = self._layer, (len(x), torch.get_num_threads())
+        weight = self._by_number.get(number)
+        if weight is None:
+            weight = self._by_number[number] = self._pack(len(x))
         made: Tensor = torch.ops.mkldnn._convolution_pointwise(
-            x, self._weight, bias, layer.padding, layer.stride, layer.dilation, 1, self._ending, [], ""
+            x, weight, bias, layer.padding, layer.stride, layer.dilation, 1, self._ending, [], ""
         )
         return made
+
+    def _pack(self, images: int) -> Tensor:
+        layer = self._layer
+        made: Tensor = torch.ops.mkldnn._reorder_convolution_weight(
+            self.weight, layer.padding, layer.stride, layer.dilation, 1, [images, self.weight.shape[1], *self._pixels]
+        )
+        layout = torch.ops.mkldnn._get_mkldnn_serialized_md(made).numpy().tobytes()
+        return self._by_layout.setdefault(layout, made)
+
+    def with_weight(self, weight: Tensor) -> PackedConv:
+        """Return the same convolution between some of its channels: weight (out, in, kernel, kernel) float32."""
+        return PackedConv(self._layer, (weight.shape[1], *self._pixels), weight)
+
+    def numel(self) -> int:
+        """Return how many numbers are kept, in all layouts together."""
+        return (1 + len(self._by_layout)) * self.weight.numel()
 
 
 _PACKED: weakref.WeakKeyDictionary[Program, dict[str, PackedConv]] = weakref.WeakKeyDictionary()

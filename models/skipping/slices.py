@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from prunegym.models.skipping.packing import PackedConv
 from prunegym.models.skipping.program import Conv, Linear
+
+Weight = Tensor | PackedConv
 
 
 class Kept:
@@ -29,18 +34,25 @@ class Kept:
         self.key = b"" if self.index is None else bits.cpu().numpy().tobytes()
 
 
+class _Slice(NamedTuple):
+    weight: Weight
+    bias: Tensor
+    size: int
+
+
 class Slices:
     """Gathered weights by layer and masks, the latest used up to a size.
 
     Args:
         size: Numbers that are kept.
+        packed: Convolutions, by name, of which weights are packed when their masks come again.
     """
 
-    def __init__(self, size: int) -> None:
-        self._size, self._used = size, 0
+    def __init__(self, size: int, packed: Mapping[str, PackedConv]) -> None:
+        self._size, self._used, self._packed = size, 0, packed
         self._whole: dict[str, Tensor] = {}
         self._lock = threading.Lock()  # one path may run in many threads of Python
-        self._found: OrderedDict[tuple[str, bytes, bytes], tuple[Tensor, Tensor]] = OrderedDict()
+        self._found: OrderedDict[tuple[str, bytes, bytes], _Slice] = OrderedDict()
 
     def clear(self) -> None:
         """Drop what was gathered."""
@@ -54,21 +66,20 @@ class Slices:
             self._whole[layer.name] = _as_maps(layer.weight)
         return self._whole[layer.name]
 
-    def get(self, layer: Conv | Linear, inside: Kept | None, outside: Kept | None) -> tuple[Tensor, Tensor]:
+    def get(self, layer: Conv | Linear, inside: Kept | None, outside: Kept | None) -> tuple[Weight, Tensor]:
         """Return weight and bias of a layer between the kept channels ``inside`` and ``outside``; None: all."""
         with self._lock:
             return self._get(layer, inside, outside)
 
-    def _get(self, layer: Conv | Linear, inside: Kept | None, outside: Kept | None) -> tuple[Tensor, Tensor]:
+    def _get(self, layer: Conv | Linear, inside: Kept | None, outside: Kept | None) -> tuple[Weight, Tensor]:
         key = (layer.name, b"" if inside is None else inside.key, b"" if outside is None else outside.key)
         if not key[1] and not key[2]:
             return self._all(layer), layer.bias
-        found = self._found.get(key)
-        if found is not None:
+        if key in self._found:
+            found = self._found.pop(key)
             # A mask that comes again may come often: then the layout that torch would copy weights into pays.
-            found = self._found[key] = _as_maps(found[0]), found[1]
-            self._found.move_to_end(key)
-            return found
+            weight = self._laid_out(layer, found.weight)
+            return self._keep(key, _Slice(weight, found.bias, found.size))
         weight, bias = layer.weight, layer.bias
         if outside is not None and outside.index is not None:
             weight, bias = weight.index_select(0, outside.index), bias.index_select(0, outside.index)
@@ -78,12 +89,22 @@ class Slices:
                 weight = weight.index_select(1, inside.index)
             else:
                 weight = weight.view(len(weight), -1, repeat).index_select(1, inside.index).flatten(1)
-        self._found[key] = (weight, bias)
-        self._used += weight.numel()
+        return self._keep(key, _Slice(weight, bias, 0))
+
+    def _keep(self, key: tuple[str, bytes, bytes], made: _Slice) -> tuple[Weight, Tensor]:
+        """Keep what was used just now, and drop the longest unused while they are too many."""
+        size = made.weight.numel()  # a packed weight grows by the layouts that its use asks for
+        self._used += size - made.size
+        self._found[key] = made._replace(size=size)
         while self._used > self._size and len(self._found) > 1:
-            _, (old, _) = self._found.popitem(last=False)
-            self._used -= old.numel()
-        return weight, bias
+            _, old = self._found.popitem(last=False)
+            self._used -= old.size
+        return made.weight, made.bias
+
+    def _laid_out(self, layer: Conv | Linear, weight: Weight) -> Weight:
+        if isinstance(weight, PackedConv) or not weight.numel():
+            return weight
+        return self._packed[layer.name].with_weight(weight) if layer.name in self._packed else _as_maps(weight)
 
 
 def _as_maps(weight: Tensor) -> Tensor:

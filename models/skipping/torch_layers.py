@@ -33,14 +33,15 @@ def run_layer(layer: Layer, values: dict[str, Tensor]) -> Tensor:
     return cast(Other, layer).run(values)
 
 
-def conv(
-    layer: Conv, values: dict[str, Tensor], weight: Tensor, bias: Tensor, packed: PackedConv | None = None
-) -> Tensor:
+def conv(layer: Conv, values: dict[str, Tensor], weight: Tensor | PackedConv, bias: Tensor) -> Tensor:
     """Run a convolution with other weights than its own, or packed ones, and what is fused into it."""
-    if packed is not None and values[layer.inputs[0]].dtype == torch.float32:  # under autocast it is none
-        y = packed(values[layer.inputs[0]], bias)
-        return y if len(layer.inputs) == 1 else finish(y, layer, values)
-    y = F.conv2d(values[layer.inputs[0]], weight, bias, layer.stride, layer.padding, layer.dilation)
+    x = values[layer.inputs[0]]
+    if isinstance(weight, PackedConv):
+        if x.dtype == torch.float32:
+            y = weight(x, bias)
+            return y if len(layer.inputs) == 1 else finish(y, layer, values)
+        weight = weight.weight  # under autocast
+    y = F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation)
     return finish(y, layer, values)
 
 

@@ -45,8 +45,9 @@ def test_large_convolutions_are_packed_once_for_all_paths() -> None:
     large = {layer.name for layer in program.layers if isinstance(layer, Conv) and layer.weight.numel() >= 100_000}
     assert set(packed(program)) == large
     assert len(large) > 5
-    paths = FullPath(program, channels_last=True), GatherPath(program)
-    assert all(path._packed is packed(program) for path in paths)
+    assert GatherPath(program)._packed is packed(program)
+    weights = FullPath(program, channels_last=True)._weights
+    assert all(weights[name] is packed(program)[name] for name in large)
 
 
 @WITH_ONEDNN
@@ -70,7 +71,63 @@ def test_networks_with_packed_weights_give_the_masked_results(
     monkeypatch.setattr(PackedConv, "__call__", counted)
     for rows in (slice(0, 1), slice(3, 4), slice(0, 6)):
         close(fast(images[rows], masks[rows]).output, expected[rows])
-    assert set(calls) == {1}
+    assert set(calls) == ({1, 2} if way == "torch" else {1, 6})
+
+
+@WITH_ONEDNN
+@pytest.mark.parametrize("threads", [1, 2])
+def test_gathered_weights_are_packed_when_their_mask_comes_again(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    own = PackedConv.__call__
+
+    def counted(self: PackedConv, x: Tensor, bias: Tensor) -> Tensor:
+        calls.append(len(x))
+        return own(self, x, bias)
+
+    masked = zoo("vgg16")
+    program = lower(masked)
+    path = GatherPath(program, compact=frozenset(range(len(masked.gates))))
+    images, two = torch.randn(9, 3, 32, 32), torch.rand(2, masked.mask_size) < 0.5
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        large = len(packed(program))
+        monkeypatch.setattr(PackedConv, "__call__", counted)
+        # The number of images decides on the layout, so it changes from one time to the next.
+        for images_of_first, expected_calls in ((4, []), (4, [4, 5]), (1, [1, 8]), (7, [2, 7])):
+            masks = two[[0] * images_of_first + [1] * (9 - images_of_first)]
+            calls.clear()
+            close(path.run(images, masks, None).output, masked(images, masks))
+            assert sorted(calls) == sorted(expected_calls * large)
+    finally:
+        torch.set_num_threads(before)
+
+
+@WITH_ONEDNN
+def test_a_weight_is_kept_once_for_each_layout() -> None:
+    weight, bias = torch.randn(204, 512, 3, 3), torch.randn(204)
+    layer = Conv("conv", "conv", ("x",), weight, bias, (1, 1), (1, 1), (1, 1), True)
+    made = PackedConv(layer, (512, 2, 2))
+    assert made.numel() == weight.numel()
+    with torch.inference_mode():
+        for images in (*range(1, 17), *range(1, 17)):
+            x = torch.randn(images, 512, 2, 2).contiguous(memory_format=torch.channels_last)
+            close(made(x, bias), F.conv2d(x, weight, bias, padding=1).relu())
+    assert made.numel() <= 5 * weight.numel()
+    assert made.weight.equal(weight)
+
+
+@WITH_ONEDNN
+def test_gathered_weights_are_not_packed_under_autocast() -> None:
+    masked = zoo("vgg16")
+    images, masks = torch.randn(2, 3, 32, 32), (torch.rand(1, masked.mask_size) < 0.5).expand(2, -1)
+    path = GatherPath(lower(masked), compact=frozenset(range(len(masked.gates))))
+    expected = masked(images, masks)
+    for _ in range(2):
+        close(path.run(images, masks, None).output, expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        close(path.run(images, masks, None).output.float(), expected, 0.05)
+    close(path.run(images, masks, None).output, expected)
 
 
 @WITH_ONEDNN

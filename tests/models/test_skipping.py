@@ -265,7 +265,7 @@ def test_gathered_weights_are_kept_up_to_a_size():
         images, masks = torch.randn(6, 3, 32, 32), random_masks(masked)
         for _ in range(2):
             close(path.run(images, masks, None).output, masked(images, masks))
-    kept = [weight.numel() for weight, _ in path._slices._found.values()]
+    kept = [found.weight.numel() for found in path._slices._found.values()]
     assert path._slices._used == sum(kept) <= 100_000
     path.forget()
     assert not path._slices._found
