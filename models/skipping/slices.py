@@ -78,8 +78,7 @@ class Slices:
         if key in self._found:
             found = self._found.pop(key)
             # A mask that comes again may come often: then the layout that torch would copy weights into pays.
-            weight = self._laid_out(layer, found.weight)
-            return self._keep(key, _Slice(weight, found.bias, found.size))
+            return self._keep(key, found._replace(weight=self._laid_out(layer, found.weight)))
         weight, bias = layer.weight, layer.bias
         if outside is not None and outside.index is not None:
             weight, bias = weight.index_select(0, outside.index), bias.index_select(0, outside.index)
