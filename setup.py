@@ -1,4 +1,7 @@
-"""Builds the optional compiled kernel; everything else about the package is in pyproject.toml.
+"""Says which folder is which package, and builds the optional compiled kernel; all else is in pyproject.toml.
+
+The rooms `models`, `envs` and `agents` stand at the top of the repository. Links in `src/prunegym` show them to tools
+that read files, but a zip or a clone may come without links, so the packages are named here.
 
 The kernel is a plain shared library that ctypes loads. Its layer functions are compiled once for each vector width,
 each file with its own flags, and the one that suits the processor is chosen at run time. Without a compiler, or with
@@ -15,10 +18,11 @@ import platform
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.modified import newer_group
 
+ROOMS = ("models", "envs", "agents")
 SOURCES = Path("models/kernel/csrc")
 COMMON_FLAGS = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fvisibility=hidden", "-pthread", "-g0", "-Wall", "-Wextra"]
 VARIANT_FLAGS = {
@@ -58,10 +62,23 @@ class BuildKernel(build_ext):
         self.compiler.link_shared_object(objects, target, extra_postargs=["-pthread"], target_lang="c++")
 
 
+def packages() -> list[str]:
+    """Return all packages; those of the rooms from their own folders, whether there are links to them or not."""
+    own = [name for name in find_packages("src") if name.split(".")[1:2] not in [[room] for room in ROOMS]]
+    rooms = [f"prunegym.{room}" for room in ROOMS]
+    inside = [f"prunegym.{room}.{name}" for room in ROOMS for name in find_packages(room)]
+    return [*own, *rooms, *inside]
+
+
 kernel = Extension(
     "prunegym.models.kernel._skipping",
     sources=sorted(str(path) for path in SOURCES.glob("*.cpp")),
     depends=sorted(str(path) for path in SOURCES.glob("*.h")),
     optional=WANTED != "required",
 )
-setup(ext_modules=[] if WANTED == "off" else [kernel], cmdclass={"build_ext": BuildKernel})
+setup(
+    packages=packages(),
+    package_dir={"": "src", **{f"prunegym.{room}": room for room in ROOMS}},
+    ext_modules=[] if WANTED == "off" else [kernel],
+    cmdclass={"build_ext": BuildKernel},
+)

@@ -18,7 +18,7 @@ import zipfile
 from pathlib import Path
 
 ROOMS = ("envs", "agents", "models")
-SUFFIXES = {".py", ".typed", ".yaml", ".json", ".safetensors", ".cpp", ".h"}
+SUFFIXES = {".py", ".pyi", ".typed", ".yaml", ".json", ".safetensors", ".cpp", ".h"}
 IDS = ("prunegym/ChannelMask-v0", "prunegym/LayerwiseChannelMask-v0")
 
 
@@ -27,10 +27,7 @@ def check_files(root: Path, archives: list[Path]) -> None:
     listed = subprocess.run(["git", "ls-files", "src/prunegym", *ROOMS], cwd=root, check=True, capture_output=True)
     files = [Path(line) for line in listed.stdout.decode().splitlines()]
     files = [file for file in files if file.suffix in SUFFIXES and not (root / file).is_symlink()]
-    names = {
-        f"prunegym/{file.relative_to('src/prunegym') if file.parts[0] == 'src' else file}": (root / file).read_bytes()
-        for file in files
-    }
+    names = {_packaged(str(file)): (root / file).read_bytes() for file in files}
     if not {"prunegym/py.typed", "prunegym/models/zoo.py"} <= names.keys():
         raise SystemExit(f"git lists too few files to compare with: {sorted(names)}")
     for archive in archives:
@@ -47,7 +44,12 @@ def _contents(archive: Path) -> dict[str, bytes]:
             return {name: wheel.read(name) for name in wheel.namelist()}
     with tarfile.open(archive) as sdist:
         members = {member.name: sdist.extractfile(member) for member in sdist if member.isfile()}
-        return {name.partition("/src/")[2]: stream.read() for name, stream in members.items() if stream}
+        return {_packaged(name.partition("/")[2]): stream.read() for name, stream in members.items() if stream}
+
+
+def _packaged(path: str) -> str:
+    """Return where a file of the repository is in the package."""
+    return path.removeprefix("src/") if path.startswith("src/") else f"prunegym/{path}"
 
 
 def check_models() -> None:
