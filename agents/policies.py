@@ -15,7 +15,6 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
-from prunegym.agents.channel_groups import ChannelGroups, SharedBits
 from prunegym.envs.task import Task
 from prunegym.models.errors import InvalidInputError
 from prunegym.models.gate_policy import GatePolicy
@@ -36,8 +35,6 @@ class MaskPolicy(ActorCriticPolicy):
         gate_policy: The actor to start from, copied; :func:`new_gate_policy` makes one for an environment.
         sharpen: Factor on the actor's logits at the start. Above 1 it samples closer to its most likely mask.
         value_hidden: Width of the critics' hidden layers.
-        channel_group: So many channels of a decision share a bit, see
-            :class:`~prunegym.agents.channel_groups.ChannelGroups`.
         **kwargs: Those of ``ActorCriticPolicy``.
 
     Raises:
@@ -52,7 +49,6 @@ class MaskPolicy(ActorCriticPolicy):
         gate_policy: GatePolicy | None = None,
         sharpen: float = 1.0,
         value_hidden: int = 64,
-        channel_group: int = 1,
         **kwargs: Any,
     ) -> None:
         if not isinstance(gate_policy, GatePolicy):
@@ -62,21 +58,13 @@ class MaskPolicy(ActorCriticPolicy):
             )
         _check_spaces(observation_space, action_space, gate_policy)
         # Kept in a dict, since a module's attributes may not be modules before its constructor has run.
-        self._arguments: dict[str, Any] = {
-            "gate_policy": gate_policy,
-            "sharpen": sharpen,
-            "value_hidden": value_hidden,
-            "channel_group": channel_group,
-        }
+        self._arguments: dict[str, Any] = {"gate_policy": gate_policy, "sharpen": sharpen, "value_hidden": value_hidden}
         kwargs["ortho_init"] = False
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
 
     def _build(self, lr_schedule: Schedule) -> None:
         self.actor: GatePolicy = copy.deepcopy(self._arguments["gate_policy"])
         self.actor.rescale_logits(self._arguments["sharpen"])
-        size = self._arguments["channel_group"]
-        assert self.action_space.shape is not None
-        self.groups = None if size == 1 else ChannelGroups(self.actor, size, self.action_space.shape[0])
         assert isinstance(self.observation_space, spaces.Dict)
         extra = sum(key in self.observation_space.spaces for key in ("cost", "penalty"))
         hidden = self._arguments["value_hidden"]
@@ -92,10 +80,7 @@ class MaskPolicy(ActorCriticPolicy):
 
     def gate_policy(self) -> GatePolicy:
         """Return a copy of the actor, as a plain torch module."""
-        actor = copy.deepcopy(self.actor)
-        if self.groups is not None:
-            self.groups.tie(actor)
-        return actor
+        return copy.deepcopy(self.actor)
 
     def _rows(self, obs: PyTorchObs) -> list[tuple[int, Tensor]]:
         """Return which rows of a batch stand at which decision."""
@@ -119,13 +104,7 @@ class MaskPolicy(ActorCriticPolicy):
     def get_distribution(self, obs: PyTorchObs) -> Distribution:
         """Return the distribution of the mask bits (batch, action width)."""
         assert isinstance(self.action_dist, BernoulliDistribution)
-        logits = self._logits(obs)
-        if self.groups is None:
-            return self.action_dist.proba_distribution(logits)
-        decisions = torch.zeros(len(logits), dtype=torch.long, device=self.device)
-        for decision, rows in self._rows(obs):
-            decisions[rows] = decision
-        return SharedBits(self.groups.leaders[decisions], self.groups.weights[decisions]).proba_distribution(logits)
+        return self.action_dist.proba_distribution(self._logits(obs))
 
     def predict_values(self, obs: PyTorchObs) -> Tensor:
         """Return the expected return of each observation, (batch, 1)."""

@@ -22,8 +22,7 @@ from prunegym.models.joint import TuneConfig
 CLASSES: dict[str, type[OnPolicyAlgorithm]] = {"a2c": A2C, "ppo": PPO}
 BASELINES = ("greedy",)
 COUNTS = (
-    "n_envs", "group", "n_episodes", "episodes_per_rollout", "n_minibatches", "channel_group", "eval_every",
-    "eval_images",
+    "n_envs", "group", "n_episodes", "episodes_per_rollout", "n_minibatches", "eval_every", "eval_images",
 )  # fmt: skip
 
 
@@ -62,8 +61,6 @@ class Recipe:
     """Parts into which a rollout is cut for the updates (PPO)."""
     sharpen: float = 1.0
     """Factor on the logits at the start of reinforcement learning."""
-    channel_group: int = 1
-    """So many channels of a gate share a bit during reinforcement learning, and afterwards."""
     eval_every: int = 10
     """Updates between two evaluations on the validation split."""
     eval_images: int = 5000

@@ -289,7 +289,7 @@ def build_algorithm(
         env,
         seed=seed,
         device=device,
-        policy_kwargs={"gate_policy": start, "sharpen": recipe.sharpen, "channel_group": recipe.channel_group},
+        policy_kwargs={"gate_policy": start, "sharpen": recipe.sharpen},
         tensorboard_log=None if log is None else str(log),
         **settings,
     )

@@ -102,13 +102,10 @@ class GatePolicy(nn.Module):
     @torch.no_grad()
     def rescale_logits(self, factor: float = 1.0, offset: float = 0.0) -> None:
         """Multiply all logits by a factor and add an offset, in place; a positive offset keeps more channels."""
-        for layer in self.last_layers():
-            layer.weight.mul_(factor)
-            layer.bias.mul_(factor).add_(offset)
-
-    def last_layers(self) -> list[nn.Linear]:
-        """Return the layer of each decision that gives the logits, a row a channel."""
-        return [cast(nn.Linear, cast(nn.Sequential, head)[-1]) for head in self.heads]
+        for head in self.heads:
+            last = cast(nn.Linear, cast(nn.Sequential, head)[-1])
+            last.weight.mul_(factor)
+            last.bias.mul_(factor).add_(offset)
 
 
 class StaticPolicy(nn.Module):

@@ -121,66 +121,6 @@ def test_lambda_is_seen_where_it_varies(digits: DynamicCNN) -> None:
     )
 
 
-def members(policy: MaskPolicy, decision: int, width: int) -> list[list[int]]:
-    leaders = policy.groups.leaders[decision, :width].tolist()
-    return [[channel for channel in range(width) if leaders[channel] == leader] for leader in sorted(set(leaders))]
-
-
-@pytest.mark.parametrize("env_id", [LAYERWISE, ONE_STEP])
-def test_a_group_of_channels_is_one_bernoulli(digits: DynamicCNN, env_id: str) -> None:
-    env, gate_policy = make(env_id, digits)
-    kwargs = {"gate_policy": gate_policy, "channel_group": 5}
-    policy = PPO(MaskPolicy, env, n_steps=4, batch_size=8, policy_kwargs=kwargs).policy
-    observation = {key: torch.as_tensor(value) for key, value in env.reset().items()}
-    actions, _, log_prob = policy(observation)
-    width = gate_policy.decisions[0].width
-    groups = members(policy, 0, width)
-    assert [len(group) for group in groups].count(5) == width // 5
-    assert len(groups) == -(-width // 5)
-    logits = policy.gate_policy().logits(0, observation["features"][:, : gate_policy.features.sizes[0]])
-    for group in groups:
-        assert (actions[:, group] == actions[:, group[:1]]).all()
-        torch.testing.assert_close(logits[:, group], logits[:, group[:1]].expand(-1, len(group)))
-    firsts = [group[0] for group in groups]
-    bernoulli = torch.distributions.Bernoulli(logits=logits[:, firsts])
-    torch.testing.assert_close(log_prob, bernoulli.log_prob(actions[:, firsts]).sum(1))
-    torch.testing.assert_close(policy.evaluate_actions(observation, actions)[2], bernoulli.entropy().sum(1))
-    assert 0.02 < actions[:, firsts].mean() < 0.98  # bits were drawn
-
-
-def test_groups_begin_at_the_means_of_channels_that_are_alike(digits: DynamicCNN) -> None:
-    env, gate_policy = make(LAYERWISE, digits)
-    with torch.no_grad():
-        for layer in gate_policy.last_layers():  # channel 2k is channel 2k + 1 of the other half, nearly
-            half = layer.out_features // 2
-            layer.weight[half:] = layer.weight[:half] + 1e-3
-            layer.bias[half:] = layer.bias[:half]
-    kwargs = {"gate_policy": gate_policy, "channel_group": 2}
-    policy = PPO(MaskPolicy, env, n_steps=4, batch_size=8, policy_kwargs=kwargs).policy
-    half = gate_policy.decisions[1].width // 2
-    assert members(policy, 1, 2 * half) == [[channel, channel + half] for channel in range(half)]
-    before, after = gate_policy.last_layers()[1].weight, policy.gate_policy().last_layers()[1].weight
-    torch.testing.assert_close(after[:half], (before[:half] + before[half:]) / 2)
-
-
-def test_groups_stay_groups_in_training_and_in_files(digits: DynamicCNN, tmp_path: Path) -> None:
-    env, gate_policy = make(LAYERWISE, digits)
-    kwargs = {"gate_policy": gate_policy, "channel_group": 4}
-    algorithm = PPO(MaskPolicy, env, n_steps=3, batch_size=8, policy_kwargs=kwargs, learning_rate=1e-2)
-    before = algorithm.policy.gate_policy()
-    algorithm.learn(48)
-    algorithm.save(tmp_path / "ppo.zip")
-    again = PPO.load(tmp_path / "ppo.zip").policy.gate_policy()
-    assert torch.equal(algorithm.policy.groups.leaders, PPO.load(tmp_path / "ppo.zip").policy.groups.leaders)
-    for index, decision in enumerate(gate_policy.decisions):
-        features = torch.randn(20, gate_policy.features.sizes[index])
-        logits = algorithm.policy.gate_policy().logits(index, features)
-        assert not torch.allclose(logits, before.logits(index, features))
-        torch.testing.assert_close(logits, again.logits(index, features))
-        for group in members(algorithm.policy, index, decision.width):
-            torch.testing.assert_close(logits[:, group], logits[:, group[:1]].expand(-1, len(group)))
-
-
 def test_a_fresh_gate_policy_fits_its_environment(digits: DynamicCNN) -> None:
     env = MaskVecEnv(LAYERWISE, 8, seed=0, model=digits, penalty=(0.1, 1.0))
     scalar = gymnasium.make(LAYERWISE, model=digits, penalty=(0.1, 1.0))
@@ -197,8 +137,6 @@ def test_arguments_that_do_not_fit(digits: DynamicCNN) -> None:
             PPO(MaskPolicy, env, policy_kwargs=given)
     with pytest.raises(InvalidInputError, match=r"CartPole.* is no environment of PruneGym"):
         new_gate_policy(gymnasium.make("CartPole-v1"))
-    with pytest.raises(InvalidInputError, match=r"channel_group is 0; a whole number of at least 1"):
-        PPO(MaskPolicy, env, policy_kwargs={"gate_policy": GatePolicy(env.task.features, 4), "channel_group": 0})
     other = GatePolicy(MaskFeatures(digits.masked, layerwise=False, grid=1), 4)
     with pytest.raises(InvalidInputError, match=r"The gate policy has up to 1 features and 160 bits, the environment"):
         PPO(MaskPolicy, env, policy_kwargs={"gate_policy": other})

@@ -56,7 +56,7 @@ def test_stages_become_their_configurations(tmp_path: Path) -> None:
         ("env:\n  imitation: {step: 3}\n", UnknownNameError, r"Unknown setting of imitation .* Did you mean 'steps'\?"),
         ("env:\n  algo: dqn\n", UnknownNameError, r"Unknown algorithm that acts in MultiBinary spaces 'dqn'.*a2c, ppo"),
         ("env:\n  n_envs: 10\n  group: 4\n", InvalidInputError, r"n_envs \(10\) must be a multiple of it"),
-        ("env:\n  channel_group: 0\n", InvalidInputError, r"channel_group is 0; a whole number of at least 1"),
+        ("env:\n  eval_every: 0\n", InvalidInputError, r"eval_every is 0; a whole number of at least 1"),
         ("env:\n  n_episodes: 5\n", InvalidInputError, r"n_episodes is 5; one rollout alone has 512"),
         ("a: 1\nb: 2\n", InvalidInputError, r"must have one environment id at the top"),
         ("a: [1\n", InvalidInputError, r"mine\.yaml is not YAML"),
