@@ -35,7 +35,7 @@ class Recipe:
     env_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Reward, accuracy term, penalty and the like, as ``gym.make`` takes them."""
     gate_policy: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """``hidden``, ``grid``, ``feature_size``, ``early_logits`` of a fresh policy; a prepared model brings its own."""
+    """``hidden``, ``grid`` and ``feature_size`` of a fresh policy; a prepared model brings its own."""
     imitation: ImitationConfig | None = None
     """First stage, skipped if the model has a policy."""
     refine: TuneConfig | None = None

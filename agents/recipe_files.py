@@ -19,7 +19,7 @@ from prunegym.models.joint import TuneConfig
 
 FOLDER = Path(__file__).parent / "recipes"
 STAGES: dict[str, type[Any]] = {"imitation": ImitationConfig, "refine": TuneConfig, "budget": Budget}
-GATE_POLICY = ("hidden", "grid", "feature_size", "early_logits")
+GATE_POLICY = ("hidden", "grid", "feature_size")
 TO_ALGORITHMS = {
     "self", "policy", "env", "policy_kwargs", "seed", "device", "tensorboard_log", "n_steps", "batch_size", "verbose",
     "_init_setup_model",

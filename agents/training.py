@@ -102,11 +102,6 @@ def train_agent(
     """
     recipe, out = as_recipe(recipe), Path(out)
     train, validation = info.adapt(train), info.adapt(validation)
-    if policy is not None and recipe.gate_policy.get("early_logits") and not policy.features.classes:
-        raise InvalidInputError(
-            f"Recipe {recipe.name!r} asks for early_logits, but the model has gates already, which see none and are "
-            "kept. Give a CNN without gates, or leave early_logits out."
-        )
     check_masked(masked, train)
     check_masked(masked, validation)
     try_task(recipe, masked, train, policy)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +14,6 @@ from prunegym.models.masked import MaskedCNN
 
 CLIP = 10.0
 """Standardised features are clipped to +-CLIP."""
-EARLY_IMAGES = 10_000
-"""Images to which early classifiers are fitted."""
-WEIGHT_DECAY = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,46 +40,26 @@ class MaskFeatures(nn.Module):
     """Average and coarse grid of each channel that a gate's producer reads, standardised and clipped to +-10.
 
     The grid has as many cells as fit into ``feature_size`` numbers, and none if the averages alone fill it. Looking
-    costs no MAC: pooling is not counted. With ``early_logits`` a linear classifier of the averages, fitted to the
-    labels of training images, says which class it takes the image for by then: a hint of how hard the image is, as in
-    networks with early exits. Its class probabilities follow the other features; the kernel does not know them.
+    costs no MAC: pooling is not counted.
 
     Args:
         masked: The CNN whose gates are decided.
         layerwise: One decision a gate, or one for all.
         grid: Cells along each side of the grid.
-        feature_size: Largest number of averages and cells of a decision.
-        early_logits: Whether there are class probabilities too.
+        feature_size: Largest number of features of a decision.
 
     Attributes:
         decisions: See :func:`decisions_of`.
         sizes: Number of features of each decision.
-        classes: Number of class probabilities among them, the last ones; 0 for none.
-        macs: MACs of looking at one image, those of early classifiers.
     """
 
-    def __init__(
-        self,
-        masked: MaskedCNN,
-        layerwise: bool = True,
-        grid: int = 4,
-        feature_size: int = 1088,
-        early_logits: bool = False,
-    ) -> None:
+    def __init__(self, masked: MaskedCNN, layerwise: bool = True, grid: int = 4, feature_size: int = 1088) -> None:
         super().__init__()
         if grid < 1 or feature_size < 1:
             raise InvalidInputError(f"grid is {grid} and feature_size {feature_size}; both must be at least 1.")
-        output = masked.output_shape
-        if early_logits and len(output) != 1:
-            raise InvalidInputError(
-                f"early_logits needs a network that returns one number a class; this one returns {output} for an "
-                "image. Leave it out."
-            )
-        self.config = {"layerwise": layerwise, "grid": grid, "feature_size": feature_size, "early_logits": early_logits}
+        self.config = {"layerwise": layerwise, "grid": grid, "feature_size": feature_size}
         self.decisions = decisions_of(masked, layerwise)
         self.feature_size = feature_size
-        self.classes = output[0] if early_logits else 0
-        self.macs = 0
         self._grids: list[int] = []
         self._pools: list[bool] = []
         self.sizes: list[int] = []
@@ -95,11 +71,7 @@ class MaskFeatures(nn.Module):
                 cells -= 1
             self._grids.append(cells if cells > 1 else 0)
             self._pools.append(channels > feature_size)
-            self.sizes.append(min(channels, feature_size) + channels * self._grids[-1] ** 2 + self.classes)
-            if early_logits:
-                self.register_buffer(f"early_weight{index}", torch.zeros(self.classes, channels))
-                self.register_buffer(f"early_bias{index}", torch.zeros(self.classes))
-                self.macs += self.classes * channels
+            self.sizes.append(min(channels, feature_size) + channels * self._grids[-1] ** 2)
             self.register_buffer(f"mean{index}", torch.zeros(self.sizes[-1]))
             self.register_buffer(f"std{index}", torch.ones(self.sizes[-1]))
 
@@ -114,26 +86,15 @@ class MaskFeatures(nn.Module):
     def raw(self, decision: int, reads: Tensor) -> Tensor:
         """Return features before standardisation: (batch, channels, height, width) -> (batch, sizes[decision])."""
         cells = self._grids[decision]
-        parts = []
         if cells:
             even = reads.shape[2] % cells == 0 and reads.shape[3] % cells == 0
             grid = (
                 _grid(reads, cells) if even and torch.compiler.is_compiling() else F.adaptive_avg_pool2d(reads, cells)
             )
             average = (grid if even else reads).mean((2, 3))  # cells of one size: their mean is that of the pixels
-            parts = [grid.flatten(1)]
-        else:
-            average = reads.mean((2, 3))
-        if self.classes:
-            weight, bias = self.early_classifier(decision)
-            parts.append(F.linear(average, weight, bias).softmax(1))
-        if self._pools[decision]:
-            average = F.adaptive_avg_pool1d(average[:, None], self.feature_size)[:, 0]
-        return torch.cat([average, *parts], dim=1) if parts else average
-
-    def early_classifier(self, decision: int) -> tuple[Tensor, Tensor]:
-        """Return weight (classes, channels) and bias (classes) of a decision's classifier of averages."""
-        return self.get_buffer(f"early_weight{decision}"), self.get_buffer(f"early_bias{decision}")
+            return torch.cat([average, grid.flatten(1)], dim=1)
+        average = reads.mean((2, 3))
+        return F.adaptive_avg_pool1d(average[:, None], self.feature_size)[:, 0] if self._pools[decision] else average
 
     def forward(self, decision: int, reads: Tensor) -> Tensor:
         """Return the features of a decision.
@@ -158,21 +119,15 @@ class MaskFeatures(nn.Module):
             images: How many of them, drawn with a fixed seed.
         """
         self.to(next(masked.parameters()).device)
-        if self.classes:
-            some = dataset.sample(EARLY_IMAGES)
-            for index, rows in enumerate(self._look(masked, some, lambda _, reads: reads.mean((2, 3)))):
-                weight, bias = fit_classifier(rows, some.labels, self.classes)
-                self.get_buffer(f"early_weight{index}").copy_(weight)
-                self.get_buffer(f"early_bias{index}").copy_(bias)
-        for index, values in enumerate(self._look(masked, dataset.sample(images), self.raw)):
+        for index, values in enumerate(self._seen(masked, dataset.sample(images))):
             self.get_buffer(f"mean{index}").copy_(values.mean(0))
             # A feature that never varies, as at the dark edge of digits, would else be divided by zero.
             deviation = values.std(0, unbiased=False)
             self.get_buffer(f"std{index}").copy_(torch.where(deviation > 1e-4, deviation, torch.ones_like(deviation)))
         return self
 
-    def _look(self, masked: MaskedCNN, sample: Dataset, look: Callable[[int, Tensor], Tensor]) -> list[Tensor]:
-        """Return what is seen of images with all channels on, for each decision (images, numbers) float32."""
+    def _seen(self, masked: MaskedCNN, sample: Dataset) -> list[Tensor]:
+        """Return raw features of images with all channels on, for each decision (images, numbers) float32."""
         rows: list[list[Tensor]] = [[] for _ in self.decisions]
         device = self.get_buffer("mean0").device
         starts = {decision.gates[0]: index for index, decision in enumerate(self.decisions)}
@@ -181,7 +136,7 @@ class MaskFeatures(nn.Module):
             while state.reads is not None:
                 index = starts.get(state.gate)
                 if index is not None:
-                    rows[index].append(look(index, state.reads))
+                    rows[index].append(self.raw(index, state.reads))
                 masked.advance(state, None)
         return [torch.cat(parts).float() for parts in rows]
 
@@ -190,32 +145,3 @@ def _grid(reads: Tensor, cells: int) -> Tensor:
     """Average over cells of one size, in a form that a compiler makes a loop of: pooling stays a call to it."""
     batch, channels, height, width = reads.shape
     return reads.reshape(batch, channels, cells, height // cells, cells, width // cells).mean((3, 5))
-
-
-def fit_classifier(rows: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """Fit a linear classifier by multinomial logistic regression with a small weight decay; no random numbers in it.
-
-    Args:
-        rows: (images, numbers) float32.
-        labels: (images) int64.
-        classes: Number of classes.
-
-    Returns:
-        Weight (classes, numbers) and bias (classes) float32.
-    """
-    labels = labels.to(rows.device)
-    mean, std = rows.mean(0), rows.std(0, unbiased=False).clamp(min=1e-4)
-    scaled = (rows - mean) / std
-    weight = torch.zeros(classes, rows.shape[1], device=rows.device, requires_grad=True)
-    bias = torch.zeros(classes, device=rows.device, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=100, line_search_fn="strong_wolfe")
-
-    def loss() -> Tensor:
-        optimizer.zero_grad()
-        value = F.cross_entropy(F.linear(scaled, weight, bias), labels) + WEIGHT_DECAY * weight.square().sum()
-        value.backward()  # type: ignore[no-untyped-call]
-        return value
-
-    with torch.inference_mode(False), torch.enable_grad():
-        optimizer.step(loss)  # type: ignore[no-untyped-call]
-    return weight.detach() / std, bias.detach() - weight.detach() @ (mean / std)

@@ -67,8 +67,7 @@ class GatePolicy(nn.Module):
             gate_head(size + extra, width, decision.width, bias)
             for size, width, decision in zip(features.sizes, widths, self.decisions, strict=True)
         )
-        layers = [layer for layer in self.heads.modules() if isinstance(layer, nn.Linear)]
-        self.macs = features.macs + sum(layer.weight.numel() for layer in layers)
+        self.macs = sum(layer.weight.numel() for layer in self.heads.modules() if isinstance(layer, nn.Linear))
 
     def logits(self, decision: int, features: Tensor, penalty: Tensor | float | None = None) -> Tensor:
         """Return one logit a channel.

@@ -177,7 +177,8 @@ def read_model(path: Path | str, network: nn.Module | None = None) -> StoredMode
     if "policy" not in description:
         return StoredModel(masked, None, info)
     with _reading(path, "policy"):
-        policy = _policy(masked, description["features"], dict(description["policy"]))
+        features = _feature_options(path, dict(description["features"]))
+        policy = _policy(masked, features, dict(description["policy"]))
     load_tensors(policy, _part(tensors, "policy."), str(path))
     deviations = [value for name, value in policy.features.named_buffers() if name.startswith("std")]
     if any((value <= 0).any() for value in deviations):
@@ -196,6 +197,17 @@ def _reading(path: Path, what: str) -> Iterator[None]:
             f"{path} is damaged: its description of the {what} makes no sense ({type(error).__name__}: {error}). "
             "Write it again."
         ) from error
+
+
+def _feature_options(path: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of features. Some files say too whether there are early logits, which are gone."""
+    if options.pop("early_logits", False):
+        raise InvalidInputError(
+            f"The policy of {path} looks at early logits (early_logits in the file's features), which this version of "
+            "PruneGym no longer has. Use the version that wrote the file, or train gates again (prunegym prepare, or "
+            "prunegym train)."
+        )
+    return options
 
 
 def _policy(masked: MaskedCNN, features: dict[str, Any], options: dict[str, Any]) -> GatePolicy | StaticPolicy:

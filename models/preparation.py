@@ -40,12 +40,11 @@ class PrepareConfig:
     seed: int = 0
     penalty_range: tuple[float, float] | None = None
     """The policy is for all lambdas of this range, of which it is told one an image."""
-    early_logits: bool = False
 
 
 def new_policy(masked: MaskedCNN, dataset: Dataset, config: PrepareConfig) -> GatePolicy:
     """Return a policy with calibrated features and fresh heads; the global random state is left as it was."""
-    features = MaskFeatures(masked, config.layerwise, config.grid, config.feature_size, config.early_logits)
+    features = MaskFeatures(masked, config.layerwise, config.grid, config.feature_size)
     features.calibrate(masked, dataset)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)

@@ -87,7 +87,7 @@ def without_unused(settings: Any) -> Any:
     Settings are compared so: an option that came after a run was made, and is not used now, changes nothing.
 
     Example:
-        >>> without_unused({"seed": 0, "tune": {"epochs": 8, "sparsity": None}, "early_logits": False})
+        >>> without_unused({"seed": 0, "tune": {"epochs": 8, "augment": False, "sparsity": None}})
         {'seed': 0, 'tune': {'epochs': 8}}
     """
     if isinstance(settings, Mapping):

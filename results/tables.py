@@ -64,7 +64,6 @@ ENTRIES = {
 FEATURES = (
     ("averages and a grid, as in `frozen`", "ablation.json", "frozen"),
     ("averages alone", "features/averages.json", "averages"),
-    ("averages, grid and early logits", "features/early-logits.json", "early-logits"),
 )
 """What a policy sees, and the comparison and entry of its row."""
 LEARNERS = {

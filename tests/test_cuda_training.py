@@ -49,10 +49,9 @@ def short(name: str = "digits") -> Recipe:
     return dataclasses.replace(load_recipe(name), n_envs=32, group=4, n_episodes=128, eval_every=2)
 
 
-@pytest.mark.parametrize("early_logits", [False, True])
-def test_features_are_calibrated_where_the_cnn_is(early_logits: bool) -> None:
+def test_features_are_calibrated_where_the_cnn_is() -> None:
     masked, train = shipped_model("digits").masked, digits("train")
-    config = PrepareConfig(early_logits=early_logits)
+    config = PrepareConfig()
     expected = new_policy(masked, train, config)
     found = new_policy(masked.cuda(), train, config)
     assert {tensor.device.type for tensor in found.state_dict().values()} == {"cuda"}

@@ -61,11 +61,6 @@ def _features(
 ) -> Known:
     average = _all_channels(builder, builder.op("GlobalAveragePool", reads), 1, columns)
     cells = features.grid_of(decision)
-    early = []
-    if features.classes:
-        weight, bias = (numpy_of(tensor) for tensor in features.early_classifier(decision))
-        logits = builder.op("Gemm", builder.reshape(average, [1, -1]), weight, bias, transB=1)
-        early = [builder.op("Softmax", logits, axis=1)]
     if shape[1] > features.feature_size:
         average = builder.op("MatMul", averaging_matrix(shape[1], features.feature_size), average)
     parts = [average]
@@ -73,7 +68,7 @@ def _features(
         grid = adaptive_average(builder, reads, shape, [cells, cells])
         parts.append(_all_channels(builder, grid, cells * cells, columns))
     mean, std = (numpy_of(features.get_buffer(f"{name}{decision}")) for name in ("mean", "std"))
-    raw = builder.concat([builder.reshape(part, [-1]) for part in (*parts, *early)])
+    raw = builder.concat([builder.reshape(part, [-1]) for part in parts])
     standardised = builder.op("Div", builder.op("Sub", raw, mean), std)
     return builder.op("Clip", standardised, np.array(-CLIP, np.float32), np.array(CLIP, np.float32))
 

@@ -197,8 +197,6 @@ def _look(builder: PlanBuilder, x: Value, features: MaskFeatures, decision: int)
 
 
 def _grid(features: MaskFeatures, decision: int) -> int:
-    if features.classes:
-        raise UnsupportedError("The policy looks at early logits; the kernel knows averages and grids.")
     if features.pools_channels(decision):
         raise UnsupportedError(
             f"Decision {decision} has more channels to look at than feature_size={features.feature_size}; the kernel "

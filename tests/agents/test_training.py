@@ -251,13 +251,6 @@ def test_folders_may_be_strings(tmp_path: Path) -> None:
         assert (tmp_path / folder / "model.safetensors").exists()
 
 
-def test_gates_that_see_no_early_logits_are_not_given_any(tmp_path: Path) -> None:
-    recipe = dataclasses.replace(SMALL, gate_policy={"early_logits": True})
-    with pytest.raises(InvalidInputError, match="asks for early_logits, but the model has gates already"):
-        run(recipe, tmp_path)
-    assert not list(tmp_path.iterdir())
-
-
 def test_recipes_may_be_names_and_files(tmp_path: Path) -> None:
     path = tmp_path / "start-alone.yaml"
     path.write_text("prunegym/LayerwiseChannelMask-v0: {env_kwargs: {reward: macs}, n_episodes: 0}")

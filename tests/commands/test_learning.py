@@ -65,19 +65,6 @@ def test_prepare_keeps_the_dense_accuracy_and_adds_its_own(made: Path) -> None:
     assert first_filter(model.masked.network) != first_filter(cnn.masked.network)
 
 
-def test_a_policy_that_sees_early_logits_learns_and_comes_back_from_its_file(made: Path, tmp_path: Path) -> None:
-    given = [made / "cnn/cnn.safetensors", "--early-logits", "--epochs", "0", "--imitation-steps", "5", "--quiet"]
-    succeed("prepare", *given, "--out", tmp_path / "gates")
-    succeed("train", tmp_path / "gates/prepared.safetensors", *RL, "--out", tmp_path / "rl")
-    before, after = (
-        DynamicCNN.load(tmp_path / path).policy.features
-        for path in ("gates/prepared.safetensors", "rl/model.safetensors")
-    )
-    assert before.classes == after.classes == 10
-    assert before.early_classifier(1)[0].abs().max() > 0
-    assert torch.equal(before.early_classifier(1)[0], after.early_classifier(1)[0])
-
-
 def test_an_agent_learns_on_images_that_its_cnn_never_saw(tmp_path: Path) -> None:
     cnn = ["train-cnn", "simple-cnn", *CNN[:2], "--epochs", "1", "--quiet", "--train-images", ":800"]
     succeed(*cnn, "--out", tmp_path / "cnn")

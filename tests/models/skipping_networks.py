@@ -65,12 +65,9 @@ def zoo(name: str, size: int = 32) -> MaskedCNN:
 
 def policy_for(masked: MaskedCNN, **options) -> GatePolicy:
     """A policy whose decisions depend on the image, about half of the channels on."""
-    names = ("layerwise", "grid", "feature_size", "early_logits")
+    names = ("layerwise", "grid", "feature_size")
     feature_options = {key: options.pop(key) for key in names if key in options}
     policy = GatePolicy(MaskFeatures(masked, **feature_options), hidden=16, bias=0.0, **options)
-    if policy.features.classes:
-        for index in range(len(policy.decisions)):
-            policy.features.early_classifier(index)[0].normal_()
     policy.rescale_logits(50.0)
     return policy.eval()
 

@@ -163,6 +163,26 @@ def test_damaged_descriptions(model: DynamicCNN, place: str, tmp_path: Path) -> 
         DynamicCNN.load(path)
 
 
+@pytest.mark.parametrize("early_logits", [False, True])
+def test_files_that_say_whether_there_are_early_logits(model: DynamicCNN, tmp_path: Path, early_logits: bool) -> None:
+    """Those without load as before; PruneGym no longer has early logits, so others are refused."""
+    path = tmp_path / "model.safetensors"
+    model.save(path)
+    with safetensors.safe_open(path, framework="pt") as file:
+        described = json.loads(file.metadata()["prunegym"])
+    described["features"]["early_logits"] = early_logits
+    text = json.dumps(described)
+    safetensors.torch.save_file(safetensors.torch.load_file(path), path, metadata={"prunegym": text})
+    if early_logits:
+        with pytest.raises(InvalidInputError, match=r"model\.safetensors looks at early logits .* train gates again"):
+            DynamicCNN.load(path)
+    else:
+        loaded = DynamicCNN.load(path).policy
+        assert loaded.features.config == model.policy.features.config
+        for name, tensor in model.policy.state_dict().items():
+            assert torch.equal(loaded.state_dict()[name], tensor)
+
+
 def test_deviations_of_zero(model: DynamicCNN, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     model.policy.features.get_buffer("std0").zero_()

@@ -7,19 +7,13 @@ import copy
 import numpy as np
 import pytest
 import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from prunegym.models.data import Dataset, Normalisation
-from prunegym.models.dynamic import shipped_model
 from prunegym.models.errors import InvalidInputError
 from prunegym.models.features import CLIP, Decision, MaskFeatures, decisions_of
-from prunegym.models.gate_policy import GatePolicy
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.networks import SimpleCNN
-from prunegym.models.sources import load_dataset
 from prunegym.models.zoo import build
 
 
@@ -134,49 +128,6 @@ def test_features_of_an_image_do_not_depend_on_its_neighbours() -> None:
     features = MaskFeatures(masked).calibrate(masked, data)
     images = data.batch(torch.arange(6))
     torch.testing.assert_close(features(0, images)[2:3], features(0, images[2:3]))
-
-
-def digits_at(decision: int, features: MaskFeatures, masked: MaskedCNN, data: Dataset) -> Tensor:
-    """Features of a decision before standardisation, of all images of a data set."""
-    state = masked.begin(data.batch(torch.arange(len(data))))
-    for _ in range(decision):
-        masked.advance(state, None)
-    assert state.reads is not None
-    return features.raw(decision, state.reads)
-
-
-def test_early_logits_are_those_of_a_logistic_regression() -> None:
-    """Of scikit-learn, on averages that are standardised; on images that were not fitted to."""
-    masked = shipped_model("digits").masked
-    train, test = load_dataset("digits", "train"), load_dataset("digits", "test")
-    features = MaskFeatures(masked, early_logits=True).calibrate(masked, train)
-    plain = MaskFeatures(masked).calibrate(masked, train)
-    assert features.sizes == [size + 10 for size in plain.sizes]
-    with FlopCounterMode(display=False) as counter:
-        for decision in range(3):
-            digits_at(decision, features, masked, test.sample(1))
-    with FlopCounterMode(display=False) as bare:
-        for decision in range(3):
-            digits_at(decision, plain, masked, test.sample(1))
-    assert features.macs == (counter.get_total_flops() - bare.get_total_flops()) / 2
-    assert GatePolicy(features, 1).macs - GatePolicy(plain, 1).macs == features.macs + 3 * 10
-    for decision in range(1, 3):
-        fitted, seen = (digits_at(decision, plain, masked, data).numpy() for data in (train, test))
-        channels = features.early_classifier(decision)[0].shape[1]
-        scale = StandardScaler().fit(fitted[:, :channels])
-        oracle = LogisticRegression(C=1 / (2 * 1e-4 * len(train)), max_iter=2000, tol=1e-6)
-        oracle.fit(scale.transform(fitted[:, :channels]), train.labels.numpy())
-        expected = oracle.predict_proba(scale.transform(seen[:, :channels]))
-        found = digits_at(decision, features, masked, test).numpy()
-        np.testing.assert_allclose(found[:, :-10], seen, rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(found[:, -10:], expected, atol=0.02)
-        assert (found[:, -10:].argmax(1) == test.labels.numpy()).mean() > 0.9
-
-
-def test_early_logits_need_a_classifier() -> None:
-    maps = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1))
-    with pytest.raises(InvalidInputError, match="early_logits needs a network that returns one number a class"):
-        MaskFeatures(MaskedCNN(maps, torch.zeros(1, 3, 8, 8)), early_logits=True)
 
 
 def test_state_dict_carries_the_calibration() -> None:

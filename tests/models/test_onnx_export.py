@@ -133,14 +133,9 @@ def test_lambda_is_an_input_that_may_be_left_out_or_is_fixed(layerwise: bool, tm
     assert np.array_equal(np.concatenate(masks), low.numpy())
 
 
-@pytest.mark.parametrize("early_logits", [False, True])
-def test_features_are_squeezed_where_there_are_too_many_channels(tmp_path: Path, early_logits: bool) -> None:
+def test_features_are_squeezed_where_there_are_too_many_channels(tmp_path: Path) -> None:
     model = zoo_model("m-cifarnet", True)
-    features = MaskFeatures(model.masked, grid=2, feature_size=50, early_logits=early_logits)
-    if early_logits:
-        for index in range(len(features.decisions)):
-            features.early_classifier(index)[0].normal_(std=20)
-    policy = GatePolicy(features, 8, bias=0.0)
+    policy = GatePolicy(MaskFeatures(model.masked, grid=2, feature_size=50), 8, bias=0.0)
     for head in policy.heads:
         nn.init.normal_(head[2].weight)
     model = DynamicCNN(model.masked, policy, model.info)

@@ -152,7 +152,6 @@ class Louder(MaskFeatures):
     ("make", "reason"),
     [
         (lambda masked: MaskFeatures(masked, feature_size=5), r"Decision \d has more channels to look at than"),
-        (lambda masked: MaskFeatures(masked, early_logits=True), r"The policy looks at early logits"),
         (Louder, r"Louder may look at more than the kernel knows"),
     ],
 )

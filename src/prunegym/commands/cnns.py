@@ -126,9 +126,6 @@ def prepare(
     hidden: Annotated[int, typer.Option(help="Width of the policy's hidden layers.")] = 64,
     feature_size: Annotated[int, typer.Option(help="Numbers that the policy sees at a decision, at most.")] = 1088,
     grid: Annotated[int, typer.Option(help="Cells along each side of the grid that it sees.")] = 4,
-    early_logits: Annotated[
-        bool, typer.Option("--early-logits", help="It also sees which class a linear classifier of averages expects.")
-    ] = False,
     dataset: DatasetName = None,
     data_root: DataRoot = None,
     train_images: TrainImages = None,
@@ -162,9 +159,7 @@ def prepare(
     )  # fmt: skip
     imitates = not (no_imitation or static or taylor or imitation_steps == 0)
     imitation = ImitationConfig(imitation_steps, batch_size, kept_share, seed=seed) if imitates else None
-    config = PrepareConfig(
-        imitation, tune if epochs > 0 else None, True, hidden, grid, feature_size, seed, early_logits=early_logits
-    )
+    config = PrepareConfig(imitation, tune if epochs > 0 else None, True, hidden, grid, feature_size, seed)
     started = time.perf_counter()
     kind = "taylor" if taylor else "static" if static else "gates" if sparsity is None else "L1-sparse gates"
     settings = {"cnn": str(cnn), "kind": kind, "dataset": train.name, "prepare": dataclasses.asdict(config)}
