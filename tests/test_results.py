@@ -1,52 +1,116 @@
-"""Tables of README and docs are what ``results/tables.py`` writes from the JSON beside it: nothing typed in by hand."""
+"""Tables of README and docs are what ``results/render.py`` writes from the JSON beside it: nothing typed in by hand."""
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import json
-import sys
+import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
+MAKEFILE = ROOT / "results" / "Makefile"
+TARGETS = re.search(r"^\.PHONY: (.*)$", MAKEFILE.read_text(), re.MULTILINE)[1].split()
 
 
-NAMES = [
-    "frozen", "prepared",
-    "cifar10-jpeg-frozen", "cifar10-jpeg-vgg11", "cifar10-jpeg-prepared", "cifar10-jpeg-prepared-five",
-    "fashion-mnist-frozen", "fashion-mnist-prepared", "digits", "speed", "skipping", "skipping-intel", "skipping-avx2",
-    "onnx", "int8", "dial", "ablation", "features", "learners",
-]  # fmt: skip
+def load_script():
+    """Import ``results/render.py``, which is in no package."""
+    spec = importlib.util.spec_from_file_location("render", ROOT / "results" / "render.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-@pytest.fixture
-def load_script(monkeypatch):
-    """Import a script as ``python results/NAME.py`` does, with its neighbours on the path."""
-    monkeypatch.syspath_prepend(ROOT / "results")
-    yield importlib.import_module
-    for name in ("tables", "picture", "speed_tables", "summary_tables", "documents"):
-        sys.modules.pop(name, None)
+render = load_script()
+TABLES = render.settings()["tables"]
 
 
-def test_the_picture_shows_what_the_documents_say(load_script) -> None:
-    picture = load_script("picture")
-    assert picture.PICTURE.is_file()
-    (rival, *_) = picture.points((("refined", "learned-static"),))
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_is_what_its_documents_say(name: str) -> None:
+    between = render.page_of(name).read_text().split(f"<!-- {name} -->\n")[1].split(f"<!-- end of {name} -->")[0]
+    assert between == render.table(TABLES[name]), "run `python results/render.py`"
+
+
+def test_each_marker_has_a_table() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    marked = {(name, page) for page in pages for name in re.findall(r"<!-- end of (\S+) -->", page.read_text())}
+    assert marked == {(name, render.page_of(name)) for name in TABLES}
+
+
+def test_the_picture_shows_what_the_documents_say() -> None:
+    picture = render.settings()["picture"]
+    assert (ROOT / picture["page"]).is_file()
+    curve = {"file": "cifar10-jpeg/{from}/test.json", "each": "rows", "at": "figures"}
+    (rival,) = render.points({**curve, "points": [{"from": "refined", "entry": "learned-static"}]})
     rows = json.loads((ROOT / "results/cifar10-jpeg/refined/test.json").read_text())["rows"]
     (row,) = [row for row in rows if row["name"] == "learned-static"]
     figures = {key: value["mean"] for key, value in row["figures"].items()}
     assert rival == (figures["total_mac_share"], figures["accuracy"], 0.0)
-    seeds = picture.points((("refined", "refined"), ("not run", "refined")))
+    seeds = render.points({**curve, "entry": "refined", "points": [{"from": "refined"}, {"from": "not-run"}]})
     assert len(seeds) == 1
     assert seeds[0].half_width > 0
-    for track in (picture.FROZEN, picture.PREPARED):
-        assert all(picture.points(method) for method in track.values())
+    assert all(render.points(curve) for panel in picture["panels"] for curve in panel["curves"])
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_table_is_what_its_documents_say(name: str, load_script) -> None:
-    script = load_script("tables")
-    page = script.PAGES.get(name, script.README)
-    between = page.read_text().split(f"<!-- {name} -->\n")[1].split(f"<!-- end of {name} -->")[0]
-    assert between == script.tables()[name], "run `python results/tables.py`"
+@pytest.mark.parametrize(
+    ("cell", "text"),
+    [
+        (None, ""),
+        ({"number": "seconds.kernel", "scale": 1000, "places": 1, "text": "{} ms"}, "250.0 ms"),
+        ({"number": "seconds.dense", "over": "seconds.kernel", "places": 2}, "4.00"),
+        ({"number": "seconds.dense", "minus": "seconds.kernel", "places": 2}, "0.75"),
+        ({"number": "bytes"}, "12,345"),
+        ({"number": "not.there", "optional": True}, ""),
+        ({"number": ["not.there", "bytes"]}, "12,345"),
+        ({"least": "seconds", "places": 2}, "0.25"),
+        ({"least": "seconds", "of": ["masked", "full"], "over": "seconds.kernel", "places": 0}, "2"),
+        ({"key": "seconds", "equal": "fastest"}, "kernel"),
+        ({"interval": "gain", "places": 2}, "0.10 +- 0.02"),
+        ({"interval": "gain", "places": 1, "scale": 100, "signed": True}, "+10.0 +- 2.0"),
+        ({"interval": "gain", "places": 1, "scale": -100}, "-10.0 +- 2.0"),
+        ({"interval": "one_seed", "places": 2}, "0.10"),
+        ({"interval": "itself", "places": 2}, ""),
+        ({"interval": "gain", "places": 2, "blank_at_one": "masks"}, ""),
+        ({"join": [{"number": "masks"}, {"number": "bytes"}], "by": " @ "}, "1 @ 12,345"),
+    ],
+)
+def test_kinds_of_cells(cell, text) -> None:
+    record = {
+        "seconds": {"kernel": 0.25, "masked": 0.5, "dense": 1.0}, "fastest": 0.25, "bytes": 12345, "masks": 1,
+        "gain": {"mean": 0.1, "half_width": 0.02}, "one_seed": {"mean": 0.1, "half_width": None}, "itself": None,
+    }  # fmt: skip
+    assert render.show(record, cell) == text
+
+
+def test_a_path_that_leads_nowhere_is_an_error() -> None:
+    with pytest.raises(KeyError, match=r"names bars\.kernel, which is not in an entry with threads, ratio"):
+        render.show({"threads": 1, "ratio": 0.5}, {"number": "bars.kernel"})
+
+
+def test_rows(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(render, "FOLDER", tmp_path)
+    rows = [{"name": name, "loss": loss} for name, loss in (("ppo", 3), ("start", 2), ("twin", 2), ("other", 1))]
+    (tmp_path / "run.json").write_text(json.dumps({"seeds": [0, 1], "rows": rows}))
+    spec = {
+        "title": "{count} seeds", "each": "rows", "file": "{from}.json", "columns": [{"loss": {"number": "loss"}}],
+        "names": {"ppo": "PPO", "start": "its start", "twin": "its twin"}, "unique": True, "sort": "loss",
+        "rows": [{"label": "a", "from": "run"}, {"label": "b", "from": "not-run"}],
+    }  # fmt: skip
+    head = "| 2 seeds | loss |\n| --- | --- |\n"
+    assert render.table(spec) == head + "| a: its start | 2 |\n| a: PPO | 3 |\n"
+    assert "| a: more | 1 |\n" in render.table({**spec, "others": "more"})
+    spec["rows"] = [{"label": "the mean", "from": "run", "entry": "*t*", "mean": True}]
+    assert render.table({**spec, "sort": "loss"}) == head + "| the mean | 2 |\n"
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@pytest.mark.parametrize("target", TARGETS)
+def test_make_knows_how_to_make_each_table(target: str) -> None:
+    command = ["make", "--dry-run", "--always-make", "--file", str(MAKEFILE), target]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout
+    assert all((ROOT / recipe).is_file() for recipe in re.findall(r"results/recipes/\S+\.yaml", found.stdout))
