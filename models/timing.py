@@ -15,8 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunegym.models.ahead_of_time import compile_ahead
-
 Forms = dict[str, Callable[[], object]]
 WARM_UP = 2
 TURN, MOST_CALLS = 0.005, 20
@@ -79,19 +77,10 @@ def dense_forms(network: nn.Module, images: Tensor, compiled: bool = False) -> t
     return forms, failed
 
 
-def dense_ahead(network: nn.Module, images: Tensor) -> Callable[[], object]:
-    """Return a network without masks, compiled ahead of time (:func:`compile_ahead`).
-
-    It stands beside the forms of :func:`dense_forms` and is none of them: few people have it, and ratios to the others
-    can be compared with other people's.
-    """
-    folded, images = _channels_last(network), images.contiguous(memory_format=torch.channels_last)
-    function = compile_ahead(lambda x: (folded(x),), (images,))
-    return lambda: function(images)
-
-
 def dense_in_onnx_runtime(network: nn.Module, images: Tensor) -> Callable[[], object]:
-    """Return a network without masks in ONNX Runtime, on as many threads as torch has; no form of torch either.
+    """Return a network without masks in ONNX Runtime, on as many threads as torch has.
+
+    It stands beside the forms of :func:`dense_forms` and is none of them, so that ratios are to torch alone.
 
     Raises:
         ImportError: If it or ``onnx`` is not installed.

@@ -14,18 +14,16 @@ from prunegym.models.skipping.checking import check
 from prunegym.models.skipping.choosing import Choice, choose, distinct
 from prunegym.models.skipping.full_path import FullPath
 from prunegym.models.skipping.gather_path import GatherPath
-from prunegym.models.skipping.graph_path import CompiledPath, TracedPath
 from prunegym.models.skipping.kernel_path import KernelPath
 from prunegym.models.skipping.lowering import UnsupportedError, lower
 from prunegym.models.skipping.paths import Executed, MaskedPath, Path, Policy, decide_first, decides_gate_by_gate
 from prunegym.models.skipping.program import Program
 
-EXECUTIONS = ("auto", "kernel", "torch", "full", "full-channels-last", "full-traced", "full-compiled", "masked")
+EXECUTIONS = ("auto", "kernel", "torch", "full", "full-channels-last", "masked")
 """Ways of running: ``kernel`` and ``torch`` skip; ``full`` computes all channels with norms folded, also in another
-memory layout, traced, and compiled; ``masked`` is :class:`MaskedCNN` itself; ``auto`` measures on the first images all
-but ``full-compiled``, which takes some seconds for each size of batch before it runs."""
+memory layout; ``masked`` is :class:`MaskedCNN` itself; ``auto`` measures the others on the first images."""
 
-_MEASURED = [name for name in EXECUTIONS if name not in ("auto", "full-compiled", "masked")]
+_MEASURED = [name for name in EXECUTIONS if name not in ("auto", "masked")]
 _MEASURED_IMAGES = 32
 
 
@@ -184,14 +182,8 @@ def _made(name: str, program: Program, masked: MaskedCNN, policy: GatePolicy | N
         "torch": lambda: GatherPath(program, policy),
         "full": lambda: FullPath(program, policy),
         "full-channels-last": lambda: FullPath(program, policy, channels_last=True),
-        "full-traced": lambda: TracedPath(program, policy),
-        "full-compiled": lambda: CompiledPath(program, policy),
     }
     made = makers[name]()
-    # Graphs are of `full`, made anew for each size of batch; `torch` would measure on images of noise.
-    instead: dict[str, Callable[[], Path]] = {
-        "torch": lambda: GatherPath(program, policy, compact=set(range(len(program.widths)))),
-        **dict.fromkeys(("full-traced", "full-compiled"), makers["full"]),
-    }
-    check(instead[name]() if name in instead else made, masked, policy)
+    every = set(range(len(program.widths)))  # `torch` would measure on images of noise
+    check(GatherPath(program, policy, compact=every) if name == "torch" else made, masked, policy)
     return made

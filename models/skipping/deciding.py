@@ -45,14 +45,8 @@ class FoldedHead:
     def __call__(self, reads: Tensor) -> Tensor:
         """Return bits (batch, width) bool from the map that the producer reads (batch, channels, height, width)."""
         clipped = self.features.raw(self.gate, reads).float().clamp(self.low, self.high)
-        linear = _product_and_sum if len(reads) == 1 and torch.compiler.is_compiling() else F.linear
-        hidden = linear(clipped, self.weight, self.bias).relu_()
-        return linear(hidden, self.last_weight, self.last_bias) > 0
-
-
-def _product_and_sum(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """A linear layer in a form that a compiler makes a loop of, with what is before and behind it: no call is left."""
-    return (x[:, None] * weight).sum(2) + bias
+        hidden = F.linear(clipped, self.weight, self.bias).relu_()
+        return F.linear(hidden, self.last_weight, self.last_bias) > 0
 
 
 class Deciding:
@@ -61,22 +55,19 @@ class Deciding:
     Args:
         program: The network.
         policy: Decides gate by gate; None: masks are given.
-
-    Attributes:
-        heads: From lambda to the folded head of each gate; the latest are kept.
     """
 
     def __init__(self, program: Program, policy: GatePolicy | None) -> None:
         self._program, self._policy = program, policy
-        self.heads = functools.lru_cache(LAMBDAS)(self._fold)
+        self._heads = functools.lru_cache(LAMBDAS)(self._fold)
         if policy is not None:
-            self.heads(None)  # so that weights which change later are not seen
+            self._heads(None)  # so that weights which change later are not seen
 
     def start(self, mask: Tensor | None, penalty: float | None) -> Decide:
         """Return what tells each gate's bits: the mask (batch, mask_size) that is given, else the policy."""
         if mask is not None:
             return decide_as_given(mask, self._program.widths)
-        heads = self.heads(penalty)
+        heads = self._heads(penalty)
         return lambda gate, reads: heads[gate](reads)
 
     @torch.no_grad()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -21,21 +19,6 @@ them. Many weights are read anew for each group, which costs more than that."""
 FEW_WEIGHTS = 1_000_000
 
 
-def by_groups(
-    program: Program, run: Callable[[Tensor, Tensor | None], Executed], images: Tensor, mask: Tensor | None
-) -> Executed:
-    """Run images, with their masks if there are any, in groups where that is faster: on the CPU, with few weights."""
-    if len(images) <= GROUP or images.device.type != "cpu" or _weights(program) > FEW_WEIGHTS:
-        return run(images, mask)
-    starts = range(0, len(images), GROUP)
-    done = [run(images[at : at + GROUP], None if mask is None else mask[at : at + GROUP]) for at in starts]
-    return Executed(torch.cat([one.output for one in done]), torch.cat([one.mask for one in done]))
-
-
-def _weights(program: Program) -> int:
-    return sum(layer.weight.numel() for layer in program.layers if isinstance(layer, Conv))
-
-
 class FullPath:
     """Computes every channel, norms folded, and masks them: the dense network's speed, never much less.
 
@@ -51,21 +34,29 @@ class FullPath:
     ) -> None:
         self.program, self.policy = program, policy
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
-        self._masking, self.deciding = Masking(program), Deciding(program, policy)
+        self._masking, self._deciding = Masking(program), Deciding(program, policy)
         large = packed(program) if channels_last and pack else {}
         self._weights = {
             layer.name: large.get(layer.name) or layer.weight.contiguous(memory_format=self._layout)
             for layer in program.layers
             if isinstance(layer, Conv)
         }
+        self._in_groups = sum(weight.numel() for weight in self._weights.values()) <= FEW_WEIGHTS
 
     def run(self, images: Tensor, mask: Tensor | None, penalty: float | None) -> Executed:
         """See :class:`prunegym.models.skipping.paths.Path`."""
-        return by_groups(self.program, lambda some, bits: self.run_together(some, bits, penalty), images, mask)
+        if len(images) <= GROUP or not self._in_groups or images.device.type != "cpu":
+            return self._run(images, mask, penalty)
+        starts = range(0, len(images), GROUP)
+        done = [
+            self._run(images[at : at + GROUP], None if mask is None else mask[at : at + GROUP], penalty)
+            for at in starts
+        ]
+        return Executed(torch.cat([one.output for one in done]), torch.cat([one.mask for one in done]))
 
-    def run_together(self, images: Tensor, mask: Tensor | None, penalty: float | None) -> Executed:
-        """Run all images layer by layer."""
-        program, decide = self.program, self.deciding.start(mask, penalty)
+    def _run(self, images: Tensor, mask: Tensor | None, penalty: float | None) -> Executed:
+        """Run images together, layer by layer."""
+        program, decide = self.program, self._deciding.start(mask, penalty)
         masks = Masks(self._masking, mask, shared=len(images) == 1)
         values = {program.input: images.contiguous(memory_format=self._layout)}
         bits: dict[int, Tensor] = {}

@@ -11,7 +11,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from prunegym.models.errors import InvalidInputError
 from prunegym.models.gate_policy import GatePolicy
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.skipping.cnn import SkippingCNN
@@ -19,7 +18,7 @@ from prunegym.models.skipping.gather_path import GatherPath
 from prunegym.models.skipping.kernel_path import KernelPath
 from prunegym.models.skipping.mixing import GateWay
 from prunegym.models.skipping.paths import Policy, decides_gate_by_gate
-from prunegym.models.timing import Forms, dense_ahead, dense_forms, dense_in_onnx_runtime, machine, measure
+from prunegym.models.timing import Forms, dense_forms, dense_in_onnx_runtime, machine, measure
 
 LIMIT = 60.0
 """Seconds after which no further round begins."""
@@ -50,7 +49,7 @@ class Profile:
         dense: The network without masks, by form.
         skipping: With masks, by way of running; with a policy the time of deciding is in it.
         reference: Beside those: the kernel with all channels, and with masks that are given where a policy decides;
-            the dense network in ONNX Runtime, where that is installed, and compiled ahead of time.
+            the dense network in ONNX Runtime, where that is installed.
         taken: The way that ``auto`` takes.
         reason: Why.
         failed: What could not be run, and why.
@@ -115,7 +114,7 @@ def profile(
         policy: The policy, if there are no masks.
         penalty: lambda, for a policy with a ``penalty_range``.
         rounds: Rounds, if they take less than a minute.
-        compiled: Also time ``torch.compile`` and code compiled ahead of time, dense and masked.
+        compiled: Also time ``torch.compile`` of the dense network.
         forget: Gather weights anew for each batch, as masks that never come twice need it; else each batch runs once
             before the clock does.
         clock: Returns seconds.
@@ -131,19 +130,11 @@ def profile(
     skipping: Forms = {
         name: _in_turn(SkippingCNN(masked, policy, name), batches, wanted, penalty, forget) for name in fast.available
     }
-    if compiled:
-        try:
-            ways = SkippingCNN(masked, policy, "full-compiled")
-            skipping["full-compiled"] = _in_turn(ways, batches, wanted, penalty, forget)
-        except InvalidInputError as error:
-            failed["full-compiled"] = str(error)
     reference: Forms = {}
     try:
         reference["ONNX Runtime, dense"] = dense_in_onnx_runtime(masked.network, batches[0])
     except Exception as error:  # it is optional, and torch raises about anything when it exports
         failed["ONNX Runtime, dense"] = (str(error) or type(error).__name__).splitlines()[0]
-    if "full-compiled" in skipping:
-        reference["dense, ahead of time"] = dense_ahead(masked.network, batches[0])
     kernel = fast.path("kernel") if "kernel" in fast.available else None
     if isinstance(kernel, KernelPath):
         ones = [torch.ones_like(mask) for mask in given]

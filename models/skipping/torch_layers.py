@@ -28,7 +28,7 @@ def run_layer(layer: Layer, values: dict[str, Tensor]) -> Tensor:
     if isinstance(layer, Average):
         return x.mean((2, 3), keepdim=True)
     if isinstance(layer, Subsample):
-        after = layer.channels - int(x.shape[1]) - layer.offset  # as int it is no operation of a trace
+        after = layer.channels - x.shape[1] - layer.offset
         return F.pad(x[..., :: layer.stride, :: layer.stride], (0, 0, 0, 0, layer.offset, after))
     return cast(Other, layer).run(values)
 

@@ -22,9 +22,8 @@ needs_kernel = pytest.mark.skipif(not kernel.available(), reason=f"no compiled k
 each_variant = pytest.mark.parametrize(
     "variant", kernel.variants() or [pytest.param("none", marks=pytest.mark.skip(reason=kernel.unavailable_reason()))]
 )
-# A compiled graph takes some seconds for each network and batch: test_graph_paths.py has it.
-QUICK_TO_MAKE = [way for way in EXECUTIONS if way not in ("auto", "full-compiled")]
-WAYS = [pytest.param(way, marks=needs_kernel if way == "kernel" else ()) for way in QUICK_TO_MAKE]
+NAMED = [way for way in EXECUTIONS if way != "auto"]
+WAYS = [pytest.param(way, marks=needs_kernel if way == "kernel" else ()) for way in NAMED]
 SLOW = {"resnet18", "resnet32", "resnet44", "resnet56", "vgg11", "vgg16"}
 NETWORKS = [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in ZOO]
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 import pickle
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 import torch.nn.functional as F
 from skipping_networks import (
+    NAMED,
     NETWORKS,
-    QUICK_TO_MAKE,
     WAYS,
     Mixed,
     UserNet,
@@ -38,6 +39,7 @@ from prunegym.models import (
 from prunegym.models.errors import InvalidInputError, UnknownNameError
 from prunegym.models.skipping import lower
 from prunegym.models.skipping.gather_path import GatherPath
+from prunegym.models.skipping.profiling import profile
 
 
 @pytest.fixture(autouse=True)
@@ -83,17 +85,16 @@ def test_a_residual_network_of_a_user(way):
     close(output, expected.output)
 
 
-@pytest.mark.parametrize("way", [way for way in QUICK_TO_MAKE if way != "kernel"])
+@pytest.mark.parametrize("way", [way for way in NAMED if way != "kernel"])
 def test_what_the_kernel_lacks_runs_in_torch(way):
     masked = MaskedCNN(randomise(Mixed(depthwise=False)), torch.zeros(1, 3, 24, 24), gates=["a", "c"])
     images, masks = torch.randn(6, 3, 24, 24), random_masks(masked)
     close(SkippingCNN(masked, execution=way)(images, masks).output, masked(images, masks))
 
 
-def test_a_network_that_still_trains_runs_without_a_trace():
+def test_a_network_that_still_trains():
     masked = MaskedCNN(randomise(Mixed(depthwise=False)), torch.zeros(1, 3, 24, 24), gates=["a", "c"], frozen=False)
     fast = SkippingCNN(masked.eval())
-    assert "torch cannot trace the network" in fast.unavailable["full-traced"]
     images, masks = torch.randn(6, 3, 24, 24), random_masks(masked)
     output = fast(images, masks).output
     assert not output.requires_grad
@@ -248,7 +249,7 @@ def test_auto_measures_once_for_each_size_of_batch():
         assert choice.reason.startswith(f"{choice.execution} is the fastest of: {choice.execution} ")
 
 
-@pytest.mark.parametrize("way", ["torch", "full", "full-traced"])
+@pytest.mark.parametrize("way", ["torch", "full"])
 def test_lambda_for_a_policy_that_was_trained_for_one(way):
     masked = zoo("simple-cnn")
     with pytest.raises(InvalidInputError, match="trained for one lambda"):
@@ -274,7 +275,7 @@ def test_a_dynamic_cnn_skips_on_demand():
     expected = model.predict(images)
     assert model.execution == "masked"
     assert torch.equal(model(images), expected.logits)
-    for execution in ("auto", *QUICK_TO_MAKE):
+    for execution in ("auto", *NAMED):
         if execution == "kernel" and not kernel.available():
             continue
         found = model.skip(execution).predict(images)
@@ -358,3 +359,12 @@ def test_threads_of_python_share_gathered_weights():
         for outputs in pool.map(run, range(4)):
             for output in outputs:
                 close(output, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="TorchInductor needs g++, which is not installed")
+def test_a_profile_times_torch_compile_on_demand():
+    masked = zoo("simple-cnn")
+    found = profile(masked, [torch.randn(1, 3, 32, 32)], [random_masks(masked)[4:5]], rounds=1, compiled=True)
+    assert {"compiled, frozen", "compiled, channels_last"} <= set(found.dense)
+    assert set(found.skipping) == set(SkippingCNN(masked).available)

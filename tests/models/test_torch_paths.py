@@ -1,4 +1,4 @@
-"""The torch ways of skipping: masking by biases, traces for one image and for more, compact and full gates."""
+"""The torch ways of skipping: masking by biases, groups of images, compact and full gates."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_single_images_and_batches_take_turns(way, name):
         close(fast(images[rows], masks[rows]).output, expected[rows])
 
 
-@pytest.mark.parametrize("way", ["full", "full-channels-last", "full-traced"])
+@pytest.mark.parametrize("way", ["full", "full-channels-last"])
 @pytest.mark.parametrize("decides", [False, True])
 def test_groups_of_a_batch_are_one_batch(way, decides):
     """Also where the last group is one image, which is masked by biases."""

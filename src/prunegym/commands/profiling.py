@@ -43,7 +43,9 @@ def profile(
         int | None, typer.Option(help="Height and width of the images, for a network of the zoo; by default 32.", min=1)
     ] = None,
     penalty: ShownPenalty = None,
-    compiled: Annotated[bool, typer.Option("--compile", help="Time torch.compile too; takes a compiler.")] = False,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Time torch.compile of the dense network too; takes a compiler.")
+    ] = False,
     dataset: DatasetName = None,
     data_root: DataRoot = None,
     seed: Seed = 0,
