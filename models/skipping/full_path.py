@@ -8,7 +8,6 @@ from torch import Tensor
 from prunegym.models.gate_policy import GatePolicy
 from prunegym.models.skipping.deciding import Deciding, joined
 from prunegym.models.skipping.masking import Masking, Masks
-from prunegym.models.skipping.packing import packed
 from prunegym.models.skipping.paths import Executed
 from prunegym.models.skipping.program import Conv, Program
 from prunegym.models.skipping.torch_layers import conv, run_layer, shaped
@@ -26,18 +25,14 @@ class FullPath:
         program: The network.
         policy: Decides gate by gate; None: masks are given.
         channels_last: Memory layout of maps and weights.
-        pack: Whether large weights are packed (channels last only; torch cannot trace them).
     """
 
-    def __init__(
-        self, program: Program, policy: GatePolicy | None = None, *, channels_last: bool = False, pack: bool = True
-    ) -> None:
+    def __init__(self, program: Program, policy: GatePolicy | None = None, *, channels_last: bool = False) -> None:
         self.program, self.policy = program, policy
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
         self._masking, self._deciding = Masking(program), Deciding(program, policy)
-        large = packed(program) if channels_last and pack else {}
         self._weights = {
-            layer.name: large.get(layer.name) or layer.weight.contiguous(memory_format=self._layout)
+            layer.name: layer.weight.contiguous(memory_format=self._layout)
             for layer in program.layers
             if isinstance(layer, Conv)
         }

@@ -13,7 +13,6 @@ from prunegym.models.gate_policy import GatePolicy
 from prunegym.models.skipping.deciding import Deciding, joined
 from prunegym.models.skipping.masking import Masking, Masks
 from prunegym.models.skipping.mixing import FEWEST, GateWay, mix
-from prunegym.models.skipping.packing import packed as packed_of
 from prunegym.models.skipping.paths import Decide, Executed
 from prunegym.models.skipping.program import Conv, Layer, Linear, Program
 from prunegym.models.skipping.slices import Kept, Slices
@@ -21,8 +20,7 @@ from prunegym.models.skipping.torch_layers import conv, finish, linear, run_laye
 from prunegym.models.timing import clock_for
 
 CACHED_COPIES = 8
-"""Gathered weights are kept up to this many times the network's own: eight masks that keep half of each gate are 2, and
-packed in one to three layouts 4 to 8."""
+"""Gathered weights are kept up to this many times the network's own: of masks that keep half of each gate, 32."""
 
 
 class GatherPath:
@@ -53,8 +51,7 @@ class GatherPath:
         self.program, self.policy, self._compact = program, policy, compact
         self._masking, self._deciding = Masking(program), Deciding(program, policy)
         own = sum(layer.weight.numel() for layer in program.layers if isinstance(layer, Conv | Linear))
-        self._packed = packed_of(program)
-        self._slices = Slices(CACHED_COPIES * own if cached is None else cached, self._packed)
+        self._slices = Slices(CACHED_COPIES * own if cached is None else cached)
         self._mixes: dict[tuple[int, int, bool], tuple[GateWay, ...]] = {}
         self.gates: tuple[GateWay, ...] = ()
 
@@ -88,7 +85,7 @@ class GatherPath:
             return self._run(images, mask, penalty, self._compact)
         key = (len(images).bit_length(), torch.get_num_threads(), mask is None)
         if key not in self._mixes:
-            # A group's weights are gathered in the first round and packed in the second.
+            # A group's weights are gathered in the first round and laid out in the second.
             fewest = FEWEST if len(images) == 1 else FEWEST + 2
             self._mixes[key] = mix(self.program, lambda compact: self._timed(images, mask, penalty, compact), fewest)
         self.gates = self._mixes[key]
@@ -138,7 +135,6 @@ class GatherPath:
             value = self._conv(layer, state, inside)
         elif isinstance(layer, Linear) and inside is not None:
             weight, bias = self._slices.get(layer, inside, None)
-            assert isinstance(weight, Tensor)  # convolutions alone are packed
             value = linear(layer, values, weight, bias)
         elif inside is not None and inside.count == 0:  # torch's pooling takes no empty map
             x = values[layer.inputs[0]]
@@ -159,9 +155,6 @@ class GatherPath:
                 state.masks.tell(gate, state.bits[gate])
                 masked_bias = state.masks.bias(gate, layer.bias)
         around = [kept for kept in (inside, outside) if kept is not None]
-        packed = self._packed.get(layer.name)
-        if packed is not None and all(kept.index is None for kept in around):
-            return conv(layer, state.values, packed, layer.bias if masked_bias is None else masked_bias)
         weight, bias = self._slices.get(layer, inside, outside)
         bias = bias if masked_bias is None else masked_bias
         if all(kept.count for kept in around):

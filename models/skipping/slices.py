@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from prunegym.models.skipping.packing import PackedConv
 from prunegym.models.skipping.program import Conv, Linear
-
-Weight = Tensor | PackedConv
 
 
 class Kept:
@@ -35,9 +31,8 @@ class Kept:
 
 
 class _Slice(NamedTuple):
-    weight: Weight
+    weight: Tensor
     bias: Tensor
-    size: int
 
 
 class Slices:
@@ -45,11 +40,10 @@ class Slices:
 
     Args:
         size: Numbers that are kept.
-        packed: Convolutions, by name, of which weights are packed when their masks come again.
     """
 
-    def __init__(self, size: int, packed: Mapping[str, PackedConv]) -> None:
-        self._size, self._used, self._packed = size, 0, packed
+    def __init__(self, size: int) -> None:
+        self._size, self._used = size, 0
         self._whole: dict[str, Tensor] = {}
         self._lock = threading.Lock()  # one path may run in many threads of Python
         self._found: OrderedDict[tuple[str, bytes, bytes], _Slice] = OrderedDict()
@@ -66,19 +60,20 @@ class Slices:
             self._whole[layer.name] = _as_maps(layer.weight)
         return self._whole[layer.name]
 
-    def get(self, layer: Conv | Linear, inside: Kept | None, outside: Kept | None) -> tuple[Weight, Tensor]:
+    def get(self, layer: Conv | Linear, inside: Kept | None, outside: Kept | None) -> tuple[Tensor, Tensor]:
         """Return weight and bias of a layer between the kept channels ``inside`` and ``outside``; None: all."""
         with self._lock:
             return self._get(layer, inside, outside)
 
-    def _get(self, layer: Conv | Linear, inside: Kept | None, outside: Kept | None) -> tuple[Weight, Tensor]:
+    def _get(self, layer: Conv | Linear, inside: Kept | None, outside: Kept | None) -> tuple[Tensor, Tensor]:
         key = (layer.name, b"" if inside is None else inside.key, b"" if outside is None else outside.key)
         if not key[1] and not key[2]:
             return self._all(layer), layer.bias
         if key in self._found:
             found = self._found.pop(key)
-            # A mask that comes again may come often: then the layout that torch would copy weights into pays.
-            return self._keep(key, found._replace(weight=self._laid_out(layer, found.weight)))
+            # A mask that comes again may come often: then the layout of maps pays, to which torch would copy weights.
+            self._found[key] = found._replace(weight=_as_maps(found.weight))
+            return self._found[key]
         weight, bias = layer.weight, layer.bias
         if outside is not None and outside.index is not None:
             weight, bias = weight.index_select(0, outside.index), bias.index_select(0, outside.index)
@@ -88,22 +83,16 @@ class Slices:
                 weight = weight.index_select(1, inside.index)
             else:
                 weight = weight.view(len(weight), -1, repeat).index_select(1, inside.index).flatten(1)
-        return self._keep(key, _Slice(weight, bias, 0))
+        self._keep(key, _Slice(weight, bias))
+        return weight, bias
 
-    def _keep(self, key: tuple[str, bytes, bytes], made: _Slice) -> tuple[Weight, Tensor]:
-        """Keep what was used just now, and drop the longest unused while they are too many."""
-        size = made.weight.numel()  # a packed weight grows by the layouts that its use asks for
-        self._used += size - made.size
-        self._found[key] = made._replace(size=size)
+    def _keep(self, key: tuple[str, bytes, bytes], made: _Slice) -> None:
+        """Keep what was gathered just now, and drop the longest unused while they are too many."""
+        self._found[key] = made
+        self._used += made.weight.numel()
         while self._used > self._size and len(self._found) > 1:
             _, old = self._found.popitem(last=False)
-            self._used -= old.size
-        return made.weight, made.bias
-
-    def _laid_out(self, layer: Conv | Linear, weight: Weight) -> Weight:
-        if isinstance(weight, PackedConv) or not weight.numel():
-            return weight
-        return self._packed[layer.name].with_weight(weight) if layer.name in self._packed else _as_maps(weight)
+            self._used -= old.weight.numel()
 
 
 def _as_maps(weight: Tensor) -> Tensor:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import cast
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prunegym.models.skipping.packing import PackedConv
 from prunegym.models.skipping.program import Add, Average, Conv, Layer, Linear, MaxPool, Other, Program, Subsample
 
 
@@ -33,15 +31,9 @@ def run_layer(layer: Layer, values: dict[str, Tensor]) -> Tensor:
     return cast(Other, layer).run(values)
 
 
-def conv(layer: Conv, values: dict[str, Tensor], weight: Tensor | PackedConv, bias: Tensor) -> Tensor:
-    """Run a convolution with other weights than its own, or packed ones, and what is fused into it."""
-    x = values[layer.inputs[0]]
-    if isinstance(weight, PackedConv):
-        if x.dtype == torch.float32:
-            y = weight(x, bias)
-            return y if len(layer.inputs) == 1 else finish(y, layer, values)
-        weight = weight.weight  # under autocast
-    y = F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation)
+def conv(layer: Conv, values: dict[str, Tensor], weight: Tensor, bias: Tensor) -> Tensor:
+    """Run a convolution with other weights than its own, and what is fused into it."""
+    y = F.conv2d(values[layer.inputs[0]], weight, bias, layer.stride, layer.padding, layer.dilation)
     return finish(y, layer, values)
 
 

@@ -169,3 +169,16 @@ def test_a_gate_on_a_convolution_that_no_path_knows():
     assert fast.unavailable["torch"] == "Gate '0' is on a layer that is no plain convolution."
     images, masks = torch.randn(6, 3, 12, 12), random_masks(masked)
     close(fast(images, masks).output, masked(images, masks))
+
+
+@pytest.mark.parametrize("way", ["full", "torch"])
+def test_under_autocast(way):
+    """Maps are of another type than the weights, also than those that are kept for a mask that comes again."""
+    masked = zoo("m-cifarnet")
+    images, masks = torch.randn(2, 3, 32, 32), (torch.rand(1, masked.mask_size) < 0.5).expand(2, -1)
+    fast, expected = SkippingCNN(masked, execution=way), masked(images, masks)
+    for _ in range(2):
+        close(fast(images, masks).output, expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        close(fast(images, masks).output.float(), expected, 0.05)
+    close(fast(images, masks).output, expected)
