@@ -162,8 +162,7 @@ def stored(file: Path | None) -> list[dict[str, Any]]:
 
 def write(file: Path, earlier: list[dict[str, Any]], results: list[dict[str, Any]], brief: bool) -> None:
     """Write results, in the order of the cases, beside earlier ones of other cases."""
-    left_out = ("layers", "gates") if brief else ()
-    new = [_rounded({name: value for name, value in one.items() if name not in left_out}) for one in results]
+    new = [_rounded({name: value for name, value in one.items() if not brief or name != "layers"}) for one in results]
     rows = {(one["case"], one["threads"]): one for one in (*earlier, *new)}
     order = sorted(rows, key=lambda row: (list(CASES).index(row[0]), row[1]))
     document = {"machine": machine(), "results": [rows[row] for row in order]}
@@ -179,7 +178,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="also torch.compile with freezing")
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu: one thread, on a busy machine")
     parser.add_argument("--json", type=Path, help="write the results there too")
-    parser.add_argument("--brief", action="store_true", help="leave the times of layers and gates out of the file")
+    parser.add_argument("--brief", action="store_true", help="leave the times of layers out of the file")
     args = parser.parse_args()
     if not kernel.available():
         print(f"No compiled kernel: {kernel.unavailable_reason()}")

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from prunegym.models.skipping.gather_path import GatherPath
-from prunegym.models.skipping.mixing import GateWay
 from prunegym.models.skipping.paths import Path
 from prunegym.models.timing import clock_for, settle
 
@@ -32,7 +31,6 @@ class Choice:
         images: Images that were measured with.
         threads: Threads of torch then.
         masks: Distinct masks that came with these images; 0 where masks are decided on the way.
-        gates: What the torch path took for each gate, and with what times.
     """
 
     execution: str
@@ -40,7 +38,6 @@ class Choice:
     images: int
     threads: int
     masks: int
-    gates: tuple[GateWay, ...] = ()
 
     @property
     def key(self) -> Key:
@@ -79,8 +76,7 @@ def choose(paths: Mapping[str, Path], images: Tensor, mask: Tensor | None, penal
         seconds[name] += [_time(paths[name], images, mask, penalty) for _ in range(ROUNDS)]
     shortest = {name: min(values) for name, values in seconds.items()}  # what else the machine does only adds to them
     fastest = min(shortest, key=lambda name: shortest[name])
-    gates = next((path.gates for path in paths.values() if isinstance(path, GatherPath)), ())
-    return Choice(fastest, shortest, len(images), torch.get_num_threads(), masks, gates)
+    return Choice(fastest, shortest, len(images), torch.get_num_threads(), masks)
 
 
 def distinct(mask: Tensor | None) -> int:

@@ -184,6 +184,5 @@ def _made(name: str, program: Program, masked: MaskedCNN, policy: GatePolicy | N
         "full-channels-last": lambda: FullPath(program, policy, channels_last=True),
     }
     made = makers[name]()
-    every = set(range(len(program.widths)))  # `torch` would measure on images of noise
-    check(GatherPath(program, policy, compact=every) if name == "torch" else made, masked, policy)
+    check(made, masked, policy)
     return made

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from collections.abc import Set as AbstractSet
 
 import torch
 from torch import Tensor
 
 from prunegym.models.gate_policy import GatePolicy
 from prunegym.models.skipping.deciding import Deciding, joined
-from prunegym.models.skipping.masking import Masking, Masks
-from prunegym.models.skipping.mixing import FEWEST, GateWay, mix
 from prunegym.models.skipping.paths import Decide, Executed
 from prunegym.models.skipping.program import Conv, Layer, Linear, Program
 from prunegym.models.skipping.slices import Kept, Slices
 from prunegym.models.skipping.torch_layers import conv, finish, linear, run_layer, shaped
-from prunegym.models.timing import clock_for
 
 CACHED_COPIES = 8
 """Gathered weights are kept up to this many times the network's own: of masks that keep half of each gate, 32."""
@@ -27,33 +22,19 @@ class GatherPath:
     """Removes masked channels: weights are gathered for images with equal masks, so that smaller convolutions run.
 
     It pays on large maps, where gathering weights is cheap beside convolving, and where few masks serve many images.
-    Where it does not pay, a gate is left at full width and masked. Which gates are is measured on the first images,
-    once for each size of group that shares a mask (in powers of two) and number of threads.
 
     Args:
         program: The network.
         policy: Decides gate by gate; None: masks are given.
         cached: Numbers of gathered weights that are kept for the next time that a mask comes; None: eight times the
             network's own.
-        compact: Gates whose masked channels are removed, instead of measuring.
-
-    Attributes:
-        gates: What was taken for each gate for the images that ran last; empty if nothing was measured.
     """
 
-    def __init__(
-        self,
-        program: Program,
-        policy: GatePolicy | None = None,
-        cached: int | None = None,
-        compact: AbstractSet[int] | None = None,
-    ) -> None:
-        self.program, self.policy, self._compact = program, policy, compact
-        self._masking, self._deciding = Masking(program), Deciding(program, policy)
+    def __init__(self, program: Program, policy: GatePolicy | None = None, cached: int | None = None) -> None:
+        self.program, self.policy = program, policy
+        self._deciding = Deciding(program, policy)
         own = sum(layer.weight.numel() for layer in program.layers if isinstance(layer, Conv | Linear))
         self._slices = Slices(CACHED_COPIES * own if cached is None else cached)
-        self._mixes: dict[tuple[int, int, bool], tuple[GateWay, ...]] = {}
-        self.gates: tuple[GateWay, ...] = ()
 
     def forget(self) -> None:
         """Drop the gathered weights."""
@@ -81,48 +62,11 @@ class GatherPath:
 
     def _group(self, images: Tensor, mask: Tensor | None, penalty: float | None) -> Executed:
         """Run images that share one mask (1, mask_size), or one image whose mask is decided on the way."""
-        if self._compact is not None:
-            return self._run(images, mask, penalty, self._compact)
-        key = (len(images).bit_length(), torch.get_num_threads(), mask is None)
-        if key not in self._mixes:
-            # A group's weights are gathered in the first round and laid out in the second.
-            fewest = FEWEST if len(images) == 1 else FEWEST + 2
-            self._mixes[key] = mix(self.program, lambda compact: self._timed(images, mask, penalty, compact), fewest)
-        self.gates = self._mixes[key]
-        return self._run(images, mask, penalty, {way.gate for way in self.gates if way.compact})
-
-    def _timed(
-        self, images: Tensor, mask: Tensor | None, penalty: float | None, compact: AbstractSet[int]
-    ) -> dict[str, float]:
-        """Return the seconds of each layer."""
-        if len(images) == 1:  # its mask may never come again; a mask that several images share is taken for a usual one
-            self.forget()
-        seconds: dict[str, float] = {}
-        clock = clock_for(images.device)
-
-        def timed(layer: Layer, state: _State) -> Tensor:
-            start = clock()
-            value = self._layer(layer, state)
-            seconds[layer.name] = clock() - start
-            return value
-
-        self._run(images, mask, penalty, compact, timed)
-        return seconds
-
-    def _run(
-        self,
-        images: Tensor,
-        mask: Tensor | None,
-        penalty: float | None,
-        compact: AbstractSet[int],
-        run: Callable[[Layer, _State], Tensor] | None = None,
-    ) -> Executed:
-        program, run = self.program, run or self._layer
+        program = self.program
         values = {program.input: images.contiguous(memory_format=torch.channels_last)}
-        masks = Masks(self._masking, mask, shared=True)
-        state = _State(values, masks, self._deciding.start(mask, penalty), compact, mask is not None)
+        state = _State(values, self._deciding.start(mask, penalty), mask is not None)
         for layer, ending in zip(program.layers, program.ending, strict=True):
-            values[layer.name] = run(layer, state)
+            values[layer.name] = self._layer(layer, state)
             for name in ending:
                 del values[name]
         return Executed(shaped(values[program.output], program), joined(state.bits, mask))
@@ -130,34 +74,24 @@ class GatherPath:
     def _layer(self, layer: Layer, state: _State) -> Tensor:
         program, values = self.program, state.values
         source = program.gates.get(layer.inputs[0])
-        inside = None if source is None else state.kept.get(source)
+        inside = None if source is None else state.kept[source]
         if isinstance(layer, Conv):
-            value = self._conv(layer, state, inside)
-        elif isinstance(layer, Linear) and inside is not None:
-            weight, bias = self._slices.get(layer, inside, None)
-            value = linear(layer, values, weight, bias)
-        elif inside is not None and inside.count == 0:  # torch's pooling takes no empty map
+            return self._conv(layer, state, inside)
+        if isinstance(layer, Linear) and inside is not None:
+            return linear(layer, values, *self._slices.get(layer, inside, None))
+        if inside is not None and inside.count == 0:  # torch's pooling takes no empty map
             x = values[layer.inputs[0]]
-            value = x.new_empty(len(x), 0, *program.shapes[layer.name][1:])
-        else:
-            value = run_layer(layer, values)
-        gate = program.points.get(layer.name)
-        return value if gate is None or gate in state.compact else state.masks.apply(gate, value)
+            return x.new_empty(len(x), 0, *program.shapes[layer.name][1:])
+        return run_layer(layer, values)
 
     def _conv(self, layer: Conv, state: _State, inside: Kept | None) -> Tensor:
-        gate, outside, masked_bias = layer.gate, None, None
+        gate, outside = layer.gate, None
         x = state.values[layer.inputs[0]]
         if gate is not None:
             state.bits[gate] = state.decide(gate, x if state.given else _spread(x, inside))
-            if gate in state.compact:
-                outside = state.kept[gate] = Kept(state.bits[gate][0])
-            else:
-                state.masks.tell(gate, state.bits[gate])
-                masked_bias = state.masks.bias(gate, layer.bias)
-        around = [kept for kept in (inside, outside) if kept is not None]
+            outside = state.kept[gate] = Kept(state.bits[gate][0])
         weight, bias = self._slices.get(layer, inside, outside)
-        bias = bias if masked_bias is None else masked_bias
-        if all(kept.count for kept in around):
+        if all(kept.count for kept in (inside, outside) if kept is not None):
             return conv(layer, state.values, weight, bias)
         # Torch refuses to make no channel, and of none it makes maps of the wrong shape.
         y = bias[None, :, None, None].expand(len(x), -1, *self.program.shapes[layer.name][1:])
@@ -166,12 +100,10 @@ class GatherPath:
 
 @dataclasses.dataclass
 class _State:
-    """A run on its way: values by name, masks, and for each compact gate so far the channels that are left."""
+    """A run on its way: values by name, and for each gate so far its bits and the channels that are left."""
 
     values: dict[str, Tensor]
-    masks: Masks
     decide: Decide
-    compact: AbstractSet[int]
     given: bool
     bits: dict[int, Tensor] = dataclasses.field(default_factory=dict)
     kept: dict[int, Kept] = dataclasses.field(default_factory=dict)

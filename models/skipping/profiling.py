@@ -16,7 +16,6 @@ from prunegym.models.masked import MaskedCNN
 from prunegym.models.skipping.cnn import SkippingCNN
 from prunegym.models.skipping.gather_path import GatherPath
 from prunegym.models.skipping.kernel_path import KernelPath
-from prunegym.models.skipping.mixing import GateWay
 from prunegym.models.skipping.paths import Policy, decides_gate_by_gate
 from prunegym.models.timing import Forms, dense_forms, dense_in_onnx_runtime, machine, measure
 
@@ -56,7 +55,6 @@ class Profile:
         mac_share: Mean MAC share of the masks, the policy's own included.
         kept_share: Mean kept share.
         layers: Layer by layer in the kernel, if it can run the network.
-        gates: For each gate what the torch path does, and the measured times that speak for it, if it can run it.
         batch: Images in a batch.
         masks: Where masks came from.
         machine: What it ran on.
@@ -71,7 +69,6 @@ class Profile:
     mac_share: float
     kept_share: float
     layers: tuple[LayerTime, ...]
-    gates: tuple[GateWay, ...]
     batch: int
     masks: str
     machine: dict[str, Any]
@@ -155,7 +152,7 @@ def profile(
         found["dense"], found["skipping"], found["reference"], choice, fast.choices[-1].reason,
         {**failed, **fast.unavailable}, macs, float(mask.float().mean()),
         _layers(masked, kernel, batches, given, policy, penalty, rounds) if isinstance(kernel, KernelPath) else (),
-        fast.choices[-1].gates, len(batches[0]), "given" if masks is not None else "by the policy", machine(),
+        len(batches[0]), "given" if masks is not None else "by the policy", machine(),
     )  # fmt: skip
 
 

@@ -103,13 +103,10 @@ def test_profile_tells_times_what_is_taken_and_why(made: Path) -> None:
         assert "decide features.0" in layers
         assert layers[0] == "load"
         assert layers[-1] == "store"
-    assert [gate["layer"] for gate in document["gates"]] == ["features.0", "features.3"]
-    assert all(gate["seconds_compact"] > 0 and gate["seconds_full"] > 0 for gate in document["gates"])
     bare = as_json("profile", "simple-cnn", "--rounds", "1", "--image-size", "16")
     assert bare["image_shape"] == [3, 16, 16]
     assert bare["masks"] == "given"
     assert 0.3 <= bare["kept_share"] <= 0.7
     shown = succeed("profile", "simple-cnn", "--rounds", "1").stdout
     assert "the fastest of" in shown
-    assert "masked channels are" in shown
     assert "is for networks of the zoo" in fail("profile", "digits", "--image-size", "16")

@@ -17,7 +17,6 @@ from skipping_networks import (
     Mixed,
     UserNet,
     close,
-    every_gate,
     needs_kernel,
     policy_for,
     random_masks,
@@ -258,7 +257,7 @@ def test_lambda_for_a_policy_that_was_trained_for_one(way):
 
 def test_gathered_weights_are_kept_up_to_a_size():
     masked = zoo("m-cifarnet")
-    path = GatherPath(lower(masked), cached=100_000, compact=every_gate(masked))
+    path = GatherPath(lower(masked), cached=100_000)
     for _ in range(3):
         images, masks = torch.randn(6, 3, 32, 32), random_masks(masked)
         for _ in range(2):
@@ -347,7 +346,7 @@ def test_made_under_autocast():
 
 def test_threads_of_python_share_gathered_weights():
     masked = zoo("m-cifarnet")
-    path = GatherPath(lower(masked), cached=100_000, compact=every_gate(masked))
+    path = GatherPath(lower(masked), cached=100_000)
     images, masks = torch.randn(6, 3, 32, 32), random_masks(masked)
     expected = masked(images, masks)
 

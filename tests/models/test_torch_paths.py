@@ -1,9 +1,8 @@
-"""The torch ways of skipping: masking by biases, groups of images, compact and full gates."""
+"""The torch ways of skipping: masking by biases, groups of images, gathered weights."""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 
 import pytest
 import torch
@@ -29,9 +28,6 @@ from prunegym.models.skipping import lower
 from prunegym.models.skipping.full_path import GROUP, FullPath
 from prunegym.models.skipping.gather_path import GatherPath
 from prunegym.models.skipping.masking import Masking
-from prunegym.models.skipping.mixing import mix
-
-FORMS_OF_A_LAYER = list(itertools.product((False, True), repeat=2))
 
 
 @pytest.fixture(autouse=True)
@@ -110,52 +106,15 @@ def test_gates_that_no_bias_masks():
             close(fast(images[i : i + 1], masks[i : i + 1]).output, mixed(images, masks)[i : i + 1])
 
 
-@pytest.mark.parametrize("name", ["simple-cnn", "user"])
-def test_any_mix_of_compact_gates_gives_the_same(name):
-    masked = MaskedCNN(randomise(UserNet()), torch.zeros(1, 3, 32, 32)) if name == "user" else zoo(name)
-    program, policy = lower(masked), policy_for(masked)
-    images, masks = torch.randn(6, 3, 32, 32), random_masks(masked)
-    with torch.no_grad():
-        expected = rollout(masked, policy, images)
-    gates = every_gate(masked)
-    for compact in itertools.chain.from_iterable(itertools.combinations(gates, n) for n in range(len(gates) + 1)):
-        close(GatherPath(program, compact=frozenset(compact)).run(images, masks, None).output, masked(images, masks))
-        output, used = GatherPath(program, policy, compact=frozenset(compact)).run(images, None, None)
-        assert torch.equal(used, expected.mask.bool())
-        close(output, expected.output)
-
-
-@pytest.mark.parametrize("name", ["simple-cnn", "m-cifarnet", "user"])
-def test_the_mix_is_the_fastest_by_the_table(name):
-    """Against trying all mixes, with made-up times of each layer in each of its forms."""
-    masked = MaskedCNN(UserNet(), torch.zeros(1, 3, 32, 32)) if name == "user" else zoo(name)
-    program = lower(masked)
-    times = {(layer.name, *form): float(torch.rand(())) for layer in program.layers for form in FORMS_OF_A_LAYER}
-
-    def timed(compact):
-        around = {layer.name: (program.gates.get(layer.inputs[0]), getattr(layer, "gate", None)) for layer in layers}
-        return {name: times[name, inside in compact, outside in compact] for name, (inside, outside) in around.items()}
-
-    layers = program.layers
-    found = mix(program, timed)
-    assert [way.gate for way in found] == sorted(every_gate(masked))
-    mixes = itertools.chain.from_iterable(itertools.combinations(every_gate(masked), n) for n in range(len(found) + 1))
-    best = min(sum(timed(set(one)).values()) for one in mixes)
-    taken = {way.gate for way in found if way.compact}
-    assert sum(timed(taken).values()) == pytest.approx(best)
-    for way in found:
-        difference = sum(timed(taken | {way.gate}).values()) - sum(timed(taken - {way.gate}).values())
-        assert way.seconds_compact - way.seconds_full == pytest.approx(difference)
-        assert way.compact == (difference <= 0)
-
-
-def test_choices_name_what_each_gate_does():
+def test_gathered_weights_lie_as_maps_do_when_their_mask_comes_again():
     masked = zoo("simple-cnn")
-    fast = SkippingCNN(masked)
-    fast(torch.randn(1, 3, 32, 32), random_masks(masked)[4:5])
-    (choice,) = fast.choices
-    assert [way.layer for way in choice.gates] == [gate.name for gate in masked.gates]
-    assert all(min(way.seconds_compact, way.seconds_full) > 0 for way in choice.gates)
+    path = GatherPath(lower(masked))
+    images, masks = torch.randn(2, 3, 32, 32), (torch.rand(1, masked.mask_size) < 0.5).expand(2, -1)
+    for again in (False, True):
+        close(path.run(images, masks, None).output, masked(images, masks))
+        weights = [found.weight for found in path._slices._found.values() if found.weight.ndim == 4]
+        assert len(weights) == 2
+        assert all(weight.is_contiguous(memory_format=torch.channels_last) == again for weight in weights)
 
 
 def test_a_gate_on_a_convolution_that_no_path_knows():

@@ -93,8 +93,6 @@ def _tables(model: str, found: Profile) -> list[Table | str]:
     shown = _forms(model, found)
     if found.layers:
         shown.append(_layers(found))
-    if found.gates:
-        shown.append(_gates(found))
     return shown
 
 
@@ -127,16 +125,3 @@ def _layers(found: Profile) -> Table:
     ]  # fmt: skip
     columns = ["layer", "channels kept", "us an image", "all channels"]
     return table("In the kernel, one thread", columns, rows, "Norms, sums and ReLUs are in the layer before.")
-
-
-def _gates(found: Profile) -> Table:
-    rows = [
-        [
-            way.layer, "removed" if way.compact else "computed and masked", f"{1e6 * way.seconds_compact:.1f}",
-            f"{1e6 * way.seconds_full:.1f}",
-        ]
-        for way in found.gates
-    ]  # fmt: skip
-    columns = ["gate", "masked channels are", "us if removed", "us if computed"]
-    caption = "The layers that make and read a gate's channels, for images that share a mask; measured once."
-    return table("In the torch path", columns, rows, caption)
