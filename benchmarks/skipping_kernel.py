@@ -30,7 +30,7 @@ from prunegym.models.skipping.profiling import Profile, profile
 from prunegym.models.timing import machine, random_masks
 
 BATCHES = 8
-TORCH_ALONE = ("torch", "full", "full-channels-last")
+TORCH_ALONE = ("torch", "full")
 NEVER_ABOVE = 1.05
 """Of the fastest dense form, for what is taken, also without the kernel."""
 

@@ -21,18 +21,19 @@ FEW_WEIGHTS = 1_000_000
 class FullPath:
     """Computes every channel, norms folded, and masks them: the dense network's speed, never much less.
 
+    Maps and weights lie channels last in memory. Of ResNet-20, ResNet-18, VGG-16 and m-cifarnet only batches of 64 images
+    of VGG-16 and ResNet-18 at 32x32 were seen to be faster otherwise, by a few per cent on an Intel Xeon.
+
     Args:
         program: The network.
         policy: Decides gate by gate; None: masks are given.
-        channels_last: Memory layout of maps and weights.
     """
 
-    def __init__(self, program: Program, policy: GatePolicy | None = None, *, channels_last: bool = False) -> None:
+    def __init__(self, program: Program, policy: GatePolicy | None = None) -> None:
         self.program, self.policy = program, policy
-        self._layout = torch.channels_last if channels_last else torch.contiguous_format
         self._masking, self._deciding = Masking(program), Deciding(program, policy)
         self._weights = {
-            layer.name: layer.weight.contiguous(memory_format=self._layout)
+            layer.name: layer.weight.contiguous(memory_format=torch.channels_last)
             for layer in program.layers
             if isinstance(layer, Conv)
         }
@@ -53,7 +54,7 @@ class FullPath:
         """Run images together, layer by layer."""
         program, decide = self.program, self._deciding.start(mask, penalty)
         masks = Masks(self._masking, mask, shared=len(images) == 1)
-        values = {program.input: images.contiguous(memory_format=self._layout)}
+        values = {program.input: images.contiguous(memory_format=torch.channels_last)}
         bits: dict[int, Tensor] = {}
         for layer, ending in zip(program.layers, program.ending, strict=True):
             if isinstance(layer, Conv):

@@ -92,7 +92,7 @@ def test_profile_tells_times_what_is_taken_and_why(made: Path) -> None:
     document = as_json("profile", made / "agent/model.safetensors", "--rounds", "1", "--batch", "2")
     assert document["taken"] in document["skipping"]
     assert document["taken"] in document["reason"]
-    assert {"torch", "full", "full-channels-last", "masked"} <= document["skipping"].keys()
+    assert {"torch", "full", "masked"} <= document["skipping"].keys()
     assert {"eager", "norm folded", "channels_last", "traced, frozen"} <= document["dense"].keys()
     assert min(document["ratios"].values()) > 0
     assert min(value for name, value in document["ratios"].items() if name.startswith("dense")) == 1

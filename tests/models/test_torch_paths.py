@@ -47,13 +47,12 @@ def test_single_images_and_batches_take_turns(way, name):
         close(fast(images[rows], masks[rows]).output, expected[rows])
 
 
-@pytest.mark.parametrize("way", ["full", "full-channels-last"])
 @pytest.mark.parametrize("decides", [False, True])
-def test_groups_of_a_batch_are_one_batch(way, decides):
+def test_groups_of_a_batch_are_one_batch(decides):
     """Also where the last group is one image, which is masked by biases."""
     masked = zoo("simple-cnn")
     policy = policy_for(masked) if decides else None
-    fast = SkippingCNN(masked, policy, way)
+    fast = SkippingCNN(masked, policy, "full")
     for count in (GROUP + 1, 2 * GROUP, 2 * GROUP + 5):
         images, masks = torch.randn(count, 3, 32, 32), random_masks(masked, count)
         with torch.no_grad():
@@ -75,8 +74,7 @@ def test_memory_that_others_read_is_not_masked_in_place():
     assert torch.equal(images, before)
 
 
-@pytest.mark.parametrize("channels_last", [False, True])
-def test_masked_channels_are_exactly_zero(channels_last):
+def test_masked_channels_are_exactly_zero():
     """Also where a bias is negative, or larger than anything that a convolution adds."""
     masked = zoo("m-cifarnet")
     norms = [module for module in masked.network.modules() if isinstance(module, nn.BatchNorm2d)]
@@ -87,7 +85,7 @@ def test_masked_channels_are_exactly_zero(channels_last):
     mask = random_masks(masked)[3:4]
     for point, gate in program.points.items():
         cut = dataclasses.replace(program, output=point, output_shape=program.shapes[point])
-        path = FullPath(cut, channels_last=channels_last)
+        path = FullPath(cut)
         value = path.run(torch.randn(1, 3, 32, 32), mask, None).output
         off = ~masked.split(mask)[gate][0]
         assert not value[:, off].any()
