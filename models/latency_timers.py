@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -17,15 +17,15 @@ from prunegym.models.gate_policy import GatePolicy, StaticPolicy
 from prunegym.models.graph import Step
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.operators import Kind
+from prunegym.models.skipping.gather_path import GatherPath
 from prunegym.models.skipping.kernel_path import shares_an_image, translate
 from prunegym.models.skipping.lowering import UnsupportedError, lower
 from prunegym.models.skipping.paths import decide_first, decides_gate_by_gate
-from prunegym.models.skipping.program import Conv, Layer, Linear
-from prunegym.models.sliced import SlicedCNN
+from prunegym.models.skipping.program import Conv, Layer, Linear, Program
 from prunegym.models.timing import clock_for
 
 CALL = "call"
-"""The part of the compiled kernel that is spent in Python, before and after it runs."""
+"""The part that is spent in Python, before the first layer and after the last."""
 Clock = Callable[[], float]
 Counts = tuple[float, ...]
 """(gates + 1,): channels for each kept channel of a gate, and those that are always there."""
@@ -55,20 +55,30 @@ class DecidingTimer(Protocol):
 
 
 class TorchTimer:
-    """Physically sliced networks in torch: what a mask costs where it is known before the image comes."""
+    """The torch path, its weights gathered before: what a mask costs that comes again, or is known beforehand.
+
+    Raises:
+        InvalidInputError: If the path cannot run the network.
+    """
 
     name = "torch"
 
     def __init__(self, masked: MaskedCNN, clock: Clock = time.perf_counter) -> None:
-        self._masked, self._clock = masked, clock
-        self._image = torch.zeros_like(masked_example(masked))
-        names = SlicedCNN(masked, torch.ones(masked.mask_size, dtype=torch.bool)).steps
-        self.parts = {name: step_counts(masked, masked.graph[name]) for name in names}
+        self._image, self._clock = masked_example(masked), clock
+        program = _lowered(masked)
+        self._path = GatherPath(program)
+        self.parts = _parts(masked, program, [layer.name for layer in program.layers])
 
     def prepare(self, mask: Tensor) -> tuple[Callable[[], Mapping[str, float]], Callable[[], object]]:
-        """Slice the network; see :class:`Timer`."""
-        sliced = SlicedCNN(self._masked, mask)
-        return (lambda: sliced.timed(self._image, self._clock)), (lambda: sliced(self._image))
+        """Gather the weights; see :class:`Timer`."""
+        masks = mask[None].to(device=self._image.device, dtype=torch.bool)
+
+        def run() -> object:
+            return self._path.run(self._image, masks, None)
+
+        for _ in range(2):  # the second time they get the layout of weights that come again
+            run()
+        return _with_call(lambda: self._path.timed(self._image, masks, self._clock), self._clock), run
 
 
 class KernelTimer:
@@ -81,28 +91,22 @@ class KernelTimer:
 
     def __init__(self, masked: MaskedCNN) -> None:
         self._masked, self._image = masked, masked_example(masked).contiguous()
+        self._program = _lowered(masked)
         try:
-            self._program = lower(masked)
             self._plan = translate(self._program).plan
         except UnsupportedError as error:
             raise InvalidInputError(
                 f"The compiled kernel cannot run this network: {error} Measure with execution 'torch'."
             ) from error
         self.name = f"kernel, {self._plan.variant}"
-        nothing = (0.0,) * (len(masked.gates) + 1)
-        self.parts = dict.fromkeys((self._plan.layers[0], self._plan.layers[-1], CALL), (nothing, nothing))
-        for name, layer in zip(self._plan.layers[1:-1], self._program.layers, strict=True):
-            self.parts[name] = step_counts(masked, _step_of(masked, layer))
+        first, *names, last = self._plan.layers
+        nothing = _nothing(masked)
+        self.parts = {first: nothing, **_parts(masked, self._program, names), last: nothing}
 
     def prepare(self, mask: Tensor) -> tuple[Callable[[], Mapping[str, float]], Callable[[], object]]:
         """See :class:`Timer`."""
         masks = mask[None]
-
-        def timed() -> dict[str, float]:
-            start = time.perf_counter()
-            parts = self._plan.timed(self._image, masks, self._threads())
-            return {**parts, CALL: time.perf_counter() - start - sum(parts.values())}
-
+        timed = _with_call(lambda: self._plan.timed(self._image, masks, self._threads()), time.perf_counter)
         return timed, (lambda: self._plan(self._image, masks, self._threads()))
 
     def _threads(self) -> int:
@@ -131,6 +135,38 @@ class KernelTimer:
             ) from error
         decides = [label.startswith("decide ") for label in labels]
         return lambda: sum(itertools.compress(plan.timed(self._image, None, self._threads()).values(), decides))
+
+
+def _lowered(masked: MaskedCNN) -> Program:
+    try:
+        return lower(masked)
+    except UnsupportedError as error:
+        raise InvalidInputError(
+            f"Masked channels of this network cannot be left out, so there is no time to measure: {error} Leave the "
+            "gate out with MaskedCNN(..., gates=[...]), or use the reward 'macs'."
+        ) from error
+
+
+def _parts(masked: MaskedCNN, program: Program, names: Sequence[str]) -> dict[str, tuple[Counts, Counts]]:
+    """Return what :attr:`Timer.parts` has of a program's layers, under other names, and of the call around them."""
+    layers = zip(names, program.layers, strict=True)
+    return {CALL: _nothing(masked), **{name: step_counts(masked, _step_of(masked, layer)) for name, layer in layers}}
+
+
+def _nothing(masked: MaskedCNN) -> tuple[Counts, Counts]:
+    counts = (0.0,) * (len(masked.gates) + 1)
+    return counts, counts
+
+
+def _with_call(timed: Callable[[], dict[str, float]], clock: Clock) -> Callable[[], dict[str, float]]:
+    """Add to the times of layers what is spent before and after them."""
+
+    def run() -> dict[str, float]:
+        start = clock()
+        parts = timed()
+        return {**parts, CALL: clock() - start - sum(parts.values())}
+
+    return run
 
 
 EXECUTIONS = ("torch", "kernel")

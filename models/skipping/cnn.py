@@ -21,7 +21,7 @@ from prunegym.models.skipping.program import Program
 
 EXECUTIONS = ("auto", "kernel", "torch", "full", "masked")
 """Ways of running: ``kernel`` and ``torch`` skip; ``full`` computes all channels, with norms folded;
-``masked`` is :class:`MaskedCNN` itself; ``auto`` measures the first three on the first images, and takes the fastest."""
+``masked`` is :class:`MaskedCNN` itself; ``auto`` takes the fastest of the first three, measured on the first images."""
 
 _MEASURED = [name for name in EXECUTIONS if name not in ("auto", "masked")]
 _MEASURED_IMAGES = 32

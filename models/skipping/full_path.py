@@ -21,8 +21,8 @@ FEW_WEIGHTS = 1_000_000
 class FullPath:
     """Computes every channel, norms folded, and masks them: the dense network's speed, never much less.
 
-    Maps and weights lie channels last in memory. Of ResNet-20, ResNet-18, VGG-16 and m-cifarnet only batches of 64 images
-    of VGG-16 and ResNet-18 at 32x32 were seen to be faster otherwise, by a few per cent on an Intel Xeon.
+    Maps and weights lie channels last in memory. Of the networks that were timed in both layouts, only VGG-16 and
+    ResNet-18 with 64 images of 32x32 were faster in the other, by a few per cent on an Intel Xeon.
 
     Args:
         program: The network.

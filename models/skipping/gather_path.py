@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import time
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -60,13 +62,38 @@ class GatherPath:
         assert output is not None
         return Executed(output, mask)
 
-    def _group(self, images: Tensor, mask: Tensor | None, penalty: float | None) -> Executed:
+    def timed(self, images: Tensor, mask: Tensor, clock: Callable[[], float] = time.perf_counter) -> dict[str, float]:
+        """Run images that share one mask, and return the seconds of each layer by name.
+
+        Args:
+            images: As for :meth:`run`.
+            mask: (1, mask_size) bool.
+            clock: Returns seconds.
+        """
+        seconds: dict[str, float] = {}
+
+        def timed(layer: Layer, state: _State) -> Tensor:
+            start = clock()
+            value = self._layer(layer, state)
+            seconds[layer.name] = clock() - start
+            return value
+
+        self._group(images, mask, None, timed)
+        return seconds
+
+    def _group(
+        self,
+        images: Tensor,
+        mask: Tensor | None,
+        penalty: float | None,
+        run: Callable[[Layer, _State], Tensor] | None = None,
+    ) -> Executed:
         """Run images that share one mask (1, mask_size), or one image whose mask is decided on the way."""
-        program = self.program
+        program, run = self.program, run or self._layer
         values = {program.input: images.contiguous(memory_format=torch.channels_last)}
         state = _State(values, self._deciding.start(mask, penalty), mask is not None)
         for layer, ending in zip(program.layers, program.ending, strict=True):
-            values[layer.name] = self._layer(layer, state)
+            values[layer.name] = run(layer, state)
             for name in ending:
                 del values[name]
         return Executed(shaped(values[program.output], program), joined(state.bits, mask))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,16 +20,14 @@ from prunegym.models.errors import InvalidInputError, MissingDataError, UnknownN
 from prunegym.models.latency import Axis, LatencyTable, Part
 from prunegym.models.latency_measuring import kept_widths, measure
 from prunegym.models.latency_timers import TorchTimer, make_timer, policy_timer, step_counts
-from prunegym.models.sliced import SlicedCNN
-
-# Networks of NETWORKS whose masked channels pass something that cannot be sliced.
-REFUSED = {
-    "mean of flat maps", "squeeze", "channels doubled by a view", "instance norm", "prelu", "reflected borders",
-}  # fmt: skip
 
 
 def small() -> MaskedCNN:
     return MaskedCNN(randomise(build("simple-cnn", in_channels=1, image_size=8)), torch.zeros(1, 1, 8, 8))
+
+
+def masked_network(name: str) -> MaskedCNN:
+    return MaskedCNN(randomise(NETWORKS[name][0]()), torch.zeros(1, 3, 8, 8))
 
 
 def by_hand() -> LatencyTable:
@@ -165,31 +164,28 @@ def test_policies_that_the_kernel_leaves_to_torch_or_refuses() -> None:
         policy_timer(timer, masked, pooled)
 
 
-@pytest.mark.parametrize("name", [name for name, (_, gates) in NETWORKS.items() if gates])
-def test_sliced_networks_equal_masked_ones(name: str) -> None:
-    torch.manual_seed(0)
-    masked = MaskedCNN(randomise(NETWORKS[name][0]()), torch.zeros(1, 3, 8, 8))
-    if name in REFUSED:
-        with pytest.raises(
-            InvalidInputError, match=r"cannot be sliced\. Leave their gate out with|only zeros are known"
-        ):
-            SlicedCNN(masked, torch.ones(masked.mask_size))
-        return
-    for kept in (0.0, 0.3, 0.6, 1.0):
-        image, mask = torch.rand(1, 3, 8, 8), torch.rand(masked.mask_size) < kept
-        torch.testing.assert_close(
-            SlicedCNN(masked, mask)(image.clone()), masked(image, mask[None].float()), atol=1e-5, rtol=1e-4
-        )
+def test_what_the_layers_of_the_torch_path_read_and_make() -> None:
+    """Two convolutions, of which the pooling behind treats each channel by itself, and a linear layer over 2x2 maps."""
+    nothing, one, first, second = (0.0, 0.0, 0.0), (0.0, 0.0, 1.0), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0)
+    layers = [(one, first), (nothing, first), (first, second), (nothing, second), ((0.0, 4.0, 0.0), (0.0, 0.0, 10.0))]
+    assert list(TorchTimer(small()).parts.values()) == [(nothing, nothing), *layers]
 
 
 @pytest.mark.parametrize("name", ["resnet20", "vgg11", "m-cifarnet"])
-def test_sliced_zoo_networks_are_really_smaller(name: str) -> None:
+def test_each_layer_of_the_torch_path_is_timed(name: str) -> None:
+    """By a clock that goes on by a second whenever it is read."""
     masked = MaskedCNN(randomise(build(name)), torch.zeros(1, 3, 32, 32))
-    image, mask = torch.rand(1, 3, 32, 32), torch.arange(masked.mask_size) % 2 == 0
-    sliced = SlicedCNN(masked, mask)
-    expected = masked(image, mask[None].float())
-    torch.testing.assert_close(sliced(image), expected, atol=1e-4 * float(expected.abs().max()), rtol=1e-4)
-    assert set(sliced.timed(image)) == set(sliced.steps)
+    ticks = itertools.count()
+    timer = TorchTimer(masked, lambda: float(next(ticks)))
+    timed, run = timer.prepare(torch.arange(masked.mask_size) % 2 == 0)
+    before = next(ticks)
+    run()
+    assert next(ticks) == before + 1
+    found = timed()
+    assert set(found) == set(timer.parts)
+    call = found.pop("call")
+    assert set(found.values()) == {1.0}
+    assert call == len(found) + 1
 
 
 def test_errors(tmp_path: Path) -> None:
@@ -226,12 +222,18 @@ def test_errors(tmp_path: Path) -> None:
         make_timer("kernel", masked, "cpu")
     with pytest.raises(InvalidInputError, match=r"rounds is 0 and masks 4; both must be at least 1\."):
         measure(masked, TorchTimer(masked), rounds=0, validation_masks=4)
-    inception = MaskedCNN(randomise(NETWORKS["inception"][0]()), torch.zeros(1, 3, 8, 8))
+    for execution in ("torch", *(["kernel"] if kernel.available() else [])):
+        with pytest.raises(
+            InvalidInputError,
+            match=r"cannot be left out.*works on channels of a gate.*Leave the gate out with MaskedCNN",
+        ):
+            make_timer(execution, masked_network("inception"))
     if kernel.available():
         with pytest.raises(
             InvalidInputError, match=r"kernel cannot run this network: .*Measure with execution 'torch'"
         ):
-            make_timer("kernel", inception)
+            make_timer("kernel", masked_network("swish by hand"))
+    make_timer("torch", masked_network("swish by hand"))
 
 
 @pytest.mark.skipif(not kernel.available(), reason=f"no compiled kernel: {kernel.unavailable_reason()}")

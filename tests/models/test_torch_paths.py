@@ -18,6 +18,7 @@ from skipping_networks import (
 )
 from slicing import randomise
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from prunegym.models import (
     MaskedCNN,
@@ -139,3 +140,14 @@ def test_under_autocast(way):
     with torch.autocast("cpu", torch.bfloat16):
         close(fast(images, masks).output.float(), expected, 0.05)
     close(fast(images, masks).output, expected)
+
+
+@pytest.mark.parametrize("name", ["simple-cnn", "resnet20", "m-cifarnet"])
+def test_the_torch_path_computes_what_is_kept_and_no_more(name):
+    """By torch's own counter, which counts two operations for each MAC."""
+    masked = zoo(name)
+    path, image = GatherPath(lower(masked)), torch.randn(1, 3, 32, 32)
+    for mask in random_masks(masked):
+        with FlopCounterMode(display=False) as counter:
+            path.run(image, mask[None], None)
+        assert counter.get_total_flops() == 2 * masked.cost.macs(mask[None]).item()

@@ -18,7 +18,7 @@ def latency(
     model: Annotated[str, typer.Argument(help="A network of the zoo, a model file or a shipped model.")],
     out: Annotated[Path, typer.Option("--out", help="The table, a JSON file.")],
     execution: Annotated[
-        str, typer.Option("--execution", help="torch (physically sliced networks) or kernel (if it was built).")
+        str, typer.Option("--execution", help="torch (smaller convolutions) or kernel (if it was built).")
     ] = "torch",
     rounds: Annotated[int, typer.Option(help="Runs of each pattern of kept widths; medians count.", min=1)] = 15,
     masks: Annotated[int, typer.Option(help="Random masks on which the table is checked.", min=1)] = 16,
