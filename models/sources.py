@@ -99,6 +99,11 @@ def load_dataset(name: str, split: str = "train", root: Path | str | None = None
     return _load(str(name), Path(folder).expanduser() if folder else None)[split]
 
 
+def forget_datasets() -> None:
+    """Forget loaded data sets, so that files which changed meanwhile are read again."""
+    _load.cache_clear()
+
+
 def other_split(dataset: Dataset, split: Split, instead: str) -> Dataset:
     """Return another split of the data set that a split was loaded from, by its name.
 

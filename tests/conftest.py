@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from prunegym.models import sources
+from prunegym.models.sources import forget_datasets
 
 torch.set_num_threads(1)
 
@@ -17,9 +17,9 @@ torch.set_num_threads(1)
 @pytest.fixture
 def fresh_datasets() -> Iterator[None]:
     """Forget loaded data sets before and after: a test writes files of its own under well-known names."""
-    sources._load.cache_clear()
+    forget_datasets()
     yield
-    sources._load.cache_clear()
+    forget_datasets()
 
 
 @pytest.fixture

@@ -38,6 +38,11 @@ class GatherPath:
         own = sum(layer.weight.numel() for layer in program.layers if isinstance(layer, Conv | Linear))
         self._slices = Slices(CACHED_COPIES * own if cached is None else cached)
 
+    @property
+    def gathered(self) -> list[Tensor]:
+        """The gathered weights that are kept for the next time that their masks come."""
+        return self._slices.weights
+
     def forget(self) -> None:
         """Drop the gathered weights."""
         self._slices.clear()

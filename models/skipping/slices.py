@@ -48,6 +48,11 @@ class Slices:
         self._lock = threading.Lock()  # one path may run in many threads of Python
         self._found: OrderedDict[tuple[str, bytes, bytes], _Slice] = OrderedDict()
 
+    @property
+    def weights(self) -> list[Tensor]:
+        """The weights that are kept."""
+        return [found.weight for found in self._found.values()]
+
     def clear(self) -> None:
         """Drop what was gathered."""
         with self._lock:

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from seeded_entries import masks_of, seeded
 
 from prunegym.agents.compare import compare
 from prunegym.agents.entries import (
@@ -26,6 +25,7 @@ from prunegym.models import (
     load_dataset,
 )
 from prunegym.models.errors import InvalidInputError
+from tests.agents.seeded_entries import masks_of, seeded
 
 
 def test_means_and_intervals_are_over_seeds(masked, few, tmp_path):

@@ -8,7 +8,6 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from seeded_entries import seeded
 
 from prunegym.agents.compare import compare
 from prunegym.agents.entries import (
@@ -33,6 +32,7 @@ from prunegym.models import (
 )
 from prunegym.models.errors import InvalidInputError, UnknownNameError
 from prunegym.models.model_files import StoredModel
+from tests.agents.seeded_entries import seeded
 
 LAYERWISE = "prunegym/LayerwiseChannelMask-v0"
 

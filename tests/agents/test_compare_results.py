@@ -7,13 +7,13 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from seeded_entries import masks_of, seeded
 
 from prunegym.agents.compare import compare
 from prunegym.agents.entries import Entry, agent_entry
 from prunegym.agents.evaluation import evaluate
 from prunegym.agents.results import Result, fingerprint
 from prunegym.models import MaskedCNN, load_dataset, shipped_model
+from tests.agents.seeded_entries import masks_of, seeded
 
 
 def test_results_are_found_again_and_made_again_if_anything_changes(masked, digits_cnn, few, tmp_path):

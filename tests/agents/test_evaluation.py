@@ -9,7 +9,6 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from mask_oracle import FULL_MACS, counted, hooked_logits, random_masks
 from torch import nn
 
 import prunegym  # noqa: F401  (registers the ids)
@@ -20,6 +19,7 @@ from prunegym.agents.evaluation import JSON_KEYS, evaluate
 from prunegym.models import CNNInfo, DynamicCNN, MaskedCNN, build, load_dataset
 from prunegym.models.errors import InvalidInputError
 from prunegym.models.latency import Axis, LatencyTable, Part
+from tests.envs.mask_oracle import FULL_MACS, counted, hooked_logits, random_masks
 
 ISSUE_KEYS = (
     "accuracy dense_accuracy prepared_accuracy kept_share mac_share policy_mac_share total_mac_share mac_share_std "

@@ -9,7 +9,6 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from mask_oracle import FULL_MACS
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
@@ -22,6 +21,7 @@ from prunegym.agents.predicting import PredictorOptions
 from prunegym.envs import MaskVecEnv
 from prunegym.models import CNNInfo, DynamicCNN, GatePolicy, MaskFeatures, Normalisation, load_dataset
 from prunegym.models.errors import InvalidInputError
+from tests.envs.mask_oracle import FULL_MACS
 
 
 def sb3_by_hand(model, env_id, masked, dataset):

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from digits_runs import SMALL, run
 
 from prunegym.agents.callbacks import CollapseWarning, snapshot
 from prunegym.agents.evaluation import evaluate
@@ -22,6 +21,7 @@ from prunegym.envs.sampling import EpochSampler
 from prunegym.models import DynamicCNN, ImitationConfig, StaticPolicy, TuneConfig, build, load_dataset, shipped_model
 from prunegym.models.checkpoints import save_text
 from prunegym.models.errors import InvalidInputError, RewardError, UnknownNameError
+from tests.agents.digits_runs import SMALL, run
 
 
 @pytest.mark.parametrize("algo", ["ppo", "a2c"])

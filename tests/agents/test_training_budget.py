@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from digits_runs import SMALL, run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from prunegym.agents.budget import Budget, BudgetWarning, DualAscent, end_at_budget
@@ -20,6 +19,7 @@ from prunegym.envs import make_task
 from prunegym.models import DynamicCNN, GatePolicy, MaskFeatures, load_dataset, shipped_model
 from prunegym.models.budget import total_mac_share
 from prunegym.models.errors import InvalidInputError
+from tests.agents.digits_runs import SMALL, run
 
 
 def test_a_budget_is_where_training_begins_and_ends(tmp_path: Path) -> None:

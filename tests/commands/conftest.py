@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_line import CNN, PREPARE, RL, succeed
+
+from tests.commands.command_line import CNN, PREPARE, RL, succeed
 
 MINE = """
 import numpy as np

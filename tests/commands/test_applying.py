@@ -8,10 +8,10 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from command_line import RL, as_json, fail, succeed
 from PIL import Image
 
 from prunegym.models import DynamicCNN, load_dataset
+from tests.commands.command_line import RL, as_json, fail, succeed
 
 # Settings that take seconds make weak agents.
 pytestmark = pytest.mark.filterwarnings("ignore::prunegym.agents.callbacks.CollapseWarning")

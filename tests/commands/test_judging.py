@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import KEYS, RL, as_json, fail, succeed
 
 from prunegym.models import load_dataset
+from tests.commands.command_line import KEYS, RL, as_json, fail, succeed
 
 # Settings that take seconds make weak agents.
 pytestmark = pytest.mark.filterwarnings("ignore::prunegym.agents.callbacks.CollapseWarning")

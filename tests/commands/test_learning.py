@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import CNN, PREPARE, RL, as_json, fail, first_filter, succeed
 
 from prunegym import evaluate
 from prunegym.models import DynamicCNN, TrainConfig, build, load_dataset, read_model, train
 from prunegym.models.gate_policy import StaticPolicy
+from tests.commands.command_line import CNN, PREPARE, RL, as_json, fail, first_filter, succeed
 
 # Settings that take seconds make weak agents.
 pytestmark = pytest.mark.filterwarnings("ignore::prunegym.agents.callbacks.CollapseWarning")

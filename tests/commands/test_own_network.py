@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from command_line import CNN, PREPARE, RL, as_json, fail, succeed
 
 from prunegym.models import ZOO, DynamicCNN, load_dataset
+from tests.commands.command_line import CNN, PREPARE, RL, as_json, fail, succeed
 
 OWN = """
 from torch import nn

@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_line import as_json, fail, succeed
 from PIL import Image
 
 from prunegym.models import DynamicCNN
+from tests.commands.command_line import as_json, fail, succeed
 
 # Settings that take seconds make weak agents.
 pytestmark = pytest.mark.filterwarnings("ignore::prunegym.agents.callbacks.CollapseWarning")

@@ -6,7 +6,6 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from mask_oracle import LAYERWISE, ONE_STEP, random_masks
 
 from prunegym.envs import ChannelMaskEnv, ChannelMaskVectorEnv, MaskSimulator, MaskVecEnv, make_task
 from prunegym.models.errors import InvalidInputError, MissingDataError, UnknownNameError
@@ -15,6 +14,7 @@ from prunegym.models.masked import MaskedCNN
 from prunegym.models.sources import load_dataset
 from prunegym.models.splits import from_arrays
 from prunegym.models.zoo import build
+from tests.envs.mask_oracle import LAYERWISE, ONE_STEP, random_masks
 
 RANGE = r"a finite number of at least 0, or a range \(low, high\) with low < high, is needed"
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import gymnasium as gym
 import numpy as np
 import pytest
-from mask_oracle import IDS, LAYERWISE, ONE_STEP, actions_of, random_masks
 
 from prunegym.envs import MaskSimulator, MaskVecEnv, make_task
 from prunegym.models.errors import InvalidInputError
+from tests.envs.mask_oracle import IDS, LAYERWISE, ONE_STEP, actions_of, random_masks
 
 
 def test_sampling_visits_each_image_once_an_epoch(cnn):

@@ -13,7 +13,6 @@ import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
-from mask_oracle import IDS, LAYERWISE, ONE_STEP, actions_of, counted, hooked_logits, layer_actions, random_masks
 from sb3_contrib import TRPO
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
@@ -23,6 +22,16 @@ from prunegym.envs import MaskSimulator, MaskVecEnv
 from prunegym.models.errors import InvalidInputError, UnknownNameError
 from prunegym.models.sources import load_dataset
 from prunegym.models.stepwise import CHUNK
+from tests.envs.mask_oracle import (
+    IDS,
+    LAYERWISE,
+    ONE_STEP,
+    actions_of,
+    counted,
+    hooked_logits,
+    layer_actions,
+    random_masks,
+)
 
 REGISTERED = sorted(env_id for env_id in gym.registry if env_id.startswith("prunegym/"))
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from mask_oracle import IDS, LAYERWISE, ONE_STEP, actions_of, layer_actions, random_masks
 
 from prunegym.envs import GroupAdvantage, MaskVecEnv, SelfCritical
 from prunegym.models.errors import InvalidInputError
+from tests.envs.mask_oracle import IDS, LAYERWISE, ONE_STEP, actions_of, layer_actions, random_masks
 
 
 def test_a_group_shares_image_augmentation_and_penalty(cnn):
     env = MaskVecEnv(ONE_STEP, 12, group=4, seed=0, model=cnn, dataset="digits", penalty=(0.0, 1.0), augment=True)
     observation = env.reset()
-    for array in (env.simulator.indices.numpy(), observation["penalty"][:, 0], env.simulator._raw.flatten(1).numpy()):
+    for array in (
+        env.simulator.indices.numpy(),
+        observation["penalty"][:, 0],
+        env.simulator.snapshot().images.flatten(1).numpy(),
+    ):
         groups = array.reshape(3, 4, -1)
         assert (groups == groups[:, :1]).all()
         assert len(np.unique(groups[:, 0], axis=0)) == 3

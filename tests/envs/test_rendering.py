@@ -6,11 +6,11 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from mask_oracle import IDS, LAYERWISE, ONE_STEP, layer_actions, random_masks
 from torch import nn
 
 from prunegym.envs import MaskSimulator, MaskVecEnv, draw_gallery, make_task, render
 from prunegym.envs.rendering import IMAGE_SIDE, KEPT, MARGIN, NAME_WIDTH, OFF, RIGHT, STRIP_WIDTH, UNDECIDED, WRONG
+from tests.envs.mask_oracle import IDS, LAYERWISE, ONE_STEP, layer_actions, random_masks
 
 
 def area(picture, colour):

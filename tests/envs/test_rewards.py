@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from mask_oracle import LAYERWISE, ONE_STEP, WIDTHS, counted, hooked_logits, layer_actions, random_masks
 from torch import nn
 
 from prunegym.envs import ACCURACY_TERMS, REWARDS, MaskSimulator, make_task
@@ -18,6 +17,7 @@ from prunegym.models.errors import InvalidInputError, MissingDataError, RewardEr
 from prunegym.models.latency import Axis, LatencyTable, Part
 from prunegym.models.networks import SimpleCNN
 from prunegym.models.sources import load_dataset
+from tests.envs.mask_oracle import LAYERWISE, ONE_STEP, WIDTHS, counted, hooked_logits, layer_actions, random_masks
 
 INDICES = list(range(24))
 

@@ -7,7 +7,6 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from mask_oracle import ONE_STEP, random_masks
 
 from prunegym.envs import MaskSimulator, MaskVecEnv, make_task
 from prunegym.models.data import Normalisation
@@ -18,6 +17,7 @@ from prunegym.models.gate_policy import GatePolicy
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.model_files import CNNInfo
 from prunegym.models.sources import load_dataset
+from tests.envs.mask_oracle import ONE_STEP, random_masks
 
 
 @pytest.fixture
@@ -93,8 +93,8 @@ def test_flip_mirrors_and_does_not_shift(cnn):
     simulator = MaskSimulator(task, 64, np.random.default_rng(0))
     simulator.reset(range(64))
     original = digits.images[:64]
-    same = (simulator._raw == original).flatten(1).all(1)
-    mirrored = (simulator._raw == original.flip(3)).flatten(1).all(1)
+    same = (simulator.snapshot().images == original).flatten(1).all(1)
+    mirrored = (simulator.snapshot().images == original.flip(3)).flatten(1).all(1)
     assert (same | mirrored).all()
     assert 10 < int(mirrored.sum()) < 54
 

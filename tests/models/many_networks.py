@@ -6,7 +6,9 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from network_parts import (
+from torch import nn
+
+from tests.models.network_parts import (
     Attention,
     Bottleneck,
     DenseBlock,
@@ -29,7 +31,6 @@ from network_parts import (
     unused,
     zeroed,
 )
-from torch import nn
 
 # For each network the gates that must be found; every other convolution must be rejected, with a reason.
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {

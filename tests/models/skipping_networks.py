@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from slicing import randomise
 from torch import Tensor, nn
 
 from prunegym.models import (
@@ -17,6 +16,7 @@ from prunegym.models import (
     kernel,
 )
 from prunegym.models.skipping import EXECUTIONS
+from tests.models.slicing import randomise
 
 needs_kernel = pytest.mark.skipif(not kernel.available(), reason=f"no compiled kernel: {kernel.unavailable_reason()}")
 each_variant = pytest.mark.parametrize(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-from slicing import randomise
 from torch import Tensor, nn
 
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.networks import SimpleCNN
+from tests.models.slicing import randomise
 
 EXAMPLE = torch.zeros(1, 3, 32, 32)
 

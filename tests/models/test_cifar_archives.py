@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_files import RANDOM, write_tar
 
 from prunegym.models.errors import InvalidInputError
 from prunegym.models.formats import cifar_archive
 from prunegym.models.sources import load_dataset
+from tests.models.data_files import RANDOM, write_tar
 
 pytestmark = pytest.mark.usefixtures("fresh_datasets")
 

@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from slicing import randomise, remove, weights_alive
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.networks import SimpleCNN
 from prunegym.models.zoo import ZOO, build
+from tests.models.slicing import randomise, remove, weights_alive
 
 
 def counted_macs(network: nn.Module, size: int = 32) -> float:

@@ -6,12 +6,12 @@ import copy
 
 import pytest
 import torch
-from many_networks import NETWORKS
-from slicing import randomise
 from torch import Tensor, nn
 
 from prunegym.models.errors import UntraceableModelError
 from prunegym.models.masked import MaskedCNN
+from tests.models.many_networks import NETWORKS
+from tests.models.slicing import randomise
 
 
 @pytest.mark.parametrize("name", NETWORKS)

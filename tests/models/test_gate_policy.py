@@ -6,7 +6,6 @@ import copy
 
 import pytest
 import torch
-from slicing import randomise
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -15,6 +14,7 @@ from prunegym.models.features import MaskFeatures
 from prunegym.models.gate_policy import GatePolicy, StaticPolicy, StraightThrough, check_penalty, greedy, rollout
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.networks import SimpleCNN
+from tests.models.slicing import randomise
 
 
 def cnn() -> MaskedCNN:

@@ -6,7 +6,6 @@ import copy
 from pathlib import Path
 
 import pytest
-import slicing
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -26,6 +25,7 @@ from prunegym.models import (
 )
 from prunegym.models.errors import InvalidInputError, UnknownNameError
 from prunegym.models.gated_layers import gated_layers
+from tests.models import slicing
 
 
 def with_busy_gates(network: nn.Module, seed: int = 0) -> nn.Module:

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data_files import RANDOM, idx_bytes
 
 from prunegym.models.errors import InvalidInputError
 from prunegym.models.formats import read_idx
 from prunegym.models.sources import load_dataset
+from tests.models.data_files import RANDOM, idx_bytes
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 pytestmark = pytest.mark.usefixtures("fresh_datasets")

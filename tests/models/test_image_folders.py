@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_files import RANDOM, png, write_tar
 from PIL import Image
 
 from prunegym.models.errors import InvalidInputError
 from prunegym.models.formats import image_folder
 from prunegym.models.sources import load_dataset
+from tests.models.data_files import RANDOM, png, write_tar
 
 pytestmark = pytest.mark.usefixtures("fresh_datasets")
 

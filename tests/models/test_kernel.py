@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from skipping_networks import close, each_variant, kept_sets
 from torch import Tensor
 
 from prunegym.models.errors import InvalidInputError
 from prunegym.models.kernel import GateHead, PlanBuilder
+from tests.models.skipping_networks import close, each_variant, kept_sets
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -11,8 +11,6 @@ import time
 import pytest
 import torch
 import torch.nn.functional as F
-from skipping_networks import close, each_variant, kept_sets, needs_kernel
-from slicing import randomise
 from torch import Tensor
 
 from prunegym.models import MaskedCNN
@@ -21,6 +19,8 @@ from prunegym.models.kernel import Plan, PlanBuilder, _library
 from prunegym.models.kernel._library import library, openmp
 from prunegym.models.skipping import lower, translate
 from prunegym.models.zoo import build
+from tests.models.skipping_networks import close, each_variant, kept_sets, needs_kernel
+from tests.models.slicing import randomise
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from skipping_networks import close, each_variant, kept_sets
-from test_kernel import conv_network, sliced_conv
 
 from prunegym.models.kernel import PlanBuilder
+from tests.models.skipping_networks import close, each_variant, kept_sets
+from tests.models.test_kernel import conv_network, sliced_conv
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

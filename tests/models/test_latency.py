@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from many_networks import NETWORKS
-from slicing import randomise
 from torch import Tensor
 
 from prunegym.models import GatePolicy, MaskedCNN, MaskFeatures, StaticPolicy, build, kernel, shipped_model
@@ -20,6 +18,8 @@ from prunegym.models.errors import InvalidInputError, MissingDataError, UnknownN
 from prunegym.models.latency import Axis, LatencyTable, Part
 from prunegym.models.latency_measuring import kept_widths, measure
 from prunegym.models.latency_timers import TorchTimer, make_timer, policy_timer, step_counts
+from tests.models.many_networks import NETWORKS
+from tests.models.slicing import randomise
 
 
 def small() -> MaskedCNN:

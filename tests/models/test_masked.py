@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from slicing import gate_names, randomise, remove
-from small_networks import EXAMPLE, images, small
 from torch import Tensor, nn
 
 from prunegym.models.errors import InvalidInputError, UnknownNameError
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.networks import SimpleCNN
 from prunegym.models.zoo import ZOO, build
+from tests.models.slicing import gate_names, randomise, remove
+from tests.models.small_networks import EXAMPLE, images, small
 
 
 def rows_of_masks(masked: MaskedCNN) -> dict[str, Tensor]:

@@ -8,13 +8,13 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from slicing import randomise
-from small_networks import images, small
 from torch import Tensor, nn
 
 from prunegym.models.errors import InvalidInputError, UntraceableModelError
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.networks import SimpleCNN
+from tests.models.slicing import randomise
+from tests.models.small_networks import images, small
 
 
 class Wrapped(nn.Module):

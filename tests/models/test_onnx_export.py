@@ -11,9 +11,6 @@ import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
-from many_networks import NETWORKS
-from network_parts import Functional, c, pooled
-from slicing import randomise
 from torch import Tensor, nn
 
 from prunegym.models import (
@@ -34,6 +31,9 @@ from prunegym.models.errors import InvalidInputError, MissingDependencyError, Un
 from prunegym.models.model_files import StoredModel
 from prunegym.models.onnx_export import export_onnx
 from prunegym.models.onnx_export.channels import cut_gates
+from tests.models.many_networks import NETWORKS
+from tests.models.network_parts import Functional, c, pooled
+from tests.models.slicing import randomise
 
 SIZES = {name: 8 if name.startswith("simple") else 32 for name in ZOO}
 # What stands in a network of NETWORKS that the export cannot write; all others must be written.

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from slicing import randomise
-from small_networks import EXAMPLE, images, small
 from torch import Tensor, nn
 
 from prunegym.models.errors import InvalidInputError
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.zoo import build
+from tests.models.slicing import randomise
+from tests.models.small_networks import EXAMPLE, images, small
 
 
 def test_a_pass_in_segments_reads_what_the_producers_read_and_costs_one_pass() -> None:

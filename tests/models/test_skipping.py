@@ -10,19 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 import torch.nn.functional as F
-from skipping_networks import (
-    NAMED,
-    NETWORKS,
-    WAYS,
-    Mixed,
-    UserNet,
-    close,
-    needs_kernel,
-    policy_for,
-    random_masks,
-    zoo,
-)
-from slicing import randomise, remove
 from torch import Tensor, nn
 
 from prunegym.models import (
@@ -39,6 +26,19 @@ from prunegym.models.errors import InvalidInputError, UnknownNameError
 from prunegym.models.skipping import lower
 from prunegym.models.skipping.gather_path import GatherPath
 from prunegym.models.skipping.profiling import profile
+from tests.models.skipping_networks import (
+    NAMED,
+    NETWORKS,
+    WAYS,
+    Mixed,
+    UserNet,
+    close,
+    needs_kernel,
+    policy_for,
+    random_masks,
+    zoo,
+)
+from tests.models.slicing import randomise, remove
 
 
 @pytest.fixture(autouse=True)
@@ -262,10 +262,9 @@ def test_gathered_weights_are_kept_up_to_a_size():
         images, masks = torch.randn(6, 3, 32, 32), random_masks(masked)
         for _ in range(2):
             close(path.run(images, masks, None).output, masked(images, masks))
-    kept = [found.weight.numel() for found in path._slices._found.values()]
-    assert path._slices._used == sum(kept) <= 100_000
+    assert 0 < sum(weight.numel() for weight in path.gathered) <= 100_000
     path.forget()
-    assert not path._slices._found
+    assert not path.gathered
 
 
 def test_a_dynamic_cnn_skips_on_demand():

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from many_networks import NETWORKS
-from skipping_networks import close, needs_kernel, policy_for, random_masks, zoo
-from slicing import randomise
 from torch import Tensor
 
 from prunegym.models import MaskedCNN, MaskFeatures, kernel
@@ -18,6 +15,9 @@ from prunegym.models.skipping.gather_path import GatherPath
 from prunegym.models.skipping.kernel_path import KernelPath
 from prunegym.models.skipping.paths import Executed, Path
 from prunegym.models.stepwise import KernelPass, MaskedPass, stepwise_pass
+from tests.models.many_networks import NETWORKS
+from tests.models.skipping_networks import close, needs_kernel, policy_for, random_masks, zoo
+from tests.models.slicing import randomise
 
 GATED = [name for name, (_, gates) in NETWORKS.items() if gates]
 IN_THE_KERNEL = {

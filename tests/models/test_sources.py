@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_files import arrays
 from sklearn.datasets import load_digits
 
 from prunegym.models.errors import InvalidInputError, MissingDataError, UnknownNameError
 from prunegym.models.formats import array_file
 from prunegym.models.sources import load_dataset, other_split
+from tests.models.data_files import arrays
 
 pytestmark = pytest.mark.usefixtures("fresh_datasets")
 

@@ -8,13 +8,14 @@ import pickle
 
 import pytest
 import torch
-from skipping_networks import NETWORKS, Mixed, UserNet, close, needs_kernel, random_masks, zoo
 
 from prunegym.models import MaskedCNN, MaskFeatures
 from prunegym.models.errors import InvalidInputError, UnknownNameError
 from prunegym.models.kernel import Pass, PlanBuilder
 from prunegym.models.kernel._library import library, openmp
+from prunegym.models.skipping import lower, translate
 from prunegym.models.stepwise import CHUNK, KernelPass, MaskedPass, stepwise_pass
+from tests.models.skipping_networks import NETWORKS, Mixed, UserNet, close, needs_kernel, random_masks, zoo
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -88,15 +89,13 @@ def test_any_number_of_images_on_either_kind_of_threads(batch, ours):
 def test_a_child_process_does_not_wait_for_threads_that_it_lacks():
     masked = zoo("simple-cnn")
     features, images, masks = features_of(masked), torch.randn(40, 3, 32, 32), torch.ones(40, masked.mask_size)
-    ours = KernelPass(masked, features)
+    ours = Pass(translate(lower(masked), looks=features).plan, len(images))
 
     def answer() -> torch.Tensor:
-        features = ours._pass.begin(images, threads=2) if ours._pass is not None else ours.begin(images)
-        assert len(features) == 40
-        ours._pass.advance(masks, threads=2)
-        return ours._pass.advance(masks, threads=2)
+        assert len(ours.begin(images, threads=2)) == 40
+        ours.advance(masks, threads=2)
+        return ours.advance(masks, threads=2)
 
-    answer()
     expected = answer()
     child = os.fork()
     if child == 0:

@@ -6,17 +6,6 @@ import dataclasses
 
 import pytest
 import torch
-from skipping_networks import (
-    WAYS,
-    Mixed,
-    UserNet,
-    close,
-    every_gate,
-    policy_for,
-    random_masks,
-    zoo,
-)
-from slicing import randomise
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -29,6 +18,17 @@ from prunegym.models.skipping import lower
 from prunegym.models.skipping.full_path import GROUP, FullPath
 from prunegym.models.skipping.gather_path import GatherPath
 from prunegym.models.skipping.masking import Masking
+from tests.models.skipping_networks import (
+    WAYS,
+    Mixed,
+    UserNet,
+    close,
+    every_gate,
+    policy_for,
+    random_masks,
+    zoo,
+)
+from tests.models.slicing import randomise
 
 
 @pytest.fixture(autouse=True)
@@ -111,7 +111,7 @@ def test_gathered_weights_lie_as_maps_do_when_their_mask_comes_again():
     images, masks = torch.randn(2, 3, 32, 32), (torch.rand(1, masked.mask_size) < 0.5).expand(2, -1)
     for again in (False, True):
         close(path.run(images, masks, None).output, masked(images, masks))
-        weights = [found.weight for found in path._slices._found.values() if found.weight.ndim == 4]
+        weights = [weight for weight in path.gathered if weight.ndim == 4]
         assert len(weights) == 2
         assert all(weight.is_contiguous(memory_format=torch.channels_last) == again for weight in weights)
 
