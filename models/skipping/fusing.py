@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Sequence, Set as AbstractSet
 
 from prunegym.models.skipping.program import Add, Conv, Layer, Linear, MaxPool, Norm, Subsample
 

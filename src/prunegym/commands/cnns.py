@@ -41,13 +41,11 @@ from prunegym.models.imitation import ImitationConfig
 from prunegym.models.joint import TuneConfig
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.model_files import CNNInfo, write_model
-from prunegym.models.preparation import PrepareConfig
-from prunegym.models.preparation import prepare as prepare_model
+from prunegym.models.preparation import PrepareConfig, prepare as prepare_model
 from prunegym.models.runs import begin_run, finish_run
 from prunegym.models.sources import load_dataset
 from prunegym.models.static import static_start
-from prunegym.models.training import PRECISIONS, TrainConfig
-from prunegym.models.training import train as train_network
+from prunegym.models.training import PRECISIONS, TrainConfig, train as train_network
 
 CNN_FILE, PREPARED_FILE = "cnn.safetensors", "prepared.safetensors"
 

@@ -76,8 +76,7 @@ def compare(
     With --resume the folder may get other entries, seeds or another split (comparison-SPLIT.json): trained agents and
     evaluations that are there are used again.
     """
-    from prunegym.agents.compare import check_entries
-    from prunegym.agents.compare import compare as compare_agents
+    from prunegym.agents.compare import check_entries, compare as compare_agents
     from prunegym.agents.entries import SEED_MARK, as_entry, file_of
 
     settle(data_root, threads)

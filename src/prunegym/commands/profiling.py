@@ -27,8 +27,7 @@ from prunegym.commands.common import (
 from prunegym.models.errors import InvalidInputError
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.model_files import StoredModel
-from prunegym.models.skipping.profiling import Profile
-from prunegym.models.skipping.profiling import profile as measure_profile
+from prunegym.models.skipping.profiling import Profile, profile as measure_profile
 from prunegym.models.timing import random_masks
 from prunegym.models.zoo import ZOO
 

@@ -1,0 +1,18 @@
+from .agents.evaluation import Evaluation as Evaluation, evaluate as evaluate
+from .agents.policies import MaskPolicy as MaskPolicy, new_gate_policy as new_gate_policy
+from .agents.recipe import Recipe as Recipe
+from .agents.recipe_files import load_recipe as load_recipe
+from .agents.training import train_agent as train_agent
+from .envs.group_advantage import GroupAdvantage as GroupAdvantage
+from .envs.mask_vec_env import MaskVecEnv as MaskVecEnv
+from .envs.outcome import Outcome as Outcome
+from .envs.task import make_task as make_task
+from .models.data import Dataset as Dataset
+from .models.dynamic import DynamicCNN as DynamicCNN, shipped_model as shipped_model
+from .models.errors import PruneGymError as PruneGymError
+from .models.masked import MaskedCNN as MaskedCNN
+from .models.preparation import prepare as prepare
+from .models.sources import load_dataset as load_dataset
+from .models.splits import from_arrays as from_arrays
+from .models.training import train as train
+from .models.zoo import build as build
