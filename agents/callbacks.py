@@ -21,9 +21,9 @@ from prunegym.agents.controls import count_distinct
 from prunegym.agents.deciding import decide_on_the_way
 from prunegym.agents.own_reward import OwnReward
 from prunegym.agents.policies import MaskPolicy
+from prunegym.errors import InvalidInputError
 from prunegym.models.checkpoints import save_state, save_text
 from prunegym.models.data import Dataset
-from prunegym.models.errors import InvalidInputError
 from prunegym.models.gate_policy import GatePolicy, StaticPolicy
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.skipping import prefer_kernel

@@ -15,9 +15,9 @@ from prunegym.agents.evaluation import JSON_KEYS, evaluate
 from prunegym.agents.predicting import PredictorOptions
 from prunegym.agents.results import VERSION, Result, fingerprint, slug
 from prunegym.agents.statistics import Interval, interval
+from prunegym.errors import InvalidInputError
 from prunegym.models.data import Dataset
 from prunegym.models.dynamic import DynamicCNN
-from prunegym.models.errors import InvalidInputError
 from prunegym.models.fitting import check_dense, check_masked
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.model_files import CNNInfo, StoredModel

@@ -19,9 +19,9 @@ from prunegym.agents.recipe_files import as_recipe
 from prunegym.agents.results import fingerprint, slug
 from prunegym.agents.rivals import greedy_static, learned_static, pruned_and_tuned, taylor_static
 from prunegym.agents.training import train_agent
+from prunegym.errors import InvalidInputError, UnknownNameError
 from prunegym.models.data import Dataset
 from prunegym.models.dynamic import DynamicCNN
-from prunegym.models.errors import InvalidInputError, UnknownNameError
 from prunegym.models.gate_policy import GatePolicy, StaticPolicy
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.model_files import CNNInfo

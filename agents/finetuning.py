@@ -18,10 +18,10 @@ from prunegym.agents.own_reward import own_reward, try_own_reward
 from prunegym.agents.recipe import Recipe
 from prunegym.agents.recipe_files import as_recipe
 from prunegym.agents.training import train_agent, try_task
+from prunegym.errors import InvalidInputError
 from prunegym.models.budget import total_mac_share
 from prunegym.models.data import Dataset
 from prunegym.models.dynamic import DynamicCNN
-from prunegym.models.errors import InvalidInputError
 from prunegym.models.fitting import check_dense
 from prunegym.models.gate_policy import StaticPolicy
 from prunegym.models.joint import TuneConfig, dense_logits, tune

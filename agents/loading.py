@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunegym.agents.deciding import Observation, Predictor
-from prunegym.envs.user_functions import import_object
-from prunegym.models.errors import InvalidInputError, PruneGymError
+from prunegym.errors import InvalidInputError, PruneGymError
+from prunegym.user_code import import_object
 
 
 class AgentError(PruneGymError, ValueError):

@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
 from prunegym.envs.task import Task
-from prunegym.models.errors import InvalidInputError
+from prunegym.errors import InvalidInputError
 from prunegym.models.gate_policy import GatePolicy
 
 ALWAYS_KEPT = 40.0

@@ -14,10 +14,10 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from torch import Tensor
 
 from prunegym.agents.budget import Budget
-from prunegym.envs.user_functions import described
-from prunegym.models.errors import InvalidInputError, UnknownNameError
+from prunegym.errors import InvalidInputError, UnknownNameError
 from prunegym.models.imitation import ImitationConfig
 from prunegym.models.joint import TuneConfig
+from prunegym.user_code import described
 
 CLASSES: dict[str, type[OnPolicyAlgorithm]] = {"a2c": A2C, "ppo": PPO}
 BASELINES = ("greedy",)

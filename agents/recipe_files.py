@@ -13,7 +13,7 @@ import yaml
 from prunegym.agents.budget import Budget
 from prunegym.agents.recipe import CLASSES, Recipe
 from prunegym.envs.task import TaskArguments
-from prunegym.models.errors import InvalidInputError, MissingDataError, UnknownNameError
+from prunegym.errors import InvalidInputError, MissingDataError, UnknownNameError
 from prunegym.models.imitation import ImitationConfig
 from prunegym.models.joint import TuneConfig
 

@@ -24,14 +24,13 @@ from prunegym.agents.recipe import CLASSES, Recipe, linear_start
 from prunegym.agents.recipe_files import as_recipe
 from prunegym.envs.group_advantage import GroupAdvantage, SelfCritical
 from prunegym.envs.mask_vec_env import MaskVecEnv
-from prunegym.envs.registration import LAYERWISE
 from prunegym.envs.simulator import MaskSimulator
 from prunegym.envs.task import make_task
+from prunegym.errors import InvalidInputError, UnknownNameError
 from prunegym.models.budget import meet_target
 from prunegym.models.checkpoints import load_state
 from prunegym.models.data import Dataset
 from prunegym.models.dynamic import DynamicCNN
-from prunegym.models.errors import InvalidInputError, UnknownNameError
 from prunegym.models.features import MaskFeatures
 from prunegym.models.fitting import check_masked
 from prunegym.models.gate_policy import GatePolicy, StaticPolicy
@@ -39,6 +38,7 @@ from prunegym.models.masked import MaskedCNN
 from prunegym.models.model_files import CNNInfo
 from prunegym.models.preparation import PrepareConfig, prepare
 from prunegym.models.runs import begin_run, finish_run
+from prunegym.registration import LAYERWISE
 
 Report = Callable[[str, dict[str, Any]], None]
 

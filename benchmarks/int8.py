@@ -26,7 +26,8 @@ import torch
 
 from prunegym.models import Dataset, DynamicCNN, load_dataset
 from prunegym.models.dynamic import SHIPPED, shipped_path
-from prunegym.models.timing import machine, measure
+from prunegym.models.stopwatch import measure
+from prunegym.models.timing import machine
 
 FORMS = ("float32", "int8")
 LARGEST_SIZE = 0.3

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from prunegym.envs.outcome import Outcome
-from prunegym.envs.user_functions import import_object
-from prunegym.models.errors import InvalidInputError, RewardError, UnknownNameError
+from prunegym.errors import InvalidInputError, RewardError, UnknownNameError
+from prunegym.user_code import import_object
 
 AccuracyTerm = Callable[[Outcome], Tensor]
 

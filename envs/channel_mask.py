@@ -13,7 +13,7 @@ from typing_extensions import Unpack
 from prunegym.envs.rendering import check_render_mode, render
 from prunegym.envs.simulator import MaskSimulator, Observation
 from prunegym.envs.task import TaskArguments, make_task
-from prunegym.models.errors import InvalidInputError, UnknownNameError
+from prunegym.errors import InvalidInputError, UnknownNameError
 
 Action = npt.NDArray[Any]
 

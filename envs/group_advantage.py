@@ -9,7 +9,7 @@ import numpy.typing as npt
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
-from prunegym.models.errors import InvalidInputError
+from prunegym.errors import InvalidInputError
 
 
 class GroupAdvantage(VecEnvWrapper):

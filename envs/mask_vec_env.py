@@ -14,12 +14,12 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvO
 from typing_extensions import Unpack
 
 from prunegym.envs.channel_mask import Action, read_options
-from prunegym.envs.registration import LAYERWISE
 from prunegym.envs.rendering import check_render_mode, render
 from prunegym.envs.simulator import MaskSimulator, Observation, Snapshot
 from prunegym.envs.task import TaskArguments, make_task
 from prunegym.envs.vector import rows
-from prunegym.models.errors import InvalidInputError, UnknownNameError
+from prunegym.errors import InvalidInputError, UnknownNameError
+from prunegym.registration import LAYERWISE
 
 
 class MaskVecEnv(VecEnv):

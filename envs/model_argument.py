@@ -9,9 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from prunegym.errors import InvalidInputError, UnknownNameError
 from prunegym.models.data import Dataset
 from prunegym.models.dynamic import SHIPPED, DynamicCNN, shipped_model
-from prunegym.models.errors import InvalidInputError, UnknownNameError
 from prunegym.models.features import MaskFeatures
 from prunegym.models.fitting import check_images
 from prunegym.models.masked import MaskedCNN

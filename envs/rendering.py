@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from prunegym.envs.simulator import Snapshot
 from prunegym.envs.task import Task
-from prunegym.models.errors import UnknownNameError
+from prunegym.errors import UnknownNameError
 
 Picture = npt.NDArray[np.uint8]
 Colour = tuple[int, int, int]

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from prunegym.envs.accuracy import AccuracyTerm, correct, resolve_accuracy
 from prunegym.envs.outcome import Outcome
-from prunegym.envs.user_functions import call_checked, import_object, name_of
-from prunegym.models.errors import InvalidInputError, UnknownNameError
+from prunegym.envs.user_functions import call_checked
+from prunegym.errors import InvalidInputError, UnknownNameError
 from prunegym.models.latency import LatencyTable, open_table
 from prunegym.models.masked import MaskedCNN
+from prunegym.user_code import import_object, name_of
 
 FULL_MASK_COST = 0.5
 """With the default penalty the full mask costs this much: half of what a right answer earns."""

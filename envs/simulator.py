@@ -14,8 +14,8 @@ from torch import Tensor
 from prunegym.envs.outcome import Outcome
 from prunegym.envs.sampling import EpochSampler
 from prunegym.envs.task import Task
+from prunegym.errors import InvalidInputError
 from prunegym.models.augmentation import random_shift_and_flip
-from prunegym.models.errors import InvalidInputError
 from prunegym.models.stepwise import stepwise_pass
 
 Observation = dict[str, npt.NDArray[Any]]

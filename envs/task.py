@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from prunegym.envs.accuracy import AccuracyTerm, correct, log_likelihood, probability
 from prunegym.envs.model_argument import read_model_argument
 from prunegym.envs.rewards import CostReward, Reward, RewardFunction, resolve_reward
+from prunegym.errors import InvalidInputError, UnknownNameError
 from prunegym.models.data import SPLITS, Augment, Dataset, Split
 from prunegym.models.device import check_device
-from prunegym.models.errors import InvalidInputError, UnknownNameError
 from prunegym.models.features import CLIP, Decision, MaskFeatures, decisions_of
 from prunegym.models.fitting import check_output
 from prunegym.models.latency import LatencyTable

@@ -14,7 +14,7 @@ from prunegym.envs.channel_mask import Action, read_options
 from prunegym.envs.rendering import check_render_mode, render
 from prunegym.envs.simulator import MaskSimulator, Observation, Snapshot
 from prunegym.envs.task import TaskArguments, make_task
-from prunegym.models.errors import InvalidInputError
+from prunegym.errors import InvalidInputError
 
 Array = npt.NDArray[Any]
 

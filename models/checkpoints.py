@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from prunegym.models.errors import InvalidInputError, MissingDataError
+from prunegym.errors import InvalidInputError, MissingDataError
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:

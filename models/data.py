@@ -10,8 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from prunegym.errors import InvalidInputError
 from prunegym.models.augmentation import random_shift_and_flip
-from prunegym.models.errors import InvalidInputError
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from prunegym.models.errors import InvalidInputError
+from prunegym.errors import InvalidInputError
 
 
 def check_device(name: str | torch.device) -> torch.device:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from prunegym.models.errors import InvalidInputError, UnknownNameError, UntraceableModelError
+from prunegym.errors import InvalidInputError, UnknownNameError, UntraceableModelError
 from prunegym.models.graph import Graph, Step, Value
 from prunegym.models.operators import Kind
 

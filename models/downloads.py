@@ -6,7 +6,7 @@ import dataclasses
 import os
 from pathlib import Path
 
-from prunegym.models.errors import MissingDataError
+from prunegym.errors import MissingDataError
 
 SYSTEM_FOLDERS = (Path("/usr/share/datasets"),)
 

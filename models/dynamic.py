@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from prunegym.errors import InvalidInputError, UnknownNameError
 from prunegym.models.data import Normalisation
 from prunegym.models.device import check_device
-from prunegym.models.errors import InvalidInputError, UnknownNameError
 from prunegym.models.gate_policy import GatePolicy, StaticPolicy, check_penalty, rollout
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.model_files import CNNInfo, read_model, write_model

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from prunegym.errors import InvalidInputError
 from prunegym.models.data import Dataset
-from prunegym.models.errors import InvalidInputError
 from prunegym.models.masked import MaskedCNN
 
 CLIP = 10.0

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from prunegym.errors import InvalidInputError
 from prunegym.models.data import Dataset
-from prunegym.models.errors import InvalidInputError
 
 
 def fingerprint_of(thing: nn.Module | Dataset) -> str:

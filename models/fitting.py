@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from prunegym.errors import InvalidInputError
 from prunegym.models.data import Dataset
-from prunegym.models.errors import InvalidInputError
 from prunegym.models.graph import check_module
 from prunegym.models.masked import MaskedCNN
 

@@ -7,7 +7,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 
-from prunegym.models.errors import InvalidInputError
+from prunegym.errors import InvalidInputError
 from prunegym.models.graph import Graph, Step
 from prunegym.models.operators import Kind
 

@@ -16,8 +16,8 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from prunegym.errors import InvalidInputError
 from prunegym.models.data import Dataset, Split
-from prunegym.models.errors import InvalidInputError
 from prunegym.models.splits import from_arrays
 
 Splits = dict[Split, Dataset]

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from prunegym.errors import InvalidInputError
 from prunegym.models.data import Dataset
 from prunegym.models.dynamic import DynamicCNN
-from prunegym.models.errors import InvalidInputError
 from prunegym.models.features import MaskFeatures
 from prunegym.models.gate_policy import GatePolicy
 from prunegym.models.gated_layers import SimpleDynamicCNN, gated_layers

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from prunegym.models.errors import InvalidInputError, UnknownNameError
+from prunegym.errors import InvalidInputError, UnknownNameError
 from prunegym.models.gate_policy import StraightThrough, gate_head, greedy
 from prunegym.models.networks import SimpleCNN
 

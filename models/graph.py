@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
-from prunegym.models.errors import InvalidInputError, UntraceableModelError
+from prunegym.errors import InvalidInputError, UntraceableModelError
 from prunegym.models.operators import Kind, kind_of_function, kind_of_method, kind_of_module
 
 

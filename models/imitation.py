@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from prunegym.errors import InvalidInputError
 from prunegym.models.data import Augment, Dataset
-from prunegym.models.errors import InvalidInputError
 from prunegym.models.gate_policy import GatePolicy, StaticPolicy, rollout
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.shares import check_shares, share_at

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from prunegym.errors import InvalidInputError
 from prunegym.models.checkpoints import load_state, save_state
 from prunegym.models.data import Augment, Dataset
-from prunegym.models.errors import InvalidInputError
 from prunegym.models.fingerprints import check_inputs, fingerprint_of
 from prunegym.models.fitting import layout_of
 from prunegym.models.gate_policy import GatePolicy, Rollout, StaticPolicy, StraightThrough, greedy, rollout

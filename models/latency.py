@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunegym.models.errors import InvalidInputError, MissingDataError
+from prunegym.errors import InvalidInputError, MissingDataError
 from prunegym.models.masked import MaskedCNN
 
 FORMAT = 1

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from prunegym.models.errors import InvalidInputError
+from prunegym.errors import InvalidInputError
 from prunegym.models.gate_policy import GatePolicy, StaticPolicy
 from prunegym.models.latency import Axis, LatencyTable, Part
 from prunegym.models.latency_timers import (

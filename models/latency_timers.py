@@ -11,8 +11,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from prunegym.errors import InvalidInputError, UnknownNameError
 from prunegym.models.discovery import channel_counts
-from prunegym.models.errors import InvalidInputError, UnknownNameError
 from prunegym.models.gate_policy import GatePolicy, StaticPolicy
 from prunegym.models.graph import Step
 from prunegym.models.masked import MaskedCNN
@@ -22,7 +22,7 @@ from prunegym.models.skipping.kernel_path import shares_an_image, translate
 from prunegym.models.skipping.lowering import UnsupportedError, lower
 from prunegym.models.skipping.paths import decide_first, decides_gate_by_gate
 from prunegym.models.skipping.program import Conv, Layer, Linear, Program
-from prunegym.models.timing import clock_for
+from prunegym.models.stopwatch import clock_for
 
 CALL = "call"
 """The part that is spent in Python, before the first layer and after the last."""

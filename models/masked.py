@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunegym.errors import InvalidInputError
 from prunegym.models.cost import CostModel
 from prunegym.models.discovery import Gate, Layout, choose_gates, find_gates, layouts, wanted_names
-from prunegym.models.errors import InvalidInputError
 from prunegym.models.graph import Graph, check_module, runner, trace
 from prunegym.models.verification import failing_gates
 

@@ -14,9 +14,9 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
+from prunegym.errors import InvalidInputError, MissingDataError, PruneGymError
 from prunegym.models.checkpoints import load_tensors, read_weights, write_tensors
 from prunegym.models.data import Dataset, Normalisation
-from prunegym.models.errors import InvalidInputError, MissingDataError, PruneGymError
 from prunegym.models.features import MaskFeatures
 from prunegym.models.fingerprints import fingerprint_of
 from prunegym.models.fitting import check_images

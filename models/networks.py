@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prunegym.models.errors import InvalidInputError
+from prunegym.errors import InvalidInputError
 
 
 class SimpleCNN(nn.Module):

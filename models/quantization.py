@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from prunegym.models.errors import InvalidInputError
+from prunegym.errors import InvalidInputError
 
 INT8_MAX = 127
 """Symmetric: -128 is not used, so that no zero point is needed and zero stays exactly zero."""

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from prunegym.errors import InvalidInputError
 from prunegym.models.checkpoints import save_text
 from prunegym.models.data import Dataset
-from prunegym.models.errors import InvalidInputError
 from prunegym.models.fingerprints import fingerprint_of
 
 PACKAGES = ("prunegym", "torch", "gymnasium", "stable-baselines3", "numpy")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from prunegym.models.errors import InvalidInputError
+from prunegym.errors import InvalidInputError
 
 
 def check_shares(name: str, value: float | Sequence[float], most: int = 2) -> None:

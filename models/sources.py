@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prunegym.errors import InvalidInputError, MissingDataError, UnknownNameError
 from prunegym.models.data import SPLITS, Dataset, Normalisation, Split
 from prunegym.models.downloads import FILES, find_file
-from prunegym.models.errors import InvalidInputError, MissingDataError, UnknownNameError
 from prunegym.models.formats import Splits, array_file, cifar_archive, image_folder, read_idx
 from prunegym.models.splits import from_arrays
 

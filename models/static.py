@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from prunegym.errors import InvalidInputError
 from prunegym.models.data import Dataset
-from prunegym.models.errors import InvalidInputError
 from prunegym.models.features import MaskFeatures
 from prunegym.models.gate_policy import StaticPolicy
 from prunegym.models.masked import MaskedCNN

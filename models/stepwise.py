@@ -7,8 +7,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from prunegym.errors import InvalidInputError, UnknownNameError
 from prunegym.models import kernel
-from prunegym.models.errors import InvalidInputError, UnknownNameError
 from prunegym.models.features import MaskFeatures
 from prunegym.models.kernel import Pass, Plan
 from prunegym.models.masked import ForwardPass, MaskedCNN

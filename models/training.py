@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from prunegym.errors import InvalidInputError, UnknownNameError
 from prunegym.models.checkpoints import load_state, save_state
 from prunegym.models.data import Dataset
-from prunegym.models.errors import InvalidInputError, UnknownNameError
 from prunegym.models.fingerprints import check_inputs, fingerprint_of
 from prunegym.models.fitting import check_images, check_output, layout_of, output_shape
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunegym.errors import UntraceableModelError
 from prunegym.models.discovery import Gate, Layout, layouts
-from prunegym.models.errors import UntraceableModelError
 from prunegym.models.graph import Graph, Step, runner
 from prunegym.models.operators import Kind
 

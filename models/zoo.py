@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from prunegym.models.errors import InvalidInputError, UnknownNameError
+from prunegym.errors import InvalidInputError, UnknownNameError
 from prunegym.models.networks import VGG, CifarResNet, MCifarNet, ResNet18, SimpleCNN
 
 ZOO: dict[str, Callable[..., nn.Module]] = {

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from prunegym.models.errors import InvalidInputError, MissingDependencyError
+from prunegym.errors import InvalidInputError, MissingDependencyError
 
 KINDS = ("load", "conv", "max_pool", "add", "subsample", "average", "linear", "decide", "look", "store")
 ERROR_SIZE = 256

@@ -8,7 +8,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from prunegym.models.errors import InvalidInputError
+from prunegym.errors import InvalidInputError
 from prunegym.models.kernel._buffers import assign_buffers
 from prunegym.models.kernel._library import ARRAYS, KINDS, LayerRecord, ValueRecord, choose_variant
 from prunegym.models.kernel.plan import GateHead, Plan

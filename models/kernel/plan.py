@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunegym.models.errors import InvalidInputError
+from prunegym.errors import InvalidInputError
 from prunegym.models.kernel._library import ERROR_SIZE, KINDS, BufferRecord, LayerRecord, ValueRecord, library
 
 

@@ -8,7 +8,7 @@ import weakref
 import torch
 from torch import Tensor
 
-from prunegym.models.errors import InvalidInputError
+from prunegym.errors import InvalidInputError
 from prunegym.models.kernel._library import ERROR_SIZE
 from prunegym.models.kernel.plan import Plan, thread_count
 

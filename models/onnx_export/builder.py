@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from prunegym.models.errors import MissingDependencyError
+from prunegym.errors import MissingDependencyError
 
 Array: TypeAlias = npt.NDArray[Any]
 Known: TypeAlias = Array | str

@@ -10,8 +10,8 @@ from typing import Any, Literal
 import numpy as np
 from torch import nn
 
+from prunegym.errors import InvalidInputError, UnknownNameError
 from prunegym.models.dynamic import DynamicCNN
-from prunegym.models.errors import InvalidInputError, UnknownNameError
 from prunegym.models.folding import folded, norm_behind, scale_and_shift
 from prunegym.models.gate_policy import check_penalty
 from prunegym.models.graph import Step, attribute_of, overwrites

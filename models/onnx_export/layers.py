@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from prunegym.models.errors import InvalidInputError
+from prunegym.errors import InvalidInputError
 from prunegym.models.graph import Step
 from prunegym.models.onnx_export.builder import Array
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from prunegym.models.errors import InvalidInputError
+from prunegym.errors import InvalidInputError
 from prunegym.models.graph import Graph, Step, Value
 from prunegym.models.onnx_export.builder import Array, GraphBuilder, Known
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from prunegym.models.skipping.gather_path import GatherPath
 from prunegym.models.skipping.paths import Path
-from prunegym.models.timing import clock_for, settle
+from prunegym.models.stopwatch import clock_for, settle
 
 ROUNDS = 5
 LONG = 0.2

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from prunegym.models.errors import InvalidInputError, UnknownNameError
+from prunegym.errors import InvalidInputError, UnknownNameError
 from prunegym.models.gate_policy import GatePolicy, check_penalty
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.skipping.checking import check

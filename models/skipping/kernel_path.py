@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from prunegym.errors import InvalidInputError
 from prunegym.models import kernel
-from prunegym.models.errors import InvalidInputError
 from prunegym.models.features import MaskFeatures
 from prunegym.models.gate_policy import GatePolicy
 from prunegym.models.kernel import GateHead, Plan, PlanBuilder, Value

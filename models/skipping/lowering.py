@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prunegym.models.errors import PruneGymError
+from prunegym.errors import PruneGymError
 from prunegym.models.graph import Step, Value, overwrites, runner
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.operators import Kind

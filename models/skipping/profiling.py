@@ -17,7 +17,8 @@ from prunegym.models.skipping.cnn import SkippingCNN
 from prunegym.models.skipping.gather_path import GatherPath
 from prunegym.models.skipping.kernel_path import KernelPath
 from prunegym.models.skipping.paths import Policy, decides_gate_by_gate
-from prunegym.models.timing import Forms, dense_forms, dense_in_onnx_runtime, machine, measure
+from prunegym.models.stopwatch import measure
+from prunegym.models.timing import Forms, dense_forms, dense_in_onnx_runtime, machine
 
 LIMIT = 60.0
 """Seconds after which no further round begins."""

@@ -13,6 +13,6 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 if importlib.util.find_spec("gymnasium") is not None:
-    from prunegym.envs.registration import register_environments
+    from prunegym.registration import register_environments
 
     register_environments()

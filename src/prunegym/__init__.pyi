@@ -7,9 +7,9 @@ from .envs.group_advantage import GroupAdvantage as GroupAdvantage
 from .envs.mask_vec_env import MaskVecEnv as MaskVecEnv
 from .envs.outcome import Outcome as Outcome
 from .envs.task import make_task as make_task
+from .errors import PruneGymError as PruneGymError
 from .models.data import Dataset as Dataset
 from .models.dynamic import DynamicCNN as DynamicCNN, shipped_model as shipped_model
-from .models.errors import PruneGymError as PruneGymError
 from .models.masked import MaskedCNN as MaskedCNN
 from .models.preparation import prepare as prepare
 from .models.sources import load_dataset as load_dataset

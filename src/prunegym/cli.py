@@ -10,8 +10,8 @@ from typer.core import TyperGroup
 
 from prunegym.commands import applying, cnns, comparing, exporting, judging, learning, profiling, showing, timing
 from prunegym.commands.demo import demo
-from prunegym.envs.user_functions import import_module
-from prunegym.models.errors import PruneGymError
+from prunegym.errors import PruneGymError
+from prunegym.user_code import import_module
 
 USAGE_ERROR = 2
 

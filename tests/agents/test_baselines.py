@@ -23,8 +23,8 @@ from prunegym.agents.rivals import (
     pruned_and_tuned,
     taylor_static,
 )
+from prunegym.errors import InvalidInputError, UnknownNameError
 from prunegym.models import CNNInfo, DynamicCNN, MaskedCNN, build, fixed_policy, load_dataset, taylor_scores
-from prunegym.models.errors import InvalidInputError, UnknownNameError
 from prunegym.models.imitation import channel_scores, keep_best
 from prunegym.models.static import at_mac_share
 

@@ -18,13 +18,13 @@ from prunegym.agents.entries import (
 )
 from prunegym.agents.evaluation import JSON_KEYS, evaluate
 from prunegym.agents.statistics import interval
+from prunegym.errors import InvalidInputError
 from prunegym.models import (
     DynamicCNN,
     Normalisation,
     build,
     load_dataset,
 )
-from prunegym.models.errors import InvalidInputError
 from tests.agents.seeded_entries import masks_of, seeded
 
 

@@ -23,6 +23,7 @@ from prunegym.agents.loading import AgentError
 from prunegym.agents.offsets import gates_at_best_offset, gates_at_mac_share
 from prunegym.agents.recipe import Recipe
 from prunegym.agents.results import fingerprint
+from prunegym.errors import InvalidInputError, UnknownNameError
 from prunegym.models import (
     CNNInfo,
     DynamicCNN,
@@ -30,7 +31,6 @@ from prunegym.models import (
     load_dataset,
     shipped_model,
 )
-from prunegym.models.errors import InvalidInputError, UnknownNameError
 from prunegym.models.model_files import StoredModel
 from tests.agents.seeded_entries import seeded
 

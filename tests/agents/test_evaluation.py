@@ -16,8 +16,8 @@ from prunegym.agents.bench import Bench
 from prunegym.agents.controls import deal_out
 from prunegym.agents.deciding import Masks
 from prunegym.agents.evaluation import JSON_KEYS, evaluate
+from prunegym.errors import InvalidInputError
 from prunegym.models import CNNInfo, DynamicCNN, MaskedCNN, build, load_dataset
-from prunegym.models.errors import InvalidInputError
 from prunegym.models.latency import Axis, LatencyTable, Part
 from tests.envs.mask_oracle import FULL_MACS, counted, hooked_logits, random_masks
 

@@ -16,8 +16,8 @@ from prunegym.agents.evaluation import evaluate
 from prunegym.agents.learners import best_of_k, decore, gates_by_gradient
 from prunegym.agents.recipe_files import load_recipe
 from prunegym.agents.training import train_agent
+from prunegym.errors import InvalidInputError
 from prunegym.models import CNNInfo, Dataset, DynamicCNN, MaskedCNN, load_dataset
-from prunegym.models.errors import InvalidInputError
 
 
 def test_decore_keeps_the_channel_that_answers_need(two_channels: MaskedCNN, votes: Dataset) -> None:

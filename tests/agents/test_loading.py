@@ -8,7 +8,7 @@ import torch
 
 from prunegym.agents.evaluation import evaluate
 from prunegym.agents.loading import AgentError, CheckedAgent, load_agent
-from prunegym.models.errors import InvalidInputError
+from prunegym.errors import InvalidInputError
 
 SOURCE = """
 import numpy as np

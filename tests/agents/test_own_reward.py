@@ -15,8 +15,8 @@ from prunegym.agents.recipe import Recipe
 from prunegym.agents.recipe_files import load_recipe
 from prunegym.agents.training import train_agent
 from prunegym.envs import Outcome
+from prunegym.errors import RewardError
 from prunegym.models import DynamicCNN, load_dataset, rollout, shipped_model
-from prunegym.models.errors import RewardError
 
 RECIPE = dataclasses.replace(load_recipe("digits"), n_envs=32, group=4, n_episodes=128, eval_every=2)
 

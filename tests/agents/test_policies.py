@@ -11,8 +11,8 @@ from stable_baselines3 import A2C, PPO
 
 from prunegym.agents.policies import MaskPolicy, new_gate_policy
 from prunegym.envs import MaskVecEnv
+from prunegym.errors import InvalidInputError
 from prunegym.models import DynamicCNN, GatePolicy, MaskFeatures, shipped_model
-from prunegym.models.errors import InvalidInputError
 
 LAYERWISE, ONE_STEP = "prunegym/LayerwiseChannelMask-v0", "prunegym/ChannelMask-v0"
 

@@ -19,8 +19,8 @@ from prunegym.agents.loading import AgentError
 from prunegym.agents.policies import MaskPolicy
 from prunegym.agents.predicting import PredictorOptions
 from prunegym.envs import MaskVecEnv
+from prunegym.errors import InvalidInputError
 from prunegym.models import CNNInfo, DynamicCNN, GatePolicy, MaskFeatures, Normalisation, load_dataset
-from prunegym.models.errors import InvalidInputError
 from tests.envs.mask_oracle import FULL_MACS
 
 

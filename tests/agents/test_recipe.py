@@ -18,8 +18,8 @@ from prunegym.agents.recipe import Recipe, linear_start
 from prunegym.agents.recipe_files import FOLDER, load_recipe
 from prunegym.commands.learning import override
 from prunegym.envs import Outcome, make_task
+from prunegym.errors import InvalidInputError, MissingDataError, UnknownNameError
 from prunegym.models import TuneConfig
-from prunegym.models.errors import InvalidInputError, MissingDataError, UnknownNameError
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)

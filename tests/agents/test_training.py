@@ -18,9 +18,9 @@ from prunegym.agents.results import fingerprint
 from prunegym.agents.training import train_agent
 from prunegym.envs import Outcome
 from prunegym.envs.sampling import EpochSampler
+from prunegym.errors import InvalidInputError, RewardError, UnknownNameError
 from prunegym.models import DynamicCNN, ImitationConfig, StaticPolicy, TuneConfig, build, load_dataset, shipped_model
 from prunegym.models.checkpoints import save_text
-from prunegym.models.errors import InvalidInputError, RewardError, UnknownNameError
 from tests.agents.digits_runs import SMALL, run
 
 

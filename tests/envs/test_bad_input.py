@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from prunegym.envs import ChannelMaskEnv, ChannelMaskVectorEnv, MaskSimulator, MaskVecEnv, make_task
-from prunegym.models.errors import InvalidInputError, MissingDataError, UnknownNameError
+from prunegym.errors import InvalidInputError, MissingDataError, UnknownNameError
 from prunegym.models.features import MaskFeatures
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.sources import load_dataset

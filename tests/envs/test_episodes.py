@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from prunegym.envs import MaskSimulator, MaskVecEnv, make_task
-from prunegym.models.errors import InvalidInputError
+from prunegym.errors import InvalidInputError
 from tests.envs.mask_oracle import IDS, LAYERWISE, ONE_STEP, actions_of, random_masks
 
 

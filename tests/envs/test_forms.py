@@ -17,7 +17,7 @@ from stable_baselines3.common.env_checker import check_env as check_env_sb3
 from torch.utils.flop_counter import FlopCounterMode
 
 from prunegym.envs import MaskSimulator, MaskVecEnv
-from prunegym.models.errors import InvalidInputError, UnknownNameError
+from prunegym.errors import InvalidInputError, UnknownNameError
 from prunegym.models.sources import load_dataset
 from prunegym.models.stepwise import CHUNK
 from tests.envs.mask_oracle import (

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from prunegym.envs import GroupAdvantage, MaskVecEnv, SelfCritical
-from prunegym.models.errors import InvalidInputError
+from prunegym.errors import InvalidInputError
 from tests.envs.mask_oracle import IDS, LAYERWISE, ONE_STEP, actions_of, layer_actions, random_masks
 
 

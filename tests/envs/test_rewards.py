@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from prunegym.envs import ACCURACY_TERMS, REWARDS, MaskSimulator, make_task
-from prunegym.models.errors import InvalidInputError, MissingDataError, RewardError, UnknownNameError
+from prunegym.errors import InvalidInputError, MissingDataError, RewardError, UnknownNameError
 from prunegym.models.latency import Axis, LatencyTable, Part
 from prunegym.models.networks import SimpleCNN
 from prunegym.models.sources import load_dataset

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from prunegym.envs import MaskSimulator, MaskVecEnv, make_task
+from prunegym.errors import InvalidInputError
 from prunegym.models.data import Normalisation
 from prunegym.models.dynamic import DynamicCNN, shipped_model
-from prunegym.models.errors import InvalidInputError
 from prunegym.models.features import MaskFeatures
 from prunegym.models.gate_policy import GatePolicy
 from prunegym.models.masked import MaskedCNN

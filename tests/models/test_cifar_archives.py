@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prunegym.models.errors import InvalidInputError
+from prunegym.errors import InvalidInputError
 from prunegym.models.formats import cifar_archive
 from prunegym.models.sources import load_dataset
 from tests.models.data_files import RANDOM, write_tar

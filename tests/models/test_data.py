@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from prunegym.errors import InvalidInputError
 from prunegym.models.augmentation import random_shift_and_flip
 from prunegym.models.data import (
     IMAGENET_MEAN,
@@ -17,7 +18,6 @@ from prunegym.models.data import (
     Dataset,
     Normalisation,
 )
-from prunegym.models.errors import InvalidInputError
 from prunegym.models.splits import from_arrays, hold_out_validation
 
 GREY = Normalisation((0.5,), (0.5,))

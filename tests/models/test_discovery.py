@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from prunegym.models.errors import UntraceableModelError
+from prunegym.errors import UntraceableModelError
 from prunegym.models.masked import MaskedCNN
 from tests.models.many_networks import NETWORKS
 from tests.models.slicing import randomise

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from prunegym.errors import MissingDataError
 from prunegym.models import downloads
 from prunegym.models.downloads import FILES, Download, find_file
-from prunegym.models.errors import MissingDataError
 from prunegym.models.sources import load_dataset
 
 # requests leaves the socket of a refused answer to the garbage collector; `collected` sees to it that it is within the

@@ -8,6 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from prunegym.errors import InvalidInputError, MissingDataError, UnknownNameError
 from prunegym.models import (
     CNNInfo,
     Dataset,
@@ -25,7 +26,6 @@ from prunegym.models import (
     shipped_model,
     write_model,
 )
-from prunegym.models.errors import InvalidInputError, MissingDataError, UnknownNameError
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from prunegym.models.errors import InvalidInputError
+from prunegym.errors import InvalidInputError
 from prunegym.models.features import MaskFeatures
 from prunegym.models.gate_policy import GatePolicy, StaticPolicy, StraightThrough, check_penalty, greedy, rollout
 from prunegym.models.masked import MaskedCNN

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from prunegym.errors import InvalidInputError, UnknownNameError
 from prunegym.models import (
     Dataset,
     DynamicCNN,
@@ -23,7 +24,6 @@ from prunegym.models import (
     l1_norm,
     load_dataset,
 )
-from prunegym.models.errors import InvalidInputError, UnknownNameError
 from prunegym.models.gated_layers import gated_layers
 from tests.models import slicing
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from prunegym.models.errors import InvalidInputError
+from prunegym.errors import InvalidInputError
 from prunegym.models.formats import read_idx
 from prunegym.models.sources import load_dataset
 from tests.models.data_files import RANDOM, idx_bytes

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from prunegym.models.errors import InvalidInputError
+from prunegym.errors import InvalidInputError
 from prunegym.models.formats import image_folder
 from prunegym.models.sources import load_dataset
 from tests.models.data_files import RANDOM, png, write_tar

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from prunegym.errors import InvalidInputError
 from prunegym.models import Dataset, GatePolicy, ImitationConfig, MaskedCNN, MaskFeatures, imitate, rollout
-from prunegym.models.errors import InvalidInputError
 from prunegym.models.imitation import FollowMask, channel_scores, imitation_loss, keep_best
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from prunegym.errors import InvalidInputError
 from prunegym.models import (
     Dataset,
     GatePolicy,
@@ -25,7 +26,6 @@ from prunegym.models import (
 )
 from prunegym.models.budget import meet_target, penalty_for, total_mac_share
 from prunegym.models.checkpoints import load_state, save_state
-from prunegym.models.errors import InvalidInputError
 from prunegym.models.imitation import imitate
 from prunegym.models.joint import dense_logits
 

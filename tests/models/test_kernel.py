@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prunegym.models.errors import InvalidInputError
+from prunegym.errors import InvalidInputError
 from prunegym.models.kernel import GateHead, PlanBuilder
 from tests.models.skipping_networks import close, each_variant, kept_sets
 

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from prunegym.errors import InvalidInputError, MissingDependencyError
 from prunegym.models import MaskedCNN
-from prunegym.models.errors import InvalidInputError, MissingDependencyError
 from prunegym.models.kernel import Plan, PlanBuilder, _library
 from prunegym.models.kernel._library import library, openmp
 from prunegym.models.skipping import lower, translate

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from prunegym.errors import InvalidInputError, MissingDataError, UnknownNameError
 from prunegym.models import GatePolicy, MaskedCNN, MaskFeatures, StaticPolicy, build, kernel, shipped_model
-from prunegym.models.errors import InvalidInputError, MissingDataError, UnknownNameError
 from prunegym.models.latency import Axis, LatencyTable, Part
 from prunegym.models.latency_measuring import kept_widths, measure
 from prunegym.models.latency_timers import TorchTimer, make_timer, policy_timer, step_counts

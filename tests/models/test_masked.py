@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prunegym.models.errors import InvalidInputError, UnknownNameError
+from prunegym.errors import InvalidInputError, UnknownNameError
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.networks import SimpleCNN
 from prunegym.models.zoo import ZOO, build

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prunegym.models.errors import InvalidInputError, UntraceableModelError
+from prunegym.errors import InvalidInputError, UntraceableModelError
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.networks import SimpleCNN
 from tests.models.slicing import randomise

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from prunegym.errors import InvalidInputError, MissingDependencyError, UnknownNameError
 from prunegym.models import (
     ZOO,
     CNNInfo,
@@ -27,7 +28,6 @@ from prunegym.models import (
     load_dataset,
     shipped_model,
 )
-from prunegym.models.errors import InvalidInputError, MissingDependencyError, UnknownNameError
 from prunegym.models.model_files import StoredModel
 from prunegym.models.onnx_export import export_onnx
 from prunegym.models.onnx_export.channels import cut_gates

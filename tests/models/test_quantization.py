@@ -14,6 +14,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
+from prunegym.errors import InvalidInputError
 from prunegym.models import (
     CNNInfo,
     DynamicCNN,
@@ -26,7 +27,6 @@ from prunegym.models import (
     write_model,
 )
 from prunegym.models.dynamic import shipped_path
-from prunegym.models.errors import InvalidInputError
 from prunegym.models.quantization import dequantize, dequantized, quantize, quantized_state
 
 ROOT = Path(__file__).parents[2]

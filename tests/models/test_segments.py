@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prunegym.models.errors import InvalidInputError
+from prunegym.errors import InvalidInputError
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.zoo import build
 from tests.models.slicing import randomise

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from prunegym.errors import InvalidInputError, UnknownNameError
 from prunegym.models import (
     DynamicCNN,
     MaskedCNN,
@@ -22,7 +23,6 @@ from prunegym.models import (
     rollout,
     shipped_model,
 )
-from prunegym.models.errors import InvalidInputError, UnknownNameError
 from prunegym.models.skipping import lower
 from prunegym.models.skipping.gather_path import GatherPath
 from prunegym.models.skipping.profiling import profile

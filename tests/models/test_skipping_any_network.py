@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from prunegym.errors import InvalidInputError
 from prunegym.models import MaskedCNN, MaskFeatures, kernel
-from prunegym.models.errors import InvalidInputError
 from prunegym.models.kernel import Pass
 from prunegym.models.skipping import SkippingCNN, prefer_kernel
 from prunegym.models.skipping.full_path import FullPath

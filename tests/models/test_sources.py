@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from prunegym.models.errors import InvalidInputError, MissingDataError, UnknownNameError
+from prunegym.errors import InvalidInputError, MissingDataError, UnknownNameError
 from prunegym.models.formats import array_file
 from prunegym.models.sources import load_dataset, other_split
 from tests.models.data_files import arrays

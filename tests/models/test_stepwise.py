@@ -9,8 +9,8 @@ import pickle
 import pytest
 import torch
 
+from prunegym.errors import InvalidInputError, UnknownNameError
 from prunegym.models import MaskedCNN, MaskFeatures
-from prunegym.models.errors import InvalidInputError, UnknownNameError
 from prunegym.models.kernel import Pass, PlanBuilder
 from prunegym.models.kernel._library import library, openmp
 from prunegym.models.skipping import lower, translate

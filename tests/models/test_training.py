@@ -11,9 +11,9 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
+from prunegym.errors import InvalidInputError, UnknownNameError
 from prunegym.models.checkpoints import load_state
 from prunegym.models.data import Dataset
-from prunegym.models.errors import InvalidInputError, UnknownNameError
 from prunegym.models.joint import TuneConfig
 from prunegym.models.preparation import PrepareConfig, prepare
 from prunegym.models.sources import load_dataset

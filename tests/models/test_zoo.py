@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from prunegym.errors import InvalidInputError, PruneGymError, UnknownNameError
 from prunegym.models import MaskedCNN
-from prunegym.models.errors import InvalidInputError, PruneGymError, UnknownNameError
 from prunegym.models.networks import SimpleCNN
 from prunegym.models.zoo import ZOO, build, register_network
 

@@ -23,8 +23,8 @@ from prunegym.commands.common import (
     settle,
     table,
 )
+from prunegym.errors import InvalidInputError, MissingDataError
 from prunegym.models.dynamic import DynamicCNN
-from prunegym.models.errors import InvalidInputError, MissingDataError
 from prunegym.models.formats import UNREADABLE, eight_bits
 from prunegym.models.model_files import CNNInfo
 

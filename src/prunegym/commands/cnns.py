@@ -33,9 +33,9 @@ from prunegym.commands.common import (
     settle,
     with_history,
 )
+from prunegym.errors import InvalidInputError
 from prunegym.models.data import Dataset
 from prunegym.models.dynamic import DynamicCNN
-from prunegym.models.errors import InvalidInputError
 from prunegym.models.gate_policy import GatePolicy, StaticPolicy, rollout
 from prunegym.models.imitation import ImitationConfig
 from prunegym.models.joint import TuneConfig

@@ -17,10 +17,10 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from tqdm import tqdm
 
+from prunegym.errors import InvalidInputError, UnknownNameError
 from prunegym.models.data import Dataset, Normalisation
 from prunegym.models.device import check_device
 from prunegym.models.dynamic import SHIPPED, shipped_model
-from prunegym.models.errors import InvalidInputError, UnknownNameError
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.model_files import CNNInfo, StoredModel, read_model
 from prunegym.models.runs import command_line

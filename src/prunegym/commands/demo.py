@@ -31,9 +31,9 @@ from prunegym.commands.common import (
 )
 from prunegym.commands.judging import evaluation_table, evaluations
 from prunegym.commands.learning import Episodes, override
+from prunegym.errors import InvalidInputError
 from prunegym.models.data import Dataset
 from prunegym.models.dynamic import DynamicCNN
-from prunegym.models.errors import InvalidInputError
 from prunegym.models.gate_policy import greedy
 
 if TYPE_CHECKING:

@@ -24,9 +24,9 @@ from prunegym.commands.common import (
     settle,
     table,
 )
+from prunegym.errors import InvalidInputError
 from prunegym.models.data import Dataset
 from prunegym.models.dynamic import DynamicCNN
-from prunegym.models.errors import InvalidInputError
 from prunegym.models.gate_policy import check_penalty
 from prunegym.models.latency import LatencyTable, open_table
 from prunegym.models.model_files import StoredModel, read_model

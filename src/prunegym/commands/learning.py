@@ -31,7 +31,7 @@ from prunegym.commands.common import (
     with_history,
 )
 from prunegym.envs.rewards import BLOCKDROP, PER_UNIT
-from prunegym.models.errors import InvalidInputError
+from prunegym.errors import InvalidInputError
 from prunegym.models.joint import TuneConfig
 from prunegym.models.model_files import read_model
 

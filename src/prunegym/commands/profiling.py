@@ -24,7 +24,7 @@ from prunegym.commands.common import (
     settle,
     table,
 )
-from prunegym.models.errors import InvalidInputError
+from prunegym.errors import InvalidInputError
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.model_files import StoredModel
 from prunegym.models.skipping.profiling import Profile, profile as measure_profile

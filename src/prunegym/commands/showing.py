@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from prunegym.commands.common import DataRoot, DatasetName, JsonFlag, emit, facts, open_model, percent, settle, table
+from prunegym.errors import InvalidInputError
 from prunegym.models.dynamic import SHIPPED
-from prunegym.models.errors import InvalidInputError
 from prunegym.models.model_files import StoredModel
 from prunegym.models.sources import SOURCES, load_dataset
 from prunegym.models.zoo import ZOO
@@ -22,8 +22,8 @@ def list_names(as_json: JsonFlag = False) -> None:
     if importlib.util.find_spec("gymnasium") is not None:
         from prunegym.agents.recipe_files import FOLDER
         from prunegym.envs.accuracy import ACCURACY_TERMS
-        from prunegym.envs.registration import LAYERWISE
         from prunegym.envs.rewards import REWARD_NAMES
+        from prunegym.registration import LAYERWISE
 
         names |= {
             "rewards": sorted(REWARD_NAMES),

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from prunegym.commands.common import JsonFlag, Threads, emit, facts, open_model, settle, table
-from prunegym.models.errors import InvalidInputError
+from prunegym.errors import InvalidInputError
 from prunegym.models.latency import LatencyTable
 
 
