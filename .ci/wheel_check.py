@@ -58,7 +58,7 @@ def check_models() -> None:
     if present:
         raise SystemExit(f"this environment has {present}, so it shows nothing")
     import prunegym.models
-    from prunegym.models.sources import load_dataset
+    from prunegym.models.data.dataset_registry import load_dataset
     from prunegym.models.training import TrainConfig, accuracy, train
     from prunegym.models.zoo import build
 

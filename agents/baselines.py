@@ -10,7 +10,7 @@ from torch import Tensor
 
 from prunegym.agents.deciding import Masks
 from prunegym.errors import UnknownNameError
-from prunegym.models.data import Dataset
+from prunegym.models.data.dataset import Dataset
 from prunegym.models.imitation import channel_scores
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.static import at_mac_share, prices, taylor_scores

@@ -11,7 +11,7 @@ from prunegym.envs.rewards import FULL_MASK_COST
 from prunegym.envs.task import Task
 from prunegym.errors import InvalidInputError
 from prunegym.models.budget import TOLERANCE, meet_target, total_mac_share
-from prunegym.models.data import Dataset
+from prunegym.models.data.dataset import Dataset
 from prunegym.models.gate_policy import GatePolicy
 from prunegym.models.masked import MaskedCNN
 

@@ -23,7 +23,7 @@ from prunegym.agents.own_reward import OwnReward
 from prunegym.agents.policies import MaskPolicy
 from prunegym.errors import InvalidInputError
 from prunegym.models.checkpoints import save_state, save_text
-from prunegym.models.data import Dataset
+from prunegym.models.data.dataset import Dataset
 from prunegym.models.gate_policy import GatePolicy, StaticPolicy
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.skipping import prefer_kernel

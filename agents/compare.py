@@ -16,12 +16,12 @@ from prunegym.agents.predicting import PredictorOptions
 from prunegym.agents.results import VERSION, Result, fingerprint, slug
 from prunegym.agents.statistics import Interval, interval
 from prunegym.errors import InvalidInputError
-from prunegym.models.data import Dataset
+from prunegym.models.data.dataset import Dataset
+from prunegym.models.data.dataset_registry import other_split
 from prunegym.models.dynamic import DynamicCNN
 from prunegym.models.fitting import check_dense, check_masked
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.model_files import CNNInfo, StoredModel
-from prunegym.models.sources import other_split
 
 Report = Callable[[str, int, Result], None]
 Model: TypeAlias = MaskedCNN | DynamicCNN | StoredModel

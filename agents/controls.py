@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunegym.models.data import Dataset
+from prunegym.models.data.dataset import Dataset
 from prunegym.models.masked import MaskedCNN
 
 

@@ -20,7 +20,7 @@ from prunegym.agents.results import fingerprint, slug
 from prunegym.agents.rivals import greedy_static, learned_static, pruned_and_tuned, taylor_static
 from prunegym.agents.training import train_agent
 from prunegym.errors import InvalidInputError, UnknownNameError
-from prunegym.models.data import Dataset
+from prunegym.models.data.dataset import Dataset
 from prunegym.models.dynamic import DynamicCNN
 from prunegym.models.gate_policy import GatePolicy, StaticPolicy
 from prunegym.models.masked import MaskedCNN

@@ -20,7 +20,7 @@ from prunegym.agents.recipe_files import as_recipe
 from prunegym.agents.training import train_agent, try_task
 from prunegym.errors import InvalidInputError
 from prunegym.models.budget import total_mac_share
-from prunegym.models.data import Dataset
+from prunegym.models.data.dataset import Dataset
 from prunegym.models.dynamic import DynamicCNN
 from prunegym.models.fitting import check_dense
 from prunegym.models.gate_policy import StaticPolicy

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from prunegym.agents.baselines import random_masks_at
 from prunegym.agents.deciding import Masks
 from prunegym.models.budget import meet_target
-from prunegym.models.data import Dataset
+from prunegym.models.data.dataset import Dataset
 from prunegym.models.dynamic import DynamicCNN
 from prunegym.models.features import MaskFeatures
 from prunegym.models.gate_policy import GatePolicy, StaticPolicy, StraightThrough, rollout

@@ -8,7 +8,7 @@ import torch
 
 from prunegym.agents.deciding import decide_on_the_way
 from prunegym.models.budget import meet_target
-from prunegym.models.data import Dataset
+from prunegym.models.data.dataset import Dataset
 from prunegym.models.dynamic import DynamicCNN
 from prunegym.models.gate_policy import rollout
 from prunegym.models.skipping import prefer_kernel

@@ -10,7 +10,7 @@ from torch import Tensor
 from prunegym.agents.recipe import Recipe
 from prunegym.envs.outcome import Outcome
 from prunegym.envs.rewards import Reward, resolve_reward
-from prunegym.models.data import Dataset
+from prunegym.models.data.dataset import Dataset
 from prunegym.models.joint import dense_logits
 from prunegym.models.masked import MaskedCNN
 

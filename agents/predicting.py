@@ -16,12 +16,12 @@ from prunegym.agents.loading import AgentError, CheckedAgent, as_predictor
 from prunegym.envs.outcome import Outcome
 from prunegym.envs.simulator import MaskSimulator
 from prunegym.envs.task import Task, make_task
-from prunegym.models.data import Dataset
+from prunegym.models.data.dataset import Dataset
+from prunegym.models.data.dataset_registry import other_split
 from prunegym.models.dynamic import DynamicCNN
 from prunegym.models.features import MaskFeatures
 from prunegym.models.fitting import check_images
 from prunegym.models.masked import MaskedCNN
-from prunegym.models.sources import other_split
 
 
 @dataclasses.dataclass(frozen=True)

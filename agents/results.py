@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from prunegym.agents.deciding import Masks, is_masks
 from prunegym.agents.evaluation import Evaluation
-from prunegym.models.data import Dataset
+from prunegym.models.data.dataset import Dataset
 from prunegym.models.fingerprints import fingerprint_of, hash_of
 from prunegym.models.runs import without_unused
 

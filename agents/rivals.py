@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from prunegym.agents.deciding import Masks
-from prunegym.models.data import Dataset
+from prunegym.models.data.dataset import Dataset
 from prunegym.models.dynamic import DynamicCNN
 from prunegym.models.gate_policy import StaticPolicy
 from prunegym.models.joint import TuneConfig

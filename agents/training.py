@@ -29,7 +29,7 @@ from prunegym.envs.task import make_task
 from prunegym.errors import InvalidInputError, UnknownNameError
 from prunegym.models.budget import meet_target
 from prunegym.models.checkpoints import load_state
-from prunegym.models.data import Dataset
+from prunegym.models.data.dataset import Dataset
 from prunegym.models.dynamic import DynamicCNN
 from prunegym.models.features import MaskFeatures
 from prunegym.models.fitting import check_masked

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from prunegym.errors import InvalidInputError, UnknownNameError
-from prunegym.models.data import Dataset
+from prunegym.models.data.dataset import Dataset
 from prunegym.models.dynamic import SHIPPED, DynamicCNN, shipped_model
 from prunegym.models.features import MaskFeatures
 from prunegym.models.fitting import check_images

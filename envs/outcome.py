@@ -10,7 +10,7 @@ from typing import Any
 import numpy.typing as npt
 from torch import Tensor
 
-from prunegym.models.data import Dataset
+from prunegym.models.data.dataset import Dataset
 from prunegym.models.masked import MaskedCNN
 
 

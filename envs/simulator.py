@@ -15,7 +15,7 @@ from prunegym.envs.outcome import Outcome
 from prunegym.envs.sampling import EpochSampler
 from prunegym.envs.task import Task
 from prunegym.errors import InvalidInputError
-from prunegym.models.augmentation import random_shift_and_flip
+from prunegym.models.data.augmentation import random_shift_and_flip
 from prunegym.models.stepwise import stepwise_pass
 
 Observation = dict[str, npt.NDArray[Any]]

@@ -19,13 +19,13 @@ from prunegym.envs.accuracy import AccuracyTerm, correct, log_likelihood, probab
 from prunegym.envs.model_argument import read_model_argument
 from prunegym.envs.rewards import CostReward, Reward, RewardFunction, resolve_reward
 from prunegym.errors import InvalidInputError, UnknownNameError
-from prunegym.models.data import SPLITS, Augment, Dataset, Split
+from prunegym.models.data.dataset import SPLITS, Augment, Dataset, Split
+from prunegym.models.data.dataset_registry import load_dataset
 from prunegym.models.device import check_device
 from prunegym.models.features import CLIP, Decision, MaskFeatures, decisions_of
 from prunegym.models.fitting import check_output
 from prunegym.models.latency import LatencyTable
 from prunegym.models.masked import MaskedCNN
-from prunegym.models.sources import load_dataset
 from prunegym.models.stepwise import STEPWISE
 
 Penalty = float | tuple[float, float]

@@ -1,7 +1,9 @@
 from .budget import meet_target as meet_target
 from .checkpoints import load_weights as load_weights, save_weights as save_weights
 from .cost import CostModel as CostModel
-from .data import Dataset as Dataset, Normalisation as Normalisation
+from .data.dataset import Dataset as Dataset, Normalisation as Normalisation
+from .data.dataset_registry import forget_datasets as forget_datasets, load_dataset as load_dataset
+from .data.splits import from_arrays as from_arrays
 from .discovery import Gate as Gate
 from .dynamic import DynamicCNN as DynamicCNN, Prediction as Prediction, shipped_model as shipped_model
 from .features import MaskFeatures as MaskFeatures
@@ -24,8 +26,6 @@ from .masked import MaskedCNN as MaskedCNN
 from .model_files import CNNInfo as CNNInfo, read_model as read_model, write_model as write_model
 from .preparation import PrepareConfig as PrepareConfig, new_policy as new_policy, prepare as prepare
 from .skipping.cnn import EXECUTIONS as EXECUTIONS, SkippingCNN as SkippingCNN
-from .sources import forget_datasets as forget_datasets, load_dataset as load_dataset
-from .splits import from_arrays as from_arrays
 from .static import fixed_policy as fixed_policy, static_start as static_start, taylor_scores as taylor_scores
 from .training import TrainConfig as TrainConfig, accuracy as accuracy, train as train
 from .zoo import ZOO as ZOO, build as build, register_network as register_network

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from prunegym.errors import InvalidInputError, UnknownNameError
-from prunegym.models.data import Normalisation
+from prunegym.models.data.dataset import Normalisation
 from prunegym.models.device import check_device
 from prunegym.models.gate_policy import GatePolicy, StaticPolicy, check_penalty, rollout
 from prunegym.models.masked import MaskedCNN

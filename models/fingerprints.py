@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from prunegym.errors import InvalidInputError
-from prunegym.models.data import Dataset
+from prunegym.models.data.dataset import Dataset
 
 
 def fingerprint_of(thing: nn.Module | Dataset) -> str:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from prunegym.errors import InvalidInputError
-from prunegym.models.data import Dataset
+from prunegym.models.data.dataset import Dataset
 from prunegym.models.graph import check_module
 from prunegym.models.masked import MaskedCNN
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from prunegym.errors import InvalidInputError
-from prunegym.models.data import Dataset
+from prunegym.models.data.dataset import Dataset
 from prunegym.models.dynamic import DynamicCNN
 from prunegym.models.features import MaskFeatures
 from prunegym.models.gate_policy import GatePolicy

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prunegym.errors import InvalidInputError
-from prunegym.models.data import Augment, Dataset
+from prunegym.models.data.dataset import Augment, Dataset
 from prunegym.models.gate_policy import GatePolicy, StaticPolicy, rollout
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.shares import check_shares, share_at

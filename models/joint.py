@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from prunegym.errors import InvalidInputError
 from prunegym.models.checkpoints import load_state, save_state
-from prunegym.models.data import Augment, Dataset
+from prunegym.models.data.dataset import Augment, Dataset
 from prunegym.models.fingerprints import check_inputs, fingerprint_of
 from prunegym.models.fitting import layout_of
 from prunegym.models.gate_policy import GatePolicy, Rollout, StaticPolicy, StraightThrough, greedy, rollout

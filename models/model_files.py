@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from prunegym.errors import InvalidInputError, MissingDataError, PruneGymError
 from prunegym.models.checkpoints import load_tensors, read_weights, write_tensors
-from prunegym.models.data import Dataset, Normalisation
+from prunegym.models.data.dataset import Dataset, Normalisation
 from prunegym.models.features import MaskFeatures
 from prunegym.models.fingerprints import fingerprint_of
 from prunegym.models.fitting import check_images

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from prunegym.models.budget import meet_target
 from prunegym.models.checkpoints import load_state, save_state
-from prunegym.models.data import Dataset
+from prunegym.models.data.dataset import Dataset
 from prunegym.models.features import MaskFeatures
 from prunegym.models.fingerprints import fingerprint_of
 from prunegym.models.fitting import check_images, check_output

@@ -17,7 +17,7 @@ from torch import nn
 
 from prunegym.errors import InvalidInputError
 from prunegym.models.checkpoints import save_text
-from prunegym.models.data import Dataset
+from prunegym.models.data.dataset import Dataset
 from prunegym.models.fingerprints import fingerprint_of
 
 PACKAGES = ("prunegym", "torch", "gymnasium", "stable-baselines3", "numpy")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from prunegym.models.sources import forget_datasets
+from prunegym.models.data.dataset_registry import forget_datasets
 
 torch.set_num_threads(1)
 

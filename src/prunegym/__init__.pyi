@@ -8,11 +8,11 @@ from .envs.mask_vec_env import MaskVecEnv as MaskVecEnv
 from .envs.outcome import Outcome as Outcome
 from .envs.task import make_task as make_task
 from .errors import PruneGymError as PruneGymError
-from .models.data import Dataset as Dataset
+from .models.data.dataset import Dataset as Dataset
+from .models.data.dataset_registry import load_dataset as load_dataset
+from .models.data.splits import from_arrays as from_arrays
 from .models.dynamic import DynamicCNN as DynamicCNN, shipped_model as shipped_model
 from .models.masked import MaskedCNN as MaskedCNN
 from .models.preparation import prepare as prepare
-from .models.sources import load_dataset as load_dataset
-from .models.splits import from_arrays as from_arrays
 from .models.training import train as train
 from .models.zoo import build as build

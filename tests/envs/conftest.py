@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from prunegym.models.sources import load_dataset
+from prunegym.models.data.dataset_registry import load_dataset
 from prunegym.models.zoo import build
 
 

@@ -9,10 +9,10 @@ import torch
 
 from prunegym.envs import ChannelMaskEnv, ChannelMaskVectorEnv, MaskSimulator, MaskVecEnv, make_task
 from prunegym.errors import InvalidInputError, MissingDataError, UnknownNameError
+from prunegym.models.data.dataset_registry import load_dataset
+from prunegym.models.data.splits import from_arrays
 from prunegym.models.features import MaskFeatures
 from prunegym.models.masked import MaskedCNN
-from prunegym.models.sources import load_dataset
-from prunegym.models.splits import from_arrays
 from prunegym.models.zoo import build
 from tests.envs.mask_oracle import LAYERWISE, ONE_STEP, random_masks
 

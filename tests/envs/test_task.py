@@ -10,13 +10,13 @@ import torch
 
 from prunegym.envs import MaskSimulator, MaskVecEnv, make_task
 from prunegym.errors import InvalidInputError
-from prunegym.models.data import Normalisation
+from prunegym.models.data.dataset import Normalisation
+from prunegym.models.data.dataset_registry import load_dataset
 from prunegym.models.dynamic import DynamicCNN, shipped_model
 from prunegym.models.features import MaskFeatures
 from prunegym.models.gate_policy import GatePolicy
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.model_files import CNNInfo
-from prunegym.models.sources import load_dataset
 from tests.envs.mask_oracle import ONE_STEP, random_masks
 
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from prunegym.errors import InvalidInputError, MissingDataError
 from prunegym.models.checkpoints import load_state, load_weights, read_weights, save_state, save_weights
-from prunegym.models.sources import load_dataset
+from prunegym.models.data.dataset_registry import load_dataset
 from prunegym.models.training import accuracy
 from prunegym.models.zoo import build
 

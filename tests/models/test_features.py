@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from prunegym.errors import InvalidInputError
-from prunegym.models.data import Dataset, Normalisation
+from prunegym.models.data.dataset import Dataset, Normalisation
 from prunegym.models.features import CLIP, Decision, MaskFeatures, decisions_of
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.networks import SimpleCNN

@@ -13,11 +13,11 @@ from torch import nn
 
 from prunegym.errors import InvalidInputError, UnknownNameError
 from prunegym.models.checkpoints import load_state
-from prunegym.models.data import Dataset
+from prunegym.models.data.dataset import Dataset
+from prunegym.models.data.dataset_registry import load_dataset
+from prunegym.models.data.splits import from_arrays
 from prunegym.models.joint import TuneConfig
 from prunegym.models.preparation import PrepareConfig, prepare
-from prunegym.models.sources import load_dataset
-from prunegym.models.splits import from_arrays
 from prunegym.models.training import TrainConfig, accuracy, epoch_batches, train
 from prunegym.models.zoo import build
 

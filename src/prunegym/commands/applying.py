@@ -24,8 +24,8 @@ from prunegym.commands.common import (
     table,
 )
 from prunegym.errors import InvalidInputError, MissingDataError
+from prunegym.models.data.readers import UNREADABLE, eight_bits
 from prunegym.models.dynamic import DynamicCNN
-from prunegym.models.formats import UNREADABLE, eight_bits
 from prunegym.models.model_files import CNNInfo
 
 

@@ -34,7 +34,8 @@ from prunegym.commands.common import (
     with_history,
 )
 from prunegym.errors import InvalidInputError
-from prunegym.models.data import Dataset
+from prunegym.models.data.dataset import Dataset
+from prunegym.models.data.dataset_registry import load_dataset
 from prunegym.models.dynamic import DynamicCNN
 from prunegym.models.gate_policy import GatePolicy, StaticPolicy, rollout
 from prunegym.models.imitation import ImitationConfig
@@ -43,7 +44,6 @@ from prunegym.models.masked import MaskedCNN
 from prunegym.models.model_files import CNNInfo, write_model
 from prunegym.models.preparation import PrepareConfig, prepare as prepare_model
 from prunegym.models.runs import begin_run, finish_run
-from prunegym.models.sources import load_dataset
 from prunegym.models.static import static_start
 from prunegym.models.training import PRECISIONS, TrainConfig, train as train_network
 

@@ -32,7 +32,7 @@ from prunegym.commands.common import (
 from prunegym.commands.judging import evaluation_table, evaluations
 from prunegym.commands.learning import Episodes, override
 from prunegym.errors import InvalidInputError
-from prunegym.models.data import Dataset
+from prunegym.models.data.dataset import Dataset
 from prunegym.models.dynamic import DynamicCNN
 from prunegym.models.gate_policy import greedy
 

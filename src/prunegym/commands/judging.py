@@ -25,7 +25,7 @@ from prunegym.commands.common import (
     table,
 )
 from prunegym.errors import InvalidInputError
-from prunegym.models.data import Dataset
+from prunegym.models.data.dataset import Dataset
 from prunegym.models.dynamic import DynamicCNN
 from prunegym.models.gate_policy import check_penalty
 from prunegym.models.latency import LatencyTable, open_table

@@ -9,9 +9,9 @@ import typer
 
 from prunegym.commands.common import DataRoot, DatasetName, JsonFlag, emit, facts, open_model, percent, settle, table
 from prunegym.errors import InvalidInputError
+from prunegym.models.data.dataset_registry import SOURCES, load_dataset
 from prunegym.models.dynamic import SHIPPED
 from prunegym.models.model_files import StoredModel
-from prunegym.models.sources import SOURCES, load_dataset
 from prunegym.models.zoo import ZOO
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from prunegym.errors import InvalidInputError
-from prunegym.models.augmentation import random_shift_and_flip
+from prunegym.models.data.augmentation import random_shift_and_flip
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")

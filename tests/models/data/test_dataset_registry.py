@@ -12,9 +12,9 @@ import pytest
 from sklearn.datasets import load_digits
 
 from prunegym.errors import InvalidInputError, MissingDataError, UnknownNameError
-from prunegym.models.formats import array_file
-from prunegym.models.sources import load_dataset, other_split
-from tests.models.data_files import arrays
+from prunegym.models.data.dataset_registry import load_dataset, other_split
+from prunegym.models.data.readers import array_file
+from tests.models.data.data_files import arrays
 
 pytestmark = pytest.mark.usefixtures("fresh_datasets")
 

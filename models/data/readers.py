@@ -17,8 +17,8 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from prunegym.errors import InvalidInputError
-from prunegym.models.data import Dataset, Split
-from prunegym.models.splits import from_arrays
+from prunegym.models.data.dataset import Dataset, Split
+from prunegym.models.data.splits import from_arrays
 
 Splits = dict[Split, Dataset]
 

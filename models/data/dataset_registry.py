@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from prunegym.errors import InvalidInputError, MissingDataError, UnknownNameError
-from prunegym.models.data import SPLITS, Dataset, Normalisation, Split
-from prunegym.models.downloads import FILES, find_file
-from prunegym.models.formats import Splits, array_file, cifar_archive, image_folder, read_idx
-from prunegym.models.splits import from_arrays
+from prunegym.models.data.dataset import SPLITS, Dataset, Normalisation, Split
+from prunegym.models.data.downloads import FILES, find_file
+from prunegym.models.data.readers import Splits, array_file, cifar_archive, image_folder, read_idx
+from prunegym.models.data.splits import from_arrays
 
 DIGITS_TEST_IMAGES = 600
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from prunegym.errors import InvalidInputError
-from prunegym.models.formats import read_idx
-from prunegym.models.sources import load_dataset
-from tests.models.data_files import RANDOM, idx_bytes
+from prunegym.models.data.dataset_registry import load_dataset
+from prunegym.models.data.readers import read_idx
+from tests.models.data.data_files import RANDOM, idx_bytes
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 pytestmark = pytest.mark.usefixtures("fresh_datasets")

@@ -11,14 +11,9 @@ import torch
 from torch import Tensor
 
 from prunegym.errors import InvalidInputError
-from prunegym.models.augmentation import random_shift_and_flip
-from prunegym.models.data import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Dataset,
-    Normalisation,
-)
-from prunegym.models.splits import from_arrays, hold_out_validation
+from prunegym.models.data.augmentation import random_shift_and_flip
+from prunegym.models.data.dataset import IMAGENET_MEAN, IMAGENET_STD, Dataset, Normalisation
+from prunegym.models.data.splits import from_arrays, hold_out_validation
 
 GREY = Normalisation((0.5,), (0.5,))
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from prunegym.errors import InvalidInputError
-from prunegym.models.formats import cifar_archive
-from prunegym.models.sources import load_dataset
-from tests.models.data_files import RANDOM, write_tar
+from prunegym.models.data.dataset_registry import load_dataset
+from prunegym.models.data.readers import cifar_archive
+from tests.models.data.data_files import RANDOM, write_tar
 
 pytestmark = pytest.mark.usefixtures("fresh_datasets")
 

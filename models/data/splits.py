@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from prunegym.errors import InvalidInputError
-from prunegym.models.data import IMAGENET_MEAN, IMAGENET_STD, Dataset, Normalisation, Split
+from prunegym.models.data.dataset import IMAGENET_MEAN, IMAGENET_STD, Dataset, Normalisation, Split
 
 
 def hold_out_validation(train: Dataset, share: float = 0.1, seed: int = 0) -> tuple[Dataset, Dataset]:

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from prunegym.errors import InvalidInputError
-from prunegym.models.formats import image_folder
-from prunegym.models.sources import load_dataset
-from tests.models.data_files import RANDOM, png, write_tar
+from prunegym.models.data.dataset_registry import load_dataset
+from prunegym.models.data.readers import image_folder
+from tests.models.data.data_files import RANDOM, png, write_tar
 
 pytestmark = pytest.mark.usefixtures("fresh_datasets")
 

@@ -1,0 +1,1 @@
+"""Images: data sets in memory, their splits, readers of files, downloads."""
