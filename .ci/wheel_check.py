@@ -28,7 +28,7 @@ def check_files(root: Path, archives: list[Path]) -> None:
     files = [Path(line) for line in listed.stdout.decode().splitlines()]
     files = [file for file in files if file.suffix in SUFFIXES and not (root / file).is_symlink()]
     names = {_packaged(str(file)): (root / file).read_bytes() for file in files}
-    if not {"prunegym/py.typed", "prunegym/models/zoo.py"} <= names.keys():
+    if not {"prunegym/py.typed", "prunegym/models/zoo/network_registry.py"} <= names.keys():
         raise SystemExit(f"git lists too few files to compare with: {sorted(names)}")
     for archive in archives:
         packed = _contents(archive)
@@ -60,7 +60,7 @@ def check_models() -> None:
     import prunegym.models
     from prunegym.models.data.dataset_registry import load_dataset
     from prunegym.models.training import TrainConfig, accuracy, train
-    from prunegym.models.zoo import build
+    from prunegym.models.zoo.network_registry import build
 
     _check_installed(prunegym.models.__file__)
     training, test = load_dataset("digits"), load_dataset("digits", "test")

@@ -16,7 +16,7 @@ from prunegym.models.features import MaskFeatures
 from prunegym.models.fitting import check_images
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.model_files import CNNInfo, read_model
-from prunegym.models.zoo import ZOO, build
+from prunegym.models.zoo.network_registry import ZOO, build
 
 
 class ModelSource(NamedTuple):

@@ -28,4 +28,4 @@ from .preparation import PrepareConfig as PrepareConfig, new_policy as new_polic
 from .skipping.cnn import EXECUTIONS as EXECUTIONS, SkippingCNN as SkippingCNN
 from .static import fixed_policy as fixed_policy, static_start as static_start, taylor_scores as taylor_scores
 from .training import TrainConfig as TrainConfig, accuracy as accuracy, train as train
-from .zoo import ZOO as ZOO, build as build, register_network as register_network
+from .zoo.network_registry import ZOO as ZOO, build as build, register_network as register_network

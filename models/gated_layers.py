@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from prunegym.errors import InvalidInputError, UnknownNameError
 from prunegym.models.gate_policy import StraightThrough, gate_head, greedy
-from prunegym.models.networks import SimpleCNN
+from prunegym.models.zoo.simple import SimpleCNN
 
 Estimator = Literal["straight-through", "gumbel"]
 ESTIMATORS = ("straight-through", "gumbel")

@@ -63,7 +63,7 @@ class MaskedCNN(nn.Module):
         UnknownNameError: If ``gates`` names something that is no gate.
 
     Example:
-        >>> from prunegym.models.zoo import build
+        >>> from prunegym.models.zoo.network_registry import build
         >>> masked = MaskedCNN(build("simple-cnn"), torch.zeros(1, 3, 32, 32))
         >>> [(gate.name, gate.width) for gate in masked.gates], masked.mask_size
         ([('features.0', 16), ('features.3', 32)], 48)

@@ -23,7 +23,7 @@ from prunegym.models.fitting import check_images
 from prunegym.models.gate_policy import GatePolicy, StaticPolicy
 from prunegym.models.masked import MaskedCNN
 from prunegym.models.quantization import dequantized, quantized_state
-from prunegym.models.zoo import ZOO, build
+from prunegym.models.zoo.network_registry import ZOO, build
 
 FORMAT, QUANTIZED_FORMAT = 1, 2
 """Float files keep format 1, so that versions which know no int8 weights still read them."""

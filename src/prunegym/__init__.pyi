@@ -15,4 +15,4 @@ from .models.dynamic import DynamicCNN as DynamicCNN, shipped_model as shipped_m
 from .models.masked import MaskedCNN as MaskedCNN
 from .models.preparation import prepare as prepare
 from .models.training import train as train
-from .models.zoo import build as build
+from .models.zoo.network_registry import build as build

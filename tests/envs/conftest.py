@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from prunegym.models.data.dataset_registry import load_dataset
-from prunegym.models.zoo import build
+from prunegym.models.zoo.network_registry import build
 
 
 @pytest.fixture(scope="session")

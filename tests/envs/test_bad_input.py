@@ -13,7 +13,7 @@ from prunegym.models.data.dataset_registry import load_dataset
 from prunegym.models.data.splits import from_arrays
 from prunegym.models.features import MaskFeatures
 from prunegym.models.masked import MaskedCNN
-from prunegym.models.zoo import build
+from prunegym.models.zoo.network_registry import build
 from tests.envs.mask_oracle import LAYERWISE, ONE_STEP, random_masks
 
 RANGE = r"a finite number of at least 0, or a range \(low, high\) with low < high, is needed"

@@ -16,7 +16,7 @@ from prunegym.envs import ACCURACY_TERMS, REWARDS, MaskSimulator, make_task
 from prunegym.errors import InvalidInputError, MissingDataError, RewardError, UnknownNameError
 from prunegym.models.data.dataset_registry import load_dataset
 from prunegym.models.latency import Axis, LatencyTable, Part
-from prunegym.models.networks import SimpleCNN
+from prunegym.models.zoo.simple import SimpleCNN
 from tests.envs.mask_oracle import LAYERWISE, ONE_STEP, WIDTHS, counted, hooked_logits, layer_actions, random_masks
 
 INDICES = list(range(24))

@@ -11,7 +11,9 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from prunegym.models.networks import VGG, CifarResNet, MCifarNet, ResNet18, SimpleCNN
+from prunegym.models.zoo.resnet import CifarResNet, ResNet18
+from prunegym.models.zoo.simple import MCifarNet, SimpleCNN
+from prunegym.models.zoo.vgg import VGG
 
 
 def randomise(network: nn.Module, seed: int = 0) -> nn.Module:

@@ -18,7 +18,7 @@ from prunegym.errors import InvalidInputError, MissingDataError
 from prunegym.models.checkpoints import load_state, load_weights, read_weights, save_state, save_weights
 from prunegym.models.data.dataset_registry import load_dataset
 from prunegym.models.training import accuracy
-from prunegym.models.zoo import build
+from prunegym.models.zoo.network_registry import build
 
 
 def test_safetensors_round_trip(tmp_path: Path) -> None:

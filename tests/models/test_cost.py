@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from prunegym.models.masked import MaskedCNN
-from prunegym.models.networks import SimpleCNN
-from prunegym.models.zoo import ZOO, build
+from prunegym.models.zoo.network_registry import ZOO, build
+from prunegym.models.zoo.simple import SimpleCNN
 from tests.models.slicing import randomise, remove, weights_alive
 
 

@@ -13,8 +13,8 @@ from prunegym.errors import InvalidInputError
 from prunegym.models.data.dataset import Dataset, Normalisation
 from prunegym.models.features import CLIP, Decision, MaskFeatures, decisions_of
 from prunegym.models.masked import MaskedCNN
-from prunegym.models.networks import SimpleCNN
-from prunegym.models.zoo import build
+from prunegym.models.zoo.network_registry import build
+from prunegym.models.zoo.simple import SimpleCNN
 
 
 def cnn(size: int = 8, widths: tuple[int, ...] = (4, 6)) -> MaskedCNN:

@@ -13,7 +13,7 @@ from prunegym.errors import InvalidInputError
 from prunegym.models.features import MaskFeatures
 from prunegym.models.gate_policy import GatePolicy, StaticPolicy, StraightThrough, check_penalty, greedy, rollout
 from prunegym.models.masked import MaskedCNN
-from prunegym.models.networks import SimpleCNN
+from prunegym.models.zoo.simple import SimpleCNN
 from tests.models.slicing import randomise
 
 

@@ -18,7 +18,7 @@ from prunegym.models import MaskedCNN
 from prunegym.models.kernel import Plan, PlanBuilder, _library
 from prunegym.models.kernel._library import library, openmp
 from prunegym.models.skipping import lower, translate
-from prunegym.models.zoo import build
+from prunegym.models.zoo.network_registry import build
 from tests.models.skipping_networks import close, each_variant, kept_sets, needs_kernel
 from tests.models.slicing import randomise
 

@@ -19,7 +19,7 @@ from prunegym.models.data.splits import from_arrays
 from prunegym.models.joint import TuneConfig
 from prunegym.models.preparation import PrepareConfig, prepare
 from prunegym.models.training import TrainConfig, accuracy, epoch_batches, train
-from prunegym.models.zoo import build
+from prunegym.models.zoo.network_registry import build
 
 
 def digits(split: str = "train") -> Dataset:

@@ -27,7 +27,7 @@ from prunegym.models.model_files import CNNInfo, StoredModel, read_model
 from prunegym.models.runs import command_line
 from prunegym.models.skipping import EXECUTIONS
 from prunegym.models.training import accuracy
-from prunegym.models.zoo import ZOO, build
+from prunegym.models.zoo.network_registry import ZOO, build
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else on standard output.")]
 DataRoot = Annotated[

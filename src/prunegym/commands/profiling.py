@@ -29,7 +29,7 @@ from prunegym.models.masked import MaskedCNN
 from prunegym.models.model_files import StoredModel
 from prunegym.models.skipping.profiling import Profile, profile as measure_profile
 from prunegym.models.timing import random_masks
-from prunegym.models.zoo import ZOO
+from prunegym.models.zoo.network_registry import ZOO
 
 BATCHES = 8
 

@@ -12,7 +12,7 @@ from prunegym.errors import InvalidInputError
 from prunegym.models.data.dataset_registry import SOURCES, load_dataset
 from prunegym.models.dynamic import SHIPPED
 from prunegym.models.model_files import StoredModel
-from prunegym.models.zoo import ZOO
+from prunegym.models.zoo.network_registry import ZOO
 
 
 def list_names(as_json: JsonFlag = False) -> None:

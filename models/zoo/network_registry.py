@@ -1,4 +1,4 @@
-"""The zoo: networks by name, each name a constructor of :mod:`prunegym.models.networks` with its arguments."""
+"""The zoo: networks by name, each name a constructor with its arguments."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from prunegym.errors import InvalidInputError, UnknownNameError
-from prunegym.models.networks import VGG, CifarResNet, MCifarNet, ResNet18, SimpleCNN
+from prunegym.models.zoo.resnet import CifarResNet, ResNet18
+from prunegym.models.zoo.simple import MCifarNet, SimpleCNN
+from prunegym.models.zoo.vgg import VGG
 
 ZOO: dict[str, Callable[..., nn.Module]] = {
     "simple-cnn": SimpleCNN,

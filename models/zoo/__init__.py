@@ -1,0 +1,1 @@
+"""Networks by name: plain torch modules that know nothing of masks."""
