@@ -16,7 +16,7 @@ import time
 import torch
 
 from prunegym.models import MaskedCNN, SkippingCNN, build
-from prunegym.models.kernel._library import library, openmp
+from prunegym.models.kernel.shared_library import library, openmp
 from prunegym.models.timing import machine, random_masks
 
 ASLEEP = 0.002

@@ -6,9 +6,10 @@ nothing of the rest of PruneGym: a network is described to :class:`PlanBuilder` 
 
 from __future__ import annotations
 
-from prunegym.models.kernel._library import available, unavailable_reason, variants
-from prunegym.models.kernel.builder import PlanBuilder, Value
+from prunegym.models.kernel.buffers import Value
+from prunegym.models.kernel.builder import PlanBuilder
+from prunegym.models.kernel.passes import Pass
 from prunegym.models.kernel.plan import GateHead, Plan
-from prunegym.models.kernel.stepwise import Pass
+from prunegym.models.kernel.shared_library import available, unavailable_reason, variants
 
 __all__ = ["GateHead", "Pass", "Plan", "PlanBuilder", "Value", "available", "unavailable_reason", "variants"]

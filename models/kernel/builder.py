@@ -3,39 +3,17 @@
 from __future__ import annotations
 
 import ctypes
-import dataclasses
 
 import torch
 from torch import Tensor
 
 from prunegym.errors import InvalidInputError
-from prunegym.models.kernel._buffers import assign_buffers
-from prunegym.models.kernel._library import ARRAYS, KINDS, LayerRecord, ValueRecord, choose_variant
+from prunegym.models.kernel.buffers import Value, assign_buffers
 from prunegym.models.kernel.plan import GateHead, Plan
+from prunegym.models.kernel.shared_library import ARRAYS, KINDS, LayerRecord, ValueRecord, choose_variant
 
 MAX_KERNEL = 7
 LayerFields = dict[str, int | Tensor]
-
-
-@dataclasses.dataclass(frozen=True)
-class Value:
-    """What flows between layers: a map (channels, height, width), or a vector (channels).
-
-    Attributes:
-        index: Number within its builder.
-        channels: Channels in all, kept or not.
-        height: Pixels; 1 for a vector.
-        width: Pixels; 1 for a vector.
-        stride: Numbers from a row to the next in memory; 0 for a vector.
-        gate: The gate that decides which channels are there; None if all are.
-    """
-
-    index: int
-    channels: int
-    height: int
-    width: int
-    stride: int
-    gate: int | None = None
 
 
 class PlanBuilder:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from prunegym.errors import InvalidInputError
-from prunegym.models.kernel._library import ERROR_SIZE, KINDS, BufferRecord, LayerRecord, ValueRecord, library
+from prunegym.models.kernel.shared_library import ERROR_SIZE, KINDS, BufferRecord, LayerRecord, ValueRecord, library
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -57,7 +57,7 @@ class Plan:
         layers: Names of the layers, in the order of their times in :meth:`timed`.
         mask_size: Mask bits of all gates.
         decides: Whether a gate has a policy.
-        looks: Number of features at each stop of a :class:`~prunegym.models.kernel.stepwise.Pass`.
+        looks: Number of features at each stop of a :class:`~prunegym.models.kernel.passes.Pass`.
         outputs: Numbers returned for each image.
     """
 

@@ -12,7 +12,7 @@ import torch
 from prunegym.errors import InvalidInputError, UnknownNameError
 from prunegym.models import MaskedCNN, MaskFeatures
 from prunegym.models.kernel import Pass, PlanBuilder
-from prunegym.models.kernel._library import library, openmp
+from prunegym.models.kernel.shared_library import library, openmp
 from prunegym.models.skipping import lower, translate
 from prunegym.models.stepwise import CHUNK, KernelPass, MaskedPass, stepwise_pass
 from tests.models.skipping_networks import NETWORKS, Mixed, UserNet, close, needs_kernel, random_masks, zoo
@@ -170,7 +170,7 @@ def test_networks_that_the_kernel_cannot_run():
 
 
 def test_without_the_kernel_torch_runs(monkeypatch):
-    monkeypatch.setattr("prunegym.models.kernel._library._load", lambda: (None, "it was not built"))
+    monkeypatch.setattr("prunegym.models.kernel.shared_library.load", lambda: (None, "it was not built"))
     masked = zoo("simple-cnn")
     assert isinstance(stepwise_pass(masked, MaskFeatures(masked)), MaskedPass)
 

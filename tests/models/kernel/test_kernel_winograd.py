@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from prunegym.models.kernel import PlanBuilder
+from tests.models.kernel.test_kernel import conv_network, sliced_conv
 from tests.models.skipping_networks import close, each_variant, kept_sets
-from tests.models.test_kernel import conv_network, sliced_conv
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from prunegym.errors import InvalidInputError, MissingDependencyError
 from prunegym.models import MaskedCNN
-from prunegym.models.kernel import Plan, PlanBuilder, _library
-from prunegym.models.kernel._library import library, openmp
+from prunegym.models.kernel import Plan, PlanBuilder, shared_library
+from prunegym.models.kernel.shared_library import library, openmp
 from prunegym.models.skipping import lower, translate
 from prunegym.models.zoo.network_registry import build
 from tests.models.skipping_networks import close, each_variant, kept_sets, needs_kernel
@@ -198,14 +198,14 @@ def test_switched_off_it_says_so():
 
 @needs_kernel
 def test_a_library_of_another_version_is_not_called(monkeypatch):
-    monkeypatch.setattr("prunegym.models.kernel._library.INTERFACE", 1)
-    found, reason = _library._load.__wrapped__()
+    monkeypatch.setattr("prunegym.models.kernel.shared_library.INTERFACE", 1)
+    found, reason = shared_library.load.__wrapped__()
     assert found is None
     assert "belongs to another version of prunegym; build it again" in reason
 
 
 def test_without_the_library_building_a_plan_names_the_cure(monkeypatch):
-    monkeypatch.setattr("prunegym.models.kernel._library._load", lambda: (None, "it was not built"))
+    monkeypatch.setattr("prunegym.models.kernel.shared_library.load", lambda: (None, "it was not built"))
     builder = PlanBuilder(3, 8, 8)
     with pytest.raises(MissingDependencyError, match="The compiled kernel is not available: it was not built"):
         builder.build(builder.average(builder.images))
@@ -216,7 +216,7 @@ def test_without_the_library_building_a_plan_names_the_cure(monkeypatch):
 def test_torchs_threads_are_found_beside_another_packages_openmp():
     program = """if True:
         import sklearn.ensemble, torch
-        from prunegym.models.kernel._library import openmp
+        from prunegym.models.kernel.shared_library import openmp
         found = {line.split()[-1] for line in open("/proc/self/maps") if "libgomp" in line}
         print(len(found), openmp() is not None)
     """

@@ -1,17 +1,36 @@
-"""Which value lies in which buffer: memory is used again as soon as its value is no longer needed."""
+"""Values between layers, and the buffers that they lie in: memory is used again once its value is not needed."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from prunegym.models.kernel._library import KINDS, BufferRecord
-
-if TYPE_CHECKING:
-    from prunegym.models.kernel.builder import Value
+from prunegym.models.kernel.shared_library import KINDS, BufferRecord
 
 _CONV, _ADD, _LOOK = (KINDS.index(kind) for kind in ("conv", "add", "look"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Value:
+    """What flows between layers: a map (channels, height, width), or a vector (channels).
+
+    Attributes:
+        index: Number within its builder.
+        channels: Channels in all, kept or not.
+        height: Pixels; 1 for a vector.
+        width: Pixels; 1 for a vector.
+        stride: Numbers from a row to the next in memory; 0 for a vector.
+        gate: The gate that decides which channels are there; None if all are.
+    """
+
+    index: int
+    channels: int
+    height: int
+    width: int
+    stride: int
+    gate: int | None = None
 
 
 def assign_buffers(

@@ -44,7 +44,7 @@ class LayerRecord(ctypes.Structure):
 
 
 @functools.lru_cache(maxsize=1)
-def _load() -> tuple[ctypes.CDLL | None, str]:
+def load() -> tuple[ctypes.CDLL | None, str]:
     """The library, or None and why there is none."""
     if os.environ.get("PRUNEGYM_KERNEL") == "off":
         return None, "it is switched off by the environment variable PRUNEGYM_KERNEL=off"
@@ -105,12 +105,12 @@ def openmp() -> int | None:
 
 def available() -> bool:
     """Whether the compiled kernel was built and can be loaded."""
-    return _load()[0] is not None
+    return load()[0] is not None
 
 
 def unavailable_reason() -> str:
     """Why the kernel is not available; empty if it is."""
-    return _load()[1]
+    return load()[1]
 
 
 def variants() -> tuple[str, ...]:
@@ -118,7 +118,7 @@ def variants() -> tuple[str, ...]:
 
     Empty if the kernel is not available.
     """
-    library = _load()[0]
+    library = load()[0]
     return tuple(library.prunegym_variants().decode().split(",")) if library is not None else ()
 
 
@@ -128,7 +128,7 @@ def library() -> Any:
     Raises:
         MissingDependencyError: If it is not available, saying why.
     """
-    loaded, reason = _load()
+    loaded, reason = load()
     if loaded is None:
         raise MissingDependencyError(f"The compiled kernel is not available: {reason}.")
     return loaded

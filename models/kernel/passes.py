@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from prunegym.errors import InvalidInputError
-from prunegym.models.kernel._library import ERROR_SIZE
 from prunegym.models.kernel.plan import Plan, thread_count
+from prunegym.models.kernel.shared_library import ERROR_SIZE
 
 
 class Pass:
