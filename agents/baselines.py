@@ -11,9 +11,15 @@ from torch import Tensor
 from prunegym.agents.deciding import Masks
 from prunegym.errors import UnknownNameError
 from prunegym.models.data.dataset import Dataset
-from prunegym.models.imitation import channel_scores
-from prunegym.models.masked import MaskedCNN
-from prunegym.models.static import at_mac_share, prices, taylor_scores
+from prunegym.models.masking.importance import (
+    activations,
+    at_mac_share,
+    channel_scores,
+    l1_scores,
+    prices,
+    taylor_scores,
+)
+from prunegym.models.masking.masked_cnn import MaskedCNN
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,18 +64,6 @@ def l1(setting: Setting) -> Masks:
     return Masks("L1", at_mac_share(l1_scores(setting.masked), setting.masked, setting.share, per_gate=True))
 
 
-def l1_scores(masked: MaskedCNN) -> Tensor:
-    """Return the L1 norm of each channel's filters: (mask_size,) float32."""
-    parts = []
-    for gate in masked.gates:
-        norms = torch.zeros(gate.width)
-        for producer in gate.producers:
-            layer = masked.network.get_submodule(masked.graph[producer].target)
-            norms += layer.get_parameter("weight").detach().abs().sum((1, 2, 3)).cpu()
-        parts.append(norms)
-    return torch.cat(parts)
-
-
 def taylor(setting: Setting) -> Masks:
     """Keep the channels that the loss on training images depends on most, the same share of each gate. Static."""
     scores = taylor_scores(setting.masked, setting.train)
@@ -95,22 +89,6 @@ def ranked_activation(setting: Setting) -> Masks:
     """Keep the best channels of all gates by :func:`channel_scores` of the image: the teacher of imitation."""
     masks = at_mac_share(_over_images(setting, channel_scores), setting.masked, setting.share)
     return Masks("ranked activation", masks, setting.masked.cost.total_macs, ORACLE)
-
-
-def activations(masked: MaskedCNN, images: Tensor) -> Tensor:
-    """Return the mean absolute value of each channel with all channels on.
-
-    Args:
-        masked: The CNN.
-        images: (batch, channels, height, width) float, normalised.
-
-    Returns:
-        (batch, mask_size) float32.
-    """
-    state = masked.begin(images, record=True)
-    masked.finish(state)
-    points = state.points or {}
-    return torch.cat([points[gate].float().abs().mean((2, 3)) for gate in range(len(masked.gates))], dim=1)
 
 
 @torch.no_grad()

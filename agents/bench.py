@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from prunegym.models.data.dataset import Dataset
-from prunegym.models.masked import MaskedCNN
+from prunegym.models.masking.masked_cnn import MaskedCNN
 
 
 class Bench:

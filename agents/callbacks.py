@@ -25,7 +25,7 @@ from prunegym.errors import InvalidInputError
 from prunegym.models.checkpoints import save_state, save_text
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.gate_policy import GatePolicy, StaticPolicy
-from prunegym.models.masked import MaskedCNN
+from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.skipping import prefer_kernel
 
 BATCH = 250

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from prunegym.models.data.dataset import Dataset
-from prunegym.models.masked import MaskedCNN
+from prunegym.models.masking.masked_cnn import MaskedCNN
 
 
 def static_mask(masks: Tensor, masked: MaskedCNN) -> Tensor:

@@ -15,7 +15,7 @@ from prunegym.errors import InvalidInputError
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.dynamic import DynamicCNN
 from prunegym.models.gate_policy import check_penalty
-from prunegym.models.masked import MaskedCNN
+from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.skipping import Executed
 
 Observation: TypeAlias = dict[str, NDArray[Any]]

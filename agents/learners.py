@@ -16,10 +16,10 @@ from prunegym.models.features import MaskFeatures
 from prunegym.models.gate_policy import GatePolicy, StaticPolicy, StraightThrough, rollout
 from prunegym.models.imitation import ImitationConfig
 from prunegym.models.joint import TuneConfig
-from prunegym.models.masked import MaskedCNN
+from prunegym.models.masking.importance import at_mac_share
+from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.model_files import CNNInfo
 from prunegym.models.preparation import PrepareConfig, prepare
-from prunegym.models.static import at_mac_share
 from prunegym.models.training import epoch_batches
 
 SPARSITY = 0.5

@@ -12,7 +12,7 @@ from prunegym.envs.outcome import Outcome
 from prunegym.envs.rewards import Reward, resolve_reward
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.joint import dense_logits
-from prunegym.models.masked import MaskedCNN
+from prunegym.models.masking.masked_cnn import MaskedCNN
 
 
 class OwnReward:

@@ -21,7 +21,7 @@ from prunegym.models.data.dataset_registry import other_split
 from prunegym.models.dynamic import DynamicCNN
 from prunegym.models.features import MaskFeatures
 from prunegym.models.fitting import check_images
-from prunegym.models.masked import MaskedCNN
+from prunegym.models.masking.masked_cnn import MaskedCNN
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,10 +13,11 @@ from prunegym.models.data.dataset import Dataset
 from prunegym.models.dynamic import DynamicCNN
 from prunegym.models.gate_policy import StaticPolicy
 from prunegym.models.joint import TuneConfig
-from prunegym.models.masked import MaskedCNN
+from prunegym.models.masking.importance import at_mac_share, prices, taylor_scores
+from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.model_files import CNNInfo
 from prunegym.models.preparation import PrepareConfig, prepare
-from prunegym.models.static import at_mac_share, prices, static_start, taylor_scores
+from prunegym.models.static import static_start
 
 Report = Callable[[dict[str, float]], None]
 

@@ -34,7 +34,7 @@ from prunegym.models.dynamic import DynamicCNN
 from prunegym.models.features import MaskFeatures
 from prunegym.models.fitting import check_masked
 from prunegym.models.gate_policy import GatePolicy, StaticPolicy
-from prunegym.models.masked import MaskedCNN
+from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.model_files import CNNInfo
 from prunegym.models.preparation import PrepareConfig, prepare
 from prunegym.models.runs import begin_run, finish_run

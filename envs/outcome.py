@@ -11,7 +11,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from prunegym.models.data.dataset import Dataset
-from prunegym.models.masked import MaskedCNN
+from prunegym.models.masking.masked_cnn import MaskedCNN
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ from prunegym.envs.outcome import Outcome
 from prunegym.envs.user_functions import call_checked
 from prunegym.errors import InvalidInputError, UnknownNameError
 from prunegym.models.latency import LatencyTable, open_table
-from prunegym.models.masked import MaskedCNN
+from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.user_code import import_object, name_of
 
 FULL_MASK_COST = 0.5

@@ -25,7 +25,7 @@ from prunegym.models.device import check_device
 from prunegym.models.features import CLIP, Decision, MaskFeatures, decisions_of
 from prunegym.models.fitting import check_output
 from prunegym.models.latency import LatencyTable
-from prunegym.models.masked import MaskedCNN
+from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.stepwise import STEPWISE
 
 Penalty = float | tuple[float, float]

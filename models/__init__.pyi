@@ -1,10 +1,8 @@
 from .budget import meet_target as meet_target
 from .checkpoints import load_weights as load_weights, save_weights as save_weights
-from .cost import CostModel as CostModel
 from .data.dataset import Dataset as Dataset, Normalisation as Normalisation
 from .data.dataset_registry import forget_datasets as forget_datasets, load_dataset as load_dataset
 from .data.splits import from_arrays as from_arrays
-from .discovery import Gate as Gate
 from .dynamic import DynamicCNN as DynamicCNN, Prediction as Prediction, shipped_model as shipped_model
 from .features import MaskFeatures as MaskFeatures
 from .gate_export import as_dynamic_cnn as as_dynamic_cnn, check_pruning as check_pruning
@@ -22,10 +20,13 @@ from .gated_layers import (
 )
 from .imitation import ImitationConfig as ImitationConfig, imitate as imitate
 from .joint import TuneConfig as TuneConfig, tune as tune
-from .masked import MaskedCNN as MaskedCNN
+from .masking.cost import CostModel as CostModel
+from .masking.gates import Gate as Gate
+from .masking.importance import taylor_scores as taylor_scores
+from .masking.masked_cnn import MaskedCNN as MaskedCNN
 from .model_files import CNNInfo as CNNInfo, read_model as read_model, write_model as write_model
 from .preparation import PrepareConfig as PrepareConfig, new_policy as new_policy, prepare as prepare
 from .skipping.cnn import EXECUTIONS as EXECUTIONS, SkippingCNN as SkippingCNN
-from .static import fixed_policy as fixed_policy, static_start as static_start, taylor_scores as taylor_scores
+from .static import fixed_policy as fixed_policy, static_start as static_start
 from .training import TrainConfig as TrainConfig, accuracy as accuracy, train as train
 from .zoo.network_registry import ZOO as ZOO, build as build, register_network as register_network

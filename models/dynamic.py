@@ -13,7 +13,7 @@ from prunegym.errors import InvalidInputError, UnknownNameError
 from prunegym.models.data.dataset import Normalisation
 from prunegym.models.device import check_device
 from prunegym.models.gate_policy import GatePolicy, StaticPolicy, check_penalty, rollout
-from prunegym.models.masked import MaskedCNN
+from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.model_files import CNNInfo, read_model, write_model
 from prunegym.models.skipping import Executed, SkippingCNN
 

@@ -14,7 +14,7 @@ from prunegym.models.dynamic import DynamicCNN
 from prunegym.models.features import MaskFeatures
 from prunegym.models.gate_policy import GatePolicy
 from prunegym.models.gated_layers import SimpleDynamicCNN, gated_layers
-from prunegym.models.masked import MaskedCNN
+from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.model_files import CNNInfo
 
 

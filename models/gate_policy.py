@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from prunegym.errors import InvalidInputError
 from prunegym.models.features import Decision, MaskFeatures
-from prunegym.models.masked import MaskedCNN
+from prunegym.models.masking.masked_cnn import MaskedCNN
 
 Choose = Callable[[Tensor], Tensor]
 """From the logits of a decision (batch, width) to its mask bits (batch, width) float."""

@@ -13,9 +13,9 @@ from torch import Tensor
 from prunegym.errors import InvalidInputError
 from prunegym.models.data.dataset import Augment, Dataset
 from prunegym.models.gate_policy import GatePolicy, StaticPolicy, rollout
-from prunegym.models.masked import MaskedCNN
+from prunegym.models.masking.importance import at_mac_share, channel_scores
+from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.shares import check_shares, share_at
-from prunegym.models.static import at_mac_share
 
 Report = Callable[[dict[str, float]], None]
 
@@ -48,37 +48,6 @@ class ImitationConfig:
     def at(self, position: float) -> ImitationConfig:
         """Return the lesson for a lambda at a position (0 to 1) of its range."""
         return dataclasses.replace(self, mac_share=share_at(self.mac_share, position))
-
-
-@torch.no_grad()
-def channel_scores(masked: MaskedCNN, images: Tensor) -> Tensor:
-    """Score the channels of each image by what they contribute for their price.
-
-    Root mean square of the channel's activation, over that of what its producer reads, over the square root of the
-    MACs that the channel costs. The scores of all layers are on one scale, so that budget moves between layers.
-
-    Args:
-        masked: The CNN; it runs with all channels on.
-        images: (batch, channels, height, width) float, normalised.
-
-    Returns:
-        (batch, mask_size) float32.
-    """
-    state = masked.begin(images, record=True)
-    reads: list[Tensor] = []
-    while state.reads is not None:
-        reads.append(state.reads.float().square().mean((1, 2, 3)).sqrt())
-        masked.advance(state, None)
-    assert state.points is not None
-    price = masked.cost.channel_price()
-    price = (price / price.max()).sqrt()
-    scores = [
-        state.points[gate].float().square().mean((2, 3)).sqrt()
-        / reads[gate].clamp_min(1e-12)[:, None]
-        / float(price[gate])
-        for gate in range(len(masked.gates))
-    ]
-    return torch.cat(scores, dim=1)
 
 
 def teacher_mask(masked: MaskedCNN, scores: Tensor, config: ImitationConfig, easy: bool) -> Tensor:

@@ -18,7 +18,7 @@ from prunegym.models.data.dataset import Augment, Dataset
 from prunegym.models.fingerprints import check_inputs, fingerprint_of
 from prunegym.models.fitting import layout_of
 from prunegym.models.gate_policy import GatePolicy, Rollout, StaticPolicy, StraightThrough, greedy, rollout
-from prunegym.models.masked import MaskedCNN
+from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.runs import without_unused
 from prunegym.models.shares import check_shares, share_at
 from prunegym.models.training import autocast, epoch_batches

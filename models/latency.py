@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from prunegym.errors import InvalidInputError, MissingDataError
-from prunegym.models.masked import MaskedCNN
+from prunegym.models.masking.masked_cnn import MaskedCNN
 
 FORMAT = 1
 

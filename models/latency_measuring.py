@@ -23,7 +23,7 @@ from prunegym.models.latency_timers import (
     policy_timer,
     step_counts,
 )
-from prunegym.models.masked import MaskedCNN
+from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.runs import machine, versions
 
 # Who measures a table finds the ways of running here too.

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from prunegym.errors import InvalidInputError, UnknownNameError
-from prunegym.models.discovery import channel_counts
 from prunegym.models.gate_policy import GatePolicy, StaticPolicy
-from prunegym.models.graph import Step
-from prunegym.models.masked import MaskedCNN
-from prunegym.models.operators import Kind
+from prunegym.models.masking.gates import channel_counts
+from prunegym.models.masking.graph import Step
+from prunegym.models.masking.masked_cnn import MaskedCNN
+from prunegym.models.masking.operators import Kind
 from prunegym.models.skipping.gather_path import GatherPath
 from prunegym.models.skipping.kernel_path import shares_an_image, translate
 from prunegym.models.skipping.lowering import UnsupportedError, lower

@@ -21,7 +21,7 @@ from prunegym.models.features import MaskFeatures
 from prunegym.models.fingerprints import fingerprint_of
 from prunegym.models.fitting import check_images
 from prunegym.models.gate_policy import GatePolicy, StaticPolicy
-from prunegym.models.masked import MaskedCNN
+from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.quantization import dequantized, quantized_state
 from prunegym.models.zoo.network_registry import ZOO, build
 

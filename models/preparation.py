@@ -19,8 +19,9 @@ from prunegym.models.fitting import check_images, check_output
 from prunegym.models.gate_policy import GatePolicy, StaticPolicy
 from prunegym.models.imitation import ImitationConfig, imitate
 from prunegym.models.joint import TuneConfig, tune
-from prunegym.models.masked import MaskedCNN
-from prunegym.models.static import at_mac_share, fixed_policy
+from prunegym.models.masking.importance import at_mac_share
+from prunegym.models.masking.masked_cnn import MaskedCNN
+from prunegym.models.static import fixed_policy
 
 StageReport = Callable[[str, dict[str, float]], None]
 

@@ -11,7 +11,7 @@ from prunegym.errors import InvalidInputError, UnknownNameError
 from prunegym.models import kernel
 from prunegym.models.features import MaskFeatures
 from prunegym.models.kernel import Pass, Plan
-from prunegym.models.masked import ForwardPass, MaskedCNN
+from prunegym.models.masking.masked_cnn import ForwardPass, MaskedCNN
 from prunegym.models.skipping import Executed, UnsupportedError, lower, translate
 from prunegym.models.skipping.checking import check
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from prunegym.errors import InvalidInputError
-from prunegym.models.graph import Step
+from prunegym.models.masking.graph import Step
 from prunegym.models.onnx_export.builder import Array
 
 

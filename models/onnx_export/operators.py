@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from prunegym.errors import InvalidInputError
-from prunegym.models.graph import Graph, Step, Value
+from prunegym.models.masking.graph import Graph, Step, Value
 from prunegym.models.onnx_export.builder import Array, GraphBuilder, Known
 
 

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunegym.errors import PruneGymError
-from prunegym.models.graph import Step, Value, overwrites, runner
-from prunegym.models.masked import MaskedCNN
-from prunegym.models.operators import Kind
+from prunegym.models.masking.graph import Step, Value, overwrites, runner
+from prunegym.models.masking.masked_cnn import MaskedCNN
+from prunegym.models.masking.operators import Kind
 from prunegym.models.skipping.fusing import fuse
 from prunegym.models.skipping.program import (
     Add,

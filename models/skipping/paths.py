@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from prunegym.models.gate_policy import GatePolicy, StaticPolicy, greedy, rollout
-from prunegym.models.masked import MaskedCNN
+from prunegym.models.masking.masked_cnn import MaskedCNN
 
 Policy = GatePolicy | StaticPolicy
 Decide = Callable[[int, Tensor], Tensor]

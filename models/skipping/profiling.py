@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from prunegym.models.gate_policy import GatePolicy
-from prunegym.models.masked import MaskedCNN
+from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.skipping.cnn import SkippingCNN
 from prunegym.models.skipping.gather_path import GatherPath
 from prunegym.models.skipping.kernel_path import KernelPath

@@ -8,13 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from prunegym.agents.baselines import (
-    BASELINES,
-    Setting,
-    activations,
-    l1_scores,
-    make_baseline,
-)
+from prunegym.agents.baselines import BASELINES, Setting, make_baseline
 from prunegym.agents.evaluation import evaluate
 from prunegym.agents.offsets import gates_at_mac_share
 from prunegym.agents.rivals import (
@@ -25,8 +19,8 @@ from prunegym.agents.rivals import (
 )
 from prunegym.errors import InvalidInputError, UnknownNameError
 from prunegym.models import CNNInfo, DynamicCNN, MaskedCNN, build, fixed_policy, load_dataset, taylor_scores
-from prunegym.models.imitation import channel_scores, keep_best
-from prunegym.models.static import at_mac_share
+from prunegym.models.imitation import keep_best
+from prunegym.models.masking.importance import activations, at_mac_share, channel_scores, l1_scores
 
 
 def macs_of(first, second):

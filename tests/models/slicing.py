@@ -1,7 +1,7 @@
 """The oracle: zoo networks with filters physically removed.
 
 Written by hand for each family, from the weights alone. It shares no code with the mask path: nothing of
-``prunegym.models.masked``, ``discovery``, ``graph`` or ``cost`` is imported here.
+``prunegym.models.masking.masked_cnn``, ``discovery``, ``graph`` or ``cost`` is imported here.
 """
 
 from __future__ import annotations

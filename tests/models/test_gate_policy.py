@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from prunegym.errors import InvalidInputError
 from prunegym.models.features import MaskFeatures
 from prunegym.models.gate_policy import GatePolicy, StaticPolicy, StraightThrough, check_penalty, greedy, rollout
-from prunegym.models.masked import MaskedCNN
+from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.zoo.simple import SimpleCNN
 from tests.models.slicing import randomise
 

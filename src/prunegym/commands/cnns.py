@@ -40,7 +40,7 @@ from prunegym.models.dynamic import DynamicCNN
 from prunegym.models.gate_policy import GatePolicy, StaticPolicy, rollout
 from prunegym.models.imitation import ImitationConfig
 from prunegym.models.joint import TuneConfig
-from prunegym.models.masked import MaskedCNN
+from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.model_files import CNNInfo, write_model
 from prunegym.models.preparation import PrepareConfig, prepare as prepare_model
 from prunegym.models.runs import begin_run, finish_run

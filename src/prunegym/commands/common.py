@@ -22,7 +22,7 @@ from prunegym.models.data.dataset import Dataset, Normalisation
 from prunegym.models.data.dataset_registry import load_dataset
 from prunegym.models.device import check_device
 from prunegym.models.dynamic import SHIPPED, shipped_model
-from prunegym.models.masked import MaskedCNN
+from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.model_files import CNNInfo, StoredModel, read_model
 from prunegym.models.runs import command_line
 from prunegym.models.skipping import EXECUTIONS

@@ -25,7 +25,7 @@ from prunegym.commands.common import (
     table,
 )
 from prunegym.errors import InvalidInputError
-from prunegym.models.masked import MaskedCNN
+from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.model_files import StoredModel
 from prunegym.models.skipping.profiling import Profile, profile as measure_profile
 from prunegym.models.timing import random_masks

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from prunegym.errors import InvalidInputError
-from prunegym.models.graph import Graph, Step
-from prunegym.models.operators import Kind
+from prunegym.models.masking.graph import Graph, Step
+from prunegym.models.masking.operators import Kind
 
 
 def scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from prunegym.errors import UntraceableModelError
-from prunegym.models.discovery import Gate, Layout, layouts
-from prunegym.models.graph import Graph, Step, runner
-from prunegym.models.operators import Kind
+from prunegym.models.masking.gates import Gate, Layout, layouts
+from prunegym.models.masking.graph import Graph, Step, runner
+from prunegym.models.masking.operators import Kind
 
 _TOLERANCE = 1e-4
 

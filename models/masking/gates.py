@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from prunegym.errors import InvalidInputError, UnknownNameError, UntraceableModelError
-from prunegym.models.graph import Graph, Step, Value
-from prunegym.models.operators import Kind
+from prunegym.models.masking.graph import Graph, Step, Value
+from prunegym.models.masking.operators import Kind
 
 
 @dataclasses.dataclass(frozen=True)

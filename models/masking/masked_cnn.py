@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from prunegym.errors import InvalidInputError
-from prunegym.models.cost import CostModel
-from prunegym.models.discovery import Gate, Layout, choose_gates, find_gates, layouts, wanted_names
-from prunegym.models.graph import Graph, check_module, runner, trace
-from prunegym.models.verification import failing_gates
+from prunegym.models.masking.cost import CostModel
+from prunegym.models.masking.gates import Gate, Layout, choose_gates, find_gates, layouts, wanted_names
+from prunegym.models.masking.graph import Graph, check_module, runner, trace
+from prunegym.models.masking.verification import failing_gates
 
 
 @dataclasses.dataclass

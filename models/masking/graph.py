@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from prunegym.errors import InvalidInputError, UntraceableModelError
-from prunegym.models.operators import Kind, kind_of_function, kind_of_method, kind_of_module
+from prunegym.models.masking.operators import Kind, kind_of_function, kind_of_method, kind_of_module
 
 
 @dataclasses.dataclass(frozen=True)

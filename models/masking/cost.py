@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from prunegym.models.discovery import Block, Gate, Layout, channel_counts
-from prunegym.models.graph import Graph, Step
-from prunegym.models.operators import Kind
+from prunegym.models.masking.gates import Block, Gate, Layout, channel_counts
+from prunegym.models.masking.graph import Graph, Step
+from prunegym.models.masking.operators import Kind
 
 _LAYERS = (Kind.CONV, Kind.DEPTHWISE, Kind.LINEAR)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from prunegym.models.masked import MaskedCNN
+from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.zoo.network_registry import ZOO, build
 from prunegym.models.zoo.simple import SimpleCNN
 from tests.models.slicing import randomise, remove, weights_alive

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunegym.errors import InvalidInputError, UntraceableModelError
-from prunegym.models.masked import MaskedCNN
+from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.zoo.simple import SimpleCNN
 from tests.models.slicing import randomise
 from tests.models.small_networks import images, small

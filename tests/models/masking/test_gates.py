@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from prunegym.errors import UntraceableModelError
-from prunegym.models.masked import MaskedCNN
+from prunegym.models.masking.masked_cnn import MaskedCNN
 from tests.models.many_networks import NETWORKS
 from tests.models.slicing import randomise
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunegym.errors import InvalidInputError, UnknownNameError
-from prunegym.models.masked import MaskedCNN
+from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.zoo.network_registry import ZOO, build
 from prunegym.models.zoo.simple import SimpleCNN
 from tests.models.slicing import gate_names, randomise, remove
