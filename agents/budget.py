@@ -12,7 +12,7 @@ from prunegym.envs.task import Task
 from prunegym.errors import InvalidInputError
 from prunegym.models.budget import TOLERANCE, meet_target, total_mac_share
 from prunegym.models.data.dataset import Dataset
-from prunegym.models.gate_policy import GatePolicy
+from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.masking.masked_cnn import MaskedCNN
 
 

@@ -24,7 +24,8 @@ from prunegym.agents.policies import MaskPolicy
 from prunegym.errors import InvalidInputError
 from prunegym.models.checkpoints import save_state, save_text
 from prunegym.models.data.dataset import Dataset
-from prunegym.models.gate_policy import GatePolicy, StaticPolicy
+from prunegym.models.gating.gate_policy import GatePolicy
+from prunegym.models.gating.static_policy import StaticPolicy
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.skipping import prefer_kernel
 

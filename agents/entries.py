@@ -22,7 +22,8 @@ from prunegym.agents.training import train_agent
 from prunegym.errors import InvalidInputError, UnknownNameError
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.dynamic import DynamicCNN
-from prunegym.models.gate_policy import GatePolicy, StaticPolicy
+from prunegym.models.gating.gate_policy import GatePolicy
+from prunegym.models.gating.static_policy import StaticPolicy
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.model_files import CNNInfo
 

@@ -23,7 +23,7 @@ from prunegym.models.budget import total_mac_share
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.dynamic import DynamicCNN
 from prunegym.models.fitting import check_dense
-from prunegym.models.gate_policy import StaticPolicy
+from prunegym.models.gating.static_policy import StaticPolicy
 from prunegym.models.joint import TuneConfig, dense_logits, tune
 from prunegym.models.runs import begin_run, finish_run
 

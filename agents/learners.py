@@ -12,8 +12,10 @@ from prunegym.agents.deciding import Masks
 from prunegym.models.budget import meet_target
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.dynamic import DynamicCNN
-from prunegym.models.features import MaskFeatures
-from prunegym.models.gate_policy import GatePolicy, StaticPolicy, StraightThrough, rollout
+from prunegym.models.gating.features import MaskFeatures
+from prunegym.models.gating.gate_policy import GatePolicy
+from prunegym.models.gating.rollouts import StraightThrough, rollout
+from prunegym.models.gating.static_policy import StaticPolicy
 from prunegym.models.imitation import ImitationConfig
 from prunegym.models.joint import TuneConfig
 from prunegym.models.masking.importance import at_mac_share

@@ -10,7 +10,7 @@ from prunegym.agents.deciding import decide_on_the_way
 from prunegym.models.budget import meet_target
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.dynamic import DynamicCNN
-from prunegym.models.gate_policy import rollout
+from prunegym.models.gating.rollouts import rollout
 from prunegym.models.skipping import prefer_kernel
 
 

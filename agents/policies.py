@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from prunegym.envs.task import Task
 from prunegym.errors import InvalidInputError
-from prunegym.models.gate_policy import GatePolicy
+from prunegym.models.gating.gate_policy import GatePolicy
 
 ALWAYS_KEPT = 40.0
 """Logit of the bits past a gate's width: their log-probability and entropy are 0 in float32."""

@@ -19,8 +19,8 @@ from prunegym.envs.task import Task, make_task
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.data.dataset_registry import other_split
 from prunegym.models.dynamic import DynamicCNN
-from prunegym.models.features import MaskFeatures
 from prunegym.models.fitting import check_images
+from prunegym.models.gating.features import MaskFeatures
 from prunegym.models.masking.masked_cnn import MaskedCNN
 
 

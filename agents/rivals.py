@@ -11,13 +11,12 @@ from torch import Tensor, nn
 from prunegym.agents.deciding import Masks
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.dynamic import DynamicCNN
-from prunegym.models.gate_policy import StaticPolicy
+from prunegym.models.gating.static_policy import StaticPolicy, static_start
 from prunegym.models.joint import TuneConfig
 from prunegym.models.masking.importance import at_mac_share, prices, taylor_scores
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.model_files import CNNInfo
 from prunegym.models.preparation import PrepareConfig, prepare
-from prunegym.models.static import static_start
 
 Report = Callable[[dict[str, float]], None]
 

@@ -31,9 +31,10 @@ from prunegym.models.budget import meet_target
 from prunegym.models.checkpoints import load_state
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.dynamic import DynamicCNN
-from prunegym.models.features import MaskFeatures
 from prunegym.models.fitting import check_masked
-from prunegym.models.gate_policy import GatePolicy, StaticPolicy
+from prunegym.models.gating.features import MaskFeatures
+from prunegym.models.gating.gate_policy import GatePolicy
+from prunegym.models.gating.static_policy import StaticPolicy
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.model_files import CNNInfo
 from prunegym.models.preparation import PrepareConfig, prepare

@@ -12,8 +12,8 @@ from torch import nn
 from prunegym.errors import InvalidInputError, UnknownNameError
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.dynamic import SHIPPED, DynamicCNN, shipped_model
-from prunegym.models.features import MaskFeatures
 from prunegym.models.fitting import check_images
+from prunegym.models.gating.features import MaskFeatures
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.model_files import CNNInfo, read_model
 from prunegym.models.zoo.network_registry import ZOO, build

@@ -22,8 +22,8 @@ from prunegym.errors import InvalidInputError, UnknownNameError
 from prunegym.models.data.dataset import SPLITS, Augment, Dataset, Split
 from prunegym.models.data.dataset_registry import load_dataset
 from prunegym.models.device import check_device
-from prunegym.models.features import CLIP, Decision, MaskFeatures, decisions_of
 from prunegym.models.fitting import check_output
+from prunegym.models.gating.features import CLIP, Decision, MaskFeatures, decisions_of
 from prunegym.models.latency import LatencyTable
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.stepwise import STEPWISE

@@ -4,19 +4,20 @@ from .data.dataset import Dataset as Dataset, Normalisation as Normalisation
 from .data.dataset_registry import forget_datasets as forget_datasets, load_dataset as load_dataset
 from .data.splits import from_arrays as from_arrays
 from .dynamic import DynamicCNN as DynamicCNN, Prediction as Prediction, shipped_model as shipped_model
-from .features import MaskFeatures as MaskFeatures
 from .gate_export import as_dynamic_cnn as as_dynamic_cnn, check_pruning as check_pruning
-from .gate_policy import (
-    GatePolicy as GatePolicy,
-    StaticPolicy as StaticPolicy,
-    StraightThrough as StraightThrough,
-    rollout as rollout,
-)
-from .gated_layers import (
+from .gating.features import MaskFeatures as MaskFeatures
+from .gating.gate_policy import GatePolicy as GatePolicy
+from .gating.gated_layers import (
     DynamicPrunedConv2d as DynamicPrunedConv2d,
     GateNetwork as GateNetwork,
     SimpleDynamicCNN as SimpleDynamicCNN,
     l1_norm as l1_norm,
+)
+from .gating.rollouts import StraightThrough as StraightThrough, rollout as rollout
+from .gating.static_policy import (
+    StaticPolicy as StaticPolicy,
+    fixed_policy as fixed_policy,
+    static_start as static_start,
 )
 from .imitation import ImitationConfig as ImitationConfig, imitate as imitate
 from .joint import TuneConfig as TuneConfig, tune as tune
@@ -27,6 +28,5 @@ from .masking.masked_cnn import MaskedCNN as MaskedCNN
 from .model_files import CNNInfo as CNNInfo, read_model as read_model, write_model as write_model
 from .preparation import PrepareConfig as PrepareConfig, new_policy as new_policy, prepare as prepare
 from .skipping.cnn import EXECUTIONS as EXECUTIONS, SkippingCNN as SkippingCNN
-from .static import fixed_policy as fixed_policy, static_start as static_start
 from .training import TrainConfig as TrainConfig, accuracy as accuracy, train as train
 from .zoo.network_registry import ZOO as ZOO, build as build, register_network as register_network

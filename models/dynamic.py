@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from prunegym.errors import InvalidInputError, UnknownNameError
 from prunegym.models.data.dataset import Normalisation
 from prunegym.models.device import check_device
-from prunegym.models.gate_policy import GatePolicy, StaticPolicy, check_penalty, rollout
+from prunegym.models.gating.gate_policy import GatePolicy, check_penalty
+from prunegym.models.gating.rollouts import rollout
+from prunegym.models.gating.static_policy import StaticPolicy
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.model_files import CNNInfo, read_model, write_model
 from prunegym.models.skipping import Executed, SkippingCNN

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from prunegym.errors import InvalidInputError
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.dynamic import DynamicCNN
-from prunegym.models.features import MaskFeatures
-from prunegym.models.gate_policy import GatePolicy
-from prunegym.models.gated_layers import SimpleDynamicCNN, gated_layers
+from prunegym.models.gating.features import MaskFeatures
+from prunegym.models.gating.gate_policy import GatePolicy
+from prunegym.models.gating.gated_layers import SimpleDynamicCNN, gated_layers
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.model_files import CNNInfo
 

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from prunegym.errors import InvalidInputError
 from prunegym.models.data.dataset import Augment, Dataset
-from prunegym.models.gate_policy import GatePolicy, StaticPolicy, rollout
+from prunegym.models.gating.gate_policy import GatePolicy
+from prunegym.models.gating.rollouts import rollout
+from prunegym.models.gating.static_policy import StaticPolicy
 from prunegym.models.masking.importance import at_mac_share, channel_scores
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.shares import check_shares, share_at

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from prunegym.errors import InvalidInputError
-from prunegym.models.gate_policy import GatePolicy, StaticPolicy
+from prunegym.models.gating.gate_policy import GatePolicy
+from prunegym.models.gating.static_policy import StaticPolicy
 from prunegym.models.latency import Axis, LatencyTable, Part
 from prunegym.models.latency_timers import (
     Clock,

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from prunegym.errors import InvalidInputError, UnknownNameError
-from prunegym.models.gate_policy import GatePolicy, StaticPolicy
+from prunegym.models.gating.gate_policy import GatePolicy
+from prunegym.models.gating.static_policy import StaticPolicy
 from prunegym.models.masking.gates import channel_counts
 from prunegym.models.masking.graph import Step
 from prunegym.models.masking.masked_cnn import MaskedCNN

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from prunegym.errors import InvalidInputError, MissingDataError, PruneGymError
 from prunegym.models.checkpoints import load_tensors, read_weights, write_tensors
 from prunegym.models.data.dataset import Dataset, Normalisation
-from prunegym.models.features import MaskFeatures
 from prunegym.models.fingerprints import fingerprint_of
 from prunegym.models.fitting import check_images
-from prunegym.models.gate_policy import GatePolicy, StaticPolicy
+from prunegym.models.gating.features import MaskFeatures
+from prunegym.models.gating.gate_policy import GatePolicy
+from prunegym.models.gating.static_policy import StaticPolicy
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.quantization import dequantized, quantized_state
 from prunegym.models.zoo.network_registry import ZOO, build

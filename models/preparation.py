@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from prunegym.models.budget import meet_target
 from prunegym.models.checkpoints import load_state, save_state
 from prunegym.models.data.dataset import Dataset
-from prunegym.models.features import MaskFeatures
 from prunegym.models.fingerprints import fingerprint_of
 from prunegym.models.fitting import check_images, check_output
-from prunegym.models.gate_policy import GatePolicy, StaticPolicy
+from prunegym.models.gating.features import MaskFeatures
+from prunegym.models.gating.gate_policy import GatePolicy
+from prunegym.models.gating.static_policy import StaticPolicy, fixed_policy
 from prunegym.models.imitation import ImitationConfig, imitate
 from prunegym.models.joint import TuneConfig, tune
 from prunegym.models.masking.importance import at_mac_share
 from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.models.static import fixed_policy
 
 StageReport = Callable[[str, dict[str, float]], None]
 

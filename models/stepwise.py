@@ -9,7 +9,7 @@ from torch import Tensor
 
 from prunegym.errors import InvalidInputError, UnknownNameError
 from prunegym.models import kernel
-from prunegym.models.features import MaskFeatures
+from prunegym.models.gating.features import MaskFeatures
 from prunegym.models.kernel import Pass, Plan
 from prunegym.models.masking.masked_cnn import ForwardPass, MaskedCNN
 from prunegym.models.skipping import Executed, UnsupportedError, lower, translate

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from torch import nn
 
-from prunegym.models.features import CLIP, MaskFeatures
-from prunegym.models.gate_policy import GatePolicy, StaticPolicy
+from prunegym.models.gating.features import CLIP, MaskFeatures
+from prunegym.models.gating.gate_policy import GatePolicy
+from prunegym.models.gating.static_policy import StaticPolicy
 from prunegym.models.onnx_export.builder import GraphBuilder, Known
 from prunegym.models.onnx_export.channels import Columns
 from prunegym.models.onnx_export.layers import numpy_of

@@ -12,7 +12,7 @@ from torch import nn
 
 from prunegym.errors import InvalidInputError, UnknownNameError
 from prunegym.models.dynamic import DynamicCNN
-from prunegym.models.gate_policy import check_penalty
+from prunegym.models.gating.gate_policy import check_penalty
 from prunegym.models.masking.folding import folded, norm_behind, scale_and_shift
 from prunegym.models.masking.graph import Step, attribute_of, overwrites
 from prunegym.models.masking.operators import Kind

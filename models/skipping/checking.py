@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from prunegym.models.gate_policy import GatePolicy
+from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.skipping.lowering import UnsupportedError
 from prunegym.models.skipping.paths import Path

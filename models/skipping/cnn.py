@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from prunegym.errors import InvalidInputError, UnknownNameError
-from prunegym.models.gate_policy import GatePolicy, check_penalty
+from prunegym.models.gating.gate_policy import GatePolicy, check_penalty
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.skipping.checking import check
 from prunegym.models.skipping.choosing import Choice, choose, distinct

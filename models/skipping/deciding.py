@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prunegym.models.features import CLIP, MaskFeatures
-from prunegym.models.gate_policy import GatePolicy, check_penalty
+from prunegym.models.gating.features import CLIP, MaskFeatures
+from prunegym.models.gating.gate_policy import GatePolicy, check_penalty
 from prunegym.models.skipping.paths import Decide, decide_as_given
 from prunegym.models.skipping.program import Program
 

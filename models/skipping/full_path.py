@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from prunegym.models.gate_policy import GatePolicy
+from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.skipping.deciding import Deciding, joined
 from prunegym.models.skipping.masking import Masking, Masks
 from prunegym.models.skipping.paths import Executed

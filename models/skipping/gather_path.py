@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from prunegym.models.gate_policy import GatePolicy
+from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.skipping.deciding import Deciding, joined
 from prunegym.models.skipping.paths import Decide, Executed
 from prunegym.models.skipping.program import Conv, Layer, Linear, Program

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from prunegym.errors import InvalidInputError
 from prunegym.models import kernel
-from prunegym.models.features import MaskFeatures
-from prunegym.models.gate_policy import GatePolicy
+from prunegym.models.gating.features import MaskFeatures
+from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.kernel import GateHead, Plan, PlanBuilder, Value
 from prunegym.models.skipping.lowering import UnsupportedError
 from prunegym.models.skipping.paths import Executed

@@ -8,7 +8,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from prunegym.models.gate_policy import GatePolicy, StaticPolicy, greedy, rollout
+from prunegym.models.gating.gate_policy import GatePolicy
+from prunegym.models.gating.rollouts import greedy, rollout
+from prunegym.models.gating.static_policy import StaticPolicy
 from prunegym.models.masking.masked_cnn import MaskedCNN
 
 Policy = GatePolicy | StaticPolicy

@@ -10,7 +10,7 @@ import torch
 
 from prunegym import evaluate
 from prunegym.models import DynamicCNN, TrainConfig, build, load_dataset, read_model, train
-from prunegym.models.gate_policy import StaticPolicy
+from prunegym.models.gating.static_policy import StaticPolicy
 from tests.commands.command_line import CNN, PREPARE, RL, as_json, fail, first_filter, succeed
 
 # Settings that take seconds make weak agents.

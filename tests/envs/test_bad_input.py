@@ -11,7 +11,7 @@ from prunegym.envs import ChannelMaskEnv, ChannelMaskVectorEnv, MaskSimulator, M
 from prunegym.errors import InvalidInputError, MissingDataError, UnknownNameError
 from prunegym.models.data.dataset_registry import load_dataset
 from prunegym.models.data.splits import from_arrays
-from prunegym.models.features import MaskFeatures
+from prunegym.models.gating.features import MaskFeatures
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.zoo.network_registry import build
 from tests.envs.mask_oracle import LAYERWISE, ONE_STEP, random_masks

@@ -13,8 +13,8 @@ from prunegym.errors import InvalidInputError
 from prunegym.models.data.dataset import Normalisation
 from prunegym.models.data.dataset_registry import load_dataset
 from prunegym.models.dynamic import DynamicCNN, shipped_model
-from prunegym.models.features import MaskFeatures
-from prunegym.models.gate_policy import GatePolicy
+from prunegym.models.gating.features import MaskFeatures
+from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.model_files import CNNInfo
 from tests.envs.mask_oracle import ONE_STEP, random_masks

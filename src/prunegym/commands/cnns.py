@@ -37,14 +37,15 @@ from prunegym.errors import InvalidInputError
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.data.dataset_registry import load_dataset
 from prunegym.models.dynamic import DynamicCNN
-from prunegym.models.gate_policy import GatePolicy, StaticPolicy, rollout
+from prunegym.models.gating.gate_policy import GatePolicy
+from prunegym.models.gating.rollouts import rollout
+from prunegym.models.gating.static_policy import StaticPolicy, static_start
 from prunegym.models.imitation import ImitationConfig
 from prunegym.models.joint import TuneConfig
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.model_files import CNNInfo, write_model
 from prunegym.models.preparation import PrepareConfig, prepare as prepare_model
 from prunegym.models.runs import begin_run, finish_run
-from prunegym.models.static import static_start
 from prunegym.models.training import PRECISIONS, TrainConfig, train as train_network
 
 CNN_FILE, PREPARED_FILE = "cnn.safetensors", "prepared.safetensors"

@@ -34,7 +34,7 @@ from prunegym.commands.learning import Episodes, override
 from prunegym.errors import InvalidInputError
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.dynamic import DynamicCNN
-from prunegym.models.gate_policy import greedy
+from prunegym.models.gating.rollouts import greedy
 
 if TYPE_CHECKING:
     from prunegym.envs.simulator import MaskSimulator

@@ -27,7 +27,7 @@ from prunegym.commands.common import (
 from prunegym.errors import InvalidInputError
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.dynamic import DynamicCNN
-from prunegym.models.gate_policy import check_penalty
+from prunegym.models.gating.gate_policy import check_penalty
 from prunegym.models.latency import LatencyTable, open_table
 from prunegym.models.model_files import StoredModel, read_model
 

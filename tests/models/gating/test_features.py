@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from prunegym.errors import InvalidInputError
 from prunegym.models.data.dataset import Dataset, Normalisation
-from prunegym.models.features import CLIP, Decision, MaskFeatures, decisions_of
+from prunegym.models.gating.features import CLIP, Decision, MaskFeatures, decisions_of
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.zoo.network_registry import build
 from prunegym.models.zoo.simple import SimpleCNN

@@ -24,7 +24,7 @@ from prunegym.models import (
     l1_norm,
     load_dataset,
 )
-from prunegym.models.gated_layers import gated_layers
+from prunegym.models.gating.gated_layers import gated_layers
 from tests.models import slicing
 
 

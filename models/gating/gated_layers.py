@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from prunegym.errors import InvalidInputError, UnknownNameError
-from prunegym.models.gate_policy import StraightThrough, gate_head, greedy
+from prunegym.models.gating.gate_policy import gate_head
+from prunegym.models.gating.rollouts import StraightThrough, greedy
 from prunegym.models.zoo.simple import SimpleCNN
 
 Estimator = Literal["straight-through", "gumbel"]

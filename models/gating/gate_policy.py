@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, cast
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from prunegym.errors import InvalidInputError
-from prunegym.models.features import Decision, MaskFeatures
-from prunegym.models.masking.masked_cnn import MaskedCNN
-
-Choose = Callable[[Tensor], Tensor]
-"""From the logits of a decision (batch, width) to its mask bits (batch, width) float."""
+from prunegym.models.gating.features import Decision, MaskFeatures
 
 
 def gate_head(features: int, hidden: int, width: int, bias: float = 2.0) -> nn.Sequential:
@@ -107,48 +103,6 @@ class GatePolicy(nn.Module):
             last.bias.mul_(factor).add_(offset)
 
 
-class StaticPolicy(nn.Module):
-    """The same mask for every image: one logit a channel that looks at nothing. The honest static rival's gates.
-
-    A logit is ``SCALE`` times its parameter. In a step of Adam a bare parameter moves by the learning rate, and a logit
-    of :class:`GatePolicy` by about that times the sum of its hidden activations; with the scale both learn as fast at
-    one learning rate.
-
-    Args:
-        features: Of the policy that it is compared with; only its decisions are used.
-        bias: Initial logits.
-    """
-
-    SCALE = 20.0
-    macs = 0
-    penalty_range = None
-
-    def __init__(self, features: MaskFeatures, bias: float = 2.0) -> None:
-        super().__init__()
-        self.features = features
-        self.decisions = features.decisions
-        self.channels = nn.ParameterList(
-            nn.Parameter(torch.full((decision.width,), bias / self.SCALE)) for decision in self.decisions
-        )
-
-    def logits(self, decision: int, features: Tensor, penalty: Tensor | float | None = None) -> Tensor:
-        """Return the same logits (batch, width) for every image; features (batch, any) give the batch size."""
-        _refuse(penalty)
-        logits: Tensor = self.channels[decision] * self.SCALE
-        return logits.expand(len(features), -1)
-
-    @torch.no_grad()
-    def mask_logits(self) -> Tensor:
-        """Return the logits of all decisions: (mask_size,) float32."""
-        return torch.cat([channels * self.SCALE for channels in self.channels])
-
-    @torch.no_grad()
-    def rescale_logits(self, factor: float = 1.0, offset: float = 0.0) -> None:
-        """Multiply all logits by a factor and add an offset, in place; a positive offset keeps more channels."""
-        for channels in self.channels:
-            channels.mul_(factor).add_(offset / self.SCALE)
-
-
 def _refuse(penalty: Tensor | float | None) -> None:
     if penalty is not None:
         raise InvalidInputError(
@@ -157,7 +111,7 @@ def _refuse(penalty: Tensor | float | None) -> None:
         )
 
 
-def check_penalty(bounds: tuple[float, float] | None, penalty: float | None) -> None:
+def check_penalty(bounds: tuple[float, float] | None, penalty: Tensor | float | None) -> None:
     """Raise InvalidInputError for a lambda outside the range of a policy, or where it has none."""
     if bounds is None:
         return _refuse(penalty)
@@ -167,72 +121,3 @@ def check_penalty(bounds: tuple[float, float] | None, penalty: float | None) -> 
             "these."
         )
     return None
-
-
-def greedy(logits: Tensor) -> Tensor:
-    """Keep the channels with a positive logit."""
-    return (logits > 0).to(logits.dtype)
-
-
-class StraightThrough:
-    """Sample bits and pass the gradient through the sigmoid (Bengio et al. 2013; Gumbel noise: Maddison et al. 2017).
-
-    Args:
-        generator: Source of the noise; None decides without noise.
-        temperature: Of the sigmoid; the noise is scaled with it.
-    """
-
-    def __init__(self, generator: torch.Generator | None = None, temperature: float = 1.0) -> None:
-        self.generator = generator
-        self.temperature = temperature
-
-    def __call__(self, logits: Tensor) -> Tensor:
-        """Return bits (batch, width) whose gradient is that of the sigmoid."""
-        if self.generator is not None:
-            uniform = torch.rand(logits.shape, generator=self.generator).to(logits.device).clamp(1e-6, 1 - 1e-6)
-            logits = logits + torch.log(uniform) - torch.log1p(-uniform)
-        soft = torch.sigmoid(logits / self.temperature)
-        # The difference comes first: (1 + soft) - soft is not always exactly 1 in floats.
-        return (soft > 0.5).to(soft.dtype) + (soft - soft.detach())
-
-
-class Rollout(NamedTuple):
-    """What came of a batch that ran through a CNN with a policy deciding on the way."""
-
-    output: Tensor
-    """The CNN's output (batch, ...)."""
-    mask: Tensor
-    """(batch, mask_size) float."""
-    gate_logits: Tensor
-    """(batch, mask_size) float."""
-
-
-def rollout(
-    masked: MaskedCNN,
-    policy: GatePolicy | StaticPolicy,
-    images: Tensor,
-    choose: Choose = greedy,
-    penalty: Tensor | float | None = None,
-) -> Rollout:
-    """Run images through a CNN, deciding each gate before its producer runs.
-
-    Args:
-        masked: The CNN.
-        policy: Decides; what it looks at is detached from the CNN's graph.
-        images: (batch, channels, height, width) float, normalised.
-        choose: How logits become bits.
-        penalty: lambda, for a policy with a ``penalty_range``.
-
-    Returns:
-        Output, mask and logits.
-    """
-    state = masked.begin(images)
-    masks, logits = [], []
-    for index, decision in enumerate(policy.decisions):
-        assert state.reads is not None
-        logits.append(policy.logits(index, policy.features(index, state.reads.detach()), penalty))
-        masks.append(choose(logits[-1]))
-        widths = [masked.gates[gate].width for gate in decision.gates]
-        for part in torch.split(masks[-1], widths, dim=1):
-            masked.advance(state, part)
-    return Rollout(masked.finish(state), torch.cat(masks, 1), torch.cat(logits, 1))

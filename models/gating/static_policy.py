@@ -1,0 +1,77 @@
+"""Gates that look at nothing: one mask for all images, learnt or given."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from prunegym.models.data.dataset import Dataset
+from prunegym.models.gating.features import MaskFeatures
+from prunegym.models.gating.gate_policy import check_penalty
+from prunegym.models.masking.importance import at_mac_share, taylor_scores
+from prunegym.models.masking.masked_cnn import MaskedCNN
+
+
+class StaticPolicy(nn.Module):
+    """The same mask for every image: one logit a channel that looks at nothing. The honest static rival's gates.
+
+    A logit is ``SCALE`` times its parameter. In a step of Adam a bare parameter moves by the learning rate, and a logit
+    of :class:`GatePolicy` by about that times the sum of its hidden activations; with the scale both learn as fast at
+    one learning rate.
+
+    Args:
+        features: Of the policy that it is compared with; only its decisions are used.
+        bias: Initial logits.
+    """
+
+    SCALE = 20.0
+    macs = 0
+    penalty_range = None
+
+    def __init__(self, features: MaskFeatures, bias: float = 2.0) -> None:
+        super().__init__()
+        self.features = features
+        self.decisions = features.decisions
+        self.channels = nn.ParameterList(
+            nn.Parameter(torch.full((decision.width,), bias / self.SCALE)) for decision in self.decisions
+        )
+
+    def logits(self, decision: int, features: Tensor, penalty: Tensor | float | None = None) -> Tensor:
+        """Return the same logits (batch, width) for every image; features (batch, any) give the batch size."""
+        check_penalty(None, penalty)
+        logits: Tensor = self.channels[decision] * self.SCALE
+        return logits.expand(len(features), -1)
+
+    @torch.no_grad()
+    def mask_logits(self) -> Tensor:
+        """Return the logits of all decisions: (mask_size,) float32."""
+        return torch.cat([channels * self.SCALE for channels in self.channels])
+
+    @torch.no_grad()
+    def rescale_logits(self, factor: float = 1.0, offset: float = 0.0) -> None:
+        """Multiply all logits by a factor and add an offset, in place; a positive offset keeps more channels."""
+        for channels in self.channels:
+            channels.mul_(factor).add_(offset / self.SCALE)
+
+
+def fixed_policy(masked: MaskedCNN, mask: Tensor) -> StaticPolicy:
+    """Return a policy that gives every image the same mask: (mask_size,) of 0 and 1."""
+    policy = StaticPolicy(MaskFeatures(masked)).to(next(masked.parameters()).device)
+    with torch.no_grad():
+        for channels, part in zip(policy.channels, masked.split(mask.float()), strict=True):
+            channels.copy_(2 * part - 1)
+    return policy
+
+
+def static_start(masked: MaskedCNN, dataset: Dataset, target_macs: float, *, learned: bool) -> StaticPolicy:
+    """Return the gates from which :func:`prunegym.models.preparation.prepare` makes a static rival.
+
+    Args:
+        masked: The CNN.
+        dataset: Training images.
+        target_macs: MAC share of the Taylor mask.
+        learned: All channels on, to be learned; else the Taylor mask, the same share of each gate, to be kept.
+    """
+    if learned:
+        return StaticPolicy(MaskFeatures(masked)).to(next(masked.parameters()).device)
+    return fixed_policy(masked, at_mac_share(taylor_scores(masked, dataset), masked, target_macs, per_gate=True))
