@@ -22,12 +22,12 @@ from prunegym.agents.deciding import decide_on_the_way
 from prunegym.agents.own_reward import OwnReward
 from prunegym.agents.policies import MaskPolicy
 from prunegym.errors import InvalidInputError
-from prunegym.models.checkpoints import save_state, save_text
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.gating.static_policy import StaticPolicy
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.skipping import prefer_kernel
+from prunegym.models.storage.weights import save_state, save_text
 
 BATCH = 250
 

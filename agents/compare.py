@@ -21,7 +21,7 @@ from prunegym.models.data.dataset_registry import other_split
 from prunegym.models.dynamic import DynamicCNN
 from prunegym.models.fitting import check_dense, check_masked
 from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.models.model_files import CNNInfo, StoredModel
+from prunegym.models.storage.model_file import CNNInfo, StoredModel
 
 Report = Callable[[str, int, Result], None]
 Model: TypeAlias = MaskedCNN | DynamicCNN | StoredModel

@@ -25,7 +25,7 @@ from prunegym.models.dynamic import DynamicCNN
 from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.gating.static_policy import StaticPolicy
 from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.models.model_files import CNNInfo
+from prunegym.models.storage.model_file import CNNInfo
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -23,7 +23,7 @@ from prunegym.models.fitting import check_dense, check_masked
 from prunegym.models.joint import dense_logits
 from prunegym.models.latency import LatencyTable
 from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.models.model_files import CNNInfo, StoredModel
+from prunegym.models.storage.model_file import CNNInfo, StoredModel
 
 Model: TypeAlias = MaskedCNN | DynamicCNN | StoredModel | nn.Module
 

@@ -25,7 +25,7 @@ from prunegym.models.dynamic import DynamicCNN
 from prunegym.models.fitting import check_dense
 from prunegym.models.gating.static_policy import StaticPolicy
 from prunegym.models.joint import TuneConfig, dense_logits, tune
-from prunegym.models.runs import begin_run, finish_run
+from prunegym.models.storage.run_folder import begin_run, finish_run
 
 Report = Callable[[str, dict[str, Any]], None]
 

@@ -20,8 +20,8 @@ from prunegym.models.imitation import ImitationConfig
 from prunegym.models.joint import TuneConfig
 from prunegym.models.masking.importance import at_mac_share
 from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.models.model_files import CNNInfo
 from prunegym.models.preparation import PrepareConfig, prepare
+from prunegym.models.storage.model_file import CNNInfo
 from prunegym.models.training import epoch_batches
 
 SPARSITY = 0.5

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from prunegym.agents.deciding import Masks, is_masks
 from prunegym.agents.evaluation import Evaluation
 from prunegym.models.data.dataset import Dataset
-from prunegym.models.fingerprints import fingerprint_of, hash_of
-from prunegym.models.runs import without_unused
+from prunegym.models.storage.fingerprints import fingerprint_of, hash_of
+from prunegym.models.storage.run_folder import without_unused
 
 VERSION = 2
 """Raised when evaluation changes what the same configuration gives, so that old results are not reused."""

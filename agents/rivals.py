@@ -15,8 +15,8 @@ from prunegym.models.gating.static_policy import StaticPolicy, static_start
 from prunegym.models.joint import TuneConfig
 from prunegym.models.masking.importance import at_mac_share, prices, taylor_scores
 from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.models.model_files import CNNInfo
 from prunegym.models.preparation import PrepareConfig, prepare
+from prunegym.models.storage.model_file import CNNInfo
 
 Report = Callable[[dict[str, float]], None]
 

@@ -28,7 +28,6 @@ from prunegym.envs.simulator import MaskSimulator
 from prunegym.envs.task import make_task
 from prunegym.errors import InvalidInputError, UnknownNameError
 from prunegym.models.budget import meet_target
-from prunegym.models.checkpoints import load_state
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.dynamic import DynamicCNN
 from prunegym.models.fitting import check_masked
@@ -36,9 +35,10 @@ from prunegym.models.gating.features import MaskFeatures
 from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.gating.static_policy import StaticPolicy
 from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.models.model_files import CNNInfo
 from prunegym.models.preparation import PrepareConfig, prepare
-from prunegym.models.runs import begin_run, finish_run
+from prunegym.models.storage.model_file import CNNInfo
+from prunegym.models.storage.run_folder import begin_run, finish_run
+from prunegym.models.storage.weights import load_state
 from prunegym.registration import LAYERWISE
 
 Report = Callable[[str, dict[str, Any]], None]

@@ -24,8 +24,8 @@ import onnxruntime
 import torch
 
 from prunegym.models import CNNInfo, GatePolicy, MaskedCNN, MaskFeatures, Normalisation, build
-from prunegym.models.model_files import StoredModel
 from prunegym.models.onnx_export import export_onnx
+from prunegym.models.storage.model_file import StoredModel
 from prunegym.models.timing import machine, random_masks
 
 

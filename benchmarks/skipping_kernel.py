@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from prunegym.models import GatePolicy, MaskedCNN, MaskFeatures, SkippingCNN, build, kernel
-from prunegym.models.checkpoints import save_text
 from prunegym.models.skipping.profiling import Profile, profile
+from prunegym.models.storage.weights import save_text
 from prunegym.models.timing import machine, random_masks
 
 BATCHES = 8

@@ -15,7 +15,7 @@ from prunegym.models.dynamic import SHIPPED, DynamicCNN, shipped_model
 from prunegym.models.fitting import check_images
 from prunegym.models.gating.features import MaskFeatures
 from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.models.model_files import CNNInfo, read_model
+from prunegym.models.storage.model_file import CNNInfo, read_model
 from prunegym.models.zoo.network_registry import ZOO, build
 
 

@@ -16,8 +16,8 @@ from prunegym.models.gating.gate_policy import GatePolicy, check_penalty
 from prunegym.models.gating.rollouts import rollout
 from prunegym.models.gating.static_policy import StaticPolicy
 from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.models.model_files import CNNInfo, read_model, write_model
 from prunegym.models.skipping import Executed, SkippingCNN
+from prunegym.models.storage.model_file import CNNInfo, read_model, write_model
 
 
 class Prediction(NamedTuple):

@@ -13,16 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunegym.errors import InvalidInputError
-from prunegym.models.checkpoints import load_state, save_state
 from prunegym.models.data.dataset import Augment, Dataset
-from prunegym.models.fingerprints import check_inputs, fingerprint_of
 from prunegym.models.fitting import layout_of
 from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.gating.rollouts import Rollout, StraightThrough, greedy, rollout
 from prunegym.models.gating.static_policy import StaticPolicy
 from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.models.runs import without_unused
 from prunegym.models.shares import check_shares, share_at
+from prunegym.models.storage.fingerprints import check_inputs, fingerprint_of
+from prunegym.models.storage.run_folder import without_unused
+from prunegym.models.storage.weights import load_state, save_state
 from prunegym.models.training import autocast, epoch_batches
 
 Report = Callable[[dict[str, float]], None]

@@ -25,7 +25,7 @@ from prunegym.models.latency_timers import (
     step_counts,
 )
 from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.models.runs import machine, versions
+from prunegym.models.storage.run_folder import machine, versions
 
 # Who measures a table finds the ways of running here too.
 __all__ = ["Timer", "TorchTimer", "kept_widths", "make_timer", "measure", "step_counts"]

@@ -11,9 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prunegym.models.budget import meet_target
-from prunegym.models.checkpoints import load_state, save_state
 from prunegym.models.data.dataset import Dataset
-from prunegym.models.fingerprints import fingerprint_of
 from prunegym.models.fitting import check_images, check_output
 from prunegym.models.gating.features import MaskFeatures
 from prunegym.models.gating.gate_policy import GatePolicy
@@ -22,6 +20,8 @@ from prunegym.models.imitation import ImitationConfig, imitate
 from prunegym.models.joint import TuneConfig, tune
 from prunegym.models.masking.importance import at_mac_share
 from prunegym.models.masking.masked_cnn import MaskedCNN
+from prunegym.models.storage.fingerprints import fingerprint_of
+from prunegym.models.storage.weights import load_state, save_state
 
 StageReport = Callable[[str, dict[str, float]], None]
 

@@ -26,7 +26,7 @@ from prunegym.agents.entries import file_of
 from prunegym.agents.statistics import interval
 from prunegym.models import Dataset, GatePolicy
 from prunegym.models.budget import TOLERANCE, penalty_for, total_mac_share
-from prunegym.models.runs import command_line, machine
+from prunegym.models.storage.run_folder import command_line, machine
 
 LAMBDAS = 12
 """Places of the dial at which its MACs are measured, evenly over its range."""

@@ -16,12 +16,12 @@ from prunegym.models.gating.gate_policy import check_penalty
 from prunegym.models.masking.folding import folded, norm_behind, scale_and_shift
 from prunegym.models.masking.graph import Step, attribute_of, overwrites
 from prunegym.models.masking.operators import Kind
-from prunegym.models.model_files import StoredModel
 from prunegym.models.onnx_export.builder import GraphBuilder, Known
 from prunegym.models.onnx_export.channels import Columns, Kept, cut_gates
 from prunegym.models.onnx_export.decisions import decide
 from prunegym.models.onnx_export.layers import geometry, numpy_of
 from prunegym.models.onnx_export.operators import Call, find_operator
+from prunegym.models.storage.model_file import StoredModel
 
 Decide = Literal["policy", "input", "all"]
 Pixels = Literal["uint8", "unit"]

@@ -31,7 +31,7 @@ from prunegym.models import (
     load_dataset,
     shipped_model,
 )
-from prunegym.models.model_files import StoredModel
+from prunegym.models.storage.model_file import StoredModel
 from tests.agents.seeded_entries import seeded
 
 LAYERWISE = "prunegym/LayerwiseChannelMask-v0"

@@ -20,7 +20,7 @@ from prunegym.envs import Outcome
 from prunegym.envs.sampling import EpochSampler
 from prunegym.errors import InvalidInputError, RewardError, UnknownNameError
 from prunegym.models import DynamicCNN, ImitationConfig, StaticPolicy, TuneConfig, build, load_dataset, shipped_model
-from prunegym.models.checkpoints import save_text
+from prunegym.models.storage.weights import save_text
 from tests.agents.digits_runs import SMALL, run
 
 

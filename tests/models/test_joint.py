@@ -25,9 +25,9 @@ from prunegym.models import (
     tune,
 )
 from prunegym.models.budget import meet_target, penalty_for, total_mac_share
-from prunegym.models.checkpoints import load_state, save_state
 from prunegym.models.imitation import imitate
 from prunegym.models.joint import dense_logits
+from prunegym.models.storage.weights import load_state, save_state
 
 
 def make_policy(masked: MaskedCNN, dataset: Dataset) -> GatePolicy:

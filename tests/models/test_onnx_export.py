@@ -28,9 +28,9 @@ from prunegym.models import (
     load_dataset,
     shipped_model,
 )
-from prunegym.models.model_files import StoredModel
 from prunegym.models.onnx_export import export_onnx
 from prunegym.models.onnx_export.channels import cut_gates
+from prunegym.models.storage.model_file import StoredModel
 from tests.models.many_networks import NETWORKS
 from tests.models.network_parts import Functional, c, pooled
 from tests.models.slicing import randomise

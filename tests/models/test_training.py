@@ -12,12 +12,12 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from prunegym.errors import InvalidInputError, UnknownNameError
-from prunegym.models.checkpoints import load_state
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.data.dataset_registry import load_dataset
 from prunegym.models.data.splits import from_arrays
 from prunegym.models.joint import TuneConfig
 from prunegym.models.preparation import PrepareConfig, prepare
+from prunegym.models.storage.weights import load_state
 from prunegym.models.training import TrainConfig, accuracy, epoch_batches, train
 from prunegym.models.zoo.network_registry import build
 

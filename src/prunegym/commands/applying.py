@@ -26,7 +26,7 @@ from prunegym.commands.common import (
 from prunegym.errors import InvalidInputError, MissingDataError
 from prunegym.models.data.readers import UNREADABLE, eight_bits
 from prunegym.models.dynamic import DynamicCNN
-from prunegym.models.model_files import CNNInfo
+from prunegym.models.storage.model_file import CNNInfo
 
 
 def predict(

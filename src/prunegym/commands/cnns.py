@@ -43,9 +43,9 @@ from prunegym.models.gating.static_policy import StaticPolicy, static_start
 from prunegym.models.imitation import ImitationConfig
 from prunegym.models.joint import TuneConfig
 from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.models.model_files import CNNInfo, write_model
 from prunegym.models.preparation import PrepareConfig, prepare as prepare_model
-from prunegym.models.runs import begin_run, finish_run
+from prunegym.models.storage.model_file import CNNInfo, write_model
+from prunegym.models.storage.run_folder import begin_run, finish_run
 from prunegym.models.training import PRECISIONS, TrainConfig, train as train_network
 
 CNN_FILE, PREPARED_FILE = "cnn.safetensors", "prepared.safetensors"

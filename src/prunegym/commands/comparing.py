@@ -30,9 +30,9 @@ from prunegym.commands.common import (
 )
 from prunegym.commands.judging import Dense, Penalty, Split
 from prunegym.commands.learning import Environments, Episodes, EvalImages, TargetMacs, override
-from prunegym.models.checkpoints import save_text
-from prunegym.models.model_files import read_model
-from prunegym.models.runs import begin_run, command_line, finish_run, machine
+from prunegym.models.storage.model_file import read_model
+from prunegym.models.storage.run_folder import begin_run, command_line, finish_run, machine
+from prunegym.models.storage.weights import save_text
 
 if TYPE_CHECKING:
     from prunegym.agents.compare import Comparison

@@ -11,7 +11,7 @@ from prunegym.commands.common import DataRoot, DatasetName, JsonFlag, emit, fact
 from prunegym.errors import InvalidInputError
 from prunegym.models.data.dataset_registry import SOURCES, load_dataset
 from prunegym.models.dynamic import SHIPPED
-from prunegym.models.model_files import StoredModel
+from prunegym.models.storage.model_file import StoredModel
 from prunegym.models.zoo.network_registry import ZOO
 
 

@@ -15,15 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from prunegym.errors import InvalidInputError, MissingDataError, PruneGymError
-from prunegym.models.checkpoints import load_tensors, read_weights, write_tensors
 from prunegym.models.data.dataset import Dataset, Normalisation
-from prunegym.models.fingerprints import fingerprint_of
 from prunegym.models.fitting import check_images
 from prunegym.models.gating.features import MaskFeatures
 from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.gating.static_policy import StaticPolicy
 from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.models.quantization import dequantized, quantized_state
+from prunegym.models.storage.fingerprints import fingerprint_of
+from prunegym.models.storage.int8 import dequantized, quantized_state
+from prunegym.models.storage.weights import load_tensors, read_weights, write_tensors
 from prunegym.models.zoo.network_registry import ZOO, build
 
 FORMAT, QUANTIZED_FORMAT = 1, 2

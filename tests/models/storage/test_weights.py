@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from prunegym.errors import InvalidInputError, MissingDataError
-from prunegym.models.checkpoints import load_state, load_weights, read_weights, save_state, save_weights
 from prunegym.models.data.dataset_registry import load_dataset
+from prunegym.models.storage.weights import load_state, load_weights, read_weights, save_state, save_weights
 from prunegym.models.training import accuracy
 from prunegym.models.zoo.network_registry import build
 

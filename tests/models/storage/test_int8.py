@@ -27,7 +27,7 @@ from prunegym.models import (
     write_model,
 )
 from prunegym.models.dynamic import shipped_path
-from prunegym.models.quantization import dequantize, dequantized, quantize, quantized_state
+from prunegym.models.storage.int8 import dequantize, dequantized, quantize, quantized_state
 
 ROOT = Path(__file__).parents[2]
 CIFAR = ROOT / "results/cifar10-jpeg/frozen.safetensors"

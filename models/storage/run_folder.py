@@ -16,9 +16,9 @@ import torch
 from torch import nn
 
 from prunegym.errors import InvalidInputError
-from prunegym.models.checkpoints import save_text
 from prunegym.models.data.dataset import Dataset
-from prunegym.models.fingerprints import fingerprint_of
+from prunegym.models.storage.fingerprints import fingerprint_of
+from prunegym.models.storage.weights import save_text
 
 PACKAGES = ("prunegym", "torch", "gymnasium", "stable-baselines3", "numpy")
 

@@ -1,0 +1,1 @@
+"""Files: weights, model files, int8 weights, fingerprints, folders of runs."""
