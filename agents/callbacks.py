@@ -26,7 +26,7 @@ from prunegym.models.data.dataset import Dataset
 from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.gating.static_policy import StaticPolicy
 from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.models.skipping import prefer_kernel
+from prunegym.models.skipping.skipping_cnn import prefer_kernel
 from prunegym.models.storage.weights import save_state, save_text
 
 BATCH = 250

@@ -16,7 +16,7 @@ from prunegym.models.data.dataset import Dataset
 from prunegym.models.dynamic import DynamicCNN
 from prunegym.models.gating.gate_policy import check_penalty
 from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.models.skipping import Executed
+from prunegym.models.skipping.program.path import Executed
 
 Observation: TypeAlias = dict[str, NDArray[Any]]
 

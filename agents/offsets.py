@@ -11,7 +11,7 @@ from prunegym.models.budget import meet_target
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.dynamic import DynamicCNN
 from prunegym.models.gating.rollouts import rollout
-from prunegym.models.skipping import prefer_kernel
+from prunegym.models.skipping.skipping_cnn import prefer_kernel
 
 
 def gates_at_mac_share(agent: DynamicCNN, dataset: Dataset, share: float) -> DynamicCNN:

@@ -23,7 +23,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from prunegym.envs import MaskVecEnv
 from prunegym.models import MaskedCNN, build, from_arrays
-from prunegym.models.stepwise import CHUNK
+from prunegym.models.skipping.stepwise import CHUNK
 
 
 def main() -> None:

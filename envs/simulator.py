@@ -16,7 +16,7 @@ from prunegym.envs.sampling import EpochSampler
 from prunegym.envs.task import Task
 from prunegym.errors import InvalidInputError
 from prunegym.models.data.augmentation import random_shift_and_flip
-from prunegym.models.stepwise import stepwise_pass
+from prunegym.models.skipping.stepwise import stepwise_pass
 
 Observation = dict[str, npt.NDArray[Any]]
 Indices = Sequence[int] | npt.NDArray[np.integer[Any]] | Tensor

@@ -26,7 +26,7 @@ from prunegym.models.fitting import check_output
 from prunegym.models.gating.features import CLIP, Decision, MaskFeatures, decisions_of
 from prunegym.models.latency import LatencyTable
 from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.models.stepwise import STEPWISE
+from prunegym.models.skipping.stepwise import STEPWISE
 
 Penalty = float | tuple[float, float]
 OBSERVATIONS = ("features", "image")
@@ -65,7 +65,7 @@ class Task:
         device: Where the CNN runs.
         augment: Whether images are shifted and mirrored at random as in training; ``flip``: mirrored only, so that they
             lie as those do on which an agent is used.
-        execution: How masked passes run, one of :data:`prunegym.models.stepwise.STEPWISE`.
+        execution: How masked passes run, one of :data:`prunegym.models.skipping.stepwise.STEPWISE`.
     """
 
     masked: MaskedCNN

@@ -10,7 +10,7 @@ from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.gating.static_policy import StaticPolicy
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.shares import check_shares
-from prunegym.models.skipping import prefer_kernel
+from prunegym.models.skipping.skipping_cnn import prefer_kernel
 
 TOLERANCE = 0.01
 """Total MAC share by which a target may be missed."""

@@ -16,7 +16,8 @@ from prunegym.models.gating.gate_policy import GatePolicy, check_penalty
 from prunegym.models.gating.rollouts import rollout
 from prunegym.models.gating.static_policy import StaticPolicy
 from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.models.skipping import Executed, SkippingCNN
+from prunegym.models.skipping.program.path import Executed
+from prunegym.models.skipping.skipping_cnn import SkippingCNN
 from prunegym.models.storage.model_file import CNNInfo, read_model, write_model
 
 
@@ -86,7 +87,7 @@ class DynamicCNN(nn.Module):
 
         Args:
             execution: ``auto`` measures on the first images what is fastest here, see
-                :data:`prunegym.models.skipping.EXECUTIONS`; ``masked`` goes back to computing every channel.
+                :data:`prunegym.models.EXECUTIONS`; ``masked`` goes back to computing every channel.
 
         Returns:
             Itself.

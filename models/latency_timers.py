@@ -18,11 +18,11 @@ from prunegym.models.masking.gates import channel_counts
 from prunegym.models.masking.graph import Step
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.masking.operators import Kind
-from prunegym.models.skipping.gather_path import GatherPath
 from prunegym.models.skipping.kernel_path import shares_an_image, translate
-from prunegym.models.skipping.lowering import UnsupportedError, lower
-from prunegym.models.skipping.paths import decide_first, decides_gate_by_gate
-from prunegym.models.skipping.program import Conv, Layer, Linear, Program
+from prunegym.models.skipping.program.layers import Conv, Layer, Linear, Program
+from prunegym.models.skipping.program.lowering import UnsupportedError, lower
+from prunegym.models.skipping.program.path import decide_first, decides_gate_by_gate
+from prunegym.models.skipping.torch_paths.gather import GatherPath
 from prunegym.models.stopwatch import clock_for
 
 CALL = "call"

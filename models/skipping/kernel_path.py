@@ -14,9 +14,9 @@ from prunegym.models import kernel
 from prunegym.models.gating.features import MaskFeatures
 from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.kernel import GateHead, Plan, PlanBuilder, Value
-from prunegym.models.skipping.lowering import UnsupportedError
-from prunegym.models.skipping.paths import Executed
-from prunegym.models.skipping.program import Add, Average, Conv, Layer, Linear, MaxPool, Program, Subsample
+from prunegym.models.skipping.program.layers import Add, Average, Conv, Layer, Linear, MaxPool, Program, Subsample
+from prunegym.models.skipping.program.lowering import UnsupportedError
+from prunegym.models.skipping.program.path import Executed
 
 KEPT_PLANS = 5
 
@@ -68,7 +68,7 @@ class KernelPath:
         return self._plan(self.policy is not None, penalty)
 
     def run(self, images: Tensor, mask: Tensor | None, penalty: float | None) -> Executed:
-        """See :class:`prunegym.models.skipping.paths.Path`."""
+        """See :class:`prunegym.models.skipping.program.path.Path`."""
         plan = self._plan(mask is None, penalty if mask is None else None).plan
         threads = None if self._shared or len(images) > 1 else 1
         outputs, used = plan(images, mask, threads)

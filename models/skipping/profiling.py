@@ -13,10 +13,10 @@ from torch import Tensor
 
 from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.models.skipping.cnn import SkippingCNN
-from prunegym.models.skipping.gather_path import GatherPath
 from prunegym.models.skipping.kernel_path import KernelPath
-from prunegym.models.skipping.paths import Policy, decides_gate_by_gate
+from prunegym.models.skipping.program.path import Policy, decides_gate_by_gate
+from prunegym.models.skipping.skipping_cnn import SkippingCNN
+from prunegym.models.skipping.torch_paths.gather import GatherPath
 from prunegym.models.stopwatch import measure
 from prunegym.models.timing import Forms, dense_forms, dense_in_onnx_runtime, machine
 

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from prunegym.envs import MaskSimulator, MaskVecEnv
 from prunegym.errors import InvalidInputError, UnknownNameError
 from prunegym.models.data.dataset_registry import load_dataset
-from prunegym.models.stepwise import CHUNK
+from prunegym.models.skipping.stepwise import CHUNK
 from tests.envs.mask_oracle import (
     IDS,
     LAYERWISE,

@@ -23,7 +23,7 @@ from prunegym.models.data.dataset_registry import load_dataset
 from prunegym.models.device import check_device
 from prunegym.models.dynamic import SHIPPED, shipped_model
 from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.models.skipping import EXECUTIONS
+from prunegym.models.skipping.skipping_cnn import EXECUTIONS
 from prunegym.models.storage.model_file import CNNInfo, StoredModel, read_model
 from prunegym.models.storage.run_folder import command_line
 from prunegym.models.training import accuracy

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from prunegym.errors import InvalidInputError
 from prunegym.models.kernel import GateHead, PlanBuilder
-from tests.models.skipping_networks import close, each_variant, kept_sets
+from tests.models.skipping.skipping_networks import close, each_variant, kept_sets
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -17,9 +17,10 @@ from prunegym.errors import InvalidInputError, MissingDependencyError
 from prunegym.models import MaskedCNN
 from prunegym.models.kernel import Plan, PlanBuilder, shared_library
 from prunegym.models.kernel.shared_library import library, openmp
-from prunegym.models.skipping import lower, translate
+from prunegym.models.skipping.kernel_path import translate
+from prunegym.models.skipping.program.lowering import lower
 from prunegym.models.zoo.network_registry import build
-from tests.models.skipping_networks import close, each_variant, kept_sets, needs_kernel
+from tests.models.skipping.skipping_networks import close, each_variant, kept_sets, needs_kernel
 from tests.models.slicing import randomise
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -121,7 +122,8 @@ def test_threads_share_an_image_after_fork():
     program = """if True:
         import os, sys, torch
         from prunegym.models import MaskedCNN, build
-        from prunegym.models.skipping import lower, translate
+        from prunegym.models.skipping.kernel_path import translate
+        from prunegym.models.skipping.program.lowering import lower
         program = lower(MaskedCNN(build("simple-cnn"), torch.zeros(1, 3, 32, 32)))
         plan = translate(program).plan
         images, masks = torch.randn(1, 3, 32, 32), torch.ones(1, 48)
@@ -254,7 +256,8 @@ def test_the_end_of_the_program_while_a_plan_runs():
     program = """if True:
         import ctypes, threading, time, torch
         from prunegym.models import MaskedCNN, build
-        from prunegym.models.skipping import lower, translate
+        from prunegym.models.skipping.kernel_path import translate
+        from prunegym.models.skipping.program.lowering import lower
         plan = translate(lower(MaskedCNN(build("vgg11"), torch.zeros(1, 3, 32, 32)))).plan
         images, masks = torch.randn(64, 3, 32, 32), torch.ones(64, plan.mask_size, dtype=torch.bool)
         outputs, strides = torch.empty(64, plan.outputs), (ctypes.c_int64 * 4)(*images.stride())

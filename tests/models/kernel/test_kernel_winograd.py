@@ -7,7 +7,7 @@ import torch
 
 from prunegym.models.kernel import PlanBuilder
 from tests.models.kernel.test_kernel import conv_network, sliced_conv
-from tests.models.skipping_networks import close, each_variant, kept_sets
+from tests.models.skipping.skipping_networks import close, each_variant, kept_sets
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from prunegym.models.gating.features import CLIP, MaskFeatures
 from prunegym.models.gating.gate_policy import GatePolicy, check_penalty
-from prunegym.models.skipping.paths import Decide, decide_as_given
-from prunegym.models.skipping.program import Program
+from prunegym.models.skipping.program.layers import Program
+from prunegym.models.skipping.program.path import Decide, decide_as_given
 
 LAMBDAS = 4
 """Values of lambda for which folded heads are kept."""

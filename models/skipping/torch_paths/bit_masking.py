@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from prunegym.models.skipping.program import Add, Conv, MaxPool, Program
+from prunegym.models.skipping.program.layers import Add, Conv, MaxPool, Program
 
 
 class Masking:

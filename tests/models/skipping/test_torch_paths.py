@@ -14,11 +14,11 @@ from prunegym.models import (
     SkippingCNN,
     rollout,
 )
-from prunegym.models.skipping import lower
-from prunegym.models.skipping.full_path import GROUP, FullPath
-from prunegym.models.skipping.gather_path import GatherPath
-from prunegym.models.skipping.masking import Masking
-from tests.models.skipping_networks import (
+from prunegym.models.skipping.program.lowering import lower
+from prunegym.models.skipping.torch_paths.bit_masking import Masking
+from prunegym.models.skipping.torch_paths.full import GROUP, FullPath
+from prunegym.models.skipping.torch_paths.gather import GatherPath
+from tests.models.skipping.skipping_networks import (
     WAYS,
     Mixed,
     UserNet,

@@ -6,7 +6,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Sequence, Set as AbstractSet
 
-from prunegym.models.skipping.program import Add, Conv, Layer, Linear, MaxPool, Norm, Subsample
+from prunegym.models.skipping.program.layers import Add, Conv, Layer, Linear, MaxPool, Norm, Subsample
 
 
 def fuse(layers: Sequence[Layer], output: str, gated: AbstractSet[str]) -> list[Layer]:

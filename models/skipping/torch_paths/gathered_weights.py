@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from prunegym.models.skipping.program import Conv, Linear
+from prunegym.models.skipping.program.layers import Conv, Linear
 
 
 class Kept:

@@ -12,8 +12,10 @@ from prunegym.models import kernel
 from prunegym.models.gating.features import MaskFeatures
 from prunegym.models.kernel import Pass, Plan
 from prunegym.models.masking.masked_cnn import ForwardPass, MaskedCNN
-from prunegym.models.skipping import Executed, UnsupportedError, lower, translate
-from prunegym.models.skipping.checking import check
+from prunegym.models.skipping.kernel_path import translate
+from prunegym.models.skipping.program.lowering import UnsupportedError, lower
+from prunegym.models.skipping.program.path import Executed
+from prunegym.models.skipping.self_check import check
 
 STEPWISE = ("auto", "kernel", "masked")
 """``kernel`` computes kept channels alone, ``masked`` all of them, ``auto`` takes the kernel where it can run."""

@@ -14,8 +14,8 @@ from prunegym.errors import PruneGymError
 from prunegym.models.masking.graph import Step, Value, overwrites, runner
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.masking.operators import Kind
-from prunegym.models.skipping.fusing import fuse
-from prunegym.models.skipping.program import (
+from prunegym.models.skipping.program.fusing import fuse
+from prunegym.models.skipping.program.layers import (
     Add,
     Average,
     Conv,

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from prunegym.models.skipping.gather_path import GatherPath
-from prunegym.models.skipping.paths import Path
+from prunegym.models.skipping.program.path import Path
+from prunegym.models.skipping.torch_paths.gather import GatherPath
 from prunegym.models.stopwatch import clock_for, settle
 
 ROUNDS = 5

@@ -9,14 +9,14 @@ from torch import Tensor
 from prunegym.errors import InvalidInputError
 from prunegym.models import MaskedCNN, MaskFeatures, kernel
 from prunegym.models.kernel import Pass
-from prunegym.models.skipping import SkippingCNN, prefer_kernel
-from prunegym.models.skipping.full_path import FullPath
-from prunegym.models.skipping.gather_path import GatherPath
 from prunegym.models.skipping.kernel_path import KernelPath
-from prunegym.models.skipping.paths import Executed, Path
-from prunegym.models.stepwise import KernelPass, MaskedPass, stepwise_pass
+from prunegym.models.skipping.program.path import Executed, Path
+from prunegym.models.skipping.skipping_cnn import SkippingCNN, prefer_kernel
+from prunegym.models.skipping.stepwise import KernelPass, MaskedPass, stepwise_pass
+from prunegym.models.skipping.torch_paths.full import FullPath
+from prunegym.models.skipping.torch_paths.gather import GatherPath
 from tests.models.many_networks import NETWORKS
-from tests.models.skipping_networks import close, needs_kernel, policy_for, random_masks, zoo
+from tests.models.skipping.skipping_networks import close, needs_kernel, policy_for, random_masks, zoo
 from tests.models.slicing import randomise
 
 GATED = [name for name, (_, gates) in NETWORKS.items() if gates]
@@ -42,7 +42,7 @@ def masked_network(name: str, size: int = 8) -> MaskedCNN:
 @pytest.mark.parametrize("name", GATED)
 def test_equals_the_masked_network(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # What is wrong must not be hidden by being left out.
-    monkeypatch.setattr("prunegym.models.skipping.cnn.check", lambda *_: None)
+    monkeypatch.setattr("prunegym.models.skipping.skipping_cnn.check", lambda *_: None)
     masked = masked_network(name)
     fast = SkippingCNN(masked)
     for batch in (6, 7):

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from prunegym.models.gating.gate_policy import GatePolicy
-from prunegym.models.skipping.deciding import Deciding, joined
-from prunegym.models.skipping.masking import Masking, Masks
-from prunegym.models.skipping.paths import Executed
-from prunegym.models.skipping.program import Conv, Program
-from prunegym.models.skipping.torch_layers import conv, run_layer, shaped
+from prunegym.models.skipping.program.layers import Conv, Program
+from prunegym.models.skipping.program.path import Executed
+from prunegym.models.skipping.torch_paths.bit_masking import Masking, Masks
+from prunegym.models.skipping.torch_paths.folded_heads import Deciding, joined
+from prunegym.models.skipping.torch_paths.torch_layers import conv, run_layer, shaped
 
 GROUP = 16
 """Images that pass together where weights are few: maps of more leave the cache, and each layer gets fresh memory for
@@ -40,7 +40,7 @@ class FullPath:
         self._in_groups = sum(weight.numel() for weight in self._weights.values()) <= FEW_WEIGHTS
 
     def run(self, images: Tensor, mask: Tensor | None, penalty: float | None) -> Executed:
-        """See :class:`prunegym.models.skipping.paths.Path`."""
+        """See :class:`prunegym.models.skipping.program.path.Path`."""
         if len(images) <= GROUP or not self._in_groups or images.device.type != "cpu":
             return self._run(images, mask, penalty)
         starts = range(0, len(images), GROUP)

@@ -6,8 +6,8 @@ import torch
 
 from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.models.skipping.lowering import UnsupportedError
-from prunegym.models.skipping.paths import Path
+from prunegym.models.skipping.program.lowering import UnsupportedError
+from prunegym.models.skipping.program.path import Path
 
 TOLERANCE = 1e-3
 """Of the largest output, in float32. What rounding makes is a hundred times smaller."""

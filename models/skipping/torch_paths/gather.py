@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from prunegym.models.gating.gate_policy import GatePolicy
-from prunegym.models.skipping.deciding import Deciding, joined
-from prunegym.models.skipping.paths import Decide, Executed
-from prunegym.models.skipping.program import Conv, Layer, Linear, Program
-from prunegym.models.skipping.slices import Kept, Slices
-from prunegym.models.skipping.torch_layers import conv, finish, linear, run_layer, shaped
+from prunegym.models.skipping.program.layers import Conv, Layer, Linear, Program
+from prunegym.models.skipping.program.path import Decide, Executed
+from prunegym.models.skipping.torch_paths.folded_heads import Deciding, joined
+from prunegym.models.skipping.torch_paths.gathered_weights import Kept, Slices
+from prunegym.models.skipping.torch_paths.torch_layers import conv, finish, linear, run_layer, shaped
 
 CACHED_COPIES = 8
 """Gathered weights are kept up to this many times the network's own: of masks that keep half of each gate, 32."""
@@ -48,7 +48,7 @@ class GatherPath:
         self._slices.clear()
 
     def run(self, images: Tensor, mask: Tensor | None, penalty: float | None) -> Executed:
-        """See :class:`prunegym.models.skipping.paths.Path`."""
+        """See :class:`prunegym.models.skipping.program.path.Path`."""
         if mask is None:  # what an image reads after the first gate depends on its mask, so each one goes alone
             done = [self._group(images[i : i + 1], None, penalty) for i in range(len(images))]
             return Executed(torch.cat([one.output for one in done]), torch.cat([one.mask for one in done]))

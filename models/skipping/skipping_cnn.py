@@ -10,14 +10,21 @@ from torch import Tensor
 from prunegym.errors import InvalidInputError, UnknownNameError
 from prunegym.models.gating.gate_policy import GatePolicy, check_penalty
 from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.models.skipping.checking import check
-from prunegym.models.skipping.choosing import Choice, choose, distinct
-from prunegym.models.skipping.full_path import FullPath
-from prunegym.models.skipping.gather_path import GatherPath
+from prunegym.models.skipping.autotune import Choice, choose, distinct
 from prunegym.models.skipping.kernel_path import KernelPath
-from prunegym.models.skipping.lowering import UnsupportedError, lower
-from prunegym.models.skipping.paths import Executed, MaskedPath, Path, Policy, decide_first, decides_gate_by_gate
-from prunegym.models.skipping.program import Program
+from prunegym.models.skipping.program.layers import Program
+from prunegym.models.skipping.program.lowering import UnsupportedError, lower
+from prunegym.models.skipping.program.path import (
+    Executed,
+    MaskedPath,
+    Path,
+    Policy,
+    decide_first,
+    decides_gate_by_gate,
+)
+from prunegym.models.skipping.self_check import check
+from prunegym.models.skipping.torch_paths.full import FullPath
+from prunegym.models.skipping.torch_paths.gather import GatherPath
 
 EXECUTIONS = ("auto", "kernel", "torch", "full", "masked")
 """Ways of running: ``kernel`` and ``torch`` skip; ``full`` computes all channels, with norms folded;

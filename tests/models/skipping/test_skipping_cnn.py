@@ -23,10 +23,10 @@ from prunegym.models import (
     rollout,
     shipped_model,
 )
-from prunegym.models.skipping import lower
-from prunegym.models.skipping.gather_path import GatherPath
 from prunegym.models.skipping.profiling import profile
-from tests.models.skipping_networks import (
+from prunegym.models.skipping.program.lowering import lower
+from prunegym.models.skipping.torch_paths.gather import GatherPath
+from tests.models.skipping.skipping_networks import (
     NAMED,
     NETWORKS,
     WAYS,

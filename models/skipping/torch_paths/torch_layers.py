@@ -7,7 +7,17 @@ from typing import cast
 import torch.nn.functional as F
 from torch import Tensor
 
-from prunegym.models.skipping.program import Add, Average, Conv, Layer, Linear, MaxPool, Other, Program, Subsample
+from prunegym.models.skipping.program.layers import (
+    Add,
+    Average,
+    Conv,
+    Layer,
+    Linear,
+    MaxPool,
+    Other,
+    Program,
+    Subsample,
+)
 
 
 def run_layer(layer: Layer, values: dict[str, Tensor]) -> Tensor:

@@ -15,7 +15,7 @@ from prunegym.models import (
     build,
     kernel,
 )
-from prunegym.models.skipping import EXECUTIONS
+from prunegym.models.skipping.skipping_cnn import EXECUTIONS
 from tests.models.slicing import randomise
 
 needs_kernel = pytest.mark.skipif(not kernel.available(), reason=f"no compiled kernel: {kernel.unavailable_reason()}")

@@ -1,0 +1,1 @@
+"""A CNN as the few layers that execution paths run."""

@@ -1,0 +1,1 @@
+"""Execution paths in plain torch."""
