@@ -27,7 +27,7 @@ import torch
 from prunegym.models import Dataset, DynamicCNN, load_dataset
 from prunegym.models.dynamic import SHIPPED, shipped_path
 from prunegym.models.stopwatch import measure
-from prunegym.models.timing import machine
+from prunegym.models.timing.dense_forms import machine
 
 FORMS = ("float32", "int8")
 LARGEST_SIZE = 0.3

@@ -26,7 +26,8 @@ import torch
 from prunegym.models import CNNInfo, GatePolicy, MaskedCNN, MaskFeatures, Normalisation, build
 from prunegym.models.onnx_export import export_onnx
 from prunegym.models.storage.model_file import StoredModel
-from prunegym.models.timing import machine, random_masks
+from prunegym.models.timing.dense_forms import machine
+from prunegym.models.timing.profile import random_masks
 
 
 def open_session(path: Path, threads: int) -> onnxruntime.InferenceSession:

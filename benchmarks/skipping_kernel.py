@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 
 from prunegym.models import GatePolicy, MaskedCNN, MaskFeatures, SkippingCNN, build, kernel
-from prunegym.models.skipping.profiling import Profile, profile
 from prunegym.models.storage.weights import save_text
-from prunegym.models.timing import machine, random_masks
+from prunegym.models.timing.dense_forms import machine
+from prunegym.models.timing.profile import Profile, profile, random_masks
 
 BATCHES = 8
 TORCH_ALONE = ("torch", "full")

@@ -14,8 +14,8 @@ from prunegym.envs.accuracy import AccuracyTerm, correct, resolve_accuracy
 from prunegym.envs.outcome import Outcome
 from prunegym.envs.user_functions import call_checked
 from prunegym.errors import InvalidInputError, UnknownNameError
-from prunegym.models.latency import LatencyTable, open_table
 from prunegym.models.masking.masked_cnn import MaskedCNN
+from prunegym.models.timing.latency_table import LatencyTable, open_table
 from prunegym.user_code import import_object, name_of
 
 FULL_MASK_COST = 0.5
@@ -157,7 +157,7 @@ def resolve_reward(
             whole reward; or where such a function is found, ``"module:function"``.
         accuracy: The accuracy term of a named reward, see :func:`~prunegym.envs.accuracy.resolve_accuracy`.
         masked: The CNN, for the default penalty: the one at which the full mask costs 0.5.
-        latency_table: Of :mod:`prunegym.models.latency`, or its file; for the reward ``latency`` only.
+        latency_table: Of :mod:`prunegym.models.timing.latency_table`, or its file; for the reward ``latency`` only.
 
     Raises:
         UnknownNameError: If there is no such name.

@@ -24,9 +24,9 @@ from prunegym.models.data.dataset_registry import load_dataset
 from prunegym.models.device import check_device
 from prunegym.models.fitting import check_output
 from prunegym.models.gating.features import CLIP, Decision, MaskFeatures, decisions_of
-from prunegym.models.latency import LatencyTable
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.skipping.stepwise import STEPWISE
+from prunegym.models.timing.latency_table import LatencyTable
 
 Penalty = float | tuple[float, float]
 OBSERVATIONS = ("features", "image")

@@ -27,10 +27,10 @@ from prunegym.models import (
     prepare,
     shipped_model,
 )
-from prunegym.models.latency_measuring import measure
-from prunegym.models.latency_timers import make_timer
 from prunegym.models.onnx_export import export_onnx
 from prunegym.models.preparation import new_policy
+from prunegym.models.timing.latency_measurement import measure
+from prunegym.models.timing.latency_timers import make_timer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device that torch can use")
 

@@ -18,7 +18,7 @@ from prunegym.agents.deciding import Masks
 from prunegym.agents.evaluation import JSON_KEYS, evaluate
 from prunegym.errors import InvalidInputError
 from prunegym.models import CNNInfo, DynamicCNN, MaskedCNN, build, load_dataset
-from prunegym.models.latency import Axis, LatencyTable, Part
+from prunegym.models.timing.latency_table import Axis, LatencyTable, Part
 from tests.envs.mask_oracle import FULL_MACS, counted, hooked_logits, random_masks
 
 ISSUE_KEYS = (

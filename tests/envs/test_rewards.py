@@ -15,7 +15,7 @@ from torch import nn
 from prunegym.envs import ACCURACY_TERMS, REWARDS, MaskSimulator, make_task
 from prunegym.errors import InvalidInputError, MissingDataError, RewardError, UnknownNameError
 from prunegym.models.data.dataset_registry import load_dataset
-from prunegym.models.latency import Axis, LatencyTable, Part
+from prunegym.models.timing.latency_table import Axis, LatencyTable, Part
 from prunegym.models.zoo.simple import SimpleCNN
 from tests.envs.mask_oracle import LAYERWISE, ONE_STEP, WIDTHS, counted, hooked_logits, layer_actions, random_masks
 

@@ -28,8 +28,8 @@ from prunegym.errors import InvalidInputError
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.dynamic import DynamicCNN
 from prunegym.models.gating.gate_policy import check_penalty
-from prunegym.models.latency import LatencyTable, open_table
 from prunegym.models.storage.model_file import StoredModel, read_model
+from prunegym.models.timing.latency_table import LatencyTable, open_table
 
 if TYPE_CHECKING:
     from prunegym.agents.evaluation import Evaluation

@@ -26,9 +26,8 @@ from prunegym.commands.common import (
 )
 from prunegym.errors import InvalidInputError
 from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.models.skipping.profiling import Profile, profile as measure_profile
 from prunegym.models.storage.model_file import StoredModel
-from prunegym.models.timing import random_masks
+from prunegym.models.timing.profile import Profile, profile as measure_profile, random_masks
 from prunegym.models.zoo.network_registry import ZOO
 
 BATCHES = 8

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from prunegym.commands.common import JsonFlag, Threads, emit, facts, open_model, settle, table
 from prunegym.errors import InvalidInputError
-from prunegym.models.latency import LatencyTable
+from prunegym.models.timing.latency_table import LatencyTable
 
 
 def latency(
@@ -29,8 +29,8 @@ def latency(
     as_json: JsonFlag = False,
 ) -> None:
     """Measure, image by image, how long each part of a CNN takes at a few kept widths, and check it end to end."""
-    from prunegym.models.latency_measuring import measure
-    from prunegym.models.latency_timers import make_timer
+    from prunegym.models.timing.latency_measurement import measure
+    from prunegym.models.timing.latency_timers import make_timer
 
     settle(threads=threads)
     if out.suffix == ".safetensors" or out.is_dir():

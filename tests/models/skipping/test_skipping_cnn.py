@@ -23,9 +23,9 @@ from prunegym.models import (
     rollout,
     shipped_model,
 )
-from prunegym.models.skipping.profiling import profile
 from prunegym.models.skipping.program.lowering import lower
 from prunegym.models.skipping.torch_paths.gather import GatherPath
+from prunegym.models.timing.profile import profile
 from tests.models.skipping.skipping_networks import (
     NAMED,
     NETWORKS,

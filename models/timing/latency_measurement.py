@@ -13,8 +13,10 @@ from torch import Tensor
 from prunegym.errors import InvalidInputError
 from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.gating.static_policy import StaticPolicy
-from prunegym.models.latency import Axis, LatencyTable, Part
-from prunegym.models.latency_timers import (
+from prunegym.models.masking.masked_cnn import MaskedCNN
+from prunegym.models.storage.run_folder import machine, versions
+from prunegym.models.timing.latency_table import Axis, LatencyTable, Part
+from prunegym.models.timing.latency_timers import (
     Clock,
     Counts,
     Timer,
@@ -24,8 +26,6 @@ from prunegym.models.latency_timers import (
     policy_timer,
     step_counts,
 )
-from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.models.storage.run_folder import machine, versions
 
 # Who measures a table finds the ways of running here too.
 __all__ = ["Timer", "TorchTimer", "kept_widths", "make_timer", "measure", "step_counts"]

@@ -18,7 +18,7 @@ from prunegym.models.skipping.program.path import Policy, decides_gate_by_gate
 from prunegym.models.skipping.skipping_cnn import SkippingCNN
 from prunegym.models.skipping.torch_paths.gather import GatherPath
 from prunegym.models.stopwatch import measure
-from prunegym.models.timing import Forms, dense_forms, dense_in_onnx_runtime, machine
+from prunegym.models.timing.dense_forms import Forms, dense_forms, dense_in_onnx_runtime, machine
 
 LIMIT = 60.0
 """Seconds after which no further round begins."""
@@ -214,3 +214,15 @@ def _layers(
             share = kept[names[label]] if label in names else None
             rows.append(LayerTime(label, share, value / count, next(full_times) / count))
     return tuple(rows)
+
+
+def random_masks(
+    batch: int, widths: list[int], generator: torch.Generator, low: float = 0.3, high: float = 0.7
+) -> Tensor:
+    """Draw masks whose kept share of each gate is drawn for each image: (batch, mask_size) bool."""
+    parts = []
+    for width in widths:
+        share = low + (high - low) * torch.rand(batch, 1, generator=generator)
+        ranks = torch.rand(batch, width, generator=generator).argsort(1).argsort(1)
+        parts.append(ranks < (share * width).round().clamp(min=1))
+    return torch.cat(parts, 1)

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from prunegym.errors import InvalidInputError, MissingDataError, UnknownNameError
 from prunegym.models import GatePolicy, MaskedCNN, MaskFeatures, StaticPolicy, build, kernel, shipped_model
-from prunegym.models.latency import Axis, LatencyTable, Part
-from prunegym.models.latency_measuring import kept_widths, measure
-from prunegym.models.latency_timers import TorchTimer, make_timer, policy_timer, step_counts
+from prunegym.models.timing.latency_measurement import kept_widths, measure
+from prunegym.models.timing.latency_table import Axis, LatencyTable, Part
+from prunegym.models.timing.latency_timers import TorchTimer, make_timer, policy_timer, step_counts
 from tests.models.many_networks import NETWORKS
 from tests.models.slicing import randomise
 

@@ -85,7 +85,7 @@ class LatencyTable:
         policy: Seconds of deciding the mask of an image, the way of ``execution``; 0 if the model had no policy.
         machine: Where it was measured: processor, cores, threads, versions.
         validation: How far predictions were from end-to-end time, see
-            :func:`prunegym.models.latency_measuring.measure`.
+            :func:`prunegym.models.timing.latency_measurement.measure`.
     """
 
     execution: str

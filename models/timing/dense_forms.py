@@ -1,4 +1,4 @@
-"""Fair timing: forms of one computation in one process and in turn, the dense ones as fast as torch has them."""
+"""A network without masks in every form that makes it fast, and what the machine is that times it."""
 
 from __future__ import annotations
 
@@ -101,18 +101,6 @@ def _folded(network: nn.Module) -> nn.Module:
 
 def _channels_last(network: nn.Module) -> nn.Module:
     return _folded(network).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
-
-
-def random_masks(
-    batch: int, widths: list[int], generator: torch.Generator, low: float = 0.3, high: float = 0.7
-) -> Tensor:
-    """Draw masks whose kept share of each gate is drawn for each image: (batch, mask_size) bool."""
-    parts = []
-    for width in widths:
-        share = low + (high - low) * torch.rand(batch, 1, generator=generator)
-        ranks = torch.rand(batch, width, generator=generator).argsort(1).argsort(1)
-        parts.append(ranks < (share * width).round().clamp(min=1))
-    return torch.cat(parts, 1)
 
 
 def machine() -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Seconds on this machine: dense forms, latency tables, profiles."""
