@@ -59,7 +59,7 @@ def check_models() -> None:
         raise SystemExit(f"this environment has {present}, so it shows nothing")
     import prunegym.models
     from prunegym.models.data.dataset_registry import load_dataset
-    from prunegym.models.training import TrainConfig, accuracy, train
+    from prunegym.models.training.cnn_training import TrainConfig, accuracy, train
     from prunegym.models.zoo.network_registry import build
 
     _check_installed(prunegym.models.__file__)

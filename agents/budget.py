@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from prunegym.envs.rewards import FULL_MASK_COST
 from prunegym.envs.task import Task
 from prunegym.errors import InvalidInputError
-from prunegym.models.budget import TOLERANCE, meet_target, total_mac_share
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.masking.masked_cnn import MaskedCNN
+from prunegym.models.training.mac_target import TOLERANCE, meet_target, total_mac_share
 
 
 @dataclasses.dataclass(frozen=True)

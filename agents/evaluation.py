@@ -20,10 +20,10 @@ from prunegym.errors import InvalidInputError
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.dynamic import DynamicCNN
 from prunegym.models.fitting import check_dense, check_masked
-from prunegym.models.joint import dense_logits
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.storage.model_file import CNNInfo, StoredModel
 from prunegym.models.timing.latency_table import LatencyTable
+from prunegym.models.training.tuning import dense_logits
 
 Model: TypeAlias = MaskedCNN | DynamicCNN | StoredModel | nn.Module
 

@@ -9,20 +9,20 @@ from torch import Tensor, nn
 
 from prunegym.agents.baselines import random_masks_at
 from prunegym.agents.deciding import Masks
-from prunegym.models.budget import meet_target
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.dynamic import DynamicCNN
 from prunegym.models.gating.features import MaskFeatures
 from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.gating.rollouts import StraightThrough, rollout
 from prunegym.models.gating.static_policy import StaticPolicy
-from prunegym.models.imitation import ImitationConfig
-from prunegym.models.joint import TuneConfig
 from prunegym.models.masking.importance import at_mac_share
 from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.models.preparation import PrepareConfig, prepare
 from prunegym.models.storage.model_file import CNNInfo
-from prunegym.models.training import epoch_batches
+from prunegym.models.training.cnn_training import epoch_batches
+from prunegym.models.training.imitation import ImitationConfig
+from prunegym.models.training.mac_target import meet_target
+from prunegym.models.training.preparation import PrepareConfig, prepare
+from prunegym.models.training.tuning import TuneConfig
 
 SPARSITY = 0.5
 """Price of keeping every channel in the loss of L1-sparse gates: half a nat."""

@@ -7,11 +7,11 @@ import copy
 import torch
 
 from prunegym.agents.deciding import decide_on_the_way
-from prunegym.models.budget import meet_target
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.dynamic import DynamicCNN
 from prunegym.models.gating.rollouts import rollout
 from prunegym.models.skipping.skipping_cnn import prefer_kernel
+from prunegym.models.training.mac_target import meet_target
 
 
 def gates_at_mac_share(agent: DynamicCNN, dataset: Dataset, share: float) -> DynamicCNN:

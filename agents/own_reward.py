@@ -11,8 +11,8 @@ from prunegym.agents.recipe import Recipe
 from prunegym.envs.outcome import Outcome
 from prunegym.envs.rewards import Reward, resolve_reward
 from prunegym.models.data.dataset import Dataset
-from prunegym.models.joint import dense_logits
 from prunegym.models.masking.masked_cnn import MaskedCNN
+from prunegym.models.training.tuning import dense_logits
 
 
 class OwnReward:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from prunegym.agents.budget import Budget
 from prunegym.errors import InvalidInputError, UnknownNameError
-from prunegym.models.imitation import ImitationConfig
-from prunegym.models.joint import TuneConfig
+from prunegym.models.training.imitation import ImitationConfig
+from prunegym.models.training.tuning import TuneConfig
 from prunegym.user_code import described
 
 CLASSES: dict[str, type[OnPolicyAlgorithm]] = {"a2c": A2C, "ppo": PPO}

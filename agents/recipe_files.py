@@ -14,8 +14,8 @@ from prunegym.agents.budget import Budget
 from prunegym.agents.recipe import CLASSES, Recipe
 from prunegym.envs.task import TaskArguments
 from prunegym.errors import InvalidInputError, MissingDataError, UnknownNameError
-from prunegym.models.imitation import ImitationConfig
-from prunegym.models.joint import TuneConfig
+from prunegym.models.training.imitation import ImitationConfig
+from prunegym.models.training.tuning import TuneConfig
 
 FOLDER = Path(__file__).parent / "recipes"
 STAGES: dict[str, type[Any]] = {"imitation": ImitationConfig, "refine": TuneConfig, "budget": Budget}

@@ -12,11 +12,11 @@ from prunegym.agents.deciding import Masks
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.dynamic import DynamicCNN
 from prunegym.models.gating.static_policy import StaticPolicy, static_start
-from prunegym.models.joint import TuneConfig
 from prunegym.models.masking.importance import at_mac_share, prices, taylor_scores
 from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.models.preparation import PrepareConfig, prepare
 from prunegym.models.storage.model_file import CNNInfo
+from prunegym.models.training.preparation import PrepareConfig, prepare
+from prunegym.models.training.tuning import TuneConfig
 
 Report = Callable[[dict[str, float]], None]
 
@@ -127,7 +127,7 @@ def learned_static(
         share: MAC share; the learned logits are cut where exactly so much is spent.
         epochs: Passes over the training images.
         seed: Of the training.
-        report: See :func:`prunegym.models.joint.tune`.
+        report: See :func:`prunegym.models.training.tuning.tune`.
 
     Returns:
         The mask (mask_size,).

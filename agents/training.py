@@ -27,7 +27,6 @@ from prunegym.envs.mask_vec_env import MaskVecEnv
 from prunegym.envs.simulator import MaskSimulator
 from prunegym.envs.task import make_task
 from prunegym.errors import InvalidInputError, UnknownNameError
-from prunegym.models.budget import meet_target
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.dynamic import DynamicCNN
 from prunegym.models.fitting import check_masked
@@ -35,10 +34,11 @@ from prunegym.models.gating.features import MaskFeatures
 from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.gating.static_policy import StaticPolicy
 from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.models.preparation import PrepareConfig, prepare
 from prunegym.models.storage.model_file import CNNInfo
 from prunegym.models.storage.run_folder import begin_run, finish_run
 from prunegym.models.storage.weights import load_state
+from prunegym.models.training.mac_target import meet_target
+from prunegym.models.training.preparation import PrepareConfig, prepare
 from prunegym.registration import LAYERWISE
 
 Report = Callable[[str, dict[str, Any]], None]

@@ -1,4 +1,3 @@
-from .budget import meet_target as meet_target
 from .data.dataset import Dataset as Dataset, Normalisation as Normalisation
 from .data.dataset_registry import forget_datasets as forget_datasets, load_dataset as load_dataset
 from .data.splits import from_arrays as from_arrays
@@ -18,15 +17,16 @@ from .gating.static_policy import (
     fixed_policy as fixed_policy,
     static_start as static_start,
 )
-from .imitation import ImitationConfig as ImitationConfig, imitate as imitate
-from .joint import TuneConfig as TuneConfig, tune as tune
 from .masking.cost import CostModel as CostModel
 from .masking.gates import Gate as Gate
 from .masking.importance import taylor_scores as taylor_scores
 from .masking.masked_cnn import MaskedCNN as MaskedCNN
-from .preparation import PrepareConfig as PrepareConfig, new_policy as new_policy, prepare as prepare
 from .skipping.skipping_cnn import EXECUTIONS as EXECUTIONS, SkippingCNN as SkippingCNN
 from .storage.model_file import CNNInfo as CNNInfo, read_model as read_model, write_model as write_model
 from .storage.weights import load_weights as load_weights, save_weights as save_weights
-from .training import TrainConfig as TrainConfig, accuracy as accuracy, train as train
+from .training.cnn_training import TrainConfig as TrainConfig, accuracy as accuracy, train as train
+from .training.imitation import ImitationConfig as ImitationConfig, imitate as imitate
+from .training.mac_target import meet_target as meet_target
+from .training.preparation import PrepareConfig as PrepareConfig, new_policy as new_policy, prepare as prepare
+from .training.tuning import TuneConfig as TuneConfig, tune as tune
 from .zoo.network_registry import ZOO as ZOO, build as build, register_network as register_network

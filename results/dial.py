@@ -25,8 +25,8 @@ from prunegym import DynamicCNN, load_dataset
 from prunegym.agents.entries import file_of
 from prunegym.agents.statistics import interval
 from prunegym.models import Dataset, GatePolicy
-from prunegym.models.budget import TOLERANCE, penalty_for, total_mac_share
 from prunegym.models.storage.run_folder import command_line, machine
+from prunegym.models.training.mac_target import TOLERANCE, penalty_for, total_mac_share
 
 LAMBDAS = 12
 """Places of the dial at which its MACs are measured, evenly over its range."""

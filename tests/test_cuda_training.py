@@ -28,9 +28,9 @@ from prunegym.models import (
     shipped_model,
 )
 from prunegym.models.onnx_export import export_onnx
-from prunegym.models.preparation import new_policy
 from prunegym.models.timing.latency_measurement import measure
 from prunegym.models.timing.latency_timers import make_timer
+from prunegym.models.training.preparation import new_policy
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device that torch can use")
 

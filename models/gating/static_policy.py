@@ -64,7 +64,7 @@ def fixed_policy(masked: MaskedCNN, mask: Tensor) -> StaticPolicy:
 
 
 def static_start(masked: MaskedCNN, dataset: Dataset, target_macs: float, *, learned: bool) -> StaticPolicy:
-    """Return the gates from which :func:`prunegym.models.preparation.prepare` makes a static rival.
+    """Return the gates from which :func:`prunegym.models.training.preparation.prepare` makes a static rival.
 
     Args:
         masked: The CNN.

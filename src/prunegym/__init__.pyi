@@ -13,6 +13,6 @@ from .models.data.dataset_registry import load_dataset as load_dataset
 from .models.data.splits import from_arrays as from_arrays
 from .models.dynamic import DynamicCNN as DynamicCNN, shipped_model as shipped_model
 from .models.masking.masked_cnn import MaskedCNN as MaskedCNN
-from .models.preparation import prepare as prepare
-from .models.training import train as train
+from .models.training.cnn_training import train as train
+from .models.training.preparation import prepare as prepare
 from .models.zoo.network_registry import build as build

@@ -19,8 +19,8 @@ from prunegym.agents.rivals import (
 )
 from prunegym.errors import InvalidInputError, UnknownNameError
 from prunegym.models import CNNInfo, DynamicCNN, MaskedCNN, build, fixed_policy, load_dataset, taylor_scores
-from prunegym.models.imitation import keep_best
 from prunegym.models.masking.importance import activations, at_mac_share, channel_scores, l1_scores
+from prunegym.models.training.imitation import keep_best
 
 
 def macs_of(first, second):

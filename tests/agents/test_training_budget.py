@@ -18,7 +18,7 @@ from prunegym.agents.training import build_algorithm, training_env
 from prunegym.envs import make_task
 from prunegym.errors import InvalidInputError
 from prunegym.models import DynamicCNN, GatePolicy, MaskFeatures, load_dataset, shipped_model
-from prunegym.models.budget import total_mac_share
+from prunegym.models.training.mac_target import total_mac_share
 from tests.agents.digits_runs import SMALL, run
 
 

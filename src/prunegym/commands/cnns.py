@@ -40,13 +40,13 @@ from prunegym.models.dynamic import DynamicCNN
 from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.gating.rollouts import rollout
 from prunegym.models.gating.static_policy import StaticPolicy, static_start
-from prunegym.models.imitation import ImitationConfig
-from prunegym.models.joint import TuneConfig
 from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.models.preparation import PrepareConfig, prepare as prepare_model
 from prunegym.models.storage.model_file import CNNInfo, write_model
 from prunegym.models.storage.run_folder import begin_run, finish_run
-from prunegym.models.training import PRECISIONS, TrainConfig, train as train_network
+from prunegym.models.training.cnn_training import PRECISIONS, TrainConfig, train as train_network
+from prunegym.models.training.imitation import ImitationConfig
+from prunegym.models.training.preparation import PrepareConfig, prepare as prepare_model
+from prunegym.models.training.tuning import TuneConfig
 
 CNN_FILE, PREPARED_FILE = "cnn.safetensors", "prepared.safetensors"
 

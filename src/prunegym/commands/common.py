@@ -26,7 +26,7 @@ from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.skipping.skipping_cnn import EXECUTIONS
 from prunegym.models.storage.model_file import CNNInfo, StoredModel, read_model
 from prunegym.models.storage.run_folder import command_line
-from prunegym.models.training import accuracy
+from prunegym.models.training.cnn_training import accuracy
 from prunegym.models.zoo.network_registry import ZOO, build
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else on standard output.")]

@@ -32,8 +32,8 @@ from prunegym.commands.common import (
 )
 from prunegym.envs.rewards import BLOCKDROP, PER_UNIT
 from prunegym.errors import InvalidInputError
-from prunegym.models.joint import TuneConfig
 from prunegym.models.storage.model_file import read_model
+from prunegym.models.training.tuning import TuneConfig
 
 if TYPE_CHECKING:
     from prunegym.agents.recipe import Recipe

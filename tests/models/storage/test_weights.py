@@ -17,7 +17,7 @@ from torch import nn
 from prunegym.errors import InvalidInputError, MissingDataError
 from prunegym.models.data.dataset_registry import load_dataset
 from prunegym.models.storage.weights import load_state, load_weights, read_weights, save_state, save_weights
-from prunegym.models.training import accuracy
+from prunegym.models.training.cnn_training import accuracy
 from prunegym.models.zoo.network_registry import build
 
 

@@ -17,7 +17,7 @@ from prunegym.models.gating.rollouts import rollout
 from prunegym.models.gating.static_policy import StaticPolicy
 from prunegym.models.masking.importance import at_mac_share, channel_scores
 from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.models.shares import check_shares, share_at
+from prunegym.models.training.mac_target import check_shares, share_at
 
 Report = Callable[[dict[str, float]], None]
 

@@ -19,11 +19,11 @@ from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.gating.rollouts import Rollout, StraightThrough, greedy, rollout
 from prunegym.models.gating.static_policy import StaticPolicy
 from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.models.shares import check_shares, share_at
 from prunegym.models.storage.fingerprints import check_inputs, fingerprint_of
 from prunegym.models.storage.run_folder import without_unused
 from prunegym.models.storage.weights import load_state, save_state
-from prunegym.models.training import autocast, epoch_batches
+from prunegym.models.training.cnn_training import autocast, epoch_batches
+from prunegym.models.training.mac_target import check_shares, share_at
 
 Report = Callable[[dict[str, float]], None]
 

@@ -8,7 +8,7 @@ import torch
 
 from prunegym.errors import InvalidInputError
 from prunegym.models import Dataset, ImitationConfig, MaskedCNN, PrepareConfig, TuneConfig, prepare, taylor_scores
-from prunegym.models.budget import total_mac_share
+from prunegym.models.training.mac_target import total_mac_share
 
 CONFIG = PrepareConfig(
     imitation=ImitationConfig(steps=20, kept_share=0.6), tune=TuneConfig(0.55, epochs=6, batch_size=64), hidden=8

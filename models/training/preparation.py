@@ -10,18 +10,18 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from prunegym.models.budget import meet_target
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.fitting import check_images, check_output
 from prunegym.models.gating.features import MaskFeatures
 from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.gating.static_policy import StaticPolicy, fixed_policy
-from prunegym.models.imitation import ImitationConfig, imitate
-from prunegym.models.joint import TuneConfig, tune
 from prunegym.models.masking.importance import at_mac_share
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.storage.fingerprints import fingerprint_of
 from prunegym.models.storage.weights import load_state, save_state
+from prunegym.models.training.imitation import ImitationConfig, imitate
+from prunegym.models.training.mac_target import meet_target
+from prunegym.models.training.tuning import TuneConfig, tune
 
 StageReport = Callable[[str, dict[str, float]], None]
 
@@ -72,7 +72,7 @@ def prepare(
         config: The stages.
         policy: Gates to start from; by default fresh ones. A :class:`StaticPolicy` learns the best one mask instead, as
             long and in the same way: the honest static rival. Without a MAC target it keeps what its logits say.
-        teacher: Logits to distil from, see :func:`prunegym.models.joint.tune`.
+        teacher: Logits to distil from, see :func:`prunegym.models.training.tuning.tune`.
         folder: Where checkpoints are; an interrupted call with the same arguments goes on from them.
         report: Called with the stage (``imitation`` or ``tune``) and its figures.
 

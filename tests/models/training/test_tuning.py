@@ -24,10 +24,10 @@ from prunegym.models import (
     shipped_model,
     tune,
 )
-from prunegym.models.budget import meet_target, penalty_for, total_mac_share
-from prunegym.models.imitation import imitate
-from prunegym.models.joint import dense_logits
 from prunegym.models.storage.weights import load_state, save_state
+from prunegym.models.training.imitation import imitate
+from prunegym.models.training.mac_target import meet_target, penalty_for, total_mac_share
+from prunegym.models.training.tuning import dense_logits
 
 
 def make_policy(masked: MaskedCNN, dataset: Dataset) -> GatePolicy:

@@ -1,6 +1,8 @@
-"""Bringing a policy to a MAC budget by one number: an offset on all its logits."""
+"""MAC targets: checked shares, the offset on all logits or the lambda at which a policy meets one."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 
@@ -9,7 +11,6 @@ from prunegym.models.data.dataset import Dataset
 from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.gating.static_policy import StaticPolicy
 from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.models.shares import check_shares
 from prunegym.models.skipping.skipping_cnn import prefer_kernel
 
 TOLERANCE = 0.01
@@ -123,3 +124,34 @@ def penalty_for(
         else:
             high = middle
     return (low + high) / 2
+
+
+def check_shares(name: str, value: float | Sequence[float], most: int = 2) -> None:
+    """Check a setting that is a share, or two of them for the lowest and the highest lambda.
+
+    Args:
+        name: Of the setting.
+        value: What was given.
+        most: How many shares are allowed.
+
+    Raises:
+        InvalidInputError: If it has another form, or a share is not above 0 and at most 1.
+    """
+    shares = list(value) if isinstance(value, list | tuple) else [value]
+    numbers = [share for share in shares if isinstance(share, float | int) and not isinstance(share, bool)]
+    if len(numbers) < len(shares):
+        raise InvalidInputError(f"{name} is {value!r}; a number above 0 and at most 1 is needed.")
+    for share in numbers:
+        if not 0 < share <= 1:
+            raise InvalidInputError(f"{name} is {share}; it must be above 0 and at most 1.")
+    if isinstance(value, list | tuple) and not len(shares) == most == 2:
+        allowed = "one share, or two for a range of lambdas, is needed" if most == 2 else "one share is needed"
+        raise InvalidInputError(f"{name} is {value}; {allowed}.")
+
+
+def share_at(value: float | Sequence[float] | None, position: float) -> float | None:
+    """Return the share for a lambda at a position (0 to 1) of its range."""
+    if value is None or isinstance(value, float | int):
+        return value
+    low, high = value
+    return low + (high - low) * position

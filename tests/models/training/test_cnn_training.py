@@ -15,10 +15,10 @@ from prunegym.errors import InvalidInputError, UnknownNameError
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.data.dataset_registry import load_dataset
 from prunegym.models.data.splits import from_arrays
-from prunegym.models.joint import TuneConfig
-from prunegym.models.preparation import PrepareConfig, prepare
 from prunegym.models.storage.weights import load_state
-from prunegym.models.training import TrainConfig, accuracy, epoch_batches, train
+from prunegym.models.training.cnn_training import TrainConfig, accuracy, epoch_batches, train
+from prunegym.models.training.preparation import PrepareConfig, prepare
+from prunegym.models.training.tuning import TuneConfig
 from prunegym.models.zoo.network_registry import build
 
 
