@@ -24,7 +24,7 @@ import onnxruntime
 import torch
 
 from prunegym.models import CNNInfo, GatePolicy, MaskedCNN, MaskFeatures, Normalisation, build
-from prunegym.models.onnx_export import export_onnx
+from prunegym.models.export.onnx_model import export_onnx
 from prunegym.models.storage.model_file import StoredModel
 from prunegym.models.timing.dense_forms import machine
 from prunegym.models.timing.profile import random_masks

@@ -197,8 +197,8 @@ class DynamicCNN(nn.Module):
         write_model(path, self.masked.network, self.info, self.policy, self.masked, int8=int8)
 
     def export_onnx(self, path: Path | str, **options: Any) -> Path:
-        """Write everything as one ONNX model; see :func:`prunegym.models.onnx_export.export_onnx` for the options."""
-        from prunegym.models.onnx_export import export_onnx
+        """Write everything as one ONNX model; options: :func:`prunegym.models.export.onnx_model.export_onnx`."""
+        from prunegym.models.export.onnx_model import export_onnx
 
         return export_onnx(self, path, **options)
 

@@ -27,7 +27,7 @@ from prunegym.models import (
     prepare,
     shipped_model,
 )
-from prunegym.models.onnx_export import export_onnx
+from prunegym.models.export.onnx_model import export_onnx
 from prunegym.models.timing.latency_measurement import measure
 from prunegym.models.timing.latency_timers import make_timer
 from prunegym.models.training.preparation import new_policy

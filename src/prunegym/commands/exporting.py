@@ -27,8 +27,8 @@ def export(
     as_json: JsonFlag = False,
 ) -> None:
     """Write policy and CNN as one ONNX model, for one image a call; masked channels are not computed."""
-    from prunegym.models.onnx_export import export_onnx
-    from prunegym.models.onnx_export.channels import cut_gates
+    from prunegym.models.export.onnx_channels import cut_gates
+    from prunegym.models.export.onnx_model import export_onnx
 
     if dense and mask_input:
         raise InvalidInputError(

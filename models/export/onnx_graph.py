@@ -7,8 +7,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor, nn
 
-from prunegym.errors import MissingDependencyError
+from prunegym.errors import InvalidInputError, MissingDependencyError
+from prunegym.models.masking.graph import Step
 
 Array: TypeAlias = npt.NDArray[Any]
 Known: TypeAlias = Array | str
@@ -110,3 +112,31 @@ class GraphBuilder:
     def _value_info(self, name: str, dtype: Any, shape: Sequence[int]) -> Any:
         kind = self._onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
         return self._onnx.helper.make_tensor_value_info(name, kind, list(shape))
+
+
+def numpy_of(tensor: Tensor) -> Array:
+    """Return a float tensor as a float32 array on the CPU."""
+    array: Array = tensor.detach().cpu().float().numpy()
+    return array
+
+
+def geometry(step: Step, conv: nn.Conv2d) -> dict[str, Any]:
+    """Return the attributes of an ONNX convolution.
+
+    Raises:
+        InvalidInputError: If it pads with something else than zeros.
+    """
+    if conv.padding_mode != "zeros":
+        raise InvalidInputError(
+            f"Convolution {step.target!r} pads with padding_mode={conv.padding_mode!r}; the ONNX export knows 'zeros'."
+        )
+    if isinstance(conv.padding, str):
+        spans = zip(conv.dilation, conv.kernel_size, strict=True)
+        totals = [dilation * (kernel - 1) if conv.padding == "same" else 0 for dilation, kernel in spans]
+        pads = [total // 2 for total in totals] + [total - total // 2 for total in totals]
+    else:
+        pads = [int(side) for side in conv.padding] * 2
+    return {
+        "kernel_shape": list(conv.kernel_size), "strides": list(conv.stride), "pads": pads,
+        "dilations": list(conv.dilation), "group": conv.groups,
+    }  # fmt: skip

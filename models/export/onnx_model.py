@@ -12,15 +12,14 @@ from torch import nn
 
 from prunegym.errors import InvalidInputError, UnknownNameError
 from prunegym.models.dynamic import DynamicCNN
+from prunegym.models.export.onnx_channels import Columns, Kept, cut_gates
+from prunegym.models.export.onnx_decisions import decide
+from prunegym.models.export.onnx_graph import GraphBuilder, Known, geometry, numpy_of
+from prunegym.models.export.onnx_operators import Call, find_operator
 from prunegym.models.gating.gate_policy import check_penalty
 from prunegym.models.masking.folding import folded, norm_behind, scale_and_shift
 from prunegym.models.masking.graph import Step, attribute_of, overwrites
 from prunegym.models.masking.operators import Kind
-from prunegym.models.onnx_export.builder import GraphBuilder, Known
-from prunegym.models.onnx_export.channels import Columns, Kept, cut_gates
-from prunegym.models.onnx_export.decisions import decide
-from prunegym.models.onnx_export.layers import geometry, numpy_of
-from prunegym.models.onnx_export.operators import Call, find_operator
 from prunegym.models.storage.model_file import StoredModel
 
 Decide = Literal["policy", "input", "all"]

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from prunegym.errors import InvalidInputError
+from prunegym.models.export.onnx_graph import Array, GraphBuilder, Known
 from prunegym.models.masking.graph import Graph, Step, Value
-from prunegym.models.onnx_export.builder import Array, GraphBuilder, Known
 
 
 @dataclasses.dataclass(frozen=True)

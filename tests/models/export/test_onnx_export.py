@@ -28,8 +28,8 @@ from prunegym.models import (
     load_dataset,
     shipped_model,
 )
-from prunegym.models.onnx_export import export_onnx
-from prunegym.models.onnx_export.channels import cut_gates
+from prunegym.models.export.onnx_channels import cut_gates
+from prunegym.models.export.onnx_model import export_onnx
 from prunegym.models.storage.model_file import StoredModel
 from tests.models.many_networks import NETWORKS
 from tests.models.network_parts import Functional, c, pooled

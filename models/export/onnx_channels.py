@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from prunegym.models.export.onnx_graph import Array, GraphBuilder, Known
+from prunegym.models.export.onnx_operators import find_operator
 from prunegym.models.masking.gates import Layout
 from prunegym.models.masking.graph import Graph, Step
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.masking.operators import Kind
-from prunegym.models.onnx_export.builder import Array, GraphBuilder, Known
-from prunegym.models.onnx_export.operators import find_operator
 
 
 class Kept:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import numpy as np
 from torch import nn
 
+from prunegym.models.export.onnx_channels import Columns
+from prunegym.models.export.onnx_graph import GraphBuilder, Known, numpy_of
+from prunegym.models.export.onnx_operators import adaptive_average, averaging_matrix
 from prunegym.models.gating.features import CLIP, MaskFeatures
 from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.gating.static_policy import StaticPolicy
-from prunegym.models.onnx_export.builder import GraphBuilder, Known
-from prunegym.models.onnx_export.channels import Columns
-from prunegym.models.onnx_export.layers import numpy_of
-from prunegym.models.onnx_export.operators import adaptive_average, averaging_matrix
 
 
 def decide(
