@@ -16,10 +16,10 @@ from prunegym.agents.predicting import PredictorOptions
 from prunegym.agents.results import VERSION, Result, fingerprint, slug
 from prunegym.agents.statistics import Interval, interval
 from prunegym.errors import InvalidInputError
+from prunegym.models.checks import check_dense, check_masked
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.data.dataset_registry import other_split
-from prunegym.models.dynamic import DynamicCNN
-from prunegym.models.fitting import check_dense, check_masked
+from prunegym.models.dynamic_cnn import DynamicCNN
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.storage.model_file import CNNInfo, StoredModel
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from prunegym.errors import InvalidInputError
 from prunegym.models.data.dataset import Dataset
-from prunegym.models.dynamic import DynamicCNN
+from prunegym.models.dynamic_cnn import DynamicCNN
 from prunegym.models.gating.gate_policy import check_penalty
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.skipping.program.path import Executed

@@ -21,7 +21,7 @@ from prunegym.agents.rivals import greedy_static, learned_static, pruned_and_tun
 from prunegym.agents.training import train_agent
 from prunegym.errors import InvalidInputError, UnknownNameError
 from prunegym.models.data.dataset import Dataset
-from prunegym.models.dynamic import DynamicCNN
+from prunegym.models.dynamic_cnn import DynamicCNN
 from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.gating.static_policy import StaticPolicy
 from prunegym.models.masking.masked_cnn import MaskedCNN

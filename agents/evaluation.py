@@ -17,9 +17,9 @@ from prunegym.agents.controls import Difficulty, Usage, count_distinct, deal_out
 from prunegym.agents.deciding import Agent, Decided, decide_dynamic, decide_fixed, is_masks, shown_penalty
 from prunegym.agents.predicting import PredictorOptions, decide_by_prediction
 from prunegym.errors import InvalidInputError
+from prunegym.models.checks import check_dense, check_masked
 from prunegym.models.data.dataset import Dataset
-from prunegym.models.dynamic import DynamicCNN
-from prunegym.models.fitting import check_dense, check_masked
+from prunegym.models.dynamic_cnn import DynamicCNN
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.storage.model_file import CNNInfo, StoredModel
 from prunegym.models.timing.latency_table import LatencyTable

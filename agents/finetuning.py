@@ -19,9 +19,9 @@ from prunegym.agents.recipe import Recipe
 from prunegym.agents.recipe_files import as_recipe
 from prunegym.agents.training import train_agent, try_task
 from prunegym.errors import InvalidInputError
+from prunegym.models.checks import check_dense
 from prunegym.models.data.dataset import Dataset
-from prunegym.models.dynamic import DynamicCNN
-from prunegym.models.fitting import check_dense
+from prunegym.models.dynamic_cnn import DynamicCNN
 from prunegym.models.gating.static_policy import StaticPolicy
 from prunegym.models.storage.run_folder import begin_run, finish_run
 from prunegym.models.training.mac_target import total_mac_share

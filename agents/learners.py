@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from prunegym.agents.baselines import random_masks_at
 from prunegym.agents.deciding import Masks
 from prunegym.models.data.dataset import Dataset
-from prunegym.models.dynamic import DynamicCNN
+from prunegym.models.dynamic_cnn import DynamicCNN
 from prunegym.models.gating.features import MaskFeatures
 from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.gating.rollouts import StraightThrough, rollout

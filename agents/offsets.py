@@ -8,7 +8,7 @@ import torch
 
 from prunegym.agents.deciding import decide_on_the_way
 from prunegym.models.data.dataset import Dataset
-from prunegym.models.dynamic import DynamicCNN
+from prunegym.models.dynamic_cnn import DynamicCNN
 from prunegym.models.gating.rollouts import rollout
 from prunegym.models.skipping.skipping_cnn import prefer_kernel
 from prunegym.models.training.mac_target import meet_target

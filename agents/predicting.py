@@ -16,10 +16,10 @@ from prunegym.agents.loading import AgentError, CheckedAgent, as_predictor
 from prunegym.envs.outcome import Outcome
 from prunegym.envs.simulator import MaskSimulator
 from prunegym.envs.task import Task, make_task
+from prunegym.models.checks import check_images
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.data.dataset_registry import other_split
-from prunegym.models.dynamic import DynamicCNN
-from prunegym.models.fitting import check_images
+from prunegym.models.dynamic_cnn import DynamicCNN
 from prunegym.models.gating.features import MaskFeatures
 from prunegym.models.masking.masked_cnn import MaskedCNN
 

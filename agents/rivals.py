@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from prunegym.agents.deciding import Masks
 from prunegym.models.data.dataset import Dataset
-from prunegym.models.dynamic import DynamicCNN
+from prunegym.models.dynamic_cnn import DynamicCNN
 from prunegym.models.gating.static_policy import StaticPolicy, static_start
 from prunegym.models.masking.importance import at_mac_share, prices, taylor_scores
 from prunegym.models.masking.masked_cnn import MaskedCNN

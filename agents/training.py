@@ -27,9 +27,9 @@ from prunegym.envs.mask_vec_env import MaskVecEnv
 from prunegym.envs.simulator import MaskSimulator
 from prunegym.envs.task import make_task
 from prunegym.errors import InvalidInputError, UnknownNameError
+from prunegym.models.checks import check_masked
 from prunegym.models.data.dataset import Dataset
-from prunegym.models.dynamic import DynamicCNN
-from prunegym.models.fitting import check_masked
+from prunegym.models.dynamic_cnn import DynamicCNN
 from prunegym.models.gating.features import MaskFeatures
 from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.gating.static_policy import StaticPolicy

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from prunegym.models import Dataset, DynamicCNN, load_dataset
-from prunegym.models.dynamic import SHIPPED, shipped_path
+from prunegym.models.dynamic_cnn import SHIPPED, shipped_path
 from prunegym.models.stopwatch import measure
 from prunegym.models.timing.dense_forms import machine
 

@@ -16,13 +16,12 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from prunegym.envs.accuracy import AccuracyTerm, correct, log_likelihood, probability
-from prunegym.envs.model_argument import read_model_argument
 from prunegym.envs.rewards import CostReward, Reward, RewardFunction, resolve_reward
 from prunegym.errors import InvalidInputError, UnknownNameError
+from prunegym.models.catalog import read_model_argument
+from prunegym.models.checks import check_device, check_output
 from prunegym.models.data.dataset import SPLITS, Augment, Dataset, Split
 from prunegym.models.data.dataset_registry import load_dataset
-from prunegym.models.device import check_device
-from prunegym.models.fitting import check_output
 from prunegym.models.gating.features import CLIP, Decision, MaskFeatures, decisions_of
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.skipping.stepwise import STEPWISE

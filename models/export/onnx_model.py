@@ -11,7 +11,7 @@ import numpy as np
 from torch import nn
 
 from prunegym.errors import InvalidInputError, UnknownNameError
-from prunegym.models.dynamic import DynamicCNN
+from prunegym.models.dynamic_cnn import DynamicCNN
 from prunegym.models.export.onnx_channels import Columns, Kept, cut_gates
 from prunegym.models.export.onnx_decisions import decide
 from prunegym.models.export.onnx_graph import GraphBuilder, Known, geometry, numpy_of

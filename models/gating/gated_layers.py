@@ -1,7 +1,7 @@
 """The document's method 1 as modules: a gate network beside each convolution, and its example CNN.
 
 They are for networks that are written with gates from the start; :class:`~prunegym.models.GatePolicy` puts gates on
-any CNN. :func:`prunegym.models.gate_export.as_dynamic_cnn` turns a network of these modules into a ``DynamicCNN``.
+any CNN. :func:`prunegym.models.conversion.as_dynamic_cnn` turns a network of these modules into a ``DynamicCNN``.
 """
 
 from __future__ import annotations

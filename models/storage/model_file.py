@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from prunegym.errors import InvalidInputError, MissingDataError, PruneGymError
+from prunegym.models.checks import check_images
 from prunegym.models.data.dataset import Dataset, Normalisation
-from prunegym.models.fitting import check_images
 from prunegym.models.gating.features import MaskFeatures
 from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.gating.static_policy import StaticPolicy

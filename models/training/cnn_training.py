@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunegym.errors import InvalidInputError, UnknownNameError
+from prunegym.models.checks import check_images, check_output, layout_of, output_shape
 from prunegym.models.data.dataset import Dataset
-from prunegym.models.fitting import check_images, check_output, layout_of, output_shape
 from prunegym.models.storage.fingerprints import check_inputs, fingerprint_of
 from prunegym.models.storage.weights import load_state, save_state
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from prunegym.models.checks import check_images, check_output
 from prunegym.models.data.dataset import Dataset
-from prunegym.models.fitting import check_images, check_output
 from prunegym.models.gating.features import MaskFeatures
 from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.gating.static_policy import StaticPolicy, fixed_policy

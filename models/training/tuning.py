@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunegym.errors import InvalidInputError
+from prunegym.models.checks import layout_of
 from prunegym.models.data.dataset import Augment, Dataset
-from prunegym.models.fitting import layout_of
 from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.gating.rollouts import Rollout, StraightThrough, greedy, rollout
 from prunegym.models.gating.static_policy import StaticPolicy

@@ -11,7 +11,7 @@ from .errors import PruneGymError as PruneGymError
 from .models.data.dataset import Dataset as Dataset
 from .models.data.dataset_registry import load_dataset as load_dataset
 from .models.data.splits import from_arrays as from_arrays
-from .models.dynamic import DynamicCNN as DynamicCNN, shipped_model as shipped_model
+from .models.dynamic_cnn import DynamicCNN as DynamicCNN, shipped_model as shipped_model
 from .models.masking.masked_cnn import MaskedCNN as MaskedCNN
 from .models.training.cnn_training import train as train
 from .models.training.preparation import prepare as prepare

@@ -25,7 +25,7 @@ from prunegym.commands.common import (
 )
 from prunegym.errors import InvalidInputError, MissingDataError
 from prunegym.models.data.readers import UNREADABLE, eight_bits
-from prunegym.models.dynamic import DynamicCNN
+from prunegym.models.dynamic_cnn import DynamicCNN
 from prunegym.models.storage.model_file import CNNInfo
 
 

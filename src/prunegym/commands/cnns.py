@@ -36,7 +36,7 @@ from prunegym.commands.common import (
 from prunegym.errors import InvalidInputError
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.data.dataset_registry import load_dataset
-from prunegym.models.dynamic import DynamicCNN
+from prunegym.models.dynamic_cnn import DynamicCNN
 from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.gating.rollouts import rollout
 from prunegym.models.gating.static_policy import StaticPolicy, static_start

@@ -18,10 +18,10 @@ from rich.table import Table
 from tqdm import tqdm
 
 from prunegym.errors import InvalidInputError, UnknownNameError
+from prunegym.models.checks import check_device
 from prunegym.models.data.dataset import Dataset, Normalisation
 from prunegym.models.data.dataset_registry import load_dataset
-from prunegym.models.device import check_device
-from prunegym.models.dynamic import SHIPPED, shipped_model
+from prunegym.models.dynamic_cnn import SHIPPED, shipped_model
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.skipping.skipping_cnn import EXECUTIONS
 from prunegym.models.storage.model_file import CNNInfo, StoredModel, read_model

@@ -33,7 +33,7 @@ from prunegym.commands.judging import evaluation_table, evaluations
 from prunegym.commands.learning import Episodes, override
 from prunegym.errors import InvalidInputError
 from prunegym.models.data.dataset import Dataset
-from prunegym.models.dynamic import DynamicCNN
+from prunegym.models.dynamic_cnn import DynamicCNN
 from prunegym.models.gating.rollouts import greedy
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import typer
 
 from prunegym.commands.common import JsonFlag, emit, facts, open_trained, with_history
 from prunegym.errors import InvalidInputError
-from prunegym.models.dynamic import SHIPPED, shipped_path
+from prunegym.models.dynamic_cnn import SHIPPED, shipped_path
 from prunegym.models.storage.model_file import write_model
 
 Model = Annotated[str, typer.Argument(help="A model file, or a shipped model.")]

@@ -26,7 +26,7 @@ from prunegym.commands.common import (
 )
 from prunegym.errors import InvalidInputError
 from prunegym.models.data.dataset import Dataset
-from prunegym.models.dynamic import DynamicCNN
+from prunegym.models.dynamic_cnn import DynamicCNN
 from prunegym.models.gating.gate_policy import check_penalty
 from prunegym.models.storage.model_file import StoredModel, read_model
 from prunegym.models.timing.latency_table import LatencyTable, open_table

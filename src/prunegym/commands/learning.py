@@ -207,7 +207,7 @@ def finetune(
     """Step 5: train CNN and policy in turns, then freeze again; OUT/model.safetensors is the best half of a turn."""
     from prunegym.agents.finetuning import finetune as finetune_model
     from prunegym.agents.recipe_files import load_recipe
-    from prunegym.models.dynamic import DynamicCNN
+    from prunegym.models.dynamic_cnn import DynamicCNN
 
     settle(data_root, threads)
     if target_macs is not None and not with_gates:

@@ -10,7 +10,7 @@ import typer
 from prunegym.commands.common import DataRoot, DatasetName, JsonFlag, emit, facts, open_model, percent, settle, table
 from prunegym.errors import InvalidInputError
 from prunegym.models.data.dataset_registry import SOURCES, load_dataset
-from prunegym.models.dynamic import SHIPPED
+from prunegym.models.dynamic_cnn import SHIPPED
 from prunegym.models.storage.model_file import StoredModel
 from prunegym.models.zoo.network_registry import ZOO
 

@@ -26,7 +26,7 @@ from prunegym.models import (
     shipped_model,
     write_model,
 )
-from prunegym.models.dynamic import shipped_path
+from prunegym.models.dynamic_cnn import shipped_path
 from prunegym.models.storage.int8 import dequantize, dequantized, quantize, quantized_state
 
 ROOT = Path(__file__).parents[2]

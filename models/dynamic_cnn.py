@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from prunegym.errors import InvalidInputError, UnknownNameError
+from prunegym.models.checks import check_device
 from prunegym.models.data.dataset import Normalisation
-from prunegym.models.device import check_device
 from prunegym.models.gating.gate_policy import GatePolicy, check_penalty
 from prunegym.models.gating.rollouts import rollout
 from prunegym.models.gating.static_policy import StaticPolicy

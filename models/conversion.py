@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from prunegym.errors import InvalidInputError
 from prunegym.models.data.dataset import Dataset
-from prunegym.models.dynamic import DynamicCNN
+from prunegym.models.dynamic_cnn import DynamicCNN
 from prunegym.models.gating.features import MaskFeatures
 from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.gating.gated_layers import SimpleDynamicCNN, gated_layers

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from prunegym.errors import InvalidInputError, UnknownNameError
+from prunegym.models.checks import check_images
 from prunegym.models.data.dataset import Dataset
-from prunegym.models.dynamic import SHIPPED, DynamicCNN, shipped_model
-from prunegym.models.fitting import check_images
+from prunegym.models.dynamic_cnn import SHIPPED, DynamicCNN, shipped_model
 from prunegym.models.gating.features import MaskFeatures
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.storage.model_file import CNNInfo, read_model

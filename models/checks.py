@@ -1,4 +1,4 @@
-"""Whether a network and a data set fit each other: told before anything that takes long begins."""
+"""Whether networks, data sets and devices fit each other: checked before anything that takes long begins."""
 
 from __future__ import annotations
 
@@ -105,3 +105,28 @@ def _run_one(network: nn.Module, dataset: Dataset, layout: torch.memory_format) 
         return network(dataset.batch(torch.arange(1), device=device).contiguous(memory_format=layout))
     finally:
         network.train(was_training)
+
+
+def check_device(name: str | torch.device) -> torch.device:
+    """Return a device that is there.
+
+    Args:
+        name: ``cpu``, ``cuda``, ``cuda:1`` and the like.
+
+    Raises:
+        InvalidInputError: If torch knows no such device, or this machine or this build of torch has none.
+
+    Example:
+        >>> check_device("cpu")
+        device(type='cpu')
+    """
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError) as error:
+        raise InvalidInputError(f"device is {name!r}, which torch does not know. Give cpu, or cuda.") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InvalidInputError(
+            f"device is {name!r}, but torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices here. "
+            "Give cpu, or install a CUDA build of torch on a machine with a GPU."
+        )
+    return device
