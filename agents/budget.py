@@ -7,7 +7,7 @@ import math
 import warnings
 from collections.abc import Mapping
 
-from prunegym.envs.rewards import FULL_MASK_COST
+from prunegym.envs.rewards.reward import FULL_MASK_COST
 from prunegym.envs.task import Task
 from prunegym.errors import InvalidInputError
 from prunegym.models.data.dataset import Dataset

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from prunegym.agents.recipe import Recipe
-from prunegym.envs.outcome import Outcome
-from prunegym.envs.rewards import Reward, resolve_reward
+from prunegym.envs.rewards.outcome import Outcome
+from prunegym.envs.rewards.reward import Reward, resolve_reward
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.training.tuning import dense_logits

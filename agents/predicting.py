@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from prunegym.agents.deciding import Decided, shown_penalty
 from prunegym.agents.loading import AgentError, CheckedAgent, as_predictor
-from prunegym.envs.outcome import Outcome
+from prunegym.envs.rewards.outcome import Outcome
 from prunegym.envs.simulator import MaskSimulator
 from prunegym.envs.task import Task, make_task
 from prunegym.models.checks import check_images

@@ -22,8 +22,8 @@ from prunegym.agents.own_reward import own_reward, try_own_reward
 from prunegym.agents.policies import MaskPolicy
 from prunegym.agents.recipe import CLASSES, Recipe, linear_start
 from prunegym.agents.recipe_files import as_recipe
-from prunegym.envs.group_advantage import GroupAdvantage, SelfCritical
-from prunegym.envs.mask_vec_env import MaskVecEnv
+from prunegym.envs.sb3_vec_env import MaskVecEnv
+from prunegym.envs.sb3_wrappers import GroupAdvantage, SelfCritical
 from prunegym.envs.simulator import MaskSimulator
 from prunegym.envs.task import make_task
 from prunegym.errors import InvalidInputError, UnknownNameError

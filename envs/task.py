@@ -15,8 +15,9 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from prunegym.envs.accuracy import AccuracyTerm, correct, log_likelihood, probability
-from prunegym.envs.rewards import CostReward, Reward, RewardFunction, resolve_reward
+from prunegym.envs.rewards.accuracy import AccuracyTerm, correct, log_likelihood, probability
+from prunegym.envs.rewards.costs import CostReward
+from prunegym.envs.rewards.reward import Reward, RewardFunction, resolve_reward
 from prunegym.errors import InvalidInputError, UnknownNameError
 from prunegym.models.catalog import read_model_argument
 from prunegym.models.checks import check_device, check_output
@@ -168,8 +169,8 @@ def make_task(
         dataset: A name or path, a :class:`Dataset` (its own split is used), the dict of all three, or None for the one
             that the model was made for, else ``digits``.
         split: ``train``, ``validation`` or ``test``.
-        reward: See :func:`~prunegym.envs.rewards.resolve_reward`.
-        accuracy: The accuracy term of a named reward, see :func:`~prunegym.envs.accuracy.resolve_accuracy`.
+        reward: See :func:`~prunegym.envs.rewards.reward.resolve_reward`.
+        accuracy: The accuracy term of a named reward, see :func:`~prunegym.envs.rewards.accuracy.resolve_accuracy`.
         penalty: lambda, a range ``(low, high)`` of it, or None for the value at which the full mask costs 0.5.
         observation: ``features`` or ``image`` (features and the image).
         layerwise: One gate a step, or all in one.

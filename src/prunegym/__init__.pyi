@@ -3,9 +3,9 @@ from .agents.policies import MaskPolicy as MaskPolicy, new_gate_policy as new_ga
 from .agents.recipe import Recipe as Recipe
 from .agents.recipe_files import load_recipe as load_recipe
 from .agents.training import train_agent as train_agent
-from .envs.group_advantage import GroupAdvantage as GroupAdvantage
-from .envs.mask_vec_env import MaskVecEnv as MaskVecEnv
-from .envs.outcome import Outcome as Outcome
+from .envs.rewards.outcome import Outcome as Outcome
+from .envs.sb3_vec_env import MaskVecEnv as MaskVecEnv
+from .envs.sb3_wrappers import GroupAdvantage as GroupAdvantage
 from .envs.task import make_task as make_task
 from .errors import PruneGymError as PruneGymError
 from .models.data.dataset import Dataset as Dataset

@@ -16,6 +16,6 @@ def register_environments() -> None:
             # No max_episode_steps: a time limit would turn the last decision into a truncation.
             gym.register(
                 env_id,
-                entry_point=f"prunegym.envs.channel_mask:{name}Env",
-                vector_entry_point=f"prunegym.envs.vector:{name}VectorEnv",
+                entry_point=f"prunegym.envs.scalar_env:{name}Env",
+                vector_entry_point=f"prunegym.envs.vector_env:{name}VectorEnv",
             )

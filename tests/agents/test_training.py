@@ -17,7 +17,7 @@ from prunegym.agents.offsets import gates_at_mac_share
 from prunegym.agents.results import fingerprint
 from prunegym.agents.training import train_agent
 from prunegym.envs import Outcome
-from prunegym.envs.sampling import EpochSampler
+from prunegym.envs.simulator import EpochSampler
 from prunegym.errors import InvalidInputError, RewardError, UnknownNameError
 from prunegym.models import DynamicCNN, ImitationConfig, StaticPolicy, TuneConfig, build, load_dataset, shipped_model
 from prunegym.models.storage.weights import save_text

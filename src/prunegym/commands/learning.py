@@ -30,7 +30,8 @@ from prunegym.commands.common import (
     table,
     with_history,
 )
-from prunegym.envs.rewards import BLOCKDROP, PER_UNIT
+from prunegym.envs.rewards.costs import PER_UNIT
+from prunegym.envs.rewards.reward import BLOCKDROP
 from prunegym.errors import InvalidInputError
 from prunegym.models.storage.model_file import read_model
 from prunegym.models.training.tuning import TuneConfig

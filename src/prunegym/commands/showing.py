@@ -21,8 +21,8 @@ def list_names(as_json: JsonFlag = False) -> None:
     # Rewards and the rest need the environments; where gymnasium is absent, the CNN side still answers.
     if importlib.util.find_spec("gymnasium") is not None:
         from prunegym.agents.recipe_files import FOLDER
-        from prunegym.envs.accuracy import ACCURACY_TERMS
-        from prunegym.envs.rewards import REWARD_NAMES
+        from prunegym.envs.rewards.accuracy import ACCURACY_TERMS
+        from prunegym.envs.rewards.reward import REWARD_NAMES
         from prunegym.registration import LAYERWISE
 
         names |= {

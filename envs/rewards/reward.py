@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from prunegym.envs.accuracy import AccuracyTerm, correct, resolve_accuracy
-from prunegym.envs.outcome import Outcome
-from prunegym.envs.user_functions import call_checked
+from prunegym.envs.rewards.accuracy import AccuracyTerm, correct, resolve_accuracy
+from prunegym.envs.rewards.calling import call_checked
+from prunegym.envs.rewards.costs import REWARDS, CostReward, LatencyShare
+from prunegym.envs.rewards.outcome import Outcome
 from prunegym.errors import InvalidInputError, UnknownNameError
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.timing.latency_table import LatencyTable, open_table
@@ -20,57 +20,6 @@ from prunegym.user_code import import_object, name_of
 
 FULL_MASK_COST = 0.5
 """With the default penalty the full mask costs this much: half of what a right answer earns."""
-
-
-class Cost(Protocol):
-    """Cost of a mask in its own unit."""
-
-    def __call__(self, masked: MaskedCNN, mask: Tensor) -> Tensor:
-        """From (batch, mask_size) bits to (batch,) float64."""
-
-
-def kept_channels(masked: MaskedCNN, mask: Tensor) -> Tensor:  # noqa: ARG001
-    """Return ||M||_0 over channels, as in the document's example: (batch,) float64."""
-    return mask.double().sum(1)
-
-
-def kept_weights(masked: MaskedCNN, mask: Tensor) -> Tensor:
-    """Return ||M||_0 over weights, the document's definition: those with a kept input and output, (batch,) float64."""
-    return masked.cost.weights(mask)
-
-
-def mac_share(masked: MaskedCNN, mask: Tensor) -> Tensor:
-    """Return MACs under the mask / MACs of the original CNN: (batch,) float64."""
-    return masked.cost.mac_share(mask)
-
-
-@dataclasses.dataclass(frozen=True)
-class CostReward:
-    """accuracy(outcome) - penalty * cost(mask), with a cost that can be paid gate by gate.
-
-    Attributes:
-        accuracy: The accuracy term.
-        cost: The cost.
-    """
-
-    accuracy: AccuracyTerm
-    cost: Cost
-
-    def __call__(self, outcome: Outcome) -> Tensor:
-        """Return the whole reward (batch,) float64."""
-        return call_checked("accuracy term", self.accuracy, outcome) - outcome.penalty * self.cost(
-            outcome.masked, outcome.mask
-        )
-
-    def step_cost(self, outcome: Outcome, gate: int) -> Tensor:
-        """Return what deciding ``gate`` added to the cost while all later gates are 0: (batch,) float64.
-
-        In a plain network a gate's price depends on its neighbours; counted so, the prices add up to the cost.
-        """
-        before = outcome.mask.clone()
-        outcome.masked.split(before)[gate].zero_()
-        added = self.cost(outcome.masked, outcome.mask) - self.cost(outcome.masked, before)
-        return outcome.penalty * added
 
 
 def blockdrop(outcome: Outcome) -> Tensor:
@@ -82,21 +31,6 @@ def blockdrop(outcome: Outcome) -> Tensor:
     return torch.where(correct(outcome) == 1, 1 - share.square(), -outcome.penalty)
 
 
-@dataclasses.dataclass(frozen=True)
-class LatencyShare:
-    """Time under the mask / time with all channels on, by a table measured on a machine."""
-
-    table: LatencyTable
-
-    def __call__(self, masked: MaskedCNN, mask: Tensor) -> Tensor:  # noqa: ARG002
-        """Return the share for each mask: (batch,) float64."""
-        return self.table.share(mask)
-
-
-REWARDS: dict[str, Cost] = {"l0": kept_channels, "l0_weights": kept_weights, "macs": mac_share}
-"""Costs that the mask alone decides."""
-PER_UNIT = ("l0", "l0_weights")
-"""Costs that count channels or weights; the others are shares of the dense network's cost."""
 LATENCY = "latency"
 """The cost that needs a table beside it."""
 BLOCKDROP = "blockdrop"
@@ -155,7 +89,7 @@ def resolve_reward(
             ``latency`` (share of the dense time, by ``latency_table``) or ``blockdrop`` (a whole reward,
             :func:`blockdrop`); a function from an :class:`Outcome` of a batch to (batch,) numbers, which is then the
             whole reward; or where such a function is found, ``"module:function"``.
-        accuracy: The accuracy term of a named reward, see :func:`~prunegym.envs.accuracy.resolve_accuracy`.
+        accuracy: The accuracy term of a named reward, see :func:`~prunegym.envs.rewards.accuracy.resolve_accuracy`.
         masked: The CNN, for the default penalty: the one at which the full mask costs 0.5.
         latency_table: Of :mod:`prunegym.models.timing.latency_table`, or its file; for the reward ``latency`` only.
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from prunegym.envs.outcome import Outcome
+from prunegym.envs.rewards.outcome import Outcome
 from prunegym.errors import InvalidInputError, RewardError, UnknownNameError
 from prunegym.user_code import import_object
 

@@ -10,8 +10,8 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from typing_extensions import Unpack
 
-from prunegym.envs.channel_mask import Action, read_options
 from prunegym.envs.rendering import check_render_mode, render
+from prunegym.envs.scalar_env import Action, read_options
 from prunegym.envs.simulator import MaskSimulator, Observation, Snapshot
 from prunegym.envs.task import TaskArguments, make_task
 from prunegym.errors import InvalidInputError

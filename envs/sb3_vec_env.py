@@ -13,11 +13,11 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 from typing_extensions import Unpack
 
-from prunegym.envs.channel_mask import Action, read_options
 from prunegym.envs.rendering import check_render_mode, render
+from prunegym.envs.scalar_env import Action, read_options
 from prunegym.envs.simulator import MaskSimulator, Observation, Snapshot
 from prunegym.envs.task import TaskArguments, make_task
-from prunegym.envs.vector import rows
+from prunegym.envs.vector_env import rows
 from prunegym.errors import InvalidInputError, UnknownNameError
 from prunegym.registration import LAYERWISE
 

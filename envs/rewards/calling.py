@@ -1,4 +1,4 @@
-"""Functions that users bring: found by import path, and checked at each call."""
+"""The checks around a user's reward: what it is called with, and what it may return."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunegym.envs.outcome import Outcome
+from prunegym.envs.rewards.outcome import Outcome
 from prunegym.errors import PruneGymError, RewardError
 from prunegym.user_code import name_of
 

@@ -8,7 +8,7 @@ import torch
 
 from prunegym.agents.own_reward import OwnReward
 from prunegym.envs import MaskSimulator, Outcome, make_task
-from prunegym.envs.rewards import resolve_reward
+from prunegym.envs.rewards.reward import resolve_reward
 from prunegym.models import load_dataset, shipped_model
 
 

@@ -1,0 +1,1 @@
+"""What an episode pays: outcomes, accuracy terms, costs, rewards."""

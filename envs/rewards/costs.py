@@ -1,0 +1,82 @@
+"""Costs of a mask: ||M||_0 over channels or weights, the MAC share, measured time."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Protocol
+
+from torch import Tensor
+
+from prunegym.envs.rewards.accuracy import AccuracyTerm
+from prunegym.envs.rewards.calling import call_checked
+from prunegym.envs.rewards.outcome import Outcome
+from prunegym.models.masking.masked_cnn import MaskedCNN
+from prunegym.models.timing.latency_table import LatencyTable
+
+
+class Cost(Protocol):
+    """Cost of a mask in its own unit."""
+
+    def __call__(self, masked: MaskedCNN, mask: Tensor) -> Tensor:
+        """From (batch, mask_size) bits to (batch,) float64."""
+
+
+def kept_channels(masked: MaskedCNN, mask: Tensor) -> Tensor:  # noqa: ARG001
+    """Return ||M||_0 over channels, as in the document's example: (batch,) float64."""
+    return mask.double().sum(1)
+
+
+def kept_weights(masked: MaskedCNN, mask: Tensor) -> Tensor:
+    """Return ||M||_0 over weights, the document's definition: those with a kept input and output, (batch,) float64."""
+    return masked.cost.weights(mask)
+
+
+def mac_share(masked: MaskedCNN, mask: Tensor) -> Tensor:
+    """Return MACs under the mask / MACs of the original CNN: (batch,) float64."""
+    return masked.cost.mac_share(mask)
+
+
+@dataclasses.dataclass(frozen=True)
+class CostReward:
+    """accuracy(outcome) - penalty * cost(mask), with a cost that can be paid gate by gate.
+
+    Attributes:
+        accuracy: The accuracy term.
+        cost: The cost.
+    """
+
+    accuracy: AccuracyTerm
+    cost: Cost
+
+    def __call__(self, outcome: Outcome) -> Tensor:
+        """Return the whole reward (batch,) float64."""
+        return call_checked("accuracy term", self.accuracy, outcome) - outcome.penalty * self.cost(
+            outcome.masked, outcome.mask
+        )
+
+    def step_cost(self, outcome: Outcome, gate: int) -> Tensor:
+        """Return what deciding ``gate`` added to the cost while all later gates are 0: (batch,) float64.
+
+        In a plain network a gate's price depends on its neighbours; counted so, the prices add up to the cost.
+        """
+        before = outcome.mask.clone()
+        outcome.masked.split(before)[gate].zero_()
+        added = self.cost(outcome.masked, outcome.mask) - self.cost(outcome.masked, before)
+        return outcome.penalty * added
+
+
+@dataclasses.dataclass(frozen=True)
+class LatencyShare:
+    """Time under the mask / time with all channels on, by a table measured on a machine."""
+
+    table: LatencyTable
+
+    def __call__(self, masked: MaskedCNN, mask: Tensor) -> Tensor:  # noqa: ARG002
+        """Return the share for each mask: (batch,) float64."""
+        return self.table.share(mask)
+
+
+REWARDS: dict[str, Cost] = {"l0": kept_channels, "l0_weights": kept_weights, "macs": mac_share}
+"""Costs that the mask alone decides."""
+PER_UNIT = ("l0", "l0_weights")
+"""Costs that count channels or weights; the others are shares of the dense network's cost."""
