@@ -1,8 +1,13 @@
-from .baselines import BASELINES as BASELINES, make_baseline as make_baseline
-from .budget import Budget as Budget
-from .compare import Comparison as Comparison, compare as compare
-from .deciding import Agent as Agent, Masks as Masks
-from .entries import (
+from .baselines.cheap import BASELINES as BASELINES, make_baseline as make_baseline
+from .baselines.literature import best_of_k as best_of_k, decore as decore
+from .baselines.static_masks import (
+    greedy_static as greedy_static,
+    learned_static as learned_static,
+    pruned_and_tuned as pruned_and_tuned,
+    taylor_static as taylor_static,
+)
+from .comparison.comparing import Comparison as Comparison, compare as compare
+from .comparison.entries import (
     RIVALS as RIVALS,
     Entry as Entry,
     agent_entry as agent_entry,
@@ -12,20 +17,15 @@ from .entries import (
     rival_entry as rival_entry,
     start_entry as start_entry,
 )
-from .evaluation import Evaluation as Evaluation, evaluate as evaluate
-from .finetuning import finetune as finetune
-from .learners import best_of_k as best_of_k, decore as decore
-from .loading import load_agent as load_agent
-from .offsets import gates_at_best_offset as gates_at_best_offset, gates_at_mac_share as gates_at_mac_share
-from .policies import MaskPolicy as MaskPolicy, new_gate_policy as new_gate_policy
-from .predicting import PredictorOptions as PredictorOptions
-from .recipe import Recipe as Recipe
-from .recipe_files import load_recipe as load_recipe
-from .rivals import (
-    greedy_static as greedy_static,
-    learned_static as learned_static,
-    pruned_and_tuned as pruned_and_tuned,
-    taylor_static as taylor_static,
-)
-from .statistics import Interval as Interval, interval as interval
-from .training import train_agent as train_agent
+from .comparison.statistics import Interval as Interval, interval as interval
+from .evaluation.evaluator import Evaluation as Evaluation, evaluate as evaluate
+from .evaluation.masks import Agent as Agent, Masks as Masks
+from .evaluation.predictors import PredictorOptions as PredictorOptions
+from .evaluation.user_agents import load_agent as load_agent
+from .rl.finetuning import finetune as finetune
+from .rl.lagrangian import Budget as Budget
+from .rl.mask_policy import MaskPolicy as MaskPolicy, new_gate_policy as new_gate_policy
+from .rl.offsets import gates_at_best_offset as gates_at_best_offset, gates_at_mac_share as gates_at_mac_share
+from .rl.recipe import Recipe as Recipe
+from .rl.recipe_files import load_recipe as load_recipe
+from .rl.trainer import train_agent as train_agent

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from prunegym import DynamicCNN, Outcome, load_dataset, load_recipe, make_task, shipped_model
-from prunegym.agents.statistics import interval
-from prunegym.agents.training import build_algorithm, training_env
+from prunegym.agents.comparison.statistics import interval
+from prunegym.agents.rl.trainer import build_algorithm, training_env
 from prunegym.envs import MaskSimulator
 from prunegym.models import Dataset, GatePolicy, TuneConfig, tune
 

@@ -22,8 +22,8 @@ from typing import Any
 import torch
 
 from prunegym import DynamicCNN, load_dataset
-from prunegym.agents.entries import file_of
-from prunegym.agents.statistics import interval
+from prunegym.agents.comparison.entries import file_of
+from prunegym.agents.comparison.statistics import interval
 from prunegym.models import Dataset, GatePolicy
 from prunegym.models.storage.run_folder import command_line, machine
 from prunegym.models.training.mac_target import TOLERANCE, penalty_for, total_mac_share

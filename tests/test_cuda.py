@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from prunegym.agents.evaluation import evaluate
-from prunegym.agents.recipe_files import load_recipe
-from prunegym.agents.training import train_agent
+from prunegym.agents.evaluation.evaluator import evaluate
+from prunegym.agents.rl.recipe_files import load_recipe
+from prunegym.agents.rl.trainer import train_agent
 from prunegym.envs import MaskVecEnv
 from prunegym.models import DynamicCNN, SkippingCNN, load_dataset, shipped_model
 

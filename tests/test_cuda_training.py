@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from prunegym.agents.baselines import BASELINES
-from prunegym.agents.compare import compare
-from prunegym.agents.entries import RIVALS, STARTS
-from prunegym.agents.finetuning import finetune
-from prunegym.agents.recipe import Recipe
-from prunegym.agents.recipe_files import load_recipe
-from prunegym.agents.training import train_agent
+from prunegym.agents.baselines.cheap import BASELINES
+from prunegym.agents.comparison.comparing import compare
+from prunegym.agents.comparison.entries import RIVALS, STARTS
+from prunegym.agents.rl.finetuning import finetune
+from prunegym.agents.rl.recipe import Recipe
+from prunegym.agents.rl.recipe_files import load_recipe
+from prunegym.agents.rl.trainer import train_agent
 from prunegym.models import (
     Dataset,
     DynamicCNN,

@@ -1,8 +1,8 @@
-from .agents.evaluation import Evaluation as Evaluation, evaluate as evaluate
-from .agents.policies import MaskPolicy as MaskPolicy, new_gate_policy as new_gate_policy
-from .agents.recipe import Recipe as Recipe
-from .agents.recipe_files import load_recipe as load_recipe
-from .agents.training import train_agent as train_agent
+from .agents.evaluation.evaluator import Evaluation as Evaluation, evaluate as evaluate
+from .agents.rl.mask_policy import MaskPolicy as MaskPolicy, new_gate_policy as new_gate_policy
+from .agents.rl.recipe import Recipe as Recipe
+from .agents.rl.recipe_files import load_recipe as load_recipe
+from .agents.rl.trainer import train_agent as train_agent
 from .envs.rewards.outcome import Outcome as Outcome
 from .envs.sb3_vec_env import MaskVecEnv as MaskVecEnv
 from .envs.sb3_wrappers import GroupAdvantage as GroupAdvantage

@@ -14,7 +14,7 @@ from prunegym.models import DynamicCNN, load_dataset
 from tests.commands.command_line import RL, as_json, fail, succeed
 
 # Settings that take seconds make weak agents.
-pytestmark = pytest.mark.filterwarnings("ignore::prunegym.agents.callbacks.CollapseWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::prunegym.agents.rl.monitor.CollapseWarning")
 
 
 def test_predict_reads_image_files(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from prunegym.models import load_dataset
 from tests.commands.command_line import KEYS, RL, as_json, fail, succeed
 
 # Settings that take seconds make weak agents.
-pytestmark = pytest.mark.filterwarnings("ignore::prunegym.agents.callbacks.CollapseWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::prunegym.agents.rl.monitor.CollapseWarning")
 
 
 def test_evaluate_prints_exactly_the_documented_keys(made: Path) -> None:

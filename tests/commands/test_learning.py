@@ -14,7 +14,7 @@ from prunegym.models.gating.static_policy import StaticPolicy
 from tests.commands.command_line import CNN, PREPARE, RL, as_json, fail, first_filter, succeed
 
 # Settings that take seconds make weak agents.
-pytestmark = pytest.mark.filterwarnings("ignore::prunegym.agents.callbacks.CollapseWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::prunegym.agents.rl.monitor.CollapseWarning")
 
 
 def test_train_cnn_says_how_it_was_made(made: Path) -> None:

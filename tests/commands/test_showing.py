@@ -15,7 +15,7 @@ from prunegym.models import DynamicCNN
 from tests.commands.command_line import as_json, fail, succeed
 
 # Settings that take seconds make weak agents.
-pytestmark = pytest.mark.filterwarnings("ignore::prunegym.agents.callbacks.CollapseWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::prunegym.agents.rl.monitor.CollapseWarning")
 
 
 def test_module_runs_as_a_command_and_lists_commands() -> None:

@@ -35,8 +35,8 @@ from prunegym.models.storage.run_folder import begin_run, command_line, finish_r
 from prunegym.models.storage.weights import save_text
 
 if TYPE_CHECKING:
-    from prunegym.agents.compare import Comparison
-    from prunegym.agents.statistics import Interval
+    from prunegym.agents.comparison.comparing import Comparison
+    from prunegym.agents.comparison.statistics import Interval
 
 
 def compare(
@@ -76,8 +76,8 @@ def compare(
     With --resume the folder may get other entries, seeds or another split (comparison-SPLIT.json): trained agents and
     evaluations that are there are used again.
     """
-    from prunegym.agents.compare import check_entries, compare as compare_agents
-    from prunegym.agents.entries import SEED_MARK, as_entry, file_of
+    from prunegym.agents.comparison.comparing import check_entries, compare as compare_agents
+    from prunegym.agents.comparison.entries import SEED_MARK, as_entry, file_of
 
     settle(data_root, threads)
     each = {seed: open_trained(file_of(model, seed)) for seed in range(seeds if SEED_MARK in model else 1)}
@@ -117,9 +117,9 @@ def compare(
 
 
 def _entry(name: str, changes: Mapping[str, Any]) -> Any:
-    from prunegym.agents.baselines import BASELINES
-    from prunegym.agents.entries import RIVALS, STARTS, as_entry, split_label
-    from prunegym.agents.recipe_files import load_recipe
+    from prunegym.agents.baselines.cheap import BASELINES
+    from prunegym.agents.comparison.entries import RIVALS, STARTS, as_entry, split_label
+    from prunegym.agents.rl.recipe_files import load_recipe
 
     label, thing = split_label(name)
     if ":" in thing or thing in {*BASELINES, *RIVALS, *STARTS} or thing.endswith(".safetensors"):

@@ -57,8 +57,8 @@ def demo(
     as_json: JsonFlag = False,
 ) -> None:
     """Train PPO on digits, evaluate it with controls and baselines, draw masks, save the model and predict with it."""
-    from prunegym.agents.recipe_files import load_recipe
-    from prunegym.agents.training import train_agent
+    from prunegym.agents.rl.recipe_files import load_recipe
+    from prunegym.agents.rl.trainer import train_agent
 
     settle(threads=threads)
     started = time.perf_counter()

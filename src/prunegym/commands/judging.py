@@ -32,7 +32,7 @@ from prunegym.models.storage.model_file import StoredModel, read_model
 from prunegym.models.timing.latency_table import LatencyTable, open_table
 
 if TYPE_CHECKING:
-    from prunegym.agents.evaluation import Evaluation
+    from prunegym.agents.evaluation.evaluator import Evaluation
 
 Split = Annotated[str, typer.Option("--split", help="train, validation or test.")]
 Penalty = Annotated[float, typer.Option("--penalty", min=0.0, callback=finite, help="lambda of the figure reward.")]
@@ -81,7 +81,7 @@ def evaluate(
     as_json: JsonFlag = False,
 ) -> None:
     """Evaluate a model's own policy, or an agent of yours on it, on every image of a split."""
-    from prunegym.agents.loading import load_agent
+    from prunegym.agents.evaluation.user_agents import load_agent
 
     settle(data_root, threads)
     stored = open_trained(model)
@@ -132,9 +132,9 @@ def evaluations(
     train: Dataset | None = None,
 ) -> dict[str, Evaluation]:
     """Evaluate an agent and, if wanted, every baseline at its MAC share, on one CNN; ``train`` is what these need."""
-    from prunegym.agents.baselines import BASELINES, Setting, make_baseline
-    from prunegym.agents.evaluation import evaluate as evaluate_agent
-    from prunegym.agents.predicting import PredictorOptions
+    from prunegym.agents.baselines.cheap import BASELINES, Setting, make_baseline
+    from prunegym.agents.evaluation.evaluator import evaluate as evaluate_agent
+    from prunegym.agents.evaluation.predictors import PredictorOptions
 
     network = None if dense is None else read_model(dense).masked.network.to(device)
     masked, policy, info = stored

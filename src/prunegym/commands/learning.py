@@ -37,7 +37,7 @@ from prunegym.models.storage.model_file import read_model
 from prunegym.models.training.tuning import TuneConfig
 
 if TYPE_CHECKING:
-    from prunegym.agents.recipe import Recipe
+    from prunegym.agents.rl.recipe import Recipe
 
 Model = Annotated[str, typer.Argument(help="A CNN of train-cnn, a model of prepare or train, or a shipped model.")]
 RecipeName = Annotated[str, typer.Option("--recipe", help="A recipe that comes with PruneGym, or a YAML file.")]
@@ -83,8 +83,8 @@ def train(
     as_json: JsonFlag = False,
 ) -> None:
     """Train an agent by a recipe; OUT/model.safetensors is the best actor, OUT/start.safetensors where it began."""
-    from prunegym.agents.recipe_files import load_recipe
-    from prunegym.agents.training import train_agent
+    from prunegym.agents.rl.recipe_files import load_recipe
+    from prunegym.agents.rl.trainer import train_agent
 
     settle(data_root, threads)
     chosen = override(
@@ -138,7 +138,7 @@ def override(
 
 
 def _with_budget(recipe: Recipe, target_macs: float) -> Recipe:
-    from prunegym.agents.budget import Budget
+    from prunegym.agents.rl.lagrangian import Budget
 
     budget = (
         Budget(target_macs) if recipe.budget is None else dataclasses.replace(recipe.budget, target_macs=target_macs)
@@ -206,8 +206,8 @@ def finetune(
     as_json: JsonFlag = False,
 ) -> None:
     """Step 5: train CNN and policy in turns, then freeze again; OUT/model.safetensors is the best half of a turn."""
-    from prunegym.agents.finetuning import finetune as finetune_model
-    from prunegym.agents.recipe_files import load_recipe
+    from prunegym.agents.rl.finetuning import finetune as finetune_model
+    from prunegym.agents.rl.recipe_files import load_recipe
     from prunegym.models.dynamic_cnn import DynamicCNN
 
     settle(data_root, threads)

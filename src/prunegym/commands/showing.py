@@ -20,7 +20,7 @@ def list_names(as_json: JsonFlag = False) -> None:
     names = {"networks": sorted(ZOO), "data sets": sorted(SOURCES), "shipped models": sorted(SHIPPED)}
     # Rewards and the rest need the environments; where gymnasium is absent, the CNN side still answers.
     if importlib.util.find_spec("gymnasium") is not None:
-        from prunegym.agents.recipe_files import FOLDER
+        from prunegym.agents.rl.recipe_files import FOLDER
         from prunegym.envs.rewards.accuracy import ACCURACY_TERMS
         from prunegym.envs.rewards.reward import REWARD_NAMES
         from prunegym.registration import LAYERWISE

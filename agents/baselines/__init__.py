@@ -1,0 +1,1 @@
+"""What an agent has to beat: cheap, static and published baselines."""

@@ -1,0 +1,166 @@
+"""Other people's learners, for comparison: DECORE, gates by gradient with and without L1, and the best of K masks."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from prunegym.agents.baselines.cheap import random_masks_at
+from prunegym.agents.evaluation.masks import Masks
+from prunegym.models.data.dataset import Dataset
+from prunegym.models.dynamic_cnn import DynamicCNN
+from prunegym.models.gating.features import MaskFeatures
+from prunegym.models.gating.gate_policy import GatePolicy
+from prunegym.models.gating.rollouts import StraightThrough, rollout
+from prunegym.models.gating.static_policy import StaticPolicy
+from prunegym.models.masking.importance import at_mac_share
+from prunegym.models.masking.masked_cnn import MaskedCNN
+from prunegym.models.storage.model_file import CNNInfo
+from prunegym.models.training.cnn_training import epoch_batches
+from prunegym.models.training.imitation import ImitationConfig
+from prunegym.models.training.mac_target import meet_target
+from prunegym.models.training.preparation import PrepareConfig, prepare
+from prunegym.models.training.tuning import TuneConfig
+
+SPARSITY = 0.5
+"""Price of keeping every channel in the loss of L1-sparse gates: half a nat."""
+
+
+def decore(
+    masked: MaskedCNN,
+    train: Dataset,
+    share: float,
+    *,
+    epochs: float = 5,
+    seed: int = 0,
+    penalty: float = 1.0,
+    learning_rate: float = 2e-3,
+) -> Masks:
+    """Learn one Bernoulli a channel, without any input, by REINFORCE (DECORE: Alwani et al. 2022).
+
+    The agents of a layer share a reward: its dropped channels, as a share, if the answer is right, and -penalty times
+    that if it is wrong. Otherwise than in the paper, agents start at 0.88 instead of near 1, and the mean reward of a
+    layer over the batch is its baseline: with the few passes of a comparison they would else hardly move. The CNN stays
+    frozen, and the learned logits are cut at the MAC share.
+
+    Args:
+        masked: The CNN; it is not changed.
+        train: Training images.
+        share: MAC share.
+        epochs: Passes over the training images.
+        seed: Of images and masks.
+        penalty: Of a wrong answer.
+        learning_rate: Of Adam.
+
+    Returns:
+        The mask (mask_size,).
+    """
+    device = next(masked.parameters()).device
+    policy = StaticPolicy(MaskFeatures(masked)).to(device)
+    optimizer = torch.optim.Adam(policy.parameters(), learning_rate)
+    batches_an_epoch = len(epoch_batches(len(train), 128, seed, 0)[0])
+    for step in range(max(1, round(epochs * batches_an_epoch))):
+        epoch, place = divmod(step, batches_an_epoch)
+        batches, generator = epoch_batches(len(train), 128, seed, epoch)
+        images = train.batch(batches[place], device=device, augment=generator)
+        logits = torch.cat([policy.logits(index, images) for index in range(len(policy.decisions))], dim=1)
+        with torch.no_grad():
+            mask = (torch.rand(logits.shape, generator=generator).to(device) < torch.sigmoid(logits)).float()
+            right = masked(images, mask).argmax(1) == train.labels[batches[place]].to(device)
+            dropped = torch.stack([1 - part.mean(1) for part in masked.split(mask)], dim=1)
+            rewards = dropped * torch.where(right, 1.0, -penalty)[:, None]
+            advantages = rewards - rewards.mean(0)
+        log_chance = -nn.functional.binary_cross_entropy_with_logits(logits, mask, reduction="none")
+        chosen = torch.stack([part.sum(1) for part in masked.split(log_chance)], dim=1)
+        optimizer.zero_grad(set_to_none=True)
+        (-(advantages * chosen).sum(1).mean()).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return Masks("DECORE", at_mac_share(policy.mask_logits(), masked, share))
+
+
+def gates_by_gradient(
+    masked: MaskedCNN, info: CNNInfo, train: Dataset, share: float, epochs: float, *, sparse: bool, seed: int = 0
+) -> DynamicCNN:
+    """Train gates on the frozen CNN: the document's method 1 (straight-through, Gumbel noise), or 2 (L1-sparse).
+
+    Args:
+        masked: The CNN; it is copied.
+        info: Its description.
+        train: Training images.
+        share: Total MAC share.
+        epochs: Passes over the training images, after an imitation of 600 steps.
+        sparse: Price channels by ||M(x)||_1 instead of a MAC target; logits are shifted to it afterwards.
+        seed: Of the training.
+    """
+    sparsity = SPARSITY / masked.mask_size if sparse else None
+    tuning = TuneConfig(min(1.0, share), epochs, train_cnn=False, seed=seed, sparsity=sparsity)
+    imitation = ImitationConfig(mac_share=min(1.0, share), seed=seed)
+    return DynamicCNN(*prepare(masked, train, PrepareConfig(imitation, tuning, seed=seed)), info)
+
+
+@torch.no_grad()
+def best_of_k(
+    masked: MaskedCNN,
+    policy: GatePolicy | StaticPolicy | None,
+    dataset: Dataset,
+    share: float,
+    *,
+    k: int = 16,
+    seed: int = 0,
+    penalty: float = 0.5,
+) -> Masks:
+    """Draw K masks for each image and keep the one with the highest reward, the label seen: how much there is to gain.
+
+    Args:
+        masked: The CNN.
+        policy: Masks are drawn from it, its logits shifted to the MAC share; without gates random channels are kept.
+        dataset: The images that are evaluated.
+        share: Total MAC share that the gates are shifted to, or MAC share of random masks.
+        k: Masks an image.
+        seed: Of the masks.
+        penalty: lambda of the reward, correct - lambda * MAC share.
+
+    Returns:
+        Masks (images, mask_size).
+    """
+    gates = copy.deepcopy(policy) if isinstance(policy, GatePolicy) else None
+    if gates is not None:
+        meet_target(masked, gates, dataset, share)
+    generator = torch.Generator().manual_seed(seed)
+    best = torch.full((len(dataset),), -float("inf"), dtype=torch.float64)
+    masks = torch.zeros(len(dataset), masked.mask_size, dtype=torch.bool)
+    for _ in range(k):
+        drawn, rewards = _draw(masked, gates, dataset, share, generator, penalty)
+        better = rewards > best
+        best[better], masks[better] = rewards[better], drawn[better]
+    note = f"An oracle: it sees the label, and keeps the best of {k} masks of each image. Deciding is not counted."
+    return Masks(f"best of {k}", masks, 0.0 if gates is None else float(gates.macs), note)
+
+
+def _draw(
+    masked: MaskedCNN,
+    gates: GatePolicy | None,
+    dataset: Dataset,
+    share: float,
+    generator: torch.Generator,
+    penalty: float,
+) -> tuple[Tensor, Tensor]:
+    """Return one mask for each image (images, mask_size) bool, and its reward (images,) float64."""
+    device = next(masked.parameters()).device
+    choose = StraightThrough(generator)
+    random = random_masks_at(masked, len(dataset), share, generator) if gates is None else None
+    masks, rewards = [], []
+    for indices in torch.split(torch.arange(len(dataset)), 250):
+        images = dataset.batch(indices, device=device)
+        if gates is None:
+            assert random is not None
+            mask = random[indices].float().to(device)
+            output = masked(images, mask)
+        else:
+            output, mask, _ = rollout(masked, gates, images, choose)
+        right = (output.argmax(1).cpu() == dataset.labels[indices]).double()
+        masks.append(mask.bool().cpu())
+        rewards.append(right - penalty * masked.cost.mac_share(mask).cpu())
+    return torch.cat(masks), torch.cat(rewards)

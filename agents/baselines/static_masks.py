@@ -1,0 +1,178 @@
+"""Baselines that learn or search: the honest static rivals of both tracks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from prunegym.agents.evaluation.masks import Masks
+from prunegym.models.data.dataset import Dataset
+from prunegym.models.dynamic_cnn import DynamicCNN
+from prunegym.models.gating.static_policy import StaticPolicy, static_start
+from prunegym.models.masking.importance import at_mac_share, prices, taylor_scores
+from prunegym.models.masking.masked_cnn import MaskedCNN
+from prunegym.models.storage.model_file import CNNInfo
+from prunegym.models.training.preparation import PrepareConfig, prepare
+from prunegym.models.training.tuning import TuneConfig
+
+Report = Callable[[dict[str, float]], None]
+
+
+@torch.no_grad()
+def greedy_static(
+    masked: MaskedCNN, train: Dataset, share: float, *, images: int = 256, candidates: int = 8, step_share: float = 0.02
+) -> Masks:
+    """Search the best static mask of a frozen CNN: take away what costs least loss for the MACs that it saves.
+
+    Each round lists the ``candidates`` channels with the smallest Taylor score for their MACs under the mask so far
+    (Molchanov et al. 2017), tries each on training images, and removes the best of them: of the channels tried, those
+    with the smallest rise of the cross-entropy for each MAC saved, one or more until ``step_share`` is saved.
+
+    Args:
+        masked: The CNN.
+        train: Training images.
+        share: MAC share to end at: the last mask that still spends at least so much.
+        images: How many training images the loss is measured on.
+        candidates: Channels tried in each round.
+        step_share: MAC share that a round saves at most, unless one channel alone saves more.
+
+    Returns:
+        The mask (mask_size,).
+    """
+    sample = train.sample(images)
+    batch = sample.batch(torch.arange(len(sample)), device=next(masked.parameters()).device)
+    labels = sample.labels.to(batch.device)
+    mask = torch.ones(masked.mask_size)
+    while True:
+        left = _remove_best(masked, batch, labels, mask, share, candidates, step_share)
+        if torch.equal(left, mask):
+            return Masks("greedy static", mask.bool())
+        mask = left
+
+
+def _remove_best(
+    masked: MaskedCNN, batch: Tensor, labels: Tensor, mask: Tensor, share: float, candidates: int, step_share: float
+) -> Tensor:
+    before = masked.cost.mac_share(mask[None]).item()
+    saved = before - _share_without(masked, mask)
+    possible = (mask == 1) & (before - saved >= share)
+    scores = _gradient(masked, batch, labels, mask).square() / saved.clamp_min(1e-12)
+    tried = scores.masked_fill(~possible, float("inf")).argsort()[: min(candidates, int(possible.sum()))]
+    base = _loss(masked, batch, labels, mask)
+    losses = [_loss(masked, batch, labels, _without(mask, channel)) for channel in tried]
+    rises = [(loss - base) / saved[channel].item() for loss, channel in zip(losses, tried, strict=True)]
+    left = mask
+    for place in sorted(range(len(tried)), key=rises.__getitem__)[: max(1, candidates // 2)]:
+        smaller = _without(left, tried[place])
+        spent = masked.cost.mac_share(smaller[None]).item()
+        if spent < share or (left is not mask and before - spent > step_share):
+            break
+        left = smaller
+    return left
+
+
+def _without(mask: Tensor, channel: Tensor) -> Tensor:
+    smaller = mask.clone()
+    smaller[channel] = 0
+    return smaller
+
+
+def _share_without(masked: MaskedCNN, mask: Tensor) -> Tensor:
+    """Return the MAC share without each channel in turn: (mask_size,) float64; the present one where it is gone."""
+    kept = masked.cost.kept(mask[None])
+    fewer = (kept - torch.eye(kept.shape[1], dtype=torch.float64)).clamp_min(0)
+    widths = torch.tensor([gate.width for gate in masked.gates])
+    shares = (masked.cost.macs_of_widths(fewer) / masked.cost.total_macs).repeat_interleave(widths)
+    return torch.where(mask == 1, shares, masked.cost.mac_share(mask[None]))
+
+
+def _loss(masked: MaskedCNN, batch: Tensor, labels: Tensor, mask: Tensor) -> float:
+    parts = zip(torch.split(batch, 256), torch.split(labels, 256), strict=True)
+    rows = [_cross_entropy(masked, images, part, mask.expand(len(images), -1)) for images, part in parts]
+    return sum(row.item() for row in rows) / len(batch)
+
+
+def _gradient(masked: MaskedCNN, batch: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+    """Return the root mean square over images of the loss's gradient in the mask: (mask_size,)."""
+    total = torch.zeros(masked.mask_size)
+    for images, part in zip(torch.split(batch, 128), torch.split(labels, 128), strict=True):
+        with torch.enable_grad():
+            rows = mask.repeat(len(images), 1).requires_grad_()
+            (gradient,) = torch.autograd.grad(_cross_entropy(masked, images, part, rows), rows)
+        total += gradient.square().sum(0)
+    return (total / len(batch)).sqrt()
+
+
+def _cross_entropy(masked: MaskedCNN, images: Tensor, labels: Tensor, masks: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(masked(images, masks.to(images.device)), labels, reduction="sum")
+
+
+def taylor_static(masked: MaskedCNN, train: Dataset, share: float) -> Masks:
+    """Return the Taylor-ranked static mask at a MAC share, ranked over all gates for the price of a channel."""
+    scores = taylor_scores(masked, train) / prices(masked)
+    return Masks("static, Taylor", at_mac_share(scores, masked, share))
+
+
+def learned_static(
+    masked: MaskedCNN, train: Dataset, share: float, *, epochs: float = 5, seed: int = 0, report: Report | None = None
+) -> Masks:
+    """Learn the best static mask of a frozen CNN, as gates are refined but without input: the frozen track's rival.
+
+    Args:
+        masked: The CNN; it is not changed.
+        train: Training images.
+        share: MAC share; the learned logits are cut where exactly so much is spent.
+        epochs: Passes over the training images.
+        seed: Of the training.
+        report: See :func:`prunegym.models.training.tuning.tune`.
+
+    Returns:
+        The mask (mask_size,).
+    """
+    config = TuneConfig(target_macs=min(1.0, share), epochs=epochs, train_cnn=False, seed=seed)
+    gates = _prepare_static(masked, train, config, True, report)[1]
+    return Masks("static, learned", gates.mask_logits() > 0)
+
+
+def pruned_and_tuned(
+    network: nn.Module | MaskedCNN,
+    info: CNNInfo,
+    train: Dataset,
+    share: float,
+    epochs: float,
+    *,
+    learned: bool,
+    seed: int = 0,
+    report: Report | None = None,
+) -> DynamicCNN:
+    """Prune the original network statically and fine-tune it: the prepared track's rival.
+
+    Args:
+        network: The original network; it is copied.
+        info: Its description.
+        train: Training images.
+        share: MAC share.
+        epochs: Passes over the training images: as many as all training of what it is compared with took.
+        learned: Learn the mask together with the CNN; else the Taylor mask, the same share of each gate, which stays.
+        seed: Of the training.
+        report: Called after each epoch.
+
+    Returns:
+        The fine-tuned CNN with its one mask.
+    """
+    masked = network if isinstance(network, MaskedCNN) else MaskedCNN(network, train.batch(torch.arange(1)))
+    config = TuneConfig(target_macs=min(1.0, share), epochs=epochs, train_gates=learned, seed=seed)
+    return DynamicCNN(*_prepare_static(masked, train, config, learned, report), info)
+
+
+def _prepare_static(
+    masked: MaskedCNN, train: Dataset, tuning: TuneConfig, learned: bool, report: Report | None
+) -> tuple[MaskedCNN, StaticPolicy]:
+    start = static_start(masked, train, tuning.target or 1.0, learned=learned)
+    config = PrepareConfig(imitation=None, tune=tuning, seed=tuning.seed)
+    stages = None if report is None else lambda _stage, row: report(row)
+    tuned, gates = prepare(masked, train, config, policy=start, report=stages)
+    return tuned, cast(StaticPolicy, gates)

@@ -1,0 +1,125 @@
+"""Results of evaluations as JSON files, found again by the configuration that made them."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from stable_baselines3.common.base_class import BaseAlgorithm
+from torch import Tensor, nn
+
+from prunegym.agents.evaluation.evaluator import Evaluation
+from prunegym.agents.evaluation.masks import Masks, is_masks
+from prunegym.models.data.dataset import Dataset
+from prunegym.models.storage.fingerprints import fingerprint_of, hash_of
+from prunegym.models.storage.run_folder import without_unused
+
+VERSION = 2
+"""Raised when evaluation changes what the same configuration gives, so that old results are not reused."""
+
+PER_IMAGE = ("correct", "total_mac_shares")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Result:
+    """What is kept of an evaluation.
+
+    Attributes:
+        figures: See :meth:`Evaluation.as_json`.
+        is_static: Whether the policy is static.
+        verdict: The same as a sentence.
+        notes: What a reader has to know.
+        usage: Channels always on, always off, conditional.
+        difficulty: Whether compute follows difficulty, see :class:`prunegym.agents.evaluation.controls.Difficulty`.
+        correct: (images,) bool.
+        total_mac_shares: (images,) float32.
+    """
+
+    figures: dict[str, float]
+    is_static: bool
+    verdict: str
+    notes: tuple[str, ...]
+    usage: dict[str, Any]
+    difficulty: dict[str, Any]
+    correct: Tensor = dataclasses.field(repr=False)
+    total_mac_shares: Tensor = dataclasses.field(repr=False)
+
+    def rewards(self, penalty: float) -> Tensor:
+        """Return each image's correct - penalty * total MAC share: (images,) float64."""
+        return self.correct.double() - penalty * self.total_mac_shares.double()
+
+    @classmethod
+    def of(cls, evaluation: Evaluation) -> Result:
+        """Keep what a table needs."""
+        return cls(
+            evaluation.as_json(),
+            evaluation.is_static,
+            evaluation.verdict,
+            evaluation.notes,
+            dataclasses.asdict(evaluation.usage),
+            dataclasses.asdict(evaluation.difficulty),
+            evaluation.correct,
+            evaluation.total_mac_shares.float(),
+        )
+
+    def save(self, path: Path, configuration: dict[str, Any]) -> None:
+        """Write the result and the configuration that made it, so that no crash leaves half a file."""
+        content: dict[str, Any] = {
+            field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in PER_IMAGE
+        }
+        content["correct"] = _text(np.packbits(self.correct.numpy()))
+        content["total_mac_shares"] = _text(self.total_mac_shares.numpy().astype("<f4"))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text(json.dumps({"configuration": configuration, "result": content}, indent=1))
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: Path, configuration: dict[str, Any]) -> Result | None:
+        """Read a result; None if there is none, or another configuration made it."""
+        try:
+            stored = json.loads(path.read_text())
+            if without_unused(stored["configuration"]) != without_unused(json.loads(json.dumps(configuration))):
+                return None
+            content = stored["result"]
+            bits = np.unpackbits(np.frombuffer(base64.b64decode(content.pop("correct")), np.uint8))
+            correct = torch.from_numpy(bits[: content["figures"]["images"]].astype(bool))
+            shares = np.frombuffer(base64.b64decode(content.pop("total_mac_shares")), "<f4")
+            content["notes"] = tuple(content["notes"])
+            return cls(**content, correct=correct, total_mac_shares=torch.from_numpy(shares.astype(np.float32)))
+        except (OSError, ValueError, KeyError, TypeError):  # missing, damaged or of another form: made again
+            return None
+
+
+def _text(numbers: NDArray[Any]) -> str:
+    return base64.b64encode(numbers.tobytes()).decode()
+
+
+def slug(name: str) -> str:
+    """Return a name as part of a file name."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "entry"
+
+
+def fingerprint(thing: object) -> str | None:
+    """Return a hash of what decides a result; None if that cannot be told, as for a user's own agent.
+
+    Args:
+        thing: A torch module, masks, a data set, or a Stable-Baselines3 model without VecNormalize.
+    """
+    if isinstance(thing, nn.Module | Dataset):
+        return fingerprint_of(thing)
+    if isinstance(thing, Masks):
+        return hash_of([(thing.name, thing.mask), ("macs", torch.tensor(thing.macs))])
+    if is_masks(thing):
+        return hash_of([("masks", torch.as_tensor(thing))])
+    # What else an agent decides by is not known: its own settings, or the statistics of a normaliser.
+    if isinstance(thing, BaseAlgorithm) and thing.get_vec_normalize_env() is None:
+        return hash_of(thing.policy.state_dict().items())
+    return None

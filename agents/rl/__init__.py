@@ -1,0 +1,1 @@
+"""Reinforcement learning: recipes, the policy for SB3, training."""

@@ -1,0 +1,145 @@
+"""Step 5 of the document: CNN and policy trained in turns, each on what the other has become, then frozen again."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunegym.agents.evaluation.masks import decide_on_the_way
+from prunegym.agents.rl.monitor import BATCH, snapshot
+from prunegym.agents.rl.recipe import Recipe
+from prunegym.agents.rl.recipe_files import as_recipe
+from prunegym.agents.rl.run_reward import own_reward, try_own_reward
+from prunegym.agents.rl.trainer import train_agent, try_task
+from prunegym.errors import InvalidInputError
+from prunegym.models.checks import check_dense
+from prunegym.models.data.dataset import Dataset
+from prunegym.models.dynamic_cnn import DynamicCNN
+from prunegym.models.gating.static_policy import StaticPolicy
+from prunegym.models.storage.run_folder import begin_run, finish_run
+from prunegym.models.training.mac_target import total_mac_share
+from prunegym.models.training.tuning import TuneConfig, dense_logits, tune
+
+Report = Callable[[str, dict[str, Any]], None]
+
+
+def finetune(
+    model: DynamicCNN,
+    train: Dataset,
+    validation: Dataset,
+    recipe: Recipe | str | Path,
+    tuning: TuneConfig,
+    out: Path | str,
+    *,
+    rounds: int = 2,
+    own_target: bool = True,
+    dense: nn.Module | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    device: str = "cpu",
+    progress: bool = True,
+    report: Report | None = None,
+) -> list[dict[str, Any]]:
+    """Train the CNN under the policy's masks, then the policy by reinforcement learning on the CNN, and so on.
+
+    Args:
+        model: CNN and policy to start from; changed in the turns.
+        train: Images to learn from.
+        validation: Images by which the best actor of each turn is chosen, and the best half of a turn.
+        recipe: Of the policy's turns, or its name or file; its imitation and refinement are not used.
+        tuning: Of the CNN's turns.
+        out: Folder of the run: ``turn-1/`` and so on for the turns, ``model.safetensors`` for the result, which is what
+            has the highest mean reward of all that the figures are of.
+        rounds: Number of turns of both.
+        own_target: Whether the MAC target of ``tuning`` is what the model takes at the beginning.
+        dense: The original CNN, to distil from. By default the model as it comes, under its own masks: a CNN that was
+            prepared for masks is a worse teacher with all channels on.
+        seed: Of everything that is drawn; each turn has its own.
+        resume: Go on with the run that is in the folder.
+        device: Torch device.
+        progress: Show a progress bar.
+        report: Called with the stage and its figures.
+
+    Returns:
+        Figures on the validation split at the start and after each half of a turn; ``chosen`` tells which is the
+        result.
+
+    Raises:
+        InvalidInputError: If the policy is static, images, classes or ``dense`` do not fit the model, or the folder has
+            another run.
+        PruneGymError: Whatever :func:`~prunegym.agents.rl.trainer.try_task` and
+            :func:`~prunegym.agents.rl.run_reward.try_own_reward` find.
+    """
+    if isinstance(model.policy, StaticPolicy):
+        raise InvalidInputError("The model's policy is static: it looks at nothing, so there is nothing to train.")
+    recipe, out = as_recipe(recipe), Path(out)
+    train, validation = model.info.adapt(train), model.info.adapt(validation)
+    if dense is not None:
+        check_dense(dense, model.masked, train)
+    try_task(recipe, model.masked, train, model.policy)
+    try_own_reward(recipe, model.masked, validation)
+    settings = {"recipe": recipe.as_dict(), "tune": dataclasses.asdict(tuning), "rounds": rounds, "seed": seed}
+    inputs = {
+        "dense": dense,
+        "CNN": model.masked,
+        "gates": model.policy,
+        "training images": train,
+        "validation images": validation,
+    }
+    begin_run(out, {**settings, "dataset": train.name, "train_images": train.span}, resume, inputs)
+    started = time.perf_counter()
+    model.to(device)
+    if own_target:
+        spent = total_mac_share(model.masked, model.policy, train.sample(1000))
+        tuning = dataclasses.replace(tuning, target_macs=min(1.0, spent))
+    teacher = _teacher(model, dense, train) if tuning.distillation > 0 else None
+    rows: list[dict[str, Any]] = []
+    best = model
+
+    def look(stage: str, steps: int) -> None:
+        nonlocal best
+        own = own_reward(recipe, model.masked, validation)
+        found = snapshot(model.masked, model.policy, validation, recipe.middle_penalty, own)
+        if all(found.reward > row["reward"] for row in rows):
+            best = copy.deepcopy(model)
+        rows.append({"stage": stage, "timesteps": steps, **dataclasses.asdict(found)})
+        if report is not None:
+            report(stage, rows[-1])
+
+    look("start", 0)
+    for turn in range(1, rounds + 1):
+        folder = out / f"turn-{turn}"
+        config = dataclasses.replace(tuning, seed=seed + 1000 * turn)
+        checkpoint = folder / "tune.pt"
+        tune(model.masked, model.policy, train, config, teacher=teacher, checkpoint=checkpoint, report=_under(report))
+        look(f"turn {turn}, CNN", 0)
+        model = train_agent(
+            model.masked, model.info, train, validation, recipe, folder, policy=model.policy, seed=seed + turn,
+            resume=resume, device=device, progress=progress, report=report,
+        )  # fmt: skip
+        look(f"turn {turn}, policy", recipe.n_episodes * len(model.policy.decisions))
+    best.save(out / "model.safetensors")
+    highest = max(range(len(rows)), key=lambda index: rows[index]["reward"])
+    rows = [{**row, "chosen": index == highest} for index, row in enumerate(rows)]
+    finish_run(out, time.perf_counter() - started, {"rounds": rows})
+    return rows
+
+
+@torch.no_grad()
+def _teacher(model: DynamicCNN, dense: nn.Module | None, train: Dataset) -> Tensor:
+    """Return logits (count, classes) to distil from."""
+    device = next(model.masked.parameters()).device
+    if dense is not None:
+        return dense_logits(dense.to(device), train)
+    return decide_on_the_way(model.run, train, device, BATCH)[1]
+
+
+def _under(report: Report | None) -> Callable[[dict[str, float]], None] | None:
+    return None if report is None else lambda row: report("finetune", row)

@@ -1,0 +1,274 @@
+"""What happens during training: progress, figures on the validation split, checkpoints, a warning of collapse."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from tqdm import tqdm
+
+from prunegym.agents.evaluation.controls import count_distinct
+from prunegym.agents.evaluation.mask_cache import Bench
+from prunegym.agents.evaluation.masks import decide_on_the_way
+from prunegym.agents.rl.lagrangian import DualAscent, shift_to_budget
+from prunegym.agents.rl.mask_policy import MaskPolicy
+from prunegym.agents.rl.run_reward import OwnReward
+from prunegym.errors import InvalidInputError
+from prunegym.models.data.dataset import Dataset
+from prunegym.models.gating.gate_policy import GatePolicy
+from prunegym.models.gating.static_policy import StaticPolicy
+from prunegym.models.masking.masked_cnn import MaskedCNN
+from prunegym.models.skipping.skipping_cnn import prefer_kernel
+from prunegym.models.storage.weights import save_state, save_text
+
+BATCH = 250
+
+
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+    """How a gate policy does on images while it is trained."""
+
+    accuracy: float
+    total_mac_share: float
+    reward: float
+    """correct - penalty * total MAC share, deterministic masks; of a run for another reward, that."""
+    distinct_masks: int
+    conditional_share: float
+    """Share of channels that are kept for some images (1 to 99 %) and not for others."""
+    always_on_share: float
+    """Share of channels that are kept for more images than that."""
+    always_off_share: float
+    """Share of channels that are kept for fewer."""
+    shuffled_accuracy: float
+    """Accuracy less what dealing the masks to other images costs, measured on 1,000 images."""
+
+
+@torch.inference_mode()
+def snapshot(
+    masked: MaskedCNN,
+    policy: GatePolicy | StaticPolicy,
+    dataset: Dataset,
+    penalty: float,
+    own_reward: OwnReward | None = None,
+) -> Snapshot:
+    """Evaluate a policy on every image of a data set, with the shuffled control on 1,000 of them.
+
+    Args:
+        masked: The CNN.
+        policy: Its gates.
+        dataset: The images.
+        penalty: lambda of the reward; a policy for a range of them is told it.
+        own_reward: The reward that is trained for, where it is another.
+    """
+    shown = None if policy.penalty_range is None else penalty
+    run, device = prefer_kernel(masked, policy), next(masked.parameters()).device
+    masks, logits = decide_on_the_way(lambda images: run(images, None, shown), dataset, device, BATCH)
+    right = (logits.argmax(1) == dataset.labels).float()
+    accuracy = float(right.mean())
+    share = float(masked.cost.mac_share(masks).mean()) + policy.macs / masked.cost.total_macs
+    kept = masks.float().mean(0)
+    # Neighbours in a random order: those in a folder's order are of one class.
+    some = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))[:1000]
+    bench = Bench(masked, dataset.subset(some), BATCH)
+    bench.add(masks[some], logits[some])
+    shuffled = bench(masks[some.roll(1)]).argmax(1) == dataset.labels[some]
+    lost = float((right[some] - shuffled.float()).sum())
+    return Snapshot(
+        accuracy=accuracy,
+        total_mac_share=share,
+        reward=accuracy - penalty * share if own_reward is None else own_reward(masks, logits, penalty),
+        distinct_masks=count_distinct(masks),
+        conditional_share=float(((kept > 0.01) & (kept < 0.99)).float().mean()),
+        always_on_share=float((kept >= 0.99).float().mean()),
+        always_off_share=float((kept <= 0.01).float().mean()),
+        shuffled_accuracy=accuracy - lost / len(some),
+    )
+
+
+class CollapseWarning(UserWarning):
+    """The policy gives (nearly) every image the same mask."""
+
+
+class TrainingMonitor(BaseCallback):
+    """Shows progress, evaluates every few updates, keeps the best actor, writes checkpoints.
+
+    Args:
+        masked: The CNN.
+        validation: Images that nothing was trained on.
+        penalty: lambda of the reward by which the best actor is chosen; of a range the middle, and the actor is chosen
+            by its mean reward there and at both ends.
+        eval_every: Updates between two evaluations.
+        folder: Checkpoints go here.
+        total_timesteps: For the progress bar.
+        progress: Whether to show it.
+        report: Called with the figures of each evaluation.
+        budget: Adapts lambda after each rollout; actors are then evaluated at the budget, shifted to it.
+        own_reward: Measures the reward that is trained for, by which the best actor is then chosen instead.
+    """
+
+    def __init__(
+        self,
+        masked: MaskedCNN,
+        validation: Dataset,
+        penalty: float,
+        eval_every: int,
+        folder: Path,
+        total_timesteps: int,
+        progress: bool = True,
+        report: Callable[[dict[str, Any]], None] | None = None,
+        budget: DualAscent | None = None,
+        own_reward: OwnReward | None = None,
+    ) -> None:
+        super().__init__()
+        self.budget = budget
+        self.own_reward = own_reward
+        self.masked = masked
+        self.validation = validation
+        self.penalty = penalty
+        self.eval_every = eval_every
+        self.folder = folder
+        self.total_timesteps = total_timesteps
+        self.progress = progress
+        self.report = report
+        self.best_reward = -np.inf
+        self.history: list[dict[str, Any]] = []
+        self.updates = 0
+        self._restored = False
+        self._episodes: list[tuple[float, float, float]] = []
+        self._bar: Any = None
+
+    @property
+    def state_path(self) -> Path:
+        """File beside the checkpoint with what Stable-Baselines3 does not store."""
+        return self.folder / "monitor.json"
+
+    def actor(self) -> GatePolicy:
+        """Return a copy of the actor as it is now, shifted to the budget if there is one."""
+        assert isinstance(self.model.policy, MaskPolicy)
+        actor = self.model.policy.gate_policy()
+        if self.budget is not None:
+            shift_to_budget(self.masked, actor, self.validation, self.budget.budget)
+        return actor
+
+    def restore(self) -> None:
+        """Go on from a checkpoint's figures."""
+        try:
+            state = json.loads(self.state_path.read_text())
+        except ValueError as error:
+            raise InvalidInputError(
+                f"{self.state_path} is damaged ({error}). Delete the folder's checkpoint.zip to begin reinforcement "
+                "learning anew."
+            ) from error
+        self.best_reward, self.history, self.updates = state["best_reward"], state["history"], state["updates"]
+        if self.budget is not None:
+            self.budget.restore(state["budget"])
+        self._restored = True
+
+    def _on_training_start(self) -> None:
+        if self.budget is not None:
+            self.training_env.env_method("set_penalty", self.budget.penalty)
+        # disable=None: no bar where the output is no terminal, so that logs stay readable.
+        hidden = None if self.progress else True
+        self._bar = tqdm(total=self.total_timesteps, initial=self.num_timesteps, unit="step", disable=hidden)
+        if not self.history or self.history[-1]["timesteps"] < self.num_timesteps:
+            # At the very start, or where a run ended between its checkpoint and the figures of it.
+            assert isinstance(self.model, OnPolicyAlgorithm)
+            self.updates = self.num_timesteps // (self.model.n_envs * self.model.n_steps)
+            self._evaluate()
+
+    def _on_step(self) -> bool:
+        self._bar.update(self.training_env.num_envs)
+        if self.locals["dones"][0]:
+            self._episodes += [
+                (float(info["episode"]["r"]), float(info["correct"]), float(info["mac_share"]))
+                for info in self.locals["infos"]
+            ]
+        return True
+
+    def _on_rollout_end(self) -> None:
+        if not self._episodes:
+            return
+        reward, correct, mac_share = np.mean(self._episodes, axis=0)
+        self._episodes.clear()
+        self._bar.set_postfix(reward=f"{reward:.3f}", accuracy=f"{correct:.3f}", macs=f"{mac_share:.3f}")
+        for name, value in (("reward", reward), ("accuracy", correct), ("mac_share", mac_share)):
+            self.logger.record(f"rollout/{name}", float(value))
+        if self.budget is not None:
+            assert isinstance(self.model.policy, MaskPolicy)
+            policy_share = self.model.policy.actor.macs / self.masked.cost.total_macs
+            penalty = self.budget.update(float(mac_share) + policy_share)
+            self.training_env.env_method("set_penalty", penalty)
+            self.logger.record("rollout/penalty", penalty)
+
+    def _on_rollout_start(self) -> None:
+        # The update of the rollout before has just been made, so this is where an actor is worth looking at. A
+        # checkpoint has counted that before it.
+        if self._restored:
+            self._restored = False
+        elif self.num_timesteps:
+            self.updates += 1
+            if self.updates % self.eval_every == 0:
+                self._evaluate()
+
+    def _on_training_end(self) -> None:
+        self.updates += 1
+        self._evaluate()
+        self._bar.close()
+
+    def _evaluate(self) -> None:
+        actor = self.actor()
+        result = snapshot(self.masked, actor, self.validation, self.penalty, self.own_reward)
+        row = {"timesteps": self.num_timesteps, "updates": self.updates, **dataclasses.asdict(result)}
+        if actor.penalty_range is not None:
+            row |= self._ends_of_the_dial(actor, actor.penalty_range, result)
+            result = dataclasses.replace(result, reward=row["reward"])
+        if self.budget is not None:
+            row["penalty"] = self.budget.penalty
+        self.history.append(row)
+        for name, value in dataclasses.asdict(result).items():
+            self.logger.record(f"eval/{name}", value)
+        if result.reward > self.best_reward:
+            self.best_reward = result.reward
+            save_state(self.folder / "best_actor.pt", actor.state_dict())
+        self._warn_of_collapse(result)
+        self.save()
+        if self.report is not None:
+            self.report(row)
+
+    def _ends_of_the_dial(self, actor: GatePolicy, bounds: tuple[float, float], middle: Snapshot) -> dict[str, float]:
+        """Return figures at the lowest and the highest lambda, and the mean reward over these and the middle."""
+        low, high = (snapshot(self.masked, actor, self.validation, bound, self.own_reward) for bound in bounds)
+        return {
+            "reward": (low.reward + middle.reward + high.reward) / 3,
+            "accuracy_at_lowest": low.accuracy, "total_mac_share_at_lowest": low.total_mac_share,
+            "accuracy_at_highest": high.accuracy, "total_mac_share_at_highest": high.total_mac_share,
+        }  # fmt: skip
+
+    def _warn_of_collapse(self, result: Snapshot) -> None:
+        # On few images, or where every mask is good enough, other images' masks do as well by chance.
+        interchangeable = len(self.validation) >= 1000 and result.shuffled_accuracy >= result.accuracy - 0.005
+        if result.conditional_share < 0.01 or interchangeable:
+            warnings.warn(
+                f"The policy has become static: {result.distinct_masks} distinct masks, accuracy {result.accuracy:.3f} "
+                f"and {result.shuffled_accuracy:.3f} with others' masks. Start from imitation, lower the learning "
+                "rate or the penalty.",
+                CollapseWarning,
+                stacklevel=2,
+            )
+
+    def save(self) -> None:
+        """Write a checkpoint from which the run goes on."""
+        self.model.save(self.folder / "checkpoint.partial.zip", exclude=["_last_obs"])
+        (self.folder / "checkpoint.partial.zip").replace(self.folder / "checkpoint.zip")
+        state: dict[str, Any] = {"best_reward": self.best_reward, "history": self.history, "updates": self.updates}
+        if self.budget is not None:
+            state["budget"] = self.budget.state()
+        save_text(self.state_path, json.dumps(state))

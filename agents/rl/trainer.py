@@ -1,0 +1,291 @@
+"""Training an agent by a recipe: imitation, refinement, then reinforcement learning, resumable at each point."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.utils import LinearSchedule, set_random_seed
+from stable_baselines3.common.vec_env import VecEnv
+
+from prunegym.agents.rl.lagrangian import DualAscent, end_at_budget
+from prunegym.agents.rl.mask_policy import MaskPolicy
+from prunegym.agents.rl.monitor import TrainingMonitor
+from prunegym.agents.rl.offsets import gates_at_best_offset
+from prunegym.agents.rl.recipe import CLASSES, Recipe, linear_start
+from prunegym.agents.rl.recipe_files import as_recipe
+from prunegym.agents.rl.run_reward import own_reward, try_own_reward
+from prunegym.envs.sb3_vec_env import MaskVecEnv
+from prunegym.envs.sb3_wrappers import GroupAdvantage, SelfCritical
+from prunegym.envs.simulator import MaskSimulator
+from prunegym.envs.task import make_task
+from prunegym.errors import InvalidInputError, UnknownNameError
+from prunegym.models.checks import check_masked
+from prunegym.models.data.dataset import Dataset
+from prunegym.models.dynamic_cnn import DynamicCNN
+from prunegym.models.gating.features import MaskFeatures
+from prunegym.models.gating.gate_policy import GatePolicy
+from prunegym.models.gating.static_policy import StaticPolicy
+from prunegym.models.masking.masked_cnn import MaskedCNN
+from prunegym.models.storage.model_file import CNNInfo
+from prunegym.models.storage.run_folder import begin_run, finish_run
+from prunegym.models.storage.weights import load_state
+from prunegym.models.training.mac_target import meet_target
+from prunegym.models.training.preparation import PrepareConfig, prepare
+from prunegym.registration import LAYERWISE
+
+Report = Callable[[str, dict[str, Any]], None]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Run:
+    """What every stage of a training run needs; see :func:`train_agent`."""
+
+    masked: MaskedCNN
+    info: CNNInfo
+    train: Dataset
+    validation: Dataset
+    recipe: Recipe
+    out: Path
+    seed: int
+    resume: bool
+    device: str
+    report: Report | None
+
+
+def train_agent(
+    masked: MaskedCNN,
+    info: CNNInfo,
+    train: Dataset,
+    validation: Dataset,
+    recipe: Recipe | str | Path,
+    out: Path | str,
+    *,
+    policy: GatePolicy | StaticPolicy | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    device: str = "cpu",
+    progress: bool = True,
+    report: Report | None = None,
+) -> DynamicCNN:
+    """Train an agent on a frozen CNN.
+
+    Args:
+        masked: The CNN, from now on frozen.
+        info: What is stored with it.
+        train: Images to learn from.
+        validation: Images by which the best actor of the run is chosen.
+        recipe: Stages and settings; or the name of a recipe that comes with PruneGym, or a YAML file.
+        out: Folder of the run: ``run.json`` says how it was made, ``model.safetensors`` is the result,
+            ``start.safetensors`` the gates before reinforcement learning; checkpoints and TensorBoard logs beside.
+        policy: Gates to start from (a prepared model's), which stay as they are; imitation and refinement are skipped.
+        seed: Of everything that is drawn.
+        resume: Go on from the run's last checkpoint, to the recipe's number of episodes.
+        device: Torch device.
+        progress: Show a progress bar.
+        report: Called with the stage and its figures.
+
+    Returns:
+        The best actor by validation reward, with its CNN: correct - penalty * total MAC share where the recipe's reward
+        is that of the MAC share, else the recipe's own reward, masks deterministic.
+
+    Raises:
+        InvalidInputError: If images or classes are not the CNN's, or the folder has another run, one with another CNN,
+            or a run that was not asked to be resumed.
+        PruneGymError: Whatever :func:`try_task` and :func:`~prunegym.agents.rl.run_reward.try_own_reward` find.
+    """
+    recipe, out = as_recipe(recipe), Path(out)
+    train, validation = info.adapt(train), info.adapt(validation)
+    check_masked(masked, train)
+    check_masked(masked, validation)
+    try_task(recipe, masked, train, policy)
+    try_own_reward(recipe, masked, validation)
+    policy = copy.deepcopy(policy)
+    settings = {"seed": seed, "dataset": train.name, "train_images": train.span, "cnn": info.architecture}
+    inputs = {"CNN": masked, "gates": policy, "training images": train, "validation images": validation}
+    begin_run(out, {"recipe": recipe.as_dict(), **settings}, resume, inputs)
+    masked.freeze().to(device)
+    started = time.perf_counter()
+    run = _Run(masked, info, train, validation, recipe, out, seed, resume, device, report)
+    saved = out / "start.safetensors"
+    if resume and saved.exists():
+        start = _stored_start(saved, masked, policy, device)
+    else:
+        start = _start(run, policy)
+        DynamicCNN(masked, start, info).save(saved)
+    best = _reinforce(run, start, progress)
+    if recipe.budget is not None:
+        end_at_budget(masked, best, validation, recipe.budget)
+    model = DynamicCNN(masked, best, info)
+    model.save(out / "model.safetensors")
+    finish_run(out, time.perf_counter() - started)
+    return model
+
+
+def try_task(
+    recipe: Recipe, masked: MaskedCNN, train: Dataset, policy: GatePolicy | StaticPolicy | None = None
+) -> None:
+    """Play one episode of a recipe's task, so that a mistake shows now, not when imitation is over.
+
+    Raises:
+        UnknownNameError: For a recipe of another environment, an unknown reward or accuracy term.
+        InvalidInputError: If lambda is not of the kind that the gates are for, or an argument is wrong.
+        RewardError: If a reward of the user's own fails or returns what is no reward.
+    """
+    if recipe.env not in LAYERWISE:
+        raise UnknownNameError("environment", recipe.env, LAYERWISE)
+    layerwise = LAYERWISE[recipe.env]
+    features = MaskFeatures(masked, layerwise).to(next(masked.parameters()).device)
+    task = make_task(masked, train, layerwise=layerwise, features=features, **recipe.env_kwargs)
+    if policy is not None and (policy.penalty_range is None) == isinstance(task.penalty, tuple):
+        raise InvalidInputError(
+            f"Recipe {recipe.name!r} has penalty {task.penalty}, but the model's gates are for "
+            f"{'one lambda' if policy.penalty_range is None else f'the range {policy.penalty_range}'}. Give a penalty "
+            "of that kind."
+        )
+    simulator = MaskSimulator(task, 4, np.random.default_rng(0))
+    simulator.reset()
+    bits = np.ones((4, *task.action_space.shape), np.int8)
+    for _ in simulator.decisions:
+        simulator.step(bits)
+
+
+def _stored_start(path: Path, masked: MaskedCNN, policy: GatePolicy | StaticPolicy | None, device: str) -> GatePolicy:
+    """Return the start of a run that goes on; in the given policy, if there is one."""
+    stored = DynamicCNN.load(path, copy.deepcopy(masked.network), device)
+    if policy is None:
+        return _gates(stored)
+    policy.load_state_dict(stored.policy.state_dict())
+    return _gates(policy.to(device))
+
+
+def _start(run: _Run, policy: GatePolicy | StaticPolicy | None) -> GatePolicy:
+    recipe = run.recipe
+    if isinstance(policy, StaticPolicy):
+        raise InvalidInputError("The model's policy is static: it looks at nothing, so there is nothing to train.")
+    if policy is None:
+        start = _prepared(run)
+        if recipe.target_macs == "best":
+            held_out = run.validation.sample(recipe.eval_images)
+            made = DynamicCNN(run.masked, start, run.info)
+            return _gates(gates_at_best_offset(made, held_out, recipe.middle_penalty))
+        target = recipe.target_macs
+    else:
+        start, target = policy.to(run.device), None
+    if recipe.budget is not None:
+        target = recipe.budget.target_macs
+    if target is not None:
+        meet_target(run.masked, start, run.train, target)
+    return start
+
+
+def _prepared(run: _Run) -> GatePolicy:
+    """Return fresh gates after the recipe's imitation and refinement."""
+    recipe = run.recipe
+    penalty = recipe.env_kwargs.get("penalty")
+    config = PrepareConfig(
+        imitation=recipe.imitation,
+        tune=recipe.refine,
+        layerwise="Layerwise" in recipe.env,
+        penalty_range=(penalty[0], penalty[1]) if isinstance(penalty, tuple | list) else None,
+        seed=run.seed,
+        **recipe.gate_policy,
+    )
+    return _gates(prepare(run.masked, run.train, config, folder=run.out, report=run.report)[1])
+
+
+def _gates(made: DynamicCNN | GatePolicy | StaticPolicy) -> GatePolicy:
+    policy = made.policy if isinstance(made, DynamicCNN) else made
+    assert isinstance(policy, GatePolicy)
+    return policy
+
+
+def _reinforce(run: _Run, start: GatePolicy, progress: bool) -> GatePolicy:
+    recipe, out, report = run.recipe, run.out, run.report
+    if recipe.n_episodes == 0:
+        return start
+    env = training_env(run.masked, start, run.train, recipe, run.seed, run.device)
+    total = recipe.n_episodes * len(start.decisions)
+    held_out = run.validation.sample(recipe.eval_images)
+    monitor = TrainingMonitor(
+        run.masked, held_out, recipe.middle_penalty, recipe.eval_every, out, total, progress,
+        None if report is None else lambda row: report(recipe.algo, row),
+        None if recipe.budget is None else DualAscent(recipe.budget, env.get_attr("task")[0]),
+        own_reward(recipe, run.masked, held_out),
+    )  # fmt: skip
+    checkpoint = out / "checkpoint.zip"
+    if run.resume and checkpoint.exists() and monitor.state_path.exists():
+        algorithm = _stored_algorithm(checkpoint, env, recipe, run.device)
+        monitor.restore()
+        played = algorithm.num_timesteps // (recipe.n_envs * len(start.decisions))
+        env.env_method("skip_episodes", played, indices=0)
+        set_random_seed((run.seed + algorithm.num_timesteps) % 2**32)  # other noise than at the beginning
+    else:
+        algorithm = build_algorithm(env, start, recipe, run.seed, run.device, out / "tensorboard")
+    if isinstance(env, SelfCritical):
+        env.follow(algorithm.policy)
+    left = total - algorithm.num_timesteps
+    if left > 0:
+        fresh = algorithm.num_timesteps == 0
+        algorithm.learn(left, callback=monitor, reset_num_timesteps=fresh, tb_log_name=recipe.algo, log_interval=10)
+    start.load_state_dict(load_state(out / "best_actor.pt"))
+    return start
+
+
+def _stored_algorithm(checkpoint: Path, env: VecEnv, recipe: Recipe, device: str) -> OnPolicyAlgorithm:
+    try:
+        return CLASSES[recipe.algo].load(checkpoint, env=env, device=device)
+    except (ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InvalidInputError(
+            f"{checkpoint} is damaged ({reason}). Delete it to begin reinforcement learning anew."
+        ) from error
+
+
+def training_env(
+    masked: MaskedCNN, policy: GatePolicy, train: Dataset, recipe: Recipe, seed: int, device: str
+) -> VecEnv:
+    """Return the batched environment of a recipe, with the group baseline where it has one."""
+    env: VecEnv = MaskVecEnv(
+        recipe.env,
+        recipe.n_envs,
+        group=recipe.group,
+        seed=seed,
+        model=masked,
+        dataset=train,
+        features=policy.features,
+        device=device,
+        **recipe.env_kwargs,
+    )
+    if recipe.baseline == "greedy":
+        return SelfCritical(env)
+    return GroupAdvantage(env) if recipe.group > 1 else env
+
+
+def build_algorithm(
+    env: VecEnv, start: GatePolicy, recipe: Recipe, seed: int, device: str, log: Path | None = None
+) -> OnPolicyAlgorithm:
+    """Return Stable-Baselines3's algorithm of a recipe, its actor at the start."""
+    n_steps = recipe.episodes_per_rollout * len(start.decisions)
+    settings: dict[str, Any] = dict(recipe.hyperparameters)
+    if isinstance(settings.get("learning_rate"), str):
+        settings["learning_rate"] = LinearSchedule(linear_start(settings["learning_rate"]), 0.0, 1.0)
+    settings["n_steps"] = n_steps
+    if recipe.algo == "ppo":
+        settings["batch_size"] = max(1, n_steps * recipe.n_envs // recipe.n_minibatches)
+    return CLASSES[recipe.algo](
+        MaskPolicy,
+        env,
+        seed=seed,
+        device=device,
+        policy_kwargs={"gate_policy": start, "sharpen": recipe.sharpen},
+        tensorboard_log=None if log is None else str(log),
+        **settings,
+    )
