@@ -8,8 +8,22 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from prunegym.commands import applying, cnns, comparing, exporting, judging, learning, profiling, showing, timing
-from prunegym.commands.demo import demo
+from prunegym.commands import (
+    compare,
+    demo,
+    evaluate,
+    export,
+    finetune,
+    inspect,
+    latency,
+    list_names,
+    predict,
+    prepare,
+    profile,
+    quantize,
+    train,
+    train_cnn,
+)  # fmt: skip
 from prunegym.errors import PruneGymError
 from prunegym.user_code import import_module
 
@@ -67,20 +81,20 @@ def import_own(
         import_module(module, f"module {module!r}")
 
 
-app.command("list")(showing.list_names)
-app.command("inspect")(showing.inspect)
-app.command("train-cnn")(cnns.train_cnn)
-app.command("prepare")(cnns.prepare)
-app.command("train")(learning.train)
-app.command("finetune")(learning.finetune)
-app.command("evaluate")(judging.evaluate)
-app.command("compare")(comparing.compare)
-app.command("predict")(applying.predict)
-app.command("export")(exporting.export)
-app.command("quantize")(exporting.quantize)
-app.command("latency")(timing.latency)
-app.command("profile")(profiling.profile)
-app.command("demo")(demo)
+app.command("list")(list_names.list_names)
+app.command("inspect")(inspect.inspect)
+app.command("train-cnn")(train_cnn.train_cnn)
+app.command("prepare")(prepare.prepare)
+app.command("train")(train.train)
+app.command("finetune")(finetune.finetune)
+app.command("evaluate")(evaluate.evaluate)
+app.command("compare")(compare.compare)
+app.command("predict")(predict.predict)
+app.command("export")(export.export)
+app.command("quantize")(quantize.quantize)
+app.command("latency")(latency.latency)
+app.command("profile")(profile.profile)
+app.command("demo")(demo.demo)
 
 
 def main() -> None:

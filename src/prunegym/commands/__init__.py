@@ -1,1 +1,1 @@
-"""The commands of ``prunegym``, a module for each part of the work."""
+"""The commands of ``prunegym``: each in the module that has its name."""

@@ -13,25 +13,13 @@ import typer
 from PIL import Image
 from torch import Tensor
 
-from prunegym.commands.applying import describe, read_image
-from prunegym.commands.common import (
-    JsonFlag,
-    Quiet,
-    Seed,
-    Threads,
-    emit,
-    note,
-    open_model,
-    open_split,
-    percent,
-    progress_of,
-    settle,
-    table,
-    with_history,
-)
-from prunegym.commands.judging import evaluation_table, evaluations
-from prunegym.commands.learning import Episodes, override
+from prunegym.commands.evaluate import evaluation_table, evaluations
+from prunegym.commands.options import JsonFlag, Quiet, Seed, Threads, settle
+from prunegym.commands.output import emit, note, percent, progress_of, table
+from prunegym.commands.predict import describe, read_image
+from prunegym.commands.train import Episodes, override
 from prunegym.errors import InvalidInputError
+from prunegym.models.catalog import open_model, open_split, with_history
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.dynamic_cnn import DynamicCNN
 from prunegym.models.gating.rollouts import greedy

@@ -16,7 +16,7 @@ import torch
 from prunegym.agents.rl.lagrangian import Budget
 from prunegym.agents.rl.recipe import Recipe, linear_start
 from prunegym.agents.rl.recipe_files import FOLDER, load_recipe
-from prunegym.commands.learning import override
+from prunegym.commands.train import override
 from prunegym.envs import Outcome, make_task
 from prunegym.errors import InvalidInputError, MissingDataError, UnknownNameError
 from prunegym.models import TuneConfig

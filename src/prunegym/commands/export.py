@@ -1,4 +1,4 @@
-"""``export`` and ``quantize``: a model for other runtimes, and in a smaller file."""
+"""``export``: a model for other runtimes."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from prunegym.commands.common import JsonFlag, emit, facts, open_trained, with_history
+from prunegym.commands.options import JsonFlag
+from prunegym.commands.output import emit, facts
 from prunegym.errors import InvalidInputError
-from prunegym.models.dynamic_cnn import SHIPPED, shipped_path
-from prunegym.models.storage.model_file import write_model
+from prunegym.models.catalog import open_trained
 
 Model = Annotated[str, typer.Argument(help="A model file, or a shipped model.")]
 
@@ -49,19 +49,3 @@ def export(
         "channels left out": f"in {cut} of {gates} gates; in the others they are computed and set to zero",
     }
     emit(document, as_json, facts(f"{model} as ONNX", rows))
-
-
-def quantize(
-    model: Model,
-    out: Annotated[Path, typer.Option("--out", help="The smaller model file.")],
-    as_json: JsonFlag = False,
-) -> None:
-    """Store the weights as int8, a scale an output channel: a quarter of the size. Computation stays in float32."""
-    stored = open_trained(model)
-    before = (shipped_path(model) if model in SHIPPED else Path(model)).stat().st_size
-    info = with_history(stored.info, "quantize, int8 weights", 0)
-    write_model(out, stored.masked.network, info, stored.policy, stored.masked, int8=True)
-    after = out.stat().st_size
-    document = {"model": model, "file": str(out), "bytes_before": before, "bytes": after, "ratio": after / before}
-    rows = {"file": f"{out}, {after:,} bytes", "before": f"{before:,} bytes", "ratio": f"{after / before:.3f}"}
-    emit(document, as_json, facts(f"{model} with int8 weights", rows))

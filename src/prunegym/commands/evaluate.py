@@ -9,22 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from prunegym.commands.common import (
-    DataRoot,
-    DatasetName,
-    Device,
-    Execution,
-    JsonFlag,
-    Threads,
-    emit,
-    finite,
-    open_split,
-    open_trained,
-    percent,
-    settle,
-    table,
-)
+from prunegym.commands.options import DataRoot, DatasetName, Device, Execution, JsonFlag, Threads, finite, settle
+from prunegym.commands.output import emit, percent, table
 from prunegym.errors import InvalidInputError
+from prunegym.models.catalog import open_split, open_trained
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.dynamic_cnn import DynamicCNN
 from prunegym.models.gating.gate_policy import check_penalty

@@ -9,8 +9,10 @@ import torch
 import typer
 from rich.table import Table
 
-from prunegym.commands.common import JsonFlag, Threads, emit, facts, open_model, settle, table
+from prunegym.commands.options import JsonFlag, Threads, settle
+from prunegym.commands.output import emit, facts, table
 from prunegym.errors import InvalidInputError
+from prunegym.models.catalog import open_model
 from prunegym.models.timing.latency_table import LatencyTable
 
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from prunegym.commands.common import (
+from prunegym.commands.evaluate import Dense, Penalty, Split
+from prunegym.commands.options import (
     DataRoot,
     DatasetName,
     Device,
@@ -21,15 +22,11 @@ from prunegym.commands.common import (
     Resume,
     Threads,
     TrainImages,
-    emit,
-    note,
-    open_split,
-    open_trained,
     settle,
-    table,
 )
-from prunegym.commands.judging import Dense, Penalty, Split
-from prunegym.commands.learning import Environments, Episodes, EvalImages, TargetMacs, override
+from prunegym.commands.output import emit, note, table
+from prunegym.commands.train import Environments, Episodes, EvalImages, TargetMacs, override
+from prunegym.models.catalog import open_split, open_trained
 from prunegym.models.storage.model_file import read_model
 from prunegym.models.storage.run_folder import begin_run, command_line, finish_run, machine
 from prunegym.models.storage.weights import save_text

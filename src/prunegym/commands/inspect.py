@@ -1,39 +1,18 @@
-"""``list`` and ``inspect``: what there is, and what in a CNN can be masked."""
+"""``inspect``: what in a CNN can be masked."""
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Annotated, Any
 
 import typer
 
-from prunegym.commands.common import DataRoot, DatasetName, JsonFlag, emit, facts, open_model, percent, settle, table
+from prunegym.commands.options import DataRoot, DatasetName, JsonFlag, settle
+from prunegym.commands.output import emit, facts, percent, table
 from prunegym.errors import InvalidInputError
-from prunegym.models.data.dataset_registry import SOURCES, load_dataset
-from prunegym.models.dynamic_cnn import SHIPPED
+from prunegym.models.catalog import open_model
+from prunegym.models.data.dataset_registry import load_dataset
 from prunegym.models.storage.model_file import StoredModel
 from prunegym.models.zoo.network_registry import ZOO
-
-
-def list_names(as_json: JsonFlag = False) -> None:
-    """List every name: networks, data sets, shipped models, rewards, accuracy terms, recipes, environments."""
-    names = {"networks": sorted(ZOO), "data sets": sorted(SOURCES), "shipped models": sorted(SHIPPED)}
-    # Rewards and the rest need the environments; where gymnasium is absent, the CNN side still answers.
-    if importlib.util.find_spec("gymnasium") is not None:
-        from prunegym.agents.rl.recipe_files import FOLDER
-        from prunegym.envs.rewards.accuracy import ACCURACY_TERMS
-        from prunegym.envs.rewards.reward import REWARD_NAMES
-        from prunegym.registration import LAYERWISE
-
-        names |= {
-            "rewards": sorted(REWARD_NAMES),
-            "accuracy terms": sorted(ACCURACY_TERMS),
-            "recipes": sorted(file.stem for file in FOLDER.glob("*.yaml")),
-            "environments": sorted(LAYERWISE),
-        }
-    document = {key.replace(" ", "_"): value for key, value in names.items()}
-    rows = {key: ", ".join(value) for key, value in names.items()}
-    emit(document, as_json, facts("Names", rows))
 
 
 def inspect(

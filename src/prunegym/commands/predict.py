@@ -11,19 +11,10 @@ import typer
 from PIL import Image
 from torch import Tensor
 
-from prunegym.commands.common import (
-    Device,
-    Execution,
-    JsonFlag,
-    ShownPenalty,
-    Threads,
-    emit,
-    open_trained,
-    percent,
-    settle,
-    table,
-)
+from prunegym.commands.options import Device, Execution, JsonFlag, ShownPenalty, Threads, settle
+from prunegym.commands.output import emit, percent, table
 from prunegym.errors import InvalidInputError, MissingDataError
+from prunegym.models.catalog import open_trained
 from prunegym.models.data.readers import UNREADABLE, eight_bits
 from prunegym.models.dynamic_cnn import DynamicCNN
 from prunegym.models.storage.model_file import CNNInfo

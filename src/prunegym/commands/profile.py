@@ -10,21 +10,10 @@ import typer
 from rich.table import Table
 from torch import Tensor
 
-from prunegym.commands.common import (
-    DataRoot,
-    DatasetName,
-    JsonFlag,
-    Seed,
-    ShownPenalty,
-    Threads,
-    emit,
-    open_model,
-    open_split,
-    percent,
-    settle,
-    table,
-)
+from prunegym.commands.options import DataRoot, DatasetName, JsonFlag, Seed, ShownPenalty, Threads, settle
+from prunegym.commands.output import emit, percent, table
 from prunegym.errors import InvalidInputError
+from prunegym.models.catalog import open_model, open_split
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.storage.model_file import StoredModel
 from prunegym.models.timing.profile import Profile, profile as measure_profile, random_masks

@@ -1,0 +1,32 @@
+"""``list``: every name there is."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from prunegym.commands.options import JsonFlag
+from prunegym.commands.output import emit, facts
+from prunegym.models.data.dataset_registry import SOURCES
+from prunegym.models.dynamic_cnn import SHIPPED
+from prunegym.models.zoo.network_registry import ZOO
+
+
+def list_names(as_json: JsonFlag = False) -> None:
+    """List every name: networks, data sets, shipped models, rewards, accuracy terms, recipes, environments."""
+    names = {"networks": sorted(ZOO), "data sets": sorted(SOURCES), "shipped models": sorted(SHIPPED)}
+    # Rewards and the rest need the environments; where gymnasium is absent, the CNN side still answers.
+    if importlib.util.find_spec("gymnasium") is not None:
+        from prunegym.agents.rl.recipe_files import FOLDER
+        from prunegym.envs.rewards.accuracy import ACCURACY_TERMS
+        from prunegym.envs.rewards.reward import REWARD_NAMES
+        from prunegym.registration import LAYERWISE
+
+        names |= {
+            "rewards": sorted(REWARD_NAMES),
+            "accuracy terms": sorted(ACCURACY_TERMS),
+            "recipes": sorted(file.stem for file in FOLDER.glob("*.yaml")),
+            "environments": sorted(LAYERWISE),
+        }
+    document = {key.replace(" ", "_"): value for key, value in names.items()}
+    rows = {key: ", ".join(value) for key, value in names.items()}
+    emit(document, as_json, facts("Names", rows))
