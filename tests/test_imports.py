@@ -1,10 +1,12 @@
-"""What importing loads: people pay for what they use, and the CNN side needs nothing of reinforcement learning."""
+"""What imports load, and that they go one way: down."""
 
 from __future__ import annotations
 
+import ast
 import importlib
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -34,6 +36,16 @@ def test_importing_prunegym_registers_and_loads_neither_torch_nor_sb3() -> None:
     )
 
 
+@pytest.mark.parametrize("arguments", [["-h"], []])
+def test_help_loads_neither_torch_nor_sb3(arguments: list[str]) -> None:
+    run(
+        f"import sys; sys.argv = ['prunegym', *{arguments}]\n"
+        "from prunegym.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "assert not {'stable_baselines3', 'torch'} & set(sys.modules)"
+    )
+
+
 @pytest.mark.parametrize("call", ["make('prunegym/ChannelMask-v0')", "make_vec('prunegym/ChannelMask-v0', 2)"])
 def test_making_an_environment_loads_no_sb3(call: str) -> None:
     run(f"import sys, gymnasium, prunegym; gymnasium.{call}; assert 'stable_baselines3' not in sys.modules")
@@ -46,3 +58,57 @@ def test_models_need_neither_gymnasium_nor_sb3() -> None:
         "sys.modules['gymnasium'] = None; sys.modules['stable_baselines3'] = None; "
         "import prunegym.models as m; [getattr(m, name) for name in m.__all__]"
     )
+
+
+FLOORS = """
+errors registration
+models.stopwatch user_code
+models.data models.zoo models.kernel
+models.masking
+models.gating models.checks
+models.storage
+models.skipping
+models.training models.dynamic_cnn models.timing
+models.export models.conversion models.catalog
+envs
+agents.evaluation
+agents.baselines agents.rl
+agents.comparison
+commands
+cli
+""".strip().split("\n")
+"""Rooms from the ground up: each may import what is on floors below its own, and itself."""
+HEIGHTS = {room: height for height, floor in enumerate(FLOORS) for room in floor.split()}
+UPWARDS = {("models.dynamic_cnn", "models.export")}  # DynamicCNN.export_onnx, when it is called
+
+
+def room_of(name: str) -> str:
+    """Return the room that a module, or a name in it, is in; fails for one that has none."""
+    (room,) = (room for room in HEIGHTS if f"{name}.".startswith(f"{room}."))
+    return room
+
+
+def imported(file: Path) -> list[str]:
+    """Return what a module imports from prunegym, anywhere in it."""
+    nodes = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ImportFrom)]
+    assert not any(node.level for node in nodes), f"{file} has a relative import, which this test does not follow"
+    names = [f"{node.module}.{alias.name}" for node in nodes for alias in node.names]
+    return [name.removeprefix("prunegym.") for name in names if name.startswith("prunegym.")]
+
+
+def test_imports_go_down() -> None:
+    wrong, count = [], 0
+    for package in ROOMS:
+        folder = Path(str(importlib.import_module(package).__file__)).parent
+        for file in folder.rglob("*.py"):
+            path = file.relative_to(folder).with_suffix("").parts
+            if path[-1] in ("__init__", "__main__"):
+                continue
+            count += 1
+            own = room_of(".".join((*package.split(".")[1:], *path)))
+            for name in imported(file):
+                room = room_of(name)
+                if room != own and (own, room) not in UPWARDS and HEIGHTS[room] >= HEIGHTS[own]:
+                    wrong.append(f"{file} imports {name}, and {room} is not below {own}")
+    assert count > 120
+    assert not wrong, "\n".join(wrong)

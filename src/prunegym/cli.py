@@ -1,37 +1,71 @@
-"""The command line: ``prunegym`` and ``python -m prunegym``."""
+"""The command line: ``prunegym`` and ``python -m prunegym``. A command is imported when it runs, not before."""
 
 from __future__ import annotations
 
+import ast
+import importlib
 import warnings
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, cast
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
-from prunegym.commands import (
-    compare,
-    demo,
-    evaluate,
-    export,
-    finetune,
-    inspect,
-    latency,
-    list_names,
-    predict,
-    prepare,
-    profile,
-    quantize,
-    train,
-    train_cnn,
-)  # fmt: skip
 from prunegym.errors import PruneGymError
 from prunegym.user_code import import_module
 
 USAGE_ERROR = 2
+COMMANDS = {
+    "list": "list_names",
+    "inspect": "inspect",
+    "train-cnn": "train_cnn",
+    "prepare": "prepare",
+    "train": "train",
+    "finetune": "finetune",
+    "evaluate": "evaluate",
+    "compare": "compare",
+    "predict": "predict",
+    "export": "export",
+    "quantize": "quantize",
+    "latency": "latency",
+    "profile": "profile",
+    "demo": "demo",
+}
+"""By command the module in ``prunegym.commands`` that has it, as a function of the same name."""
+
+
+class _Command(TyperCommand):
+    """A command that is imported when it is called: help for all of them needs neither torch nor SB3."""
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        """Import the command, and let it read its arguments."""
+        name = COMMANDS[str(self.name)]
+        app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+        app.command(self.name)(getattr(importlib.import_module(f"prunegym.commands.{name}"), name))
+        return typer.main.get_command(app).make_context(info_name, args, parent, **extra)
+
+
+def _help(name: str) -> str:
+    """Return the first line of a command's docstring, read without importing it."""
+    tree = ast.parse((Path(__file__).parent / "commands" / f"{name}.py").read_text())
+    (function,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name)
+    return (ast.get_docstring(function) or "").split("\n", maxsplit=1)[0]
 
 
 class Group(TyperGroup):
     """Commands whose mistakes of input end in one line on standard error, not in a traceback."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.commands = cast(Any, dict.fromkeys(COMMANDS))  # for "did you mean"
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002
+        """Return the names of all commands."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002
+        """Return a command by name, not imported yet; None if there is none."""
+        return _Command(cmd_name, help=_help(COMMANDS[cmd_name])) if cmd_name in COMMANDS else None
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command; errors of PruneGym, and files that cannot be read or written, exit with 2."""
@@ -57,6 +91,7 @@ app = typer.Typer(
     name="prunegym",
     cls=Group,
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Agents learn, image by image, which channels of a frozen CNN to run. Each command prints tables, or one JSON "
@@ -79,22 +114,6 @@ def import_own(
     """Import modules of the user's, whatever the command."""
     for module in modules or ():
         import_module(module, f"module {module!r}")
-
-
-app.command("list")(list_names.list_names)
-app.command("inspect")(inspect.inspect)
-app.command("train-cnn")(train_cnn.train_cnn)
-app.command("prepare")(prepare.prepare)
-app.command("train")(train.train)
-app.command("finetune")(finetune.finetune)
-app.command("evaluate")(evaluate.evaluate)
-app.command("compare")(compare.compare)
-app.command("predict")(predict.predict)
-app.command("export")(export.export)
-app.command("quantize")(quantize.quantize)
-app.command("latency")(latency.latency)
-app.command("profile")(profile.profile)
-app.command("demo")(demo.demo)
 
 
 def main() -> None:
