@@ -202,6 +202,7 @@ def test_a_policy_with_one_mask_is_warned_of(tmp_path: Path) -> None:
         run(recipe, tmp_path, policy=False)
 
 
+@pytest.mark.slow
 def test_one_policy_for_all_lambdas_spends_less_the_larger_lambda_is(tmp_path: Path) -> None:
     recipe = dataclasses.replace(
         SMALL,

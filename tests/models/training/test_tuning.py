@@ -52,6 +52,7 @@ def test_frozen_refinement_changes_gates_only_and_comes_near_its_target(
     assert abs(rows[-1]["mac_share"] - 0.6) < 0.05
 
 
+@pytest.mark.slow
 def test_a_dial_is_refined_at_all_its_lambdas() -> None:
     masked, digits = shipped_model("digits").masked, load_dataset("digits", "train")
     torch.manual_seed(0)
