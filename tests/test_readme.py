@@ -12,8 +12,8 @@ import pytest
 import typer.main
 
 from prunegym.cli import app
+from tests import ROOT
 
-ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 

@@ -28,8 +28,8 @@ from prunegym.models import (
 )
 from prunegym.models.dynamic_cnn import shipped_path
 from prunegym.models.storage.int8 import dequantize, dequantized, quantize, quantized_state
+from tests import ROOT
 
-ROOT = Path(__file__).parents[2]
 CIFAR = ROOT / "results/cifar10-jpeg/frozen.safetensors"
 
 
