@@ -18,7 +18,7 @@ import torch
 from prunegym.models import MaskedCNN, SkippingCNN, build
 from prunegym.models.kernel.shared_library import library, openmp
 from prunegym.models.timing.dense_forms import machine
-from prunegym.models.timing.profile import random_masks
+from prunegym.models.timing.profiler import random_masks
 
 ASLEEP = 0.002
 """Seconds after which the kernel's own threads, which linger, are asleep."""

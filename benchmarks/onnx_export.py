@@ -27,7 +27,7 @@ from prunegym.models import CNNInfo, GatePolicy, MaskedCNN, MaskFeatures, Normal
 from prunegym.models.export.onnx_model import export_onnx
 from prunegym.models.storage.model_file import StoredModel
 from prunegym.models.timing.dense_forms import machine
-from prunegym.models.timing.profile import random_masks
+from prunegym.models.timing.profiler import random_masks
 
 
 def open_session(path: Path, threads: int) -> onnxruntime.InferenceSession:

@@ -27,7 +27,7 @@ from torch import Tensor
 from prunegym.models import GatePolicy, MaskedCNN, MaskFeatures, SkippingCNN, build, kernel
 from prunegym.models.storage.weights import save_text
 from prunegym.models.timing.dense_forms import machine
-from prunegym.models.timing.profile import Profile, profile, random_masks
+from prunegym.models.timing.profiler import Profile, profile, random_masks
 
 BATCHES = 8
 TORCH_ALONE = ("torch", "full")

@@ -16,7 +16,7 @@ from prunegym.errors import InvalidInputError
 from prunegym.models.catalog import open_model, open_split
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.storage.model_file import StoredModel
-from prunegym.models.timing.profile import Profile, profile as measure_profile, random_masks
+from prunegym.models.timing.profiler import Profile, profile as measure_profile, random_masks
 from prunegym.models.zoo.network_registry import ZOO
 
 BATCHES = 8

@@ -25,7 +25,7 @@ from prunegym.models import (
 )
 from prunegym.models.skipping.program.lowering import lower
 from prunegym.models.skipping.torch_paths.gather import GatherPath
-from prunegym.models.timing.profile import profile
+from prunegym.models.timing.profiler import profile
 from tests.models.skipping.skipping_networks import (
     NAMED,
     NETWORKS,
