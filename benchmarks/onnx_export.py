@@ -25,7 +25,7 @@ import torch
 
 from prunegym.models import CNNInfo, GatePolicy, MaskedCNN, MaskFeatures, Normalisation, build
 from prunegym.models.export.onnx_model import export_onnx
-from prunegym.models.storage.model_file import StoredModel
+from prunegym.models.storage.model_file import Bundle
 from prunegym.models.timing.dense_forms import machine
 from prunegym.models.timing.profiler import random_masks
 
@@ -37,13 +37,13 @@ def open_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
-def make_model(name: str, size: int, policy: bool) -> StoredModel:
+def make_model(name: str, size: int, policy: bool) -> Bundle:
     """A network of the zoo with fresh weights."""
     masked = MaskedCNN(build(name, image_size=size), torch.zeros(1, 3, size, size))
     classes = tuple(map(str, range(10)))
     info = CNNInfo(name, 10, (3, size, size), Normalisation((0.5,) * 3, (0.25,) * 3), classes, "none")
     head = GatePolicy(MaskFeatures(masked), bias=0.0) if policy else None
-    return StoredModel(masked, head, info)
+    return Bundle(masked=masked, info=info, policy=head)
 
 
 def run_case(name: str, size: int, threads: int, args: argparse.Namespace, folder: Path) -> dict[str, object]:

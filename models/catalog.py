@@ -17,7 +17,7 @@ from prunegym.models.data.dataset_registry import load_dataset
 from prunegym.models.dynamic_cnn import SHIPPED, DynamicCNN, shipped_model
 from prunegym.models.gating.features import MaskFeatures
 from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.models.storage.model_file import CNNInfo, StoredModel, read_model
+from prunegym.models.storage.model_file import Bundle, CNNInfo, read_model
 from prunegym.models.storage.run_folder import command_line
 from prunegym.models.training.cnn_training import accuracy
 from prunegym.models.zoo.network_registry import ZOO, build
@@ -89,11 +89,11 @@ def _masked(network: str | nn.Module, dataset: Dataset) -> MaskedCNN:
 
 def _placed(masked: MaskedCNN, device: torch.device) -> MaskedCNN:
     # A model of the user's is never moved away under their hands.
-    there = next(masked.parameters()).device
+    there = masked.device
     return masked if there.type == device.type else copy.deepcopy(masked).to(device)
 
 
-def open_model(name: str, dataset: Dataset | None = None) -> StoredModel:
+def open_model(name: str, dataset: Dataset | None = None) -> Bundle:
     """Return a model by the name of a shipped one, a model file or a network of the zoo.
 
     Args:
@@ -105,16 +105,16 @@ def open_model(name: str, dataset: Dataset | None = None) -> StoredModel:
     """
     if name in SHIPPED:
         model = shipped_model(name)
-        return StoredModel(model.masked, model.policy, model.info)
+        return Bundle(masked=model.masked, info=model.info, policy=model.policy)
     if name in ZOO:
         info = CNNInfo.of(name, dataset) if dataset is not None else _blank(name)
-        return StoredModel(MaskedCNN(info.build(), info.example()), None, info)
+        return Bundle(masked=MaskedCNN(info.build(), info.example()), info=info)
     if name.endswith(".safetensors") or Path(name).is_file():
         return read_model(name)
     raise UnknownNameError("model", name, [*SHIPPED, *ZOO, "path/to/model.safetensors"])
 
 
-def open_trained(name: str) -> StoredModel:
+def open_trained(name: str) -> Bundle:
     """Return a model that has learnt something.
 
     Raises:

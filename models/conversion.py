@@ -100,7 +100,7 @@ def as_dynamic_cnn(network: nn.Module, dataset: Dataset, info: CNNInfo | None = 
     ordered = [layers[gate.name] for gate in masked.gates]
     channels = max(layer.gate.in_channels for layer in ordered)
     features = MaskFeatures(masked, grid=1, feature_size=channels).calibrate(masked, dataset)
-    policy = GatePolicy(features, [layer.gate.hidden for layer in ordered]).to(next(masked.parameters()).device)
+    policy = GatePolicy(features, [layer.gate.hidden for layer in ordered]).to(masked.device)
     with torch.no_grad():
         for index, layer in enumerate(ordered):
             size = _common_size(features, index)
@@ -133,7 +133,7 @@ def _architecture(network: nn.Module, masked: MaskedCNN, dataset: Dataset) -> st
 @torch.no_grad()
 def _check_same(network: nn.Module, masked: MaskedCNN, dataset: Dataset) -> None:
     """Compare both with every other channel off, whatever the gates have learned to keep."""
-    images = dataset.batch(torch.arange(min(16, len(dataset))), device=next(masked.parameters()).device)
+    images = dataset.batch(torch.arange(min(16, len(dataset))), device=masked.device)
     forced = copy.deepcopy(network).eval()
     layers = gated_layers(forced)
     for layer in layers.values():

@@ -150,8 +150,7 @@ class DynamicCNN(nn.Module):
                     f"Images are {images.dtype} from {low:.4g} to {high:.4g}; uint8 in 0..255 or floats in [0, 1] are "
                     "needed, not normalised: the model does that itself."
                 )
-        parameter = next(self.masked.parameters())
-        return self.normalisation(images.to(parameter.device)).to(parameter.dtype)
+        return self.normalisation(images.to(self.masked.device)).to(self.masked.dtype)
 
     def forward(self, images: Tensor, penalty: float | None = None) -> Tensor:
         """Return logits (batch, classes) of images (batch, channels, height, width), uint8 or in [0, 1]."""
@@ -249,6 +248,6 @@ def shipped_path(name: str) -> Path:
 
 def _beside(policy: GatePolicy | StaticPolicy, masked: MaskedCNN) -> GatePolicy | StaticPolicy:
     """Return a policy where its CNN is; one that is elsewhere, as an agent's on a GPU, is copied."""
-    device = next(masked.parameters()).device
+    device = masked.device
     there = {value.device for value in (*policy.parameters(), *policy.buffers())}
     return policy if there <= {device} else copy.deepcopy(policy).to(device)

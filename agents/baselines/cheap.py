@@ -93,9 +93,8 @@ def ranked_activation(setting: Setting) -> Masks:
 
 @torch.no_grad()
 def _over_images(setting: Setting, score: Callable[[MaskedCNN, Tensor], Tensor]) -> Tensor:
-    device = next(setting.masked.parameters()).device
-    parts = torch.split(torch.arange(len(setting.dataset)), setting.batch_size)
-    return torch.cat([score(setting.masked, setting.dataset.batch(part, device=device)).cpu() for part in parts])
+    batches = setting.dataset.batches(setting.batch_size, device=setting.masked.device)
+    return torch.cat([score(setting.masked, images).cpu() for _, images in batches])
 
 
 BASELINES: dict[str, Callable[[Setting], Masks]] = {

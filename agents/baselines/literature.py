@@ -57,7 +57,7 @@ def decore(
     Returns:
         The mask (mask_size,).
     """
-    device = next(masked.parameters()).device
+    device = masked.device
     policy = StaticPolicy(MaskFeatures(masked)).to(device)
     optimizer = torch.optim.Adam(policy.parameters(), learning_rate)
     batches_an_epoch = len(epoch_batches(len(train), 128, seed, 0)[0])
@@ -148,12 +148,11 @@ def _draw(
     penalty: float,
 ) -> tuple[Tensor, Tensor]:
     """Return one mask for each image (images, mask_size) bool, and its reward (images,) float64."""
-    device = next(masked.parameters()).device
+    device = masked.device
     choose = StraightThrough(generator)
     random = random_masks_at(masked, len(dataset), share, generator) if gates is None else None
     masks, rewards = [], []
-    for indices in torch.split(torch.arange(len(dataset)), 250):
-        images = dataset.batch(indices, device=device)
+    for indices, images in dataset.batches(device=device):
         if gates is None:
             assert random is not None
             mask = random[indices].float().to(device)

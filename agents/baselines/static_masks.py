@@ -43,7 +43,7 @@ def greedy_static(
         The mask (mask_size,).
     """
     sample = train.sample(images)
-    batch = sample.batch(torch.arange(len(sample)), device=next(masked.parameters()).device)
+    batch = sample.batch(torch.arange(len(sample)), device=masked.device)
     labels = sample.labels.to(batch.device)
     mask = torch.ones(masked.mask_size)
     while True:

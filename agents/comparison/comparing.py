@@ -21,10 +21,10 @@ from prunegym.models.data.dataset import Dataset
 from prunegym.models.data.dataset_registry import other_split
 from prunegym.models.dynamic_cnn import DynamicCNN
 from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.models.storage.model_file import CNNInfo, StoredModel
+from prunegym.models.storage.model_file import Bundle, CNNInfo
 
 Report = Callable[[str, int, Result], None]
-Model: TypeAlias = MaskedCNN | DynamicCNN | StoredModel
+Model: TypeAlias = MaskedCNN | DynamicCNN | Bundle
 DIFFERENCES = ("difference", "difference_over_seeds", "reward_difference", "reward_difference_over_seeds")
 
 

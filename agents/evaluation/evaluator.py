@@ -29,11 +29,11 @@ from prunegym.models.checks import check_dense, check_masked
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.dynamic_cnn import DynamicCNN
 from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.models.storage.model_file import CNNInfo, StoredModel
+from prunegym.models.storage.model_file import Bundle, CNNInfo
 from prunegym.models.timing.latency_table import LatencyTable
 from prunegym.models.training.tuning import dense_logits
 
-Model: TypeAlias = MaskedCNN | DynamicCNN | StoredModel | nn.Module
+Model: TypeAlias = MaskedCNN | DynamicCNN | Bundle | nn.Module
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -220,7 +220,7 @@ def _network(owner: object, dataset: Dataset) -> tuple[MaskedCNN, CNNInfo | None
         return owner.masked, owner.info
     if isinstance(owner, MaskedCNN):
         return owner, None
-    if isinstance(owner, StoredModel):
+    if isinstance(owner, Bundle):
         return owner.masked, owner.info
     if isinstance(owner, nn.Module):
         return MaskedCNN(owner, dataset.batch(torch.arange(1))), None

@@ -41,7 +41,7 @@ class Bench:
             same = left & (known == masks).all(1)
             logits[same] = output[same]
             left &= ~same
-        device = next(self.masked.parameters()).device
+        device = self.masked.device
         for part in torch.split(left.nonzero()[:, 0], self.batch_size) if left.any() else ():
             images = self.dataset.batch(part, device=device)
             logits[part] = self.masked(images, masks[part].float().to(device)).float().cpu()

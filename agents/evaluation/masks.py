@@ -86,7 +86,7 @@ def shown_penalty(bounds: tuple[float, float] | None, wanted: float | None, of_r
 
 def decide_dynamic(agent: DynamicCNN, dataset: Dataset, batch_size: int, agent_penalty: float | None = None) -> Decided:
     """Let a dynamic CNN's own policy decide on the way through its CNN: one forward pass an image."""
-    device = next(agent.masked.parameters()).device
+    device = agent.masked.device
     masks, logits = decide_on_the_way(lambda images: agent.run(images, agent_penalty), dataset, device, batch_size)
     return Decided(masks, logits, float(agent.policy.macs))
 
@@ -106,8 +106,8 @@ def decide_on_the_way(
         Masks (images, mask_size) bool and outputs (images, ...) float32, on the CPU.
     """
     masks, logits = [], []
-    for indices in torch.split(torch.arange(len(dataset)), batch_size):
-        done = run(dataset.batch(indices, device=device))
+    for _, images in dataset.batches(batch_size, device=device):
+        done = run(images)
         masks.append(done.mask.cpu())
         logits.append(done.output.float().cpu())
     return torch.cat(masks), torch.cat(logits)

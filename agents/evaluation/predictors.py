@@ -73,7 +73,7 @@ def decide_by_prediction(
     shown = shown_penalty(task.penalty if isinstance(task.penalty, tuple) else None, options.agent_penalty, penalty)
     masks: list[Tensor] = []
     logits: list[Tensor] = []
-    for part in torch.split(torch.arange(len(dataset)), batch_size):
+    for part in dataset.index_batches(batch_size):
         outcome = _episode(caller, simulator, part, shown, None if masks else flops)
         masks.append(outcome.mask.bool().cpu())
         logits.append(outcome.logits.float().cpu())
@@ -149,7 +149,7 @@ def _features(
         train = other_split(dataset, "train", "options=PredictorOptions(train=...)")
     check_images(train, dataset.image_shape)
     train = dataclasses.replace(train, normalisation=dataset.normalisation)
-    return MaskFeatures(masked, layerwise).to(next(masked.parameters()).device).calibrate(masked, train)
+    return MaskFeatures(masked, layerwise).to(masked.device).calibrate(masked, train)
 
 
 def _gate_policy(agent: Any) -> Any:

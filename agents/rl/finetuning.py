@@ -135,7 +135,7 @@ def finetune(
 @torch.no_grad()
 def _teacher(model: DynamicCNN, dense: nn.Module | None, train: Dataset) -> Tensor:
     """Return logits (count, classes) to distil from."""
-    device = next(model.masked.parameters()).device
+    device = model.masked.device
     if dense is not None:
         return dense_logits(dense.to(device), train)
     return decide_on_the_way(model.run, train, device, BATCH)[1]

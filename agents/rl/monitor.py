@@ -69,11 +69,11 @@ def snapshot(
         own_reward: The reward that is trained for, where it is another.
     """
     shown = None if policy.penalty_range is None else penalty
-    run, device = prefer_kernel(masked, policy), next(masked.parameters()).device
+    run, device = prefer_kernel(masked, policy), masked.device
     masks, logits = decide_on_the_way(lambda images: run(images, None, shown), dataset, device, BATCH)
     right = (logits.argmax(1) == dataset.labels).float()
     accuracy = float(right.mean())
-    share = float(masked.cost.mac_share(masks).mean()) + policy.macs / masked.cost.total_macs
+    share = masked.cost.total_share(masks, policy.macs).mean().item()
     kept = masks.float().mean(0)
     # Neighbours in a random order: those in a folder's order are of one class.
     some = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))[:1000]

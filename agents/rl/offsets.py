@@ -50,7 +50,7 @@ def gates_at_best_offset(agent: DynamicCNN, dataset: Dataset, penalty: float, *,
     Returns:
         The same CNN with a shifted copy of the gates.
     """
-    some = dataset.batch(torch.arange(min(250, len(dataset))), device=next(agent.masked.parameters()).device)
+    some = dataset.batch(torch.arange(min(250, len(dataset))), device=agent.masked.device)
     unit = step * rollout(agent.masked, agent.policy, some).gate_logits.std().item()
     rewards = {0.0: _reward(agent, dataset, penalty)}
 
@@ -78,9 +78,8 @@ def _shifted(agent: DynamicCNN, offset: float) -> DynamicCNN:
 
 
 def _reward(agent: DynamicCNN, dataset: Dataset, penalty: float) -> float:
-    run, device = prefer_kernel(agent.masked, agent.policy), next(agent.masked.parameters()).device
+    run, device = prefer_kernel(agent.masked, agent.policy), agent.masked.device
     masks, logits = decide_on_the_way(run, dataset, device, 250)
     correct = logits.argmax(1) == dataset.labels
-    cost = agent.masked.cost
-    share: float = float(cost.mac_share(masks).mean()) + agent.policy.macs / cost.total_macs
+    share: float = agent.masked.cost.total_share(masks, agent.policy.macs).mean().item()
     return float(correct.double().mean()) - penalty * share

@@ -36,7 +36,7 @@ class OwnReward:
             logits: The CNN's output under them, (images, classes) float32.
             penalty: lambda, if there is none for all.
         """
-        device = next(self.masked.parameters()).device
+        device = self.masked.device
         mask = masks.float().to(device)
         price = penalty if self.penalty is None else self.penalty
         outcome = Outcome(
@@ -92,5 +92,5 @@ def try_own_reward(recipe: Recipe, masked: MaskedCNN, dataset: Dataset) -> None:
     measure = own_reward(recipe, masked, few)
     if measure is None:
         return
-    images = few.batch(torch.arange(len(few)), device=next(masked.parameters()).device)
+    images = few.batch(torch.arange(len(few)), device=masked.device)
     measure(torch.ones(len(few), masked.mask_size, dtype=torch.bool), masked(images), recipe.middle_penalty)

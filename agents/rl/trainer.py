@@ -142,7 +142,7 @@ def try_task(
     if recipe.env not in LAYERWISE:
         raise UnknownNameError("environment", recipe.env, LAYERWISE)
     layerwise = LAYERWISE[recipe.env]
-    features = MaskFeatures(masked, layerwise).to(next(masked.parameters()).device)
+    features = MaskFeatures(masked, layerwise).to(masked.device)
     task = make_task(masked, train, layerwise=layerwise, features=features, **recipe.env_kwargs)
     if policy is not None and (policy.penalty_range is None) == isinstance(task.penalty, tuple):
         raise InvalidInputError(

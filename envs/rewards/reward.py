@@ -133,7 +133,7 @@ def resolve_reward(
         if reward not in REWARD_NAMES:
             raise UnknownNameError("reward", reward, [*REWARD_NAMES, "module:function"])
         cost = REWARDS[reward] if latency_table is None else LatencyShare(open_table(latency_table, masked))
-        full = cost(masked, next(masked.parameters()).new_ones(1, masked.mask_size)).item()
+        full = cost(masked, torch.ones(1, masked.mask_size, device=masked.device)).item()
         return Reward(reward, CostReward(resolve_accuracy(accuracy), cost), FULL_MASK_COST / full)
     return _of_function(reward, name_of(reward), accuracy)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -151,6 +152,15 @@ class Dataset:
         if augment is not None:
             images = random_shift_and_flip(images, self.pad, self.flip, augment)
         return self.normalisation(images.to(device))
+
+    def index_batches(self, size: int = 250) -> tuple[Tensor, ...]:
+        """Return the indices of all images, int64, in batches of a size; the last one may be smaller."""
+        return torch.split(torch.arange(len(self)), size)
+
+    def batches(self, size: int = 250, *, device: torch.device | str = "cpu") -> Iterator[tuple[Tensor, Tensor]]:
+        """Return all images once, in order: for each batch indices and images, as :meth:`batch` returns them."""
+        for indices in self.index_batches(size):
+            yield indices, self.batch(indices, device=device)
 
     def augmenting(self, augment: Augment) -> Dataset:
         """Return the data set with other augmentations: True leaves those of training, ``flip`` mirrors only.

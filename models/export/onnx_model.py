@@ -20,7 +20,7 @@ from prunegym.models.gating.gate_policy import check_penalty
 from prunegym.models.masking.folding import folded, norm_behind, scale_and_shift
 from prunegym.models.masking.graph import Step, attribute_of, overwrites
 from prunegym.models.masking.operators import Kind
-from prunegym.models.storage.model_file import StoredModel
+from prunegym.models.storage.model_file import Bundle
 
 Decide = Literal["policy", "input", "all"]
 Pixels = Literal["uint8", "unit"]
@@ -28,7 +28,7 @@ PIXELS = {"uint8": np.uint8, "unit": np.float32}
 
 
 def export_onnx(
-    model: DynamicCNN | StoredModel,
+    model: DynamicCNN | Bundle,
     path: Path | str,
     decide: Decide = "policy",
     pixels: Pixels = "uint8",
@@ -84,7 +84,7 @@ def export_onnx(
 class _Export:
     """The steps of a network as ONNX nodes, one after the other."""
 
-    def __init__(self, model: DynamicCNN | StoredModel, decide: Decide, penalty: float | None) -> None:
+    def __init__(self, model: DynamicCNN | Bundle, decide: Decide, penalty: float | None) -> None:
         self.masked, self.policy, self.info = model.masked, model.policy, model.info
         self.graph, self.network = self.masked.graph, self.masked.network
         self.decide, self.penalty = decide, penalty

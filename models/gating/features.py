@@ -118,7 +118,7 @@ class MaskFeatures(nn.Module):
             dataset: Images of the training split.
             images: How many of them, drawn with a fixed seed.
         """
-        self.to(next(masked.parameters()).device)
+        self.to(masked.device)
         for index, values in enumerate(self._seen(masked, dataset.sample(images))):
             self.get_buffer(f"mean{index}").copy_(values.mean(0))
             # A feature that never varies, as at the dark edge of digits, would else be divided by zero.
@@ -129,10 +129,9 @@ class MaskFeatures(nn.Module):
     def _seen(self, masked: MaskedCNN, sample: Dataset) -> list[Tensor]:
         """Return raw features of images with all channels on, for each decision (images, numbers) float32."""
         rows: list[list[Tensor]] = [[] for _ in self.decisions]
-        device = self.get_buffer("mean0").device
         starts = {decision.gates[0]: index for index, decision in enumerate(self.decisions)}
-        for indices in torch.split(torch.arange(len(sample)), 256):
-            state = masked.begin(sample.batch(indices, device=device))
+        for _, images in sample.batches(256, device=self.get_buffer("mean0").device):
+            state = masked.begin(images)
             while state.reads is not None:
                 index = starts.get(state.gate)
                 if index is not None:

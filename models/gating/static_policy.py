@@ -56,7 +56,7 @@ class StaticPolicy(nn.Module):
 
 def fixed_policy(masked: MaskedCNN, mask: Tensor) -> StaticPolicy:
     """Return a policy that gives every image the same mask: (mask_size,) of 0 and 1."""
-    policy = StaticPolicy(MaskFeatures(masked)).to(next(masked.parameters()).device)
+    policy = StaticPolicy(MaskFeatures(masked)).to(masked.device)
     with torch.no_grad():
         for channels, part in zip(policy.channels, masked.split(mask.float()), strict=True):
             channels.copy_(2 * part - 1)
@@ -73,5 +73,5 @@ def static_start(masked: MaskedCNN, dataset: Dataset, target_macs: float, *, lea
         learned: All channels on, to be learned; else the Taylor mask, the same share of each gate, to be kept.
     """
     if learned:
-        return StaticPolicy(MaskFeatures(masked)).to(next(masked.parameters()).device)
+        return StaticPolicy(MaskFeatures(masked)).to(masked.device)
     return fixed_policy(masked, at_mac_share(taylor_scores(masked, dataset), masked, target_macs, per_gate=True))

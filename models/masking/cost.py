@@ -71,6 +71,10 @@ class CostModel:
         """Return MACs under each mask / MACs of the original network: (batch, mask_size) -> (batch,) float64."""
         return self.macs(mask) / self.total_macs
 
+    def total_share(self, mask: Tensor, policy_macs: float) -> Tensor:
+        """Return the total MAC share of each mask, with that of deciding it: (batch, mask_size) -> (batch,) float64."""
+        return self.mac_share(mask) + policy_macs / self.total_macs
+
     def weights(self, mask: Tensor) -> Tensor:
         """Return the weights that each mask keeps alive: (batch, mask_size) -> (batch,) float64.
 

@@ -23,11 +23,10 @@ def taylor_scores(masked: MaskedCNN, dataset: Dataset, images: int = 2048) -> Te
     """
     total = torch.zeros(masked.mask_size)
     sample = dataset.sample(images)
-    for indices in torch.split(torch.arange(len(sample)), 128):
+    for indices, batch in sample.batches(128, device=masked.device):
         mask = torch.ones(len(indices), masked.mask_size, requires_grad=True)
-        device = next(masked.parameters()).device
-        output = masked(sample.batch(indices, device=device), mask.to(device))
-        loss = nn.functional.cross_entropy(output, sample.labels[indices].to(device), reduction="sum")
+        output = masked(batch, mask.to(batch.device))
+        loss = nn.functional.cross_entropy(output, sample.labels[indices].to(batch.device), reduction="sum")
         (gradient,) = torch.autograd.grad(loss, mask)
         total += gradient.square().sum(0)
     return total / len(sample)

@@ -100,6 +100,20 @@ class MaskedCNN(nn.Module):
             self.freeze()
 
     @property
+    def device(self) -> torch.device:
+        """Where the CNN is."""
+        return self._first.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of its weights, which images have to have."""
+        return self._first.dtype
+
+    @property
+    def _first(self) -> Tensor:
+        return next(self.parameters())
+
+    @property
     def image_shape(self) -> tuple[int, ...]:
         """(channels, height, width) of the images for which MACs are counted."""
         return self.graph[self.graph.input].shape[1:]

@@ -26,12 +26,11 @@ def check(path: Path, masked: MaskedCNN, policy: GatePolicy | None = None) -> No
     Raises:
         UnsupportedError: If the way fails, or gives anything else.
     """
-    parameter = next(masked.parameters())
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(2, *masked.image_shape, generator=generator).to(parameter)
-    mask = None if policy else (torch.rand(2, masked.mask_size, generator=generator) < 0.5).to(parameter.device)
+    images = torch.randn(2, *masked.image_shape, generator=generator).to(masked.device, masked.dtype)
+    mask = None if policy else (torch.rand(2, masked.mask_size, generator=generator) < 0.5).to(masked.device)
     # Under autocast the two would differ by its rounding.
-    with torch.no_grad(), torch.autocast(parameter.device.type, enabled=False):
+    with torch.no_grad(), torch.autocast(masked.device.type, enabled=False):
         try:
             found = path.run(images, mask, None)
         except RuntimeError as error:
@@ -41,5 +40,5 @@ def check(path: Path, masked: MaskedCNN, policy: GatePolicy | None = None) -> No
         shapes = f"{tuple(found.output.shape)}, the masked CNN {tuple(expected.shape)}"
         raise UnsupportedError(f"It gives outputs of shape {shapes}.")
     difference = float((found.output - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
-    if not difference <= max(TOLERANCE, ROUNDINGS * torch.finfo(parameter.dtype).eps):
+    if not difference <= max(TOLERANCE, ROUNDINGS * torch.finfo(masked.dtype).eps):
         raise UnsupportedError(f"Its outputs are not the masked CNN's: off by {difference:.2g} of the largest.")

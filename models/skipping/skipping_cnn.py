@@ -74,7 +74,7 @@ class SkippingCNN:
         if execution not in EXECUTIONS:
             raise UnknownNameError("execution", execution, EXECUTIONS)
         self.masked, self.policy, self.execution = masked, policy, execution
-        self._shape, self._dtype = masked.image_shape, next(masked.parameters()).dtype
+        self._shape, self._dtype = masked.image_shape, masked.dtype
         self.choices: list[Choice] = []
         self.unavailable: dict[str, str] = {}
         self._on_the_way = decides_gate_by_gate(policy)

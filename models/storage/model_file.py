@@ -8,7 +8,7 @@ import json
 import operator
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import safetensors
 import torch
@@ -105,12 +105,25 @@ def _place(dataset: Dataset) -> str:
     return f"{dataset.name}/{dataset.split}"
 
 
-class StoredModel(NamedTuple):
-    """A model file's content."""
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Bundle:
+    """A CNN and what goes with it; whatever works on a model takes one.
+
+    Attributes:
+        masked: The CNN.
+        info: Its description.
+        policy: Its gates; None: it has none.
+        data: Data sets by their part: ``train``, ``validation``, and ``evaluated`` for the split that figures are of.
+        seed: Of what is drawn.
+        device: Torch device, by name.
+    """
 
     masked: MaskedCNN
-    policy: GatePolicy | StaticPolicy | None
     info: CNNInfo
+    policy: GatePolicy | StaticPolicy | None = None
+    data: Mapping[str, Dataset] = dataclasses.field(default_factory=dict)
+    seed: int = 0
+    device: str = "cpu"
 
 
 def write_model(
@@ -150,7 +163,7 @@ def write_model(
     write_tensors(path, tensors, {"prunegym": json.dumps(description)})
 
 
-def read_model(path: Path | str, network: nn.Module | None = None) -> StoredModel:
+def read_model(path: Path | str, network: nn.Module | None = None) -> Bundle:
     """Read a model file of :func:`write_model`.
 
     Args:
@@ -176,7 +189,7 @@ def read_model(path: Path | str, network: nn.Module | None = None) -> StoredMode
     gates = description.get("gates", "auto")
     masked = MaskedCNN(network, info.example(), gates=gates)
     if "policy" not in description:
-        return StoredModel(masked, None, info)
+        return Bundle(masked=masked, info=info)
     with _reading(path, "policy"):
         features = _feature_options(path, dict(description["features"]))
         policy = _policy(masked, features, dict(description["policy"]))
@@ -184,7 +197,7 @@ def read_model(path: Path | str, network: nn.Module | None = None) -> StoredMode
     deviations = [value for name, value in policy.features.named_buffers() if name.startswith("std")]
     if any((value <= 0).any() for value in deviations):
         raise InvalidInputError(f"{path} is damaged: its policy divides by standard deviations of 0. Write it again.")
-    return StoredModel(masked, policy, info)
+    return Bundle(masked=masked, info=info, policy=policy)
 
 
 @contextlib.contextmanager

@@ -176,7 +176,7 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 def clock_named(name: str, masked: MaskedCNN) -> Clock:
     """Return a clock of :data:`CLOCKS`; for a CNN on a CUDA device one that waits for what it was asked to do."""
-    device = next(masked.parameters()).device
+    device = masked.device
     return clock_for(device) if device.type == "cuda" else CLOCKS[name]
 
 
@@ -238,7 +238,7 @@ def masked_example(masked: MaskedCNN) -> Tensor:
     """Return a normalised image of noise (1, channels, height, width) that a CNN takes, where the CNN is."""
     shape = masked.graph[masked.graph.input].shape
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=torch.channels_last)
-    return noise.to(next(masked.parameters()).device)
+    return noise.to(masked.device)
 
 
 def step_counts(masked: MaskedCNN, step: Step) -> tuple[Counts, Counts]:

@@ -148,7 +148,7 @@ def profile(
         for kind in ("dense", "skipping", "reference")
     }
     mask = torch.cat(given)
-    macs = float(masked.cost.mac_share(mask).mean()) + (policy.macs / masked.cost.total_macs if policy else 0.0)
+    macs = masked.cost.total_share(mask, policy.macs if policy else 0).mean().item()
     return Profile(
         found["dense"], found["skipping"], found["reference"], choice, fast.choices[-1].reason,
         {**failed, **fast.unavailable}, macs, float(mask.float().mean()),

@@ -228,8 +228,8 @@ def accuracy(network: nn.Module, dataset: Dataset, *, batch_size: int = 250, dev
     network.eval()
     correct = 0
     with torch.inference_mode():
-        for indices in torch.split(torch.arange(len(dataset)), batch_size):
-            logits = network(dataset.batch(indices, device=device).contiguous(memory_format=layout))
+        for indices, images in dataset.batches(batch_size, device=device):
+            logits = network(images.contiguous(memory_format=layout))
             correct += int((logits.argmax(1).cpu() == dataset.labels[indices]).sum())
     network.train(was_training)
     return correct / len(dataset)

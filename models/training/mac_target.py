@@ -24,12 +24,9 @@ def total_mac_share(
     masked: MaskedCNN, policy: GatePolicy | StaticPolicy, dataset: Dataset, penalty: float | None = None
 ) -> float:
     """Return the mean total MAC share of a data set's images, the policy's MACs included; ``penalty`` is its lambda."""
-    device = next(masked.parameters()).device
-    run, total = prefer_kernel(masked, policy), 0.0
-    for indices in torch.split(torch.arange(len(dataset)), 250):
-        mask = run(dataset.batch(indices, device=device), None, penalty).mask
-        total += float(masked.cost.mac_share(mask).sum())
-    return total / len(dataset) + policy.macs / masked.cost.total_macs
+    run = prefer_kernel(masked, policy)
+    masks = [run(images, None, penalty).mask for _, images in dataset.batches(device=masked.device)]
+    return masked.cost.total_share(torch.cat(masks), policy.macs).mean().item()
 
 
 def meet_target(

@@ -49,9 +49,7 @@ def new_policy(masked: MaskedCNN, dataset: Dataset, config: PrepareConfig) -> Ga
     features.calibrate(masked, dataset)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return GatePolicy(features, config.hidden, penalty_range=config.penalty_range).to(
-            next(masked.parameters()).device
-        )
+        return GatePolicy(features, config.hidden, penalty_range=config.penalty_range).to(masked.device)
 
 
 def prepare(

@@ -99,8 +99,8 @@ def dense_logits(network: nn.Module, dataset: Dataset, batch_size: int = 250) ->
     layout = layout_of(network, dataset)
     network.eval()
     parts = [
-        network(dataset.batch(indices, device=device).contiguous(memory_format=layout)).cpu()
-        for indices in torch.split(torch.arange(len(dataset)), batch_size)
+        network(images.contiguous(memory_format=layout)).cpu()
+        for _, images in dataset.batches(batch_size, device=device)
     ]
     network.train(was_training)
     return torch.cat(parts).clone()
@@ -196,7 +196,7 @@ class _Training:
         self, dataset: Dataset, indices: Tensor, generator: torch.Generator, teacher: Tensor | None
     ) -> tuple[float, float]:
         """Make one update on a batch; return its loss and its mean total MAC share."""
-        config, device, penalty = self.config, next(self.masked.parameters()).device, None
+        config, device, penalty = self.config, self.masked.device, None
         images = dataset.batch(indices, device=device, augment=generator)
         if self.two_targets and self.policy.penalty_range is not None:
             position, (low, high) = float(torch.rand((), generator=generator)), self.policy.penalty_range
@@ -247,7 +247,7 @@ class _Training:
 
 
 def _mac_share(masked: MaskedCNN, policy: GatePolicy | StaticPolicy, run: Rollout) -> Tensor:
-    return masked.cost.mac_share(run.mask).mean() + policy.macs / masked.cost.total_macs
+    return masked.cost.total_share(run.mask, policy.macs).mean()
 
 
 def _task_loss(run: Rollout, labels: Tensor, teacher: Tensor | None, config: TuneConfig) -> Tensor:

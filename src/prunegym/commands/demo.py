@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import time
 from pathlib import Path
@@ -61,7 +62,9 @@ def demo(
     )  # fmt: skip
     path, picture = out / "model.safetensors", out / "masks.png"
     trained.save(path)
-    results = evaluations("PPO", trained, stored._replace(policy=trained.policy), test, baselines=True, seed=seed)
+    results = evaluations(
+        "PPO", trained, dataclasses.replace(stored, policy=trained.policy), test, baselines=True, seed=seed
+    )
     before = evaluations("gates before PPO", DynamicCNN.load(training / "start.safetensors"), stored, test)
     results = {"PPO": results.pop("PPO"), **before, **results}
     draw(trained, test, torch.arange(SHOWN), picture)

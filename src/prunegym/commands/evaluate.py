@@ -16,7 +16,7 @@ from prunegym.models.catalog import open_split, open_trained
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.dynamic_cnn import DynamicCNN
 from prunegym.models.gating.gate_policy import check_penalty
-from prunegym.models.storage.model_file import StoredModel, read_model
+from prunegym.models.storage.model_file import Bundle, read_model
 from prunegym.models.timing.latency_table import LatencyTable, open_table
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def evaluate(
     emit(document, as_json, evaluation_table(title, results), first.verdict, *first.notes)
 
 
-def own_agent(stored: StoredModel) -> Any:
+def own_agent(stored: Bundle) -> Any:
     """Return a model's policy as an agent; a bare CNN keeps all channels."""
     import torch
 
@@ -109,7 +109,7 @@ def own_agent(stored: StoredModel) -> Any:
 def evaluations(
     name: str,
     agent: Any,
-    stored: StoredModel,
+    stored: Bundle,
     data: Dataset,
     penalty: float = 0.5,
     dense: Path | None = None,
@@ -125,7 +125,7 @@ def evaluations(
     from prunegym.agents.evaluation.predictors import PredictorOptions
 
     network = None if dense is None else read_model(dense).masked.network.to(device)
-    masked, policy, info = stored
+    masked, policy, info = stored.masked, stored.policy, stored.info
     owner = stored if policy is None else DynamicCNN(masked, policy, info)
     options: dict[str, Any] = {"penalty": penalty, "dense": network, "latency": latency}
     options["options"] = PredictorOptions(train=train)

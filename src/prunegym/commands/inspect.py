@@ -11,7 +11,7 @@ from prunegym.commands.output import emit, facts, percent, table
 from prunegym.errors import InvalidInputError
 from prunegym.models.catalog import open_model
 from prunegym.models.data.dataset_registry import load_dataset
-from prunegym.models.storage.model_file import StoredModel
+from prunegym.models.storage.model_file import Bundle
 from prunegym.models.zoo.network_registry import ZOO
 
 
@@ -40,9 +40,9 @@ def inspect(
     emit(document, as_json, *tables)
 
 
-def describe(stored: StoredModel) -> dict[str, Any]:
+def describe(stored: Bundle) -> dict[str, Any]:
     """Return what is known of a model, plain JSON."""
-    masked, policy, info = stored
+    masked, policy, info = stored.masked, stored.policy, stored.info
     prices = masked.cost.channel_price().tolist()
     return {
         "architecture": info.architecture,

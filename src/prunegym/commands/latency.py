@@ -37,7 +37,8 @@ def latency(
     settle(threads=threads)
     if out.suffix == ".safetensors" or out.is_dir():
         raise InvalidInputError(f"--out is {out}, which is no name for a table. Give one that ends in .json.")
-    masked, policy, _ = open_model(model)
+    stored = open_model(model)
+    masked, policy = stored.masked, stored.policy
     timer = make_timer(execution, masked, clock)
     found = measure(masked, timer, policy, clock=clock, rounds=rounds, validation_masks=masks)
     found.save(out)

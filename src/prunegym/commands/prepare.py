@@ -142,12 +142,10 @@ def _finish(model: DynamicCNN, dataset: str | None, out: Path, seed: int, kind: 
 @torch.inference_mode()
 def _under_policy(masked: MaskedCNN, policy: GatePolicy | StaticPolicy, dataset: Dataset) -> tuple[float, float]:
     """Return accuracy and mean total MAC share of a data set's images under a policy's masks."""
-    right, share = 0, 0.0
-    for indices in torch.split(torch.arange(len(dataset)), 250):
-        run = rollout(masked, policy, dataset.batch(indices))
-        right += int((run.output.argmax(1) == dataset.labels[indices]).sum())
-        share += float(masked.cost.mac_share(run.mask).sum())
-    return right / len(dataset), share / len(dataset) + policy.macs / masked.cost.total_macs
+    runs = [rollout(masked, policy, images) for _, images in dataset.batches()]
+    right = torch.cat([run.output.argmax(1) for run in runs]) == dataset.labels
+    shares = masked.cost.total_share(torch.cat([run.mask for run in runs]), policy.macs)
+    return right.double().mean().item(), shares.mean().item()
 
 
 def _shown(document: dict[str, Any]) -> dict[str, object]:

@@ -15,7 +15,7 @@ from prunegym.commands.output import emit, percent, table
 from prunegym.errors import InvalidInputError
 from prunegym.models.catalog import open_model, open_split
 from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.models.storage.model_file import StoredModel
+from prunegym.models.storage.model_file import Bundle
 from prunegym.models.timing.profiler import Profile, profile as measure_profile, random_masks
 from prunegym.models.zoo.network_registry import ZOO
 
@@ -46,7 +46,7 @@ def profile(
     """
     settle(data_root, threads)
     stored = _open(model, image_size)
-    masked, policy, info = stored
+    masked, policy, info = stored.masked, stored.policy, stored.info
     generator = torch.Generator().manual_seed(seed)
     masks: list[Tensor] | None = None
     if policy is None:
@@ -62,7 +62,7 @@ def profile(
     emit(document, as_json, *_tables(model, found))
 
 
-def _open(model: str, image_size: int | None) -> StoredModel:
+def _open(model: str, image_size: int | None) -> Bundle:
     """Open a model; a network of the zoo at the size that is asked for."""
     stored = open_model(model)
     if image_size is None:
@@ -73,7 +73,7 @@ def _open(model: str, image_size: int | None) -> StoredModel:
             f"{'x'.join(map(str, stored.info.image_shape))}. Leave it out."
         )
     info = dataclasses.replace(stored.info, image_shape=(stored.info.image_shape[0], image_size, image_size))
-    return StoredModel(MaskedCNN(info.build(), info.example()), None, info)
+    return Bundle(masked=MaskedCNN(info.build(), info.example()), info=info)
 
 
 def _tables(model: str, found: Profile) -> list[Table | str]:

@@ -31,7 +31,7 @@ from prunegym.models import (
     load_dataset,
     shipped_model,
 )
-from prunegym.models.storage.model_file import StoredModel
+from prunegym.models.storage.model_file import Bundle
 from tests.agents.comparison.seeded_entries import seeded
 
 LAYERWISE = "prunegym/LayerwiseChannelMask-v0"
@@ -64,7 +64,7 @@ def test_recipes_are_trained_for_each_seed_and_stand_beside_their_start_and_riva
     wide = seeded("wide", 0.9)
     entries = [recipe, start_entry(recipe), start_entry(recipe, "same-macs"), "taylor-static", wide]
     before = {name: value.clone() for name, value in masked.state_dict().items()}
-    model = StoredModel(masked, None, CNNInfo.of("simple-cnn", few))
+    model = Bundle(masked=masked, info=CNNInfo.of("simple-cnn", few))
     table = compare(entries, model, few, (0, 1), out=tmp_path, reference="wide")
     agent, start, shifted, rival, reference = table.rows
     assert all(torch.equal(value, before[name]) for name, value in masked.state_dict().items())
@@ -83,7 +83,7 @@ def test_recipes_are_trained_for_each_seed_and_stand_beside_their_start_and_riva
 
 def test_the_models_own_gates_are_a_start_with_and_without_an_offset(dynamic, few, tmp_path):
     validation = load_dataset("digits", "validation")
-    model = StoredModel(dynamic.masked, dynamic.policy, dynamic.info)
+    model = Bundle(masked=dynamic.masked, info=dynamic.info, policy=dynamic.policy)
     entries = [seeded("a", 0.5), "start", "start-same-macs", "start-best-offset"]
     table = compare(entries, model, few, (1,), out=tmp_path, validation=validation, penalty=0.4)
     reference, start, same, _ = table.rows

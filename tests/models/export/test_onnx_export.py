@@ -30,7 +30,7 @@ from prunegym.models import (
 )
 from prunegym.models.export.onnx_channels import cut_gates
 from prunegym.models.export.onnx_model import export_onnx
-from prunegym.models.storage.model_file import StoredModel
+from prunegym.models.storage.model_file import Bundle
 from tests.models.many_networks import NETWORKS
 from tests.models.network_parts import Functional, c, pooled
 from tests.models.slicing import randomise
@@ -176,7 +176,7 @@ def test_networks_of_every_shape_under_any_mask(name: str, tmp_path: Path) -> No
     network = randomise(NETWORKS[name][0]())
     masked = MaskedCNN(network, torch.zeros(1, 3, 8, 8))
     outputs = masked.graph[masked.graph.output].shape[1]
-    model = StoredModel(masked, None, info_of("mine", (3, 8, 8), outputs))
+    model = Bundle(masked=masked, info=info_of("mine", (3, 8, 8), outputs))
     path = tmp_path / "model.onnx"
     if name in REFUSED:
         with pytest.raises(InvalidInputError, match=REFUSED[name]):
@@ -216,7 +216,7 @@ def test_masked_channels_are_not_in_the_convolutions(tmp_path: Path) -> None:
 
 def test_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, path = shipped_model("digits"), tmp_path / "model.onnx"
-    bare = StoredModel(model.masked, None, model.info)
+    bare = Bundle(masked=model.masked, info=model.info)
     with pytest.raises(InvalidInputError, match=r"CNN without a gate policy\. Export it with decide='input' or 'all'"):
         export_onnx(bare, path)
     with pytest.raises(UnknownNameError, match=r"Unknown decide 'mask'\. Known: all, input, policy\."):
@@ -228,7 +228,7 @@ def test_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         export_onnx(model, path, penalty=0.3)
     unknown = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1))
-    other = StoredModel(MaskedCNN(unknown.eval(), torch.zeros(1, 3, 8, 8)), None, info_of("mine", (3, 8, 8), 2))
+    other = Bundle(masked=MaskedCNN(unknown.eval(), torch.zeros(1, 3, 8, 8)), info=info_of("mine", (3, 8, 8), 2))
     with pytest.raises(
         InvalidInputError, match=r"The network calls 'GroupNorm' \(step '.*1'\), which the ONNX export can"
     ):
@@ -249,7 +249,7 @@ def test_a_norm_behind_a_grouped_convolution_is_applied_once(tmp_path: Path) -> 
     )  # fmt: skip
     masked = MaskedCNN(randomise(network), torch.zeros(1, 1, 8, 8))
     info = CNNInfo.of("mine", load_dataset("digits", "test"))
-    path = export_onnx(StoredModel(masked, None, info), tmp_path / "model.onnx", decide="all")
+    path = export_onnx(Bundle(masked=masked, info=info), tmp_path / "model.onnx", decide="all")
     images = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8)
     run = session(path)
     found = np.concatenate([run.run(["logits"], {"images": image[None]})[0] for image in images.numpy()])
@@ -269,7 +269,7 @@ def test_a_flattened_value_that_is_overwritten(late: bool, tmp_path: Path) -> No
     network = randomise(Functional(overwritten, a=c(3, 8), b=c(8, 6), fc=nn.Linear(6, 5)))
     network = nn.Sequential(c(3, 3), nn.ReLU(), network)
     masked = MaskedCNN(network, torch.zeros(1, 3, 8, 8))
-    model = StoredModel(masked, None, info_of("mine", (3, 8, 8), 5))
+    model = Bundle(masked=masked, info=info_of("mine", (3, 8, 8), 5))
     path = tmp_path / "model.onnx"
     if late:
         with pytest.raises(InvalidInputError, match=r"works in place on a flattened value whose original is read"):

@@ -1,0 +1,138 @@
+"""Checks of what users pass: each names what was given, what is allowed, and if it can be said how to fix it.
+
+All of them return the value, so that a check and its use fit in one expression.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
+
+from prunegym.errors import InvalidInputError, UnknownNameError
+
+Arrays = TypeVar("Arrays")
+"""A tensor or an array."""
+
+
+def whole_number(name: str, value: Any, low: int = 1, high: int | None = None, hint: str = "") -> int:
+    """Check a whole number; numpy's count, booleans do not.
+
+    Args:
+        name: Of the setting, as the user knows it.
+        value: What was given.
+        low: The smallest that is allowed.
+        high: The largest; None for no limit.
+        hint: A sentence that says how to fix it.
+
+    Raises:
+        InvalidInputError: If it is no whole number, or out of range.
+
+    Example:
+        >>> whole_number("batch_size", 128)
+        128
+        >>> whole_number("batch_size", 0)
+        Traceback (most recent call last):
+            ...
+        prunegym.errors.InvalidInputError: batch_size is 0; a whole number of at least 1 is needed.
+    """
+    fine = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not fine or value < low or (high is not None and value > high):
+        span = f"of at least {low}" if high is None else f"from {low} to {high}"
+        raise InvalidInputError(_message(name, value, f"a whole number {span} is needed.", hint))
+    return int(value)
+
+
+def finite(
+    name: str, value: Any, low: float = -math.inf, high: float = math.inf, *, above: float | None = None, hint: str = ""
+) -> float:
+    """Check a finite number.
+
+    Args:
+        name: Of the setting.
+        value: What was given.
+        low: The smallest that is allowed.
+        high: The largest.
+        above: If given, the number must be larger than this.
+        hint: A sentence that says how to fix it.
+
+    Raises:
+        InvalidInputError: If it is no number, NaN, infinite, or out of range.
+    """
+    fine = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not fine or not low <= value <= high or (above is not None and value <= above):
+        bounds = [f"above {above:g}"] if above is not None else [f"of at least {low:g}"] if low > -math.inf else []
+        bounds += [f"at most {high:g}"] if high < math.inf else []
+        needed = " ".join(
+            ["a finite number", " and ".join(bounds), "is needed."] if bounds else ["a finite number is needed."]
+        )
+        raise InvalidInputError(_message(name, value, needed, hint))
+    return float(value)
+
+
+def share(name: str, value: Any, *, zero: bool = False, hint: str = "") -> float:
+    """Check a share: above 0, or with ``zero`` from 0, and at most 1.
+
+    Raises:
+        InvalidInputError: If it is no such number.
+    """
+    return finite(name, value, 0.0, 1.0, above=None if zero else 0.0, hint=hint)
+
+
+def choice(kind: str, name: Any, allowed: Iterable[str]) -> str:
+    """Check a name that has to be one of some; the message suggests the nearest.
+
+    Raises:
+        UnknownNameError: If it is none of them.
+    """
+    known = list(allowed)
+    if not isinstance(name, str) or name not in known:
+        raise UnknownNameError(kind, name, known)
+    return name
+
+
+def shape(name: str, value: Arrays, expected: Sequence[int | str], hint: str = "") -> Arrays:
+    """Check the shape of a tensor or an array.
+
+    Args:
+        name: Of the argument; "Images" and the like read well.
+        value: What was given.
+        expected: A size for each dimension; a word stands for any size, and for the same size where it comes again.
+        hint: A sentence that says how to fix it.
+
+    Raises:
+        InvalidInputError: If it has no shape, or another one.
+    """
+    given = getattr(value, "shape", None)
+    sizes: dict[str, int] = {}
+    fine = given is not None and len(given) == len(expected) and all(
+        size == (sizes.setdefault(wanted, size) if isinstance(wanted, str) else wanted)
+        for size, wanted in zip(given, expected, strict=True)
+    )  # fmt: skip
+    if not fine:
+        found = f"a {type(value).__name__}" if given is None else f"of shape {_tuple(given)}"
+        raise InvalidInputError(" ".join(filter(None, [f"{name} is {found}; {_tuple(expected)} is needed.", hint])))
+    return value
+
+
+def bits(name: str, values: Any, hint: str = "") -> Any:
+    """Check that a tensor or an array has no other values than 0 and 1; booleans are such.
+
+    Raises:
+        InvalidInputError: If it has; the message names the first.
+    """
+    wrong = (values != 0) & (values != 1)
+    if wrong.any():
+        text = f"{name} has the value {values[wrong].flatten()[0].item():.4g}; only 0 and 1 are allowed."
+        raise InvalidInputError(" ".join(filter(None, [text, hint])))
+    return values
+
+
+def _message(name: str, value: Any, needed: str, hint: str) -> str:
+    return " ".join(filter(None, [f"{name} is {value!r}; {needed}", hint]))
+
+
+def _tuple(sizes: Iterable[int | str]) -> str:
+    texts = [str(size) for size in sizes]
+    return f"({', '.join(texts)}{',' if len(texts) == 1 else ''})"
