@@ -13,19 +13,20 @@ from typing import Any, TypedDict
 import numpy as np
 import torch
 from gymnasium import spaces
-from torch import Tensor, nn
+from torch import Tensor
 
 from prunegym.envs.rewards.accuracy import AccuracyTerm, correct, log_likelihood, probability
 from prunegym.envs.rewards.costs import CostReward
 from prunegym.envs.rewards.reward import Reward, RewardFunction, resolve_reward
 from prunegym.errors import InvalidInputError, UnknownNameError
-from prunegym.models.catalog import read_model_argument
+from prunegym.models.catalog import Model, resolve_model
 from prunegym.models.checks import check_device, check_output
 from prunegym.models.data.dataset import SPLITS, Augment, Dataset, Split
 from prunegym.models.data.dataset_registry import load_dataset
 from prunegym.models.gating.features import CLIP, Decision, MaskFeatures, decisions_of
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.skipping.stepwise import STEPWISE
+from prunegym.models.storage.model_file import CNNInfo
 from prunegym.models.timing.latency_table import LatencyTable
 
 Penalty = float | tuple[float, float]
@@ -35,7 +36,7 @@ OBSERVATIONS = ("features", "image")
 class TaskArguments(TypedDict, total=False):
     """The keyword arguments of :func:`make_task` that every environment takes."""
 
-    model: str | nn.Module
+    model: Model
     dataset: str | Dataset | Mapping[Split, Dataset] | None
     split: str
     reward: str | RewardFunction
@@ -146,7 +147,7 @@ class Task:
 
 
 def make_task(
-    model: str | nn.Module = "digits",
+    model: Model = "digits",
     dataset: str | Dataset | Mapping[Split, Dataset] | None = None,
     split: str = "train",
     reward: str | RewardFunction | Reward = "l0",
@@ -194,17 +195,17 @@ def make_task(
         raise UnknownNameError("execution", execution, STEPWISE)
     if observation not in OBSERVATIONS:
         raise UnknownNameError("observation", observation, OBSERVATIONS)
-    source = read_model_argument(model)
-    training, chosen = _datasets(dataset if dataset is not None else source.dataset, split)
-    if source.info is not None:
-        chosen = source.info.adapt(chosen)
-        training = training and source.info.adapt(training)
+    found = resolve_model(model, lambda info: _datasets(dataset if dataset is not None else _own(info), split))
+    chosen, training = found.data["evaluated"], found.data.get("train")
+    if not found.masked.frozen:
+        raise InvalidInputError("The MaskedCNN is not frozen, so its answers change. Call its freeze() first.")
     where = check_device(device)
-    masked = source.masked_for(chosen, where)
+    # A model of the user's is never moved away under their hands.
+    masked = found.masked if found.masked.device.type == where.type else copy.deepcopy(found.masked).to(where)
     resolved = resolve_reward(reward, accuracy, masked, latency_table)
     _check_output(masked, chosen, resolved)
-    if features is None and source.features is not None and source.features.config["layerwise"] == layerwise:
-        features = source.features
+    if features is None and found.policy is not None and found.policy.features.config["layerwise"] == layerwise:
+        features = found.policy.features
     return Task(
         masked=masked,
         dataset=_sample(chosen, images).augmenting(augment),
@@ -219,10 +220,15 @@ def make_task(
     )
 
 
-def _datasets(dataset: str | Dataset | Mapping[Split, Dataset], split: str) -> tuple[Dataset | None, Dataset]:
-    """Return the training split, if there is one to be had, and the split that is played."""
+def _own(info: CNNInfo | None) -> str:
+    """Return the data set that a model was made for; for a fresh network the one that needs no files."""
+    return "digits" if info is None else info.dataset
+
+
+def _datasets(dataset: str | Dataset | Mapping[Split, Dataset], split: str) -> dict[str, Dataset]:
+    """Return the split that is played as ``evaluated``, and the training split, if there is one."""
     if isinstance(dataset, Dataset):
-        return (dataset if dataset.split == "train" else None), dataset
+        return {"evaluated": dataset} | ({"train": dataset} if dataset.split == "train" else {})
     if split not in SPLITS:
         raise UnknownNameError("split", split, SPLITS)
     if isinstance(dataset, Mapping):
@@ -231,8 +237,8 @@ def _datasets(dataset: str | Dataset | Mapping[Split, Dataset], split: str) -> t
         other = [f"{name!r} is a {type(one).__name__}" for name, one in dataset.items() if not isinstance(one, Dataset)]
         if other:
             raise InvalidInputError(f"Of the given data sets {other[0]}; a Dataset for each split is needed.")
-        return dataset.get("train"), dataset[split]
-    return load_dataset(dataset, "train"), load_dataset(dataset, split)
+        return {"evaluated": dataset[split]} | ({"train": dataset["train"]} if "train" in dataset else {})
+    return {"train": load_dataset(dataset, "train"), "evaluated": load_dataset(dataset, split)}
 
 
 def _check_output(masked: MaskedCNN, dataset: Dataset, reward: Reward) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import nn
@@ -15,89 +15,67 @@ from prunegym.models.checks import check_images
 from prunegym.models.data.dataset import Dataset, Normalisation
 from prunegym.models.data.dataset_registry import load_dataset
 from prunegym.models.dynamic_cnn import SHIPPED, DynamicCNN, shipped_model
-from prunegym.models.gating.features import MaskFeatures
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.storage.model_file import Bundle, CNNInfo, read_model
 from prunegym.models.storage.run_folder import command_line
 from prunegym.models.training.cnn_training import accuracy
 from prunegym.models.zoo.network_registry import ZOO, build
 
-
-class ModelSource(NamedTuple):
-    """What an argument ``model`` stands for; a network of the zoo is built later, to fit the data set."""
-
-    network: str | nn.Module
-    features: MaskFeatures | None = None
-    info: CNNInfo | None = None
-
-    @property
-    def dataset(self) -> str:
-        """Name of the data set that the model was made for, else ``digits``."""
-        return self.info.dataset if self.info is not None else "digits"
-
-    def masked_for(self, dataset: Dataset, device: torch.device) -> MaskedCNN:
-        """Return the frozen CNN for a data set's images, on a device.
-
-        Raises:
-            InvalidInputError: If a given MaskedCNN is not frozen, or the images have another shape than it takes.
-        """
-        masked = _placed(_masked(self.network, dataset), device)
-        check_images(dataset, masked.image_shape)
-        return masked
+Model: TypeAlias = str | Path | nn.Module | Bundle
+"""A name of a shipped model or of a network of the zoo, a model file, a CNN, a masked or a dynamic CNN, a bundle."""
 
 
-def read_model_argument(model: str | Path | nn.Module) -> ModelSource:
-    """Find the network, and what comes with it.
+def resolve_model(model: object, data: Callable[[CNNInfo | None], Mapping[str, Dataset]]) -> Bundle:
+    """Return the model that an argument means, and the data sets as it takes them.
 
     Args:
-        model: As for :func:`~prunegym.envs.make_task`.
+        model: See :data:`Model`.
+        data: From what is known of the model, None for a network that is yet to be masked, to data sets by their part.
+            ``evaluated`` has to be there for such a network: it is built, or traced, for those images.
 
     Raises:
-        UnknownNameError: If there is no such name.
+        UnknownNameError: If there is no model of that name.
         MissingDataError: If there is no such file.
-        InvalidInputError: If it is none of these things.
+        InvalidInputError: If it is none of these things, or images have another shape than the model takes.
     """
-    if isinstance(model, str | Path):
-        if str(model) in ZOO:
-            return ModelSource(str(model))
-        if str(model).endswith(".safetensors"):
-            stored = read_model(model)
-            return ModelSource(stored.masked, stored.policy.features if stored.policy else None, stored.info)
-        if model not in SHIPPED:
-            raise UnknownNameError("model", str(model), [*SHIPPED, *ZOO, "path/to/model.safetensors"])
-        model = shipped_model(model)
+    known = _known(model)
+    parts = data(None if known is None else known.info)
+    if known is None:
+        known = _masked(model, parts["evaluated"])
+    for part in parts.values():
+        check_images(part, known.masked.image_shape)
+    return dataclasses.replace(known, data={name: known.info.adapt(part) for name, part in parts.items()})
+
+
+def _known(model: object) -> Bundle | None:
+    """Return a model that comes with a description; None for a network without one."""
+    if isinstance(model, Bundle):
+        return model
     if isinstance(model, DynamicCNN):
-        return ModelSource(model.masked, model.policy.features, model.info)
-    if not isinstance(model, nn.Module):
-        raise InvalidInputError(
-            f"model is a {type(model).__name__}; a name, a path to a model file, a torch module, a MaskedCNN or a "
-            "DynamicCNN is needed."
-        )
-    return ModelSource(model)
+        return Bundle(masked=model.masked, info=model.info, policy=model.policy)
+    if isinstance(model, str | Path):
+        return None if str(model) in ZOO else open_model(str(model))
+    if isinstance(model, nn.Module):
+        return None
+    raise InvalidInputError(
+        f"The model is a {type(model).__name__}; a name, a path to a model file, a torch module, a MaskedCNN, a "
+        "DynamicCNN or a Bundle is needed."
+    )
 
 
-def _masked(network: str | nn.Module, dataset: Dataset) -> MaskedCNN:
-    if isinstance(network, MaskedCNN):
-        if not network.frozen:
-            raise InvalidInputError("The MaskedCNN is not frozen, so its answers change. Call its freeze() first.")
-        return network
-    if isinstance(network, str):
-        channels, height, _ = dataset.image_shape
-        network = build(network, len(dataset.classes), channels, height)
-    return MaskedCNN(network, torch.zeros(1, *dataset.image_shape))
-
-
-def _placed(masked: MaskedCNN, device: torch.device) -> MaskedCNN:
-    # A model of the user's is never moved away under their hands.
-    there = masked.device
-    return masked if there.type == device.type else copy.deepcopy(masked).to(device)
+def _masked(model: object, images: Dataset) -> Bundle:
+    if isinstance(model, str | Path):
+        info = CNNInfo.of(str(model), images)
+        return Bundle(masked=MaskedCNN(info.build(), info.example()), info=info)
+    masked = model if isinstance(model, MaskedCNN) else MaskedCNN(cast(nn.Module, model), images.batch(torch.arange(1)))
+    return Bundle(masked=masked, info=CNNInfo.of(type(masked.network).__name__, images))
 
 
 def open_model(name: str, dataset: Dataset | None = None) -> Bundle:
-    """Return a model by the name of a shipped one, a model file or a network of the zoo.
+    """Return a model by name.
 
     Args:
-        name: What stands on the command line.
+        name: Of a shipped model, a model file or a network of the zoo.
         dataset: What a network of the zoo is built for; None: ten classes of 3x32x32 images.
 
     Raises:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from prunegym.agents.baselines.cheap import random_masks_at
+from prunegym.agents.evaluation.controls import penalised_accuracy
 from prunegym.agents.evaluation.masks import Masks
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.dynamic_cnn import DynamicCNN
@@ -159,7 +160,7 @@ def _draw(
             output = masked(images, mask)
         else:
             output, mask, _ = rollout(masked, gates, images, choose)
-        right = (output.argmax(1).cpu() == dataset.labels[indices]).double()
+        right = output.argmax(1).cpu() == dataset.labels[indices]
         masks.append(mask.bool().cpu())
-        rewards.append(right - penalty * masked.cost.mac_share(mask).cpu())
+        rewards.append(penalised_accuracy(right, masked.cost.mac_share(mask).cpu(), penalty))
     return torch.cat(masks), torch.cat(rewards)

@@ -5,26 +5,24 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any
 
 import torch
 from torch import nn
 
-from prunegym.agents.comparison.entries import Entry, Run, as_entry
+from prunegym.agents.comparison.entries import Entry, Terms, as_entry
 from prunegym.agents.comparison.results import VERSION, Result, fingerprint, slug
 from prunegym.agents.comparison.statistics import Interval, interval
 from prunegym.agents.evaluation.evaluator import JSON_KEYS, evaluate
 from prunegym.agents.evaluation.predictors import PredictorOptions
 from prunegym.errors import InvalidInputError
+from prunegym.models.catalog import Model, resolve_model
 from prunegym.models.checks import check_dense, check_masked
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.data.dataset_registry import other_split
-from prunegym.models.dynamic_cnn import DynamicCNN
-from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.models.storage.model_file import Bundle, CNNInfo
+from prunegym.models.storage.model_file import Bundle
 
-Report = Callable[[str, int, Result], None]
-Model: TypeAlias = MaskedCNN | DynamicCNN | Bundle
+OnResult = Callable[[str, int, Result], None]
 DIFFERENCES = ("difference", "difference_over_seeds", "reward_difference", "reward_difference_over_seeds")
 
 
@@ -115,7 +113,7 @@ def compare(
     penalty: float = 0.5,
     dense: nn.Module | None = None,
     device: str = "cpu",
-    report: Report | None = None,
+    report: OnResult | None = None,
 ) -> Comparison:
     """Train and evaluate agents side by side.
 
@@ -149,7 +147,9 @@ def compare(
     first = check_entries(rows, seeds, reference)
     train = other_split(dataset, "train", "train=") if train is None else train
     validation = other_split(dataset, "validation", "validation=") if validation is None else validation
-    subjects = _subjects(model, seeds, _Data(dataset, train, validation), dense, device)
+    data = {"evaluated": dataset, "train": train, "validation": validation}
+    models = _models(model, seeds, data, dense, device)
+    marks = {one: _marks(one) for one in dict.fromkeys(models.values())}
     epochs = max(5.0, first.passes(len(train)))
     options = {"version": VERSION, "penalty": penalty, "dense": fingerprint(dense)}
     found: dict[str, dict[int, Result]] = {entry.name: {} for entry in rows}
@@ -157,12 +157,10 @@ def compare(
         each = isinstance(model, Mapping) or entry.seeded or (entry.at_share and first.seeded)
         for seed in seeds if each else seeds[:1]:
             share = 1.0 if entry is first else _share(found[first.name], seed)
-            subject = subjects[seed]
-            run = Run(
-                subject.masked, subject.info, subject.policy, *subject.data, seed, share, epochs, penalty, Path(out),
-                device,
-            )  # fmt: skip
-            found[entry.name][seed] = _result(entry, run, subject.model, {**options, **subject.marks}, penalty, dense)
+            terms = Terms(share, epochs, penalty, Path(out))
+            found[entry.name][seed] = _result(
+                entry, dataclasses.replace(models[seed], seed=seed), terms, options | marks[models[seed]], dense
+            )
             if report is not None:
                 report(entry.name, seed, found[entry.name][seed])
     table = tuple(_row(entry, found[entry.name], found[first.name], entry is first, penalty) for entry in rows)
@@ -198,55 +196,40 @@ def check_entries(entries: Sequence[Entry], seeds: Sequence[int], reference: str
     return entries[names.index(reference) if reference is not None else 0]
 
 
-class _Data(NamedTuple):
-    """The images of a comparison."""
-
-    dataset: Dataset
-    train: Dataset
-    validation: Dataset
-
-
-class _Subject(NamedTuple):
-    """A model that is compared on, its parts, the images as it takes them, and what tells all this from others."""
-
-    model: Model
-    masked: MaskedCNN
-    policy: Any
-    info: CNNInfo
-    data: _Data
-    marks: dict[str, Any]
-
-
-def _subjects(
-    model: Model | Mapping[int, Model], seeds: Sequence[int], data: _Data, dense: nn.Module | None, device: str
-) -> dict[int, _Subject]:
-    if not isinstance(model, Mapping):
-        return dict.fromkeys(seeds, _subject(model, data, dense, device))
-    missing = [seed for seed in seeds if seed not in model]
-    if missing:
-        raise InvalidInputError(
-            f"There is no model for seed {', '.join(map(str, missing))}, only for {', '.join(map(str, model))}. Give "
-            "one for each seed, or one model for all."
-        )
-    return {seed: _subject(model[seed], data, dense, device) for seed in seeds}
-
-
-def _subject(model: Model, data: _Data, dense: nn.Module | None, device: str) -> _Subject:
-    if isinstance(model, MaskedCNN):
-        masked, policy, info = model, None, CNNInfo.of(type(model.network).__name__, data.dataset)
+def _models(
+    model: Model | Mapping[int, Model],
+    seeds: Sequence[int],
+    data: Mapping[str, Dataset],
+    dense: nn.Module | None,
+    device: str,
+) -> dict[int, Bundle]:
+    """Return the model of each seed, on the device, with the images as it takes them."""
+    if isinstance(model, Mapping):
+        missing = [seed for seed in seeds if seed not in model]
+        if missing:
+            raise InvalidInputError(
+                f"There is no model for seed {', '.join(map(str, missing))}, only for {', '.join(map(str, model))}. "
+                "Give one for each seed, or one model for all."
+            )
+        found = {seed: resolve_model(model[seed], lambda _info: data) for seed in seeds}
     else:
-        masked, policy, info = model.masked, model.policy, model.info
-    masked.to(device)
-    if policy is not None:
-        policy.to(device)
-    data = _Data(*(info.adapt(part) for part in data))
-    for part in data:
-        check_masked(masked, part)
-    if dense is not None:
-        check_dense(dense, masked, data.dataset)
-    marks = {"model": fingerprint(masked), "policy": fingerprint(policy)}
-    marks |= {name: fingerprint(part) for name, part in data._asdict().items()}
-    return _Subject(model, masked, policy, info, data, marks)
+        found = dict.fromkeys(seeds, resolve_model(model, lambda _info: data))
+    for one in dict.fromkeys(found.values()):
+        one.masked.to(device)
+        if one.policy is not None:
+            one.policy.to(device)
+        for part in one.data.values():
+            check_masked(one.masked, part)
+        if dense is not None:
+            check_dense(dense, one.masked, one.data["evaluated"])
+    placed = {one: dataclasses.replace(one, device=device) for one in dict.fromkeys(found.values())}
+    return {seed: placed[one] for seed, one in found.items()}
+
+
+def _marks(model: Bundle) -> dict[str, Any]:
+    """Return hashes of a model and its data, by which a stored result is known to be of these."""
+    data = {"dataset" if part == "evaluated" else part: fingerprint(images) for part, images in model.data.items()}
+    return {"model": fingerprint(model.masked), "policy": fingerprint(model.policy), **data}
 
 
 def _share(reference: dict[int, Result], seed: int) -> float:
@@ -254,20 +237,23 @@ def _share(reference: dict[int, Result], seed: int) -> float:
     return min(1.0, result.figures["total_mac_share"])
 
 
-def _result(
-    entry: Entry, run: Run, model: Any, options: dict[str, Any], penalty: float, dense: nn.Module | None
-) -> Result:
-    path = run.root / "results" / slug(run.dataset.split) / f"{slug(entry.name)}-seed{run.seed}.json"
-    share = round(run.share, 6) if entry.at_share else None
-    epochs = run.epochs if entry.as_long else None
-    key = entry.key if entry.seed_key is None else entry.seed_key(run.seed)
-    configuration = {"entry": key, "seed": run.seed, "share": share, "epochs": epochs, **options}
+def _result(entry: Entry, model: Bundle, terms: Terms, options: Mapping[str, Any], dense: nn.Module | None) -> Result:
+    data = model.data
+    path = terms.root / "results" / slug(data["evaluated"].split) / f"{slug(entry.name)}-seed{model.seed}.json"
+    key = entry.key if entry.seed_key is None else entry.seed_key(model.seed)
+    configuration = {
+        "entry": key,
+        "seed": model.seed,
+        "share": round(terms.share, 6) if entry.at_share else None,
+        "epochs": terms.epochs if entry.as_long else None,
+        **options,
+    }
     stored = None if key is None else Result.load(path, configuration)
     if stored is not None:
         return stored
     evaluation = evaluate(
-        entry.make(run), model, run.dataset, penalty=penalty, dense=dense, device=run.device,
-        options=PredictorOptions(train=run.train),
+        entry.make(model, terms), model, data["evaluated"], penalty=terms.penalty, dense=dense, device=model.device,
+        options=PredictorOptions(train=data["train"]),
     )  # fmt: skip
     result = Result.of(evaluation)
     result.save(path, configuration)

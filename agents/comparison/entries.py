@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from prunegym.agents.baselines.cheap import BASELINES, Setting, make_baseline
+from prunegym.agents.baselines.cheap import BASELINES, make_baseline
 from prunegym.agents.baselines.literature import best_of_k, decore, gates_by_gradient
 from prunegym.agents.baselines.static_masks import greedy_static, learned_static, pruned_and_tuned, taylor_static
 from prunegym.agents.comparison.results import fingerprint, slug
@@ -19,50 +19,31 @@ from prunegym.agents.rl.offsets import gates_at_best_offset, gates_at_mac_share
 from prunegym.agents.rl.recipe import Recipe
 from prunegym.agents.rl.recipe_files import as_recipe
 from prunegym.agents.rl.trainer import train_agent
-from prunegym.errors import InvalidInputError, UnknownNameError
-from prunegym.models.data.dataset import Dataset
+from prunegym.errors import InvalidInputError
 from prunegym.models.dynamic_cnn import DynamicCNN
-from prunegym.models.gating.gate_policy import GatePolicy
-from prunegym.models.gating.static_policy import StaticPolicy
-from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.models.storage.model_file import CNNInfo
+from prunegym.models.storage.model_file import Bundle
+from prunegym.validation import choice
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Run:
-    """Where and for what an entry is made.
+@dataclasses.dataclass(frozen=True)
+class Terms:
+    """What an entry of a comparison may spend, and where it is made.
 
     Attributes:
-        masked: The CNN.
-        info: Its description.
-        policy: The gates that came with it, if any.
-        dataset: The split that is evaluated.
-        train: Training images.
-        validation: Validation images.
-        seed: Of this run.
-        share: Total MAC share of the reference, which baselines and rivals get to spend; 1 for the reference itself.
-        epochs: Passes over the training images that the reference took, at least 5, which learned rivals take too.
+        share: Total MAC share of the reference, which baselines get to spend; 1 for the reference itself.
+        epochs: Passes over the training images that the reference took, at least 5, which learned baselines take too.
         penalty: lambda of the figure ``reward``.
         root: Folder of the comparison.
-        device: Torch device.
     """
 
-    masked: MaskedCNN
-    info: CNNInfo
-    policy: GatePolicy | StaticPolicy | None
-    dataset: Dataset
-    train: Dataset
-    validation: Dataset
-    seed: int
     share: float
     epochs: float
     penalty: float
     root: Path
-    device: str
 
-    def folder(self, name: str) -> Path:
-        """Return the folder of an entry's training run with this seed."""
-        return self.root / "runs" / f"{slug(name)}-seed{self.seed}"
+    def folder(self, name: str, seed: int) -> Path:
+        """Return the folder of an entry's training run with a seed."""
+        return self.root / "runs" / f"{slug(name)}-seed{seed}"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -82,7 +63,7 @@ class Entry:
     """
 
     name: str
-    make: Callable[[Run], Agent]
+    make: Callable[[Bundle, Terms], Agent]
     key: dict[str, Any] | None
     seeded: bool = False
     at_share: bool = False
@@ -96,11 +77,11 @@ def recipe_entry(recipe: Recipe | str | Path) -> Entry:
     """Train by a recipe, once for each seed; an interrupted training goes on."""
     settings = as_recipe(recipe)
 
-    def make(run: Run) -> DynamicCNN:
-        folder = run.folder(settings.name)
+    def make(model: Bundle, terms: Terms) -> DynamicCNN:
+        folder = terms.folder(settings.name, model.seed)
         return train_agent(
-            copy.deepcopy(run.masked), run.info, run.train, run.validation, settings, folder,
-            policy=run.policy, seed=run.seed, resume=(folder / "run.json").exists(), device=run.device,
+            copy.deepcopy(model.masked), model.info, model.data["train"], model.data["validation"], settings, folder,
+            policy=model.policy, seed=model.seed, resume=(folder / "run.json").exists(), device=model.device,
         )  # fmt: skip
 
     return Entry(
@@ -122,44 +103,45 @@ def start_entry(recipe: Entry | None = None, shift: str | None = None) -> Entry:
         UnknownNameError: If there is no such shift.
         InvalidInputError: If the entry is none of a recipe.
     """
-    if shift not in (None, *SHIFTS):
-        raise UnknownNameError("shift of the start's logits", str(shift), SHIFTS)
+    if shift is not None:
+        choice("shift of the start's logits", shift, SHIFTS)
     if recipe is not None and recipe.run_name is None:
         raise InvalidInputError(
             f"Entry {recipe.name!r} has no start: it is no recipe. Give one of recipe_entry, or None."
         )
 
-    def make(run: Run) -> DynamicCNN:
-        start = _start_of(run, recipe)
+    def make(model: Bundle, terms: Terms) -> DynamicCNN:
+        start = _start_of(model, terms, recipe)
         if shift == "same-macs":
-            return gates_at_mac_share(start, run.dataset, run.share)
-        return start if shift is None else _at_best_offset(start, run)
+            return gates_at_mac_share(start, model.data["evaluated"], terms.share)
+        return start if shift is None else _at_best_offset(start, model, terms)
 
     name = "start" if shift is None else f"start-{shift}"
     key = {"start": None if recipe is None else recipe.key, "shift": shift}
     return Entry(name, make, key, seeded=recipe is not None, at_share=shift == "same-macs")
 
 
-def _at_best_offset(start: DynamicCNN, run: Run) -> DynamicCNN:
+def _at_best_offset(start: DynamicCNN, model: Bundle, terms: Terms) -> DynamicCNN:
     """Search once for all splits and seeds: it is a dozen passes over the validation images."""
-    inputs = "-".join(str(fingerprint(thing)) for thing in (start.policy, start.masked, run.validation))
-    path = run.root / "runs" / f"best-offset-{inputs}-{run.penalty}.safetensors"
+    validation = model.data["validation"]
+    inputs = "-".join(str(fingerprint(thing)) for thing in (start.policy, start.masked, validation))
+    path = terms.root / "runs" / f"best-offset-{inputs}-{terms.penalty}.safetensors"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        gates_at_best_offset(start, run.validation, run.penalty).save(path)
-    return DynamicCNN.load(path, copy.deepcopy(run.masked.network), run.device)
+        gates_at_best_offset(start, validation, terms.penalty).save(path)
+    return DynamicCNN.load(path, copy.deepcopy(model.masked.network), model.device)
 
 
-def _start_of(run: Run, recipe: Entry | None) -> DynamicCNN:
+def _start_of(model: Bundle, terms: Terms, recipe: Entry | None) -> DynamicCNN:
     if recipe is not None and recipe.run_name is not None:
-        path = run.folder(recipe.run_name) / "start.safetensors"
-        return DynamicCNN.load(path, copy.deepcopy(run.masked.network), run.device)
-    if run.policy is None:
+        path = terms.folder(recipe.run_name, model.seed) / "start.safetensors"
+        return DynamicCNN.load(path, copy.deepcopy(model.masked.network), model.device)
+    if model.policy is None:
         raise InvalidInputError(
             "The model has no gates, so there is no start to evaluate: give the start.safetensors of a run of "
             "`prunegym train`, or a model of `prunegym prepare`, as --model."
         )
-    return DynamicCNN(run.masked, run.policy, run.info)
+    return DynamicCNN(model.masked, model.policy, model.info)
 
 
 def agent_entry(agent: Any, name: str | None = None) -> Entry:
@@ -168,7 +150,7 @@ def agent_entry(agent: Any, name: str | None = None) -> Entry:
     key = None if mark is None else {"agent": mark}
     if mark is None:
         agent = as_predictor(agent, name)
-    return Entry(name or agent_name(agent), lambda _run: agent, key)
+    return Entry(name or agent_name(agent), lambda _model, _terms: agent, key)
 
 
 def files_entry(path: str) -> Entry:
@@ -179,7 +161,7 @@ def files_entry(path: str) -> Entry:
         return DynamicCNN.load(file_of(path, seed))
 
     return Entry(
-        Path(path).stem, lambda run: load(run.seed), None, seeded=True,
+        Path(path).stem, lambda model, _terms: load(model.seed), None, seeded=True,
         seed_key=lambda seed: {"agent": fingerprint(load(seed))},
     )  # fmt: skip
 
@@ -191,13 +173,11 @@ def file_of(path: str, seed: int) -> str:
 
 def baseline_entry(name: str) -> Entry:
     """Make a baseline of :data:`BASELINES` at the reference's MAC share."""
-    if name not in BASELINES:
-        raise UnknownNameError("baseline", name, BASELINES)
-
-    def make(run: Run) -> Agent:
-        return make_baseline(name, Setting(run.masked, run.dataset, run.train, run.share, run.seed))
-
-    return Entry(name, make, {"baseline": name}, seeded=name == "random", at_share=True)
+    choice("baseline", name, BASELINES)
+    return Entry(
+        name, lambda model, terms: make_baseline(name, model, terms.share), {"baseline": name},
+        seeded=name == "random", at_share=True,
+    )  # fmt: skip
 
 
 def rival_entry(name: str, epochs: float | None = None) -> Entry:
@@ -209,13 +189,12 @@ def rival_entry(name: str, epochs: float | None = None) -> Entry:
             ``decore``, ``gates``, ``sparse-gates`` (other learners, the CNN frozen); ``best-of-16`` (an oracle).
         epochs: Passes over the training images, of those that train; by default as many as the reference took.
     """
-    if name not in RIVALS:
-        raise UnknownNameError("rival", name, RIVALS)
+    choice("rival", name, RIVALS)
     trained = name not in ("greedy-static", "taylor-static", "best-of-16")
     key = {"rival": name, "epochs": epochs if trained else None}
 
-    def make(run: Run) -> Agent:
-        return RIVALS[name](run, run.epochs if epochs is None else epochs)
+    def make(model: Bundle, terms: Terms) -> Agent:
+        return RIVALS[name](model, terms, terms.epochs if epochs is None else epochs)
 
     return Entry(
         name, make, key, seeded=name not in ("greedy-static", "taylor-static"), at_share=True,
@@ -223,36 +202,42 @@ def rival_entry(name: str, epochs: float | None = None) -> Entry:
     )  # fmt: skip
 
 
-def _tuned(learned: bool) -> Callable[[Run, float], Agent]:
-    def make(run: Run, epochs: float) -> DynamicCNN:
-        return pruned_and_tuned(run.masked, run.info, run.train, run.share, epochs, learned=learned, seed=run.seed)
+def _tuned(learned: bool) -> Callable[[Bundle, Terms, float], Agent]:
+    def make(model: Bundle, terms: Terms, epochs: float) -> DynamicCNN:
+        return pruned_and_tuned(
+            model.masked, model.info, model.data["train"], terms.share, epochs, learned=learned, seed=model.seed
+        )
 
     return make
 
 
-def _gates(sparse: bool) -> Callable[[Run, float], Agent]:
-    def make(run: Run, epochs: float) -> DynamicCNN:
-        return gates_by_gradient(run.masked, run.info, run.train, run.share, epochs, sparse=sparse, seed=run.seed)
+def _gates(sparse: bool) -> Callable[[Bundle, Terms, float], Agent]:
+    def make(model: Bundle, terms: Terms, epochs: float) -> DynamicCNN:
+        return gates_by_gradient(
+            model.masked, model.info, model.data["train"], terms.share, epochs, sparse=sparse, seed=model.seed
+        )
 
     return make
 
 
-RIVALS: dict[str, Callable[[Run, float], Agent]] = {
-    "greedy-static": lambda run, _epochs: greedy_static(run.masked, run.train, run.share),
-    "taylor-static": lambda run, _epochs: taylor_static(run.masked, run.train, run.share),
-    "learned-static": lambda run, epochs: learned_static(
-        run.masked, run.train, run.share, epochs=epochs, seed=run.seed
+RIVALS: dict[str, Callable[[Bundle, Terms, float], Agent]] = {
+    "greedy-static": lambda model, terms, _epochs: greedy_static(model.masked, model.data["train"], terms.share),
+    "taylor-static": lambda model, terms, _epochs: taylor_static(model.masked, model.data["train"], terms.share),
+    "learned-static": lambda model, terms, epochs: learned_static(
+        model.masked, model.data["train"], terms.share, epochs=epochs, seed=model.seed
     ),
-    "decore": lambda run, epochs: decore(run.masked, run.train, run.share, epochs=epochs, seed=run.seed),
+    "decore": lambda model, terms, epochs: decore(
+        model.masked, model.data["train"], terms.share, epochs=epochs, seed=model.seed
+    ),
     "gates": _gates(sparse=False),
     "sparse-gates": _gates(sparse=True),
-    "best-of-16": lambda run, _epochs: best_of_k(
-        run.masked, run.policy, run.dataset, run.share, k=16, seed=run.seed, penalty=run.penalty
+    "best-of-16": lambda model, terms, _epochs: best_of_k(
+        model.masked, model.policy, model.data["evaluated"], terms.share, seed=model.seed, penalty=terms.penalty
     ),
     "tuned-taylor": _tuned(learned=False),
     "tuned-learned": _tuned(learned=True),
 }
-"""Rivals by name, each from the run and a number of epochs."""
+"""Rivals by name, each from the model, the terms and a number of epochs."""
 SEED_MARK = "{seed}"
 SHIFTS = ("same-macs", "best-offset")
 STARTS = {"start": None, **{f"start-{shift}": shift for shift in SHIFTS}}

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import Tensor, nn
 
+from prunegym.agents.evaluation.controls import penalised_accuracy
 from prunegym.agents.evaluation.evaluator import Evaluation
 from prunegym.agents.evaluation.masks import Masks, is_masks
 from prunegym.models.data.dataset import Dataset
@@ -52,8 +53,8 @@ class Result:
     total_mac_shares: Tensor = dataclasses.field(repr=False)
 
     def rewards(self, penalty: float) -> Tensor:
-        """Return each image's correct - penalty * total MAC share: (images,) float64."""
-        return self.correct.double() - penalty * self.total_mac_shares.double()
+        """Return the figure ``reward`` of each image, see :func:`penalised_accuracy`: (images,) float64."""
+        return penalised_accuracy(self.correct, self.total_mac_shares.double(), penalty)
 
     @classmethod
     def of(cls, evaluation: Evaluation) -> Result:

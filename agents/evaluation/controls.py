@@ -42,6 +42,23 @@ def deal_out(count: int, seed: int = 0) -> Tensor:
     return dealt
 
 
+def penalised_accuracy(correct: Tensor, total_mac_shares: Tensor | float, penalty: float) -> Tensor:
+    """Return correct - penalty * total MAC share: accuracy, less what deciding and the masked CNN cost.
+
+    It is the figure ``reward`` of tables and JSON, by which agents are compared whatever reward they were trained for.
+    An environment's reward is something else: any function, without the policy's MACs.
+
+    Args:
+        correct: (images,) bool, or accuracies.
+        total_mac_shares: (images,) of masked CNN and policy, or their mean.
+        penalty: lambda.
+
+    Returns:
+        (images,) float64.
+    """
+    return correct.double() - penalty * total_mac_shares
+
+
 def count_distinct(masks: Tensor) -> int:
     """Return how many different rows (images, mask_size) bool has."""
     return len({row.tobytes() for row in np.packbits(masks.numpy(), axis=1)})

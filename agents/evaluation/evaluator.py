@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 from collections.abc import Iterator
-from typing import TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +15,7 @@ from prunegym.agents.evaluation.controls import (
     count_distinct,
     deal_out,
     difficulty,
+    penalised_accuracy,
     static_mask,
     verdict,
 )
@@ -25,6 +23,7 @@ from prunegym.agents.evaluation.mask_cache import Bench
 from prunegym.agents.evaluation.masks import Agent, Decided, decide_dynamic, decide_fixed, is_masks, shown_penalty
 from prunegym.agents.evaluation.predictors import PredictorOptions, decide_by_prediction
 from prunegym.errors import InvalidInputError
+from prunegym.models.catalog import Model, resolve_model
 from prunegym.models.checks import check_dense, check_masked
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.dynamic_cnn import DynamicCNN
@@ -32,8 +31,7 @@ from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.storage.model_file import Bundle, CNNInfo
 from prunegym.models.timing.latency_table import LatencyTable
 from prunegym.models.training.tuning import dense_logits
-
-Model: TypeAlias = MaskedCNN | DynamicCNN | Bundle | nn.Module
+from prunegym.validation import finite, whole_number
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -155,31 +153,28 @@ def evaluate(
         raise InvalidInputError(
             f"The data set is {dataset!r}; a split is needed, as load_dataset('digits', 'test') returns it."
         )
-    if not isinstance(penalty, int | float | np.integer | np.floating) or not 0 <= penalty < math.inf:
-        raise InvalidInputError(f"penalty is {penalty!r}; a finite number of at least 0 is needed.")
-    if not isinstance(batch_size, int | np.integer) or batch_size < 1:
-        raise InvalidInputError(f"batch_size is {batch_size!r}; a whole number of at least 1 is needed.")
-    owner = agent if isinstance(agent, DynamicCNN) else model
-    masked, info = _network(owner, dataset)
+    finite("penalty", penalty, 0)
+    whole_number("batch_size", batch_size)
+    given = dataset
+    owner = resolve_model(agent if isinstance(agent, DynamicCNN) else model, lambda _info: {"evaluated": given})
+    masked, dataset = owner.masked, owner.data["evaluated"]
     if latency is not None:
         latency.check(masked)
-    if info is not None:
-        dataset = info.adapt(dataset)
     check_masked(masked, dataset)
     if dense is not None:
         check_dense(dense, masked, dataset)
     if device is not None:
         masked.to(device)
-        if isinstance(owner, DynamicCNN):
-            owner.to(device)
+        if owner.policy is not None:
+            owner.policy.to(device)
     with _evaluating(masked):
         bench = Bench(masked, dataset, batch_size)
         options = options or PredictorOptions()
-        decided = _decide(agent, model, masked, dataset, layerwise, batch_size, options, penalty)
+        decided = _decide(agent, owner, layerwise, batch_size, options, penalty)
         if decided.logits is not None:
             bench.add(decided.masks, decided.logits)
         full = bench(torch.ones(masked.mask_size, dtype=torch.bool))
-        dense_accuracy, dense_logits, notes = _dense(dense, info, full, dataset, batch_size)
+        dense_accuracy, dense_logits, notes = _dense(dense, owner.info, full, dataset, batch_size)
         decided = dataclasses.replace(decided, notes=decided.notes + notes)
         result = _summary(decided, bench, full, dense_accuracy, dense_logits, penalty)
     if latency is None:
@@ -191,14 +186,13 @@ def evaluate(
 
 def _decide(
     agent: Agent,
-    model: Model | None,
-    masked: MaskedCNN,
-    dataset: Dataset,
+    owner: Bundle,
     layerwise: bool | None,
     batch_size: int,
     options: PredictorOptions,
     penalty: float,
 ) -> Decided:
+    dataset = owner.data["evaluated"]
     if isinstance(agent, DynamicCNN):
         shown = shown_penalty(agent.policy.penalty_range, options.agent_penalty, penalty)
         decided = decide_dynamic(agent, dataset, batch_size, shown)
@@ -210,23 +204,8 @@ def _decide(
         )
         return dataclasses.replace(decided, notes=(*decided.notes, note))
     if is_masks(agent):
-        return decide_fixed(agent, masked, dataset)  # type: ignore[arg-type]
-    owner = model if isinstance(model, DynamicCNN) else masked
-    return decide_by_prediction(agent, owner, dataset, layerwise, batch_size, options, penalty)
-
-
-def _network(owner: object, dataset: Dataset) -> tuple[MaskedCNN, CNNInfo | None]:
-    if isinstance(owner, DynamicCNN):
-        return owner.masked, owner.info
-    if isinstance(owner, MaskedCNN):
-        return owner, None
-    if isinstance(owner, Bundle):
-        return owner.masked, owner.info
-    if isinstance(owner, nn.Module):
-        return MaskedCNN(owner, dataset.batch(torch.arange(1))), None
-    raise InvalidInputError(
-        f"The model is {owner!r}; a MaskedCNN, a DynamicCNN or a torch module is needed for this agent."
-    )
+        return decide_fixed(agent, owner.masked, dataset)  # type: ignore[arg-type]
+    return decide_by_prediction(agent, owner, layerwise, batch_size, options, penalty)
 
 
 @contextlib.contextmanager
@@ -240,12 +219,12 @@ def _evaluating(masked: MaskedCNN) -> Iterator[None]:
 
 
 def _dense(
-    dense: nn.Module | None, info: CNNInfo | None, full: Tensor, dataset: Dataset, batch_size: int
+    dense: nn.Module | None, info: CNNInfo, full: Tensor, dataset: Dataset, batch_size: int
 ) -> tuple[float, Tensor, tuple[str, ...]]:
     if dense is not None:
         full = dense_logits(dense, dataset, batch_size).float()
         return _accuracy(full, dataset), full, ()
-    stated = None if info is None else info.dense_accuracy(dataset)
+    stated = info.dense_accuracy(dataset)
     if stated is not None:
         return stated, full, ()
     note = "Dense accuracy is that of its own CNN with all channels on."
@@ -281,7 +260,7 @@ def _summary(
         distinct_masks=distinct,
         static_accuracy=_accuracy(static, dataset),
         shuffled_accuracy=_accuracy(shuffled, dataset),
-        reward=accuracy - penalty * total,
+        reward=penalised_accuracy(correct, mac_share + policy_share, penalty).mean().item(),
         images=len(dataset),
         is_static=is_static,
         verdict=sentence,

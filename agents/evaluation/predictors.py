@@ -19,9 +19,8 @@ from prunegym.envs.task import Task, make_task
 from prunegym.models.checks import check_images
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.data.dataset_registry import other_split
-from prunegym.models.dynamic_cnn import DynamicCNN
 from prunegym.models.gating.features import MaskFeatures
-from prunegym.models.masking.masked_cnn import MaskedCNN
+from prunegym.models.storage.model_file import Bundle
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +42,7 @@ class PredictorOptions:
 
 def decide_by_prediction(
     agent: Any,
-    model: MaskedCNN | DynamicCNN,
-    dataset: Dataset,
+    model: Bundle,
     layerwise: bool | None,
     batch_size: int,
     options: PredictorOptions,
@@ -54,8 +52,7 @@ def decide_by_prediction(
 
     Args:
         agent: Object with ``predict``, or function.
-        model: The CNN.
-        dataset: The split.
+        model: The CNN; of its data the ``evaluated`` images.
         layerwise: Gate by gate; None: as the agent says.
         batch_size: Images at a time.
         options: See there.
@@ -64,8 +61,8 @@ def decide_by_prediction(
     Raises:
         AgentError: If the agent fails, gives wrong actions, or was made for other observations.
     """
-    caller = CheckedAgent(as_predictor(agent))
-    task = _task(caller, model, dataset, layerwise, options)
+    caller, dataset = CheckedAgent(as_predictor(agent)), model.data["evaluated"]
+    task = _task(caller, model, layerwise, options)
     simulator = MaskSimulator(task, min(batch_size, len(dataset)), np.random.default_rng(0))
     _check_spaces(caller, simulator)
     macs, notes = _stated_macs(caller.agent)
@@ -106,26 +103,20 @@ def _episode(
     return outcome
 
 
-def _task(
-    caller: CheckedAgent,
-    model: MaskedCNN | DynamicCNN,
-    dataset: Dataset,
-    layerwise: bool | None,
-    options: PredictorOptions,
-) -> Task:
+def _task(caller: CheckedAgent, model: Bundle, layerwise: bool | None, options: PredictorOptions) -> Task:
     parts = _spaces(caller.agent)
     keys = set(parts)
     if layerwise is None:
         layerwise = "gate" in keys if keys else bool(getattr(caller.agent, "layerwise", False))
     return make_task(
         model=model,
-        dataset=dataset,
+        dataset=model.data["evaluated"],
         reward=_nothing,
         penalty=(float(parts["penalty"].low[0]), float(parts["penalty"].high[0])) if "penalty" in keys else None,
         observation="image" if "image" in keys else "features",
         layerwise=layerwise,
-        device=next(model.parameters()).device,
-        features=_features(caller.agent, model, dataset, layerwise, options),
+        device=model.masked.device,
+        features=_features(caller.agent, model, layerwise, options),
     )
 
 
@@ -134,17 +125,14 @@ def _nothing(outcome: Outcome) -> Tensor:
     return torch.zeros_like(outcome.kept)
 
 
-def _features(
-    agent: Any, model: MaskedCNN | DynamicCNN, dataset: Dataset, layerwise: bool, options: PredictorOptions
-) -> MaskFeatures:
+def _features(agent: Any, model: Bundle, layerwise: bool, options: PredictorOptions) -> MaskFeatures:
     gates = _gate_policy(agent)
     known = [options.features, None if gates is None else gates.features]
-    known.append(model.policy.features if isinstance(model, DynamicCNN) else None)
+    known.append(None if model.policy is None else model.policy.features)
     for features in known:
         if features is not None and features.config["layerwise"] == layerwise:
             return features
-    masked = model.masked if isinstance(model, DynamicCNN) else model
-    train = options.train
+    masked, dataset, train = model.masked, model.data["evaluated"], options.train
     if train is None:
         train = other_split(dataset, "train", "options=PredictorOptions(train=...)")
     check_images(train, dataset.image_shape)

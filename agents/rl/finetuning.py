@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from prunegym.agents.evaluation.masks import decide_on_the_way
-from prunegym.agents.rl.monitor import BATCH, snapshot
+from prunegym.agents.rl.monitor import BATCH, validation_figures
 from prunegym.agents.rl.recipe import Recipe
 from prunegym.agents.rl.recipe_files import as_recipe
 from prunegym.agents.rl.run_reward import own_reward, try_own_reward
@@ -106,7 +106,7 @@ def finetune(
     def look(stage: str, steps: int) -> None:
         nonlocal best
         own = own_reward(recipe, model.masked, validation)
-        found = snapshot(model.masked, model.policy, validation, recipe.middle_penalty, own)
+        found = validation_figures(model.masked, model.policy, validation, recipe.middle_penalty, own)
         if all(found.reward > row["reward"] for row in rows):
             best = copy.deepcopy(model)
         rows.append({"stage": stage, "timesteps": steps, **dataclasses.asdict(found)})

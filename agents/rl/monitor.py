@@ -33,7 +33,7 @@ BATCH = 250
 
 
 @dataclasses.dataclass(frozen=True)
-class Snapshot:
+class ValidationFigures:
     """How a gate policy does on images while it is trained."""
 
     accuracy: float
@@ -52,13 +52,13 @@ class Snapshot:
 
 
 @torch.inference_mode()
-def snapshot(
+def validation_figures(
     masked: MaskedCNN,
     policy: GatePolicy | StaticPolicy,
     dataset: Dataset,
     penalty: float,
     own_reward: OwnReward | None = None,
-) -> Snapshot:
+) -> ValidationFigures:
     """Evaluate a policy on every image of a data set, with the shuffled control on 1,000 of them.
 
     Args:
@@ -81,7 +81,7 @@ def snapshot(
     bench.add(masks[some], logits[some])
     shuffled = bench(masks[some.roll(1)]).argmax(1) == dataset.labels[some]
     lost = float((right[some] - shuffled.float()).sum())
-    return Snapshot(
+    return ValidationFigures(
         accuracy=accuracy,
         total_mac_share=share,
         reward=accuracy - penalty * share if own_reward is None else own_reward(masks, logits, penalty),
@@ -225,7 +225,7 @@ class TrainingMonitor(BaseCallback):
 
     def _evaluate(self) -> None:
         actor = self.actor()
-        result = snapshot(self.masked, actor, self.validation, self.penalty, self.own_reward)
+        result = validation_figures(self.masked, actor, self.validation, self.penalty, self.own_reward)
         row = {"timesteps": self.num_timesteps, "updates": self.updates, **dataclasses.asdict(result)}
         if actor.penalty_range is not None:
             row |= self._ends_of_the_dial(actor, actor.penalty_range, result)
@@ -243,16 +243,20 @@ class TrainingMonitor(BaseCallback):
         if self.report is not None:
             self.report(row)
 
-    def _ends_of_the_dial(self, actor: GatePolicy, bounds: tuple[float, float], middle: Snapshot) -> dict[str, float]:
+    def _ends_of_the_dial(
+        self, actor: GatePolicy, bounds: tuple[float, float], middle: ValidationFigures
+    ) -> dict[str, float]:
         """Return figures at the lowest and the highest lambda, and the mean reward over these and the middle."""
-        low, high = (snapshot(self.masked, actor, self.validation, bound, self.own_reward) for bound in bounds)
+        low, high = (
+            validation_figures(self.masked, actor, self.validation, bound, self.own_reward) for bound in bounds
+        )
         return {
             "reward": (low.reward + middle.reward + high.reward) / 3,
             "accuracy_at_lowest": low.accuracy, "total_mac_share_at_lowest": low.total_mac_share,
             "accuracy_at_highest": high.accuracy, "total_mac_share_at_highest": high.total_mac_share,
         }  # fmt: skip
 
-    def _warn_of_collapse(self, result: Snapshot) -> None:
+    def _warn_of_collapse(self, result: ValidationFigures) -> None:
         # On few images, or where every mask is good enough, other images' masks do as well by chance.
         interchangeable = len(self.validation) >= 1000 and result.shuffled_accuracy >= result.accuracy - 0.005
         if result.conditional_share < 0.01 or interchangeable:

@@ -6,6 +6,7 @@ import copy
 
 import torch
 
+from prunegym.agents.evaluation.controls import penalised_accuracy
 from prunegym.agents.evaluation.masks import decide_on_the_way
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.dynamic_cnn import DynamicCNN
@@ -80,6 +81,5 @@ def _shifted(agent: DynamicCNN, offset: float) -> DynamicCNN:
 def _reward(agent: DynamicCNN, dataset: Dataset, penalty: float) -> float:
     run, device = prefer_kernel(agent.masked, agent.policy), agent.masked.device
     masks, logits = decide_on_the_way(run, dataset, device, 250)
-    correct = logits.argmax(1) == dataset.labels
-    share: float = agent.masked.cost.total_share(masks, agent.policy.macs).mean().item()
-    return float(correct.double().mean()) - penalty * share
+    shares = agent.masked.cost.total_share(masks, agent.policy.macs)
+    return penalised_accuracy(logits.argmax(1) == dataset.labels, shares, penalty).mean().item()

@@ -20,7 +20,7 @@ from prunegym.models.training.tuning import TuneConfig
 from prunegym.user_code import described
 
 CLASSES: dict[str, type[OnPolicyAlgorithm]] = {"a2c": A2C, "ppo": PPO}
-BASELINES = ("greedy",)
+ADVANTAGE_BASELINES = ("greedy",)
 COUNTS = (
     "n_envs", "group", "n_episodes", "episodes_per_rollout", "n_minibatches", "eval_every", "eval_images",
 )  # fmt: skip
@@ -77,10 +77,11 @@ class Recipe:
             raise InvalidInputError(
                 f"Recipe {self.name!r}: group is {self.group}; n_envs ({self.n_envs}) must be a multiple of it."
             )
-        if self.baseline is not None and (self.baseline not in BASELINES or self.group < 2):
+        if self.baseline is not None and (self.baseline not in ADVANTAGE_BASELINES or self.group < 2):
             raise InvalidInputError(
-                f"Recipe {self.name!r}: baseline is {self.baseline!r} and group {self.group}; {', '.join(BASELINES)} "
-                "with a group of at least 2 is allowed, or no baseline for the mean of the others."
+                f"Recipe {self.name!r}: baseline is {self.baseline!r} and group {self.group}; "
+                f"{', '.join(ADVANTAGE_BASELINES)} with a group of at least 2 is allowed, or no baseline for the mean "
+                "of the others."
             )
         if self.budget is not None and self.target_macs is not None:
             raise InvalidInputError(

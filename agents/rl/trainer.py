@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import time
 import zipfile
 from collections.abc import Callable
@@ -34,7 +33,7 @@ from prunegym.models.gating.features import MaskFeatures
 from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.gating.static_policy import StaticPolicy
 from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.models.storage.model_file import CNNInfo
+from prunegym.models.storage.model_file import Bundle, CNNInfo
 from prunegym.models.storage.run_folder import begin_run, finish_run
 from prunegym.models.storage.weights import load_state
 from prunegym.models.training.mac_target import meet_target
@@ -42,22 +41,6 @@ from prunegym.models.training.preparation import PrepareConfig, prepare
 from prunegym.registration import LAYERWISE
 
 Report = Callable[[str, dict[str, Any]], None]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Run:
-    """What every stage of a training run needs; see :func:`train_agent`."""
-
-    masked: MaskedCNN
-    info: CNNInfo
-    train: Dataset
-    validation: Dataset
-    recipe: Recipe
-    out: Path
-    seed: int
-    resume: bool
-    device: str
-    report: Report | None
 
 
 def train_agent(
@@ -113,20 +96,21 @@ def train_agent(
     begin_run(out, {"recipe": recipe.as_dict(), **settings}, resume, inputs)
     masked.freeze().to(device)
     started = time.perf_counter()
-    run = _Run(masked, info, train, validation, recipe, out, seed, resume, device, report)
+    data = {"train": train, "validation": validation}
+    model = Bundle(masked=masked, info=info, policy=policy, data=data, seed=seed, device=device)
     saved = out / "start.safetensors"
     if resume and saved.exists():
-        start = _stored_start(saved, masked, policy, device)
+        start = _stored_start(saved, model)
     else:
-        start = _start(run, policy)
+        start = _start(model, recipe, out, report)
         DynamicCNN(masked, start, info).save(saved)
-    best = _reinforce(run, start, progress)
+    best = _reinforce(model, start, recipe, out, resume, progress, report)
     if recipe.budget is not None:
         end_at_budget(masked, best, validation, recipe.budget)
-    model = DynamicCNN(masked, best, info)
-    model.save(out / "model.safetensors")
+    trained = DynamicCNN(masked, best, info)
+    trained.save(out / "model.safetensors")
     finish_run(out, time.perf_counter() - started)
-    return model
+    return trained
 
 
 def try_task(
@@ -157,48 +141,46 @@ def try_task(
         simulator.step(bits)
 
 
-def _stored_start(path: Path, masked: MaskedCNN, policy: GatePolicy | StaticPolicy | None, device: str) -> GatePolicy:
-    """Return the start of a run that goes on; in the given policy, if there is one."""
-    stored = DynamicCNN.load(path, copy.deepcopy(masked.network), device)
-    if policy is None:
+def _stored_start(path: Path, model: Bundle) -> GatePolicy:
+    """Return the start of a run that goes on; in the model's policy, if it has one."""
+    stored = DynamicCNN.load(path, copy.deepcopy(model.masked.network), model.device)
+    if model.policy is None:
         return _gates(stored)
-    policy.load_state_dict(stored.policy.state_dict())
-    return _gates(policy.to(device))
+    model.policy.load_state_dict(stored.policy.state_dict())
+    return _gates(model.policy.to(model.device))
 
 
-def _start(run: _Run, policy: GatePolicy | StaticPolicy | None) -> GatePolicy:
-    recipe = run.recipe
-    if isinstance(policy, StaticPolicy):
+def _start(model: Bundle, recipe: Recipe, out: Path, report: Report | None) -> GatePolicy:
+    if isinstance(model.policy, StaticPolicy):
         raise InvalidInputError("The model's policy is static: it looks at nothing, so there is nothing to train.")
-    if policy is None:
-        start = _prepared(run)
+    if model.policy is None:
+        start = _prepared(model, recipe, out, report)
         if recipe.target_macs == "best":
-            held_out = run.validation.sample(recipe.eval_images)
-            made = DynamicCNN(run.masked, start, run.info)
+            held_out = model.data["validation"].sample(recipe.eval_images)
+            made = DynamicCNN(model.masked, start, model.info)
             return _gates(gates_at_best_offset(made, held_out, recipe.middle_penalty))
         target = recipe.target_macs
     else:
-        start, target = policy.to(run.device), None
+        start, target = model.policy.to(model.device), None
     if recipe.budget is not None:
         target = recipe.budget.target_macs
     if target is not None:
-        meet_target(run.masked, start, run.train, target)
+        meet_target(model.masked, start, model.data["train"], target)
     return start
 
 
-def _prepared(run: _Run) -> GatePolicy:
+def _prepared(model: Bundle, recipe: Recipe, out: Path, report: Report | None) -> GatePolicy:
     """Return fresh gates after the recipe's imitation and refinement."""
-    recipe = run.recipe
     penalty = recipe.env_kwargs.get("penalty")
     config = PrepareConfig(
         imitation=recipe.imitation,
         tune=recipe.refine,
         layerwise="Layerwise" in recipe.env,
         penalty_range=(penalty[0], penalty[1]) if isinstance(penalty, tuple | list) else None,
-        seed=run.seed,
+        seed=model.seed,
         **recipe.gate_policy,
     )
-    return _gates(prepare(run.masked, run.train, config, folder=run.out, report=run.report)[1])
+    return _gates(prepare(model.masked, model.data["train"], config, folder=out, report=report)[1])
 
 
 def _gates(made: DynamicCNN | GatePolicy | StaticPolicy) -> GatePolicy:
@@ -207,28 +189,29 @@ def _gates(made: DynamicCNN | GatePolicy | StaticPolicy) -> GatePolicy:
     return policy
 
 
-def _reinforce(run: _Run, start: GatePolicy, progress: bool) -> GatePolicy:
-    recipe, out, report = run.recipe, run.out, run.report
+def _reinforce(
+    model: Bundle, start: GatePolicy, recipe: Recipe, out: Path, resume: bool, progress: bool, report: Report | None
+) -> GatePolicy:
     if recipe.n_episodes == 0:
         return start
-    env = training_env(run.masked, start, run.train, recipe, run.seed, run.device)
+    env = training_env(model.masked, start, model.data["train"], recipe, model.seed, model.device)
     total = recipe.n_episodes * len(start.decisions)
-    held_out = run.validation.sample(recipe.eval_images)
+    held_out = model.data["validation"].sample(recipe.eval_images)
     monitor = TrainingMonitor(
-        run.masked, held_out, recipe.middle_penalty, recipe.eval_every, out, total, progress,
+        model.masked, held_out, recipe.middle_penalty, recipe.eval_every, out, total, progress,
         None if report is None else lambda row: report(recipe.algo, row),
         None if recipe.budget is None else DualAscent(recipe.budget, env.get_attr("task")[0]),
-        own_reward(recipe, run.masked, held_out),
+        own_reward(recipe, model.masked, held_out),
     )  # fmt: skip
     checkpoint = out / "checkpoint.zip"
-    if run.resume and checkpoint.exists() and monitor.state_path.exists():
-        algorithm = _stored_algorithm(checkpoint, env, recipe, run.device)
+    if resume and checkpoint.exists() and monitor.state_path.exists():
+        algorithm = _stored_algorithm(checkpoint, env, recipe, model.device)
         monitor.restore()
         played = algorithm.num_timesteps // (recipe.n_envs * len(start.decisions))
         env.env_method("skip_episodes", played, indices=0)
-        set_random_seed((run.seed + algorithm.num_timesteps) % 2**32)  # other noise than at the beginning
+        set_random_seed((model.seed + algorithm.num_timesteps) % 2**32)  # other noise than at the beginning
     else:
-        algorithm = build_algorithm(env, start, recipe, run.seed, run.device, out / "tensorboard")
+        algorithm = build_algorithm(env, start, recipe, model.seed, model.device, out / "tensorboard")
     if isinstance(env, SelfCritical):
         env.follow(algorithm.policy)
     left = total - algorithm.num_timesteps

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -120,7 +121,7 @@ def evaluations(
     train: Dataset | None = None,
 ) -> dict[str, Evaluation]:
     """Evaluate an agent and, if wanted, every baseline at its MAC share, on one CNN; ``train`` is what these need."""
-    from prunegym.agents.baselines.cheap import BASELINES, Setting, make_baseline
+    from prunegym.agents.baselines.cheap import BASELINES, make_baseline
     from prunegym.agents.evaluation.evaluator import evaluate as evaluate_agent
     from prunegym.agents.evaluation.predictors import PredictorOptions
 
@@ -133,9 +134,9 @@ def evaluations(
     if baselines:
         train = open_split(stored.info, data.name, "train") if train is None else train
         share = min(1.0, results[name].total_mac_share)
-        setting = Setting(stored.masked, data, train, share, seed)
+        model = dataclasses.replace(stored, data={"evaluated": data, "train": train}, seed=seed)
         for baseline in BASELINES:
-            masks = make_baseline(baseline, setting)
+            masks = make_baseline(baseline, model, share)
             results[masks.name] = evaluate_agent(masks, owner, data, **options)
     return results
 

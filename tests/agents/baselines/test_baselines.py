@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from prunegym.agents.baselines.cheap import BASELINES, Setting, make_baseline
+from prunegym.agents.baselines.cheap import BASELINES, make_baseline
 from prunegym.agents.baselines.static_masks import greedy_static, learned_static, pruned_and_tuned, taylor_static
 from prunegym.agents.evaluation.evaluator import evaluate
 from prunegym.agents.rl.offsets import gates_at_mac_share
 from prunegym.errors import InvalidInputError, UnknownNameError
 from prunegym.models import CNNInfo, DynamicCNN, MaskedCNN, build, fixed_policy, load_dataset, taylor_scores
 from prunegym.models.masking.importance import activations, at_mac_share, channel_scores, l1_scores
+from prunegym.models.storage.model_file import Bundle
 from prunegym.models.training.imitation import keep_best
 
 
@@ -82,14 +83,19 @@ def test_wrong_scores_and_shares_are_refused(masked):
         at_mac_share(torch.zeros(48), masked, 0)
 
 
+def bundle(masked, evaluated, seed=0):
+    info = CNNInfo.of("simple-cnn", evaluated)
+    return Bundle(masked=masked, info=info, data={"evaluated": evaluated, "train": load_dataset("digits")}, seed=seed)
+
+
 @pytest.fixture
-def setting(masked, few):
-    return Setting(masked, few, load_dataset("digits"), 0.5)
+def model(masked, few):
+    return bundle(masked, few)
 
 
 @pytest.mark.parametrize("name", BASELINES)
-def test_every_baseline_spends_the_share_and_little_more(setting, masked, few, name):
-    made = make_baseline(name, setting)
+def test_every_baseline_spends_the_share_and_little_more(model, masked, few, name):
+    made = make_baseline(name, model, 0.5)
     result = evaluate(made, masked, few)
     if name == "keep-all":
         assert result.mac_share == 1
@@ -102,18 +108,17 @@ def test_every_baseline_spends_the_share_and_little_more(setting, masked, few, n
     assert (result.distinct_masks > 1) == (name in per_image)
 
 
-def test_unknown_baseline_names_the_nearest(setting):
+def test_unknown_baseline_names_the_nearest(model):
     with pytest.raises(
         UnknownNameError, match=r"Unknown baseline 'tailor'. Did you mean 'taylor'\? Known: activation-topk,"
     ):
-        make_baseline("tailor", setting)
+        make_baseline("tailor", model, 0.5)
 
 
 def test_random_masks_keep_as_many_of_each_image_and_follow_the_seed(masked, few):
-    train = load_dataset("digits")
-    one = make_baseline("random", Setting(masked, few, train, 0.5, seed=1)).mask
-    again = make_baseline("random", Setting(masked, few, train, 0.5, seed=1)).mask
-    other = make_baseline("random", Setting(masked, few, train, 0.5, seed=2)).mask
+    one = make_baseline("random", bundle(masked, few, seed=1), 0.5).mask
+    again = make_baseline("random", bundle(masked, few, seed=1), 0.5).mask
+    other = make_baseline("random", bundle(masked, few, seed=2), 0.5).mask
     assert len(set(one.sum(1).tolist())) == 1
     assert torch.equal(one, again)
     assert not torch.equal(one, other)
@@ -138,16 +143,16 @@ def test_activations_agree_with_hooks(masked, digits_cnn, few):
     assert torch.allclose(activations(masked, images), torch.cat(seen, 1), atol=1e-6)
 
 
-def test_ranked_activation_is_the_teacher_of_imitation(setting, masked, few):
-    masks = make_baseline("ranked-activation", setting).mask
+def test_ranked_activation_is_the_teacher_of_imitation(model, masked, few):
+    masks = make_baseline("ranked-activation", model, 0.5).mask
     kept = int(masks[0].sum())
     teacher = keep_best(channel_scores(masked, few.batch(torch.arange(40))), kept / 48)
     assert torch.equal(masks, teacher.bool())
 
 
-def test_taylor_ranks_by_taylor_scores(setting, masked):
-    mask = make_baseline("taylor", setting).mask
-    scores = taylor_scores(masked, setting.train)
+def test_taylor_ranks_by_taylor_scores(model, masked):
+    mask = make_baseline("taylor", model, 0.5).mask
+    scores = taylor_scores(masked, model.data["train"])
     for part, row in zip(masked.split(mask), masked.split(scores), strict=True):
         assert row[part].min() >= row[~part].max()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from prunegym.agents.baselines.cheap import Setting, make_baseline
+from prunegym.agents.baselines.cheap import make_baseline
 from prunegym.agents.baselines.literature import best_of_k, decore, gates_by_gradient
 from prunegym.agents.comparison.entries import as_entry
 from prunegym.agents.evaluation.evaluator import evaluate
@@ -18,6 +18,7 @@ from prunegym.agents.rl.recipe_files import load_recipe
 from prunegym.agents.rl.trainer import train_agent
 from prunegym.errors import InvalidInputError
 from prunegym.models import CNNInfo, Dataset, DynamicCNN, MaskedCNN, load_dataset
+from prunegym.models.storage.model_file import Bundle
 
 
 def test_decore_keeps_the_channel_that_answers_need(two_channels: MaskedCNN, votes: Dataset) -> None:
@@ -65,7 +66,7 @@ def test_gates_by_gradient_meet_the_share_on_the_frozen_cnn(masked: MaskedCNN, s
     model = gates_by_gradient(masked, CNNInfo.of("simple-cnn", train), train, 0.7, 2, sparse=sparse)
     found = evaluate(model, None, test)
     assert found.total_mac_share == pytest.approx(0.7, abs=0.03)
-    random = make_baseline("random", Setting(masked, test, train, 0.7))
+    random = make_baseline("random", Bundle(masked=masked, info=model.info, data={"evaluated": test}), 0.7)
     assert found.accuracy > evaluate(random, masked, test).accuracy + 0.05
     weights = masked.network.state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in model.masked.network.state_dict().items())

@@ -14,9 +14,9 @@ def masks_of(seed, count=40, share=0.6):
 def seeded(name="seeded", share=0.6, made=None):
     """An entry whose masks depend on the seed; `made` collects the seeds for which it was asked."""
 
-    def make(run):
+    def make(model, _terms):
         if made is not None:
-            made.append(run.seed)
-        return masks_of(run.seed + int(1000 * share), share=share)
+            made.append(model.seed)
+        return masks_of(model.seed + int(1000 * share), share=share)
 
     return Entry(name, make, {"test": name, "share": share}, seeded=True)

@@ -146,8 +146,9 @@ def test_recipes_of_one_name_would_share_a_folder(masked, few, tmp_path):
 def test_training_images_are_those_of_the_data_set_by_default(masked, few, tmp_path):
     seen = []
 
-    def make(run):
-        seen.append((len(run.train), run.train.split, len(run.validation), run.validation.split))
+    def make(model, _terms):
+        train, validation = model.data["train"], model.data["validation"]
+        seen.append((len(train), train.split, len(validation), validation.split))
         return torch.ones(48)
 
     compare([Entry("spy", make, None)], masked, few, (1,), out=tmp_path)
@@ -169,8 +170,8 @@ def test_every_split_is_numbered_and_normalised_as_the_model_is(dynamic, few, tm
     names, seen = tuple("abcdefghij"), []
     info = dataclasses.replace(dynamic.info, classes=names, normalisation=Normalisation((0.4,), (0.6,)))
 
-    def make(run):
-        seen.extend((run.dataset, run.train, run.validation))
+    def make(model, _terms):
+        seen.extend(model.data[part] for part in ("evaluated", "train", "validation"))
         return torch.ones(48)
 
     backwards = dataclasses.replace(few, classes=names[::-1], labels=9 - few.labels)

@@ -41,11 +41,11 @@ def test_results_are_found_again_and_made_again_if_anything_changes(masked, digi
 def test_an_interrupted_comparison_goes_on(masked, few, tmp_path):
     made = []
 
-    def make(run):
-        made.append(run.seed)
-        if run.seed == 2 and len(made) < 3:
+    def make(model, _terms):
+        made.append(model.seed)
+        if model.seed == 2 and len(made) < 3:
             raise KeyboardInterrupt
-        return masks_of(run.seed)
+        return masks_of(model.seed)
 
     entry = Entry("fragile", make, {"test": 1}, seeded=True)
     with pytest.raises(KeyboardInterrupt):

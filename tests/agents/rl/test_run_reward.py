@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from prunegym.agents.rl.monitor import snapshot
+from prunegym.agents.rl.monitor import validation_figures
 from prunegym.agents.rl.recipe import Recipe
 from prunegym.agents.rl.recipe_files import load_recipe
 from prunegym.agents.rl.run_reward import own_reward
@@ -41,7 +41,7 @@ def by_hand(model: DynamicCNN, split: str) -> torch.Tensor:
 def test_it_is_the_mean_of_what_the_environment_pays() -> None:
     model, data = shipped_model("digits"), load_dataset("digits", "validation")
     own = own_reward(rewarded(near_a_half), model.masked, data)
-    assert snapshot(model.masked, model.policy, data, 0.2, own).reward == pytest.approx(
+    assert validation_figures(model.masked, model.policy, data, 0.2, own).reward == pytest.approx(
         float(by_hand(model, "validation"))
     )
 
@@ -54,7 +54,9 @@ def test_lambda_and_the_default_price_of_a_channel() -> None:
     size = model.masked.mask_size
     for penalty, price in ((None, 0.5 / size), (0.01, 0.01), ([0.003, 0.5], 0.2)):
         own = own_reward(rewarded("l0", penalty=penalty), model.masked, data)
-        reward = snapshot(model.masked, model.policy, data, 0.2, own).reward  # 0.2 counts where there is a range
+        reward = validation_figures(
+            model.masked, model.policy, data, 0.2, own
+        ).reward  # 0.2 counts where there is a range
         assert reward == pytest.approx(float((right - price * kept).mean()))
 
 
@@ -63,7 +65,7 @@ def test_agreement_with_the_dense_network() -> None:
     own = own_reward(rewarded("macs", accuracy="fidelity", penalty=0.0), model.masked, data)
     dense = model.masked.network(data.batch(torch.arange(len(data)))).argmax(1)
     agrees = (model.predict(data.images).labels == dense).double().mean()
-    assert snapshot(model.masked, model.policy, data, 0.2, own).reward == pytest.approx(float(agrees))
+    assert validation_figures(model.masked, model.policy, data, 0.2, own).reward == pytest.approx(float(agrees))
 
 
 @pytest.mark.parametrize("accuracy", ["correct", "probability"])

@@ -13,7 +13,7 @@ import torch
 from prunegym.agents.comparison.results import fingerprint
 from prunegym.agents.evaluation.evaluator import evaluate
 from prunegym.agents.rl.finetuning import finetune
-from prunegym.agents.rl.monitor import CollapseWarning, snapshot
+from prunegym.agents.rl.monitor import CollapseWarning, validation_figures
 from prunegym.agents.rl.offsets import gates_at_mac_share
 from prunegym.agents.rl.trainer import train_agent
 from prunegym.envs import Outcome
@@ -94,7 +94,7 @@ def test_imitation_is_the_first_stage_where_there_is_no_policy(tmp_path: Path) -
     assert stages[0] == "imitation"
     assert stages[-1] == "ppo"
     start = DynamicCNN.load(tmp_path / "start.safetensors")
-    share = snapshot(start.masked, start.policy, load_dataset("digits", "train"), 0.5).total_mac_share
+    share = validation_figures(start.masked, start.policy, load_dataset("digits", "train"), 0.5).total_mac_share
     assert abs(share - 0.6) < 0.02
 
 
@@ -228,7 +228,7 @@ def test_one_policy_for_all_lambdas_spends_less_the_larger_lambda_is(tmp_path: P
     last = rows[-1]
     held_out = load_dataset("digits", "validation")
     actor = DynamicCNN.load(tmp_path / "model.safetensors").policy
-    at = [snapshot(model.masked, actor, held_out, value) for value in (0.1, 0.55, 1.0)]
+    at = [validation_figures(model.masked, actor, held_out, value) for value in (0.1, 0.55, 1.0)]
     assert max(row["reward"] for row in rows) == pytest.approx(sum(found.reward for found in at) / 3, abs=1e-6)
     assert last["total_mac_share_at_lowest"] > last["total_mac_share"] > last["total_mac_share_at_highest"]
 
