@@ -4,9 +4,13 @@ from .rewards.accuracy import (
     AccuracyTerm as AccuracyTerm,
     resolve_accuracy as resolve_accuracy,
 )
-from .rewards.costs import REWARDS as REWARDS
 from .rewards.outcome import Outcome as Outcome
-from .rewards.reward import Reward as Reward, RewardFunction as RewardFunction, resolve_reward as resolve_reward
+from .rewards.reward import (
+    REWARDS as REWARDS,
+    Reward as Reward,
+    RewardFunction as RewardFunction,
+    resolve_reward as resolve_reward,
+)
 from .sb3_vec_env import MaskVecEnv as MaskVecEnv
 from .sb3_wrappers import GroupAdvantage as GroupAdvantage, SelfCritical as SelfCritical
 from .scalar_env import ChannelMaskEnv as ChannelMaskEnv, LayerwiseChannelMaskEnv as LayerwiseChannelMaskEnv

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from prunegym.envs.simulator import Snapshot
 from prunegym.envs.task import Task
-from prunegym.errors import UnknownNameError
+from prunegym.validation import choice
 
 Picture = npt.NDArray[np.uint8]
 Colour = tuple[int, int, int]
@@ -34,23 +34,21 @@ def check_render_mode(render_mode: str | None) -> str | None:
     """Return a render mode.
 
     Raises:
-        UnknownNameError: If it is neither None nor ``rgb_array``; Gymnasium makes ``human`` of that.
+        UnknownNameError: If it is neither None nor ``rgb_array``, from which Gymnasium makes ``human``.
     """
-    if render_mode not in (None, "rgb_array"):
-        raise UnknownNameError("render mode", render_mode, ["rgb_array"])
-    return render_mode
+    return None if render_mode is None else choice("render mode", render_mode, ["rgb_array"])
 
 
 def render(task: Task, snapshot: Snapshot, row: int = 0) -> Picture:
-    """Draw one sub-environment: its image, the mask as a strip a gate, the prediction and the cost.
+    """Draw one sub-environment: its image, the mask as one strip for each gate, the prediction and the cost.
 
     Args:
-        task: What is played.
-        snapshot: Of the simulator.
+        task: The simulator's task.
+        snapshot: The simulator's snapshot.
         row: Which sub-environment.
 
     Returns:
-        (height, width, 3) uint8; the same size throughout an episode.
+        (height, width, 3) uint8, of one size throughout an episode.
     """
     gates = task.masked.gates
     strips = min(len(gates), MAX_ROWS)
@@ -80,11 +78,11 @@ def render(task: Task, snapshot: Snapshot, row: int = 0) -> Picture:
 
 
 def draw_gallery(task: Task, snapshot: Snapshot, columns: int = 4, rows: Sequence[int] | None = None) -> Picture:
-    """Draw several images side by side, each with its whole mask as a field of cells, its prediction and its MACs.
+    """Draw several images side by side, each with its mask, its prediction and its MACs.
 
     Args:
-        task: What is played.
-        snapshot: Of a simulator whose episodes are over.
+        task: The simulator's task.
+        snapshot: The snapshot of a simulator whose episodes are over.
         columns: Pictures in a row.
         rows: Which sub-environments; by default all.
 
@@ -135,7 +133,7 @@ def _captions(task: Task, snapshot: Snapshot, row: int) -> list[tuple[str, Colou
 
 
 def _photo(image: torch.Tensor, side: int) -> Image.Image:
-    """Scale an image (channels, height, width) uint8 up by whole pixels' colours; one or three channels are shown."""
+    """Enlarge an image (channels, height, width) uint8 without blurring; one or three channels are shown."""
     pixels = image.cpu().numpy()
     pixels = pixels[:3] if len(pixels) >= 3 else np.repeat(pixels[:1], 3, axis=0)
     photo = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
@@ -150,7 +148,7 @@ def _draw_strip(
     width: int,
     height: int,
 ) -> None:
-    """Draw a gate's bits as cells from left to right; a pixel that stands for several mixes their colours."""
+    """Draw a gate's bits as cells from left to right; a pixel for several bits mixes their colours."""
     left, top = corner
     edges = np.linspace(0, width, len(bits) + 1)
     gap = 1 if width / len(bits) >= 4 else 0

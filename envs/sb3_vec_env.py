@@ -1,4 +1,4 @@
-"""The batched environments in Stable-Baselines3's form."""
+"""The batched environments for Stable-Baselines3."""
 
 from __future__ import annotations
 
@@ -16,29 +16,30 @@ from typing_extensions import Unpack
 from prunegym.envs.rendering import check_render_mode, render
 from prunegym.envs.scalar_env import Action, read_options
 from prunegym.envs.simulator import MaskSimulator, Observation, Snapshot
-from prunegym.envs.task import TaskArguments, make_task
+from prunegym.envs.task import TaskArguments, environment_task
 from prunegym.envs.vector_env import rows
-from prunegym.errors import InvalidInputError, UnknownNameError
+from prunegym.errors import InvalidInputError
 from prunegym.registration import LAYERWISE
+from prunegym.validation import choice, whole_number
 
 
 class MaskVecEnv(VecEnv):
-    """``num_envs`` episodes as one batch for Stable-Baselines3: one batched forward pass an episode.
+    """``num_envs`` episodes as one batch for Stable-Baselines3: an episode takes one batched forward pass.
 
-    All sub-environments move in lockstep. Infos are empty until the step that ends the episodes; then each has
-    ``episode`` (as of SB3's Monitor), ``terminal_observation``, what the scalar environment reports, and
-    ``is_success``, of which SB3 logs the mean as ``rollout/success_rate``.
+    All sub-environments move in lockstep. Infos are empty until the step that ends the episodes. Then each has the
+    scalar environment's entries, ``episode`` (as from SB3's Monitor), ``terminal_observation``, and ``is_success``,
+    whose mean SB3 logs as ``rollout/success_rate``.
 
     Args:
         env_id: ``prunegym/ChannelMask-v0`` or ``prunegym/LayerwiseChannelMask-v0``.
         num_envs: Number of sub-environments.
-        group: So many neighbours get the same image and lambda, for :class:`~prunegym.envs.GroupAdvantage`.
-        seed: Of all randomness, from the first reset on.
+        group: Number of neighbours that get the same image and lambda, for :class:`~prunegym.envs.GroupAdvantage`.
+        seed: Seed of all randomness, from the first reset on.
         render_mode: ``rgb_array`` or None.
         **task: As for ``gym.make``.
 
     Raises:
-        UnknownNameError: For an unknown id.
+        UnknownNameError: For an unknown id or argument.
         InvalidInputError: If a number is out of range, or :func:`~prunegym.envs.make_task` refuses an argument.
 
     Example:
@@ -60,12 +61,11 @@ class MaskVecEnv(VecEnv):
         render_mode: str | None = None,
         **task: Unpack[TaskArguments],
     ) -> None:
-        if env_id not in LAYERWISE:
-            raise UnknownNameError("environment", env_id, LAYERWISE)
-        if seed is not None and (not isinstance(seed, int | np.integer) or seed < 0):
-            raise InvalidInputError(f"seed is {seed!r}; a whole number of at least 0 is needed, or None.")
+        layerwise = LAYERWISE[choice("environment", env_id, LAYERWISE)]
+        if seed is not None:
+            whole_number("seed", seed, 0)
         self.render_mode = check_render_mode(render_mode)
-        self.task = make_task(layerwise=LAYERWISE[env_id], **task)
+        self.task = environment_task(layerwise, task, "env_id", "num_envs", "group", "seed", "render_mode")
         self.group = group
         self.simulator = MaskSimulator(self.task, num_envs, np.random.default_rng(seed), group)
         super().__init__(num_envs, self.task.observation_space, self.task.action_space)
@@ -75,10 +75,10 @@ class MaskVecEnv(VecEnv):
         self._start = time.time()
 
     def reset(self) -> VecEnvObs:
-        """Start an episode in every sub-environment, with the seed and options that were set.
+        """Start an episode in every sub-environment, with the seed and options that were set before.
 
         Raises:
-            InvalidInputError: If only some sub-environments have an index in their options, or one is out of range.
+            InvalidInputError: If only some sub-environments have an option, or an index or lambda is out of range.
         """
         if self._seeds[0] is not None:
             self.simulator.reseed(np.random.default_rng(self._seeds[0]))
@@ -88,8 +88,7 @@ class MaskVecEnv(VecEnv):
         self._reset_seeds()
         self._reset_options()
         observation = self._begin(index, penalty)
-        info = self.simulator.info()
-        self.reset_infos = _info_rows(info, self.num_envs)
+        self.reset_infos = _info_rows(self.simulator.info())
         self._shown = self.simulator.snapshot() if self.render_mode else None
         return observation
 
@@ -98,11 +97,11 @@ class MaskVecEnv(VecEnv):
         self._actions = actions
 
     def step_wait(self) -> VecEnvStepReturn:
-        """Take a decision in every sub-environment; where that ends the episodes, the next ones begin.
+        """Take a decision in every sub-environment; when that ends the episodes, the next ones begin.
 
         Raises:
             InvalidInputError: If actions have another shape or other values than 0 and 1.
-            RewardError: If a reward function of the user's misbehaves.
+            RewardError: If your reward function raises or returns bad values.
         """
         result = self.simulator.step(self._actions)
         self._returns += result.reward
@@ -122,7 +121,7 @@ class MaskVecEnv(VecEnv):
         return self.simulator.reset(index, penalty)
 
     def _final_infos(self, summary: dict[str, npt.NDArray[Any]], last: Observation) -> list[dict[str, Any]]:
-        infos = _info_rows(summary, self.num_envs)
+        infos = _info_rows(summary)
         length, elapsed = len(self.simulator.decisions), round(time.time() - self._start, 6)
         for info, value, observation in zip(infos, self._returns.tolist(), rows(last, self.num_envs), strict=True):
             info["episode"] = {"r": value, "l": length, "t": elapsed}
@@ -132,7 +131,7 @@ class MaskVecEnv(VecEnv):
         return infos
 
     def _read_options(self) -> tuple[Any, Any]:
-        """Return the index and the penalty of all sub-environments, or None, from the list of options."""
+        """Return the indices and the penalties from the list of options, None for what is not given."""
         options = [read_options(options) for options in self._options]
         columns = []
         for name, values in zip(("index", "penalty"), zip(*options, strict=True), strict=True):
@@ -140,17 +139,17 @@ class MaskVecEnv(VecEnv):
             if given and len(given) != self.num_envs:
                 raise InvalidInputError(
                     f"{len(given)} sub-environments have {name!r} in their options; all {self.num_envs} need one, or "
-                    "none: they begin together."
+                    "none: their episodes begin together."
                 )
             columns.append(np.asarray(given) if given else None)
         return columns[0], columns[1]
 
     def set_penalty(self, penalty: float) -> None:
-        """Change lambda, see :meth:`MaskSimulator.set_penalty`; from a wrapper, ``env_method("set_penalty", 0.3)``."""
+        """Change lambda, see :meth:`MaskSimulator.set_penalty`. From a wrapper: ``env_method("set_penalty", 0.3)``."""
         self.simulator.set_penalty(penalty)
 
     def skip_episodes(self, episodes: int) -> None:
-        """Let the next reset pass over the images of so many episodes, which a run that goes on has had already."""
+        """Let the next reset skip this many batches of images: a resumed run has had them already."""
         self._skipped = episodes
 
     def get_images(self) -> Sequence[npt.NDArray[np.uint8] | None]:
@@ -160,7 +159,7 @@ class MaskVecEnv(VecEnv):
         return [render(self.task, self._shown, row) for row in range(self.num_envs)]
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """Return an attribute of the batch, once for each of the sub-environments."""
+        """Return an attribute of the batch, once for each sub-environment."""
         value = getattr(self, attr_name)
         return [value for _ in self._get_indices(indices)]
 
@@ -168,19 +167,24 @@ class MaskVecEnv(VecEnv):
         """Set an attribute of the batch as a whole.
 
         Raises:
-            InvalidInputError: If there is no such attribute, or not all sub-environments are meant.
+            InvalidInputError: If there is no such attribute, or ``indices`` leaves out sub-environments. For lambda,
+                call ``env_method("set_penalty", 0.3)``.
         """
+        if attr_name == "penalty":
+            raise InvalidInputError(
+                f'penalty cannot be set as an attribute. Call env.env_method("set_penalty", {value!r}).'
+            )
         if not hasattr(self, attr_name) or len(list(self._get_indices(indices))) != self.num_envs:
             raise InvalidInputError(
-                f"{attr_name!r} cannot be set for sub-environments {indices}: they are one batch, with the attributes "
-                "of MaskVecEnv, and these are set for all."
+                f"{attr_name!r} cannot be set for sub-environments {indices}: they are one batch, which has only the "
+                "attributes of MaskVecEnv, and they are set for all."
             )
         setattr(self, attr_name, value)
 
     def env_method(
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
     ) -> list[Any]:
-        """Call a method of the batch once, and return its result for each of the sub-environments."""
+        """Call a method of the batch once, and return its result for each sub-environment."""
         result = getattr(self, method_name)(*method_args, **method_kwargs)
         return [result for _ in self._get_indices(indices)]
 
@@ -189,13 +193,13 @@ class MaskVecEnv(VecEnv):
         wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]],  # noqa: ARG002
         indices: VecEnvIndices = None,
     ) -> list[bool]:
-        """Return False for each: there are no scalar environments to wrap."""
+        """Return False for each: there are no scalar environments that could be wrapped."""
         return [False for _ in self._get_indices(indices)]
 
     def close(self) -> None:
         """Do nothing: there is nothing to release."""
 
 
-def _info_rows(columns: dict[str, npt.NDArray[Any]], count: int) -> list[dict[str, Any]]:
+def _info_rows(columns: dict[str, npt.NDArray[Any]]) -> list[dict[str, Any]]:
     names, values = list(columns), [column.tolist() for column in columns.values()]
-    return [dict(zip(names, row, strict=True)) for row in zip(*values, strict=True)] if names else [{}] * count
+    return [dict(zip(names, row, strict=True)) for row in zip(*values, strict=True)]

@@ -1,4 +1,4 @@
-"""Baselines of other masks of the same image, for stock SB3 algorithms."""
+"""Baselines from other masks of the same image, for the algorithms of Stable-Baselines3."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from prunegym.errors import InvalidInputError
 class GroupAdvantage(VecEnvWrapper):
     """Subtract from each episode's last reward the mean return of the other masks of the same image.
 
-    What is left to learn from are differences between masks, not between images. The mean leaves the episode's own
-    return out (Kool et al. 2019), so the gradient's expectation does not change. ``info["episode"]`` keeps the true
-    return.
+    The agent then learns from differences between masks, not between images. The mean leaves out the episode's own
+    return (Kool et al. 2019), so the expected gradient does not change. ``info["episode"]`` keeps the true return.
 
     Args:
         venv: A :class:`~prunegym.envs.MaskVecEnv` with ``group`` of at least 2, wrapped or not.
@@ -45,11 +44,12 @@ class GroupAdvantage(VecEnvWrapper):
         return self.venv.reset()
 
     def step_wait(self) -> VecEnvStepReturn:
-        """Return the rewards, and at the end of episodes less the group's baseline."""
+        """Return the rewards; at the end of episodes the group's baseline is subtracted."""
         observation, rewards, dones, infos = self.venv.step_wait()
         self._returns += rewards
         if dones.any():
             returns = self._returns.reshape(-1, self.group)
+            # The leave-one-out mean over the group's K masks: (sum - own) / (K - 1).
             others = (returns.sum(1, keepdims=True) - returns) / (self.group - 1)
             rewards = (rewards - others.reshape(-1)).astype(np.float32)
             self._returns = np.zeros(self.num_envs)
@@ -67,8 +67,8 @@ class SelfCritical(VecEnvWrapper):
     """Subtract from each episode's last reward the return of the policy's own most likely masks of the same image.
 
     The self-critical baseline of BlockDrop (Wu et al. 2018; Rennie et al. 2017). The first sub-environment of each
-    group does what the policy would do deterministically, whatever action it is given; its rewards are 0, so that
-    nothing is learned from actions that were not taken. ``info["episode"]`` keeps the true returns.
+    group takes the policy's deterministic action instead of the given one. Its rewards are 0, so that the agent learns
+    nothing from given actions that were not taken. ``info["episode"]`` keeps the true returns.
 
     Args:
         venv: A :class:`~prunegym.envs.MaskVecEnv` with ``group`` of at least 2, wrapped or not.
@@ -94,7 +94,7 @@ class SelfCritical(VecEnvWrapper):
         self._observation: dict[str, npt.NDArray[Any]] = {}
 
     def follow(self, policy: Greedy) -> None:
-        """Take the policy that is trained as the one whose most likely masks are the baseline."""
+        """Use the most likely masks of this policy, the one that is trained, as the baseline."""
         self._policy = policy
 
     def reset(self) -> VecEnvObs:
@@ -104,20 +104,20 @@ class SelfCritical(VecEnvWrapper):
         return self._observation
 
     def step_async(self, actions: npt.NDArray[Any]) -> None:
-        """Act, with the first of each group as the policy would deterministically.
+        """Act; the first of each group takes the policy's deterministic action.
 
         Raises:
-            InvalidInputError: If there is no policy yet.
+            InvalidInputError: Before :meth:`follow`.
         """
         if self._policy is None:
-            raise InvalidInputError("SelfCritical has no policy to be judged by. Call env.follow(agent.policy) first.")
+            raise InvalidInputError("SelfCritical has no policy for its baseline. Call env.follow(agent.policy) first.")
         first = {name: values[:: self.group] for name, values in self._observation.items()}
         actions = np.array(actions)
         actions[:: self.group] = self._policy.predict(first, deterministic=True)[0]
         self.venv.step_async(actions)
 
     def step_wait(self) -> VecEnvStepReturn:
-        """Return the rewards, and at the end of episodes less the return of the most likely masks."""
+        """Return the rewards; at the end of episodes the return of the most likely masks is subtracted."""
         observation, rewards, dones, infos = self.venv.step_wait()
         self._observation = cast(dict[str, npt.NDArray[Any]], observation)
         self._returns += rewards
@@ -134,6 +134,6 @@ def _group_of(venv: VecEnv, wrapper: str) -> int:
     if group < 2:
         raise InvalidInputError(
             f"{wrapper} needs several masks of an image, but the group is {group}. "
-            "Make the environment with MaskVecEnv(..., group=8), say."
+            "Make the environment with MaskVecEnv(..., group=8) or another number of at least 2."
         )
     return group

@@ -1,4 +1,4 @@
-"""The scalar environments: the batched simulator with a batch of one."""
+"""The scalar environments: the batched simulator with one sub-environment."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from typing_extensions import Unpack
 
 from prunegym.envs.rendering import check_render_mode, render
 from prunegym.envs.simulator import MaskSimulator, Observation
-from prunegym.envs.task import TaskArguments, make_task
-from prunegym.errors import InvalidInputError, UnknownNameError
+from prunegym.envs.task import TaskArguments, environment_task
+from prunegym.validation import choice, shape
 
 Action = npt.NDArray[Any]
 
 
 class ChannelMaskEnv(gym.Env[Observation, Action]):
-    """Choose all channels of a frozen CNN that one image needs, in one step.
+    """Choose the channels of a frozen CNN that one image needs, all in one step.
 
     ## Description
-    An episode is one image of a data set. The agent sees features of the image and answers with a bit for each gated
-    channel of the CNN: 1 keeps it, 0 switches it off. The CNN classifies the image under that mask, and the reward
-    weighs the answer against the channels kept: R = accuracy term - lambda * ||M||_0. The CNN's weights never change.
+    An episode is one image of a data set. The agent observes features of the image and chooses a bit for each gated
+    channel of the CNN: 1 keeps it, 0 switches it off. The CNN classifies the image under that mask. The reward is high
+    for a right answer with few channels: R = accuracy term - lambda * ||M||_0. The CNN's weights never change.
 
-    To train, use the batched forms: ``gym.make_vec`` or :class:`prunegym.envs.MaskVecEnv`; an image at a time a CNN
-    is many times slower. Of Stable-Baselines3, PPO and A2C work as they are, and TRPO of sb3-contrib: the algorithms
-    that sample MultiBinary actions. DQN, SAC, TD3 and DDPG do not, and refuse at construction.
+    To train, use a batched form: ``gym.make_vec`` or :class:`prunegym.envs.MaskVecEnv`. A CNN is many times slower with
+    one image at a time. PPO and A2C of Stable-Baselines3 and TRPO of sb3-contrib work: they sample MultiBinary
+    actions. DQN, SAC, TD3 and DDPG do not, and raise an error when you make them.
 
     ## Action Space
     ``MultiBinary(mask_size)``: the gates' channels in order; ``env.unwrapped.task.masked.gates`` names them. Any dtype
-    is taken, but no values other than 0 and 1.
+    is accepted, but only the values 0 and 1.
 
     ## Observation Space
     A ``Dict`` of arrays:
@@ -45,17 +45,18 @@ class ChannelMaskEnv(gym.Env[Observation, Action]):
 
     Features are standardised over the training split and clipped. At the end of an episode they are zero.
 
-    SB3's own image extractor needs at least 36 pixels a side; under that, give it one of your own.
+    SB3's image extractor needs images of at least 36 pixels a side. For smaller ones, pass your extractor.
 
     ## Rewards
-    ``accuracy(outcome) - penalty * cost(mask)``, see :func:`prunegym.envs.resolve_reward` for how the document's
-    formula is read and for a worked example. Costs: ``l0`` kept channels (the default), ``l0_weights`` weights kept
-    alive, ``macs`` share of multiply-accumulates, ``latency`` share of the dense time by a table of this machine;
-    ``blockdrop`` is a whole reward. A function ``(Outcome) -> (batch,)`` gives the whole reward.
+    ``accuracy(outcome) - penalty * cost(mask)``; :func:`prunegym.envs.resolve_reward` explains the formula, with a
+    worked example. Costs: ``l0`` counts kept channels (the default), ``l0_weights`` the weights between them, ``macs``
+    is the share of multiply-accumulates, and ``latency`` the share of the dense time, by a table of this machine.
+    ``blockdrop`` is a whole reward, and so is your function ``(Outcome) -> (batch,)``.
 
     ## Starting State
     A random image; each comes once an epoch, in a new order. ``reset(options={"index": i})`` chooses image i of the
-    split, counted from 0, and ``options={"penalty": x}`` lambda. The info of ``reset`` has ``index`` and ``label``.
+    split, counted from 0, and ``options={"penalty": x}`` sets lambda. The info of ``reset`` has ``index`` and
+    ``label``.
 
     ## Episode End
     - Termination: the mask is complete, after one step. The info has ``index``, ``label``, ``prediction``, ``correct``,
@@ -72,14 +73,14 @@ class ChannelMaskEnv(gym.Env[Observation, Action]):
     ...     split="train",            # train, validation or test
     ...     reward="l0",              # l0, l0_weights, macs, latency, blockdrop, "module:function" or a function
     ...     accuracy="correct",       # correct, log_likelihood, probability, fidelity, or as for reward
-    ...     penalty=None,             # lambda, a range (low, high), or None: the full mask costs 0.5
+    ...     penalty=None,             # lambda, a range (low, high), or None: all channels on cost 0.5
     ...     observation="features",   # features or image
     ...     device="cpu",             # where the CNN runs
-    ...     features=None,            # MaskFeatures of your own
+    ...     features=None,            # your MaskFeatures
     ...     augment=False,            # or True: shift and mirror images at random; or "flip": mirror only
-    ...     images=None,              # so many random images of the split only
-    ...     execution="auto",         # masked channels: kernel skips them, masked computes them; auto: as can be
-    ...     latency_table=None,       # what `prunegym latency` wrote, or its path; for reward="latency"
+    ...     images=None,              # or a number: a random subset of this many images
+    ...     execution="auto",         # masked channels: "kernel" skips them, "masked" computes them
+    ...     latency_table=None,       # a table of `prunegym latency`, or its path; for reward="latency"
     ...     render_mode="rgb_array",  # or None, or human
     ... )
     >>> observation, info = env.reset(seed=0, options={"index": 3})
@@ -98,7 +99,7 @@ class ChannelMaskEnv(gym.Env[Observation, Action]):
 
     def __init__(self, render_mode: str | None = None, **task: Unpack[TaskArguments]) -> None:
         self.render_mode = check_render_mode(render_mode)
-        self.task = make_task(layerwise=self.layerwise, **task)
+        self.task = environment_task(self.layerwise, task, "render_mode")
         self.observation_space: spaces.Dict = self.task.observation_space  # type: ignore[assignment]
         self.action_space = self.task.action_space
         self.simulator = MaskSimulator(self.task, 1, np.random.default_rng())
@@ -126,13 +127,10 @@ class ChannelMaskEnv(gym.Env[Observation, Action]):
 
         Raises:
             InvalidInputError: If the action has another shape or other values than 0 and 1, or the episode is over.
-            RewardError: If a reward function of the user's misbehaves.
+            RewardError: If your reward function raises or returns bad values.
         """
         action = np.asarray(action)
-        if action.shape != self.action_space.shape:
-            raise InvalidInputError(
-                f"The action has shape {action.shape}; {self.action_space.shape} is needed: a 0 or 1 for each channel."
-            )
+        shape("The action", action, self.task.action_space.shape, "Give a 0 or 1 for each channel.")
         result = self.simulator.step(action[None])
         info = self.simulator.info() if result.outcome is None else result.outcome.summary()
         return _first(result.observation), float(result.reward[0]), result.terminated, False, _scalars(info)
@@ -145,15 +143,15 @@ class ChannelMaskEnv(gym.Env[Observation, Action]):
 
 
 class LayerwiseChannelMaskEnv(ChannelMaskEnv):
-    """Choose the channels that one image needs gate by gate, as the image passes through a frozen CNN.
+    """Choose the channels that one image needs gate by gate, while the image passes through a frozen CNN.
 
     ## Description
-    As :class:`ChannelMaskEnv`, but each step decides one gate, after the layers before it have run under the bits
-    chosen so far. The agent sees what the gate's convolution is about to read. All steps together cost one
+    As :class:`ChannelMaskEnv`, but each step decides one gate, after the layers before it have run with the bits
+    chosen so far. The agent observes what the gate's convolution is about to read. All steps together take one
     forward pass.
 
     ## Action Space
-    ``MultiBinary(widest gate)``; bits past the width of the gate at hand are ignored, whatever they are.
+    ``MultiBinary(widest gate)``. Bits past the width of the current gate are ignored, whatever their values.
 
     ## Observation Space
     A ``Dict`` of arrays:
@@ -161,24 +159,24 @@ class LayerwiseChannelMaskEnv(ChannelMaskEnv):
     | Key        | Space                           | Meaning                                                         |
     |------------|---------------------------------|-----------------------------------------------------------------|
     | `features` | `Box(-10, 10, (F,), float32)`   | average and grid of what this gate's convolution reads          |
-    | `gate`     | `Box(0, 1, (gates,), float32)`  | which gate is to be decided, one-hot; zero at the end           |
+    | `gate`     | `Box(0, 1, (gates,), float32)`  | the current gate, one-hot; zero at the end                      |
     | `cost`     | `Box(0, 1, (1,), float32)`      | MAC share of the bits chosen so far, later gates off            |
     | `penalty`  | `Box(low, high, (1,), float32)` | lambda; only if `penalty` is a range                            |
     | `image`    | `Box(0, 255, (C, H, W), uint8)` | the image; only with `observation="image"`                      |
 
-    Features are padded with zeros to the size of the gate that has most.
+    Features are padded with zeros to the size of the longest.
 
     ## Rewards
-    The costs of named rewards are paid gate by gate, as each gate is decided, and the accuracy term (with the cost that
-    no mask can avoid) at the end: the undiscounted return is R, so learn with gamma = 1. A reward function of your own
-    is paid at the end, unless it has ``step_cost(outcome_so_far, gate) -> (batch,)``.
+    The cost of a named reward is paid gate by gate, as each gate is decided. The last step also pays the accuracy term
+    and the cost that no mask can avoid. The undiscounted return is R, so learn with gamma = 1. Your reward function is
+    paid at the end, unless it has ``step_cost(outcome_so_far, gate) -> (batch,)``.
 
     ## Starting State
     As :class:`ChannelMaskEnv`.
 
     ## Episode End
-    - Termination: all gates are decided. The info is that of :class:`ChannelMaskEnv`; before, it has ``index`` and
-      ``label``.
+    - Termination: all gates are decided. The info is that of :class:`ChannelMaskEnv`; in earlier steps it has
+      ``index`` and ``label``.
     - Truncation: never.
 
     ## Arguments
@@ -223,10 +221,9 @@ def read_options(options: dict[str, Any] | None) -> tuple[Any, Any]:
     Raises:
         UnknownNameError: For another key.
     """
-    for key in options or {}:
-        if key not in ("index", "penalty"):
-            raise UnknownNameError("reset option", key, ("index", "penalty"))
     options = options or {}
+    for key in options:
+        choice("reset option", key, ("index", "penalty"))
     return options.get("index"), options.get("penalty")
 
 

@@ -1,4 +1,4 @@
-"""The one implementation of the dynamics, batched; scalar and vector environments are thin interfaces over it."""
+"""The dynamics of all environments, batched; scalar and vector environments are thin interfaces over it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from prunegym.envs.task import Task
 from prunegym.errors import InvalidInputError
 from prunegym.models.data.augmentation import random_shift_and_flip
 from prunegym.models.skipping.stepwise import stepwise_pass
+from prunegym.validation import bits, shape, whole_number
 
 Observation = dict[str, npt.NDArray[Any]]
 Indices = Sequence[int] | npt.NDArray[np.integer[Any]] | Tensor
@@ -23,13 +24,13 @@ Indices = Sequence[int] | npt.NDArray[np.integer[Any]] | Tensor
 
 @dataclasses.dataclass(frozen=True)
 class StepResult:
-    """What a step of all sub-environments gave.
+    """What a step of all sub-environments returned.
 
     Attributes:
         observation: See the environments; each array (num_envs, ...), fresh memory.
         reward: (num_envs,) float64.
-        terminated: Whether the episodes are over, all at once.
-        outcome: What came of them, if they are over.
+        terminated: Whether the episodes are over; they all end together.
+        outcome: The finished episodes; None before the end.
     """
 
     observation: Observation
@@ -47,7 +48,7 @@ class Snapshot:
         labels: (num_envs,) int64.
         mask: (num_envs, mask_size) float32, 0 where nothing is decided yet.
         gates_decided: How many gates are decided.
-        predictions: (num_envs,) int64 classes, if the episodes are over and the output is one of classes.
+        predictions: (num_envs,) int64 classes; None before the end, or if the network does not classify.
         mac_share: (num_envs,) float64, so far.
     """
 
@@ -60,13 +61,13 @@ class Snapshot:
 
 
 class MaskSimulator:
-    """Sub-environments in lockstep, all at the same decision: one batched forward pass an episode.
+    """Sub-environments in lockstep: all are at the same decision, and an episode takes one batched forward pass.
 
     Args:
-        task: What is played.
+        task: The task.
         num_envs: Number of sub-environments.
         rng: Source of all randomness.
-        group: So many neighbours get the same image, augmentation and penalty.
+        group: Number of neighbours that get the same image, augmentation and penalty.
 
     Attributes:
         indices: (num_envs,) int64, the current images within the split.
@@ -74,7 +75,7 @@ class MaskSimulator:
         mask: (num_envs, mask_size) float32, the bits chosen so far.
 
     Raises:
-        InvalidInputError: If ``num_envs`` is no positive multiple of ``group``.
+        InvalidInputError: If ``num_envs`` is not a positive multiple of ``group``.
 
     Example:
         >>> from prunegym.envs import MaskSimulator, make_task
@@ -88,11 +89,10 @@ class MaskSimulator:
     """
 
     def __init__(self, task: Task, num_envs: int, rng: np.random.Generator, group: int = 1) -> None:
-        if not all(isinstance(one, int | np.integer) and one > 0 for one in (num_envs, group)) or num_envs % group:
-            raise InvalidInputError(
-                f"num_envs is {num_envs!r} and group {group!r}; whole numbers from 1, the first a multiple of group."
-            )
-        self.task, self.num_envs, self.group = task, num_envs, group
+        self.task = task
+        self.num_envs, self.group = whole_number("num_envs", num_envs), whole_number("group", group)
+        if num_envs % group:
+            raise InvalidInputError(f"num_envs is {num_envs}; a multiple of group, {group}, is needed.")
         self.decisions = task.decisions
         self.observation_space, self.action_space = task.observation_space, task.action_space
         self._pass = stepwise_pass(task.masked, task.features, task.execution)
@@ -107,7 +107,7 @@ class MaskSimulator:
         self._augmentation: torch.Generator | None = None
 
     def skip(self, episodes: int) -> None:
-        """Pass over the images of so many episodes, as if they had been played since the last seed."""
+        """Skip the images of this many batches of episodes, as if they had been played since the last seed."""
         for _ in range(episodes):
             self._sampler.draw(self.num_envs // self.group)
             self._shifts()
@@ -118,8 +118,8 @@ class MaskSimulator:
 
         Args:
             indices: (any,) int, images within the split, counted from 0; ``num_envs`` becomes their number. By default
-                random ones, each once an epoch.
-            penalty: lambda, one number or (num_envs,); by default the task's, drawn if that is a range.
+                images are random, and each comes once an epoch.
+            penalty: lambda, one number or (num_envs,). By default that of the task; of a range, a random one.
 
         Returns:
             The observation.
@@ -158,11 +158,11 @@ class MaskSimulator:
             RewardError: If the reward function misbehaves.
         """
         if self._decided == len(self.decisions):
-            raise InvalidInputError("There is no episode under way: it is over or not begun. Call reset() first.")
+            raise InvalidInputError("No episode is under way: it is over, or has not begun. Call reset() first.")
         decision = self.decisions[self._decided]
-        bits = self._check_actions(actions, decision.width)
+        decided = self._check_actions(actions, decision.width)
         widths = [self.task.masked.gates[gate].width for gate in decision.gates]
-        for gate, part in zip(decision.gates, torch.split(bits, widths, 1), strict=True):
+        for gate, part in zip(decision.gates, torch.split(decided, widths, 1), strict=True):
             self.task.masked.split(self.mask)[gate].copy_(part)
         self._mac_share = self.task.masked.cost.mac_share(self.mask)
         self._looked = self._pass.advance(self.mask)
@@ -172,10 +172,10 @@ class MaskSimulator:
         return StepResult(self._observe(), reward.cpu().numpy(), terminated, self._outcome if terminated else None)
 
     def set_penalty(self, penalty: float) -> None:
-        """Change lambda: of the episodes that have just begun, if no decision is made yet, and of all later ones.
+        """Change lambda for later episodes, and for the current ones if no decision has been made in them yet.
 
         Raises:
-            InvalidInputError: If the task's lambda is a range, or this is no finite number of at least 0.
+            InvalidInputError: If the task's lambda is a range, or the new one is not a finite number of at least 0.
         """
         self.task.set_penalty(penalty)
         if self._decided == 0:
@@ -186,10 +186,10 @@ class MaskSimulator:
         return {"index": self.indices.numpy().copy(), "label": self.labels.numpy().copy()}
 
     def snapshot(self) -> Snapshot:
-        """Return what a picture shows of the current episodes.
+        """Return what a picture of the current episodes shows.
 
         Raises:
-            InvalidInputError: If none has begun.
+            InvalidInputError: Before the first reset.
         """
         if not hasattr(self, "_raw"):
             raise InvalidInputError("There is nothing to draw yet. Call reset() first.")
@@ -199,10 +199,11 @@ class MaskSimulator:
         return Snapshot(self._raw, self.labels, self.mask, gates, predictions, self._mac_share)
 
     def _pay(self, terminated: bool, gate: int) -> Tensor:
-        """Return the rewards (num_envs,) of a step: they add up to the reward function's value."""
+        """Return the rewards (num_envs,) of a step; over an episode they add up to the reward function's value."""
         if terminated or self.task.reward.gate_by_gate:
             self._outcome = self._make_outcome()
         if terminated:
+            # The return without discount is R, so the last step pays what the steps before have not.
             return self.task.reward(self._outcome) - self._paid
         if not self.task.reward.gate_by_gate:
             return torch.zeros_like(self._paid)
@@ -212,22 +213,16 @@ class MaskSimulator:
 
     def _make_outcome(self) -> Outcome:
         task, indices, images, logits = self.task, self.indices.to(self.task.device), self._images, self._pass.logits
+        logits = self.mask.new_empty(self.num_envs, 0) if logits is None else logits
         return Outcome(
-            logits=self.mask.new_empty(self.num_envs, 0) if logits is None else logits,
-            labels=self.labels.to(task.device),
-            indices=indices,
-            mask=self.mask,
-            kept=self.mask.double().sum(1),
-            mac_share=self._mac_share,
-            penalty=self.penalty,
-            masked=task.masked,
-            dataset=task.dataset,
-            dense=lambda: task.dense_logits(indices, images),
-        )
+            logits=logits, labels=self.labels.to(task.device), indices=indices, mask=self.mask,
+            kept=self.mask.double().sum(1), mac_share=self._mac_share, penalty=self.penalty, masked=task.masked,
+            dataset=task.dataset, dense=lambda: task.dense_logits(indices, images),
+        )  # fmt: skip
 
     def _observe(self) -> Observation:
         spaces = self.observation_space.spaces
-        # Not torch, whose threads would go on spinning on the cores that the kernel's need.
+        # NumPy, not torch: torch's threads keep spinning after an operation, on cores that the kernel needs.
         features = np.zeros((self.num_envs, *(spaces["features"].shape or ())), np.float32)
         if self._looked is not None:
             features[:, : self._looked.shape[1]] = self._looked.cpu().numpy()
@@ -259,7 +254,7 @@ class MaskSimulator:
             low, high = wanted if isinstance(wanted, tuple) else (0.0, float("inf"))
             try:
                 values = torch.as_tensor(given, dtype=torch.float64).cpu().expand(number * repeat)
-            except (RuntimeError, TypeError, ValueError):
+            except (RuntimeError, TypeError, ValueError):  # no numbers, or not as many
                 values = torch.tensor(float("nan"))
             if not ((values >= low) & (values <= high) & values.isfinite()).all():
                 raise InvalidInputError(f"penalty is {given!r}; a number from {low} to {high} is allowed here.")
@@ -283,37 +278,21 @@ class MaskSimulator:
 
     def _check_actions(self, actions: npt.ArrayLike | Tensor, width: int) -> Tensor:
         values = torch.as_tensor(actions if isinstance(actions, Tensor) else np.asarray(actions))
-        expected = (self.num_envs, *self.action_space.shape)
-        if values.shape != expected:
-            raise InvalidInputError(
-                f"The action has shape {tuple(values.shape)}; {expected} is needed: a row for each sub-environment, a "
-                "0 or 1 for each channel."
-            )
-        bits = values[:, :width].to(self.task.device, torch.float32)
-        wrong = (bits != 0) & (bits != 1)
-        if wrong.any():
-            raise InvalidInputError(
-                f"The action has the value {bits[wrong][0].item()}; only 0 (channel off) and 1 (kept) are allowed. "
-                "Threshold or sample probabilities first."
-            )
-        return bits
+        shape("The action", values, (self.num_envs, *self.action_space.shape), "Give a row for each sub-environment.")
+        decided = values[:, :width].to(self.task.device, torch.float32)
+        bits("The action", decided, "1 keeps a channel, 0 switches it off: threshold or sample probabilities first.")
+        return decided
 
 
 class EpochSampler:
-    """Draws indices so that each epoch has every index once, in a new random order.
-
-    Args:
-        count: Number of images.
-        rng: Source of the orders.
-    """
+    """Draws indices so that each epoch has every index once, in a new random order from ``rng``."""
 
     def __init__(self, count: int, rng: np.random.Generator) -> None:
-        self.count = count
-        self.rng = rng
+        self.count, self.rng = count, rng
         self._left = np.empty(0, dtype=np.int64)
 
     def draw(self, number: int) -> Tensor:
-        """Return the next ``number`` indices, int64; a draw may run over the end of an epoch."""
+        """Return the next ``number`` indices, int64; a draw may cross the end of an epoch."""
         while len(self._left) < number:
             self._left = np.concatenate([self._left, self.rng.permutation(self.count)])
         drawn, self._left = self._left[:number], self._left[number:]

@@ -1,11 +1,10 @@
-"""A task: which CNN is masked on which images, for what reward, and what an agent sees and does."""
+"""A task: the CNN, the images, the reward, and what an agent observes and decides."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 import functools
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict
@@ -28,6 +27,7 @@ from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.skipping.stepwise import STEPWISE
 from prunegym.models.storage.model_file import CNNInfo
 from prunegym.models.timing.latency_table import LatencyTable
+from prunegym.validation import choice, finite, whole_number
 
 Penalty = float | tuple[float, float]
 OBSERVATIONS = ("features", "image")
@@ -53,19 +53,19 @@ class TaskArguments(TypedDict, total=False):
 
 @dataclasses.dataclass(eq=False)
 class Task:
-    """What an environment plays; simulators of one task share its CNN and its cache of dense outputs.
+    """What an environment simulates. Simulators of one task share its CNN and its cache of dense outputs.
 
     Attributes:
         masked: The frozen CNN, on ``device``.
-        dataset: The images and labels, uint8 on the CPU, with the augmentations that are wanted.
-        features: What an agent sees of each image.
+        dataset: The images and labels, uint8 on the CPU, with their augmentations.
+        features: What an agent observes of each image.
         reward: The reward.
         penalty: lambda, or the range from which it is drawn for each episode.
-        observation: ``features``, or ``image`` to see the image as well.
-        layerwise: One gate a step, or all in one.
+        observation: ``features``, or ``image`` for features and the image.
+        layerwise: Whether a step decides one gate; otherwise one step decides all.
         device: Where the CNN runs.
-        augment: Whether images are shifted and mirrored at random as in training; ``flip``: mirrored only, so that they
-            lie as those do on which an agent is used.
+        augment: Whether images are shifted and mirrored at random, as in training. ``flip``: only mirrored, so that
+            objects stay where they are in the images on which an agent is used.
         execution: How masked passes run, one of :data:`prunegym.models.skipping.stepwise.STEPWISE`.
     """
 
@@ -81,6 +81,7 @@ class Task:
     execution: str = "auto"
     _dense: Tensor | None = dataclasses.field(default=None, init=False, repr=False)
     _dense_known: Tensor | None = dataclasses.field(default=None, init=False, repr=False)
+    _warned: bool = dataclasses.field(default=False, init=False, repr=False)
 
     @property
     def decisions(self) -> tuple[Decision, ...]:
@@ -89,7 +90,7 @@ class Task:
 
     @functools.cached_property
     def observation_space(self) -> spaces.Dict:
-        """A dict of float32 vectors with finite bounds (and the uint8 image, if wanted); see the environments."""
+        """A dict of float32 vectors with finite bounds, and the uint8 image if asked for; see the environments."""
 
         def box(low: float, high: float, size: int) -> spaces.Box:
             return spaces.Box(low, high, (size,), np.float32)
@@ -112,23 +113,26 @@ class Task:
         """Change lambda for the episodes that begin from now on.
 
         Raises:
-            InvalidInputError: If it is a range, of which agents are told, or this is no finite number of at least 0.
+            InvalidInputError: If lambda is a range, or the new one is not a finite number of at least 0.
         """
         if isinstance(self.penalty, tuple):
             raise InvalidInputError(
-                f"The task's penalty is the range {self.penalty}, from which each episode draws its own. Make the task "
-                "with one number to change it."
+                f"The task's penalty is the range {self.penalty}, from which each episode draws its own. To change it, "
+                "make the task with one number."
             )
-        if isinstance(penalty, tuple | list):
-            raise InvalidInputError(f"penalty is {penalty!r}; one number is needed: the task has no range of lambdas.")
-        self.penalty = _check_penalty(penalty)
+        self.penalty = finite("penalty", penalty, 0.0, hint="The task has one lambda, not a range.")
+        self.warn_if_too_expensive()
+
+    def warn_if_too_expensive(self) -> None:
+        """Warn, once a task, of a lambda that looks meant for another reward: :meth:`Reward.warn_if_too_expensive`."""
+        self._warned = self._warned or self.reward.warn_if_too_expensive(self.penalty)
 
     @torch.inference_mode()
     def dense_logits(self, indices: Tensor, images: Tensor) -> Tensor:
-        """Return the CNN's output with all channels on; computed once an image, unless images are augmented.
+        """Return the CNN's output with all channels on, computed once an image unless images are augmented.
 
         Args:
-            indices: (batch,) int64, of the images within the split.
+            indices: (batch,) int64, the images' positions within the split.
             images: (batch, channels, height, width) float32, normalised.
 
         Returns:
@@ -162,26 +166,28 @@ def make_task(
     latency_table: LatencyTable | Path | str | None = None,
     execution: str = "auto",
 ) -> Task:
-    """Put a task together from names or objects.
+    """Make a task from names or objects.
 
     Args:
         model: A shipped model (``digits``), a network of the zoo (with fresh weights), a path to a model file
-            (``.safetensors``), a CNN, a :class:`MaskedCNN` or a :class:`DynamicCNN`.
-        dataset: A name or path, a :class:`Dataset` (its own split is used), the dict of all three, or None for the one
-            that the model was made for, else ``digits``.
+            (``.safetensors``), your CNN, a :class:`MaskedCNN` or a :class:`DynamicCNN`.
+        dataset: A name or path, a :class:`Dataset` (its own split is used), a dict with a Dataset for each split, or
+            None for the one that the model was made for, else ``digits``.
         split: ``train``, ``validation`` or ``test``.
         reward: See :func:`~prunegym.envs.rewards.reward.resolve_reward`.
         accuracy: The accuracy term of a named reward, see :func:`~prunegym.envs.rewards.accuracy.resolve_accuracy`.
-        penalty: lambda, a range ``(low, high)`` of it, or None for the value at which the full mask costs 0.5.
+        penalty: lambda, a range ``(low, high)`` of it, or None for the value at which all channels on cost 0.5.
+            Rewards ``l0`` and ``l0_weights`` multiply it by a count, the others by a share.
         observation: ``features`` or ``image`` (features and the image).
-        layerwise: One gate a step, or all in one.
-        device: Where the CNN runs. A model that is elsewhere is copied there.
-        features: What an agent sees; by default a DynamicCNN's own where it decides likewise, else the standard
-            features, standardised on the training split.
-        augment: Shift and mirror images at random as in training, or only mirror them (``flip``).
-        images: Use so many images of the split only, drawn with a fixed seed; indices count within them.
-        latency_table: What masks cost in time, or the file of ``prunegym latency``; for the reward ``latency``.
-        execution: ``kernel``: masked channels are skipped by the compiled kernel; ``masked``: computed and made 0;
+        layerwise: Whether a step decides one gate; otherwise one step decides all.
+        device: Where the CNN runs. A model on another device is copied.
+        features: What an agent observes. By default a DynamicCNN's own features, if it makes the same decisions;
+            otherwise the standard features, standardised on the training split.
+        augment: Shift and mirror images at random, as in training, or only mirror them (``flip``).
+        images: Use a random subset of this many images, drawn with a fixed seed; indices count within it.
+        latency_table: The time that masks take, or the file that ``prunegym latency`` wrote; for the reward
+            ``latency``.
+        execution: ``kernel``: the compiled kernel skips masked channels. ``masked``: they are computed, then set to 0.
             ``auto``: the kernel where it can run the CNN. Results are equal up to rounding.
 
     Returns:
@@ -189,12 +195,13 @@ def make_task(
 
     Raises:
         UnknownNameError: For an unknown model, data set, split, reward, accuracy term or observation.
-        InvalidInputError: If parts do not fit each other, or a number is out of range.
+        InvalidInputError: If two arguments do not fit each other, or a number is out of range.
+
+    Warns:
+        PenaltyWarning: If lambda is the price of a channel or weight, and all of them cost over ten right answers.
     """
-    if execution not in STEPWISE:
-        raise UnknownNameError("execution", execution, STEPWISE)
-    if observation not in OBSERVATIONS:
-        raise UnknownNameError("observation", observation, OBSERVATIONS)
+    choice("execution", execution, STEPWISE)
+    choice("observation", observation, OBSERVATIONS)
     found = resolve_model(model, lambda info: _datasets(dataset if dataset is not None else _own(info), split))
     chosen, training = found.data["evaluated"], found.data.get("train")
     if not found.masked.frozen:
@@ -206,7 +213,7 @@ def make_task(
     _check_output(masked, chosen, resolved)
     if features is None and found.policy is not None and found.policy.features.config["layerwise"] == layerwise:
         features = found.policy.features
-    return Task(
+    task = Task(
         masked=masked,
         dataset=_sample(chosen, images).augmenting(augment),
         features=_features(features, masked, layerwise, training, where),
@@ -218,6 +225,19 @@ def make_task(
         augment=augment,
         execution=execution,
     )
+    task.warn_if_too_expensive()
+    return task
+
+
+def environment_task(layerwise: bool, arguments: TaskArguments, *others: str) -> Task:
+    """Make an environment's task; ``others`` are the names of its arguments that :func:`make_task` does not take.
+
+    Raises:
+        UnknownNameError: For an unknown argument; the message suggests the nearest.
+    """
+    for name in arguments:
+        choice("argument", name, [*TaskArguments.__annotations__, *others])
+    return make_task(layerwise=layerwise, **arguments)
 
 
 def _own(info: CNNInfo | None) -> str:
@@ -232,8 +252,7 @@ def _datasets(dataset: str | Dataset | Mapping[Split, Dataset], split: str) -> d
     if split not in SPLITS:
         raise UnknownNameError("split", split, SPLITS)
     if isinstance(dataset, Mapping):
-        if split not in dataset:
-            raise UnknownNameError("split of the given data sets", split, dataset)
+        choice("split of the given data sets", split, dataset)
         other = [f"{name!r} is a {type(one).__name__}" for name, one in dataset.items() if not isinstance(one, Dataset)]
         if other:
             raise InvalidInputError(f"Of the given data sets {other[0]}; a Dataset for each split is needed.")
@@ -244,7 +263,7 @@ def _datasets(dataset: str | Dataset | Mapping[Split, Dataset], split: str) -> d
 def _check_output(masked: MaskedCNN, dataset: Dataset, reward: Reward) -> None:
     function = reward.function
     if isinstance(function, CostReward) and function.accuracy in (correct, log_likelihood, probability):
-        own = ", or pass accuracy= a function of your own from an Outcome to (batch,) numbers"
+        own = ", or pass your own function as accuracy=, from an Outcome to (batch,) numbers"
         check_output(dataset, masked.output_shape, otherwise=own)
 
 
@@ -254,8 +273,8 @@ def _features(
     if given is None:
         if training is None:
             raise InvalidInputError(
-                "The data set is given as one split without its training images, on which features are standardised. "
-                "Pass the dict of all splits (with split=), or features= those of the task that the agent trained on."
+                "The data set is one split without its training images, on which features are standardised. Pass the "
+                "dict of all splits (with split=), or the features of the task that the agent trained on (features=)."
             )
         return MaskFeatures(masked, layerwise).to(device).calibrate(masked, training)
     if not isinstance(given, MaskFeatures):
@@ -271,28 +290,16 @@ def _features(
 
 
 def _check_penalty(penalty: Penalty) -> Penalty:
-    ranged = isinstance(penalty, tuple | list)
-    bounds = list(penalty) if isinstance(penalty, tuple | list) else [penalty]
-    fine = all(
-        isinstance(bound, int | float | np.integer | np.floating)
-        and not isinstance(bound, bool)
-        and 0 <= bound < math.inf
-        for bound in bounds
-    )
-    if not fine or (ranged and (len(bounds) != 2 or bounds[0] >= bounds[1])):
-        raise InvalidInputError(
-            f"penalty is {penalty!r}; a finite number of at least 0, or a range (low, high) with low < high, is "
-            "needed. It is what a unit of cost takes off the reward."
-        )
-    return (float(bounds[0]), float(bounds[1])) if ranged else float(bounds[0])
+    if not isinstance(penalty, tuple | list):
+        return finite("penalty", penalty, 0.0, hint="Or pass a range (low, high). It is the price of a unit of cost.")
+    bounds = [finite("A bound of the range penalty", bound, 0.0) for bound in penalty]
+    if len(bounds) != 2 or bounds[0] >= bounds[1]:
+        raise InvalidInputError(f"penalty is {penalty!r}; a range is (low, high) with low < high.")
+    return bounds[0], bounds[1]
 
 
 def _sample(dataset: Dataset, images: int | None) -> Dataset:
     if images is None:
         return dataset
-    if not isinstance(images, int | np.integer) or not 1 <= images <= len(dataset):
-        raise InvalidInputError(
-            f"images is {images!r}; data set {dataset.name!r}, split {dataset.split!r}, has {len(dataset)} images, so "
-            f"1 to {len(dataset)} is allowed."
-        )
-    return dataset.sample(int(images))
+    hint = f"Data set {dataset.name!r}, split {dataset.split!r}, has {len(dataset)} images."
+    return dataset.sample(whole_number("images", images, high=len(dataset), hint=hint))

@@ -1,4 +1,4 @@
-"""The batched environments in Gymnasium's form."""
+"""The batched environments for Gymnasium."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from typing_extensions import Unpack
 from prunegym.envs.rendering import check_render_mode, render
 from prunegym.envs.scalar_env import Action, read_options
 from prunegym.envs.simulator import MaskSimulator, Observation, Snapshot
-from prunegym.envs.task import TaskArguments, make_task
-from prunegym.errors import InvalidInputError
+from prunegym.envs.task import TaskArguments, environment_task
+from prunegym.validation import shape, whole_number
 
 Array = npt.NDArray[Any]
 
 
 class ChannelMaskVectorEnv(VectorEnv[Observation, Action, Array]):
-    """``num_envs`` episodes of :class:`~prunegym.envs.ChannelMaskEnv` as one batch; see there for everything else.
+    """``num_envs`` episodes of :class:`~prunegym.envs.ChannelMaskEnv` as one batch; see there for the task.
 
-    All sub-environments move in lockstep: their episodes begin and end together, and one batched forward pass serves
-    all of them. The autoreset mode is SAME_STEP: the step that ends the episodes returns the observation of the next
-    ones, and ``infos`` has what ended under ``final_obs`` (an array of dicts) and ``final_info`` (a dict of arrays).
+    All sub-environments move in lockstep: their episodes begin and end together, and take one batched forward pass.
+    The autoreset mode is SAME_STEP: the step that ends the episodes returns the first observation of the next ones.
+    Its ``infos`` have the end of the finished ones: ``final_obs`` (an array of dicts) and ``final_info`` (a dict of
+    arrays).
 
-    ``reset(seed=s)`` seeds the batch as a whole; ``reset(options={"index": [...]})`` takes one index for each
-    sub-environment. After a step that ended episodes, ``render`` shows these.
+    ``reset(seed=s)`` seeds the batch as a whole, and ``reset(options={"index": [...]})`` takes one index for each
+    sub-environment. After a step that ended episodes, ``render`` shows the finished ones.
 
     Args:
         num_envs: Number of sub-environments.
@@ -54,8 +55,8 @@ class ChannelMaskVectorEnv(VectorEnv[Observation, Action, Array]):
 
     def __init__(self, num_envs: int = 1, render_mode: str | None = None, **task: Unpack[TaskArguments]) -> None:
         self.render_mode = check_render_mode(render_mode)
-        self.task = make_task(layerwise=self.layerwise, **task)
-        self.num_envs = num_envs
+        self.task = environment_task(self.layerwise, task, "num_envs", "render_mode")
+        self.num_envs = whole_number("num_envs", num_envs)
         self.single_observation_space = self.task.observation_space
         self.single_action_space = self.task.action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
@@ -70,31 +71,29 @@ class ChannelMaskVectorEnv(VectorEnv[Observation, Action, Array]):
         """Start an episode in every sub-environment.
 
         Raises:
-            InvalidInputError: If the seed is no int, or there is not one valid index for each sub-environment.
+            InvalidInputError: If the seed is not a whole number, or there is not one valid index for each
+                sub-environment.
             UnknownNameError: For an unknown option.
         """
-        if seed is not None and not isinstance(seed, int | np.integer):
-            raise InvalidInputError(f"seed is {seed!r}; one int is needed: it seeds the batch as a whole.")
+        if seed is not None:
+            whole_number("seed", seed, 0, hint="One seed is for the whole batch.")
         super().reset(seed=seed)
         if seed is not None or not self._seeded:
             self.simulator.reseed(self.np_random)
             self._seeded = True
         index, penalty = read_options(options)
-        if index is not None and np.shape(index) != (self.num_envs,):
-            raise InvalidInputError(
-                f"options['index'] is {index!r}; a list of {self.num_envs} indices is needed, one for each "
-                "sub-environment."
-            )
+        if index is not None:
+            shape("options['index']", np.asarray(index), (self.num_envs,), "Give a list: an index for each.")
         observation = self.simulator.reset(index, penalty)
         self._shown = self.simulator.snapshot() if self.render_mode else None
         return observation, self._everywhere(self.simulator.info())
 
     def step(self, actions: Action) -> tuple[Observation, Array, Array, Array, dict[str, Any]]:
-        """Take a decision in every sub-environment; where that ends the episodes, the next ones begin.
+        """Take a decision in every sub-environment; when that ends the episodes, the next ones begin.
 
         Raises:
             InvalidInputError: If actions have another shape or other values than 0 and 1.
-            RewardError: If a reward function of the user's misbehaves.
+            RewardError: If your reward function raises or returns bad values.
         """
         result = self.simulator.step(actions)
         observation, infos = result.observation, {}
@@ -116,7 +115,7 @@ class ChannelMaskVectorEnv(VectorEnv[Observation, Action, Array]):
         return tuple(render(self.task, self._shown, row) for row in range(self.num_envs))
 
     def _everywhere(self, infos: dict[str, Any]) -> dict[str, Any]:
-        """Add to each key Gymnasium's ``_key``: which sub-environments have it, here always all."""
+        """Add Gymnasium's ``_key`` to each key: which sub-environments have it, here all."""
         return infos | {f"_{key}": np.ones(self.num_envs, dtype=bool) for key in infos}
 
 
@@ -130,6 +129,6 @@ class LayerwiseChannelMaskVectorEnv(ChannelMaskVectorEnv):
 
 
 def rows(observation: Observation, count: int) -> list[Observation]:
-    """Return the observation of each sub-environment: views of arrays that are fresh at each step."""
+    """Return the observation of each sub-environment: views of arrays that are new at each step."""
     columns = list(observation.items())
     return [{name: array[row] for name, array in columns} for row in range(count)]

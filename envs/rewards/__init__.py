@@ -1,1 +1,1 @@
-"""What an episode pays: outcomes, accuracy terms, costs, rewards."""
+"""Rewards: outcomes of episodes, accuracy terms, costs, and rewards by name."""

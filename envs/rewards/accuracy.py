@@ -1,4 +1,4 @@
-"""Accuracy terms: how well the masked CNN did on each image, as one number that is to be maximised."""
+"""Accuracy terms: how good the masked CNN's answer to each image is, as one number to maximise."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from prunegym.envs.rewards.outcome import Outcome
-from prunegym.errors import InvalidInputError, RewardError, UnknownNameError
+from prunegym.errors import InvalidInputError, RewardError
 from prunegym.user_code import import_object
+from prunegym.validation import choice
 
 AccuracyTerm = Callable[[Outcome], Tensor]
 
@@ -33,7 +34,7 @@ def probability(outcome: Outcome) -> Tensor:
 def fidelity(outcome: Outcome) -> Tensor:
     """Return 1 where the class is that of the dense CNN, else 0: (batch,) float64. Needs no labels.
 
-    Outputs (batch, classes, ...) give the share of positions that agree.
+    For outputs (batch, classes, ...) it is the share of positions that agree.
     """
     agree = outcome.logits.argmax(1) == outcome.dense_logits.argmax(1)
     return agree.double().reshape(len(agree), -1).mean(1)
@@ -56,14 +57,12 @@ def resolve_accuracy(accuracy: str | AccuracyTerm) -> AccuracyTerm:
 
     Raises:
         UnknownNameError: If there is no such name.
-        InvalidInputError: If it is no function.
+        InvalidInputError: If it is not a function.
     """
     if isinstance(accuracy, str) and ":" in accuracy:
         accuracy = import_object(accuracy, "accuracy term")
     if isinstance(accuracy, str):
-        if accuracy not in ACCURACY_TERMS:
-            raise UnknownNameError("accuracy term", accuracy, ACCURACY_TERMS)
-        return ACCURACY_TERMS[accuracy]
+        return ACCURACY_TERMS[choice("accuracy term", accuracy, ACCURACY_TERMS)]
     if not callable(accuracy):
         raise InvalidInputError(
             f"accuracy is {accuracy!r}; a name ({', '.join(ACCURACY_TERMS)}), 'module:function' or a function from an "
@@ -77,7 +76,7 @@ def _class_logits(outcome: Outcome, name: str) -> Tensor:
     if logits.ndim != 2 or logits.shape[1] <= int(outcome.labels.max()):
         raise RewardError(
             f"The accuracy term {name!r} needs an output (batch, classes) with a class for each label up to "
-            f"{int(outcome.labels.max())}; this network's is {tuple(logits.shape)}. Pass accuracy= a function of your "
-            "own from an Outcome to (batch,) numbers."
+            f"{int(outcome.labels.max())}; this network's is {tuple(logits.shape)}. Pass your own function as "
+            "accuracy=, from an Outcome to (batch,) numbers."
         )
     return logits

@@ -1,4 +1,4 @@
-"""The checks around a user's reward: what it is called with, and what it may return."""
+"""Checks around your reward function: what it is called with, and what it may return."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from prunegym.errors import PruneGymError, RewardError
 from prunegym.user_code import name_of
 
 LARGEST = 1e15
-"""A reward's largest size. Algorithms sum the squares of many in float32, which ends at 3e38: weights would be NaN."""
+"""Largest size of a reward. Algorithms sum squares of rewards in float32: above 3e38, weights become NaN."""
 
 
 def call_checked(kind: str, function: Callable[..., Any], outcome: Outcome, *arguments: Any) -> Tensor:
-    """Call a function of an outcome, and see to it that it returns one finite number an episode.
+    """Call a function of an outcome, and check that it returns one finite number an episode.
 
     Args:
         kind: For the error: ``"reward"``, ``"accuracy term"``, ``"step cost"``.
@@ -29,10 +29,10 @@ def call_checked(kind: str, function: Callable[..., Any], outcome: Outcome, *arg
         (batch,) float64, on the device of the outcome.
 
     Raises:
-        RewardError: If the function raises, or returns another shape or values that are not finite or far too large.
+        RewardError: If the function raises, or returns another shape, values that are not finite, or too large ones.
     """
     batch = len(outcome.mask)
-    # A user's function that works in place must not change what happens next, nor what is reported.
+    # Your function gets a copy: working in place must change neither what happens next nor what is reported.
     ours = str(getattr(function, "__module__", "")).startswith("prunegym.")
     try:
         returned = function(outcome if ours else outcome.copied(), *arguments)
@@ -42,7 +42,7 @@ def call_checked(kind: str, function: Callable[..., Any], outcome: Outcome, *arg
     except Exception as error:  # whatever the user's function raises
         raise RewardError(
             f"The {kind} {name_of(function)!r} raised {type(error).__name__}: {error}. It is called with an Outcome of "
-            f"{batch} episodes and has to return a tensor of shape ({batch},)."
+            f"{batch} episodes and must return a tensor of shape ({batch},)."
         ) from error
     if values.shape != (batch,):
         raise RewardError(

@@ -1,4 +1,4 @@
-"""Costs of a mask: ||M||_0 over channels or weights, the MAC share, measured time."""
+"""Costs of a mask: ||M||_0 over channels or weights, MAC share, and measured time."""
 
 from __future__ import annotations
 
@@ -22,12 +22,15 @@ class Cost(Protocol):
 
 
 def kept_channels(masked: MaskedCNN, mask: Tensor) -> Tensor:  # noqa: ARG001
-    """Return ||M||_0 over channels, as in the document's example: (batch,) float64."""
+    """Return ||M||_0 over channels, as in the article's example: (batch,) float64."""
     return mask.double().sum(1)
 
 
 def kept_weights(masked: MaskedCNN, mask: Tensor) -> Tensor:
-    """Return ||M||_0 over weights, the document's definition: those with a kept input and output, (batch,) float64."""
+    """Return ||M||_0 over weights, as the article defines it: (batch,) float64.
+
+    A weight counts if its input and output channels are both kept.
+    """
     return masked.cost.weights(mask)
 
 
@@ -38,7 +41,7 @@ def mac_share(masked: MaskedCNN, mask: Tensor) -> Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class CostReward:
-    """accuracy(outcome) - penalty * cost(mask), with a cost that can be paid gate by gate.
+    """Accuracy term less lambda times cost, where the cost can be paid gate by gate.
 
     Attributes:
         accuracy: The accuracy term.
@@ -50,33 +53,25 @@ class CostReward:
 
     def __call__(self, outcome: Outcome) -> Tensor:
         """Return the whole reward (batch,) float64."""
-        return call_checked("accuracy term", self.accuracy, outcome) - outcome.penalty * self.cost(
-            outcome.masked, outcome.mask
-        )
+        accuracy = call_checked("accuracy term", self.accuracy, outcome)
+        # The article's R = L(W * M(x); D) - lambda ||M(x)||_0, with L read as a performance (see resolve_reward).
+        return accuracy - outcome.penalty * self.cost(outcome.masked, outcome.mask)
 
     def step_cost(self, outcome: Outcome, gate: int) -> Tensor:
-        """Return what deciding ``gate`` added to the cost while all later gates are 0: (batch,) float64.
-
-        In a plain network a gate's price depends on its neighbours; counted so, the prices add up to the cost.
-        """
+        """Return what deciding ``gate`` added to lambda * cost while all later gates are 0: (batch,) float64."""
         before = outcome.mask.clone()
         outcome.masked.split(before)[gate].zero_()
+        # A channel costs more MACs the more neighbours are kept. Differences of prefixes add up to the cost exactly.
         added = self.cost(outcome.masked, outcome.mask) - self.cost(outcome.masked, before)
         return outcome.penalty * added
 
 
 @dataclasses.dataclass(frozen=True)
 class LatencyShare:
-    """Time under the mask / time with all channels on, by a table measured on a machine."""
+    """Time under the mask / time with all channels on, from a table measured on one machine."""
 
     table: LatencyTable
 
     def __call__(self, masked: MaskedCNN, mask: Tensor) -> Tensor:  # noqa: ARG002
         """Return the share for each mask: (batch,) float64."""
         return self.table.share(mask)
-
-
-REWARDS: dict[str, Cost] = {"l0": kept_channels, "l0_weights": kept_weights, "macs": mac_share}
-"""Costs that the mask alone decides."""
-PER_UNIT = ("l0", "l0_weights")
-"""Costs that count channels or weights; the others are shares of the dense network's cost."""

@@ -1,4 +1,4 @@
-"""What came of an episode: the batched tensors that rewards and accuracy terms are computed from."""
+"""Outcomes of episodes: the batched tensors from which rewards and accuracy terms are computed."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from prunegym.models.masking.masked_cnn import MaskedCNN
 class Outcome:
     """A batch of finished episodes, one row each; all tensors are on the device of the CNN.
 
-    While a layer-by-layer episode is under way, a reward's ``step_cost`` gets the same with the bits of later gates 0
-    and with ``logits`` of shape (batch, 0), since the output is not known yet.
+    During a layer-by-layer episode a reward's ``step_cost`` gets an outcome in which the bits of later gates are 0 and
+    ``logits`` has shape (batch, 0), since the output is not known yet.
 
     Attributes:
         logits: The masked CNN's output, (batch, classes) float32, or (batch, ...) for networks that do not classify.
         labels: (batch,) int64.
-        indices: (batch,) int64: which images of ``dataset`` these are.
+        indices: (batch,) int64, the images' positions in ``dataset``.
         mask: (batch, mask_size) float32 of 0 and 1.
         kept: (batch,) float64, number of kept channels.
         mac_share: (batch,) float64, MACs of the masked CNN / MACs of the original CNN, without the policy's.
         penalty: (batch,) float64, lambda of each episode.
         masked: The CNN, for its gates and its cost model.
-        dataset: The images. An agent learns on those of one split, and its actors are compared on another's.
+        dataset: The images. An agent learns on one split, and its checkpoints are compared on another.
         dense: Computes ``dense_logits``.
     """
 
@@ -47,12 +47,12 @@ class Outcome:
 
     @functools.cached_property
     def dense_logits(self) -> Tensor:
-        """The output of the CNN with all channels on, shaped as ``logits``; computed when first asked for."""
+        """The output of the CNN with all channels on, shaped as ``logits``; computed at first use."""
         return self.dense()
 
     @property
     def places(self) -> Tensor:
-        """(batch,) int64: where the images stand in the whole of split ``dataset.split``, to look up one's own targets.
+        """(batch,) int64, the images' positions in the whole split ``dataset.split``: look up your own targets by them.
 
         ``indices`` counts within ``dataset``, which may be a sample or a part of the split.
         """
@@ -60,13 +60,13 @@ class Outcome:
 
     @property
     def predictions(self) -> Tensor | None:
-        """(batch,) int64, the classes that were chosen; None unless the output is (batch, classes)."""
+        """(batch,) int64, the predicted classes; None unless the output is (batch, classes)."""
         if self.logits.ndim != 2 or self.logits.shape[1] == 0:
             return None
         return self.logits.argmax(1)
 
     def copied(self) -> Outcome:
-        """Return the same with tensors of its own: who writes into them changes nothing."""
+        """Return a copy: writing into its tensors changes nothing else."""
         return dataclasses.replace(
             self, logits=self.logits.clone(), labels=self.labels.clone(), indices=self.indices.clone(),
             mask=self.mask.clone(), kept=self.kept.clone(), mac_share=self.mac_share.clone(),
@@ -74,7 +74,7 @@ class Outcome:
         )  # fmt: skip
 
     def summary(self) -> dict[str, npt.NDArray[Any]]:
-        """Return what infos report, each (batch,): index, label, prediction, correct, kept (int64, bool) and mac_share.
+        """Return what infos report, each (batch,): index, label, prediction, correct, kept and mac_share.
 
         Prediction and correct are missing where the output is not (batch, classes).
         """

@@ -1,4 +1,4 @@
-"""Errors that PruneGym raises for bad input: each says what was given, what is allowed and how to mend it."""
+"""Errors and warnings of PruneGym: each says what was given, what is allowed and how to fix it."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ class PruneGymError(Exception):
 
 
 class UnknownNameError(PruneGymError, KeyError):
-    """A name that stands for no model, data set, reward, accuracy term, baseline or stage."""
+    """A name that is not known: of a model, data set, reward, argument and so on. The message suggests the nearest."""
 
     def __init__(self, kind: str, name: object, allowed: Iterable[str]) -> None:
         """Build the message.
 
         Args:
-            kind: What the name should have named, e.g. ``"model"``.
+            kind: What the name is of, e.g. ``"model"``.
             name: What was given.
-            allowed: The names that exist.
+            allowed: The names that are known.
         """
         names = sorted(allowed)
         self._arguments = (kind, name, names)
@@ -29,23 +29,23 @@ class UnknownNameError(PruneGymError, KeyError):
         super().__init__(self.message)
 
     def __str__(self) -> str:
-        """Return the message itself, since ``KeyError`` would quote it."""
+        """Return the message itself; ``KeyError`` would put it in quotes."""
         return self.message
 
     def __reduce__(self) -> tuple[type[UnknownNameError], tuple[str, object, list[str]]]:
-        """Pickle by the arguments: worker processes send their errors, and ``args`` holds the message alone."""
+        """Pickle the arguments, so that worker processes can send the error: ``args`` holds only the message."""
         return type(self), self._arguments
 
 
 class InvalidInputError(PruneGymError, ValueError):
-    """A value, shape or type that the called function does not take."""
+    """A value, shape or type that the called function does not accept."""
 
 
 class MissingDataError(PruneGymError, FileNotFoundError):
-    """A file, data set or checkpoint that is not where it was looked for."""
+    """A file, data set or checkpoint that does not exist."""
 
     def __str__(self) -> str:
-        """Return the message alone, without an errno."""
+        """Return only the message, without an errno."""
         return str(self.args[0]) if self.args else ""
 
 
@@ -54,8 +54,12 @@ class UntraceableModelError(PruneGymError, TypeError):
 
 
 class RewardError(PruneGymError, ValueError):
-    """A reward or accuracy function that raised, returned a wrong shape, or values not finite or far too large."""
+    """A reward or accuracy function that raised, or returned a wrong shape, or values not finite or far too large."""
 
 
 class MissingDependencyError(PruneGymError, ImportError):
-    """An optional package that a feature needs; the message has its pip line."""
+    """An optional package that a feature needs; the message has the pip command."""
+
+
+class PenaltyWarning(UserWarning):
+    """A penalty that is priced per channel or weight, but looks like one for a share of the whole network."""

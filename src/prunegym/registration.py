@@ -1,15 +1,15 @@
-"""The ids of the environments. Gymnasium has no plugins: they are registered when prunegym is imported."""
+"""The ids of the environments, registered with Gymnasium when prunegym is imported."""
 
 from __future__ import annotations
 
 import gymnasium as gym
 
 LAYERWISE = {"prunegym/ChannelMask-v0": False, "prunegym/LayerwiseChannelMask-v0": True}
-"""All ids, and whether an episode decides one gate a step."""
+"""Each id, and whether a step decides one gate or all of them."""
 
 
 def register_environments() -> None:
-    """Register all ids with Gymnasium; once is enough, twice does no harm."""
+    """Register all ids with Gymnasium; ids that are registered already stay."""
     for env_id, layerwise in LAYERWISE.items():
         if env_id not in gym.registry:
             name = "LayerwiseChannelMask" if layerwise else "ChannelMask"

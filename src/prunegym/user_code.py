@@ -1,4 +1,4 @@
-"""What users name as ``module:function``: imported, named and described."""
+"""Your code, named as ``module:function``: import it, name it, and fingerprint it."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from prunegym.errors import InvalidInputError
 
 
 def import_object(path: str, kind: str) -> Any:
-    """Import ``"module:name"``; modules in the current folder are found too.
+    """Import ``"module:name"``, from installed packages or the current folder.
 
     Args:
         path: E.g. ``"mymodule:myfunction"``.
-        kind: What it should be, for the error: ``"reward"``, ``"agent"``.
+        kind: What it is used as, for the error: ``"reward"``, ``"agent"``.
 
     Returns:
         The object.
 
     Raises:
-        InvalidInputError: If the module cannot be imported or has no such name.
+        InvalidInputError: If the module cannot be imported or does not have that name.
 
     Example:
         >>> import_object("torch.nn.functional:relu", "reward").__name__
@@ -45,11 +45,11 @@ def import_object(path: str, kind: str) -> Any:
 
 
 def import_module(name: str, what: str) -> ModuleType:
-    """Import a module of the user's; those in the current folder are found too.
+    """Import your module, from installed packages or the current folder.
 
     Args:
-        name: Of the module.
-        what: It is imported for, for the error.
+        name: The module's name.
+        what: What it is imported for, for the error.
 
     Raises:
         InvalidInputError: If it cannot be imported.
@@ -57,7 +57,7 @@ def import_module(name: str, what: str) -> ModuleType:
     try:
         with _current_folder_importable():
             return importlib.import_module(name)
-    except Exception as error:  # whatever the user's module raises on import
+    except Exception as error:  # your module may raise anything
         raise InvalidInputError(
             f"The {what} cannot be imported: {type(error).__name__}: {error}. "
             f"Looked in the installed packages and in {Path.cwd()}."
@@ -66,7 +66,7 @@ def import_module(name: str, what: str) -> ModuleType:
 
 @contextlib.contextmanager
 def _current_folder_importable() -> Iterator[None]:
-    # An installed command has its own folder, not the current one, on the path.
+    # Python puts the folder of an installed command on its path, not the current folder.
     folder = str(Path.cwd())
     sys.path.insert(0, folder)
     try:
@@ -77,15 +77,15 @@ def _current_folder_importable() -> Iterator[None]:
 
 
 def name_of(function: object) -> str:
-    """Return a name of a callable for messages and tables."""
+    """Return the name of a callable, for messages and tables."""
     return str(getattr(function, "__qualname__", None) or type(function).__qualname__)
 
 
 def described(function: object) -> str:
-    """Return what tells a function from others: its name, a hash of its source, and an object's own numbers and texts.
+    """Return a fingerprint of a function: its name, a hash of its source, and an object's attributes (numbers, texts).
 
     Args:
-        function: A callable, or ``"module:name"`` of one.
+        function: A callable, or its import path ``"module:name"``.
 
     Example:
         >>> described("torch.nn.functional:silu").split("#")[0]

@@ -16,7 +16,8 @@ from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.zoo.network_registry import build
 from tests.envs.mask_oracle import LAYERWISE, ONE_STEP, random_masks
 
-RANGE = r"a finite number of at least 0, or a range \(low, high\) with low < high, is needed"
+NUMBER = r"a finite number of at least 0 is needed. Or pass a range \(low, high\)"
+RANGE = r"a range is \(low, high\) with low < high"
 
 
 @pytest.mark.parametrize(
@@ -29,15 +30,16 @@ RANGE = r"a finite number of at least 0, or a range \(low, high\) with low < hig
         ({"dataset": "digitz"}, UnknownNameError, r"Unknown data set .*'digitz'. Did you mean 'digits'\?"),
         ({"split": "tests"}, UnknownNameError, r"Unknown split 'tests'. Did you mean 'test'\?"),
         ({"observation": "imag"}, UnknownNameError, r"Unknown observation 'imag'. Did you mean 'image'\?"),
-        ({"penalty": -0.1}, InvalidInputError, rf"penalty is -0.1; {RANGE}"),
-        ({"penalty": float("nan")}, InvalidInputError, rf"penalty is nan; {RANGE}"),
+        ({"penalty": -0.1}, InvalidInputError, rf"penalty is -0.1; {NUMBER}"),
+        ({"penalty": float("nan")}, InvalidInputError, rf"penalty is nan; {NUMBER}"),
+        ({"penalty": (0.1, "x")}, InvalidInputError, "A bound of the range penalty is 'x'; a finite number"),
         ({"penalty": (0.2, 0.1)}, InvalidInputError, rf"penalty is \(0.2, 0.1\); {RANGE}"),
         ({"penalty": (0.1, 0.1)}, InvalidInputError, rf"penalty is \(0.1, 0.1\); {RANGE}"),
         ({"penalty": (0.1, 0.2, 0.3)}, InvalidInputError, RANGE),
         ({"penalty": ()}, InvalidInputError, RANGE),
-        ({"penalty": "much"}, InvalidInputError, RANGE),
-        ({"images": 0}, InvalidInputError, "images is 0; data set 'digits', split 'train', has 1077 images"),
-        ({"images": 1078}, InvalidInputError, "images is 1078; .* so 1 to 1077 is allowed"),
+        ({"penalty": "much"}, InvalidInputError, NUMBER),
+        ({"images": 0}, InvalidInputError, "images is 0; .* Data set 'digits', split 'train', has 1077 images"),
+        ({"images": 1078}, InvalidInputError, "images is 1078; a whole number from 1 to 1077 is needed"),
         ({"features": 3}, InvalidInputError, "features is a int; MaskFeatures of the model are needed"),
         ({"dataset": {"train": 1}}, InvalidInputError, "'train' is a int; a Dataset for each split is needed"),
     ],
@@ -106,18 +108,18 @@ def test_one_split_alone_has_no_images_to_standardise_features_on(cnn):
         make_task(cnn, {"train": load_dataset("digits"), "test": test}, split="validation")
 
 
-SHAPE, VALUE = r"The action has shape", r"only 0 \(channel off\) and 1 \(kept\) are allowed"
+SHAPE, VALUE = r"The action is of shape", r"only 0 and 1 are allowed. 1 keeps a channel, 0 switches it off"
 
 
 @pytest.mark.parametrize(
     ("action", "message"),
     [
-        (np.ones(47), rf"{SHAPE} \(47,\); \(48,\) is needed: a 0 or 1 for each channel"),
+        (np.ones(47), rf"{SHAPE} \(47,\); \(48,\) is needed. Give a 0 or 1 for each channel"),
         (np.ones((1, 48)), rf"{SHAPE} \(1, 48\); \(48,\) is needed"),
         (1, rf"{SHAPE} \(\); \(48,\) is needed"),
         (np.full(48, 0.5), f"value 0.5; {VALUE}"),
-        (np.full(48, 2), f"value 2.0; {VALUE}"),
-        (np.full(48, -1), f"value -1.0; {VALUE}"),
+        (np.full(48, 2), f"value 2; {VALUE}"),
+        (np.full(48, -1), f"value -1; {VALUE}"),
         (np.full(48, np.nan), f"value nan; {VALUE}"),
     ],
 )
@@ -139,7 +141,7 @@ def test_bits_past_the_gates_width_are_ignored_but_those_within_are_not(cnn):
     env = gym.make(LAYERWISE, model=cnn, dataset="digits")
     env.reset(seed=0)
     env.step(np.concatenate([np.ones(16), np.full(16, np.nan)]))
-    with pytest.raises(InvalidInputError, match=f"value 5.0; {VALUE}"):
+    with pytest.raises(InvalidInputError, match=f"value 5; {VALUE}"):
         env.step(np.concatenate([np.ones(31), [5]]))
     # Nothing was decided by the action that was refused.
     assert env.step(np.zeros(32))[4]["kept"] == 16
@@ -149,7 +151,7 @@ def test_actions_of_a_batch(cnn):
     env = MaskVecEnv(ONE_STEP, 3, model=cnn, dataset="digits")
     env.reset()
     with pytest.raises(
-        InvalidInputError, match=rf"{SHAPE} \(2, 48\); \(3, 48\) is needed: a row for each sub-environment"
+        InvalidInputError, match=rf"{SHAPE} \(2, 48\); \(3, 48\) is needed. Give a row for each sub-environment"
     ):
         env.step(np.ones((2, 48)))
 
@@ -158,9 +160,11 @@ def test_a_step_after_the_end(cnn):
     env = gym.make(ONE_STEP, model=cnn, dataset="digits")
     env.reset(seed=0)
     env.step(np.ones(48))
-    with pytest.raises(InvalidInputError, match=r"no episode under way: it is over or not begun. Call reset\(\) first"):
+    with pytest.raises(
+        InvalidInputError, match=r"No episode is under way: it is over, or has not begun. Call reset\(\) first"
+    ):
         env.step(np.ones(48))
-    with pytest.raises(InvalidInputError, match="no episode under way"):
+    with pytest.raises(InvalidInputError, match="No episode is under way"):
         MaskVecEnv(ONE_STEP, 3, model=cnn, dataset="digits").step(np.ones((3, 48)))
 
 
@@ -184,9 +188,9 @@ def test_options_of_reset(cnn):
     with pytest.raises(InvalidInputError, match=r"penalty is 0.3; a number from 0.1 to 0.2 is allowed here"):
         env.reset(options={"penalty": 0.3})
     envs = gym.make_vec(ONE_STEP, 3, model=cnn, dataset="digits")
-    with pytest.raises(InvalidInputError, match=r"options\['index'\] is 1; a list of 3 indices is needed"):
+    with pytest.raises(InvalidInputError, match=r"options\['index'\] is of shape \(\); \(3,\) is needed. Give a list"):
         envs.reset(options={"index": 1})
-    with pytest.raises(InvalidInputError, match=r"seed is \[1, 2, 3\]; one int is needed"):
+    with pytest.raises(InvalidInputError, match=r"seed is \[1, 2, 3\]; a whole number .*for the whole batch"):
         envs.reset(seed=[1, 2, 3])
     venv = MaskVecEnv(ONE_STEP, 2, model=cnn, dataset="digits")
     venv.set_options([{"index": 1}, {}])
@@ -212,15 +216,15 @@ def test_a_render_mode_that_is_none(cnn):
 def test_options_of_reset_of_another_kind(options: dict[str, object]) -> None:
     with pytest.raises(InvalidInputError, match=r"a list of integers from 0|a number from 0\.0 to inf"):
         gym.make("prunegym/ChannelMask-v0").reset(options=options)
-    with pytest.raises(InvalidInputError, match=r"images is 2\.5; data set 'digits'"):
+    with pytest.raises(InvalidInputError, match=r"images is 2\.5; .*Data set 'digits'"):
         make_task("digits", images=2.5)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_envs": 4.0}, r"num_envs is 4.0 and group 1; whole numbers"),
-        ({"num_envs": "4"}, r"num_envs is '4' and group 1; whole numbers"),
+        ({"num_envs": 4.0}, r"num_envs is 4.0; a whole number of at least 1"),
+        ({"num_envs": "4"}, r"num_envs is '4'; a whole number of at least 1"),
         ({"seed": -1}, "seed is -1; a whole number of at least 0"),
         ({"augment": 1}, "augment is 1; True, False or 'flip' is allowed"),
     ],
@@ -236,16 +240,30 @@ def test_arguments_of_the_batched_environment(arguments, message, cnn):
         ("x", "'x'; a finite number"),
         (-1, "-1; a finite"),
         (None, "None; a finite"),
-        ((0.1, 0.2), "one number is needed"),
+        ((0.1, 0.2), r"\(0.1, 0.2\); .* The task has one lambda, not a range"),
     ],
 )
 def test_a_wrong_penalty_later(penalty, message, cnn):
-    env = MaskVecEnv(ONE_STEP, 4, model=cnn, dataset="digits", penalty=0.3)
+    env = MaskVecEnv(ONE_STEP, 4, model=cnn, dataset="digits", penalty=0.02)
     with pytest.raises(InvalidInputError, match=rf"penalty is .*{message}"):
         env.set_penalty(penalty)
-    assert env.task.penalty == 0.3
+    assert env.task.penalty == 0.02
 
 
 def test_numbers_of_numpy(cnn):
-    task = make_task(cnn, "digits", penalty=np.float32(0.25), images=np.int64(10))
-    assert (task.penalty, len(task.dataset)) == (0.25, 10)
+    task = make_task(cnn, "digits", penalty=np.float32(0.125), images=np.int64(10))
+    assert (task.penalty, len(task.dataset)) == (0.125, 10)
+
+
+def test_an_unknown_argument_names_the_nearest(cnn):
+    message = r"Unknown argument 'penalti'\. Did you mean 'penalty'\?"
+    with pytest.raises(UnknownNameError, match=message):
+        gym.make(ONE_STEP, model=cnn, penalti=0.1)
+    with pytest.raises(UnknownNameError, match=message):
+        gym.make_vec(LAYERWISE, 2, model=cnn, penalti=0.1)
+    with pytest.raises(UnknownNameError, match=message):
+        MaskVecEnv(ONE_STEP, 2, penalti=0.1)
+    with pytest.raises(UnknownNameError, match=r"Unknown argument 'groups'\. Did you mean 'group'\?"):
+        MaskVecEnv(ONE_STEP, 2, groups=2)
+    with pytest.raises(UnknownNameError, match=r"Unknown argument 'layerwise'\."):
+        gym.make(LAYERWISE, layerwise=False)

@@ -25,7 +25,7 @@ def test_sampling_visits_each_image_once_an_epoch(cnn):
 
 @pytest.mark.parametrize("env_id", IDS)
 def test_seeds_reproduce_and_differ(env_id, cnn):
-    arguments = {"model": cnn, "dataset": "digits", "augment": True, "penalty": (0.1, 1.0)}
+    arguments = {"model": cnn, "dataset": "digits", "augment": True, "reward": "macs", "penalty": (0.1, 1.0)}
     mask = random_masks(4)
 
     def run(env, reset, step):
@@ -101,6 +101,6 @@ def test_lambda_can_be_changed_for_the_episodes_that_have_just_begun(env_id, cnn
     np.testing.assert_allclose(returns(change_at=0), -0.9, atol=1e-6)
     with pytest.raises(InvalidInputError, match=r"penalty is -1; a finite number of at least 0"):
         env.set_penalty(-1)
-    ranged = MaskVecEnv(env_id, 3, seed=0, model=cnn, dataset="digits", penalty=(0.1, 0.9))
+    ranged = MaskVecEnv(env_id, 3, seed=0, model=cnn, dataset="digits", reward="macs", penalty=(0.1, 0.9))
     with pytest.raises(InvalidInputError, match=r"penalty is the range \(0\.1, 0\.9\), from which each episode draws"):
         ranged.set_penalty(0.5)

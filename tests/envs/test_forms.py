@@ -16,7 +16,7 @@ from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
 from torch.utils.flop_counter import FlopCounterMode
 
-from prunegym.envs import MaskSimulator, MaskVecEnv
+from prunegym.envs import GroupAdvantage, MaskSimulator, MaskVecEnv
 from prunegym.errors import InvalidInputError, UnknownNameError
 from prunegym.models.data.dataset_registry import load_dataset
 from prunegym.models.skipping.stepwise import CHUNK
@@ -47,7 +47,9 @@ def test_both_checkers_pass_with_all_defaults(env_id):
 
 @pytest.mark.parametrize("env_id", REGISTERED)
 def test_both_checkers_pass_with_everything_that_is_random(env_id, cnn):
-    env = gym.make(env_id, model=cnn, dataset="digits", penalty=(0.1, 2.0), augment=True, render_mode="rgb_array")
+    env = gym.make(
+        env_id, model=cnn, dataset="digits", reward="macs", penalty=(0.1, 2.0), augment=True, render_mode="rgb_array"
+    )
     check_env(env.unwrapped)
     check_env_sb3(env.unwrapped)
 
@@ -216,7 +218,7 @@ def test_the_vector_form_resets_in_the_step_that_ends_episodes(env_id, cnn):
 
 
 def test_terminal_observations_of_the_sb3_form_are_the_old_episodes(cnn):
-    env = MaskVecEnv(LAYERWISE, 4, model=cnn, dataset="digits", penalty=(0.5, 1.0))
+    env = MaskVecEnv(LAYERWISE, 4, model=cnn, dataset="digits", reward="macs", penalty=(0.5, 1.0))
     first = env.reset()
     for action in layer_actions(random_masks(4)):
         observation, _, dones, infos = env.step(action)
@@ -239,7 +241,7 @@ def test_infos_of_the_sb3_form_are_empty_before_the_end(cnn):
 
 
 def test_observations_are_never_the_same_memory(cnn):
-    env = MaskVecEnv(LAYERWISE, 4, model=cnn, dataset="digits", penalty=(0.5, 1.0), observation="image")
+    env = MaskVecEnv(LAYERWISE, 4, model=cnn, dataset="digits", reward="macs", penalty=(0.5, 1.0), observation="image")
     taken = [env.reset()]
     taken += [env.step(action)[0] for action in layer_actions(random_masks(4)) * 2]
     for at, one in enumerate(taken):
@@ -269,6 +271,8 @@ def test_attributes_of_the_sb3_form(cnn):
     assert env.group == 2
     with pytest.raises(InvalidInputError, match="'lambda' cannot be set for sub-environments None: they are one batch"):
         env.set_attr("lambda", 2)
+    with pytest.raises(InvalidInputError, match=r'Call env\.env_method\("set_penalty", 0\.02\)'):
+        GroupAdvantage(env).set_attr("penalty", 0.02)
     with pytest.raises(InvalidInputError, match="'group' cannot be set for sub-environments 1"):
         env.set_attr("group", 2, 1)
 

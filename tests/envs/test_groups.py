@@ -11,7 +11,9 @@ from tests.envs.mask_oracle import IDS, LAYERWISE, ONE_STEP, actions_of, layer_a
 
 
 def test_a_group_shares_image_augmentation_and_penalty(cnn):
-    env = MaskVecEnv(ONE_STEP, 12, group=4, seed=0, model=cnn, dataset="digits", penalty=(0.0, 1.0), augment=True)
+    env = MaskVecEnv(
+        ONE_STEP, 12, group=4, seed=0, model=cnn, dataset="digits", reward="macs", penalty=(0.0, 1.0), augment=True
+    )
     observation = env.reset()
     for array in (
         env.simulator.indices.numpy(),
@@ -47,9 +49,16 @@ def test_group_advantage_needs_a_group(cnn):
         GroupAdvantage(MaskVecEnv(ONE_STEP, 6, model=cnn, dataset="digits"))
 
 
-@pytest.mark.parametrize(("num_envs", "group"), [(6, 4), (0, 1), (4, 0)])
-def test_group_and_number_must_fit(num_envs, group, cnn):
-    with pytest.raises(InvalidInputError, match=rf"num_envs is {num_envs} and group {group}; .* a multiple of group"):
+@pytest.mark.parametrize(
+    ("num_envs", "group", "message"),
+    [
+        (6, 4, "num_envs is 6; a multiple of group, 4, is needed"),
+        (0, 1, "num_envs is 0; a whole number of at least 1"),
+        (4, 0, "group is 0; a whole number of at least 1"),
+    ],
+)
+def test_group_and_number_must_fit(num_envs, group, message, cnn):
+    with pytest.raises(InvalidInputError, match=message):
         MaskVecEnv(ONE_STEP, num_envs, group=group, model=cnn, dataset="digits")
 
 
@@ -91,7 +100,7 @@ def test_self_critical_needs_a_policy_and_a_group(cnn):
     env = SelfCritical(MaskVecEnv(ONE_STEP, 4, group=2, model=cnn, dataset="digits"))
     env.reset()
     with pytest.raises(
-        InvalidInputError, match=r"has no policy to be judged by\. Call env\.follow\(agent\.policy\) first"
+        InvalidInputError, match=r"has no policy for its baseline\. Call env\.follow\(agent\.policy\) first"
     ):
         env.step(np.ones((4, env.action_space.n)))
     with pytest.raises(InvalidInputError, match=r"SelfCritical needs several masks of an image, but the group is 1"):
@@ -100,7 +109,7 @@ def test_self_critical_needs_a_policy_and_a_group(cnn):
 
 @pytest.mark.parametrize("penalty", [0.3, (0.1, 1.0)])
 def test_a_penalty_by_options_in_groups(penalty, cnn):
-    env = MaskVecEnv(ONE_STEP, 4, group=2, seed=0, model=cnn, dataset="digits", penalty=penalty)
+    env = MaskVecEnv(ONE_STEP, 4, group=2, seed=0, model=cnn, dataset="digits", reward="macs", penalty=penalty)
     env.set_options({"penalty": 0.25})
     env.reset()
     assert env.simulator.penalty.tolist() == [0.25] * 4

@@ -18,11 +18,11 @@ def list_names(as_json: JsonFlag = False) -> None:
     if importlib.util.find_spec("gymnasium") is not None:
         from prunegym.agents.rl.recipe_files import FOLDER
         from prunegym.envs.rewards.accuracy import ACCURACY_TERMS
-        from prunegym.envs.rewards.reward import REWARD_NAMES
+        from prunegym.envs.rewards.reward import REWARDS
         from prunegym.registration import LAYERWISE
 
         names |= {
-            "rewards": sorted(REWARD_NAMES),
+            "rewards": sorted(REWARDS),
             "accuracy terms": sorted(ACCURACY_TERMS),
             "recipes": sorted(file.stem for file in FOLDER.glob("*.yaml")),
             "environments": sorted(LAYERWISE),

@@ -24,8 +24,7 @@ from prunegym.commands.options import (
     settle,
 )
 from prunegym.commands.output import emit, percent, progress_of, table
-from prunegym.envs.rewards.costs import PER_UNIT
-from prunegym.envs.rewards.reward import BLOCKDROP
+from prunegym.envs.rewards.reward import REWARDS, NamedReward
 from prunegym.models.catalog import open_split, open_trained, with_history
 
 if TYPE_CHECKING:
@@ -120,9 +119,10 @@ def override(
     settings = {"n_episodes": episodes, "n_envs": n_envs, "eval_images": eval_images}
     changes: dict[str, Any] = {key: value for key, value in settings.items() if value is not None}
     kwargs = {**recipe.env_kwargs, **{key: value for key, value in task.items() if value is not None}}
-    if reward is not None and (":" in reward or reward == BLOCKDROP) and accuracy is None:
+    named = REWARDS.get(reward or "", NamedReward())
+    if reward is not None and (":" in reward or named.whole) and accuracy is None:
         kwargs.pop("accuracy", None)  # what it returns is the whole reward
-    if reward in PER_UNIT and penalty is None and reward != recipe.env_kwargs.get("reward", "l0"):
+    if named.unit and penalty is None and reward != recipe.env_kwargs.get("reward", "l0"):
         # The recipe's is for a share of the MACs: at that price a single channel would cost as much as all of them.
         kwargs.pop("penalty", None)
     changes["env_kwargs"] = kwargs

@@ -111,7 +111,7 @@ def test_a_budget_that_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match=r"budget where it begins and ends\. Give one of the two\."):
         dataclasses.replace(SMALL, budget=Budget(0.5), target_macs=0.5)
     with pytest.raises(InvalidInputError, match=r"there is a budget: for all lambdas there is no one budget\. Leave"):
-        DualAscent(Budget(0.5), make_task("digits", penalty=(0.1, 1.0)))
+        DualAscent(Budget(0.5), make_task("digits", reward="macs", penalty=(0.1, 1.0)))
     masked = shipped_model("digits").masked
     policy = GatePolicy(MaskFeatures(masked), 4)  # uncalibrated, and the same logits for all images
     for head in policy.heads:

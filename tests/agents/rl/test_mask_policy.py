@@ -23,7 +23,7 @@ def digits() -> DynamicCNN:
 
 
 def make(env_id: str, model: DynamicCNN, **kwargs: object) -> tuple[MaskVecEnv, GatePolicy]:
-    env = MaskVecEnv(env_id, 8, seed=0, model=model, **kwargs)
+    env = MaskVecEnv(env_id, 8, seed=0, model=model, reward="macs", **kwargs)
     torch.manual_seed(0)
     bounds = kwargs.get("penalty") if isinstance(kwargs.get("penalty"), tuple) else None
     gate_policy = GatePolicy(env.task.features, 8, penalty_range=bounds)
@@ -122,8 +122,8 @@ def test_lambda_is_seen_where_it_varies(digits: DynamicCNN) -> None:
 
 
 def test_a_fresh_gate_policy_fits_its_environment(digits: DynamicCNN) -> None:
-    env = MaskVecEnv(LAYERWISE, 8, seed=0, model=digits, penalty=(0.1, 1.0))
-    scalar = gymnasium.make(LAYERWISE, model=digits, penalty=(0.1, 1.0))
+    env = MaskVecEnv(LAYERWISE, 8, seed=0, model=digits, reward="macs", penalty=(0.1, 1.0))
+    scalar = gymnasium.make(LAYERWISE, model=digits, reward="macs", penalty=(0.1, 1.0))
     fresh, same = new_gate_policy(env, hidden=8), new_gate_policy(scalar, hidden=8)
     assert fresh.penalty_range == (0.1, 1.0)
     assert all(torch.equal(a, b) for a, b in zip(fresh.state_dict().values(), same.state_dict().values(), strict=True))

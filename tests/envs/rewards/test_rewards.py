@@ -13,13 +13,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from prunegym.envs import ACCURACY_TERMS, REWARDS, MaskSimulator, make_task
-from prunegym.errors import InvalidInputError, MissingDataError, RewardError, UnknownNameError
+from prunegym.errors import InvalidInputError, MissingDataError, PenaltyWarning, RewardError, UnknownNameError
 from prunegym.models.data.dataset_registry import load_dataset
 from prunegym.models.timing.latency_table import Axis, LatencyTable, Part
 from prunegym.models.zoo.simple import SimpleCNN
 from tests.envs.mask_oracle import LAYERWISE, ONE_STEP, WIDTHS, counted, hooked_logits, layer_actions, random_masks
 
 INDICES = list(range(24))
+COSTS = [name for name, row in REWARDS.items() if row.cost is not None]
+PRICES = {"l0": 0.013, "l0_weights": 0.00013, "macs": 0.6}
 
 
 def simulator(cnn, count=24, **arguments):
@@ -44,14 +46,16 @@ def expected_accuracy(name, logits, dense, labels):
 
 
 @pytest.mark.parametrize("accuracy", ACCURACY_TERMS)
-@pytest.mark.parametrize("reward", REWARDS)
+@pytest.mark.parametrize("reward", COSTS)
 def test_every_named_reward_is_accuracy_less_penalty_times_cost(cnn, reward, accuracy):
     mask, digits = random_masks(24), load_dataset("digits", "test")
-    cost = counted(mask)[list(REWARDS).index(reward)]
+    cost = counted(mask)[COSTS.index(reward)]
     logits = hooked_logits(cnn, digits, INDICES, mask)
     dense = hooked_logits(cnn, digits, INDICES, torch.ones(24, 48))
-    expected = expected_accuracy(accuracy, logits, dense, digits.labels[:24]) - 0.013 * cost
-    np.testing.assert_allclose(play(cnn, mask, reward=reward, accuracy=accuracy, penalty=0.013), expected, atol=1e-5)
+    expected = expected_accuracy(accuracy, logits, dense, digits.labels[:24]) - PRICES[reward] * cost
+    np.testing.assert_allclose(
+        play(cnn, mask, reward=reward, accuracy=accuracy, penalty=PRICES[reward]), expected, atol=1e-5
+    )
 
 
 def test_the_oracle_has_right_and_wrong_answers(cnn):
@@ -61,7 +65,7 @@ def test_the_oracle_has_right_and_wrong_answers(cnn):
     assert 3 < int(right.sum()) < 24
 
 
-@pytest.mark.parametrize("reward", REWARDS)
+@pytest.mark.parametrize("reward", COSTS)
 def test_by_default_the_full_mask_costs_half_of_a_right_answer(cnn, reward):
     rewards = play(cnn, torch.ones(24, 48), reward=reward, accuracy=lambda outcome: torch.ones(24))
     np.testing.assert_allclose(rewards, 0.5, atol=1e-12)
@@ -75,17 +79,17 @@ def test_worked_example_to_the_digit(cnn):
     assert play(cnn, mask)[0] == pytest.approx(right - 35 / 96, abs=1e-15)
 
 
-@pytest.mark.parametrize("reward", REWARDS)
+@pytest.mark.parametrize("reward", COSTS)
 def test_step_costs_are_each_gates_own_and_add_up_to_the_reward(cnn, reward):
     mask = random_masks(24)
     first_only = torch.cat([mask[:, :16], torch.zeros(24, 32)], 1)
-    column = list(REWARDS).index(reward)
-    env = simulator(cnn, reward=reward, layerwise=True, penalty=0.25)
+    column, price = COSTS.index(reward), PRICES[reward]
+    env = simulator(cnn, reward=reward, layerwise=True, penalty=price)
     env.reset(INDICES)
     paid, rest = (env.step(action).reward for action in layer_actions(mask))
     unavoidable = counted(torch.zeros(1, 48))[column]
-    np.testing.assert_allclose(paid, -0.25 * (counted(first_only)[column] - unavoidable), atol=1e-12)
-    np.testing.assert_allclose(paid + rest, play(cnn, mask, reward=reward, penalty=0.25), atol=1e-12)
+    np.testing.assert_allclose(paid, -price * (counted(first_only)[column] - unavoidable), atol=1e-12)
+    np.testing.assert_allclose(paid + rest, play(cnn, mask, reward=reward, penalty=price), atol=1e-12)
     assert np.abs(paid).min() > 0
 
 
@@ -161,7 +165,7 @@ def test_an_accuracy_term_of_the_users_for_several_labels_an_image():
         answers = network(digits.batch(torch.arange(24))) > 0
     np.testing.assert_allclose(rewards, (answers == targets[:24]).double().mean(1))
     with pytest.raises(
-        InvalidInputError, match=r"output has shape \(3,\) an image, .* 10 classes.*accuracy= a function"
+        InvalidInputError, match=r"output has shape \(3,\) an image, .* 10 classes.*your own function as accuracy="
     ):
         make_task(network, "digits")
 
@@ -227,7 +231,7 @@ RETURNS = {
     "nan": (lambda outcome: outcome.kept / 0 * 0, r"returned nan for episode 0 of 24; finite numbers are needed"),
     "inf": (lambda outcome: outcome.kept / 0, r"returned inf for episode 0 of 24"),
     "raises": (raising, r"'raising' raised AttributeError: .*logitz.*It is called with an Outcome of 24 episodes"),
-    "nothing": (lambda outcome: None, r"raised .*has to return a tensor of shape \(24,\)"),
+    "nothing": (lambda outcome: None, r"raised .*must return a tensor of shape \(24,\)"),
 }
 
 
@@ -352,3 +356,36 @@ def test_latency_needs_a_table_of_this_model(cnn, tmp_path):
     other = dataclasses.replace(latency_table(), gates=(("features.0", 16), ("features.3", 64)))
     with pytest.raises(InvalidInputError, match=r"is for 2 gates \(features.0: 16, features.3: 64, .*features.3: 32"):
         make_task(cnn, "digits", reward="latency", latency_table=other)
+
+
+TOO_EXPENSIVE = (
+    r"penalty=0.5 with reward 'l0' is the price of each channel. All 48 channels on cost 24, and a right answer earns "
+    r"at most 1. .* pass reward='macs' with penalty=0.5: all channels on then cost 0.5. .* is penalty=0.01042"
+)
+
+
+def test_a_price_of_each_unit_that_looks_like_one_of_a_share_is_warned_of(cnn):
+    with pytest.warns(PenaltyWarning, match=TOO_EXPENSIVE):
+        task = make_task(cnn, "digits", penalty=0.5)
+    task.set_penalty(0.6)  # one warning a task
+    task = make_task(cnn, "digits", penalty=10 / 48)
+    with pytest.warns(PenaltyWarning, match=TOO_EXPENSIVE):
+        task.set_penalty(0.5)
+    with pytest.warns(PenaltyWarning, match=r"All 6,032 weights on cost 60\.32,.* default .* is penalty=8\.289e-05"):
+        make_task(cnn, "digits", reward="l0_weights", penalty=0.01)
+    with pytest.warns(PenaltyWarning, match=r"penalty=\(0\.0, 1\.0\).* cost 24 on average.* then cost 0\.5 on average"):
+        gym.make(ONE_STEP, model=cnn, dataset="digits", penalty=(0, 1))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"penalty": 0.2},
+        {"penalty": (0.0, 0.4)},
+        {"reward": "macs", "penalty": 50.0},
+        {"penalty": 50.0, "accuracy": len},
+    ],
+)
+def test_other_prices_are_not_warned_of(cnn, arguments):
+    """At most ten right answers, a share, and an accuracy term whose scale is the user's."""
+    make_task(cnn, "digits", **arguments)
