@@ -1,7 +1,7 @@
-"""Errors that cost differently: one on a digit from 5 to 9 costs ten others. ``python examples/costly_errors.py``.
+"""Errors with different costs: one on a digit from 5 to 9 costs ten others. ``python examples/costly_errors.py``.
 
-The cost is of the answer that is given, and has no gradient. The rival is told of it as well as can be: it trains, too,
-on images drawn as often as their errors cost.
+The cost depends on the predicted class and has no gradient. The baseline uses it as well as it can: it also trains on
+images that are drawn in proportion to the cost of their errors.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from prunegym import Outcome
 
 PRICES = torch.tensor([1.0] * 5 + [10.0] * 5)
 MACS = 10.0
-"""What all MACs of an image cost, in errors on a digit from 0 to 4."""
+"""Cost of all MACs of an image, in errors on a digit from 0 to 4."""
 
 
 def priced(outcome: Outcome) -> Tensor:
-    """Return less the cost of an error and of the MACs: (batch,)."""
+    """Return minus the cost of the error and of the MACs: (batch,)."""
     wrong = (outcome.logits.argmax(1) != outcome.labels).double()
     return -wrong * PRICES.to(wrong)[outcome.labels] - MACS * outcome.mac_share
 

@@ -1,7 +1,7 @@
 """A reward with a step: an answer counts only if it took at most 15 % of the MACs. ``python examples/hard_cap.py``.
 
-A deadline or an energy budget for each single image is such a step. A mean MAC target, whose gradient straight-through
-gates follow, says nothing of the image that is above it.
+A deadline or an energy budget for each image is such a step. Gates that are trained by gradient follow a mean MAC
+target, which does not limit single images.
 """
 
 from __future__ import annotations

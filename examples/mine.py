@@ -1,4 +1,4 @@
-"""A reward function and an agent of one's own, for ``--reward mine:squared_macs`` and ``--agent mine:...``."""
+"""Your own reward function and agent, for ``--reward mine:squared_macs`` and ``--agent mine:BrightImagesGetMore``."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from prunegym import Outcome
 
 
 def squared_macs(outcome: Outcome) -> torch.Tensor:
-    """Pay for right answers, and charge the square of the MAC share: the last savings are worth little."""
+    """Reward right answers, and charge the square of the MAC share: at small shares, saving more earns little."""
     right = (outcome.logits.argmax(1) == outcome.labels).double()
     return right - outcome.penalty * outcome.mac_share**2
 
 
 class BrightImagesGetMore:
-    """No learning at all: images whose features are high keep every channel, others three of four."""
+    """An agent that does not learn: images with high features keep every channel, others three of four."""
 
     layerwise = True
     macs = 0
-    """MACs of deciding a mask; the evaluation counts them."""
+    """MACs of deciding a mask; the evaluation adds them."""
 
     def predict(self, observation: dict[str, npt.NDArray[np.float32]]) -> npt.NDArray[np.int8]:
         """Return bits (batch, widest gate) for features (batch, any); bits past a gate's width are ignored."""

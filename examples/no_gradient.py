@@ -1,9 +1,9 @@
-"""What the examples of rewards without a gradient share: straight-through gates, PPO from there, and the comparison.
+"""Shared code of the examples of rewards without a gradient: straight-through gates, PPO from there, a comparison.
 
-The rival gets its best chance: gates trained straight-through for several MAC targets and, where training images can be
-weighted by the reward, on weighted images too; then of all these gates and of offsets on their logits the pair with the
-highest mean reward on the validation images. PPO starts from just these gates, and its own offset is chosen in the same
-way. Beside it stands the rival with the pair that is best on the test images themselves, which it could not know.
+The baseline is gates trained straight-through, for several MAC targets. If training images can be weighted by the
+reward, it also trains on weighted images. An offset is added to the logits. Of all gates and offsets, the pair with the
+highest mean reward on the validation images is used. PPO starts from these gates, and its offset is chosen in the same
+way. PPO is also compared with the baseline's best pair on the test images themselves, which no one could know.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def best(model: DynamicCNN, policies: Sequence[GatePolicy], dataset: Dataset, re
 
 
 def straight_through(model: DynamicCNN, images: Dataset, target: float, epochs: float, seed: int) -> GatePolicy:
-    """Train the shipped model's gates by gradient, every weight of its CNN frozen, for a MAC target."""
+    """Train the shipped model's gates by gradient for a MAC target; the weights of its CNN are frozen."""
     policy = copy.deepcopy(model.policy)
     assert isinstance(policy, GatePolicy)
     config = TuneConfig(target, epochs, 64, train_cnn=False, gate_learning_rate=5e-3, anneal=0.2, seed=seed)
@@ -68,7 +68,7 @@ def straight_through(model: DynamicCNN, images: Dataset, target: float, epochs: 
 def by_ppo(
     model: DynamicCNN, start: GatePolicy, train: Dataset, reward: Reward, episodes: int, seed: int
 ) -> GatePolicy:
-    """Train a policy from given gates for the reward itself, with stock PPO."""
+    """Train a policy from given gates for the reward itself, with Stable-Baselines3's PPO."""
     recipe = load_recipe("digits")
     settings = recipe.hyperparameters | {"learning_rate": "lin_1.0e-3"}
     kwargs = {"reward": reward, "penalty": 0.0, "augment": True}
@@ -86,11 +86,11 @@ def compare(
 
     Args:
         reward: The reward.
-        targets: MAC targets of the rival.
-        weights: How much an error costs for each class, (classes,): the rival is then trained, also, on images drawn in
-            proportion.
-        epochs: Passes of the rival over the training images, for each target.
-        episodes: Of PPO.
+        targets: MAC targets of the baseline.
+        weights: The cost of an error for each class, (classes,). If given, the baseline is also trained on images that
+            are drawn in proportion.
+        epochs: Passes of the baseline over the training images, for each target.
+        episodes: Number of PPO's episodes.
     """
     torch.set_num_threads(1)
     seeds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
@@ -103,14 +103,14 @@ def compare(
             generator = torch.Generator().manual_seed(seed)
             drawn.append(train.subset(torch.multinomial(weights[train.labels], len(train), True, generator=generator)))
         gates = [straight_through(model, images, target, epochs, seed) for images in drawn for target in targets]
-        rival = best(model, gates, validation, reward)
-        learned = best(model, [by_ppo(model, rival, train, reward, episodes, seed)], validation, reward)
-        found = (rival, best(model, gates, test, reward), learned)
+        baseline = best(model, gates, validation, reward)
+        learned = best(model, [by_ppo(model, baseline, train, reward, episodes, seed)], validation, reward)
+        found = (baseline, best(model, gates, test, reward), learned)
         rows.append([float(rewards(model, policy, test, reward).mean()) for policy in found])
         print(
             f"seed {seed}: straight-through {rows[-1][0]:.4f} (best on test {rows[-1][1]:.4f}), PPO {rows[-1][2]:.4f}"
         )
     table = np.array(rows).T
-    for name, rival_rewards in (("", table[0]), (" at its best on the test images", table[1])):
-        gap = interval((table[2] - rival_rewards).tolist())
+    for name, baseline_rewards in (("", table[0]), (" at its best on the test images", table[1])):
+        gap = interval((table[2] - baseline_rewards).tolist())
         print(f"PPO - straight-through{name}: {gap.mean:+.4f} +- {gap.half_width or 0.0:.4f} over {seeds} seeds")

@@ -1,4 +1,4 @@
-"""The examples of rewards without a gradient: their rewards are what they say, and they run."""
+"""The examples of rewards without a gradient: their rewards are correct, and they run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def examples(monkeypatch: pytest.MonkeyPatch):
         sys.modules.pop(name, None)
 
 
-def test_rewards_are_those_of_the_policy_s_own_masks(examples) -> None:
+def test_rewards_are_those_of_the_policys_masks(examples) -> None:
     common, hard_cap, costly = examples
     model, test = shipped_model("digits"), load_dataset("digits", "test").subset(torch.arange(200))
     policy = common.shifted(model.policy, -2.5)
@@ -39,7 +39,7 @@ def test_rewards_are_those_of_the_policy_s_own_masks(examples) -> None:
     )
 
 
-def test_the_rival_gets_the_offset_that_is_best(examples) -> None:
+def test_the_baseline_gets_the_best_offset(examples) -> None:
     common, hard_cap, _ = examples
     model, validation = shipped_model("digits"), load_dataset("digits", "validation")
     chosen = common.best(model, [model.policy], validation, hard_cap.in_time)

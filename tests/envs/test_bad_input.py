@@ -1,4 +1,4 @@
-"""Bad input: each mistake gets an error that says what was given, what is allowed and how to mend it."""
+"""Bad input: each mistake gets an error that says what was given, what is allowed and how to fix it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an argument ``model`` may be, and that a model file's own preprocessing, data set and features are used."""
+"""The argument ``model``: what it may be, and that a model file brings preprocessing, data set and features."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_dynamic_cnn_brings_its_preprocessing_data_set_and_features(dynamic, s
     torch.testing.assert_close(result.outcome.logits, dynamic.masked((pixels / 255 - 0.2) / 0.3))
 
 
-def test_features_for_other_decisions_are_made_anew(dynamic):
+def test_features_for_other_decisions_are_new(dynamic):
     features = make_task(dynamic).features
     assert features.config["layerwise"] is False
     values = features(0, (load_dataset("digits").images / 255 - 0.2) / 0.3)

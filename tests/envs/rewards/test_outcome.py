@@ -1,4 +1,4 @@
-"""What a reward of one's own gets: tensors of its own, and images that can be told apart."""
+"""What your reward function gets: its own copies of tensors, and images that it can identify."""
 
 from __future__ import annotations
 
