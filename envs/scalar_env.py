@@ -53,6 +53,9 @@ class ChannelMaskEnv(gym.Env[Observation, Action]):
     is the share of multiply-accumulates, and ``latency`` the share of the dense time, by a table of this machine.
     ``blockdrop`` is a whole reward, and so is your function ``(Outcome) -> (batch,)``.
 
+    With ``l0`` and ``l0_weights`` the penalty is the price of one channel or weight, otherwise of the whole network. A
+    ``PenaltyWarning`` says so if all channels on would cost more than ten right answers.
+
     ## Starting State
     A random image; each comes once an epoch, in a new order. ``reset(options={"index": i})`` chooses image i of the
     split, counted from 0, and ``options={"penalty": x}`` sets lambda. The info of ``reset`` has ``index`` and
