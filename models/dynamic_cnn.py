@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from prunegym.errors import InvalidInputError, UnknownNameError
+from prunegym.errors import InvalidInputError
 from prunegym.models.checks import check_device
 from prunegym.models.data.dataset import Normalisation
 from prunegym.models.gating.gate_policy import GatePolicy, check_penalty
@@ -19,6 +19,7 @@ from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.skipping.program.path import Executed
 from prunegym.models.skipping.skipping_cnn import SkippingCNN
 from prunegym.models.storage.model_file import CNNInfo, read_model, write_model
+from prunegym.validation import choice, shape
 
 
 class Prediction(NamedTuple):
@@ -138,11 +139,8 @@ class DynamicCNN(nn.Module):
                 f"Images are a {type(images).__name__} that is no tensor ({error}). Give one of shape (batch, "
                 f"{', '.join(map(str, self.info.image_shape))}), uint8 in 0..255 or floats in [0, 1]."
             ) from error
-        if images.ndim != 4 or tuple(images.shape[1:]) != self.info.image_shape:
-            raise InvalidInputError(
-                f"Images have shape {tuple(images.shape)}; (batch, {', '.join(map(str, self.info.image_shape))}) is "
-                "needed. Resize them, and add the batch dimension for a single image."
-            )
+        hint = "Resize the images, and add the batch dimension for a single one."
+        shape("The image tensor", images, ("batch", *self.info.image_shape), hint)
         if images.dtype != torch.uint8:
             low, high = (float(images.min()), float(images.max())) if images.numel() else (0.0, 0.0)
             if not images.is_floating_point() or not (low >= 0 and high <= 1):
@@ -241,9 +239,7 @@ def shipped_path(name: str) -> Path:
     Raises:
         UnknownNameError: If there is none of that name.
     """
-    if name not in SHIPPED:
-        raise UnknownNameError("shipped model", name, SHIPPED)
-    return Path(__file__).parent / "shipped" / f"{name}.safetensors"
+    return Path(__file__).parent / "shipped" / f"{choice('shipped model', name, SHIPPED)}.safetensors"
 
 
 def _beside(policy: GatePolicy | StaticPolicy, masked: MaskedCNN) -> GatePolicy | StaticPolicy:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -16,9 +15,8 @@ from prunegym.models.masking.importance import at_mac_share, prices, taylor_scor
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.storage.model_file import CNNInfo
 from prunegym.models.training.preparation import PrepareConfig, prepare
+from prunegym.models.training.reports import Report
 from prunegym.models.training.tuning import TuneConfig
-
-Report = Callable[[dict[str, float]], None]
 
 
 @torch.no_grad()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,8 @@ from prunegym.models.dynamic_cnn import DynamicCNN
 from prunegym.models.gating.static_policy import StaticPolicy
 from prunegym.models.storage.run_folder import begin_run, finish_run
 from prunegym.models.training.mac_target import total_mac_share
+from prunegym.models.training.reports import StageReport, of_stage
 from prunegym.models.training.tuning import TuneConfig, dense_logits, tune
-
-Report = Callable[[str, dict[str, Any]], None]
 
 
 def finetune(
@@ -45,7 +43,7 @@ def finetune(
     resume: bool = False,
     device: str = "cpu",
     progress: bool = True,
-    report: Report | None = None,
+    report: StageReport | None = None,
 ) -> list[dict[str, Any]]:
     """Train the CNN under the policy's masks, then the policy by reinforcement learning on the CNN, and so on.
 
@@ -118,7 +116,8 @@ def finetune(
         folder = out / f"turn-{turn}"
         config = dataclasses.replace(tuning, seed=seed + 1000 * turn)
         checkpoint = folder / "tune.pt"
-        tune(model.masked, model.policy, train, config, teacher=teacher, checkpoint=checkpoint, report=_under(report))
+        under = of_stage(report, "finetune")
+        tune(model.masked, model.policy, train, config, teacher=teacher, checkpoint=checkpoint, report=under)
         look(f"turn {turn}, CNN", 0)
         model = train_agent(
             model.masked, model.info, train, validation, recipe, folder, policy=model.policy, seed=seed + turn,
@@ -139,7 +138,3 @@ def _teacher(model: DynamicCNN, dense: nn.Module | None, train: Dataset) -> Tens
     if dense is not None:
         return dense_logits(dense.to(device), train)
     return decide_on_the_way(model.run, train, device, BATCH)[1]
-
-
-def _under(report: Report | None) -> Callable[[dict[str, float]], None] | None:
-    return None if report is None else lambda row: report("finetune", row)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import time
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +37,8 @@ from prunegym.models.storage.run_folder import begin_run, finish_run
 from prunegym.models.storage.weights import load_state
 from prunegym.models.training.mac_target import meet_target
 from prunegym.models.training.preparation import PrepareConfig, prepare
+from prunegym.models.training.reports import StageReport
 from prunegym.registration import LAYERWISE
-
-Report = Callable[[str, dict[str, Any]], None]
 
 
 def train_agent(
@@ -56,7 +54,7 @@ def train_agent(
     resume: bool = False,
     device: str = "cpu",
     progress: bool = True,
-    report: Report | None = None,
+    report: StageReport | None = None,
 ) -> DynamicCNN:
     """Train an agent on a frozen CNN.
 
@@ -150,7 +148,7 @@ def _stored_start(path: Path, model: Bundle) -> GatePolicy:
     return _gates(model.policy.to(model.device))
 
 
-def _start(model: Bundle, recipe: Recipe, out: Path, report: Report | None) -> GatePolicy:
+def _start(model: Bundle, recipe: Recipe, out: Path, report: StageReport | None) -> GatePolicy:
     if isinstance(model.policy, StaticPolicy):
         raise InvalidInputError("The model's policy is static: it looks at nothing, so there is nothing to train.")
     if model.policy is None:
@@ -169,7 +167,7 @@ def _start(model: Bundle, recipe: Recipe, out: Path, report: Report | None) -> G
     return start
 
 
-def _prepared(model: Bundle, recipe: Recipe, out: Path, report: Report | None) -> GatePolicy:
+def _prepared(model: Bundle, recipe: Recipe, out: Path, report: StageReport | None) -> GatePolicy:
     """Return fresh gates after the recipe's imitation and refinement."""
     penalty = recipe.env_kwargs.get("penalty")
     config = PrepareConfig(
@@ -190,7 +188,13 @@ def _gates(made: DynamicCNN | GatePolicy | StaticPolicy) -> GatePolicy:
 
 
 def _reinforce(
-    model: Bundle, start: GatePolicy, recipe: Recipe, out: Path, resume: bool, progress: bool, report: Report | None
+    model: Bundle,
+    start: GatePolicy,
+    recipe: Recipe,
+    out: Path,
+    resume: bool,
+    progress: bool,
+    report: StageReport | None,
 ) -> GatePolicy:
     if recipe.n_episodes == 0:
         return start

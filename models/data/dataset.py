@@ -13,6 +13,7 @@ from torch import Tensor
 
 from prunegym.errors import InvalidInputError
 from prunegym.models.data.augmentation import random_shift_and_flip
+from prunegym.validation import shape
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -105,11 +106,7 @@ class Dataset:
             )
         if len(self.images) == 0:
             raise InvalidInputError(f"{where} is empty. Give it at least one image.")
-        if self.labels.shape != (len(self.images),):
-            raise InvalidInputError(
-                f"{where}: {len(self.images)} images but labels of shape {tuple(self.labels.shape)}; "
-                "one integer an image is needed."
-            )
+        shape(f"{where}: the label tensor", self.labels, (len(self.images),), "Give one integer an image.")
         if self.labels.dtype != torch.int64:
             raise InvalidInputError(f"{where}: labels are {self.labels.dtype}; int64 is needed.")
         low, high = int(self.labels.min()), int(self.labels.max())

@@ -6,6 +6,7 @@ import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from prunegym.models.data.dataset import SPLITS, Dataset, Normalisation, Split
 from prunegym.models.data.downloads import FILES, find_file
 from prunegym.models.data.readers import Splits, array_file, cifar_archive, image_folder, read_idx
 from prunegym.models.data.splits import from_arrays
+from prunegym.validation import choice
 
 DIGITS_TEST_IMAGES = 600
 
@@ -93,10 +95,9 @@ def load_dataset(name: str, split: str = "train", root: Path | str | None = None
         >>> {split: len(load_dataset("digits", split)) for split in SPLITS}
         {'train': 1077, 'validation': 120, 'test': 600}
     """
-    if split not in SPLITS:
-        raise UnknownNameError("split", split, SPLITS)
     folder = root if root is not None else os.environ.get("PRUNEGYM_DATA")
-    return _load(str(name), Path(folder).expanduser() if folder else None)[split]
+    part = cast(Split, choice("split", split, SPLITS))
+    return _load(str(name), Path(folder).expanduser() if folder else None)[part]
 
 
 def forget_datasets() -> None:

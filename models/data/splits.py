@@ -9,6 +9,7 @@ from torch import Tensor
 
 from prunegym.errors import InvalidInputError
 from prunegym.models.data.dataset import IMAGENET_MEAN, IMAGENET_STD, Dataset, Normalisation, Split
+from prunegym.validation import shape
 
 
 def hold_out_validation(train: Dataset, share: float = 0.1, seed: int = 0) -> tuple[Dataset, Dataset]:
@@ -67,16 +68,10 @@ def from_arrays(
         >>> {split: len(part) for split, part in from_arrays((images, labels), (images, labels)).items()}
         {'train': 36, 'validation': 4, 'test': 40}
     """
-    images = torch.as_tensor(train[0])
-    if images.ndim != 4:
-        raise InvalidInputError(
-            f"Data set {name!r}: images have shape {tuple(images.shape)}; (count, channels, height, width) is needed."
-        )
-    if images.shape[1:] != torch.as_tensor(test[0]).shape[1:]:
-        raise InvalidInputError(
-            f"Data set {name!r}: training images are {tuple(images.shape[1:])}, test images "
-            f"{tuple(torch.as_tensor(test[0]).shape[1:])}. Bring all images to one size first."
-        )
+    images, test_images = torch.as_tensor(train[0]), torch.as_tensor(test[0])
+    shape(f"Data set {name!r}: the training array", images, ("count", "channels", "height", "width"))
+    hint = "Resize all images to one size first."
+    shape(f"Data set {name!r}: the test array", test_images, ("count", *images.shape[1:]), hint)
     channels = images.shape[1]
     if normalisation is None:
         rgb = channels == 3
@@ -88,7 +83,7 @@ def from_arrays(
     names = tuple(map(str, range(count) if classes is None else classes))
     make = _maker(name, names, normalisation, images.shape[2] // 8 if pad is None else pad, flip)
     training, validation = hold_out_validation(make("train", images, labels))
-    testing = make("test", torch.as_tensor(test[0]), test_labels)
+    testing = make("test", test_images, test_labels)
     return {"train": training, "validation": validation, "test": testing}
 
 

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prunegym.errors import InvalidInputError
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.masking.masked_cnn import MaskedCNN
+from prunegym.validation import whole_number
 
 CLIP = 10.0
 """Standardised features are clipped to +-CLIP."""
@@ -55,8 +55,8 @@ class MaskFeatures(nn.Module):
 
     def __init__(self, masked: MaskedCNN, layerwise: bool = True, grid: int = 4, feature_size: int = 1088) -> None:
         super().__init__()
-        if grid < 1 or feature_size < 1:
-            raise InvalidInputError(f"grid is {grid} and feature_size {feature_size}; both must be at least 1.")
+        whole_number("grid", grid)
+        whole_number("feature_size", feature_size)
         self.config = {"layerwise": layerwise, "grid": grid, "feature_size": feature_size}
         self.decisions = decisions_of(masked, layerwise)
         self.feature_size = feature_size

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from prunegym.errors import InvalidInputError
 from prunegym.models.gating.features import Decision, MaskFeatures
+from prunegym.validation import whole_number
 
 
 def gate_head(features: int, hidden: int, width: int, bias: float = 2.0) -> nn.Sequential:
     """Return a small network of one hidden layer, (batch, features) -> logits (batch, width), all near ``bias``."""
-    if hidden < 1:
-        raise InvalidInputError(f"hidden is {hidden}; at least 1 is needed.")
+    whole_number("hidden", hidden)
     last = nn.Linear(hidden, width)
     head = nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), last)
     nn.init.normal_(last.weight, std=0.01)

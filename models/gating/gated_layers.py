@@ -13,10 +13,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from prunegym.errors import InvalidInputError, UnknownNameError
+from prunegym.errors import InvalidInputError
 from prunegym.models.gating.gate_policy import gate_head
 from prunegym.models.gating.rollouts import StraightThrough, greedy
 from prunegym.models.zoo.simple import SimpleCNN
+from prunegym.validation import choice, whole_number
 
 Estimator = Literal["straight-through", "gumbel"]
 ESTIMATORS = ("straight-through", "gumbel")
@@ -46,10 +47,8 @@ class GateNetwork(nn.Module):
         self, in_channels: int, reduction: int = 16, out_channels: int | None = None, bias: float = 2.0
     ) -> None:
         super().__init__()
-        if in_channels < 1 or reduction < 1:
-            raise InvalidInputError(f"in_channels is {in_channels} and reduction {reduction}; both must be at least 1.")
-        self.in_channels = in_channels
-        self.hidden = max(1, in_channels // reduction)
+        self.in_channels = whole_number("in_channels", in_channels)
+        self.hidden = max(1, in_channels // whole_number("reduction", reduction))
         self.head = gate_head(in_channels, self.hidden, in_channels if out_channels is None else out_channels, bias)
 
     def logits(self, x: Tensor) -> Tensor:
@@ -114,8 +113,7 @@ class DynamicPrunedConv2d(nn.Module):
         temperature: float = 1.0,
     ) -> None:
         super().__init__()
-        if estimator not in ESTIMATORS:
-            raise UnknownNameError("estimator", estimator, ESTIMATORS)
+        choice("estimator", estimator, ESTIMATORS)
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding)
         self.gate = GateNetwork(in_channels, reduction, out_channels)
         # The default generator, not one of our own, so that torch.manual_seed makes training repeatable.

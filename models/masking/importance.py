@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from prunegym.errors import InvalidInputError
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.masking.masked_cnn import MaskedCNN
+from prunegym.validation import finite
 
 
 def taylor_scores(masked: MaskedCNN, dataset: Dataset, images: int = 2048) -> Tensor:
@@ -69,8 +70,7 @@ def at_mac_share(scores: Tensor, masked: MaskedCNN, share: float, per_gate: bool
             f"The scores have shape {tuple(scores.shape)}; finite numbers of shape ({masked.mask_size},) or (images, "
             f"{masked.mask_size}) are needed."
         )
-    if not share > 0:
-        raise InvalidInputError(f"The MAC share is {share}; a number above 0 is needed.")
+    finite("The MAC share", share, above=0)
     rows = scores if scores.ndim == 2 else scores[None]
     if per_gate:  # a channel's place in its gate, from 0 to 1, puts the channels of all gates into one order
         rows = torch.cat([-(_ranks(part) + 0.5) / part.shape[1] for part in masked.split(rows)], dim=1)

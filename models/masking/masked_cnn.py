@@ -15,6 +15,7 @@ from prunegym.models.masking.cost import CostModel
 from prunegym.models.masking.gates import Gate, Layout, choose_gates, find_gates, layouts, wanted_names
 from prunegym.models.masking.graph import Graph, check_module, runner, trace
 from prunegym.models.masking.verification import failing_gates
+from prunegym.validation import shape
 
 
 @dataclasses.dataclass
@@ -173,11 +174,9 @@ class MaskedCNN(nn.Module):
         """Raise InvalidInputError unless the mask is a tensor (batch, mask_size)."""
         if not isinstance(mask, Tensor):
             raise InvalidInputError(f"The mask is a {type(mask).__name__}; a tensor is needed: torch.as_tensor(mask).")
-        if mask.shape != (batch, self.mask_size):
-            raise InvalidInputError(
-                f"The mask has shape {tuple(mask.shape)}; ({batch}, {self.mask_size}) is needed: one row an image, one "
-                f"number a channel of the gates ({', '.join(gate.name for gate in self.gates[:4])}, ...)."
-            )
+        names = ", ".join(gate.name for gate in self.gates[:4])
+        hint = f"Give one row an image and one number a channel of the gates ({names}, ...)."
+        shape("The mask", mask, (batch, self.mask_size), hint)
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
         """Run the network under a mask.
@@ -236,11 +235,9 @@ class MaskedCNN(nn.Module):
             raise InvalidInputError("The pass is over: every gate has been decided. Call begin for another one.")
         assert state.reads is not None
         gate = self.gates[state.gate]
-        if gate_mask is not None and gate_mask.shape != (len(state.reads), gate.width):
-            raise InvalidInputError(
-                f"The mask of gate {gate.name!r} has shape {tuple(gate_mask.shape)}; "
-                f"({len(state.reads)}, {gate.width}) is needed: one row an image, one number a channel."
-            )
+        if gate_mask is not None:
+            hint = "Give one row an image and one number a channel."
+            shape(f"The mask of gate {gate.name!r}", gate_mask, (len(state.reads), gate.width), hint)
         state.masks[state.gate] = gate_mask
         self._run_segment(state)
         return state

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prunegym.errors import InvalidInputError, UnknownNameError
+from prunegym.errors import InvalidInputError
 from prunegym.models.checks import check_images, check_output, layout_of, output_shape
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.storage.fingerprints import check_inputs, fingerprint_of
 from prunegym.models.storage.weights import load_state, save_state
-
-Report = Callable[[dict[str, float]], None]
+from prunegym.models.training.reports import Report
+from prunegym.validation import choice, finite, whole_number
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 
@@ -42,14 +42,10 @@ class TrainConfig:
         Raises:
             InvalidInputError: If a number is too small or the precision is unknown.
         """
-        if self.epochs < 1 or self.batch_size < 1:
-            raise InvalidInputError(
-                f"epochs is {self.epochs} and batch_size {self.batch_size}; both must be at least 1."
-            )
-        if not self.learning_rate > 0:
-            raise InvalidInputError(f"learning_rate is {self.learning_rate}; it must be above 0.")
-        if self.precision not in PRECISIONS:
-            raise UnknownNameError("precision", self.precision, PRECISIONS)
+        whole_number("epochs", self.epochs)
+        whole_number("batch_size", self.batch_size)
+        finite("learning_rate", self.learning_rate, above=0)
+        choice("precision", self.precision, PRECISIONS)
 
 
 def bfloat16_is_native(device: torch.device | str = "cpu") -> bool:

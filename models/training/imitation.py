@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +17,8 @@ from prunegym.models.gating.static_policy import StaticPolicy
 from prunegym.models.masking.importance import at_mac_share, channel_scores
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.training.mac_target import check_shares, share_at
-
-Report = Callable[[dict[str, float]], None]
+from prunegym.models.training.reports import Report
+from prunegym.validation import finite, whole_number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,9 +39,9 @@ class ImitationConfig:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        for name in ("steps", "batch_size", "learning_rate"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise InvalidInputError(f"{name} of imitation is {getattr(self, name)}; it must be above 0.")
+        whole_number("steps of imitation", self.steps)
+        whole_number("batch_size of imitation", self.batch_size)
+        finite("learning_rate of imitation", self.learning_rate, above=0)
         check_shares("kept_share", self.kept_share, most=1)
         if self.mac_share is not None:
             check_shares("mac_share", self.mac_share)

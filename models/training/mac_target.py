@@ -12,6 +12,7 @@ from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.gating.static_policy import StaticPolicy
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.skipping.skipping_cnn import prefer_kernel
+from prunegym.validation import share
 
 TOLERANCE = 0.01
 """Total MAC share by which a target may be missed."""
@@ -134,14 +135,9 @@ def check_shares(name: str, value: float | Sequence[float], most: int = 2) -> No
     Raises:
         InvalidInputError: If it has another form, or a share is not above 0 and at most 1.
     """
-    shares = list(value) if isinstance(value, list | tuple) else [value]
-    numbers = [share for share in shares if isinstance(share, float | int) and not isinstance(share, bool)]
-    if len(numbers) < len(shares):
-        raise InvalidInputError(f"{name} is {value!r}; a number above 0 and at most 1 is needed.")
-    for share in numbers:
-        if not 0 < share <= 1:
-            raise InvalidInputError(f"{name} is {share}; it must be above 0 and at most 1.")
-    if isinstance(value, list | tuple) and not len(shares) == most == 2:
+    for number in value if isinstance(value, list | tuple) else [value]:
+        share(name, number)
+    if isinstance(value, list | tuple) and not len(value) == most == 2:
         allowed = "one share, or two for a range of lambdas, is needed" if most == 2 else "one share is needed"
         raise InvalidInputError(f"{name} is {value}; {allowed}.")
 

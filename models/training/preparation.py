@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -21,9 +20,8 @@ from prunegym.models.storage.fingerprints import fingerprint_of
 from prunegym.models.storage.weights import load_state, save_state
 from prunegym.models.training.imitation import ImitationConfig, imitate
 from prunegym.models.training.mac_target import meet_target
+from prunegym.models.training.reports import StageReport, of_stage
 from prunegym.models.training.tuning import TuneConfig, tune
-
-StageReport = Callable[[str, dict[str, float]], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,14 +95,13 @@ def prepare(
         if done is not None and done.exists() and load_state(done)["key"] == key:
             policy.load_state_dict(load_state(done)["policy"])
         else:
-            imitate(masked, policy, dataset, config.imitation, report=_stage(report, "imitation"))
+            imitate(masked, policy, dataset, config.imitation, report=of_stage(report, "imitation"))
             if done is not None:
                 save_state(done, {"key": key, "policy": policy.state_dict()})
     if config.tune is not None:
         checkpoint = None if folder is None else folder / "tune.pt"
-        tune(
-            masked, policy, dataset, config.tune, teacher=teacher, checkpoint=checkpoint, report=_stage(report, "tune")
-        )
+        under = of_stage(report, "tune")
+        tune(masked, policy, dataset, config.tune, teacher=teacher, checkpoint=checkpoint, report=under)
         if config.tune.train_gates and config.tune.target is not None:
             policy = _at_target(masked, policy, dataset, config.tune.target)
     return masked, policy
@@ -117,7 +114,3 @@ def _at_target(
         return fixed_policy(masked, at_mac_share(policy.mask_logits(), masked, target_macs))
     meet_target(masked, policy, dataset, target_macs)
     return policy
-
-
-def _stage(report: StageReport | None, stage: str) -> Callable[[dict[str, float]], None] | None:
-    return None if report is None else lambda row: report(stage, row)

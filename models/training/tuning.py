@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,8 +24,8 @@ from prunegym.models.storage.run_folder import without_unused
 from prunegym.models.storage.weights import load_state, save_state
 from prunegym.models.training.cnn_training import autocast, epoch_batches
 from prunegym.models.training.mac_target import check_shares, share_at
-
-Report = Callable[[dict[str, float]], None]
+from prunegym.models.training.reports import Report
+from prunegym.validation import finite, share, whole_number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,17 +67,14 @@ class TuneConfig:
             object.__setattr__(self, "target_macs", 0.5)
         if self.target_macs is not None:
             check_shares("target_macs", self.target_macs)
-        for name in ("epochs", "batch_size", "cnn_learning_rate", "gate_learning_rate"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise InvalidInputError(f"{name} is {getattr(self, name)}; it must be a finite number above 0.")
-        if not 0 <= self.distillation <= 1:
-            raise InvalidInputError(f"distillation is {self.distillation}; it must be at least 0 and at most 1.")
+        whole_number("batch_size", self.batch_size)
+        for name in ("epochs", "cnn_learning_rate", "gate_learning_rate"):
+            finite(name, getattr(self, name), above=0)
+        share("distillation", self.distillation, zero=True)
         if self.sparsity is not None and not isinstance(self.target_macs, float | int | None):
             raise InvalidInputError("sparsity and a MAC target for each end of a range of lambdas exclude each other.")
-        if self.sparsity is not None and not 0 <= self.sparsity < math.inf:
-            raise InvalidInputError(
-                f"sparsity is {self.sparsity}; lambda must be a finite number of at least 0, e.g. 0.01."
-            )
+        if self.sparsity is not None:
+            finite("sparsity", self.sparsity, 0, hint="It is lambda, the price of a channel, e.g. 0.01.")
         if self.sparsity is not None and not self.train_gates:
             raise InvalidInputError("sparsity prices what gates keep, but train_gates is False. Give one of the two.")
 

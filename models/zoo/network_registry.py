@@ -9,10 +9,11 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from prunegym.errors import InvalidInputError, UnknownNameError
+from prunegym.errors import InvalidInputError
 from prunegym.models.zoo.resnet import CifarResNet, ResNet18
 from prunegym.models.zoo.simple import MCifarNet, SimpleCNN
 from prunegym.models.zoo.vgg import VGG
+from prunegym.validation import choice
 
 ZOO: dict[str, Callable[..., nn.Module]] = {
     "simple-cnn": SimpleCNN,
@@ -86,9 +87,7 @@ def build(name: str, num_classes: int = 10, in_channels: int = 3, image_size: in
         >>> sum(p.numel() for p in build("resnet20").parameters())
         269722
     """
-    if name not in ZOO:
-        raise UnknownNameError("model", name, ZOO)
-    constructor = ZOO[name]
+    constructor = ZOO[choice("model", name, ZOO)]
     arguments = _arguments(constructor, num_classes, in_channels, image_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prunegym.errors import InvalidInputError
+from prunegym.validation import whole_number
 
 
 class SimpleCNN(nn.Module):
@@ -36,11 +36,8 @@ class SimpleCNN(nn.Module):
         batch_norm: bool = False,
     ) -> None:
         super().__init__()
-        if image_size < 2 ** len(widths):
-            raise InvalidInputError(
-                f"SimpleCNN pools {len(widths)} times by 2, so its images need at least {2 ** len(widths)} pixels "
-                f"a side; image_size is {image_size}. Use larger images or fewer widths."
-            )
+        hint = f"SimpleCNN pools {len(widths)} times by 2. Use larger images or fewer widths."
+        whole_number("image_size", image_size, 2 ** len(widths), hint=hint)
         layers: list[nn.Module] = []
         channels, size = in_channels, image_size
         for width in widths:

@@ -213,8 +213,8 @@ def test_other_floats(dtype: torch.dtype, execution: str) -> None:
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), r"Images have shape \(1, 3, 8, 8\); \(batch, 1, 8, 8\) is needed"),
-        (torch.zeros(1, 8, 8, dtype=torch.uint8), r"Images have shape \(1, 8, 8\)"),
+        (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), r"tensor is of shape \(1, 3, 8, 8\); \(batch, 1, 8, 8\) is"),
+        (torch.zeros(1, 8, 8, dtype=torch.uint8), r"The image tensor is of shape \(1, 8, 8\)"),
         (
             torch.full((1, 1, 8, 8), 3.0),
             r"Images are torch\.float32 from 3 to 3; uint8 in 0\.\.255 or floats in \[0, 1\]",

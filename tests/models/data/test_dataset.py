@@ -187,11 +187,11 @@ def bad(**changes: object) -> dict[str, object]:
         (bad(images=torch.zeros(0, 1, 4, 4, dtype=torch.uint8)), "is empty. Give it at least one image."),
         (
             bad(labels=torch.zeros(5, dtype=torch.int64)),
-            "6 images but labels of shape (5,); one integer an image is needed.",
+            "the label tensor is of shape (5,); (6,) is needed. Give one integer an image.",
         ),
         (
             bad(labels=torch.zeros(6, 2, dtype=torch.int64)),
-            "6 images but labels of shape (6, 2); one integer an image is needed.",
+            "the label tensor is of shape (6, 2); (6,) is needed. Give one integer an image.",
         ),
         (bad(labels=torch.zeros(6)), "labels are torch.float32; int64 is needed."),
         (
@@ -223,7 +223,9 @@ def test_from_arrays_refuses_what_it_would_have_to_guess() -> None:
         InvalidInputError, match=r"^Data set 'x': labels are torch.float32 of shape \(\d+,\); one integer an image"
     ):
         from_arrays((images, labels.float()), (images, labels), name="x")
-    with pytest.raises(InvalidInputError, match=r"^Data set 'x': images have shape \(20, 4, 4\); \(count, channels, "):
+    with pytest.raises(
+        InvalidInputError, match=r"^Data set 'x': the training array is of shape \(20, 4, 4\); \(count, "
+    ):
         from_arrays((images[:, 0], labels), (images, labels), name="x")
     with pytest.raises(InvalidInputError, match=r"^Data set 'x', split 'test' is empty\. Give it at least one image"):
         from_arrays((images, labels), (images[:0], labels[:0]), name="x")
@@ -256,7 +258,7 @@ def test_labels_are_numbered_as_the_model_s_classes() -> None:
 def test_all_images_have_one_size() -> None:
     labels = torch.arange(20) % 2
     parts = [(torch.zeros(20, 1, size, size, dtype=torch.uint8), labels) for size in (8, 10)]
-    with pytest.raises(InvalidInputError, match=r"training images are \(1, 8, 8\), test images \(1, 10, 10\)"):
+    with pytest.raises(InvalidInputError, match=r"the test array is of shape \(20, 1, 10, 10\); \(count, 1, 8, 8\) is"):
         from_arrays(*parts)
 
 

@@ -159,7 +159,7 @@ def test_penalty_is_an_input() -> None:
 
 
 def test_errors() -> None:
-    with pytest.raises(InvalidInputError, match="hidden is 0; at least 1 is needed"):
+    with pytest.raises(InvalidInputError, match="hidden is 0; a whole number of at least 1 is needed"):
         GatePolicy(MaskFeatures(cnn()), hidden=0)
 
 

@@ -224,7 +224,7 @@ def test_a_norm_behind_a_gate_cannot_be_exported(digits: Dataset) -> None:
 
 
 def test_bad_arguments(digits_cnn: nn.Module, digits: Dataset) -> None:
-    with pytest.raises(InvalidInputError, match=r"in_channels is 4 and reduction 0; both must be at least 1\."):
+    with pytest.raises(InvalidInputError, match=r"reduction is 0; a whole number of at least 1 is needed\."):
         GateNetwork(4, 0)
     with pytest.raises(UnknownNameError, match=r"Unknown estimator 'gumble'\. Did you mean 'gumbel'\?"):
         DynamicPrunedConv2d(3, 4, 3, estimator="gumble")

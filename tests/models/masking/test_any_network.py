@@ -53,9 +53,11 @@ class BatchOfOne(TwoInputs):
 def test_errors() -> None:
     _, masked = small()
     example = torch.zeros(1, 3, 8, 8)
-    with pytest.raises(InvalidInputError, match=r"The mask has shape \(3, 9\); \(3, 10\) is needed: one row an image"):
+    with pytest.raises(
+        InvalidInputError, match=r"The mask is of shape \(3, 9\); \(3, 10\) is needed\. Give one row an im"
+    ):
         masked(images(), torch.ones(3, 9))
-    with pytest.raises(InvalidInputError, match=r"The mask has shape \(2, 10\); \(3, 10\) is needed"):
+    with pytest.raises(InvalidInputError, match=r"The mask is of shape \(2, 10\); \(3, 10\) is needed"):
         masked(images(), torch.ones(2, 10))
     with pytest.raises(InvalidInputError, match=r"The mask is a list; a tensor is needed"):
         masked(images(), [[1] * 10] * 3)
@@ -63,7 +65,7 @@ def test_errors() -> None:
         masked(images().byte(), torch.ones(3, 10))
     with pytest.raises(InvalidInputError, match=r"The images are a ndarray"):
         masked(images().numpy())
-    with pytest.raises(InvalidInputError, match=r"The mask of gate 'features\.0' has shape \(4,\); \(3, 4\) is needed"):
+    with pytest.raises(InvalidInputError, match=r"The mask of gate 'features\.0' is of shape \(4,\); \(3, 4\) is"):
         masked.advance(masked.begin(images()), torch.ones(4))
     broken = SimpleCNN(image_size=8, widths=(4,))
     broken.linear.bias.data[0] = float("nan")

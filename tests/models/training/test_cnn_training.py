@@ -229,10 +229,10 @@ def test_validation_classes_are_matched_by_name() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"epochs": 0}, "epochs is 0 and batch_size 128; both must be at least 1."),
-        ({"batch_size": -1}, "epochs is 40 and batch_size -1; both must be at least 1."),
-        ({"learning_rate": 0.0}, "learning_rate is 0.0; it must be above 0."),
-        ({"learning_rate": float("nan")}, "learning_rate is nan; it must be above 0."),
+        ({"epochs": 0}, "epochs is 0; a whole number of at least 1 is needed."),
+        ({"batch_size": -1}, "batch_size is -1; a whole number of at least 1 is needed."),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0; a finite number above 0 is needed."),
+        ({"learning_rate": float("nan")}, "learning_rate is nan; a finite number above 0 is needed."),
     ],
 )
 def test_configuration_out_of_range(arguments: dict[str, float], message: str) -> None:

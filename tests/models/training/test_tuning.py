@@ -75,13 +75,13 @@ def test_targets_that_fit_no_policy(digits_masked: MaskedCNN, digits: Dataset) -
         penalty_for(digits_masked, policy, digits, 0.5)
     with pytest.raises(InvalidInputError, match=r"one share, or two for a range of lambdas, is needed"):
         TuneConfig((0.8, 0.6, 0.4))
-    with pytest.raises(InvalidInputError, match=r"it must be above 0 and at most 1"):
+    with pytest.raises(InvalidInputError, match=r"a finite number above 0 and at most 1 is needed"):
         TuneConfig((0.8, 0.0))
-    with pytest.raises(InvalidInputError, match=r"target_macs is 'best'; a number above 0 and at most 1 is needed"):
+    with pytest.raises(InvalidInputError, match=r"target_macs is 'best'; a finite number above 0 and at most 1 is"):
         TuneConfig("best")
     with pytest.raises(InvalidInputError, match=r"exclude each other"):
         TuneConfig((0.8, 0.4), sparsity=0.1)
-    with pytest.raises(InvalidInputError, match=r"distillation is 1\.5; it must be at least 0 and at most 1"):
+    with pytest.raises(InvalidInputError, match=r"distillation is 1\.5; a finite number of at least 0 and at most 1"):
         TuneConfig(0.5, distillation=1.5)
 
 
@@ -201,7 +201,7 @@ def test_a_target_beside_sparsity_is_met_when_training_is_over(digits_masked: Ma
 
 @pytest.mark.parametrize("sparsity", [-0.1, float("nan"), float("inf")])
 def test_a_lambda_out_of_range(sparsity: float) -> None:
-    with pytest.raises(InvalidInputError, match=rf"sparsity is {sparsity}; lambda must be a finite number of at least"):
+    with pytest.raises(InvalidInputError, match=rf"sparsity is {sparsity}; a finite number of at least 0"):
         TuneConfig(sparsity=sparsity)
     with pytest.raises(InvalidInputError, match=r"sparsity prices what gates keep, but train_gates is False"):
         TuneConfig(sparsity=0.1, train_gates=False)
@@ -233,5 +233,5 @@ def test_one_offset_meets_a_target(digits_masked: MaskedCNN, digits: Dataset, ta
 
 @pytest.mark.parametrize("target", [0.0, 1.5])
 def test_a_target_out_of_range(target: float) -> None:
-    with pytest.raises(InvalidInputError, match=rf"target_macs is {target}; it must be above 0 and at most 1\."):
+    with pytest.raises(InvalidInputError, match=rf"target_macs is {target}; a finite number above 0 and at most 1"):
         TuneConfig(target_macs=target)

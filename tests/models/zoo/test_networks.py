@@ -141,7 +141,7 @@ def test_images_too_small_for_the_poolings() -> None:
         build("vgg16", image_size=16)
     with pytest.raises(
         InvalidInputError,
-        match=r"^SimpleCNN pools 3 times by 2, so its images need at least 8 pixels a side; image_size is 7\. "
+        match=r"^image_size is 7; a whole number of at least 8 is needed\. SimpleCNN pools 3 times by 2\. "
         r"Use larger images or fewer widths\.$",
     ):
         build("simple-cnn-wide", image_size=7)
