@@ -49,17 +49,8 @@ def _cifar(dataset: str, root: Path | None) -> Splits:
 
 
 _DIGIT_NAMES = tuple("0123456789")
-_FASHION_NAMES = (
-    "t-shirt",
-    "trouser",
-    "pullover",
-    "dress",
-    "coat",
-    "sandal",
-    "shirt",
-    "sneaker",
-    "bag",
-    "ankle boot",
+_FASHION_NAMES = tuple(
+    ["t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
 )
 
 SOURCES: dict[str, Callable[[Path | None], Splits]] = {

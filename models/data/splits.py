@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -81,9 +81,10 @@ def from_arrays(
     labels, test_labels = _integers(name, train[1]), _integers(name, test[1])
     count = int(labels.max()) + 1 if len(labels) else 0
     names = tuple(map(str, range(count) if classes is None else classes))
-    make = _maker(name, names, normalisation, images.shape[2] // 8 if pad is None else pad, flip)
-    training, validation = hold_out_validation(make("train", images, labels))
-    testing = make("test", test_images, test_labels)
+    pad = images.shape[2] // 8 if pad is None else pad
+    whole = Dataset(name, "train", images, labels, names, normalisation, pad, flip)
+    training, validation = hold_out_validation(whole)
+    testing = Dataset(name, "test", test_images, test_labels, names, normalisation, pad, flip)
     return {"train": training, "validation": validation, "test": testing}
 
 
@@ -98,12 +99,3 @@ def _integers(name: str, labels: Tensor) -> Tensor:
             "shape (count,), is needed."
         )
     return labels.long()
-
-
-def _maker(
-    name: str, classes: tuple[str, ...], normalisation: Normalisation, pad: int, flip: bool
-) -> Callable[[Split, Tensor, Tensor], Dataset]:
-    def make(split: Split, images: Tensor, labels: Tensor) -> Dataset:
-        return Dataset(name, split, images, labels, classes, normalisation, pad, flip)
-
-    return make

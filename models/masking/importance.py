@@ -85,6 +85,15 @@ def at_mac_share(scores: Tensor, masked: MaskedCNN, share: float, per_gate: bool
     return (ranks < low).view(scores.shape)
 
 
+def keep_best(scores: Tensor, kept_share: float) -> Tensor:
+    """Return masks that keep the best-scored share of all channels of each image: (batch, mask_size) float32.
+
+    Of each image so many channels, whatever they cost; :func:`at_mac_share` spends a share of the MACs.
+    """
+    kept = max(1, round(kept_share * scores.shape[1]))
+    return torch.zeros_like(scores).scatter(1, scores.topk(kept, dim=1).indices, 1.0)
+
+
 def _ranks(scores: Tensor) -> Tensor:
     """Return each score's rank in its row, 0 for the best: (rows, channels) -> the same, float64."""
     order = scores.argsort(dim=1, descending=True, stable=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -48,8 +47,9 @@ def failing_gates(graph: Graph, network: nn.Module, gates: list[Gate], example: 
         for index, (gate, off) in enumerate(zip(gates, channels, strict=True)):
             if reasons[index] == _UNSEEN:
                 passing.advance(graph.index[gate.producers[0]])
-                reading = list(_reading_weights(graph, trial, gate, index, found, off))
-                making = list(_making_weights(graph, trial, gate, off))
+                readers, makers = ([graph[name] for name in names] for names in (gate.consumers, gate.producers))
+                reading = [(_weight(trial, step), 1, columns(found[step.inputs[0]], index, off)) for step in readers]
+                making = [(_weight(trial, step), 0, off) for step in makers]
                 reasons[index] = _try(passing, dense, gate, off, reading, making)
         if _UNSEEN not in reasons:
             break
@@ -161,19 +161,6 @@ def columns(layout: Layout, gate: int, channels: Tensor) -> Tensor:
             places.append((first[:, None] + torch.arange(block.repeat)).flatten())
         start += block.width * block.repeat
     return torch.cat(places) if places else torch.zeros(0, dtype=torch.int64)
-
-
-def _reading_weights(
-    graph: Graph, network: nn.Module, gate: Gate, index: int, found: dict[str, Layout], off: Tensor
-) -> Iterator[_Places]:
-    for name in gate.consumers:
-        step = graph[name]
-        yield _weight(network, step), 1, columns(found[step.inputs[0]], index, off)
-
-
-def _making_weights(graph: Graph, network: nn.Module, gate: Gate, off: Tensor) -> Iterator[_Places]:
-    for name in gate.producers:
-        yield _weight(network, graph[name]), 0, off
 
 
 def _weight(network: nn.Module, step: Step) -> Tensor:

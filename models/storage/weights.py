@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,25 @@ from torch import Tensor, nn
 from prunegym.errors import InvalidInputError, MissingDataError
 
 
-def save_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Write the state of a run (tensors, numbers, strings, lists, dicts) so that no crash leaves half a file."""
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give the path of a temporary file to write, then rename it to ``path``: a crash leaves no incomplete file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    torch.save(dict(state), partial)
+    yield partial
     partial.replace(path)
+
+
+def save_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Write the state of a run (tensors, numbers, strings, lists, dicts); a crash leaves no incomplete file."""
+    with whole_file(path) as partial:
+        torch.save(dict(state), partial)
 
 
 def save_text(path: Path, text: str) -> None:
-    """Write a text, JSON for the most part, so that no crash leaves half a file."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    partial.replace(path)
+    """Write a text, JSON for the most part; a crash leaves no incomplete file."""
+    with whole_file(path) as partial:
+        partial.write_text(text)
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -42,9 +49,7 @@ def load_state(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
-    except (
-        Exception
-    ) as error:  # a damaged file raises about anything: fuzzing gave ten types, AssertionError among them
+    except Exception as error:  # a damaged file raises almost anything: fuzzing gave ten types, even AssertionError
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InvalidInputError(
             f"{path} is not a torch file of plain tensors ({reason}). "
@@ -61,13 +66,11 @@ def save_weights(network: nn.Module, path: Path | str) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write tensors as safetensors so that no crash leaves half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write tensors as safetensors; a crash leaves no incomplete file."""
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    partial = path.with_name(path.name + ".partial")
-    # Bytes, not save_file: that gives the file to its owner alone, whatever the umask says.
-    partial.write_bytes(safetensors.torch.save(plain, metadata))
-    partial.replace(path)
+    with whole_file(path) as partial:
+        # Bytes, not save_file: that lets only the owner read the file, whatever the umask allows.
+        partial.write_bytes(safetensors.torch.save(plain, metadata))
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -87,9 +90,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         MissingDataError: If there is no such file.
         InvalidInputError: If the file is damaged or holds no state dict.
     """
-    if not path.exists():
-        raise MissingDataError(f"There is no checkpoint {path}. Check the path.")
-    if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors" and path.exists():
         try:
             return safetensors.torch.load_file(path)
         except SafetensorError as error:

@@ -9,16 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prunegym.errors import InvalidInputError
 from prunegym.models.data.dataset import Augment, Dataset
 from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.gating.rollouts import rollout
 from prunegym.models.gating.static_policy import StaticPolicy
-from prunegym.models.masking.importance import at_mac_share, channel_scores
+from prunegym.models.masking.importance import at_mac_share, channel_scores, keep_best
 from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.models.training.mac_target import check_shares, share_at
+from prunegym.models.training.mac_target import between, check_range, check_shares
 from prunegym.models.training.reports import Report
-from prunegym.validation import finite, whole_number
+from prunegym.validation import finite, share, whole_number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,13 +41,13 @@ class ImitationConfig:
         whole_number("steps of imitation", self.steps)
         whole_number("batch_size of imitation", self.batch_size)
         finite("learning_rate of imitation", self.learning_rate, above=0)
-        check_shares("kept_share", self.kept_share, most=1)
+        share("kept_share", self.kept_share)
         if self.mac_share is not None:
             check_shares("mac_share", self.mac_share)
 
     def at(self, position: float) -> ImitationConfig:
         """Return the lesson for a lambda at a position (0 to 1) of its range."""
-        return dataclasses.replace(self, mac_share=share_at(self.mac_share, position))
+        return dataclasses.replace(self, mac_share=between(self.mac_share, position))
 
 
 def teacher_mask(masked: MaskedCNN, scores: Tensor, config: ImitationConfig, easy: bool) -> Tensor:
@@ -63,19 +62,10 @@ def teacher_mask(masked: MaskedCNN, scores: Tensor, config: ImitationConfig, eas
     Returns:
         (batch, mask_size) float32 of 0 and 1.
     """
-    share = config.at(0.5).mac_share
-    share = config.kept_share if share is None else share
-    assert isinstance(share, float | int)
-    share = (1 + share) / 2 if easy else share
-    if config.mac_share is None:
-        return keep_best(scores, share)
-    return at_mac_share(scores, masked, share).to(scores)
-
-
-def keep_best(scores: Tensor, kept_share: float) -> Tensor:
-    """Return masks that keep the best-scored share of all channels of each image: (batch, mask_size) float32."""
-    kept = max(1, round(kept_share * scores.shape[1]))
-    return torch.zeros_like(scores).scatter(1, scores.topk(kept, dim=1).indices, 1.0)
+    macs = between(config.mac_share, 0.5)
+    wanted = config.kept_share if macs is None else macs
+    wanted = (1 + wanted) / 2 if easy else wanted
+    return keep_best(scores, wanted) if macs is None else at_mac_share(scores, masked, wanted).to(scores)
 
 
 class FollowMask:
@@ -122,12 +112,7 @@ def imitate(
     Raises:
         InvalidInputError: If there are two MAC shares, but the policy is for one lambda.
     """
-    bounds = policy.penalty_range
-    if bounds is None and not isinstance(config.mac_share, float | int | None):
-        raise InvalidInputError(
-            f"mac_share is {config.mac_share}, for a range of lambdas, but the policy is for one. Give one share, or "
-            "the penalty as a range."
-        )
+    bounds = check_range("mac_share", config.mac_share, policy)
     device = next(policy.parameters()).device
     dataset = dataset.augmenting(config.augment)
     generator = torch.Generator().manual_seed(config.seed)
@@ -138,7 +123,7 @@ def imitate(
         position = 0.5 if bounds is None else float(torch.rand((), generator=generator))
         easy = step < config.steps // 2
         mask = teacher_mask(masked, channel_scores(masked, images), config.at(position), easy)
-        penalty = None if bounds is None else bounds[0] + (bounds[1] - bounds[0]) * position
+        penalty = between(bounds, position)
         loss = imitation_loss(policy, rollout(masked, policy, images, FollowMask(mask), penalty).gate_logits, mask)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]

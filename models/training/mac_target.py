@@ -104,7 +104,7 @@ def penalty_for(
     Raises:
         InvalidInputError: If the policy was trained for one lambda only, or the target is no share.
     """
-    check_shares("target_macs", target_macs, most=1)
+    share("target_macs", target_macs)
     if policy.penalty_range is None:
         raise InvalidInputError(
             "The policy was trained for one lambda, so there is none to choose. Train one with the recipe dial, or "
@@ -124,26 +124,37 @@ def penalty_for(
     return (low + high) / 2
 
 
-def check_shares(name: str, value: float | Sequence[float], most: int = 2) -> None:
+def check_shares(name: str, value: float | Sequence[float]) -> None:
     """Check a setting that is a share, or two of them for the lowest and the highest lambda.
-
-    Args:
-        name: Of the setting.
-        value: What was given.
-        most: How many shares are allowed.
 
     Raises:
         InvalidInputError: If it has another form, or a share is not above 0 and at most 1.
     """
-    for number in value if isinstance(value, list | tuple) else [value]:
+    ends = value if isinstance(value, list | tuple) else None
+    for number in (value,) if ends is None else ends:
         share(name, number)
-    if isinstance(value, list | tuple) and not len(value) == most == 2:
-        allowed = "one share, or two for a range of lambdas, is needed" if most == 2 else "one share is needed"
-        raise InvalidInputError(f"{name} is {value}; {allowed}.")
+    if ends is not None and len(ends) != 2:
+        raise InvalidInputError(f"{name} is {value}; one share, or two for a range of lambdas, is needed.")
 
 
-def share_at(value: float | Sequence[float] | None, position: float) -> float | None:
-    """Return the share for a lambda at a position (0 to 1) of its range."""
+def check_range(
+    name: str, value: float | Sequence[float] | None, policy: GatePolicy | StaticPolicy
+) -> tuple[float, float] | None:
+    """Return a policy's range of lambdas, None for one lambda.
+
+    Raises:
+        InvalidInputError: If there are two shares, but the policy is for one lambda.
+    """
+    if policy.penalty_range is None and not isinstance(value, float | int | None):
+        raise InvalidInputError(
+            f"{name} is {value}, for a range of lambdas, but the policy is for one. Give one share, or the penalty as "
+            "a range."
+        )
+    return policy.penalty_range
+
+
+def between(value: float | Sequence[float] | None, position: float) -> float | None:
+    """Return what lies at a position (0 to 1) between two ends; a single number, or None, is returned unchanged."""
     if value is None or isinstance(value, float | int):
         return value
     low, high = value

@@ -23,7 +23,7 @@ from prunegym.models.storage.fingerprints import check_inputs, fingerprint_of
 from prunegym.models.storage.run_folder import without_unused
 from prunegym.models.storage.weights import load_state, save_state
 from prunegym.models.training.cnn_training import autocast, epoch_batches
-from prunegym.models.training.mac_target import check_shares, share_at
+from prunegym.models.training.mac_target import between, check_range, check_shares
 from prunegym.models.training.reports import Report
 from prunegym.validation import finite, share, whole_number
 
@@ -85,7 +85,7 @@ class TuneConfig:
 
     def at(self, position: float) -> TuneConfig:
         """Return what holds for a lambda at a position (0 to 1) of its range."""
-        return dataclasses.replace(self, target_macs=share_at(self.target_macs, position))
+        return dataclasses.replace(self, target_macs=between(self.target_macs, position))
 
 
 @torch.inference_mode()
@@ -128,11 +128,7 @@ def tune(
         InvalidInputError: If the loss becomes NaN or infinite, or there are two targets, but the policy is for one
             lambda.
     """
-    if policy.penalty_range is None and config.target is None and config.target_macs is not None:
-        raise InvalidInputError(
-            f"target_macs is {config.target_macs}, for a range of lambdas, but the policy is for one. Give one "
-            "share, or the penalty as a range."
-        )
+    check_range("target_macs", config.target_macs, policy)
     dataset = dataset.augmenting(config.augment)
     if teacher is None and config.distillation > 0:
         teacher = dense_logits(masked, dataset)
@@ -196,16 +192,16 @@ class _Training:
         config, device, penalty = self.config, self.masked.device, None
         images = dataset.batch(indices, device=device, augment=generator)
         if self.two_targets and self.policy.penalty_range is not None:
-            position, (low, high) = float(torch.rand((), generator=generator)), self.policy.penalty_range
-            config, penalty = config.at(position), low + (high - low) * position
+            position = float(torch.rand((), generator=generator))
+            config, penalty = config.at(position), between(self.policy.penalty_range, position)
         noise = StraightThrough(generator) if config.train_gates else greedy
         with autocast(device, config.precision):
             run = rollout(self.masked, self.policy, images, noise, penalty)
         labels = dataset.labels[indices].to(device)
         loss = _task_loss(run, labels, None if teacher is None else teacher.to(device), config)
-        share = _mac_share(self.masked, self.policy, run)
+        mac_share = self.masked.cost.total_share(run.mask, self.policy.macs).mean()
         if config.train_gates:
-            loss = loss + _cost_loss(run, share, self.done / self.steps, config)
+            loss = loss + _cost_loss(run, mac_share, self.done / self.steps, config)
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -215,7 +211,7 @@ class _Training:
             optimizer.step()
             schedule.step()
         self.done += 1
-        return loss.item(), share.item()
+        return loss.item(), mac_share.item()
 
     def store(self, path: Path | None) -> None:
         if path is not None:
@@ -243,10 +239,6 @@ class _Training:
         self.done = int(stored["done"])
 
 
-def _mac_share(masked: MaskedCNN, policy: GatePolicy | StaticPolicy, run: Rollout) -> Tensor:
-    return masked.cost.total_share(run.mask, policy.macs).mean()
-
-
 def _task_loss(run: Rollout, labels: Tensor, teacher: Tensor | None, config: TuneConfig) -> Tensor:
     output = run.output.float()
     loss = F.cross_entropy(output, labels)
@@ -257,13 +249,13 @@ def _task_loss(run: Rollout, labels: Tensor, teacher: Tensor | None, config: Tun
     return (1 - config.distillation) * loss + config.distillation * distance
 
 
-def _cost_loss(run: Rollout, share: Tensor, progress: float, config: TuneConfig) -> Tensor:
+def _cost_loss(run: Rollout, mac_share: Tensor, progress: float, config: TuneConfig) -> Tensor:
     if config.sparsity is not None:
         return config.sparsity * torch.sigmoid(run.gate_logits.float()).sum(1).mean()
     assert config.target is not None
     left = max(0.0, 1 - progress / config.anneal) if config.anneal else 0.0
     target = config.target + (1 - config.target) * left
-    over, under = F.relu(share - target), F.relu(target - share)
+    over, under = F.relu(mac_share - target), F.relu(target - mac_share)
     return config.over_weight * over.square() + config.under_weight * under.square()
 
 

@@ -14,9 +14,8 @@ from prunegym.agents.evaluation.evaluator import evaluate
 from prunegym.agents.rl.offsets import gates_at_mac_share
 from prunegym.errors import InvalidInputError, UnknownNameError
 from prunegym.models import CNNInfo, DynamicCNN, MaskedCNN, build, fixed_policy, load_dataset, taylor_scores
-from prunegym.models.masking.importance import activations, at_mac_share, channel_scores, l1_scores
+from prunegym.models.masking.importance import activations, at_mac_share, channel_scores, keep_best, l1_scores
 from prunegym.models.storage.model_file import Bundle
-from prunegym.models.training.imitation import keep_best
 
 
 def macs_of(first, second):
@@ -79,7 +78,7 @@ def test_wrong_scores_and_shares_are_refused(masked):
         at_mac_share(torch.zeros(47), masked, 0.5)
     with pytest.raises(InvalidInputError, match=r"finite numbers of shape \(48,\)"):
         at_mac_share(torch.full((48,), float("nan")), masked, 0.5)
-    with pytest.raises(InvalidInputError, match=r"The MAC share is 0; a number above 0 is needed."):
+    with pytest.raises(InvalidInputError, match=r"The MAC share is 0; a finite number above 0 is needed."):
         at_mac_share(torch.zeros(48), masked, 0)
 
 
