@@ -1,4 +1,4 @@
-"""Whether networks, data sets and devices fit each other: checked before anything that takes long begins."""
+"""Checks that networks, data sets and devices fit together, made before long computations."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from prunegym.models.masking.masked_cnn import MaskedCNN
 
 
 def check_images(dataset: Dataset, shape: tuple[int, ...]) -> None:
-    """Raise InvalidInputError unless a data set's images have the shape (channels, height, width) given."""
+    """Raise InvalidInputError unless a data set's images have the given shape (channels, height, width)."""
     if dataset.image_shape != shape:
         raise InvalidInputError(
-            f"The model takes images of shape {shape}, those of data set {dataset.name!r} have {dataset.image_shape} "
-            "(channels, height, width). Choose a data set or a model that fits the other."
+            f"The model takes images of shape {shape}, those of data set {dataset.name!r} have "
+            f"{dataset.image_shape} (channels, height, width). Choose a data set and a model that fit together."
         )
 
 
 def check_output(dataset: Dataset, shape: tuple[int, ...], otherwise: str = "") -> None:
-    """See to it that a network gives one number a class.
+    """Check that a network gives one number for each class.
 
     Args:
-        dataset: Has the classes.
-        shape: Of the network's output for an image.
-        otherwise: What else mends it, for the message.
+        dataset: Its classes count.
+        shape: Shape of the network's output for an image.
+        otherwise: Another way to fix it, for the message.
 
     Raises:
-        InvalidInputError: If there are too few, or the output is no vector.
+        InvalidInputError: If there are too few numbers, or the output is not a vector.
     """
     if len(shape) != 1 or shape[0] < len(dataset.classes):
         raise InvalidInputError(
@@ -39,13 +39,13 @@ def check_output(dataset: Dataset, shape: tuple[int, ...], otherwise: str = "") 
 
 
 def check_masked(masked: MaskedCNN, dataset: Dataset) -> None:
-    """Raise InvalidInputError unless a data set's images and classes are such as a masked CNN was made for."""
+    """Raise InvalidInputError unless a data set's images and classes fit a masked CNN."""
     check_images(dataset, masked.image_shape)
     check_output(dataset, masked.output_shape)
 
 
 def check_dense(dense: nn.Module, masked: MaskedCNN, dataset: Dataset) -> None:
-    """Raise InvalidInputError unless the original network takes the same images as a CNN, and gives as many numbers."""
+    """Raise InvalidInputError unless the original network takes a masked CNN's images, and has its output's shape."""
     shape = output_shape(dense, dataset, "dense")
     if shape != masked.output_shape:
         raise InvalidInputError(
@@ -55,15 +55,15 @@ def check_dense(dense: nn.Module, masked: MaskedCNN, dataset: Dataset) -> None:
 
 
 def output_shape(network: nn.Module, dataset: Dataset, argument: str = "network") -> tuple[int, ...]:
-    """Return the shape of a network's output for an image, one of which it runs in eval mode.
+    """Return the shape of a network's output for an image, found by running one in eval mode.
 
     Args:
         network: Takes normalised images.
-        dataset: Where the image is from.
-        argument: Name of the argument that the network was given as, for the message.
+        dataset: Source of the image.
+        argument: Name of the network's argument, for the message.
 
     Raises:
-        InvalidInputError: If it is no network, cannot run the image or returns no tensor.
+        InvalidInputError: If it is not a network, cannot run the image, or does not return a tensor.
     """
     check_module(network, argument)
     what = f"{argument} is a {type(network).__name__}"
@@ -73,7 +73,7 @@ def output_shape(network: nn.Module, dataset: Dataset, argument: str = "network"
         reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
         raise InvalidInputError(
             f"{what} that cannot run a normalised image of data set {dataset.name!r}, {dataset.image_shape} (channels, "
-            f"height, width): {reason}. Choose a data set or a network that fits the other."
+            f"height, width): {reason}. Choose a data set and a network that fit together."
         ) from error
     if not isinstance(output, Tensor) or output.ndim == 0:
         raise InvalidInputError(
@@ -84,9 +84,9 @@ def output_shape(network: nn.Module, dataset: Dataset, argument: str = "network"
 
 
 def layout_of(network: nn.Module, dataset: Dataset) -> torch.memory_format:
-    """Return the layout in memory in which a network can run images: channels last, the faster one, where it can.
+    """Return the memory layout in which a network can run images: if possible channels last, the faster one.
 
-    ``view`` of a map needs the other one.
+    A network that calls ``view`` on a map needs the contiguous layout.
     """
     try:
         _run_one(network, dataset, torch.channels_last)
@@ -97,7 +97,7 @@ def layout_of(network: nn.Module, dataset: Dataset) -> torch.memory_format:
 
 @torch.no_grad()
 def _run_one(network: nn.Module, dataset: Dataset, layout: torch.memory_format) -> object:
-    """Run one image in eval mode, and leave the network in the mode in which it was."""
+    """Run one image in eval mode, then restore the network's mode."""
     device = next((parameter.device for parameter in network.parameters()), "cpu")
     was_training = network.training
     network.eval()
@@ -108,13 +108,13 @@ def _run_one(network: nn.Module, dataset: Dataset, layout: torch.memory_format) 
 
 
 def check_device(name: str | torch.device) -> torch.device:
-    """Return a device that is there.
+    """Return a torch device, after checking that it is available.
 
     Args:
         name: ``cpu``, ``cuda``, ``cuda:1`` and the like.
 
     Raises:
-        InvalidInputError: If torch knows no such device, or this machine or this build of torch has none.
+        InvalidInputError: If torch does not know the device, or this machine or this build of torch does not have it.
 
     Example:
         >>> check_device("cpu")

@@ -1,4 +1,4 @@
-"""From a network of gated convolutions to a ``DynamicCNN``, and the check that what is pruned is really gone."""
+"""Conversion of a network of gated convolutions to a ``DynamicCNN``; a check that pruned channels have no effect."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from prunegym.models.storage.model_file import CNNInfo
 
 
 class LayerPruning(NamedTuple):
-    """What a gated convolution does to a batch of images."""
+    """What a gated convolution prunes in a batch of images."""
 
     pruned: Tensor
     """(batch, channels) bool: the channels that are off."""
     influence: float
     """The largest change of any output of the network when the filters of pruned channels are replaced: 0 if pruned
-    channels are really gone."""
+    channels have no effect."""
 
 
 @torch.no_grad()
 def check_pruning(network: nn.Module, images: Tensor) -> dict[str, LayerPruning]:
-    """Tell which channels each gated convolution prunes, and whether they have any influence left.
+    """Return which channels each gated convolution prunes, and whether these still affect the output.
 
-    The document's check counts kept channels as pruned. Here the filter of each channel in turn is replaced by
-    another one, and nothing may change for the images of which that channel is pruned.
+    The article's check counts kept channels as pruned. Here the filter of each channel in turn is replaced by another
+    one, and the output must not change for images whose mask prunes that channel.
 
     Args:
-        network: A network with :class:`~prunegym.models.DynamicPrunedConv2d`, in any mode; it is looked at in eval.
-        images: (batch, channels, height, width) float, as the network takes them.
+        network: A network with :class:`~prunegym.models.DynamicPrunedConv2d`, in any mode; the check uses eval mode.
+        images: (batch, channels, height, width) float, normalised as the network needs.
 
     Returns:
         A row for each gated convolution, by name.
@@ -69,20 +69,20 @@ def check_pruning(network: nn.Module, images: Tensor) -> dict[str, LayerPruning]
 def as_dynamic_cnn(network: nn.Module, dataset: Dataset, info: CNNInfo | None = None) -> DynamicCNN:
     """Turn a trained network of gated convolutions into a :class:`DynamicCNN`: the same logits for the same images.
 
-    Each gate becomes a head of a :class:`GatePolicy` that looks at the averages of what the convolution reads.
+    Each gate becomes a head of a :class:`GatePolicy`, whose features are the averages of the convolution's input.
 
     Args:
         network: A network with :class:`~prunegym.models.DynamicPrunedConv2d`; it is copied.
-        dataset: Training images, to bring features to a common size.
-        info: What is stored with it; by default that of the data set and, for a :class:`SimpleDynamicCNN` of the
-            document's widths, of the zoo's ``simple-cnn``.
+        dataset: Training images, for the scale of the features.
+        info: Description to store; by default that of the data set and, for a :class:`SimpleDynamicCNN` with the
+            article's widths, of the zoo's ``simple-cnn``.
 
     Returns:
-        The model. Averages more than ten times as large as those of ``dataset`` would be clipped.
+        The model. It clips averages more than ten times as large as those of ``dataset``.
 
     Raises:
-        InvalidInputError: If the two networks differ: a gated convolution whose masked channels come back, as behind a
-            norm with a bias.
+        InvalidInputError: If the two networks' outputs differ, because masked channels become nonzero again, e.g.
+            behind a norm with a bias.
 
     Example:
         >>> from prunegym.models import load_dataset
@@ -113,8 +113,8 @@ def as_dynamic_cnn(network: nn.Module, dataset: Dataset, info: CNNInfo | None = 
 def _common_size(features: MaskFeatures, decision: int) -> Tensor:
     """Divide a decision's features by powers of two that bring them near 1, and return these: (features,) float32.
 
-    A gate looks at averages as they are. Dividing features and multiplying weights by a power of two changes no bit of
-    their product.
+    A gate's own input is not scaled. Dividing features and multiplying weights by a power of two leaves their product
+    exactly the same.
     """
     mean, std = features.get_buffer(f"mean{decision}"), features.get_buffer(f"std{decision}")
     std.copy_(torch.exp2(torch.ceil(torch.log2(mean.abs() + std))))
@@ -132,7 +132,7 @@ def _architecture(network: nn.Module, masked: MaskedCNN, dataset: Dataset) -> st
 
 @torch.no_grad()
 def _check_same(network: nn.Module, masked: MaskedCNN, dataset: Dataset) -> None:
-    """Compare both with every other channel off, whatever the gates have learned to keep."""
+    """Compare the outputs of both with every second channel off, whatever the gates have learned."""
     images = dataset.batch(torch.arange(min(16, len(dataset))), device=masked.device)
     forced = copy.deepcopy(network).eval()
     layers = gated_layers(forced)
@@ -145,7 +145,7 @@ def _check_same(network: nn.Module, masked: MaskedCNN, dataset: Dataset) -> None
     difference = float((masked(images, mask) - expected).abs().max())
     if difference > 1e-3 * max(1.0, float(expected.abs().max())):
         raise InvalidInputError(
-            f"With its masks applied behind norm and activation, the network's outputs differ by {difference:.3g}. A "
+            f"With masks applied behind norm and activation, the network's outputs differ by {difference:.3g}. A "
             "gated convolution must not be followed by a norm with a bias or an activation that is not 0 at 0; use "
             "prunegym.models.prepare for such a network."
         )

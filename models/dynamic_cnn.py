@@ -1,4 +1,4 @@
-"""DynamicCNN: a masked CNN, its gate policy and its preprocessing in one file and one call."""
+"""DynamicCNN: a masked CNN with its gate policy and preprocessing, in one file and one call."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from prunegym.validation import choice, shape
 
 
 class Prediction(NamedTuple):
-    """What :meth:`DynamicCNN.predict` says of a batch of images."""
+    """Results of :meth:`DynamicCNN.predict` for a batch of images."""
 
     labels: Tensor
     """(batch,) int64."""
@@ -36,19 +36,19 @@ class Prediction(NamedTuple):
     macs: Tensor
     """(batch,) float64: MACs of the CNN under the mask and of the policy."""
     mac_share: Tensor
-    """(batch,) float64: the same as a share of the original CNN's MACs."""
+    """(batch,) float64: ``macs`` / MACs of the original CNN."""
 
 
 class DynamicCNN(nn.Module):
-    """A CNN that decides for each image which channels it needs.
+    """A CNN that decides for each image which of its channels to compute.
 
     Args:
         masked: The CNN; it is frozen.
-        policy: Decides its gates; one on another device is copied to the CNN's.
+        policy: Decides the gates. A policy on another device is copied to the CNN's device.
         info: Preprocessing and names.
 
     Attributes:
-        execution: How images are run: ``masked``, unless :meth:`skip` was called.
+        execution: How images are run: ``masked`` unless you call :meth:`skip`.
 
     Example:
         >>> from prunegym.models import load_dataset, shipped_model
@@ -59,7 +59,7 @@ class DynamicCNN(nn.Module):
 
     def __init__(self, masked: MaskedCNN, policy: GatePolicy | StaticPolicy, info: CNNInfo) -> None:
         super().__init__()
-        # One memory layout for all, so that a loaded model gives the very numbers of the one that was saved.
+        # Always the same memory layout, so that a loaded model gives exactly the outputs of the saved one.
         self.masked = masked.freeze().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.policy = _beside(policy, masked)
         self.info = info
@@ -68,34 +68,35 @@ class DynamicCNN(nn.Module):
         self.eval()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state for copies and pickles: what skips is made anew, since the kernel's memory is not copied."""
+        """Return the state for copies and pickles, without what skips: the kernel's memory cannot be copied."""
         return {**self.__dict__, "_skipping": None}
 
     def _apply(self, fn: Any, recurse: bool = True) -> DynamicCNN:
-        self._skipping = None  # it has weights of its own, which do not move along
+        self._skipping = None  # it has copies of the weights, which do not move
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Load weights, as in torch; what skips has copies of the old ones and is made anew."""
+        """Load weights, as in torch; what skips is rebuilt, since it has copies of the old ones."""
         self._skipping = None
         return super().load_state_dict(*args, **kwargs)
 
     def skip(self, execution: str = "auto") -> DynamicCNN:
-        """Run images from now on so that masked channels cost no time; results are the same up to rounding.
+        """Skip the computation of masked channels from now on. Results are the same up to rounding.
 
-        It is for inference: no gradients, and the weights are those of now. Call it again after changing them.
+        Use it for inference: there are no gradients, and the current weights are copied. Call it again if you change
+        them.
 
         Args:
-            execution: ``auto`` measures on the first images what is fastest here, see
-                :data:`prunegym.models.EXECUTIONS`; ``masked`` goes back to computing every channel.
+            execution: ``auto`` measures on the first images which path is fastest here, see
+                :data:`prunegym.models.EXECUTIONS`; ``masked`` computes every channel again.
 
         Returns:
             Itself.
 
         Raises:
-            UnknownNameError: If there is no such way.
-            InvalidInputError: If it cannot run this network here; the message says why.
+            UnknownNameError: If there is no path of that name.
+            InvalidInputError: If the path cannot run this network here; the message says why.
         """
         self._skipping = SkippingCNN(self.masked, self.policy, execution)
         self.execution = execution
@@ -103,7 +104,7 @@ class DynamicCNN(nn.Module):
 
     @property
     def skipping(self) -> SkippingCNN:
-        """What runs the images, with what ``auto`` chose and why."""
+        """What runs the images. It also says what ``auto`` chose and why."""
         if self._skipping is None:
             self._skipping = SkippingCNN(self.masked, self.policy, self.execution)
         return self._skipping
@@ -120,7 +121,7 @@ class DynamicCNN(nn.Module):
 
     @property
     def policy_mac_share(self) -> float:
-        """MACs of deciding, as a share of the original CNN's."""
+        """MACs of the policy / MACs of the original CNN."""
         return float(self.policy.macs / self.masked.cost.total_macs)
 
     def prepare_images(self, images: Tensor) -> Tensor:
@@ -130,13 +131,13 @@ class DynamicCNN(nn.Module):
             images: (batch, channels, height, width), uint8 in 0..255 or float in [0, 1]; a tensor or an array.
 
         Raises:
-            InvalidInputError: For another shape, type or range.
+            InvalidInputError: If their shape, type or range is wrong.
         """
         try:
             images = torch.as_tensor(images)
         except (TypeError, ValueError, RuntimeError) as error:
             raise InvalidInputError(
-                f"Images are a {type(images).__name__} that is no tensor ({error}). Give one of shape (batch, "
+                f"Images are a {type(images).__name__} that is not a tensor ({error}). Give one of shape (batch, "
                 f"{', '.join(map(str, self.info.image_shape))}), uint8 in 0..255 or floats in [0, 1]."
             ) from error
         hint = "Resize the images, and add the batch dimension for a single one."
@@ -146,7 +147,7 @@ class DynamicCNN(nn.Module):
             if not images.is_floating_point() or not (low >= 0 and high <= 1):
                 raise InvalidInputError(
                     f"Images are {images.dtype} from {low:.4g} to {high:.4g}; uint8 in 0..255 or floats in [0, 1] are "
-                    "needed, not normalised: the model does that itself."
+                    "needed. Do not normalise them: the model does."
                 )
         return self.normalisation(images.to(self.masked.device)).to(self.masked.dtype)
 
@@ -155,10 +156,10 @@ class DynamicCNN(nn.Module):
         return self.run(self.prepare_images(images), penalty).output
 
     def run(self, images: Tensor, penalty: float | None = None) -> Executed:
-        """Run images (batch, channels, height, width) that are normalised already, the policy deciding on the way.
+        """Run images (batch, channels, height, width) that are normalised already; the policy decides the gates.
 
         Raises:
-            InvalidInputError: For a lambda that the policy is not for.
+            InvalidInputError: If the policy was not trained for this lambda.
         """
         check_penalty(self.policy.penalty_range, penalty)
         if self.execution != "masked":
@@ -168,18 +169,18 @@ class DynamicCNN(nn.Module):
 
     @torch.inference_mode()
     def predict(self, images: Tensor, penalty: float | None = None) -> Prediction:
-        """Classify images and say what it cost.
+        """Classify images, and count their MACs.
 
         Args:
             images: (batch, channels, height, width), uint8 or floats in [0, 1].
-            penalty: lambda, for a policy that was trained for a range of them, of which the middle is the default: the
+            penalty: lambda, for a policy that was trained for a range of lambdas; by default the middle of it. The
                 larger it is, the fewer channels are kept.
 
         Returns:
             Labels, masks and MACs.
 
         Raises:
-            InvalidInputError: For images of the wrong shape, type or range, and a lambda that the policy is not for.
+            InvalidInputError: If images have a wrong shape, type or range, or the policy was not made for this lambda.
         """
         run = self.run(self.prepare_images(images), penalty)
         labels = run.output.argmax(1)
@@ -201,16 +202,16 @@ class DynamicCNN(nn.Module):
 
     @classmethod
     def load(cls, path: Path | str, network: nn.Module | None = None, device: str = "cpu") -> DynamicCNN:
-        """Read what :meth:`save` wrote; nothing in the file is executed.
+        """Read a file of :meth:`save`. No code in the file is executed.
 
         Args:
             path: The file.
-            network: The network's class with any weights, where it is none of the zoo's.
-            device: Where it goes.
+            network: The network, with any weights, if it is not in the zoo.
+            device: Device of the model.
 
         Raises:
             MissingDataError: If there is no such file.
-            InvalidInputError: If the file is damaged, of a newer format, or has no policy, or there is no such device.
+            InvalidInputError: If the file is damaged, has a newer format or no policy, or there is no such device.
         """
         where = check_device(device)
         stored = read_model(path, network)
@@ -228,7 +229,7 @@ def shipped_model(name: str = "digits") -> DynamicCNN:
     """Load a model that comes with PruneGym.
 
     Raises:
-        UnknownNameError: If there is none of that name.
+        UnknownNameError: If there is no model of that name.
     """
     return DynamicCNN.load(shipped_path(name))
 
@@ -237,13 +238,13 @@ def shipped_path(name: str) -> Path:
     """Return the file of a model that comes with PruneGym.
 
     Raises:
-        UnknownNameError: If there is none of that name.
+        UnknownNameError: If there is no model of that name.
     """
     return Path(__file__).parent / "shipped" / f"{choice('shipped model', name, SHIPPED)}.safetensors"
 
 
 def _beside(policy: GatePolicy | StaticPolicy, masked: MaskedCNN) -> GatePolicy | StaticPolicy:
-    """Return a policy where its CNN is; one that is elsewhere, as an agent's on a GPU, is copied."""
+    """Return a policy on its CNN's device; one on another device, e.g. an agent's on a GPU, is copied."""
     device = masked.device
     there = {value.device for value in (*policy.parameters(), *policy.buffers())}
     return policy if there <= {device} else copy.deepcopy(policy).to(device)

@@ -7,16 +7,16 @@ from torch import Tensor
 
 
 def random_shift_and_flip(images: Tensor, pad: int, flip: bool, generator: torch.Generator) -> Tensor:
-    """Shift each image by up to ``pad`` pixels (zeros come in) and mirror half of them.
+    """Shift each image by up to ``pad`` pixels, filling with zeros, and mirror half of the images.
 
     Args:
         images: (batch, channels, height, width), any dtype.
-        pad: Largest shift in pixels, each way.
+        pad: Largest shift in pixels, in each direction.
         flip: Whether to mirror.
         generator: Source of the random numbers.
 
     Returns:
-        Same shape and dtype, fresh memory.
+        A new tensor of the same shape and dtype.
     """
     count, _, height, width = images.shape
     padded = torch.nn.functional.pad(images, (pad, pad, pad, pad))

@@ -38,15 +38,15 @@ class Normalisation:
     std: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        """Check that it can be divided by.
+        """Check the numbers.
 
         Raises:
-            InvalidInputError: If a standard deviation is not above 0, or a number is infinite.
+            InvalidInputError: If a standard deviation is not above 0, or a number is not finite.
         """
         if not all(0 < value < math.inf for value in self.std) or not all(map(math.isfinite, self.mean)):
             raise InvalidInputError(
-                f"Normalisation has means {self.mean} and standard deviations {self.std}; finite numbers, the latter "
-                "above 0, are needed."
+                f"Normalisation has means {self.mean} and standard deviations {self.std}; finite numbers are needed, "
+                "and standard deviations above 0."
             )
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -56,8 +56,9 @@ class Normalisation:
             images: (batch, channels, height, width), uint8 in 0..255 or float in [0, 1].
 
         Returns:
-            float32, same shape, channels_last in memory (the faster layout for convolutions on a CPU).
+            float32, same shape, channels_last in memory, which makes convolutions on a CPU faster.
         """
+        # (x - mean) / std, of pixels brought to [0, 1] first.
         floats = images.float() / 255 if images.dtype == torch.uint8 else images.float()
         mean = torch.tensor(self.mean, device=images.device).view(-1, 1, 1)
         std = torch.tensor(self.std, device=images.device).view(-1, 1, 1)
@@ -77,8 +78,8 @@ class Dataset:
         normalisation: How images become the network's input.
         pad: Pixels of random shift in training.
         flip: Whether training mirrors images at random.
-        span: Which part of the split this is (see :meth:`part`); None: all of it.
-        places: (count,) int64, where the images stand in the whole split; None: they are all of it, in order.
+        span: Which part of the split this is (see :meth:`part`); None for all of it.
+        places: (count,) int64, the images' indices in the whole split; None if these are all its images, in order.
     """
 
     name: str
@@ -96,7 +97,7 @@ class Dataset:
         """Check shapes, types and the range of the labels.
 
         Raises:
-            InvalidInputError: Naming what is wrong.
+            InvalidInputError: If something is wrong; the message says what.
         """
         where = f"Data set {self.name!r}, split {self.split!r}"
         if self.images.dtype != torch.uint8 or self.images.ndim != 4:
@@ -135,15 +136,15 @@ class Dataset:
     def batch(
         self, indices: Tensor, *, device: torch.device | str = "cpu", augment: torch.Generator | None = None
     ) -> Tensor:
-        """Return normalised images, as the network takes them.
+        """Return normalised images, the network's input.
 
         Args:
             indices: (batch,) int64, counted within the split.
             device: Where the images go.
-            augment: If given, images are shifted and mirrored at random, drawn from it.
+            augment: Source of random shifts and mirroring; None for none.
 
         Returns:
-            (batch, channels, height, width) float32, a fresh tensor.
+            (batch, channels, height, width) float32, a new tensor.
         """
         images = self.images[indices]
         if augment is not None:
@@ -155,12 +156,12 @@ class Dataset:
         return torch.split(torch.arange(len(self)), size)
 
     def batches(self, size: int = 250, *, device: torch.device | str = "cpu") -> Iterator[tuple[Tensor, Tensor]]:
-        """Return all images once, in order: for each batch indices and images, as :meth:`batch` returns them."""
+        """Yield all images once, in order: for each batch the indices, and the images as :meth:`batch` returns them."""
         for indices in self.index_batches(size):
             yield indices, self.batch(indices, device=device)
 
     def augmenting(self, augment: Augment) -> Dataset:
-        """Return the data set with other augmentations: True leaves those of training, ``flip`` mirrors only.
+        """Return the data set with other augmentation: True keeps its own, ``flip`` only mirrors, False has none.
 
         Raises:
             InvalidInputError: For any other value.
@@ -172,21 +173,23 @@ class Dataset:
         return dataclasses.replace(self, pad=0, flip=self.flip and augment == "flip")
 
     def subset(self, indices: Tensor, split: Split | None = None) -> Dataset:
-        """Return the images of ``indices`` (int64) as a data set; with ``split`` it is the whole one of that name."""
+        """Return the images at ``indices`` (int64) as a data set; with ``split`` they count as that whole split."""
         places = self.place(indices) if split is None else None
         return dataclasses.replace(
             self, images=self.images[indices], labels=self.labels[indices], split=split or self.split, places=places
         )
 
     def place(self, indices: Tensor) -> Tensor:
-        """Return where images stand in the whole split, (count,) int64, from their indices here."""
+        """Return the indices (count,) int64 in the whole split of images with these indices here."""
         return indices if self.places is None else self.places.to(indices.device)[indices]
 
     def sample(self, count: int, seed: int = 0) -> Dataset:
-        """Return a random subset, the same one every time: the first images of a folder are all of one class.
+        """Return a random subset, the same one every time.
+
+        The first images would not do: those of a folder are all of one class.
 
         Args:
-            count: Its size; if there are no more images, all are returned.
+            count: Its size. If there are fewer images, all are returned.
             seed: Seed of the draw.
         """
         if count >= len(self):
@@ -195,9 +198,9 @@ class Dataset:
         return self.subset(order[:count].sort().values)
 
     def with_classes(self, classes: tuple[str, ...]) -> Dataset:
-        """Return the data set with labels numbered as ``classes`` are, which a model was trained on.
+        """Return the data set with its labels renumbered to ``classes``, those that a model was trained on.
 
-        Where one side has names and the other only numbers from 0, they are taken to be in the same order.
+        If one side has names and the other only numbers from 0, both are assumed to have the same order.
 
         Raises:
             InvalidInputError: If a class of this data set is not among them.
@@ -208,36 +211,36 @@ class Dataset:
         if no_name_known or (unknown and numbered[: len(self.classes)] == self.classes):
             if len(self.classes) > len(classes):
                 raise InvalidInputError(
-                    f"Data set {self.name!r} has {len(self.classes)} classes, the model tells {len(classes)} apart. "
-                    "Leave the others' images out, or take a model that was trained on all of them."
+                    f"Data set {self.name!r} has {len(self.classes)} classes, but the model has {len(classes)}. "
+                    "Remove the images of the other classes, or use a model that was trained on all of them."
                 )
             return self
         if unknown:
             raise InvalidInputError(
                 f"Data set {self.name!r} has class {unknown[0]!r}, which the model does not know; it knows "
-                f"{', '.join(classes)}. Leave its images out, rename it, or take a model that was trained on it."
+                f"{', '.join(classes)}. Remove its images, rename it, or use a model that was trained on it."
             )
         places = torch.tensor([classes.index(name) for name in self.classes])
         return dataclasses.replace(self, labels=places[self.labels], classes=classes)
 
     def part(self, span: str) -> Dataset:
-        """Return a part of the split, by place in an order that is drawn once with a fixed seed.
+        """Return a part of the split, cut from a fixed random order of its images.
 
-        The parts ``:40000`` and ``40000:`` share no image and have all classes, whatever the order of the files: a
-        network may be trained on one, and an agent on images that the network never saw.
+        The parts ``:40000`` and ``40000:`` share no image, and both have all classes, whatever the order of the files.
+        So you can train a network on one, and an agent on images that the network never saw.
 
         Args:
-            span: ``FROM:TO`` as in a slice of Python; either may be left out, negative ones count from the end.
+            span: ``FROM:TO`` as in a Python slice. Either may be omitted; negative numbers count from the end.
 
         Raises:
-            InvalidInputError: If it is no such slice or an empty one, reaches beyond the images, or this is a part.
+            InvalidInputError: If it is no such slice, is empty, reaches beyond the images, or this is a part already.
         """
         bounds = span.split(":")
         where = f"Part {span!r} of {self.name}/{self.split} ({len(self)} images)"
         if len(bounds) != 2 or not all(re.fullmatch(r"-?\d+|", bound) for bound in bounds):
             raise InvalidInputError(f"{where} is no slice. Give FROM:TO, for example :40000 or 40000:.")
         if self.span is not None:
-            raise InvalidInputError(f"{where} would be a part of the part {self.span}. Take it of the whole split.")
+            raise InvalidInputError(f"{where} would be a part of the part {self.span}. Take it from the whole split.")
         numbers = [int(bound) if bound else default for bound, default in zip(bounds, (0, len(self)), strict=True)]
         low, high = (number + len(self) if number < 0 else number for number in numbers)
         if not 0 <= low < high <= len(self):

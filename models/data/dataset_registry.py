@@ -1,4 +1,4 @@
-"""Data sets by name or path: embedded digits, public ones, image folders and array files."""
+"""Data sets by name or path: the built-in digits, public data sets, image folders and array files."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ def _digits(_root: Path | None) -> Splits:
     bundle = load_digits()
     images = torch.from_numpy(np.rint(bundle.images * (255 / 16)).astype(np.uint8)).unsqueeze(1)
     labels = torch.from_numpy(bundle.target.astype(np.int64))
+    # A fixed draw, so that the test split is the same images everywhere.
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     test, train = order[:DIGITS_TEST_IMAGES], order[DIGITS_TEST_IMAGES:]
     return from_arrays((images[train], labels[train]), (images[test], labels[test]), name="digits", pad=1)
@@ -49,9 +50,9 @@ def _cifar(dataset: str, root: Path | None) -> Splits:
 
 
 _DIGIT_NAMES = tuple("0123456789")
-_FASHION_NAMES = tuple(
-    ["t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
-)
+_FASHION_NAMES = (
+    "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
+)  # fmt: skip
 
 SOURCES: dict[str, Callable[[Path | None], Splits]] = {
     "digits": _digits,
@@ -68,19 +69,19 @@ def load_dataset(name: str, split: str = "train", root: Path | str | None = None
     """Load one split of a data set by name or path.
 
     Args:
-        name: A key of :data:`SOURCES` (``digits`` is embedded); a path to a folder or tar archive with
-            ``train/<class>/<image>`` and ``test/<class>/<image>``, or to an ``.npz`` file; or the name, with or without
-            its ending, of such a folder, archive or file under ``root``.
+        name: A key of :data:`SOURCES` (``digits`` needs no download). Or the path of a folder or tar archive with
+            ``train/<class>/<image>`` and ``test/<class>/<image>``, or of an ``.npz`` file. Or the name of such a
+            folder, archive or file under ``root``, with or without its ending.
         split: ``train``, ``validation`` or ``test``.
-        root: Folder with the files of data sets; by default the environment variable ``PRUNEGYM_DATA``.
+        root: Folder with your data sets; by default the environment variable ``PRUNEGYM_DATA``.
 
     Returns:
-        The split; loaded once per process and shared, so do not write to its tensors.
+        The split. It is loaded once per process and shared, so do not write to its tensors.
 
     Raises:
         UnknownNameError: For an unknown name or split.
         MissingDataError: If files are missing and cannot be downloaded.
-        InvalidInputError: If files are damaged or of the wrong form.
+        InvalidInputError: If files are damaged or have the wrong format.
 
     Example:
         >>> {split: len(load_dataset("digits", split)) for split in SPLITS}
@@ -92,33 +93,33 @@ def load_dataset(name: str, split: str = "train", root: Path | str | None = None
 
 
 def forget_datasets() -> None:
-    """Forget loaded data sets, so that files which changed meanwhile are read again."""
+    """Forget loaded data sets, so that changed files are read again."""
     _load.cache_clear()
 
 
 def other_split(dataset: Dataset, split: Split, instead: str) -> Dataset:
-    """Return another split of the data set that a split was loaded from, by its name.
+    """Load another split of a data set, by the data set's name.
 
     Args:
         dataset: A split, or some images of one.
-        split: The one that is wanted.
-        instead: How to pass it, for the message.
+        split: The split to load.
+        instead: How you pass that split yourself, for the message.
 
     Raises:
-        InvalidInputError: If no data set of that name can be loaded, or another one than has these images.
+        InvalidInputError: If no data set of that name can be loaded, or it has other images.
     """
     try:
         same, other = load_dataset(dataset.name, dataset.split), load_dataset(dataset.name, split)
     except (UnknownNameError, MissingDataError) as error:
         raise InvalidInputError(
-            f"The {split} images that belong to data set {dataset.name!r} are needed, and none can be loaded by that "
-            f"name. Pass {instead}."
+            f"The {split} images that belong to data set {dataset.name!r} are needed, but no data set can be loaded by "
+            f"that name. Pass {instead}."
         ) from error
     known = {image.tobytes() for image in same.images.numpy()}
     if not all(image.tobytes() in known for image in dataset.images.numpy()):
         raise InvalidInputError(
-            f"The {split} images that belong to data set {dataset.name!r} are needed, but what is loaded by that name "
-            f"has other {dataset.split} images than these. Pass {instead}, or give your data set a name of its own."
+            f"The {split} images that belong to data set {dataset.name!r} are needed, but the data set loaded by that "
+            f"name has other {dataset.split} images. Pass {instead}, or give your data set another name."
         )
     return other
 
@@ -136,5 +137,8 @@ def _load(name: str, root: Path | None) -> Splits:
         if path.exists():
             return image_folder(path)
     if os.sep in name or name.startswith("~"):
-        raise MissingDataError(f"There is no data set at {name}. Give a folder, a tar archive or an .npz file.")
-    raise UnknownNameError("data set (nor a file of that name under PRUNEGYM_DATA)", name, SOURCES)
+        raise MissingDataError(
+            f"There is no data set at {name}. Give the path of a folder, a tar archive or an .npz file."
+        )
+    where = f"not in the folder {root} either" if root else "PRUNEGYM_DATA, the folder of your data sets, is not set"
+    raise UnknownNameError(f"data set ({where})", name, SOURCES)

@@ -1,4 +1,4 @@
-"""Files of public data sets: found on disk, or downloaded and checked."""
+"""Files of public data sets, found on disk or downloaded and checked."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SYSTEM_FOLDERS = (Path("/usr/share/datasets"),)
 
 @dataclasses.dataclass(frozen=True)
 class Download:
-    """A file of a public data set: where it is, and the checksum that it must have."""
+    """A file of a public data set: its address (without the file name) and its checksum."""
 
     url: str
     checksum: str
@@ -42,15 +42,15 @@ FILES: dict[str, dict[str, Download]] = {
 
 
 def find_file(dataset: str, file: str, root: Path | None) -> Path:
-    """Return the path of a data set's file: under the root, in the system's folders, else downloaded and checked.
+    """Return the path of a data set's file. It is looked for on disk, and downloaded if it is not there.
 
     Args:
         dataset: A key of :data:`FILES`.
-        file: Its file.
-        root: Folder to look in, and in its subfolder named as the data set.
+        file: Name of the file.
+        root: Folder to look in, and in its subfolder with the data set's name. The system's folders come after it.
 
     Raises:
-        MissingDataError: If the file is nowhere and cannot be downloaded, or has another checksum.
+        MissingDataError: If the file is not found and cannot be downloaded, or the download has a wrong checksum.
     """
     folders = [folder for base in ((root,) if root else ()) for folder in (base, base / dataset)]
     folders += [base / dataset for base in SYSTEM_FOLDERS]
@@ -69,7 +69,7 @@ def find_file(dataset: str, file: str, root: Path | None) -> Path:
         return Path(pooch.retrieve(url, known_hash=source.checksum, fname=file, path=Path(cache) / dataset))
     except (OSError, ValueError) as error:
         raise MissingDataError(
-            f"{file} of data set {dataset!r} is not in {[str(folder) for folder in folders]} and {url} gave no valid "
-            f"copy ({error}). Put the file into one of these folders, set PRUNEGYM_DATA to the folder that has it, "
-            "or PRUNEGYM_MIRROR to an address that serves it."
+            f"{file} of data set {dataset!r} is not in {', '.join(map(str, folders))}, and the download from {url} "
+            f"failed ({error}). Put the file into one of these folders, set PRUNEGYM_DATA to the folder that has it, "
+            "or set PRUNEGYM_MIRROR to an address that serves it."
         ) from error

@@ -1,4 +1,4 @@
-"""Readers of the formats that data sets come in: IDX, CIFAR's binary archives, image folders, array files."""
+"""Readers for the formats of data sets: IDX, CIFAR's binary archives, image folders, array files."""
 
 from __future__ import annotations
 
@@ -25,39 +25,41 @@ Splits = dict[Split, Dataset]
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 CIFAR_PIXELS = 3 * 32 * 32
 UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-"""What Pillow raises on files that are no images, are damaged, or would fill the memory."""
+"""What Pillow raises on files that are not images, are damaged, or would fill the memory."""
 
 
 def read_idx(path: Path) -> Tensor:
     """Read an IDX file of unsigned bytes, gzipped or not.
 
     Returns:
-        uint8, of the shape that the file states.
+        uint8, with the shape that the file states.
 
     Raises:
-        InvalidInputError: If the file is damaged or holds another type.
+        InvalidInputError: If the file is damaged or has another data type.
     """
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
-        raise InvalidInputError(f"{path} is not a whole gzip file ({error}). Was it downloaded whole?") from error
+        raise InvalidInputError(f"{path} is not a complete gzip file ({error}). Download it again.") from error
     dimensions = data[3] if len(data) > 3 and data[:3] == b"\x00\x00\x08" else 0
     start = 4 + 4 * dimensions
     shape = tuple(int.from_bytes(data[at : at + 4], "big") for at in range(4, start, 4))
     if dimensions == 0 or len(data) - start != math.prod(shape):
-        raise InvalidInputError(f"{path} is not an IDX file of unsigned bytes. Was it downloaded whole?")
+        raise InvalidInputError(f"{path} is not a complete IDX file of unsigned bytes. Download it again.")
     return torch.from_numpy(np.frombuffer(data, dtype=np.uint8, offset=start).reshape(shape).copy())
 
 
 def cifar_archive(path: Path, name: str) -> Splits:
-    """Read an official binary archive of CIFAR-10 or CIFAR-100; the pickled ones would execute code on load.
+    """Read an official binary archive of CIFAR-10 or CIFAR-100.
+
+    The pickled archives are not read: loading them would execute code.
 
     Args:
         path: ``cifar-10-binary.tar.gz`` or ``cifar-100-binary.tar.gz``.
         name: ``cifar10`` (a row is a label and the pixels) or ``cifar100`` (coarse label, fine label, pixels).
 
     Raises:
-        InvalidInputError: If the archive is damaged or a part of it is missing.
+        InvalidInputError: If the archive is damaged or incomplete.
     """
     members = {Path(member).name: data for member, data in _tar_members(path)}
     ten = name == "cifar10"
@@ -81,12 +83,16 @@ def cifar_archive(path: Path, name: str) -> Splits:
 
 
 def eight_bits(image: Image.Image) -> Image.Image:
-    """Return an image of 16 bits a pixel with its 8 highest; others as they are. Pillow itself would clip them.
+    """Return an image of 16 bits a pixel reduced to its 8 highest bits; other images are returned unchanged.
+
+    Pillow itself would clip the 16 bits instead of scaling them.
 
     Raises:
-        ValueError: For 32 bits a pixel, whose range nobody knows.
+        ValueError: For 32 bits a pixel, whose range is unknown.
     """
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):  # Pillow 10 has I for both
+    if image.mode.startswith("I;16") or (
+        image.mode == "I" and image.format == "PNG"
+    ):  # Pillow 10 has mode I for 16 and 32 bits
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise ValueError(f"it has 32 bits a pixel (mode {image.mode}); store it with 8 or 16")
@@ -100,14 +106,14 @@ def _tar_members(path: Path) -> Iterator[tuple[str, bytes]]:
                 stream = archive.extractfile(member) if member.isfile() else None
                 if stream is not None:
                     yield member.name, stream.read()
-            # tarfile stops without a word at a damaged header, and before a gzip file's checksum at its very end.
+            # tarfile stops silently at a damaged header, and before the checksum at the end of a gzip file.
             archive.fileobj.seek(archive.offset)
             rest = b"".join(iter(lambda: archive.fileobj.read(65_536), b""))
             if not rest or rest.strip(b"\0"):
                 raise tarfile.ReadError(f"damaged after {archive.offset} bytes")
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        reason = " ".join(str(error).split())  # tarfile's has a line for each compression that it tried
-        raise InvalidInputError(f"{path} is not a whole tar archive ({reason}). Was it copied whole?") from error
+        reason = " ".join(str(error).split())  # tarfile writes a line for each compression it tried
+        raise InvalidInputError(f"{path} is not a complete tar archive ({reason}). Copy it again.") from error
 
 
 def _folder_members(path: Path) -> Iterator[tuple[str, bytes]]:
@@ -119,11 +125,11 @@ def _folder_members(path: Path) -> Iterator[tuple[str, bytes]]:
 def image_folder(path: Path) -> Splits:
     """Read ``train/<class>/<image>`` and ``test/<class>/<image>`` from a folder or a tar archive of one.
 
-    The order is that of the sorted paths, so that an index means the same image everywhere.
+    Images are sorted by path, so that an index means the same image on every machine.
 
     Raises:
-        InvalidInputError: If a part is missing, there are several data sets, an image cannot be read, or sizes or
-            classes differ.
+        InvalidInputError: If ``train`` or ``test`` is missing, there are several data sets, an image cannot be read, or
+            sizes or classes differ.
     """
     members = _folder_members(path) if path.is_dir() else _tar_members(path)
     parts: dict[str, list[tuple[str, str, bytes]]] = {"train": [], "test": []}
@@ -151,7 +157,7 @@ def _decode(
     labels: list[int] = []
     for label, file, data in sorted(files, key=lambda entry: entry[:2]):
         if label not in classes:
-            raise InvalidInputError(f"{path}/{part} has class {label!r}, which train has not: {', '.join(classes)}.")
+            raise InvalidInputError(f"{path}/{part} has class {label!r}, which train lacks: {', '.join(classes)}.")
         try:
             image = Image.open(io.BytesIO(data))
             plain = eight_bits(image)
@@ -162,7 +168,7 @@ def _decode(
         if images and pixels.shape != images[0].shape:
             raise InvalidInputError(
                 f"{path}/{part}/{label}/{file} is {pixels.shape}, the images before it are {images[0].shape} "
-                "(channels, height, width). Bring all images to one size first."
+                "(channels, height, width). Resize all images to one size first."
             )
         images.append(pixels)
         labels.append(classes.index(label))
@@ -170,10 +176,10 @@ def _decode(
 
 
 def array_file(path: Path) -> Splits:
-    """Read an ``.npz`` file with train_images, train_labels, test_images and test_labels, images channels first.
+    """Read an ``.npz`` file with train_images, train_labels, test_images and test_labels; images have channels first.
 
     Raises:
-        InvalidInputError: If an array is missing or has the wrong form.
+        InvalidInputError: If an array is missing or has the wrong shape or type.
     """
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:

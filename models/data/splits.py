@@ -13,18 +13,18 @@ from prunegym.validation import shape
 
 
 def hold_out_validation(train: Dataset, share: float = 0.1, seed: int = 0) -> tuple[Dataset, Dataset]:
-    """Split training images into training and validation images, the same ones every time.
+    """Split training images into training and validation images, the same way every time.
 
     Args:
         train: All training images.
-        share: Share (0 to 1) of them that becomes the validation split.
-        seed: Seed of the draw; the default is the one that all results use.
+        share: Share (0 to 1) of the images for the validation split.
+        seed: Seed of the draw; all published results use the default.
 
     Returns:
         The training split and the validation split.
 
     Raises:
-        InvalidInputError: If either would be empty.
+        InvalidInputError: If one of the two would be empty.
     """
     count = round(len(train) * share)
     if not 0 < count < len(train):
@@ -51,11 +51,11 @@ def from_arrays(
     Args:
         train: Images (count, channels, height, width) uint8 and labels (count,) integers.
         test: The same, of the test split.
-        name: As in tables.
+        name: Name in tables.
         classes: Names of the classes; by default ``"0"``, ``"1"``, ...
-        normalisation: By default ImageNet's for 3 channels, else mean 0.5 and standard deviation 0.5.
+        normalisation: By default ImageNet's for 3 channels, otherwise mean 0.5 and standard deviation 0.5.
         pad: Pixels of random shift in training; by default an eighth of the height.
-        flip: Whether training mirrors images.
+        flip: Whether training mirrors images at random.
 
     Returns:
         ``{"train": ..., "validation": ..., "test": ...}``; the validation split is a tenth of the training images.
@@ -92,7 +92,7 @@ def _integers(name: str, labels: Tensor) -> Tensor:
     try:
         labels = torch.as_tensor(labels)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InvalidInputError(f"Data set {name!r}: labels are no numbers ({error}); integers are needed.") from error
+        raise InvalidInputError(f"Data set {name!r}: labels are not numbers ({error}); integers are needed.") from error
     if labels.is_floating_point() or labels.is_complex() or labels.ndim != 1:
         raise InvalidInputError(
             f"Data set {name!r}: labels are {labels.dtype} of shape {tuple(labels.shape)}; one integer an image, of "

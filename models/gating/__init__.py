@@ -1,1 +1,1 @@
-"""What decides a mask: features, gate policies, static masks, gated layers."""
+"""What decides masks: features, gate policies, static masks, gated layers."""

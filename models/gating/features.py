@@ -1,4 +1,4 @@
-"""What a mask is decided from: cheap features of what a gate's producer reads."""
+"""Inputs of a gate policy: cheap features of what a gate's producer reads."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ CLIP = 10.0
 
 @dataclasses.dataclass(frozen=True)
 class Decision:
-    """A moment at which mask bits are chosen.
+    """One choice of mask bits, for one gate or for all at once.
 
     Attributes:
-        gates: Indices of the gates whose bits are chosen; the first one's producer input is looked at.
+        gates: Indices of the gates whose bits are chosen. Features come from the input of the first one's producer.
         width: Number of bits.
     """
 
@@ -30,7 +30,7 @@ class Decision:
 
 
 def decisions_of(masked: MaskedCNN, layerwise: bool) -> tuple[Decision, ...]:
-    """Return one decision a gate, or (``layerwise`` False) one for all gates at the first."""
+    """Return one decision for each gate, or (``layerwise`` False) one for all gates, made at the first."""
     if layerwise:
         return tuple(Decision((index,), gate.width) for index, gate in enumerate(masked.gates))
     return (Decision(tuple(range(len(masked.gates))), masked.mask_size),)
@@ -39,12 +39,12 @@ def decisions_of(masked: MaskedCNN, layerwise: bool) -> tuple[Decision, ...]:
 class MaskFeatures(nn.Module):
     """Average and coarse grid of each channel that a gate's producer reads, standardised and clipped to +-10.
 
-    The grid has as many cells as fit into ``feature_size`` numbers, and none if the averages alone fill it. Looking
-    costs no MAC: pooling is not counted.
+    The grid has as many cells as fit into ``feature_size`` numbers; there is none if the averages alone fill them.
+    Features cost no MACs, since pooling is not counted.
 
     Args:
         masked: The CNN whose gates are decided.
-        layerwise: One decision a gate, or one for all.
+        layerwise: One decision for each gate, or one for all.
         grid: Cells along each side of the grid.
         feature_size: Largest number of features of a decision.
 
@@ -80,7 +80,7 @@ class MaskFeatures(nn.Module):
         return self._grids[decision]
 
     def pools_channels(self, decision: int) -> bool:
-        """Whether a decision sees averages of neighbouring channels, since single ones would be too many."""
+        """Whether a decision's features are averages of adjacent channels, as there are too many channels."""
         return self._pools[decision]
 
     def raw(self, decision: int, reads: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ class MaskFeatures(nn.Module):
             grid = (
                 _grid(reads, cells) if even and torch.compiler.is_compiling() else F.adaptive_avg_pool2d(reads, cells)
             )
-            average = (grid if even else reads).mean((2, 3))  # cells of one size: their mean is that of the pixels
+            average = (grid if even else reads).mean((2, 3))  # of equal cells: the mean of the pixels
             return torch.cat([average, grid.flatten(1)], dim=1)
         average = reads.mean((2, 3))
         return F.adaptive_avg_pool1d(average[:, None], self.feature_size)[:, 0] if self._pools[decision] else average
@@ -106,12 +106,13 @@ class MaskFeatures(nn.Module):
         Returns:
             (batch, sizes[decision]) float32 in [-10, 10].
         """
+        # Standardised with statistics of training images: (x - mean) / std, clipped.
         mean, std = self.get_buffer(f"mean{decision}"), self.get_buffer(f"std{decision}")
         return ((self.raw(decision, reads).float() - mean) / std).clamp(-CLIP, CLIP)
 
     @torch.no_grad()
     def calibrate(self, masked: MaskedCNN, dataset: Dataset, images: int = 1024) -> MaskFeatures:
-        """Set mean and standard deviation from training images with all channels on. Returns itself, where the CNN is.
+        """Set mean and standard deviation from training images with all channels on. Returns itself, moved to the CNN.
 
         Args:
             masked: The CNN.
@@ -121,13 +122,13 @@ class MaskFeatures(nn.Module):
         self.to(masked.device)
         for index, values in enumerate(self._seen(masked, dataset.sample(images))):
             self.get_buffer(f"mean{index}").copy_(values.mean(0))
-            # A feature that never varies, as at the dark edge of digits, would else be divided by zero.
+            # A constant feature, as at the dark edge of digits, would be divided by zero.
             deviation = values.std(0, unbiased=False)
             self.get_buffer(f"std{index}").copy_(torch.where(deviation > 1e-4, deviation, torch.ones_like(deviation)))
         return self
 
     def _seen(self, masked: MaskedCNN, sample: Dataset) -> list[Tensor]:
-        """Return raw features of images with all channels on, for each decision (images, numbers) float32."""
+        """Return the raw features of images with all channels on: for each decision (images, features) float32."""
         rows: list[list[Tensor]] = [[] for _ in self.decisions]
         starts = {decision.gates[0]: index for index, decision in enumerate(self.decisions)}
         for _, images in sample.batches(256, device=self.get_buffer("mean0").device):
@@ -141,6 +142,6 @@ class MaskFeatures(nn.Module):
 
 
 def _grid(reads: Tensor, cells: int) -> Tensor:
-    """Average over cells of one size, in a form that a compiler makes a loop of: pooling stays a call to it."""
+    """Average over cells of equal size, in a form that torch.compile fuses, unlike a call to pooling."""
     batch, channels, height, width = reads.shape
     return reads.reshape(batch, channels, cells, height // cells, cells, width // cells).mean((3, 5))

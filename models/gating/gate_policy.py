@@ -14,7 +14,7 @@ from prunegym.validation import whole_number
 
 
 def gate_head(features: int, hidden: int, width: int, bias: float = 2.0) -> nn.Sequential:
-    """Return a small network of one hidden layer, (batch, features) -> logits (batch, width), all near ``bias``."""
+    """Return a network with one hidden layer: (batch, features) -> logits (batch, width), at first near ``bias``."""
     whole_number("hidden", hidden)
     last = nn.Linear(hidden, width)
     head = nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), last)
@@ -24,17 +24,17 @@ def gate_head(features: int, hidden: int, width: int, bias: float = 2.0) -> nn.S
 
 
 class GatePolicy(nn.Module):
-    """For each decision a head of one hidden layer, from features to one logit a channel.
+    """For each decision a head with one hidden layer, from features to one logit for each channel.
 
-    The same module serves imitation, joint training, Stable-Baselines3 (as the actor) and inference. A channel is kept
-    if its logit is positive (the document's method 5.1: sigmoid of a small network, thresholded at 0.5).
+    The same module is used in imitation, joint training, Stable-Baselines3 (as the actor) and inference. A channel is
+    kept if its logit is positive (the article's method 5.1: sigmoid of a small network, thresholded at 0.5).
 
     Args:
-        features: What it looks at.
-        hidden: Width of the hidden layers: one number, or one a decision.
-        bias: Initial bias of the logits; +2 keeps a channel with probability 0.88, so that training starts from a
-            network that works.
-        penalty_range: If given, a policy for all lambdas in [low, high]: lambda is one more input.
+        features: Its input.
+        hidden: Width of the hidden layers: one number, or one for each decision.
+        bias: Initial bias of the logits; +2 keeps a channel with probability 0.88, so training starts from a network
+            that works.
+        penalty_range: If given, the policy works for all lambdas in [low, high], and lambda is one more input.
 
     Attributes:
         decisions: The decisions, in order.
@@ -54,7 +54,7 @@ class GatePolicy(nn.Module):
         widths = [hidden] * len(self.decisions) if isinstance(hidden, int) else list(hidden)
         if len(widths) != len(self.decisions):
             raise InvalidInputError(
-                f"hidden is {widths}; one number, or {len(self.decisions)} for as many decisions, is needed."
+                f"hidden is {widths}; give one number, or one for each of the {len(self.decisions)} decisions."
             )
         self.config = {"hidden": hidden if isinstance(hidden, int) else widths, "penalty_range": penalty_range}
         self.penalty_range = penalty_range
@@ -66,18 +66,18 @@ class GatePolicy(nn.Module):
         self.macs = sum(layer.weight.numel() for layer in self.heads.modules() if isinstance(layer, nn.Linear))
 
     def logits(self, decision: int, features: Tensor, penalty: Tensor | float | None = None) -> Tensor:
-        """Return one logit a channel.
+        """Return one logit for each channel.
 
         Args:
             decision: Index of the decision.
             features: (batch, sizes[decision]) float32, of :class:`MaskFeatures`.
-            penalty: lambda, (batch,) or one number, for a policy with a ``penalty_range``; by default its middle.
+            penalty: lambda, (batch,) or one number, for a policy with a ``penalty_range``; by default the middle of it.
 
         Returns:
             (batch, width) float32.
 
         Raises:
-            InvalidInputError: If a lambda is given, but the policy was trained for one only.
+            InvalidInputError: If a lambda is given, but the policy was trained for one lambda only.
         """
         if self.penalty_range is None:
             _refuse(penalty)
@@ -89,7 +89,7 @@ class GatePolicy(nn.Module):
         return logits.float()
 
     def scaled_penalty(self, penalty: Tensor | float | None) -> Tensor:
-        """Return lambda as the heads read it, -1 to 1 over the ``penalty_range``; None stands for its middle."""
+        """Return lambda scaled from the ``penalty_range`` to -1..1, the heads' input; None stands for the middle."""
         low, high = (0.0, 0.0) if self.penalty_range is None else self.penalty_range
         value = torch.as_tensor((low + high) / 2 if penalty is None else penalty, dtype=torch.float32)
         return 2 * (value - low) / max(high - low, 1e-12) - 1
@@ -106,13 +106,13 @@ class GatePolicy(nn.Module):
 def _refuse(penalty: Tensor | float | None) -> None:
     if penalty is not None:
         raise InvalidInputError(
-            f"penalty is {penalty}, but the policy was trained for one lambda and is not told any. Leave it out, or "
-            "train one for a range, as the recipe dial does."
+            f"penalty is {penalty}, but the policy was trained for one lambda and takes none as input. Omit it, or "
+            "train a policy for a range, as the recipe dial does."
         )
 
 
 def check_penalty(bounds: tuple[float, float] | None, penalty: Tensor | float | None) -> None:
-    """Raise InvalidInputError for a lambda outside the range of a policy, or where it has none."""
+    """Raise InvalidInputError for a lambda outside a policy's range, or any lambda if it has no range."""
     if bounds is None:
         return _refuse(penalty)
     if penalty is not None and not bounds[0] <= penalty <= bounds[1]:

@@ -1,7 +1,7 @@
-"""The document's method 1 as modules: a gate network beside each convolution, and its example CNN.
+"""The article's method 1 as modules: a gate network for each convolution, and its example CNN.
 
-They are for networks that are written with gates from the start; :class:`~prunegym.models.GatePolicy` puts gates on
-any CNN. :func:`prunegym.models.conversion.as_dynamic_cnn` turns a network of these modules into a ``DynamicCNN``.
+Use them to write a network with gates from the start; :class:`~prunegym.models.GatePolicy` adds gates to any CNN.
+:func:`prunegym.models.conversion.as_dynamic_cnn` turns a network of these modules into a ``DynamicCNN``.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ ESTIMATORS = ("straight-through", "gumbel")
 
 
 class GateNetwork(nn.Module):
-    """The document's gate: global average pooling, two linear layers with ReLU between, sigmoid.
+    """The article's gate: global average pooling, two linear layers with ReLU between, sigmoid.
 
-    The document builds it for the channels that a convolution makes but feeds it those that the convolution reads;
-    ``out_channels`` tells the two apart. Its ``in_channels // reduction`` is 0 for few channels; here it is at least 1.
+    The article builds it for a convolution's output channels but feeds it the input channels. Here ``out_channels`` may
+    differ from ``in_channels``. The article's ``in_channels // reduction`` is 0 for few channels, here at least 1.
 
     Args:
-        in_channels: Channels that it looks at.
-        reduction: The hidden layer is so many times narrower than ``in_channels``, but at least 1 wide.
-        out_channels: Channels that it decides; by default those that it looks at.
-        bias: Initial logit; +2 keeps a channel with probability 0.88, so that training starts from what works.
+        in_channels: Channels of its input.
+        reduction: Width of the hidden layer is ``in_channels // reduction``, but at least 1.
+        out_channels: Channels that it decides; by default ``in_channels``.
+        bias: Initial logit; +2 keeps a channel with probability 0.88, so training starts from a network that works.
 
     Shapes:
         (batch, in_channels, height, width) float -> probabilities (batch, out_channels, 1, 1).
@@ -52,7 +52,7 @@ class GateNetwork(nn.Module):
         self.head = gate_head(in_channels, self.hidden, in_channels if out_channels is None else out_channels, bias)
 
     def logits(self, x: Tensor) -> Tensor:
-        """Return one logit a channel, (batch, out_channels), of (batch, in_channels, height, width)."""
+        """Return one logit for each channel: (batch, in_channels, height, width) -> (batch, out_channels)."""
         logits: Tensor = self.head(x.mean((2, 3)))
         return logits
 
@@ -62,11 +62,11 @@ class GateNetwork(nn.Module):
 
 
 class DynamicPrunedConv2d(nn.Module):
-    """A convolution whose output channels are kept or zeroed for each image by a gate on what it reads.
+    """A convolution with a gate on its input that keeps or zeroes each output channel, image by image.
 
-    The document thresholds at 0.5, which passes no gradient to the gate. In training mode the gradient goes straight
-    through (Bengio et al. 2013); in eval mode the threshold is all there is. The mask is applied to what the
-    convolution makes, so no norm with a bias may follow: it would bring a masked channel back.
+    The article thresholds at 0.5, which passes no gradient to the gate. In training mode the gradient here goes
+    straight through (Bengio et al. 2013); in eval mode there is only the threshold. The mask is applied to the
+    convolution's output, so no norm with a bias may follow: it would make a masked channel nonzero again.
 
     Args:
         in_channels: As of ``nn.Conv2d``.
@@ -75,15 +75,16 @@ class DynamicPrunedConv2d(nn.Module):
         stride: As of ``nn.Conv2d``.
         padding: As of ``nn.Conv2d``.
         reduction: See :class:`GateNetwork`.
-        estimator: ``straight-through``, or ``gumbel`` to draw masks in training with logistic noise, the difference of
-            two Gumbel variables (Maddison et al. 2017; Jang et al. 2017).
-        temperature: Of the sigmoid that the gradient goes through.
+        estimator: ``straight-through``, or ``gumbel`` to sample masks in training with logistic noise, the difference
+            of two Gumbel variables (Maddison et al. 2017; Jang et al. 2017).
+        temperature: Temperature of the sigmoid that the gradient goes through.
 
     Attributes:
         conv: The convolution.
         gate: The gate.
-        probabilities: Of the last forward pass, (batch, out_channels), with their graph: ||M(x)||_1 is their sum.
-        mask: Of the last forward pass, (batch, out_channels) of 0 and 1.
+        probabilities: Keep probabilities of the last forward pass, (batch, out_channels), with gradients; ||M(x)||_1 is
+            their sum.
+        mask: Mask of the last forward pass, (batch, out_channels) of 0 and 1.
 
     Shapes:
         (batch, in_channels, height, width) float -> (batch, out_channels, ...), as the convolution.
@@ -116,11 +117,11 @@ class DynamicPrunedConv2d(nn.Module):
         choice("estimator", estimator, ESTIMATORS)
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding)
         self.gate = GateNetwork(in_channels, reduction, out_channels)
-        # The default generator, not one of our own, so that torch.manual_seed makes training repeatable.
+        # The default generator, so that torch.manual_seed makes training repeatable.
         self._choose = StraightThrough(torch.default_generator if estimator == "gumbel" else None, temperature)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the convolution's output with the channels zeroed that the gate does not keep."""
+        """Return the convolution's output, with zeros in the channels that the gate does not keep."""
         logits = self.gate.logits(x)
         bits = self._choose(logits) if self.training else greedy(logits)
         self.probabilities, self.mask = torch.sigmoid(logits), bits.detach()
@@ -128,20 +129,20 @@ class DynamicPrunedConv2d(nn.Module):
         return masked
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state for copies and pickles, without what the last forward pass left (it has a graph)."""
+        """Return the state for copies and pickles, without the tensors of the last forward pass (they have a graph)."""
         dropped = ("probabilities", "mask", "_choose")
         kept = {key: value for key, value in self.__dict__.items() if key not in dropped}
         return kept | {"_noise": (self._choose.generator is not None, self._choose.temperature)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore a copy; torch's generator cannot be copied, and there is one only."""
+        """Restore a copy; torch's default generator cannot be copied, so the copy uses the same one."""
         noisy, temperature = state.pop("_noise")
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._choose = StraightThrough(torch.default_generator if noisy else None, temperature)
 
 
 class SimpleDynamicCNN(SimpleCNN):
-    """The document's example: 3-16-32 gated 3x3 convolutions, each with max pooling by 2 and ReLU, then one linear.
+    """The article's example: 3-16-32 gated 3x3 convolutions, each with max pooling by 2 and ReLU, then one linear.
 
     Args:
         num_classes: Outputs.
@@ -156,7 +157,7 @@ class SimpleDynamicCNN(SimpleCNN):
         images (batch, in_channels, image_size, image_size) float -> logits (batch, num_classes) float.
 
     Example:
-        The document's training step, with its method 2 (||M(x)||_1 in the loss):
+        The article's training step, with its method 2 (||M(x)||_1 in the loss):
 
         >>> network = SimpleDynamicCNN()
         >>> optimizer = torch.optim.Adam(network.parameters(), 1e-3)
@@ -190,7 +191,7 @@ class SimpleDynamicCNN(SimpleCNN):
     def around(
         cls, network: SimpleCNN, *, reduction: int = 16, estimator: Estimator = "straight-through"
     ) -> SimpleDynamicCNN:
-        """Put fresh gates on a trained CNN, of which no weight will change.
+        """Add new gates to a trained CNN, whose weights stay frozen.
 
         Args:
             network: The CNN, without batch norm; it is copied.
@@ -205,8 +206,8 @@ class SimpleDynamicCNN(SimpleCNN):
         """
         if any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
             raise InvalidInputError(
-                "The network has batch norm, which would give a masked channel its bias back. Use "
-                "prunegym.models.prepare: its gates stand behind the norm."
+                "The network has batch norm, which would add its bias to a masked channel. Use "
+                "prunegym.models.prepare: its gates come after the norm."
             )
         convolutions = [layer for layer in network.features if isinstance(layer, nn.Conv2d)]
         size = network.linear.in_features // convolutions[-1].out_channels
@@ -233,16 +234,16 @@ def gated_layers(network: nn.Module) -> dict[str, DynamicPrunedConv2d]:
     if not found:
         raise InvalidInputError(
             f"{type(network).__name__} has no DynamicPrunedConv2d, so nothing in it is gated. Use "
-            "prunegym.models.prepare for a CNN without gates of its own."
+            "prunegym.models.prepare for a CNN that was written without gates."
         )
     return found
 
 
 def l1_norm(network: nn.Module) -> Tensor:
-    """Return ||M(x)||_1, the sum of all gates' probabilities in the last forward pass, averaged over its images.
+    """Return ||M(x)||_1: the sum of all gates' probabilities in the last forward pass, averaged over its images.
 
     Raises:
-        InvalidInputError: If nothing in the network is gated, or it has not run yet.
+        InvalidInputError: If the network has no gates, or has not run yet.
     """
     layers = gated_layers(network)
     idle = [name for name, layer in layers.items() if not hasattr(layer, "probabilities")]

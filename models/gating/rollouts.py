@@ -1,4 +1,4 @@
-"""Running images through a CNN while a policy decides its gates on the way."""
+"""Running images through a CNN while a policy decides its gates."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from prunegym.models.gating.static_policy import StaticPolicy
 from prunegym.models.masking.masked_cnn import MaskedCNN
 
 Choose = Callable[[Tensor], Tensor]
-"""From the logits of a decision (batch, width) to its mask bits (batch, width) float."""
+"""Maps the logits of a decision (batch, width) to its mask bits (batch, width) float."""
 
 
 def greedy(logits: Tensor) -> Tensor:
@@ -22,11 +22,11 @@ def greedy(logits: Tensor) -> Tensor:
 
 
 class StraightThrough:
-    """Sample bits and pass the gradient through the sigmoid (Bengio et al. 2013; Gumbel noise: Maddison et al. 2017).
+    """Choose bits and pass the gradient through the sigmoid (Bengio et al. 2013; Gumbel noise: Maddison et al. 2017).
 
     Args:
         generator: Source of the noise; None decides without noise.
-        temperature: Of the sigmoid; the noise is scaled with it.
+        temperature: Temperature of the sigmoid; the noise is scaled with it.
     """
 
     def __init__(self, generator: torch.Generator | None = None, temperature: float = 1.0) -> None:
@@ -34,17 +34,18 @@ class StraightThrough:
         self.temperature = temperature
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """Return bits (batch, width) whose gradient is that of the sigmoid."""
+        """Return bits (batch, width) with the gradient of the sigmoid."""
         if self.generator is not None:
             uniform = torch.rand(logits.shape, generator=self.generator).to(logits.device).clamp(1e-6, 1 - 1e-6)
+            # Logistic noise, the difference of two Gumbel variables: log u - log(1 - u) of uniform u.
             logits = logits + torch.log(uniform) - torch.log1p(-uniform)
         soft = torch.sigmoid(logits / self.temperature)
-        # The difference comes first: (1 + soft) - soft is not always exactly 1 in floats.
+        # soft - soft.detach() is exactly 0; (1 + soft) - soft.detach() need not be exactly 1 in floats.
         return (soft > 0.5).to(soft.dtype) + (soft - soft.detach())
 
 
 class Rollout(NamedTuple):
-    """What came of a batch that ran through a CNN with a policy deciding on the way."""
+    """Results of a batch that ran through a CNN while a policy decided its gates."""
 
     output: Tensor
     """The CNN's output (batch, ...)."""
@@ -65,7 +66,7 @@ def rollout(
 
     Args:
         masked: The CNN.
-        policy: Decides; what it looks at is detached from the CNN's graph.
+        policy: Decides the gates. No gradient flows from it into the CNN through its features.
         images: (batch, channels, height, width) float, normalised.
         choose: How logits become bits.
         penalty: lambda, for a policy with a ``penalty_range``.

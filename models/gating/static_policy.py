@@ -1,4 +1,4 @@
-"""Gates that look at nothing: one mask for all images, learnt or given."""
+"""Gates that ignore the image: one mask for all images, learned or given."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from prunegym.models.masking.masked_cnn import MaskedCNN
 
 
 class StaticPolicy(nn.Module):
-    """The same mask for every image: one logit a channel that looks at nothing. The honest static rival's gates.
+    """The gates of the static baseline: one logit for each channel, so the same mask for every image.
 
-    A logit is ``SCALE`` times its parameter. In a step of Adam a bare parameter moves by the learning rate, and a logit
-    of :class:`GatePolicy` by about that times the sum of its hidden activations; with the scale both learn as fast at
-    one learning rate.
+    A logit is ``SCALE`` times its parameter. In a step of Adam a parameter moves by about the learning rate, but a
+    logit of :class:`GatePolicy` by that times the sum of its hidden activations. With the scale both learn equally
+    fast at the same learning rate.
 
     Args:
-        features: Of the policy that it is compared with; only its decisions are used.
+        features: Features of the policy that it is compared with; only their decisions are used.
         bias: Initial logits.
     """
 
@@ -64,13 +64,13 @@ def fixed_policy(masked: MaskedCNN, mask: Tensor) -> StaticPolicy:
 
 
 def static_start(masked: MaskedCNN, dataset: Dataset, target_macs: float, *, learned: bool) -> StaticPolicy:
-    """Return the gates from which :func:`prunegym.models.training.preparation.prepare` makes a static rival.
+    """Return the gates from which :func:`prunegym.models.training.preparation.prepare` makes a static baseline.
 
     Args:
         masked: The CNN.
         dataset: Training images.
         target_macs: MAC share of the Taylor mask.
-        learned: All channels on, to be learned; else the Taylor mask, the same share of each gate, to be kept.
+        learned: True: all channels on, to be learned. False: the Taylor mask, with the same share of each gate.
     """
     if learned:
         return StaticPolicy(MaskFeatures(masked)).to(masked.device)

@@ -1,1 +1,1 @@
-"""Tracing a CNN, finding and verifying its gates, masking channels, counting what is left."""
+"""Tracing a CNN, finding and verifying its gates, masking channels, counting MACs and weights."""

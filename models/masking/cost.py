@@ -1,4 +1,4 @@
-"""What a mask costs: multiply-accumulates and weights of every row of a batch of masks, exactly."""
+"""The cost of masks: exact multiply-accumulates (MACs) and weights of each mask in a batch."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _LAYERS = (Kind.CONV, Kind.DEPTHWISE, Kind.LINEAR)
 class CostModel:
     """Counts the MACs and weights that a mask leaves.
 
-    A layer's MACs are (input channels kept) x (output channels kept) x (MACs of one such pair), so in a plain network
-    the price of a channel depends on its neighbours. One MAC is one multiply-accumulate. Convolutions and linears
-    count; norms, pooling and activations do not (as in ``torch.utils.flop_counter``, which counts two a MAC).
-    A layer that only scales a gate's channels (the last of a squeeze-and-excitation) is counted as if it made them all.
+    A layer's MACs are (input channels kept) x (output channels kept) x (MACs of one such pair). So the cost of a
+    channel depends on how many channels the neighbouring layers keep. One MAC is one multiply-accumulate. Convolutions
+    and linears count; norms, pooling and activations do not, as in ``torch.utils.flop_counter`` (2 per MAC).
+    A layer that only scales a gate's channels (the last of a squeeze-and-excitation) is counted with all its outputs.
 
     Attributes:
         total_macs: MACs of one image through the original network.
-        fixed_macs: Those that no mask can remove.
+        fixed_macs: MACs that no mask can remove.
         total_weights: Weights (without biases) of the original network's convolutions and linears.
     """
 
@@ -36,11 +36,12 @@ class CostModel:
                 continue
             layer = network.get_submodule(step.target)
             assert isinstance(layer, nn.Conv2d | nn.Linear)
+            # Weights of one pair of an input and an output channel: the size of a kernel.
             pairs = layer.weight.numel() / (len(layer.weight) * layer.weight.shape[1])
             reads.append(_channels(graph[step.inputs[0]], layouts, len(gates), step))
             makes.append(_channels(step, layouts, len(gates), step) if step.kind is not Kind.DEPTHWISE else _one(gates))
             macs.append(pairs * _positions(step))
-            # A layer that is called twice has its weights once.
+            # A layer that is called twice costs its MACs twice, but has its weights once.
             weights.append(0.0 if step.target in counted else pairs)
             counted.add(step.target)
         self._reads, self._makes = torch.stack(reads), torch.stack(makes)
@@ -60,7 +61,7 @@ class CostModel:
         return torch.stack([part.sum(1) for part in slices], dim=1)
 
     def macs_of_widths(self, kept: Tensor) -> Tensor:
-        """Return the MACs of an image for kept widths: (batch, gates) -> (batch,) float64."""
+        """Return the MACs of an image from the kept channels of each gate: (batch, gates) -> (batch,) float64."""
         return self._count(kept, self._macs) + self._other_macs
 
     def macs(self, mask: Tensor) -> Tensor:
@@ -72,32 +73,33 @@ class CostModel:
         return self.macs(mask) / self.total_macs
 
     def total_share(self, mask: Tensor, policy_macs: float) -> Tensor:
-        """Return the total MAC share of each mask, with that of deciding it: (batch, mask_size) -> (batch,) float64."""
+        """Return the MAC share of each mask plus that of the policy: (batch, mask_size) -> (batch,) float64."""
         return self.mac_share(mask) + policy_macs / self.total_macs
 
     def weights(self, mask: Tensor) -> Tensor:
         """Return the weights that each mask keeps alive: (batch, mask_size) -> (batch,) float64.
 
-        This is the document's ||M||_0 over weights: a weight lives if its input and its output channel are kept.
+        The article's ||M||_0 over weights: a weight is alive if its input channel and its output channel are both kept.
         """
         return self._count(self.kept(mask), self._weights) + self._other_weights
 
     def channel_price(self) -> Tensor:
-        """Return for each gate the MACs that one channel less saves in the full network: (gates,) float64."""
+        """Return the MACs saved by removing one channel of each gate from the full network: (gates,) float64."""
         full = self._widths.repeat(len(self._widths), 1)
         return self.total_macs - self.macs_of_widths(full - torch.eye(len(full), dtype=torch.float64))
 
     def _count(self, kept: Tensor, price: Tensor) -> Tensor:
         device = kept.device
         kept = torch.cat([kept.double(), torch.ones(len(kept), 1, dtype=torch.float64, device=device)], dim=1)
+        # Sum over layers of (input channels kept) x (output channels kept) x (price of a pair).
         live = (kept @ self._reads.to(device).T) * (kept @ self._makes.to(device).T)
         return live @ price.to(device)
 
 
 def _channels(value: Step, layouts: dict[str, Layout], gates: int, layer: Step) -> Tensor:
-    """Return (gates + 1,): how many of a value's channels there are for each kept channel of a gate, and always."""
+    """Return (gates + 1,): a value's channels for each kept channel of a gate, and last those that are always there."""
     if layer.kind is Kind.LINEAR and len(value.shape) != 2:
-        # A linear layer over the last of several dimensions reads features, not channels: none of them can be masked.
+        # A linear layer on a value of several dimensions reads the last one, not the channels: no mask reaches it.
         return channel_counts((Block(None, value.shape[-1]),), gates)
     return channel_counts(layouts[value.name], gates)
 
@@ -114,14 +116,14 @@ def _positions(step: Step) -> int:
 
 
 def _uncounted_weights(network: nn.Module, counted: set[str]) -> int:
-    """Return the weights of convolutions and linears in which no channel can be masked, e.g. those with groups."""
+    """Return the weights of convolutions and linears in which no channel can be masked, e.g. grouped ones."""
     kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
     layers = [layer for name, layer in network.named_modules() if name not in counted and isinstance(layer, kinds)]
     return sum(layer.weight.numel() for layer in layers)
 
 
 def _counted_macs(graph: Graph, network: nn.Module) -> float:
-    """Count the whole network with torch's own counter, so that operations without channels are not forgotten."""
+    """Count the whole network's MACs with torch's own counter, which includes operations that have no channels."""
     parameter = next(network.parameters())
     images = torch.zeros(1, *graph[graph.input].shape[1:], device=parameter.device, dtype=parameter.dtype)
     with FlopCounterMode(display=False) as counter, torch.no_grad():

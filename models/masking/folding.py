@@ -13,7 +13,7 @@ from prunegym.models.masking.operators import Kind
 
 
 def scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Return a batch norm in eval mode as a factor and an offset a channel, each (channels,) float32.
+    """Return a batch norm in eval mode as a factor and an offset for each channel, both (channels,) float32.
 
     Raises:
         InvalidInputError: If it has no running statistics.
@@ -21,8 +21,9 @@ def scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     if norm.running_mean is None or norm.running_var is None:
         raise InvalidInputError(
             "A batch norm has no running statistics (track_running_stats=False), so its output depends on the batch. "
-            "For one image a call it cannot be written as a factor and an offset."
+            "It cannot be replaced by a factor and an offset. Use a batch norm with running statistics."
         )
+    # (x - mean) / sqrt(var + eps) * weight + bias = x * scale + shift.
     scale = 1 / torch.sqrt(norm.running_var.double() + norm.eps)
     shift = -norm.running_mean.double() * scale
     if norm.affine:
@@ -31,13 +32,13 @@ def scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 
 
 def norm_behind(graph: Graph, network: nn.Module, step: Step, points: Collection[str]) -> nn.BatchNorm2d | None:
-    """Return the batch norm that alone reads a convolution's output, and so can be folded into it.
+    """Return the batch norm that can be folded into a convolution (it alone reads the output), None if there is none.
 
     Args:
         graph: The network's steps.
         network: Its modules.
         step: The convolution.
-        points: Steps behind which a mask is applied, which a norm must not cross.
+        points: Steps whose output is masked; a norm behind one of them cannot be folded.
     """
     users = [graph[name] for name in graph.users[step.name] if graph[name].kind is not Kind.SIZE]
     if len(users) != 1 or users[0].op != "module" or step.name == graph.output or step.name in points:
@@ -53,4 +54,5 @@ def folded(conv: nn.Conv2d, norm: nn.BatchNorm2d | None) -> tuple[Tensor, Tensor
     if norm is None:
         return weight, bias
     scale, shift = scale_and_shift(norm)
+    # (W x + b) * scale + shift = (W * scale) x + (b * scale + shift).
     return weight * scale[:, None, None, None], bias * scale + shift

@@ -1,4 +1,4 @@
-"""Finding gates: groups of channels that can be masked as if their filters were removed."""
+"""Finding gates: groups of channels whose masking equals the removal of their filters."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Gate:
     Attributes:
         name: Path of the convolution that makes the channels, e.g. ``layer1.0.conv1``.
         width: Number of channels.
-        producers: Steps whose filters are the channels': the convolution, and depthwise ones behind it.
-        point: Step whose output the mask multiplies: the last norm, activation or depthwise convolution in a row.
+        producers: Steps with a filter for each channel: the convolution, and depthwise ones behind it.
+        point: Step whose output the mask multiplies: the last norm, activation or depthwise convolution behind it.
         consumers: Convolutions and linears that read the channels.
     """
 
@@ -36,9 +36,9 @@ class Gate:
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """Neighbouring channels of a value: those of a gate, or (``gate`` None) channels that are always there.
+    """Adjacent channels of a value: those of a gate, or (``gate`` None) channels that are never masked.
 
-    ``repeat`` features stand for each channel where the value has been flattened.
+    In a flattened value each channel has ``repeat`` features.
     """
 
     gate: int | None
@@ -50,7 +50,7 @@ Layout = tuple[Block, ...]
 
 
 def channel_counts(layout: Layout, gates: int) -> torch.Tensor:
-    """Return how many of a value's channels there are for each kept channel of a gate, and always: (gates + 1,)."""
+    """Return (gates + 1,): a value's channels for each kept channel of a gate, and last those that are always there."""
     counts = torch.zeros(gates + 1, dtype=torch.float64)
     for block in layout:
         counts[-1 if block.gate is None else block.gate] += block.repeat * (block.width if block.gate is None else 1)
@@ -65,7 +65,7 @@ def find_gates(graph: Graph, network: nn.Module) -> tuple[list[Gate], dict[str, 
     """Find every convolution whose channels can be masked.
 
     Returns:
-        The gates in the order in which their producers run, and for each other convolution the reason why it is none.
+        The gates in the order in which their producers run, and for each other convolution the reason why it has none.
     """
     gates: list[Gate] = []
     rejected: dict[str, str] = {}
@@ -91,12 +91,12 @@ def find_gates(graph: Graph, network: nn.Module) -> tuple[list[Gate], dict[str, 
             layer = network.get_submodule(step.target)
             if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
                 groups = f" with {layer.groups} groups" if layer.groups > 1 else ""
-                rejected[str(step.target)] = f"{type(layer).__name__}{groups} is no plain convolution"
+                rejected[str(step.target)] = f"{type(layer).__name__}{groups} is not a plain convolution"
     return gates, rejected
 
 
 def _shared_layers(graph: Graph, network: nn.Module) -> set[str]:
-    """Return the layers that are called twice or whose weights are another layer's too."""
+    """Return the layers that are called twice or share their weights with another layer."""
     layers = [step.target for step in graph.steps if step.kind in _LAYERS]
     calls = Counter(layers)
     weights = {target: id(network.get_submodule(target).weight) for target in layers}
@@ -105,14 +105,14 @@ def _shared_layers(graph: Graph, network: nn.Module) -> set[str]:
 
 
 def _readers(graph: Graph, name: str) -> list[Step]:
-    """Return the steps that read a value, those left out that only look at its size."""
+    """Return the steps that read a value, without those that only read its size."""
     return [graph[user] for user in graph.users[name] if graph[user].kind is not Kind.SIZE]
 
 
 def _point(graph: Graph, producer: Step) -> tuple[tuple[str, ...], str]:
-    """Follow the channels while they are treated one by one, and stop behind the last step that is no pooling.
+    """Follow the channels through steps that treat each by itself, and return the last one that is not pooling.
 
-    A mask there zeroes what norms and depthwise biases have added, and pooling treats zero as a missing channel would.
+    A mask at that step also zeroes what norms and depthwise biases add. Pooling maps zero to zero, so it may follow.
     """
     path = [producer]
     while path[-1].name != graph.output and len(readers := _readers(graph, path[-1].name)) == 1:
@@ -128,7 +128,7 @@ def _point(graph: Graph, producer: Step) -> tuple[tuple[str, ...], str]:
 
 
 def _consumers(graph: Graph, point: str) -> tuple[tuple[str, ...], str | None]:
-    """Return what reads the channels, or why some of it cannot do without them."""
+    """Return the layers that read the channels, or the reason why they cannot be masked."""
     consumers: list[str] = []
     pending, seen = [point], {point}
     while pending:
@@ -155,14 +155,14 @@ def _mixes_channels(before: Step, step: Step) -> bool:
 
 
 def _passes_zero(graph: Graph, step: Step) -> bool:
-    """Whether a channel that is zero stays zero: also one that is multiplied with a function of itself (swish)."""
+    """Whether a zero channel stays zero, also when it is multiplied by a function of itself (swish)."""
     if step.kind is Kind.CHANNELWISE:
         return all(reader.kind is Kind.MULTIPLY for reader in _readers(graph, step.name))
     return step.kind in (Kind.ACTIVATION, Kind.POOL, Kind.CONCAT, Kind.MULTIPLY, Kind.RESHAPE)
 
 
 def _keeps_channels(before: Step, step: Step) -> bool:
-    """Whether each channel of a value stays by itself in the second dimension of what a step makes of it."""
+    """Whether a step keeps each channel of a value separate, and in the second dimension."""
     if len(before.shape) < 2 or len(step.shape) < 2 or step.shape[0] != before.shape[0]:
         return False
     if step.kind is Kind.CONCAT:
@@ -181,7 +181,7 @@ def _keeps_channels(before: Step, step: Step) -> bool:
 
 
 def _dimensions(step: Step, count: int, default: int | None) -> set[int]:
-    """Return the dimensions that a step names; all of them if it names none and there is no default."""
+    """Return the dimensions that a step's arguments name, or its default; all if there is neither."""
     named = step.kwargs.get("dim", step.kwargs.get("axis", step.args[1] if len(step.args) > 1 else default))
     if isinstance(named, int):
         named = (named,)
@@ -191,7 +191,7 @@ def _dimensions(step: Step, count: int, default: int | None) -> set[int]:
 
 
 def layouts(graph: Graph, gates: list[Gate]) -> dict[str, Layout]:
-    """Return for each value with channels which of them belong to which gate."""
+    """Return for each value which of its channels belong to which gate."""
     owners = {name: index for index, gate in enumerate(gates) for name in gate.producers}
     found: dict[str, Layout] = {}
     for step in graph.steps:
@@ -210,11 +210,11 @@ def _layout(graph: Graph, step: Step, found: dict[str, Layout]) -> Layout:
     layout: Layout = ()
     if step.kind is Kind.CONCAT and _dimensions(step, len(step.shape), default=0) == {1}:
         parts = step.kwargs.get("tensors", step.args[0] if step.args else ())
-        # The parts of what an operation splits come as one value.
+        # The outputs of an operation that splits come as one value, whose parts are unknown.
         parts = () if isinstance(parts, Value) else parts
         layout = tuple(block for part in parts if isinstance(part, Value) for block in found[part.name])
     elif step.kind is Kind.MULTIPLY:
-        # Of two operands with gates the one with the full map counts, not what scales it; of two such, the earlier.
+        # Of two operands with gates the full map counts, not the one that scales it; of two full maps, the earlier one.
         gated = [graph[name] for name in inputs if any(block.gate is not None for block in found[name])]
         gated = [other for other in gated if _keeps_channels(other, step)]
         gated.sort(key=lambda other: (other.shape != step.shape, graph.index[other.name]))
@@ -230,35 +230,35 @@ def _layout(graph: Graph, step: Step, found: dict[str, Layout]) -> Layout:
 
 
 def wanted_names(gates: str | Iterable[str]) -> list[str] | None:
-    """Return the names of the gates that are wanted; None for all that can be found.
+    """Return the names of the requested gates; None for all that are found.
 
     Raises:
-        InvalidInputError: If they are no names, or there are none.
+        InvalidInputError: If these are not names, or there are none.
     """
     if isinstance(gates, str):
         return None if gates == "auto" else [gates]
     names = list(gates) if isinstance(gates, Iterable) else []
     if not names or not all(isinstance(name, str) for name in names):
         raise InvalidInputError(
-            f"gates is {reprlib.repr(gates)}; 'auto' for all that can be found, or names of convolutions are needed, "
+            f"gates is {reprlib.repr(gates)}; 'auto' for all gates, or names of convolutions are needed, "
             "e.g. [gate.name for gate in masked.gates]."
         )
     return names
 
 
 def choose_gates(found: list[Gate], wanted: list[str] | None, rejected: dict[str, str], name: str) -> list[Gate]:
-    """Return the gates that are wanted of those that were found in a network.
+    """Select the requested gates from those found in a network.
 
     Args:
-        found: All that hold.
+        found: All gates that passed verification.
         wanted: Names, or None for all.
-        rejected: For each convolution that is no gate, the reason.
-        name: Of the network.
+        rejected: For each convolution without a gate, the reason.
+        name: Name of the network.
 
     Raises:
         InvalidInputError: If one of them cannot be a gate.
         UnknownNameError: If there is no convolution of that name.
-        UntraceableModelError: If there is none at all.
+        UntraceableModelError: If the network has no gate.
     """
     for gate in wanted or ():
         if gate in rejected:
@@ -268,5 +268,5 @@ def choose_gates(found: list[Gate], wanted: list[str] | None, rejected: dict[str
     chosen = [gate for gate in found if wanted is None or gate.name in wanted]
     if not chosen:
         reasons = "; ".join(f"{gate}: {reason}" for gate, reason in list(rejected.items())[:5]) or "it has no Conv2d"
-        raise UntraceableModelError(f"No gate was found in {name}, so nothing could be masked ({reasons}).")
+        raise UntraceableModelError(f"No gate was found in {name}, so nothing can be masked ({reasons}).")
     return chosen

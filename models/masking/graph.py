@@ -18,7 +18,7 @@ from prunegym.models.masking.operators import Kind, kind_of_function, kind_of_me
 
 @dataclasses.dataclass(frozen=True)
 class Value:
-    """Stands in a step's arguments for the output of the step of that name."""
+    """In a step's arguments: the output of the step with that name."""
 
     name: str
 
@@ -31,11 +31,11 @@ class Step:
         name: Unique name of its output.
         op: ``input``, ``module``, ``function``, ``method`` or ``attribute``.
         target: Module or attribute path, function, or method name.
-        args: Arguments; outputs of other steps stand as :class:`Value`.
-        kwargs: The same.
-        inputs: Names of the steps that it reads, each once.
+        args: Positional arguments, with a :class:`Value` for each output of another step.
+        kwargs: Keyword arguments, in the same form.
+        inputs: Names of the steps whose outputs it reads, each once.
         kind: What it does to channels.
-        shape: Shape of its output for the example input; empty if that is no tensor.
+        shape: Shape of its output for the example input; empty if the output is not a tensor.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class Graph:
-    """The steps in the order in which they run, and the name of the one whose output is the network's."""
+    """The steps in the order in which they run, and the name of the step that gives the network's output."""
 
     steps: tuple[Step, ...]
     output: str
@@ -69,16 +69,16 @@ class Graph:
 
     @property
     def input(self) -> str:
-        """Name of the step that stands for the network's input."""
+        """Name of the step that is the network's input."""
         return next(step.name for step in self.steps if step.op == "input")
 
     def __getitem__(self, name: str) -> Step:
-        """Return the step of that name."""
+        """Return the step with that name."""
         return self.steps[self.index[name]]
 
 
 def overwrites(step: Step, network: nn.Module) -> bool:
-    """Whether a step writes its output over its input, which later steps may read."""
+    """Whether a step works in place: it overwrites its input, which later steps may read."""
     if step.op == "module":
         return bool(getattr(network.get_submodule(step.target), "inplace", False))
     name = step.target if isinstance(step.target, str) else step.target.__name__
@@ -93,10 +93,11 @@ def trace(network: nn.Module, example_input: Tensor) -> Graph:
         example_input: Gives the shapes; float, (batch, channels, height, width).
 
     Returns:
-        The graph. It refers to the network's modules by path and holds none of them.
+        The graph. It names the network's modules by path and contains none of them.
 
     Raises:
-        UntraceableModelError: If torch.fx cannot trace the network, it needs several inputs, or returns no tensor.
+        UntraceableModelError: If torch.fx cannot trace the network, it needs several inputs, or does not return a
+            tensor.
     """
     name = type(network).__name__
     _check_signature(network, name)
@@ -107,11 +108,11 @@ def trace(network: nn.Module, example_input: Tensor) -> Graph:
     except Exception as error:
         raise UntraceableModelError(
             f"torch.fx cannot trace {name} ({type(error).__name__}: {error}). Control flow that depends on the data is "
-            "the usual reason: move it out of forward, or mark the module that has it with torch.fx.wrap."
+            "the usual reason: move it out of forward, or into a function marked with torch.fx.wrap."
         ) from error
     with torch.no_grad():
         ShapeProp(traced).propagate(example_input)
-    # torch.fx keeps tensors that forward makes as attributes of what it traced; they move to the network.
+    # torch.fx stores constant tensors that forward creates on the traced root; they become buffers of the network.
     for node in traced.graph.nodes:
         if node.op == "get_attr" and str(node.target) in root.__dict__:
             network.register_buffer(str(node.target), getattr(root, str(node.target)), persistent=False)
@@ -119,7 +120,7 @@ def trace(network: nn.Module, example_input: Tensor) -> Graph:
 
 
 class _OneInput(nn.Module):
-    """Calls a network with one tensor, so that what else it could take has its default while it is traced."""
+    """Calls a network with one tensor, so that its other parameters keep their defaults in tracing."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -130,7 +131,7 @@ class _OneInput(nn.Module):
 
 
 def check_module(thing: object, argument: str) -> None:
-    """Raise InvalidInputError, which names the argument, unless something is a torch module."""
+    """Raise InvalidInputError, which names the argument, unless ``thing`` is a torch module."""
     if not isinstance(thing, nn.Module):
         raise InvalidInputError(
             f"{argument} is a {type(thing).__name__}; a torch module is needed, e.g. prunegym.build(name) for one of "
@@ -141,8 +142,8 @@ def check_module(thing: object, argument: str) -> None:
 def _check_signature(network: nn.Module, name: str) -> None:
     if isinstance(network, torch.jit.ScriptModule | nn.DataParallel | nn.parallel.DistributedDataParallel):
         raise UntraceableModelError(
-            f"{name} is a form of a network that torch.fx does not see into. Give the plain module that it was made "
-            "from (`module` of a DataParallel)."
+            f"{name} is a wrapped network that torch.fx cannot trace. Give the plain module that it was made from "
+            "(`module` of a DataParallel)."
         )
     variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     parameters = inspect.signature(network.forward).parameters.values()
@@ -212,7 +213,7 @@ Runner = Callable[[dict[str, Any]], Any]
 
 
 def runner(step: Step, network: nn.Module) -> Runner:
-    """Return a function from the values so far, which begin with the network's input, to this step's output."""
+    """Return a function that computes a step's output from the values so far (at first the network's input alone)."""
     if step.op == "input":
         return lambda values: values[step.name]
     if step.op == "attribute":
@@ -233,7 +234,7 @@ def runner(step: Step, network: nn.Module) -> Runner:
 
 
 def _view(value: Tensor, *shape: Any, **kwargs: Any) -> Tensor:
-    """View, or copy where memory is laid out otherwise: channels_last is this package's choice, not the network's."""
+    """View, or copy where the memory layout does not allow a view, since channels_last is this package's choice."""
     if shape and isinstance(shape[0], torch.dtype):
         return value.view(*shape)
     return value.reshape(*shape) if shape else value.reshape(kwargs["size"])

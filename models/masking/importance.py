@@ -1,4 +1,4 @@
-"""Scores of channels, and masks that keep the best of them at a share of the MACs."""
+"""Scores of channels, and masks that keep the best-scored ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from prunegym.validation import finite
 
 
 def taylor_scores(masked: MaskedCNN, dataset: Dataset, images: int = 2048) -> Tensor:
-    """Score channels by the expected squared change of the loss when they go (Molchanov et al. 2019, equation 8).
+    """Score channels by the expected squared change of the loss on removal (Molchanov et al. 2019, equation 8).
 
     Args:
         masked: The CNN.
@@ -29,33 +29,34 @@ def taylor_scores(masked: MaskedCNN, dataset: Dataset, images: int = 2048) -> Te
         output = masked(batch, mask.to(batch.device))
         loss = nn.functional.cross_entropy(output, sample.labels[indices].to(batch.device), reduction="sum")
         (gradient,) = torch.autograd.grad(loss, mask)
+        # I = mean over images of (d loss / d mask)^2, at a mask of ones.
         total += gradient.square().sum(0)
     return total / len(sample)
 
 
 def prices(masked: MaskedCNN) -> Tensor:
-    """Return what each channel costs in the full network, in MACs: (mask_size,) float64."""
+    """Return the MACs that removing each channel from the full network saves: (mask_size,) float64."""
     widths = torch.tensor([gate.width for gate in masked.gates])
     return masked.cost.channel_price().repeat_interleave(widths)
 
 
 def at_mac_share(scores: Tensor, masked: MaskedCNN, share: float, per_gate: bool = False) -> Tensor:
-    """Keep the best-scored channels, so many that a wanted share of the MACs is spent.
+    """Keep the best-scored channels at a given share of the MACs.
 
-    The number of kept channels is the smallest with which the mean MAC share over the rows reaches ``share``: a
-    baseline never has less to spend than what it is compared with, and at most one channel more than it needs.
+    The number of kept channels is the smallest with which the mean MAC share over the rows reaches ``share``. So a
+    baseline never gets fewer MACs than what it is compared with, and at most one channel more.
 
     Args:
-        scores: (mask_size,) or (images, mask_size), any finite numbers; of equal ones the first are kept.
+        scores: (mask_size,) or (images, mask_size), finite. Among equal scores the first are kept.
         masked: The CNN.
-        share: MAC share, from above 0 to 1; what is above 1 counts as 1.
+        share: MAC share, above 0; values above 1 count as 1.
         per_gate: Keep the same share of each gate, to within a channel, instead of the best of all gates.
 
     Returns:
         Masks of the shape of ``scores``, bool.
 
     Raises:
-        InvalidInputError: For another shape, scores that are not finite, or a share of 0 or below.
+        InvalidInputError: For a wrong shape, scores that are not finite, or a share of 0 or below.
 
     Example:
         >>> from prunegym.models import MaskedCNN, build
@@ -72,11 +73,12 @@ def at_mac_share(scores: Tensor, masked: MaskedCNN, share: float, per_gate: bool
         )
     finite("The MAC share", share, above=0)
     rows = scores if scores.ndim == 2 else scores[None]
-    if per_gate:  # a channel's place in its gate, from 0 to 1, puts the channels of all gates into one order
+    if per_gate:  # ranks within a gate, scaled to 0..1, are comparable between gates
         rows = torch.cat([-(_ranks(part) + 0.5) / part.shape[1] for part in masked.split(rows)], dim=1)
     ranks = _ranks(rows)
     low, high = 1, masked.mask_size
-    while low < high:  # masks grow with the number of channels, so the first that suffices is found by bisection
+    # The MAC share grows with the number of channels, so bisection finds the smallest number that suffices.
+    while low < high:
         middle = (low + high) // 2
         if masked.cost.mac_share(ranks < middle).mean().item() >= share - 1e-9:
             high = middle
@@ -88,7 +90,7 @@ def at_mac_share(scores: Tensor, masked: MaskedCNN, share: float, per_gate: bool
 def keep_best(scores: Tensor, kept_share: float) -> Tensor:
     """Return masks that keep the best-scored share of all channels of each image: (batch, mask_size) float32.
 
-    Of each image so many channels, whatever they cost; :func:`at_mac_share` spends a share of the MACs.
+    This counts channels, whatever they cost; :func:`at_mac_share` counts MACs.
     """
     kept = max(1, round(kept_share * scores.shape[1]))
     return torch.zeros_like(scores).scatter(1, scores.topk(kept, dim=1).indices, 1.0)
@@ -103,10 +105,10 @@ def _ranks(scores: Tensor) -> Tensor:
 
 @torch.no_grad()
 def channel_scores(masked: MaskedCNN, images: Tensor) -> Tensor:
-    """Score the channels of each image by what they contribute for their price.
+    """Score the channels of each image by contribution per cost.
 
-    Root mean square of the channel's activation, over that of what its producer reads, over the square root of the
-    MACs that the channel costs. The scores of all layers are on one scale, so that budget moves between layers.
+    The score is the root mean square of the channel's activation, divided by that of its producer's input and by the
+    square root of the MACs that the channel costs. All layers have one scale, so a budget can move between layers.
 
     Args:
         masked: The CNN; it runs with all channels on.
@@ -123,6 +125,7 @@ def channel_scores(masked: MaskedCNN, images: Tensor) -> Tensor:
     assert state.points is not None
     price = masked.cost.channel_price()
     price = (price / price.max()).sqrt()
+    # score = rms(channel) / rms(producer's input) / sqrt(price of a channel of the gate)
     scores = [
         state.points[gate].float().square().mean((2, 3)).sqrt()
         / reads[gate].clamp_min(1e-12)[:, None]

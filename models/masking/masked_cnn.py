@@ -1,4 +1,4 @@
-"""MaskedCNN: any CNN with one mask bit for each channel that can be spared."""
+"""MaskedCNN: a CNN with one mask bit for each channel that can be masked."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from prunegym.validation import shape
 
 @dataclasses.dataclass
 class ForwardPass:
-    """A forward pass of a batch that stops at each gate, before the gate's producer runs.
+    """A forward pass of a batch that stops before the producer of each gate.
 
     Attributes:
-        gate: Index of the gate to decide next; ``len(masked.gates)`` when the pass is over.
-        reads: What that gate's producer reads, (batch, channels, height, width); None when the pass is over.
-        logits: The network's output (batch, ...) when the pass is over, else None.
+        gate: Index of the next gate; ``len(masked.gates)`` when the pass is over.
+        reads: Input of that gate's producer, (batch, channels, height, width); None when the pass is over.
+        logits: The network's output (batch, ...) when the pass is over, otherwise None.
         points: If recorded, for each gate passed so far the channels before the mask, (batch, width, height, width).
     """
 
@@ -38,30 +38,29 @@ class ForwardPass:
 
 
 class MaskedCNN(nn.Module):
-    """A CNN whose channels can be masked image by image.
+    """A CNN whose channels can be masked for each image.
 
-    The module is copied and traced; the one that was given is not touched. A gate zeroes a channel behind its norm and
-    activation, so that a masked channel equals a removed filter, and a mask of ones gives the original network.
+    The module is copied and traced; your module is not changed. A gate zeroes a channel behind its norm and
+    activation, so masking a channel equals removing its filter. A mask of ones gives the original network.
 
     Args:
         module: A CNN that torch.fx can trace: one tensor in, one tensor out.
-        example_input: (batch, channels, height, width) float, normalised as the network takes it; its size is the one
-            for which MACs are counted.
-        gates: ``"auto"`` for all that can be found, or names of convolutions.
-        frozen: Parameters need no gradient, and batch norm and dropout stay in eval mode whatever :meth:`train` says.
+        example_input: (batch, channels, height, width) float, normalised; MACs are counted for its size.
+        gates: ``"auto"`` for all gates that are found, or names of convolutions.
+        frozen: Parameters get no gradients, and batch norm and dropout stay in eval mode even after :meth:`train`.
 
     Attributes:
         network: The copy. Its state dict has the original names.
         gates: The gates, in the order in which their producers run.
         mask_size: Number of mask bits: the sum of the gates' widths.
         cost: MACs and weights of masks.
-        rejected: For each convolution that is no gate, the reason.
+        rejected: For each convolution without a gate, the reason.
 
     Raises:
-        InvalidInputError: If ``module`` is no torch module or masked already, a weight is NaN or infinite, the example
-            is no tensor of four dimensions, or ``gates`` are no names.
+        InvalidInputError: If ``module`` is not a torch module or is masked already, a weight is NaN or infinite, the
+            example is not a tensor of four dimensions, or ``gates`` are not names.
         UntraceableModelError: If the network cannot be traced, or no gate is found in it.
-        UnknownNameError: If ``gates`` names something that is no gate.
+        UnknownNameError: If ``gates`` has a name that is not a gate.
 
     Example:
         >>> from prunegym.models.zoo.network_registry import build
@@ -86,7 +85,7 @@ class MaskedCNN(nn.Module):
         self.network.cpu()
         self.graph: Graph = trace(self.network, example)
         found, self.rejected = find_gates(self.graph, self.network)
-        with torch.autocast("cpu", enabled=False):  # its rounding would look like gates that fail
+        with torch.autocast("cpu", enabled=False):  # autocast's rounding would make gates fail
             failing = failing_gates(self.graph, self.network, found, example)
         for gate, reason in failing:
             found.remove(gate)
@@ -102,12 +101,12 @@ class MaskedCNN(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the CNN is."""
+        """The device of the CNN."""
         return self._first.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of its weights, which images have to have."""
+        """The dtype of its weights; images must have the same."""
         return self._first.dtype
 
     @property
@@ -125,7 +124,7 @@ class MaskedCNN(nn.Module):
         return self.graph[self.graph.output].shape[1:]
 
     def _bind(self) -> None:
-        """Prepare what a forward pass looks up: a function for each step, where gates are, what is read last where."""
+        """Prepare what a forward pass needs: a function for each step, the gates' points, when values can be freed."""
         self._runners = [runner(step, self.network) for step in self.graph.steps]
         self._points = {gate.point: index for index, gate in enumerate(self.gates)}
         starts = [self.graph.index[gate.producers[0]] for gate in self.gates]
@@ -137,7 +136,7 @@ class MaskedCNN(nn.Module):
                 self._drop[step].append(name)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state for copies and pickles, without the functions that are bound to this one's modules."""
+        """Return the state for copies and pickles, without functions that refer to this object's modules."""
         return {key: value for key, value in self.__dict__.items() if key != "_runners"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -146,7 +145,7 @@ class MaskedCNN(nn.Module):
         self._bind()
 
     def freeze(self) -> MaskedCNN:
-        """Make the CNN constant for good: no gradients to its parameters, eval mode always. Returns itself."""
+        """Make the CNN constant: parameters get no gradients, and it stays in eval mode. Returns itself."""
         self.frozen = True
         for parameter in self.parameters():
             parameter.requires_grad_(False)
@@ -189,7 +188,7 @@ class MaskedCNN(nn.Module):
             The network's output (batch, ...), differentiable in images and mask.
 
         Raises:
-            InvalidInputError: If the mask has the wrong shape, the images are no float tensor, or either is no tensor.
+            InvalidInputError: If the mask has the wrong shape, or the images are not a float tensor.
         """
         if mask is None:
             return self.finish(self.begin(images))
@@ -217,9 +216,9 @@ class MaskedCNN(nn.Module):
         return state
 
     def advance(self, state: ForwardPass, gate_mask: Tensor | None) -> ForwardPass:
-        """Apply a mask to the gate at which a pass stands, and go on to the next gate or to the output.
+        """Mask the gate at which a pass stands, and run to the next gate or to the output.
 
-        All gates in turn cost one forward pass.
+        Advancing through all gates costs one forward pass.
 
         Args:
             state: Changed in place.
@@ -232,7 +231,7 @@ class MaskedCNN(nn.Module):
             InvalidInputError: If the mask has the wrong shape, or the pass is over.
         """
         if state.gate == len(self.gates):
-            raise InvalidInputError("The pass is over: every gate has been decided. Call begin for another one.")
+            raise InvalidInputError("The pass is over: all gates are done. Call begin to start another pass.")
         assert state.reads is not None
         gate = self.gates[state.gate]
         if gate_mask is not None:
@@ -258,7 +257,7 @@ class MaskedCNN(nn.Module):
             if point is not None:
                 mask = state.masks[point]
                 if state.points is not None:
-                    # Without a mask the value itself goes on, and an in-place activation may overwrite it.
+                    # Without a mask this very tensor is passed on, and an in-place activation may overwrite it.
                     state.points[point] = value.clone() if mask is None else value
                 if mask is not None:
                     value = value * mask.to(value.dtype)[:, :, None, None]
@@ -277,7 +276,7 @@ def _check_floats(images: Tensor) -> None:
         given = images.dtype if isinstance(images, Tensor) else f"a {type(images).__name__}"
         raise InvalidInputError(
             f"The images are {given}; a float tensor, normalised, is needed, as dataset.batch(indices) returns it. "
-            "DynamicCNN.predict takes pixels as they are."
+            "DynamicCNN.predict takes images that are not normalised."
         )
 
 
@@ -286,8 +285,8 @@ def _check(module: nn.Module, example_input: Tensor) -> None:
     name = type(module).__name__
     if any(isinstance(part, MaskedCNN) for part in module.modules()):
         raise InvalidInputError(
-            f"module is a {name}, whose channels can be masked already. Use it as it is, or pass the plain network: "
-            "`network` of a MaskedCNN, `masked.network` of a DynamicCNN."
+            f"module is a {name}, which is masked already. Use it directly, or pass the plain network: `network` of a "
+            "MaskedCNN, `masked.network` of a DynamicCNN."
         )
     if not isinstance(example_input, Tensor) or example_input.ndim != 4:
         shaped = f"has shape {tuple(example_input.shape)}" if isinstance(example_input, Tensor) else "is no tensor"
@@ -296,4 +295,4 @@ def _check(module: nn.Module, example_input: Tensor) -> None:
         )
     for key, tensor in module.state_dict().items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise InvalidInputError(f"{name}: {key!r} has NaN or infinite values. Load sound weights.")
+            raise InvalidInputError(f"{name}: {key!r} has NaN or infinite values. Load weights without them.")

@@ -1,4 +1,4 @@
-"""What each operation does to channels: the table by which gates are found, whatever the architecture is called."""
+"""What each operation does to channels: the table with which gates are found in any architecture."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 
 
 class Kind(Enum):
-    """What an operation does to a channel that is zero, and to its place."""
+    """What an operation does to a zero channel and to the order of channels."""
 
     CONV = "mixes all input channels into new ones (convolution without groups)"
     LINEAR = "mixes all input features into new ones"
@@ -21,10 +21,10 @@ class Kind(Enum):
     CHANNELWISE = "maps each channel by itself, and zero to something else (norm, sigmoid)"
     ACTIVATION = "maps each value by itself, and zero to zero (ReLU)"
     POOL = "maps each channel by itself, and zero to zero (pooling, dropout, resizing)"
-    RESHAPE = "lays out channels anew without mixing them (flatten)"
+    RESHAPE = "changes the shape without mixing channels (flatten)"
     MULTIPLY = "zero where one operand is zero"
-    CONCAT = "puts channels side by side"
-    SIZE = "reads the shape alone"
+    CONCAT = "concatenates channels"
+    SIZE = "reads only the shape"
     OTHER = "anything else: no gate reaches through it"
 
 
@@ -72,7 +72,7 @@ _METHODS: dict[str, Kind] = {
 
 
 def kind_of_module(module: nn.Module) -> Kind:
-    """Classify a module by its exact type, since a subclass may do anything."""
+    """Classify a module by its exact type, since a subclass may compute something else."""
     if type(module) is nn.Conv2d:
         if module.groups == 1:
             return Kind.CONV
@@ -89,7 +89,7 @@ def kind_of_module(module: nn.Module) -> Kind:
 
 
 def kind_of_function(function: Callable[..., Any], args: tuple[Any, ...] = ()) -> Kind:
-    """Classify a function that the graph calls; ``x.shape`` comes as ``getattr(x, "shape")``."""
+    """Classify a function that the graph calls; torch.fx traces ``x.shape`` as ``getattr(x, "shape")``."""
     if function is getattr and args[1] in ("shape", "ndim", "dtype", "device"):
         return Kind.SIZE
     return _FUNCTIONS.get(function, Kind.OTHER)

@@ -1,4 +1,4 @@
-"""Trying each gate before it is trusted: does masking a channel equal removing its filter?"""
+"""Verification of gates: does masking a channel equal removing its filter?"""
 
 from __future__ import annotations
 
@@ -17,22 +17,24 @@ _TOLERANCE = 1e-4
 
 
 def failing_gates(graph: Graph, network: nn.Module, gates: list[Gate], example: Tensor) -> list[tuple[Gate, str]]:
-    """Return the gates that do not hold, each with the reason.
+    """Return the gates that fail verification, each with the reason.
 
-    For half of a gate's channels, chosen at random, three outputs have to agree: with the channels masked; with the
-    weights zeroed that read them; with the channels masked and the filters that make them replaced by others. They
-    are tried with weights drawn at random, since in a network as it comes (norms that start at zero, weights that fade
-    with depth) hardly anything may reach the output, so that any gate would seem to hold; and with the network's own
-    weights where the random ones show nothing either.
+    For a random half of a gate's channels three outputs have to agree: with the channels masked; with the weights that
+    read them set to zero; with the channels masked and their filters replaced by others.
+
+    The weights are random at first. With a network's own weights (norms that start at zero, weights that fade with
+    depth) hardly anything may reach the output, and then every gate would pass. The network's own weights are used
+    for gates whose effect does not reach the output with random ones.
 
     Args:
         graph: The traced network.
         network: In eval mode; not changed.
-        gates: Candidates.
+        gates: The gates to verify.
         example: (1, channels, height, width) float.
 
     Raises:
-        UntraceableModelError: If the network does not take a batch of two, or its output is random.
+        UntraceableModelError: If the network does not take a batch of two, or its output is random or depends on the
+            other images of the batch.
     """
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, *example.shape[1:], generator=generator)
@@ -56,13 +58,13 @@ def failing_gates(graph: Graph, network: nn.Module, gates: list[Gate], example: 
     return [(gate, reason) for gate, reason in zip(gates, reasons, strict=True) if reason is not None]
 
 
-_UNSEEN = "nothing that its channels do reaches the output"
+_UNSEEN = "its channels have no effect on the output"
 _Places = tuple[Tensor, int, Tensor]
-"""A weight, one of its dimensions, and places along it."""
+"""A weight, one of its dimensions, and indices along it."""
 
 
 class _Pass:
-    """A pass through the network, from where it stands run on to the output as often as wanted."""
+    """A forward pass that stops at a step, and from there can be run to the output repeatedly."""
 
     def __init__(self, graph: Graph, network: nn.Module, images: Tensor) -> None:
         self.graph = graph
@@ -77,8 +79,8 @@ class _Pass:
         self.position = position
 
     def rest(self, point: str = "", mask: Tensor | None = None) -> Tensor:
-        """Return the output (batch, ...), the value at ``point`` multiplied with a mask (width,); the pass stays."""
-        # What in-place operations overwrite is a copy; values that are views of each other stay so.
+        """Return the output (batch, ...), with the value at ``point`` multiplied by a mask (width,); the pass stays."""
+        # In-place operations overwrite a copy; in it, values that are views of each other remain so.
         output: Tensor = self._run(copy.deepcopy(self.values), len(self.runners), point, mask)[self.graph.output]
         return output
 
@@ -95,7 +97,7 @@ class _Pass:
 def _try(
     passing: _Pass, dense: Tensor, gate: Gate, off: Tensor, reading: list[_Places], making: list[_Places]
 ) -> str | None:
-    """Return what is wrong with a gate, or None; the pass stands before its producer."""
+    """Return what is wrong with a gate, or None. The pass must stand before the gate's producer."""
     mask = torch.ones(gate.width).index_fill_(0, off, 0.0)
     masked = passing.rest(gate.point, mask)
     tolerance = _TOLERANCE * float(dense.abs().max())
@@ -113,14 +115,14 @@ def _try(
 
 
 def _check_batch(graph: Graph, network: nn.Module, images: Tensor, name: str) -> None:
-    """Raise UntraceableModelError unless the network takes a batch and treats each image by itself, twice alike."""
+    """Raise UntraceableModelError unless a network takes a batch, treats images separately, and repeats its output."""
     try:
         first, again = (_Pass(graph, network, images).rest() for _ in range(2))
         alone = _Pass(graph, network, images[:1]).rest()
     except Exception as error:
         raise UntraceableModelError(
-            f"{name} takes one image but no batch of two ({type(error).__name__}: {error}). Sizes that are written "
-            "into forward are the usual reason: use x.flatten(1) or x.size(0)."
+            f"{name} takes one image but not a batch of two ({type(error).__name__}: {error}). Fixed sizes in forward "
+            "are the usual reason: use x.flatten(1) or x.size(0)."
         ) from error
     if not torch.allclose(first, again, equal_nan=True):
         raise UntraceableModelError(
@@ -129,16 +131,17 @@ def _check_batch(graph: Graph, network: nn.Module, images: Tensor, name: str) ->
         )
     if first.shape[1:] != alone.shape[1:] or not torch.allclose(first[:1], alone, 1e-3, 1e-4, equal_nan=True):
         raise UntraceableModelError(
-            f"{name} gives an image another output when another image is beside it in the batch, so no image can have "
-            "a mask of its own. A mean over the batch is the usual reason."
+            f"{name}'s output for an image depends on the other images in the batch, so images cannot have separate "
+            "masks. A mean over the batch is the usual reason."
         )
 
 
 def _randomised(network: nn.Module, generator: torch.Generator) -> nn.Module:
-    """Draw the weights of convolutions, linears and norms anew, at a scale at which signals neither fade nor grow."""
+    """Give convolutions, linears and norms random weights, at a scale at which signals neither fade nor grow."""
     with torch.no_grad():
         for layer in network.modules():
             if isinstance(layer, nn.Conv2d | nn.Linear):
+                # He et al. 2015, equation 10: standard deviation sqrt(2 / inputs).
                 layer.weight.normal_(0, (2 / layer.weight[0].numel()) ** 0.5, generator=generator)
                 if layer.bias is not None:
                     layer.bias.normal_(0, 0.2, generator=generator)
@@ -153,7 +156,7 @@ def _randomised(network: nn.Module, generator: torch.Generator) -> nn.Module:
 
 
 def columns(layout: Layout, gate: int, channels: Tensor) -> Tensor:
-    """Return the places (int64) of some of a gate's channels among the features of a value with that layout."""
+    """Return the indices (int64) of some of a gate's channels among the features of a value with that layout."""
     places, start = [], 0
     for block in layout:
         if block.gate == gate:
@@ -171,7 +174,7 @@ def _weight(network: nn.Module, step: Step) -> Tensor:
 
 
 class _Changed:
-    """Multiply rows or columns of weights by a factor, and restore them."""
+    """Multiply rows or columns of weights by a factor, and restore them on exit."""
 
     def __init__(self, places: list[_Places], factor: float) -> None:
         self.places = places

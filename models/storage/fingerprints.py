@@ -1,4 +1,4 @@
-"""Hashes of what a result depends on: weights, gates and images."""
+"""Fingerprints: hashes of what a result depends on (weights, gates and images)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def fingerprint_of(thing: nn.Module | Dataset) -> str:
 
 
 def check_inputs(path: Path, stored: Mapping[str, str] | None, now: Mapping[str, str]) -> None:
-    """Raise InvalidInputError if a checkpoint was made from other inputs, by their hashes; None: it does not tell."""
+    """Raise InvalidInputError if a checkpoint's inputs had other hashes. None for ``stored`` skips the check."""
     other = [name for name, mark in now.items() if stored is not None and stored.get(name) != mark]
     if other:
         raise InvalidInputError(

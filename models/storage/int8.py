@@ -1,4 +1,4 @@
-"""Weights stored as int8: a model file of a quarter of the size. Computation stays in float32."""
+"""Weights stored as int8, which makes a model file about four times smaller. Computation stays in float32."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from prunegym.errors import InvalidInputError
 
 INT8_MAX = 127
-"""Symmetric: -128 is not used, so that no zero point is needed and zero stays exactly zero."""
+"""Symmetric, without -128: no zero point is needed, and zero stays exactly zero."""
 SCALE = "_scale"
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
 def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Round a weight to int8, one scale an output channel.
+    """Round a weight to int8, with one scale for each output channel.
 
     Args:
         weight: (out, ...) float.
@@ -31,21 +31,22 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
     """
     rows = weight.detach().float().flatten(1)
     largest = rows.abs().amax(1)
+    # The largest absolute weight of a channel becomes 127; a channel of zeros gets scale 1.
     scale = torch.where(largest > 0, largest / INT8_MAX, torch.ones_like(largest))
     whole = (rows / scale[:, None]).round().clamp(-INT8_MAX, INT8_MAX).to(torch.int8)
     return whole.view(weight.shape), scale
 
 
 def dequantize(whole: Tensor, scale: Tensor) -> Tensor:
-    """Return the weight (out, ...) float32 of int8 numbers (out, ...) and scales (out,)."""
+    """Return the weight int8 * scale: int8 (out, ...) and scales (out,) -> (out, ...) float32."""
     return whole.float() * scale.view(-1, *[1] * (whole.ndim - 1))
 
 
 def quantized_state(module: nn.Module) -> dict[str, Tensor]:
-    """Return a module's state with the weights of its convolutions and linears as int8, each with its scales.
+    """Return a module's state dict with the weights of its convolutions and linears as int8, and their scales.
 
-    Biases, norms and statistics are a few numbers a channel and stay as they are; counters of batches, which nothing
-    reads in eval mode, are left out.
+    Biases, norms and statistics are small and stay float. Counters of batches, which eval mode never reads, are
+    omitted.
     """
     layers = {f"{name}.weight" for name, layer in module.named_modules() if isinstance(layer, _LAYERS)}
     state: dict[str, Tensor] = {}
@@ -58,11 +59,11 @@ def quantized_state(module: nn.Module) -> dict[str, Tensor]:
 
 
 def dequantized(tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """Return tensors with those that are int8 as float32 again, and without their scales.
+    """Turn int8 tensors back into float32, and drop their scales.
 
     Args:
         tensors: Of :func:`quantized_state`, possibly with a prefix.
-        source: Where they are from, for the message.
+        source: Where they come from, for the message.
 
     Raises:
         InvalidInputError: If a scale is missing or has the wrong shape.
@@ -73,8 +74,8 @@ def dequantized(tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]
         if scale is None or scale.shape != tensors[name].shape[:1]:
             found = "none" if scale is None else f"scales of shape {tuple(scale.shape)}"
             raise InvalidInputError(
-                f"{source}: int8 weight {name!r} of shape {tuple(tensors[name].shape)} has {found}; one scale an "
-                "output channel is needed. Was the file copied whole? Write it again with prunegym quantize."
+                f"{source}: int8 weight {name!r} of shape {tuple(tensors[name].shape)} has {found}; one scale for "
+                "each output channel is needed. The file is damaged: write it again with prunegym quantize."
             )
     scales = {name + SCALE for name in whole}
     return {

@@ -1,4 +1,4 @@
-"""Model files: a CNN, what is known of it, and its gate policy in one safetensors file."""
+"""Model files: a CNN, its description and its gate policy in one safetensors file."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ from prunegym.models.storage.weights import load_tensors, read_weights, write_te
 from prunegym.models.zoo.network_registry import ZOO, build
 
 FORMAT, QUANTIZED_FORMAT = 1, 2
-"""Float files keep format 1, so that versions which know no int8 weights still read them."""
+"""Float files keep format 1, so that versions without int8 weights still read them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class CNNInfo:
-    """What a model file says of a CNN beside its weights.
+    """The description of a CNN in a model file.
 
     Attributes:
-        architecture: Name in the zoo; any other name means that the network has to be given, or registered, at loading.
+        architecture: Name in the zoo. With any other name, pass or register the network before you load.
         num_classes: Outputs.
         image_shape: (channels, height, width).
         normalisation: How images become the network's input.
         classes: Names of the classes.
         dataset: Name of the data set that it was trained on.
-        metadata: Anything else, plain JSON: accuracies, the commands that made it.
+        metadata: Anything else as plain JSON: accuracies, the commands that made it.
     """
 
     architecture: str
@@ -61,38 +61,38 @@ class CNNInfo:
         )  # fmt: skip
 
     def adapt(self, dataset: Dataset) -> Dataset:
-        """Return a data set as the CNN takes it: labels numbered as its classes are, normalised as in its training.
+        """Return a data set adapted to the CNN: labels numbered like its classes, images normalised as in training.
 
         Raises:
-            InvalidInputError: If images have another shape, or a class is none of the CNN's.
+            InvalidInputError: If images have another shape, or the CNN does not know a class.
         """
         check_images(dataset, self.image_shape)
         return dataclasses.replace(dataset.with_classes(self.classes), normalisation=self.normalisation)
 
     def with_dense_accuracy(self, measured: Mapping[Dataset, float]) -> CNNInfo:
-        """State the original network's accuracy (0 to 1) on data sets, each with a hash of the images it holds for."""
+        """Store the original network's accuracy (0 to 1) on data sets, each with a hash of its images."""
         accuracies = {_place(data): accuracy for data, accuracy in measured.items()}
         images = {_place(data): fingerprint_of(data) for data in measured}
         metadata = {**self.metadata, "dense_accuracy": accuracies, "dense_images": images}
         return dataclasses.replace(self, metadata=metadata)
 
     def dense_accuracy(self, dataset: Dataset) -> float | None:
-        """Return the original network's accuracy on a data set; None unless it is stated for the very same images."""
+        """Return the original network's accuracy on a data set; None unless it is stored for exactly these images."""
         images: str | None = self.metadata.get("dense_images", {}).get(_place(dataset))
         if images is None or images != fingerprint_of(dataset):
             return None
         return float(self.metadata["dense_accuracy"][_place(dataset)])
 
     def build(self) -> nn.Module:
-        """Build the network with fresh weights.
+        """Build the network with new weights.
 
         Raises:
-            InvalidInputError: If it is none of the zoo.
+            InvalidInputError: If it is not in the zoo.
         """
         if self.architecture not in ZOO:
             raise InvalidInputError(
-                f"The file holds weights of {self.architecture!r}, which is no network of the zoo. Build it yourself "
-                "and pass it as network=, or import a module that calls register_network (--import MODULE)."
+                f"The file has weights of {self.architecture!r}, which is not in the zoo. Build the network, pass "
+                "it as network=, or import a module that calls register_network (--import MODULE)."
             )
         return build(self.architecture, self.num_classes, self.image_shape[0], self.image_shape[1])
 
@@ -107,15 +107,15 @@ def _place(dataset: Dataset) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Bundle:
-    """A CNN and what goes with it; whatever works on a model takes one.
+    """A CNN with its description, gates, data, seed and device: the common input of functions on a model.
 
     Attributes:
         masked: The CNN.
         info: Its description.
-        policy: Its gates; None: it has none.
-        data: Data sets by their part: ``train``, ``validation``, and ``evaluated`` for the split that figures are of.
-        seed: Of what is drawn.
-        device: Torch device, by name.
+        policy: Its gates; None if it has none.
+        data: Data sets by role: ``train``, ``validation``, and ``evaluated`` for the split that is measured.
+        seed: Seed of random draws.
+        device: Name of the torch device.
     """
 
     masked: MaskedCNN
@@ -139,14 +139,14 @@ def write_model(
     Args:
         path: The file.
         network: The CNN.
-        info: What is known of it.
+        info: Its description.
         policy: Its gate policy.
         masked: The masked CNN, whose choice of gates is stored with the policy.
-        int8: Store the weights of convolutions and linears as int8, one scale an output channel: about a quarter of the
-            size. They are floats again when the file is read, so nothing becomes faster.
+        int8: Store the weights of convolutions and linears as int8, with one scale for each output channel. The file
+            is about four times smaller, but not faster: the weights are floats again when the file is read.
 
     Raises:
-        InvalidInputError: If the name is none for a model file, or ``policy`` is given without ``masked``.
+        InvalidInputError: If the path does not end in ``.safetensors``, or ``policy`` is given without ``masked``.
     """
     path = Path(path)
     _check_name(path)
@@ -154,7 +154,7 @@ def write_model(
     tensors = {f"network.{name}": tensor for name, tensor in state(network).items()}
     description: dict[str, Any] = {"format": QUANTIZED_FORMAT if int8 else FORMAT, "info": dataclasses.asdict(info)}
     if policy is not None and masked is None:
-        raise InvalidInputError("A gate policy is stored with the masked CNN that it is for. Give masked= too.")
+        raise InvalidInputError("A gate policy is stored with its masked CNN. Give masked= too.")
     if policy is not None and masked is not None:
         tensors |= {f"policy.{name}": tensor for name, tensor in state(policy).items()}
         description["gates"] = [gate.name for gate in masked.gates]
@@ -168,7 +168,7 @@ def read_model(path: Path | str, network: nn.Module | None = None) -> Bundle:
 
     Args:
         path: The file.
-        network: The network's class with any weights, where it is none of the zoo's.
+        network: The network, with any weights, if it is not in the zoo.
 
     Raises:
         MissingDataError: If there is no such file.
@@ -208,18 +208,18 @@ def _reading(path: Path, what: str) -> Iterator[None]:
         raise
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise InvalidInputError(
-            f"{path} is damaged: its description of the {what} makes no sense ({type(error).__name__}: {error}). "
+            f"{path} is damaged: its description of the {what} is invalid ({type(error).__name__}: {error}). "
             "Write it again."
         ) from error
 
 
 def _feature_options(path: Path, options: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of features. Some files say too whether there are early logits, which are gone."""
+    """Return the arguments of features. Older files also say whether there are early logits, now removed."""
     if options.pop("early_logits", False):
         raise InvalidInputError(
-            f"The policy of {path} looks at early logits (early_logits in the file's features), which this version of "
-            "PruneGym no longer has. Use the version that wrote the file, or train gates again (prunegym prepare, or "
-            "prunegym train)."
+            f"The policy of {path} uses early logits (early_logits in the file's features), which this version of "
+            "PruneGym does not have. Use the version that wrote the file, or train the gates again (prunegym prepare, "
+            "or prunegym train)."
         )
     return options
 
@@ -228,7 +228,7 @@ def _policy(masked: MaskedCNN, features: dict[str, Any], options: dict[str, Any]
     kinds = (StaticPolicy.__name__, GatePolicy.__name__)
     kind = options.pop("kind")
     if kind not in kinds:
-        raise ValueError(f"{kind!r} is no kind of policy: {kinds}")
+        raise ValueError(f"{kind!r} is not a kind of policy: {kinds}")
     made = MaskFeatures(masked, **features)
     if kind == StaticPolicy.__name__:
         return StaticPolicy(made)
@@ -239,8 +239,8 @@ def _policy(masked: MaskedCNN, features: dict[str, Any], options: dict[str, Any]
 def _check_name(path: Path) -> None:
     if path.suffix != ".safetensors" or path.is_dir():
         raise InvalidInputError(
-            f"{path} is no name for a model file: these end in .safetensors. Weights of other kinds are loaded into a "
-            "network by prunegym.models.load_weights(network, path)."
+            f"{path} is not the name of a model file: these end in .safetensors. Load weights in other formats with "
+            "prunegym.models.load_weights(network, path)."
         )
 
 
@@ -249,7 +249,7 @@ def _description(path: Path) -> dict[str, Any]:
         text = (file.metadata() or {}).get("prunegym")
     if text is None:
         raise InvalidInputError(
-            f"{path} has weights but no description of the network. Bare weights are loaded with "
+            f"{path} has weights but no description of the network. Load it with "
             "prunegym.models.load_weights(network, path)."
         )
     with _reading(path, "file"):

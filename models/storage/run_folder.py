@@ -1,4 +1,4 @@
-"""Folders of runs: ``run.json`` says how a run was made, so that it can be repeated, resumed or told from another."""
+"""Folders of runs: ``run.json`` records how a run was made, so that you can repeat or resume it."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ PACKAGES = ("prunegym", "torch", "gymnasium", "stable-baselines3", "numpy")
 def begin_run(
     out: Path, settings: Mapping[str, Any], resume: bool, inputs: Mapping[str, nn.Module | Dataset | None] | None = None
 ) -> None:
-    """Write how a run is made to ``run.json`` in its folder, or check that a run to be resumed is the same.
+    """Record in ``run.json`` how a run is made, or check that a run in the folder is the same and may be resumed.
 
     Args:
-        out: Folder of the run; made if needed.
-        settings: Whatever the result depends on, plain JSON.
+        out: Folder of the run; created if needed.
+        settings: Everything that the result depends on, as plain JSON.
         resume: Whether the folder may have this run already.
-        inputs: What it is made from, by name, of which hashes are kept; None where there is none.
+        inputs: Networks and data sets by name, whose hashes are stored; None for an absent one.
 
     Raises:
         InvalidInputError: If the folder has another run, or has this one and ``resume`` is False.
@@ -56,9 +56,7 @@ def begin_run(
                 "inputs of that run."
             )
         if not resume:
-            raise InvalidInputError(
-                f"{out} has this run already. Add --resume to go on with it, or give another --out."
-            )
+            raise InvalidInputError(f"{out} has this run already. Add --resume to resume it, or give another --out.")
         return
     make_folder(out)
     seed = settings.get("seed")
@@ -73,18 +71,18 @@ def make_folder(out: Path) -> None:
     """Make a folder for results.
 
     Raises:
-        InvalidInputError: If a file is in the way, or it cannot be made.
+        InvalidInputError: If the folder cannot be created, e.g. because a file has its name.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InvalidInputError(f"{out} cannot be made a folder ({error.strerror}). Give another --out.") from error
+        raise InvalidInputError(f"Folder {out} cannot be created ({error.strerror}). Give another --out.") from error
 
 
 def without_unused(settings: Any) -> Any:
     """Return plain JSON without the keys whose value is null or false, at any depth.
 
-    Settings are compared so: an option that came after a run was made, and is not used now, changes nothing.
+    Settings are compared in this form, so a newer option that is not used does not make old runs different.
 
     Example:
         >>> without_unused({"seed": 0, "tune": {"epochs": 8, "augment": False, "sparsity": None}})
@@ -98,12 +96,12 @@ def without_unused(settings: Any) -> Any:
 
 
 def finish_run(out: Path, seconds: float, results: Mapping[str, Any] | None = None) -> None:
-    """Add the time that a run took, all its parts together, and its results to ``run.json``.
+    """Add a run's results and its time, summed over resumed parts, to ``run.json``.
 
     Args:
         out: Folder of the run.
-        seconds: Of this part.
-        results: Plain JSON.
+        seconds: Time of this part.
+        results: Results as plain JSON.
     """
     path = out / "run.json"
     run = _read(path)
@@ -117,21 +115,21 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         run = json.loads(path.read_text())
     except ValueError as error:
-        raise InvalidInputError(f"{path} is not JSON ({error}). Delete it, or give another folder.") from error
+        raise InvalidInputError(f"{path} is not JSON ({error}). Delete it, or choose another folder.") from error
     if not isinstance(run, dict):
-        raise InvalidInputError(f"{path} does not describe a run. Delete it, or give another folder.")
+        raise InvalidInputError(f"{path} does not describe a run. Delete it, or choose another folder.")
     return run
 
 
 def command_line() -> str:
-    """Return the command that is running, as it would be typed again."""
+    """Return the running command, in a form that you can type again."""
     program = Path(sys.argv[0])
     own = program.name == "prunegym" or program.parts[-2:] == ("prunegym", "__main__.py")
     return shlex.join(["prunegym" if own else sys.argv[0], *sys.argv[1:]])
 
 
 def versions() -> dict[str, str | None]:
-    """Return the versions of Python and of the packages that a result depends on; None for absent ones."""
+    """Return the versions of Python and of the packages that results depend on; None for missing packages."""
     return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
 
 
@@ -143,7 +141,7 @@ def _version(package: str) -> str | None:
 
 
 def machine() -> dict[str, str | int]:
-    """Return what is known of the machine: system, processor, cores, threads that torch uses; its GPU if it has one."""
+    """Describe the machine: system, processor, cores, torch's threads, and the GPU if there is one."""
     known: dict[str, str | int] = {
         "system": platform.platform(),
         "processor": _processor(),

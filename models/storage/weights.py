@@ -1,4 +1,4 @@
-"""Weights and run states on disk; nothing that is loaded can execute code."""
+"""Weights and run states on disk. Loading them never executes code."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def save_text(path: Path, text: str) -> None:
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """Read what :func:`save_state` wrote, or any torch file of plain tensors, executing nothing.
+    """Read a file of :func:`save_state`, or any torch file of plain tensors, without executing code.
 
     Raises:
         MissingDataError: If there is no such file.
@@ -53,10 +53,10 @@ def load_state(path: Path) -> dict[str, Any]:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InvalidInputError(
             f"{path} is not a torch file of plain tensors ({reason}). "
-            "Files that would execute code are refused; save the state dict alone and try again."
+            "Files that could execute code are refused: save only the state dict and try again."
         ) from error
     if not isinstance(state, dict):
-        raise InvalidInputError(f"{path} holds a {type(state).__name__}; a dict of tensors is needed.")
+        raise InvalidInputError(f"{path} has a {type(state).__name__}; a dict of tensors is needed.")
     return state
 
 
@@ -76,31 +76,31 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Read a state dict from safetensors, or from a torch file of plain tensors.
 
-    Public checkpoints often wrap the state dict under ``state_dict``, beside such things as ``best_prec1`` and the
-    epoch, and prefix its names with ``module.`` (torch's ``DataParallel``). Whatever stands beside is loaded with
-    ``weights_only=True`` like the rest, so it cannot execute anything, and is dropped; the prefix is removed.
+    Public checkpoints often store the state dict under ``state_dict``, next to the epoch and the like, and prefix its
+    names with ``module.`` (torch's ``DataParallel``). The other entries are dropped, and the prefix is removed.
+    Everything is loaded with ``weights_only=True``, so no code is executed.
 
     Args:
         path: ``.safetensors`` or a torch file (``.pt``, ``.pth``, ``.th``).
 
     Returns:
-        Names and tensors.
+        Tensors by name.
 
     Raises:
         MissingDataError: If there is no such file.
-        InvalidInputError: If the file is damaged or holds no state dict.
+        InvalidInputError: If the file is damaged or has no state dict.
     """
     if path.suffix == ".safetensors" and path.exists():
         try:
             return safetensors.torch.load_file(path)
         except SafetensorError as error:
-            raise InvalidInputError(f"{path} is not a safetensors file ({error}). Was it copied whole?") from error
+            raise InvalidInputError(f"{path} is not a safetensors file ({error}). It may be truncated.") from error
     state = load_state(path)
     if isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     tensors = {name.removeprefix("module."): value for name, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
-        raise InvalidInputError(f"{path} holds no tensors; its keys are {sorted(map(str, state))[:8]}.")
+        raise InvalidInputError(f"{path} has no tensors; its keys are {sorted(map(str, state))[:8]}.")
     return tensors
 
 
@@ -128,7 +128,7 @@ def load_tensors(network: nn.Module, tensors: Mapping[str, Tensor], source: str)
     Args:
         network: Changed in place.
         tensors: By name, as in its state dict.
-        source: Where they are from, for the message.
+        source: Where they come from, for the message.
 
     Raises:
         InvalidInputError: If names or shapes differ, or a weight is NaN or infinite.
@@ -144,6 +144,6 @@ def load_tensors(network: nn.Module, tensors: Mapping[str, Tensor], source: str)
     if missing or extra or wrong:
         raise InvalidInputError(
             f"{source} does not fit {type(network).__name__}: missing {missing[:3]}, unexpected {extra[:3]}, "
-            f"other shapes {wrong[:3]}. Build the network with the arguments that the checkpoint was made with."
+            f"other shapes {wrong[:3]}. Build the network with the arguments of the checkpoint's network."
         )
     network.load_state_dict(dict(tensors), strict=False)

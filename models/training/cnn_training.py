@@ -1,4 +1,4 @@
-"""Step 1 of the document: train a network from scratch, resumably."""
+"""Step 1 of the article: train a network from scratch. An interrupted run can be resumed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class TrainConfig:
     weight_decay: float = 5e-4
     momentum: float = 0.9
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the forward pass; ``auto`` takes bfloat16 where the processor computes it natively."""
+    """Precision of the forward pass; ``auto`` uses bfloat16 where the processor computes it natively."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -65,16 +65,16 @@ def autocast(device: torch.device | str, precision: str) -> torch.autocast:
 def epoch_batches(count: int, batch_size: int, seed: int, epoch: int) -> tuple[Tensor, torch.Generator]:
     """Shuffle image indices for one epoch.
 
-    The order depends on nothing but its arguments, so that a resumed run sees the batches that it would have seen.
+    The order depends only on the arguments, so a resumed run sees the same batches as an uninterrupted one.
 
     Args:
         count: Images in the split.
-        batch_size: Images in a batch; the last, incomplete batch is dropped unless it is the only one.
+        batch_size: Images in a batch. The last, incomplete batch is dropped, unless it is the only one.
         seed: Seed of the run.
         epoch: Epoch, from 0.
 
     Returns:
-        Indices (batches, batch_size) int64, and the generator to draw this epoch's augmentations from.
+        Indices (batches, batch_size) int64, and the generator for this epoch's augmentation.
     """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     order = torch.randperm(count, generator=generator)
@@ -99,8 +99,8 @@ def train(
         network: Takes normalised images (batch, channels, height, width), returns logits (batch, classes).
         dataset: Training images.
         config: Schedule.
-        validation: Images whose accuracy is reported after each epoch; nothing is chosen by it.
-        checkpoint: File written after each epoch; if it exists, training goes on from it.
+        validation: Images whose accuracy is reported after each epoch. It has no effect on training.
+        checkpoint: File written after each epoch. If it exists, training resumes from it.
         device: Torch device.
         report: Called after each epoch with ``epoch``, ``loss``, ``learning_rate`` and ``validation_accuracy``.
 
@@ -166,7 +166,7 @@ def _resume(
     state = load_state(path)
     keys = ("epoch", "config", "network", "optimizer", "schedule")
     if not all(key in state for key in keys):
-        raise InvalidInputError(f"{path} is not the checkpoint of a training run; its keys are {sorted(state)[:8]}.")
+        raise InvalidInputError(f"{path} is not a checkpoint of a training run; its keys are {sorted(state)[:8]}.")
     if state["config"] != dataclasses.asdict(config):
         raise InvalidInputError(
             f"{path} was written by another configuration ({state['config']}); "
@@ -198,7 +198,7 @@ def _train_epoch(
     network.train()
     batches, generator = epoch_batches(len(dataset), config.batch_size, config.seed, epoch)
     total = 0.0
-    # Dropout draws from the global generator: seeded by epoch, a resumed run draws what it would have drawn.
+    # Dropout draws from the global generator. Its seed depends on the epoch, so a resumed run has the same dropout.
     with torch.random.fork_rng(devices=[] if torch.device(device).type == "cpu" else [device]):
         torch.manual_seed(config.seed * 1_000_003 + epoch)
         for indices in batches:
@@ -219,7 +219,7 @@ def _train_epoch(
 
 
 def accuracy(network: nn.Module, dataset: Dataset, *, batch_size: int = 250, device: str = "cpu") -> float:
-    """Return the share (0 to 1) of a data set's images that the network, in eval mode, classifies right."""
+    """Return the share (0 to 1) of a data set's images that the network, in eval mode, classifies correctly."""
     was_training, layout = network.training, layout_of(network, dataset)
     network.eval()
     correct = 0

@@ -1,4 +1,4 @@
-"""Imitation: a policy's first lesson, from a teacher that sees all activations of an image."""
+"""Imitation: a policy first learns from a teacher that sees all activations of an image."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class ImitationConfig:
     kept_share: float = 0.7
     """Share of all channels that the teacher keeps of each image; in the first half of the steps it is halfway to 1."""
     mac_share: float | Sequence[float] | None = None
-    """If given, the teacher keeps so many channels instead that this share of the MACs is spent. The same share of
-    channels is worth other MACs in each network: a plain one multiplies the shares of neighbouring layers. For a policy
-    of a range of lambdas two shares: at the lowest lambda and at the highest."""
+    """If given, the teacher keeps channels for this share of the MACs instead. (The same share of channels costs
+    different MACs in different networks: a plain one multiplies the shares of neighbouring layers.) For a policy with a
+    range of lambdas give two shares: at the lowest lambda and at the highest."""
     learning_rate: float = 3e-3
     augment: Augment = True
     seed: int = 0
@@ -46,7 +46,7 @@ class ImitationConfig:
             check_shares("mac_share", self.mac_share)
 
     def at(self, position: float) -> ImitationConfig:
-        """Return the lesson for a lambda at a position (0 to 1) of its range."""
+        """Return the configuration for a lambda at a position (0 to 1) of its range."""
         return dataclasses.replace(self, mac_share=between(self.mac_share, position))
 
 
@@ -57,7 +57,7 @@ def teacher_mask(masked: MaskedCNN, scores: Tensor, config: ImitationConfig, eas
         masked: The CNN.
         scores: (batch, mask_size), see :func:`channel_scores`.
         config: How much is kept.
-        easy: Keep more: halfway to everything.
+        easy: Keep more: halfway between that and all channels.
 
     Returns:
         (batch, mask_size) float32 of 0 and 1.
@@ -69,7 +69,7 @@ def teacher_mask(masked: MaskedCNN, scores: Tensor, config: ImitationConfig, eas
 
 
 class FollowMask:
-    """A way to choose bits that ignores logits and deals out a given mask, decision by decision."""
+    """Chooses the bits of a given mask, decision by decision, whatever the logits."""
 
     def __init__(self, mask: Tensor) -> None:
         self.mask = mask
@@ -83,7 +83,7 @@ class FollowMask:
 
 
 def imitation_loss(policy: GatePolicy | StaticPolicy, gate_logits: Tensor, mask: Tensor) -> Tensor:
-    """Return the binary cross-entropy of a policy's logits to a teacher's mask, each decision with the same weight."""
+    """Return the binary cross-entropy between a policy's logits and a teacher's mask, averaged over decisions."""
     widths = [decision.width for decision in policy.decisions]
     losses = [
         F.binary_cross_entropy_with_logits(logits, target)
@@ -100,11 +100,11 @@ def imitate(
     *,
     report: Report | None = None,
 ) -> None:
-    """Train a policy, in place, to keep the teacher's channels, on features that the teacher's masks lead to.
+    """Train a policy, in place, to keep the teacher's channels. Its features are those under the teacher's masks.
 
     Args:
         masked: Frozen CNN.
-        policy: Trained by Adam. One for a range of lambdas is told another lambda at each step.
+        policy: Trained by Adam. A policy with a range of lambdas gets a random lambda at each step.
         dataset: Training images.
         config: Schedule.
         report: Called every 50 steps with ``step`` and ``loss``.

@@ -1,4 +1,4 @@
-"""MAC targets: checked shares, the offset on all logits or the lambda at which a policy meets one."""
+"""MAC targets: the offset on all logits, or the lambda, at which a policy meets one."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from prunegym.models.skipping.skipping_cnn import prefer_kernel
 from prunegym.validation import share
 
 TOLERANCE = 0.01
-"""Total MAC share by which a target may be missed."""
+"""Largest accepted difference from the target, in total MAC share."""
 REACH, FARTHEST = 5.0, 80.0
-"""How far an offset is looked for at first, and at the most if the target is missed."""
+"""Largest offset that is tried at first, and at most if the target is missed."""
 
 
 @torch.inference_mode()
 def total_mac_share(
     masked: MaskedCNN, policy: GatePolicy | StaticPolicy, dataset: Dataset, penalty: float | None = None
 ) -> float:
-    """Return the mean total MAC share of a data set's images, the policy's MACs included; ``penalty`` is its lambda."""
+    """Return the mean total MAC share over a data set, policy included; ``penalty`` is the policy's lambda."""
     run = prefer_kernel(masked, policy)
     masks = [run(images, None, penalty).mask for _, images in dataset.batches(device=masked.device)]
     return masked.cost.total_share(torch.cat(masks), policy.macs).mean().item()
@@ -41,16 +41,16 @@ def meet_target(
 ) -> float:
     """Shift a policy's logits, in place, so that its masks cost a given total MAC share.
 
-    Training with noise ends at the target for sampled masks; the masks that are used are the most likely ones, which
-    cost a little more or less.
+    Training with noise meets the target with sampled masks. Inference uses the most likely masks, which cost a little
+    more or less.
 
     Args:
         masked: The CNN.
         policy: Its gates.
-        dataset: Images to measure on; labels are not looked at.
+        dataset: Images to measure on; labels are not used.
         target_macs: Total MAC share.
-        images: How many images.
-        rounds: Halvings of the interval; 10 find an offset to 0.01.
+        images: Number of images.
+        rounds: Halvings of the interval; 10 find the offset to within 0.01.
 
     Returns:
         The offset that was added.
@@ -58,7 +58,7 @@ def meet_target(
     sample = dataset.sample(images)
     reach = REACH
     offset = _bisect(masked, policy, sample, target_macs, rounds, reach)
-    # Gates that imitated for long are sure of every channel: their logits lie far from 0.
+    # After long imitation the logits are far from 0, and a small offset changes nothing.
     while abs(offset) > 0.9 * reach and reach < FARTHEST:
         if abs(total_mac_share(masked, policy, sample) - target_macs) <= TOLERANCE:
             break
@@ -91,18 +91,18 @@ def _bisect(
 def penalty_for(
     masked: MaskedCNN, policy: GatePolicy, dataset: Dataset, target_macs: float, *, images: int = 1000, rounds: int = 10
 ) -> float:
-    """Return the lambda at which a policy for a range of them spends a given total MAC share.
+    """Return the lambda at which a policy for a range of lambdas has a given total MAC share.
 
     Args:
         masked: The CNN.
-        policy: Gates that were trained for a range of lambdas; the larger lambda, the fewer MACs.
-        dataset: Images to measure on; labels are not looked at.
-        target_macs: Total MAC share (0 to 1); out of reach, the nearer end of the range is returned.
-        images: How many images.
+        policy: Gates that were trained for a range of lambdas. The larger lambda, the fewer MACs.
+        dataset: Images to measure on; labels are not used.
+        target_macs: Total MAC share (0 to 1). If no lambda reaches it, the nearest end of the range is returned.
+        images: Number of images.
         rounds: Halvings of the range.
 
     Raises:
-        InvalidInputError: If the policy was trained for one lambda only, or the target is no share.
+        InvalidInputError: If the policy was trained for one lambda only, or the target is not a share.
     """
     share("target_macs", target_macs)
     if policy.penalty_range is None:
@@ -125,10 +125,10 @@ def penalty_for(
 
 
 def check_shares(name: str, value: float | Sequence[float]) -> None:
-    """Check a setting that is a share, or two of them for the lowest and the highest lambda.
+    """Check a setting that is one share, or two for the lowest and the highest lambda.
 
     Raises:
-        InvalidInputError: If it has another form, or a share is not above 0 and at most 1.
+        InvalidInputError: If it is neither, or a share is not above 0 and at most 1.
     """
     ends = value if isinstance(value, list | tuple) else None
     for number in (value,) if ends is None else ends:
@@ -140,7 +140,7 @@ def check_shares(name: str, value: float | Sequence[float]) -> None:
 def check_range(
     name: str, value: float | Sequence[float] | None, policy: GatePolicy | StaticPolicy
 ) -> tuple[float, float] | None:
-    """Return a policy's range of lambdas, None for one lambda.
+    """Check that a setting with two shares goes with a policy for a range of lambdas; return the range, or None.
 
     Raises:
         InvalidInputError: If there are two shares, but the policy is for one lambda.
@@ -154,7 +154,7 @@ def check_range(
 
 
 def between(value: float | Sequence[float] | None, position: float) -> float | None:
-    """Return what lies at a position (0 to 1) between two ends; a single number, or None, is returned unchanged."""
+    """Interpolate between two ends at a position (0 to 1). A single number, or None, is returned unchanged."""
     if value is None or isinstance(value, float | int):
         return value
     low, high = value

@@ -1,4 +1,4 @@
-"""Steps 2 and 3 of the document: gates that first imitate, then learn together with the CNN, which is then frozen."""
+"""Steps 2 and 3 of the article: gates first imitate, then are trained together with the CNN, which is then frozen."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class PrepareConfig:
     """How a CNN and its gates are prepared, or (``tune.train_cnn`` False) the gates of a frozen CNN refined."""
 
     imitation: ImitationConfig | None = dataclasses.field(default_factory=lambda: ImitationConfig(kept_share=0.6))
-    """None: no imitation first; gates then start from their bias."""
+    """None: no imitation; gates start from their bias."""
     tune: TuneConfig | None = dataclasses.field(default_factory=TuneConfig)
     """None: imitation only."""
     layerwise: bool = True
@@ -38,11 +38,11 @@ class PrepareConfig:
     feature_size: int = 1088
     seed: int = 0
     penalty_range: tuple[float, float] | None = None
-    """The policy is for all lambdas of this range, of which it is told one an image."""
+    """If given, the policy works for all lambdas of this range, and gets one as input for each image."""
 
 
 def new_policy(masked: MaskedCNN, dataset: Dataset, config: PrepareConfig) -> GatePolicy:
-    """Return a policy with calibrated features and fresh heads; the global random state is left as it was."""
+    """Return a policy with calibrated features and new heads. The global random state does not change."""
     features = MaskFeatures(masked, config.layerwise, config.grid, config.feature_size)
     features.calibrate(masked, dataset)
     with torch.random.fork_rng(devices=[]):
@@ -60,16 +60,16 @@ def prepare(
     folder: Path | str | None = None,
     report: StageReport | None = None,
 ) -> tuple[MaskedCNN, GatePolicy | StaticPolicy]:
-    """Make a masked CNN and gates that belong together.
+    """Make a masked CNN and its gates.
 
     Args:
         network: The trained CNN; it is copied.
         dataset: Training images.
         config: The stages.
-        policy: Gates to start from; by default fresh ones. A :class:`StaticPolicy` learns the best one mask instead, as
-            long and in the same way: the honest static rival. Without a MAC target it keeps what its logits say.
+        policy: Gates to start from; by default new ones. A :class:`StaticPolicy` learns one mask for all images, for as
+            long and in the same way: the static baseline. Without a MAC target it keeps channels with positive logits.
         teacher: Logits to distil from, see :func:`prunegym.models.training.tuning.tune`.
-        folder: Where checkpoints are; an interrupted call with the same arguments goes on from them.
+        folder: Folder of checkpoints. An interrupted call with the same arguments resumes from them.
         report: Called with the stage (``imitation`` or ``tune``) and its figures.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Callbacks by which training says how far it is."""
+"""Callbacks that report the progress of training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Steps 3 and 5 of the document: gates trained through their sigmoids, alone or together with the CNN."""
+"""Steps 3 and 5 of the article: gates trained through their sigmoids, alone or together with the CNN."""
 
 from __future__ import annotations
 
@@ -30,36 +30,39 @@ from prunegym.validation import finite, share, whole_number
 
 @dataclasses.dataclass(frozen=True)
 class TuneConfig:
-    """How gates, and the CNN if it may change, are trained by gradient."""
+    """How gates, and optionally the CNN, are trained by gradient."""
 
     target_macs: float | Sequence[float] | None = None
-    """Total MAC share to end at, the policy's MACs included. By default 0.5, unless ``sparsity`` is given. For a policy
-    of a range of lambdas two shares, at the lowest lambda and at the highest; with one it is trained at the middle."""
+    """Final total MAC share, the policy's MACs included; by default 0.5, unless ``sparsity`` is given.
+
+    For a policy with a range of lambdas give two shares: at the lowest lambda and at the highest. With one share only
+    the middle of the range is trained."""
     epochs: float = 8.0
     batch_size: int = 128
     train_cnn: bool = True
     """False: the CNN stays frozen, and only the gates are refined."""
     train_gates: bool = True
-    """False: the policy's mask stays as it is, and the CNN adapts to it."""
+    """False: the policy does not change, and the CNN adapts to it."""
     cnn_learning_rate: float = 0.05
     gate_learning_rate: float = 2e-3
     weight_decay: float = 5e-4
     distillation: float = 0.5
     """Weight (0 to 1) of the distance to the original network's logits; the rest is cross-entropy to the labels."""
     anneal: float = 0.4
-    """Share of the steps over which the MAC target comes down from 1."""
+    """Share of the steps in which the MAC target falls from 1 to ``target_macs``."""
     over_weight: float = 60.0
     """Weight of the squared MAC share above the target."""
     under_weight: float = 5.0
     """Weight of the squared MAC share below it."""
     augment: Augment = True
-    """A policy that sees a coarse grid learns best from images that lie as those it is used on: ``flip``."""
+    """For a policy with a coarse grid ``flip`` is best: images are not shifted in use either."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     seed: int = 0
     sparsity: float | None = None
-    """The document's method 5.2: lambda of loss = task + lambda ||M(x)||_1, an image's keep probabilities summed: the
-    price of a channel, as in reward ``l0``. It takes the place of the MAC target during training; if that is given
-    too, logits are shifted to it when training is over (:func:`prunegym.models.prepare`)."""
+    """The article's method 5.2: lambda of loss = task + lambda ||M(x)||_1, the sum of an image's keep probabilities.
+
+    So lambda is the price of a channel, as in reward ``l0``. It replaces the MAC target during training. If both are
+    given, :func:`prunegym.models.prepare` shifts the logits to the MAC target afterwards."""
 
     def __post_init__(self) -> None:
         """Check the target and lambda."""
@@ -76,21 +79,21 @@ class TuneConfig:
         if self.sparsity is not None:
             finite("sparsity", self.sparsity, 0, hint="It is lambda, the price of a channel, e.g. 0.01.")
         if self.sparsity is not None and not self.train_gates:
-            raise InvalidInputError("sparsity prices what gates keep, but train_gates is False. Give one of the two.")
+            raise InvalidInputError("sparsity prices what gates keep, but train_gates is False. Remove one of the two.")
 
     @property
     def target(self) -> float | None:
-        """The one MAC share to end at; None if there is none, or one for each lambda."""
+        """The final MAC share if it is one number; None if there is none, or one for each end of the range."""
         return self.target_macs if isinstance(self.target_macs, float | int) else None
 
     def at(self, position: float) -> TuneConfig:
-        """Return what holds for a lambda at a position (0 to 1) of its range."""
+        """Return the configuration for a lambda at a position (0 to 1) of its range."""
         return dataclasses.replace(self, target_macs=between(self.target_macs, position))
 
 
 @torch.inference_mode()
 def dense_logits(network: nn.Module, dataset: Dataset, batch_size: int = 250) -> Tensor:
-    """Return a CNN's output for every image, a masked one's with all channels on: (count, ...) on the CPU."""
+    """Return a CNN's output for every image (of a masked CNN with all channels on): (count, ...) on the CPU."""
     device = next(network.parameters()).device
     was_training = network.training
     layout = layout_of(network, dataset)
@@ -113,15 +116,15 @@ def tune(
     checkpoint: Path | str | None = None,
     report: Report | None = None,
 ) -> None:
-    """Train gates straight-through, to a MAC target or for a price of channels, in place; then freeze the CNN again.
+    """Train gates straight-through, in place, to a MAC target or with a price of channels; then freeze the CNN.
 
     Args:
         masked: The CNN.
-        policy: Its gates. Those for a range of lambdas are told another lambda at each step if there are two targets.
+        policy: Its gates. With two targets, a policy for a range of lambdas gets a random lambda at each step.
         dataset: Training images.
         config: What is trained, and the schedule.
-        teacher: The original network's logits for each image (count, classes); by default the CNN's own, as it comes.
-        checkpoint: File written after each epoch; if it exists, training goes on from it.
+        teacher: The original network's logits for each image (count, classes); by default the CNN's before training.
+        checkpoint: File written after each epoch. If it exists, training resumes from it.
         report: Called after each epoch with ``epoch``, ``loss`` and ``mac_share``.
 
     Raises:
@@ -154,7 +157,7 @@ def tune(
 
 
 class _Training:
-    """The CNN and its gates with their optimizers, a step at a time."""
+    """The CNN and its gates with their optimizers, trained step by step."""
 
     def __init__(
         self,
@@ -234,7 +237,7 @@ class _Training:
                 part.load_state_dict(state)
         except RuntimeError as error:
             raise InvalidInputError(
-                f"{path} is of another CNN or of other gates than these. Give those of that run, or another folder."
+                f"{path} has another CNN or other gates than these. Give those of that run, or another folder."
             ) from error
         self.done = int(stored["done"])
 
@@ -251,8 +254,10 @@ def _task_loss(run: Rollout, labels: Tensor, teacher: Tensor | None, config: Tun
 
 def _cost_loss(run: Rollout, mac_share: Tensor, progress: float, config: TuneConfig) -> Tensor:
     if config.sparsity is not None:
+        # lambda ||M(x)||_1, averaged over images (the article's method 5.2).
         return config.sparsity * torch.sigmoid(run.gate_logits.float()).sum(1).mean()
     assert config.target is not None
+    # The target falls linearly from 1; the penalty is quadratic, and larger above the target than below.
     left = max(0.0, 1 - progress / config.anneal) if config.anneal else 0.0
     target = config.target + (1 - config.target) * left
     over, under = F.relu(mac_share - target), F.relu(target - mac_share)

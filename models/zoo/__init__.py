@@ -1,1 +1,1 @@
-"""Networks by name: plain torch modules that know nothing of masks."""
+"""Networks by name: plain torch modules without masks."""

@@ -1,4 +1,4 @@
-"""The zoo: networks by name, each name a constructor with its arguments."""
+"""The zoo: networks by name."""
 
 from __future__ import annotations
 
@@ -31,18 +31,19 @@ _OWN = frozenset(ZOO)
 
 
 def register_network(name: str, constructor: Callable[..., nn.Module]) -> None:
-    """Add a network of one's own to the zoo, so that model files of it load by themselves, on the command line too.
+    """Add your network to the zoo, so that commands and :func:`prunegym.models.read_model` can build it by name.
 
-    A file has a network's name and weights and no code: who loads it imports the module that registers the name first;
-    the command line does with ``--import MODULE``.
+    A model file has the network's name and weights but no code. Before you load it, import the module that registers
+    the name; on the command line use ``--import MODULE``.
 
     Args:
-        name: As in commands and files; one that was registered before is replaced.
-        constructor: Called with ``num_classes``, ``in_channels`` and, if it has that parameter, ``image_size`` (height
-            of the images) by name; returns a network with fresh weights that returns logits (batch, num_classes).
+        name: Name in commands and files. An earlier registration of the same name is replaced.
+        constructor: Called by keyword with ``num_classes``, ``in_channels`` and, if it has that parameter,
+            ``image_size`` (height of the images). Returns a network with new weights, whose output is logits (batch,
+            num_classes).
 
     Raises:
-        InvalidInputError: If the name is one of the zoo's own, or the constructor cannot be called so.
+        InvalidInputError: If the name is one of the built-in networks, or the constructor cannot be called like this.
 
     Example:
         >>> class Tiny(nn.Sequential):
@@ -55,7 +56,7 @@ def register_network(name: str, constructor: Callable[..., nn.Module]) -> None:
         >>> del ZOO["tiny"]
     """
     if name in _OWN:
-        raise InvalidInputError(f"{name!r} is a network of PruneGym's own zoo. Give yours another name.")
+        raise InvalidInputError(f"{name!r} is a built-in network of PruneGym. Give yours another name.")
     try:
         inspect.signature(constructor).bind(**_arguments(constructor, 10, 3, 32))
     except TypeError as error:
@@ -67,7 +68,7 @@ def register_network(name: str, constructor: Callable[..., nn.Module]) -> None:
 
 
 def build(name: str, num_classes: int = 10, in_channels: int = 3, image_size: int = 32, seed: int = 0) -> nn.Module:
-    """Build a network of the zoo with fresh weights; the global random state is left as it was.
+    """Build a network of the zoo with new weights. The global random state does not change.
 
     Args:
         name: A key of :data:`ZOO`.
@@ -99,7 +100,7 @@ def build(name: str, num_classes: int = 10, in_channels: int = 3, image_size: in
 def _arguments(
     constructor: Callable[..., nn.Module], num_classes: int, in_channels: int, image_size: int
 ) -> dict[str, int]:
-    """Return what a constructor is called with."""
+    """Return the keyword arguments of a constructor."""
     arguments = {"num_classes": num_classes, "in_channels": in_channels}
     sized = "image_size" in inspect.signature(constructor).parameters
     return {**arguments, "image_size": image_size} if sized else arguments
@@ -113,6 +114,6 @@ def _check_image_size(name: str, network: nn.Module, in_channels: int, image_siz
     except RuntimeError as error:
         raise InvalidInputError(
             f"Model {name!r} does not take images of {in_channels}x{image_size}x{image_size} ({error}). "
-            "Use larger images or a network with fewer poolings, e.g. 'simple-cnn'."
+            "Use larger images, or a network with less pooling, e.g. 'simple-cnn'."
         ) from error
     network.train(was_training)

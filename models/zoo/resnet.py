@@ -1,4 +1,4 @@
-"""ResNets: those for CIFAR with shortcuts that have no parameters, and ResNet-18."""
+"""ResNets: the CIFAR ones, with parameter-free shortcuts, and ResNet-18."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class CifarResNet(nn.Module):
 
 
 class ProjectionBlock(BasicBlock):
-    """The same with a projection where the shape changes (He et al. 2016, option B); names as in torchvision."""
+    """A basic block with a projection where the shape changes (He et al. 2016, option B); names as in torchvision."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__(in_channels, out_channels, stride)

@@ -1,4 +1,4 @@
-"""Plain networks: convolutions one after the other, then a linear layer."""
+"""Plain networks: a sequence of convolutions, then a linear layer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from prunegym.validation import whole_number
 class SimpleCNN(nn.Module):
     """Convolutions of 3x3, each followed by max pooling by 2 and ReLU, then one linear layer.
 
-    With the default widths it is the network of the document's worked example (3-16-32, input 32x32).
+    With the default widths it is the network of the article's worked example (3-16-32, input 32x32).
 
     Args:
         num_classes: Outputs of the linear layer.

@@ -123,7 +123,7 @@ def test_what_would_do_nothing_or_harm_is_refused(
 def test_a_file_is_no_folder_for_a_run(tmp_path: Path) -> None:
     (tmp_path / "taken").touch()
     message = fail("train-cnn", "simple-cnn", "--dataset", "digits", "--epochs", "1", "--out", tmp_path / "taken")
-    assert "cannot be made a folder" in message
+    assert "cannot be created" in message
 
 
 def test_a_demo_leaves_what_other_commands_made(made: Path, tmp_path: Path) -> None:

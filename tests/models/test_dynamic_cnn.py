@@ -82,7 +82,7 @@ def test_a_saved_model_predicts_the_same(model: DynamicCNN, digits: Dataset, tmp
 def test_a_network_of_ones_own_is_given_at_loading(model: DynamicCNN, digits: Dataset, tmp_path: Path) -> None:
     path = tmp_path / "own.safetensors"
     DynamicCNN(model.masked, model.policy, CNNInfo.of("mine", digits)).save(path)
-    with pytest.raises(InvalidInputError, match=r"holds weights of 'mine', which is no network of the zoo\."):
+    with pytest.raises(InvalidInputError, match=r"has weights of 'mine', which is not in the zoo\."):
         DynamicCNN.load(path)
     loaded = DynamicCNN.load(path, network=build("simple-cnn", in_channels=1, image_size=8, seed=5))
     assert torch.equal(loaded.predict(digits.images[:5]).logits, model.predict(digits.images[:5]).logits)
@@ -174,7 +174,7 @@ def test_files_that_say_whether_there_are_early_logits(model: DynamicCNN, tmp_pa
     text = json.dumps(described)
     safetensors.torch.save_file(safetensors.torch.load_file(path), path, metadata={"prunegym": text})
     if early_logits:
-        with pytest.raises(InvalidInputError, match=r"model\.safetensors looks at early logits .* train gates again"):
+        with pytest.raises(InvalidInputError, match=r"model\.safetensors uses early logits .* train the gates again"):
             DynamicCNN.load(path)
     else:
         loaded = DynamicCNN.load(path).policy
@@ -192,7 +192,7 @@ def test_deviations_of_zero(model: DynamicCNN, tmp_path: Path) -> None:
 
 
 def test_a_policy_is_stored_with_its_gates(model: DynamicCNN, tmp_path: Path) -> None:
-    with pytest.raises(InvalidInputError, match=r"stored with the masked CNN that it is for\. Give masked= too"):
+    with pytest.raises(InvalidInputError, match=r"stored with its masked CNN\. Give masked= too"):
         write_model(tmp_path / "model.safetensors", model.masked.network, model.info, model.policy)
 
 
@@ -252,5 +252,5 @@ def test_more_outputs_than_classes(digits: Dataset) -> None:
 
 
 def test_images_that_are_none(model: DynamicCNN) -> None:
-    with pytest.raises(InvalidInputError, match=r"Images are a NoneType that is no tensor.*Give one of shape"):
+    with pytest.raises(InvalidInputError, match=r"Images are a NoneType that is not a tensor.*Give one of shape"):
         model.predict(None)  # type: ignore[arg-type]

@@ -216,7 +216,7 @@ def test_output_that_is_no_classification_is_refused(few):
 def test_images_of_another_size_or_with_more_classes_are_refused(masked, dynamic, few):
     large = dataclasses.replace(few, images=few.images.repeat(1, 1, 2, 2))
     more = dataclasses.replace(few, classes=tuple(map(str, range(12))))
-    for agent, told in ((torch.ones(48), r"output has shape \(10,\) .* has 12"), (dynamic, "has 12 .* tells 10 apart")):
+    for agent, told in ((torch.ones(48), r"output has shape \(10,\) .* has 12"), (dynamic, "has 12 .* model has 10")):
         message = "takes images of shape (1, 8, 8), those of data set 'digits' have (1, 16, 16)"
         with pytest.raises(InvalidInputError, match=re.escape(message)):
             evaluate(agent, masked, large)

@@ -207,7 +207,7 @@ def test_agent_of_another_model_is_refused(masked, few):
 
 def test_training_images_of_ones_own_data_are_asked_for(masked, few):
     own, agent = dataclasses.replace(few, images=255 - few.images), Threshold(bits=48)
-    message = r"has other test images than these\. Pass options=PredictorOptions\(train=\.\.\.\), or give"
+    message = r"has other test images\. Pass options=PredictorOptions\(train=\.\.\.\), or give"
     with pytest.raises(InvalidInputError, match=message):
         evaluate(agent, masked, own)
     digits = load_dataset("digits")

@@ -113,5 +113,5 @@ def test_damaged_tar(tmp_path: Path) -> None:
     cut = plain.index(b"cifar-10-batches-bin/data_batch_1")
     for data in (b"", b"not a tar", whole[:3000], bytes(flipped), bytes(header), plain[:cut], plain[: cut + 100]):
         path.write_bytes(data)
-        with pytest.raises(InvalidInputError, match=r"is not a whole tar archive \(.+\)\. Was it copied whole\?$"):
+        with pytest.raises(InvalidInputError, match=r"is not a complete tar archive \(.+\)\. Copy it again\.$"):
             cifar_archive(path, "cifar10")

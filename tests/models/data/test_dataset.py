@@ -63,7 +63,7 @@ def test_no_part_of_a_split(span: str) -> None:
 
 
 def test_a_part_has_no_parts() -> None:
-    with pytest.raises(InvalidInputError, match=r"a part of the part 0:800\. Take it of the whole split"):
+    with pytest.raises(InvalidInputError, match=r"a part of the part 0:800\. Take it from the whole split"):
         make(*numbered(1000)).part(":800").part(":400")
 
 
@@ -250,7 +250,7 @@ def test_labels_are_numbered_as_the_model_s_classes() -> None:
     with pytest.raises(InvalidInputError, match="has class 'cat', which the model does not know; it knows ant, dog"):
         data.with_classes(("ant", "dog"))
     with pytest.raises(
-        InvalidInputError, match=r"'x' has 2 classes, the model tells 1 apart\. Leave the others' images"
+        InvalidInputError, match=r"'x' has 2 classes, but the model has 1\. Remove the images of the other"
     ):
         data.with_classes(("0",))
 
@@ -264,5 +264,5 @@ def test_all_images_have_one_size() -> None:
 
 @pytest.mark.parametrize("std", [0.0, float("nan"), -1.0])
 def test_a_normalisation_can_be_divided_by(std: float) -> None:
-    with pytest.raises(InvalidInputError, match="finite numbers, the latter above 0, are needed"):
+    with pytest.raises(InvalidInputError, match="finite numbers are needed, and standard deviations above 0"):
         Normalisation((0.5,), (std,))

@@ -77,7 +77,7 @@ def test_unknown_names(tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError) as caught:
         load_dataset("cifar-10", root=tmp_path)
     assert str(caught.value) == (
-        "Unknown data set (nor a file of that name under PRUNEGYM_DATA) 'cifar-10'. Did you mean 'cifar10'? " + known
+        f"Unknown data set (not in the folder {tmp_path} either) 'cifar-10'. Did you mean 'cifar10'? " + known
     )
     with pytest.raises(UnknownNameError, match=re.escape("Unknown data set ''. " + known)):
         load_dataset("")
@@ -87,7 +87,9 @@ def test_unknown_names(tmp_path: Path) -> None:
     missing = tmp_path / "no" / "such"
     with pytest.raises(MissingDataError) as missed:
         load_dataset(str(missing))
-    assert str(missed.value) == (f"There is no data set at {missing}. Give a folder, a tar archive or an .npz file.")
+    assert str(missed.value) == (
+        f"There is no data set at {missing}. Give the path of a folder, a tar archive or an .npz file."
+    )
 
 
 def test_environment_variable_names_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,8 +109,8 @@ def test_another_split_is_of_the_same_data_set_or_refused() -> None:
     assert other_split(few, "train", "train=") is load_dataset("digits", "train")
     message = "The train images that belong to data set '{}' are needed, {}. Pass train="
     cases = {
-        "mine": "and none can be loaded by that name",
-        "digits": "but what is loaded by that name has other test images than these",
+        "mine": "but no data set can be loaded by that name",
+        "digits": "but the data set loaded by that name has other test images",
     }
     for name, reason in cases.items():
         own = dataclasses.replace(few, name=name, images=255 - few.images)

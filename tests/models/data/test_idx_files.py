@@ -67,7 +67,7 @@ GOOD_IDX = idx_bytes(np.arange(24, dtype=np.uint8).reshape(2, 3, 4))
 def test_damaged_idx(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "file"
     path.write_bytes(data)
-    message = re.escape(f"{path} is not an IDX file of unsigned bytes. Was it downloaded whole?")
+    message = re.escape(f"{path} is not a complete IDX file of unsigned bytes. Download it again.")
     with pytest.raises(InvalidInputError, match=f"^{message}$"):
         read_idx(path)
 
@@ -79,7 +79,7 @@ def test_damaged_gzip(tmp_path: Path) -> None:
     path = tmp_path / "file.gz"
     for data in (whole[:-4], whole[:100], b"no gzip at all", bytes(flipped), b"\x1f\x8b\x08\x00" + b"\xff" * 60):
         path.write_bytes(data)
-        with pytest.raises(InvalidInputError, match=r"file\.gz is not a whole gzip file \(.+\)\. Was it downloaded"):
+        with pytest.raises(InvalidInputError, match=r"file\.gz is not a complete gzip file \(.+\)\. Download it"):
             read_idx(path)
 
 

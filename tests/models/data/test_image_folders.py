@@ -85,9 +85,9 @@ def test_bad_image_folders(tmp_path: Path) -> None:
         "{path} has no images under test/<class>/. Both train and test are needed.": {
             name: data for name, data in members.items() if name.startswith("train")
         },
-        "{path}/test has class 'cow', which train has not: ant, zebra.": {**members, "test/cow/1.png": small},
+        "{path}/test has class 'cow', which train lacks: ant, zebra.": {**members, "test/cow/1.png": small},
         "{path}/train/ant/3.png is (3, 5, 12), the images before it are (3, 12, 12) (channels, height, width). "
-        "Bring all images to one size first.": {**members, "train/ant/3.png": small},
+        "Resize all images to one size first.": {**members, "train/ant/3.png": small},
         "{path}/train/ant/3.png cannot be read as an image (": {**members, "train/ant/3.png": b"no image"},
         "{path}/train/ant/3.png cannot be read as an image ( ": {**members, "train/ant/3.png": whole[:-40]},
         "{path}/train/ant/3.png cannot be read as an image (  ": {

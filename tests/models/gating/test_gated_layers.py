@@ -219,7 +219,7 @@ class Normed(nn.Module):
 def test_a_norm_behind_a_gate_cannot_be_exported(digits: Dataset) -> None:
     with pytest.raises(InvalidInputError, match=r"outputs differ by .* must not be followed by a norm with a bias"):
         as_dynamic_cnn(Normed(), digits)
-    with pytest.raises(InvalidInputError, match=r"The network has batch norm, which would give a masked channel its"):
+    with pytest.raises(InvalidInputError, match=r"The network has batch norm, which would add its bias to a masked"):
         SimpleDynamicCNN.around(build("simple-cnn-wide"))
 
 

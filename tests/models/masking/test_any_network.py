@@ -79,7 +79,7 @@ def test_errors() -> None:
         UntraceableModelError, match=r"torch\.fx cannot trace Wrapped .*Control flow that depends on the"
     ):
         MaskedCNN(Wrapped(lambda out: out if out.sum() > 0 else -out), example)
-    with pytest.raises(UntraceableModelError, match=r"DataParallel is a form of a network .*Give the plain module"):
+    with pytest.raises(UntraceableModelError, match=r"DataParallel is a wrapped network .*Give the plain module"):
         MaskedCNN(nn.DataParallel(SimpleCNN(image_size=8)), example)
     with pytest.raises(UntraceableModelError, match=r"TwoInputs takes several inputs \(x, y\); a network of one image"):
         MaskedCNN(TwoInputs(), example)
@@ -93,11 +93,11 @@ def test_errors() -> None:
         MaskedCNN(nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), example)
     with pytest.raises(UntraceableModelError, match=r"No gate was found in Conv2d, .*are an output of the network\)"):
         MaskedCNN(nn.Conv2d(3, 2, 3), example)
-    with pytest.raises(UntraceableModelError, match=r"BatchOfOne takes one image but no batch of two .*written into"):
+    with pytest.raises(UntraceableModelError, match=r"BatchOfOne takes one image but not a batch of two .*Fixed sizes"):
         MaskedCNN(BatchOfOne(), example)
     with pytest.raises(UntraceableModelError, match="Wrapped gives different outputs for the same images in eval mode"):
         MaskedCNN(Wrapped(lambda out: F.dropout(out, 0.5)), example)
-    with pytest.raises(UntraceableModelError, match="Wrapped gives an image another output when another image is besi"):
+    with pytest.raises(UntraceableModelError, match="Wrapped's output for an image depends on the other images"):
         MaskedCNN(Wrapped(lambda out: out - out.mean(0, keepdim=True)), example)
 
 

@@ -44,7 +44,7 @@ def test_a_pass_in_segments_reads_what_the_producers_read_and_costs_one_pass() -
     )
     for handle in handles:
         handle.remove()
-    with pytest.raises(InvalidInputError, match="The pass is over: every gate has been decided"):
+    with pytest.raises(InvalidInputError, match="The pass is over: all gates are done"):
         masked.advance(state, part)
 
 

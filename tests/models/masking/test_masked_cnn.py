@@ -225,7 +225,7 @@ def test_gates_by_name() -> None:
     ],
 )
 def test_gates_that_are_no_names(gates: Any, given: str) -> None:
-    with pytest.raises(InvalidInputError, match=rf"gates is {given}; 'auto' for all that can be found, or"):
+    with pytest.raises(InvalidInputError, match=rf"gates is {given}; 'auto' for all gates, or"):
         MaskedCNN(SimpleCNN(), EXAMPLE, gates=gates)
 
 
@@ -235,8 +235,8 @@ def test_gates_that_are_no_names(gates: Any, given: str) -> None:
         ("resnet20", r"module is a str; a torch module is needed, e\.g\. prunegym\.build\(name\)"),
         (SimpleCNN, "module is a type; a torch module is needed"),
         (SimpleCNN().state_dict(), "module is a OrderedDict; a torch module is needed"),
-        (MaskedCNN(SimpleCNN(), EXAMPLE), "module is a MaskedCNN, whose channels can be masked already"),
-        (nn.Sequential(MaskedCNN(SimpleCNN(), EXAMPLE)), "module is a Sequential, whose channels can be masked"),
+        (MaskedCNN(SimpleCNN(), EXAMPLE), "module is a MaskedCNN, which is masked already"),
+        (nn.Sequential(MaskedCNN(SimpleCNN(), EXAMPLE)), "module is a Sequential, which is masked already"),
     ],
 )
 def test_modules_that_are_none_or_masked_already(module: Any, message: str) -> None:

@@ -142,7 +142,7 @@ def test_damaged_scales(damage: str, tmp_path: Path) -> None:
     found = "none" if damage == "missing" else r"scales of shape \(31,\)"
     with pytest.raises(
         InvalidInputError,
-        match=rf"int8 weight 'network\.features\.0\.weight' of shape \(32, 1, 3, 3\) has {found}; one scale an output",
+        match=rf"int8 weight 'network\.features\.0\.weight' of shape \(32, 1, 3, 3\) has {found}; one scale for",
     ):
         DynamicCNN.load(path)
 

@@ -88,7 +88,7 @@ def test_hostile_pickle_is_refused_and_not_run(tmp_path: Path, form: str) -> Non
     with pytest.raises(
         InvalidInputError,
         match=rf"^{re.escape(str(path))} is not a torch file of plain tensors \(.+\)\. "
-        r"Files that would execute code are refused; save the state dict alone and try again\.$",
+        r"Files that could execute code are refused: save only the state dict and try again\.$",
     ):
         read_weights(path)
     assert not proof.exists()
@@ -128,7 +128,7 @@ def test_damaged_safetensors(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for data in (b"", b"text", whole[:1000], whole[:-1], b"\xff" * 64):
         path.write_bytes(data)
-        with pytest.raises(InvalidInputError, match=r"is not a safetensors file \(.+\)\. Was it copied whole\?$"):
+        with pytest.raises(InvalidInputError, match=r"is not a safetensors file \(.+\)\. It may be truncated\.$"):
             read_weights(path)
 
 
@@ -143,10 +143,10 @@ def test_missing_file(tmp_path: Path) -> None:
 def test_files_without_a_state_dict(tmp_path: Path) -> None:
     path = tmp_path / "file.pt"
     torch.save([torch.ones(1)], path)
-    with pytest.raises(InvalidInputError, match=r"file\.pt holds a list; a dict of tensors is needed\.$"):
+    with pytest.raises(InvalidInputError, match=r"file\.pt has a list; a dict of tensors is needed\.$"):
         read_weights(path)
     torch.save({"epoch": 1, "lr": 0.1}, path)
-    with pytest.raises(InvalidInputError, match=r"file\.pt holds no tensors; its keys are \['epoch', 'lr'\]\.$"):
+    with pytest.raises(InvalidInputError, match=r"file\.pt has no tensors; its keys are \['epoch', 'lr'\]\.$"):
         read_weights(path)
 
 
@@ -171,7 +171,7 @@ def test_weights_of_another_network(tmp_path: Path) -> None:
         InvalidInputError,
         match=r"does not fit CifarResNet: missing \['conv1\.weight', 'bn1\.weight', 'bn1\.bias'\], unexpected "
         r"\['features\.0\.bias', 'features\.0\.weight', 'features\.3\.bias'\], other shapes \['linear\.weight'\]\. "
-        r"Build the network with the arguments that the checkpoint was made with\.$",
+        r"Build the network with the arguments of the checkpoint's network\.$",
     ):
         load_weights(build("resnet20"), path)
     with pytest.raises(

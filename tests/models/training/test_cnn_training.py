@@ -147,7 +147,7 @@ def test_checkpoint_of_another_network_or_kind(tmp_path: Path) -> None:
         train(build("simple-cnn", in_channels=1, image_size=8), small(), config, checkpoint=path)
     torch.save({"epoch": 1, "weights": torch.ones(1)}, path)
     with pytest.raises(
-        InvalidInputError, match=r"is not the checkpoint of a training run; its keys are \['epoch', 'weights'\]\.$"
+        InvalidInputError, match=r"is not a checkpoint of a training run; its keys are \['epoch', 'weights'\]\.$"
     ):
         train(network_with_dropout(), small(), config, checkpoint=path)
 

@@ -145,7 +145,7 @@ def test_a_checkpoint_of_other_inputs_does_not_resume(
     inverted = dataclasses.replace(digits, images=255 - digits.images)
     with pytest.raises(InvalidInputError, match=r"made from other inputs \(training images\)"):
         tune(copy.deepcopy(digits_masked), copy.deepcopy(policy), inverted, config, checkpoint=path)
-    with pytest.raises(InvalidInputError, match=r"tune.pt is of another CNN or of other gates than these"):
+    with pytest.raises(InvalidInputError, match=r"tune.pt has another CNN or other gates than these"):
         tune(copy.deepcopy(digits_masked), StaticPolicy(policy.features), digits, config, checkpoint=path)
 
 

@@ -173,7 +173,7 @@ def test_a_network_of_ones_own() -> None:
         assert build("mine", 7, 1).eval()(torch.rand(3, 1, 32, 32)).shape == (3, 7)
     finally:
         ZOO.pop("mine", None)
-    with pytest.raises(InvalidInputError, match="'resnet20' is a network of PruneGym's own zoo"):
+    with pytest.raises(InvalidInputError, match="'resnet20' is a built-in network of PruneGym"):
         register_network("resnet20", SimpleCNN)
     with pytest.raises(InvalidInputError, match="cannot be called with num_classes and in_channels by name"):
         register_network("mine", lambda classes: SimpleCNN(classes))
