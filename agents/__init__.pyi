@@ -8,14 +8,14 @@ from .baselines.static_masks import (
 )
 from .comparison.comparing import Comparison as Comparison, compare as compare
 from .comparison.entries import (
-    RIVALS as RIVALS,
+    TRAINED_BASELINES as TRAINED_BASELINES,
     Entry as Entry,
     agent_entry as agent_entry,
     as_entry as as_entry,
     baseline_entry as baseline_entry,
     recipe_entry as recipe_entry,
-    rival_entry as rival_entry,
     start_entry as start_entry,
+    trained_baseline_entry as trained_baseline_entry,
 )
 from .comparison.statistics import Interval as Interval, interval as interval
 from .evaluation.evaluator import Evaluation as Evaluation, evaluate as evaluate

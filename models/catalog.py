@@ -1,4 +1,4 @@
-"""What "a model" may be: a name, a file or an object; and the data that go with it."""
+"""Finds the model that you mean by a name, a file or an object, and loads the data for it."""
 
 from __future__ import annotations
 
@@ -20,23 +20,24 @@ from prunegym.models.storage.model_file import Bundle, CNNInfo, read_model
 from prunegym.models.storage.run_folder import command_line
 from prunegym.models.training.cnn_training import accuracy
 from prunegym.models.zoo.network_registry import ZOO, build
+from prunegym.validation import whole_number
 
 Model: TypeAlias = str | Path | nn.Module | Bundle
-"""A name of a shipped model or of a network of the zoo, a model file, a CNN, a masked or a dynamic CNN, a bundle."""
+"""The name of a shipped model or of a network of the zoo, a model file, a CNN, a masked or dynamic CNN, or a bundle."""
 
 
 def resolve_model(model: object, data: Callable[[CNNInfo | None], Mapping[str, Dataset]]) -> Bundle:
-    """Return the model that an argument means, and the data sets as it takes them.
+    """Return the model for an argument, with its data sets normalised and labelled as it expects.
 
     Args:
         model: See :data:`Model`.
-        data: From what is known of the model, None for a network that is yet to be masked, to data sets by their part.
-            ``evaluated`` has to be there for such a network: it is built, or traced, for those images.
+        data: Returns data sets by their part, given the model's description, or None for a network that is not masked
+            yet. Such a network needs the part ``evaluated``: it is built, or traced, for those images.
 
     Raises:
         UnknownNameError: If there is no model of that name.
         MissingDataError: If there is no such file.
-        InvalidInputError: If it is none of these things, or images have another shape than the model takes.
+        InvalidInputError: If ``model`` is of another type, or images have another shape than the model takes.
     """
     known = _known(model)
     parts = data(None if known is None else known.info)
@@ -48,7 +49,7 @@ def resolve_model(model: object, data: Callable[[CNNInfo | None], Mapping[str, D
 
 
 def _known(model: object) -> Bundle | None:
-    """Return a model that comes with a description; None for a network without one."""
+    """Return a model that has a description; None for a network without one."""
     if isinstance(model, Bundle):
         return model
     if isinstance(model, DynamicCNN):
@@ -72,11 +73,11 @@ def _masked(model: object, images: Dataset) -> Bundle:
 
 
 def open_model(name: str, dataset: Dataset | None = None) -> Bundle:
-    """Return a model by name.
+    """Open a model by name.
 
     Args:
         name: Of a shipped model, a model file or a network of the zoo.
-        dataset: What a network of the zoo is built for; None: ten classes of 3x32x32 images.
+        dataset: The data set to build a network of the zoo for; None builds it for ten classes of 3x32x32 images.
 
     Raises:
         UnknownNameError: If it is none of these.
@@ -93,10 +94,10 @@ def open_model(name: str, dataset: Dataset | None = None) -> Bundle:
 
 
 def open_trained(name: str) -> Bundle:
-    """Return a model that has learnt something.
+    """Open a trained model by name.
 
     Raises:
-        InvalidInputError: For a network of the zoo, which has fresh weights.
+        InvalidInputError: For a network of the zoo, which has random weights.
     """
     if name in ZOO:
         raise InvalidInputError(
@@ -112,10 +113,10 @@ def _blank(name: str) -> CNNInfo:
 
 
 def build_for(network: str, dataset: Dataset, seed: int) -> torch.nn.Module:
-    """Build a network of the zoo with fresh weights for a data set's images and classes.
+    """Build a network of the zoo with random weights for a data set's images and classes.
 
     Raises:
-        InvalidInputError: If it cannot run them.
+        InvalidInputError: If it cannot run the images.
     """
     channels, height, width = dataset.image_shape
     made = build(network, len(dataset.classes), channels, height, seed).eval()
@@ -123,8 +124,8 @@ def build_for(network: str, dataset: Dataset, seed: int) -> torch.nn.Module:
         made(dataset.batch(torch.arange(1)))
     except RuntimeError as error:
         raise InvalidInputError(
-            f"{network} is for square images; those of {dataset.name!r} are {height}x{width}. Resize them, or take a "
-            "network of your own in Python (prunegym.models.train)."
+            f"{network} is for square images; those of {dataset.name!r} are {height}x{width}. Resize them, or train "
+            "your own network in Python (prunegym.models.train)."
         ) from error
     return made.train()
 
@@ -132,26 +133,24 @@ def build_for(network: str, dataset: Dataset, seed: int) -> torch.nn.Module:
 def open_split(
     info: CNNInfo, name: str | None, split: str, images: int | None = None, span: str | None = None
 ) -> Dataset:
-    """Load a split for a model: its own data set unless another is named, normalised as the model was trained.
+    """Load a split for a model, normalised as the model was trained.
 
     Args:
-        info: Of the model.
-        name: The data set's name or path.
+        info: The model's description.
+        name: The data set's name or path; None takes the model's own data set.
         split: ``train``, ``validation`` or ``test``.
-        images: So many only, drawn with a fixed seed.
-        span: That part only, as :meth:`Dataset.part` has it.
+        images: Use a random subset of this many images, drawn with a fixed seed.
+        span: Use only this part of the images, see :meth:`Dataset.part`.
 
     Raises:
-        InvalidInputError: If there are fewer images than asked for, or the model takes others or does not know a class.
+        InvalidInputError: If the split has fewer images, if the model takes other images, or does not know a class.
     """
     data = info.adapt(load_dataset(info.dataset if name is None else name, split))
     if span is not None:
         data = data.part(span)
     if images is None:
         return data
-    if not 1 <= images <= len(data):
-        raise InvalidInputError(f"--images is {images}; {data.name}/{split} has {len(data)} images. Give 1 to that.")
-    return data.sample(images)
+    return data.sample(whole_number("--images", images, 1, len(data), f"{data.name}/{split} has {len(data)} images."))
 
 
 def accuracies(network: torch.nn.Module, info: CNNInfo, dataset: str | None) -> dict[Dataset, float]:
@@ -161,7 +160,7 @@ def accuracies(network: torch.nn.Module, info: CNNInfo, dataset: str | None) -> 
 
 
 def with_history(info: CNNInfo, step: str, seed: int, **facts: Any) -> CNNInfo:
-    """Add to a model's metadata how this step made it, and any further facts."""
+    """Add a step to a model's history, and more facts to its metadata."""
     entry = {"step": step, "command": command_line(), "seed": seed}
     history = [*info.metadata.get("history", []), entry]
     return dataclasses.replace(info, metadata={**info.metadata, **facts, "history": history})

@@ -10,7 +10,7 @@ import torch
 
 from prunegym.agents.baselines.cheap import BASELINES
 from prunegym.agents.comparison.comparing import compare
-from prunegym.agents.comparison.entries import RIVALS, STARTS
+from prunegym.agents.comparison.entries import STARTS, TRAINED_BASELINES
 from prunegym.agents.rl.finetuning import finetune
 from prunegym.agents.rl.recipe import Recipe
 from prunegym.agents.rl.recipe_files import load_recipe
@@ -85,7 +85,7 @@ def test_a_recipe_begins_from_a_cnn_without_gates(tmp_path: Path) -> None:
 
 
 def test_everything_that_is_compared(tmp_path: Path) -> None:
-    model, names = shipped_model("digits"), [*BASELINES, *RIVALS, *STARTS]
+    model, names = shipped_model("digits"), [*BASELINES, *TRAINED_BASELINES, *STARTS]
     table = compare([short(), *names], model, digits("test", 100), [0], out=tmp_path, device="cuda")
     assert [row.name for row in table.rows][1:] == names
     budget = {row.name: row.figures["total_mac_share"].mean for row in table.rows}

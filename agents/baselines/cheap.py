@@ -1,4 +1,4 @@
-"""Baselines without learning, each at a wanted share of the MACs: what an agent has to beat."""
+"""Baselines without training, each at a given MAC share."""
 
 from __future__ import annotations
 
@@ -27,44 +27,44 @@ def keep_all(model: Bundle, share: float) -> Masks:  # noqa: ARG001
 
 
 def random_masks(model: Bundle, share: float) -> Masks:
-    """Keep random channels, others for each image, the same number for all."""
+    """Keep random channels: the same number for each image, but other channels."""
     generator = torch.Generator().manual_seed(model.seed)
     return Masks("random", random_masks_at(model.masked, len(model.data["evaluated"]), share, generator))
 
 
 def random_masks_at(masked: MaskedCNN, images: int, share: float, generator: torch.Generator) -> Tensor:
-    """Return random masks (images, mask_size) bool that spend a MAC share, the same number of channels in each."""
+    """Return random masks (images, mask_size) bool at a MAC share."""
     return at_mac_share(torch.rand(images, masked.mask_size, generator=generator), masked, share)
 
 
 def l1(model: Bundle, share: float) -> Masks:
-    """Keep the filters of the largest L1 norm, the same share of each gate (Li et al. 2017). Static."""
+    """Keep the filters with the largest L1 norm, the same share of each gate (Li et al. 2017). Static."""
     return Masks("L1", at_mac_share(l1_scores(model.masked), model.masked, share, per_gate=True))
 
 
 def taylor(model: Bundle, share: float) -> Masks:
-    """Keep the channels that the loss on training images depends on most, the same share of each gate. Static."""
+    """Keep the channels with the largest Taylor score, the same share of each gate (Molchanov et al. 2017). Static."""
     scores = taylor_scores(model.masked, model.data["train"])
     return Masks("Taylor", at_mac_share(scores, model.masked, share, per_gate=True))
 
 
 def taylor_global(model: Bundle, share: float) -> Masks:
-    """Keep the channels with the largest Taylor score for the price of their MACs, over all gates. Static."""
+    """Keep the channels with the largest Taylor score per MAC, over all gates. Static."""
     scores = taylor_scores(model.masked, model.data["train"]) / prices(model.masked)
     return Masks("Taylor, all gates", at_mac_share(scores, model.masked, share))
 
 
-ORACLE = "An oracle: it looks at a dense forward pass of the image first, which is counted as the cost of deciding."
+ORACLE = "An oracle: it sees a dense forward pass of the image first, which counts as the cost of deciding."
 
 
 def activation_topk(model: Bundle, share: float) -> Masks:
-    """Keep the channels with the largest mean activation in a dense pass of the image, the same share of each gate."""
+    """Keep the channels with the largest mean activation in a dense pass, the same share of each gate."""
     masks = at_mac_share(_over_images(model, activations), model.masked, share, per_gate=True)
     return Masks("activation top-k", masks, model.masked.cost.total_macs, ORACLE)
 
 
 def ranked_activation(model: Bundle, share: float) -> Masks:
-    """Keep the best channels of all gates by :func:`channel_scores` of the image: the teacher of imitation."""
+    """Keep the channels with the best :func:`channel_scores` over all gates, as the teacher of imitation does."""
     masks = at_mac_share(_over_images(model, channel_scores), model.masked, share)
     return Masks("ranked activation", masks, model.masked.cost.total_macs, ORACLE)
 
@@ -84,7 +84,7 @@ BASELINES: dict[str, Callable[[Bundle, float], Masks]] = {
     "activation-topk": activation_topk,
     "ranked-activation": ranked_activation,
 }
-"""The cheap baselines by name; those that are learned are in :mod:`prunegym.agents.baselines.static_masks`."""
+"""The untrained baselines by name. For the others see :data:`prunegym.agents.comparison.entries.TRAINED_BASELINES`."""
 
 
 def make_baseline(name: str, model: Bundle, share: float) -> Masks:
@@ -92,8 +92,8 @@ def make_baseline(name: str, model: Bundle, share: float) -> Masks:
 
     Args:
         name: A key of :data:`BASELINES`.
-        model: The CNN, frozen; its data are the ``evaluated`` images, whose labels are not looked at, and ``train``,
-            for scores that need labels. Its seed is that of what is drawn.
+        model: The frozen CNN with a seed and two data sets: the ``evaluated`` images, whose labels are not used, and
+            ``train``, for scores that need labels.
         share: MAC share to spend, above 0 and at most 1.
 
     Raises:

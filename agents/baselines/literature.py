@@ -1,4 +1,4 @@
-"""Other people's learners, for comparison: DECORE, gates by gradient with and without L1, and the best of K masks."""
+"""Published methods for comparison: DECORE, gates trained by gradient with and without L1, and the best of K masks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from prunegym.models.training.preparation import PrepareConfig, prepare
 from prunegym.models.training.tuning import TuneConfig
 
 SPARSITY = 0.5
-"""Price of keeping every channel in the loss of L1-sparse gates: half a nat."""
+"""What keeping every channel costs in the loss of L1-sparse gates, in nats."""
 
 
 def decore(
@@ -39,20 +39,21 @@ def decore(
     penalty: float = 1.0,
     learning_rate: float = 2e-3,
 ) -> Masks:
-    """Learn one Bernoulli a channel, without any input, by REINFORCE (DECORE: Alwani et al. 2022).
+    """Learn one Bernoulli variable for each channel by REINFORCE, without any input (DECORE: Alwani et al. 2022).
 
-    The agents of a layer share a reward: its dropped channels, as a share, if the answer is right, and -penalty times
-    that if it is wrong. Otherwise than in the paper, agents start at 0.88 instead of near 1, and the mean reward of a
-    layer over the batch is its baseline: with the few passes of a comparison they would else hardly move. The CNN stays
-    frozen, and the learned logits are cut at the MAC share.
+    All agents of a layer share one reward: the share of channels that they drop if the answer is right, and -penalty
+    times that share if it is wrong. Two things differ from the paper, because the agents would hardly move within the
+    few epochs of a comparison: they start at a probability of 0.88 instead of near 1, and the mean reward of a layer
+    over the batch is subtracted as a baseline. The CNN stays frozen. The mask keeps the channels with the largest
+    logits, up to the MAC share.
 
     Args:
         masked: The CNN; it is not changed.
         train: Training images.
         share: MAC share.
         epochs: Passes over the training images.
-        seed: Of images and masks.
-        penalty: Of a wrong answer.
+        seed: Of the order of images and of the masks.
+        penalty: Factor on the reward of a wrong answer.
         learning_rate: Of Adam.
 
     Returns:
@@ -63,18 +64,20 @@ def decore(
     optimizer = torch.optim.Adam(policy.parameters(), learning_rate)
     batches_an_epoch = len(epoch_batches(len(train), 128, seed, 0)[0])
     for step in range(max(1, round(epochs * batches_an_epoch))):
-        epoch, place = divmod(step, batches_an_epoch)
+        epoch, number = divmod(step, batches_an_epoch)
         batches, generator = epoch_batches(len(train), 128, seed, epoch)
-        images = train.batch(batches[place], device=device, augment=generator)
+        images = train.batch(batches[number], device=device, augment=generator)
         logits = torch.cat([policy.logits(index, images) for index in range(len(policy.decisions))], dim=1)
         with torch.no_grad():
             mask = (torch.rand(logits.shape, generator=generator).to(device) < torch.sigmoid(logits)).float()
-            right = masked(images, mask).argmax(1) == train.labels[batches[place]].to(device)
+            right = masked(images, mask).argmax(1) == train.labels[batches[number]].to(device)
             dropped = torch.stack([1 - part.mean(1) for part in masked.split(mask)], dim=1)
+            # The reward of a layer's agents: its dropped share, times -penalty for a wrong answer.
             rewards = dropped * torch.where(right, 1.0, -penalty)[:, None]
             advantages = rewards - rewards.mean(0)
         log_chance = -nn.functional.binary_cross_entropy_with_logits(logits, mask, reduction="none")
         chosen = torch.stack([part.sum(1) for part in masked.split(log_chance)], dim=1)
+        # REINFORCE (Williams 1992): the loss is -advantage * log probability of the chosen mask.
         optimizer.zero_grad(set_to_none=True)
         (-(advantages * chosen).sum(1).mean()).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -84,15 +87,15 @@ def decore(
 def gates_by_gradient(
     masked: MaskedCNN, info: CNNInfo, train: Dataset, share: float, epochs: float, *, sparse: bool, seed: int = 0
 ) -> DynamicCNN:
-    """Train gates on the frozen CNN: the document's method 1 (straight-through, Gumbel noise), or 2 (L1-sparse).
+    """Train gates on the frozen CNN: method 1 of the article (straight-through, Gumbel noise) or 2 (L1-sparse).
 
     Args:
         masked: The CNN; it is copied.
         info: Its description.
         train: Training images.
         share: Total MAC share.
-        epochs: Passes over the training images, after an imitation of 600 steps.
-        sparse: Price channels by ||M(x)||_1 instead of a MAC target; logits are shifted to it afterwards.
+        epochs: Passes over the training images, after 600 steps of imitation.
+        sparse: Put a price on ||M(x)||_1 instead of a MAC target, and shift the logits to the target afterwards.
         seed: Of the training.
     """
     sparsity = SPARSITY / masked.mask_size if sparse else None
@@ -112,14 +115,15 @@ def best_of_k(
     seed: int = 0,
     penalty: float = 0.5,
 ) -> Masks:
-    """Draw K masks for each image and keep the one with the highest reward, the label seen: how much there is to gain.
+    """Draw K masks for each image and keep the one with the highest reward. It sees the labels, so it is an oracle.
 
     Args:
         masked: The CNN.
-        policy: Masks are drawn from it, its logits shifted to the MAC share; without gates random channels are kept.
-        dataset: The images that are evaluated.
-        share: Total MAC share that the gates are shifted to, or MAC share of random masks.
-        k: Masks an image.
+        policy: Gates to draw masks from, after a shift of their logits to the MAC share. Without gates, random channels
+            are kept.
+        dataset: The images to evaluate.
+        share: Total MAC share of the shifted gates, or MAC share of random masks.
+        k: Masks for each image.
         seed: Of the masks.
         penalty: lambda of the reward, correct - lambda * MAC share.
 
@@ -136,7 +140,7 @@ def best_of_k(
         drawn, rewards = _draw(masked, gates, dataset, share, generator, penalty)
         better = rewards > best
         best[better], masks[better] = rewards[better], drawn[better]
-    note = f"An oracle: it sees the label, and keeps the best of {k} masks of each image. Deciding is not counted."
+    note = f"An oracle: it sees the label and keeps the best of {k} masks for each image. The trials are not counted."
     return Masks(f"best of {k}", masks, 0.0 if gates is None else float(gates.macs), note)
 
 

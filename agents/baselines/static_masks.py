@@ -1,4 +1,4 @@
-"""Baselines that learn or search: the honest static rivals of both tracks."""
+"""Static baselines that are trained or searched, for both tracks."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from prunegym.models.training.tuning import TuneConfig
 def greedy_static(
     masked: MaskedCNN, train: Dataset, share: float, *, images: int = 256, candidates: int = 8, step_share: float = 0.02
 ) -> Masks:
-    """Search the best static mask of a frozen CNN: take away what costs least loss for the MACs that it saves.
+    """Search the best static mask of a frozen CNN: remove the channels that raise the loss least per MAC saved.
 
-    Each round lists the ``candidates`` channels with the smallest Taylor score for their MACs under the mask so far
-    (Molchanov et al. 2017), tries each on training images, and removes the best of them: of the channels tried, those
-    with the smallest rise of the cross-entropy for each MAC saved, one or more until ``step_share`` is saved.
+    Each round takes the ``candidates`` channels with the smallest Taylor score per MAC under the current mask
+    (Molchanov et al. 2017), and measures the cross-entropy on training images without each of them. Then it removes
+    those with the smallest rise per MAC saved, one or more, until ``step_share`` is saved.
 
     Args:
         masked: The CNN.
         train: Training images.
-        share: MAC share to end at: the last mask that still spends at least so much.
-        images: How many training images the loss is measured on.
-        candidates: Channels tried in each round.
+        share: MAC share to end at. The result is the last mask that spends at least this much.
+        images: Number of training images to measure the loss on.
+        candidates: Channels to try in each round.
         step_share: MAC share that a round saves at most, unless one channel alone saves more.
 
     Returns:
@@ -57,14 +57,15 @@ def _remove_best(
     before = masked.cost.mac_share(mask[None]).item()
     saved = before - _share_without(masked, mask)
     possible = (mask == 1) & (before - saved >= share)
+    # Taylor score per MAC saved: the squared gradient in the mask, over the MAC share that goes with the channel.
     scores = _gradient(masked, batch, labels, mask).square() / saved.clamp_min(1e-12)
     tried = scores.masked_fill(~possible, float("inf")).argsort()[: min(candidates, int(possible.sum()))]
     base = _loss(masked, batch, labels, mask)
     losses = [_loss(masked, batch, labels, _without(mask, channel)) for channel in tried]
     rises = [(loss - base) / saved[channel].item() for loss, channel in zip(losses, tried, strict=True)]
     left = mask
-    for place in sorted(range(len(tried)), key=rises.__getitem__)[: max(1, candidates // 2)]:
-        smaller = _without(left, tried[place])
+    for index in sorted(range(len(tried)), key=rises.__getitem__)[: max(1, candidates // 2)]:
+        smaller = _without(left, tried[index])
         spent = masked.cost.mac_share(smaller[None]).item()
         if spent < share or (left is not mask and before - spent > step_share):
             break
@@ -79,7 +80,7 @@ def _without(mask: Tensor, channel: Tensor) -> Tensor:
 
 
 def _share_without(masked: MaskedCNN, mask: Tensor) -> Tensor:
-    """Return the MAC share without each channel in turn: (mask_size,) float64; the present one where it is gone."""
+    """Return the MAC share without each channel in turn, (mask_size,) float64; the current one for masked channels."""
     kept = masked.cost.kept(mask[None])
     fewer = (kept - torch.eye(kept.shape[1], dtype=torch.float64)).clamp_min(0)
     widths = torch.tensor([gate.width for gate in masked.gates])
@@ -109,7 +110,7 @@ def _cross_entropy(masked: MaskedCNN, images: Tensor, labels: Tensor, masks: Ten
 
 
 def taylor_static(masked: MaskedCNN, train: Dataset, share: float) -> Masks:
-    """Return the Taylor-ranked static mask at a MAC share, ranked over all gates for the price of a channel."""
+    """Return the static mask with the largest Taylor scores per MAC over all gates, at a MAC share."""
     scores = taylor_scores(masked, train) / prices(masked)
     return Masks("static, Taylor", at_mac_share(scores, masked, share))
 
@@ -117,12 +118,14 @@ def taylor_static(masked: MaskedCNN, train: Dataset, share: float) -> Masks:
 def learned_static(
     masked: MaskedCNN, train: Dataset, share: float, *, epochs: float = 5, seed: int = 0, report: Report | None = None
 ) -> Masks:
-    """Learn the best static mask of a frozen CNN, as gates are refined but without input: the frozen track's rival.
+    """Learn a static mask of a frozen CNN: the static baseline of the frozen track.
+
+    The training is that of refined gates, except that the logits do not depend on the image.
 
     Args:
         masked: The CNN; it is not changed.
         train: Training images.
-        share: MAC share; the learned logits are cut where exactly so much is spent.
+        share: MAC share. The mask keeps the channels with the largest logits, up to this share.
         epochs: Passes over the training images.
         seed: Of the training.
         report: See :func:`prunegym.models.training.tuning.tune`.
@@ -146,20 +149,20 @@ def pruned_and_tuned(
     seed: int = 0,
     report: Report | None = None,
 ) -> DynamicCNN:
-    """Prune the original network statically and fine-tune it: the prepared track's rival.
+    """Prune the original network with one static mask and fine-tune it: the static baseline of the prepared track.
 
     Args:
         network: The original network; it is copied.
         info: Its description.
         train: Training images.
         share: MAC share.
-        epochs: Passes over the training images: as many as all training of what it is compared with took.
-        learned: Learn the mask together with the CNN; else the Taylor mask, the same share of each gate, which stays.
+        epochs: Passes over the training images. For a fair comparison, take as many as the other agent's training took.
+        learned: Learn the mask together with the CNN. Otherwise keep the Taylor mask, the same share of each gate.
         seed: Of the training.
         report: Called after each epoch.
 
     Returns:
-        The fine-tuned CNN with its one mask.
+        The fine-tuned CNN with its mask.
     """
     masked = network if isinstance(network, MaskedCNN) else MaskedCNN(network, train.batch(torch.arange(1)))
     config = TuneConfig(target_macs=min(1.0, share), epochs=epochs, train_gates=learned, seed=seed)

@@ -1,4 +1,4 @@
-"""Agents side by side: trained and evaluated for each seed, with intervals and baselines at the same MACs."""
+"""Agents side by side: trained and evaluated for each seed, with intervals, and with baselines at the same MACs."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from prunegym.models.checks import check_dense, check_masked
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.data.dataset_registry import other_split
 from prunegym.models.storage.model_file import Bundle
+from prunegym.validation import choice
 
 OnResult = Callable[[str, int, Result], None]
 DIFFERENCES = ("difference", "difference_over_seeds", "reward_difference", "reward_difference_over_seeds")
@@ -32,17 +33,18 @@ class Row:
 
     Attributes:
         name: Of the agent.
-        figures: Each key of :data:`JSON_KEYS`: mean over seeds with its 95 % Student-t interval; no interval for an
-            agent on which the seed has no bearing.
-        difference: Accuracy minus the reference's, paired by image: mean over seeds for each image, then mean over
-            images with its interval. None for the reference.
-        difference_over_seeds: The same with the interval over seeds, each paired with the reference's run of that seed.
+        figures: For each key of :data:`JSON_KEYS` the mean over seeds with its 95 % Student-t interval. There is no
+            interval for an agent that does not depend on the seed.
+        difference: Accuracy minus the reference's, paired by image: the mean over seeds for each image, then the mean
+            over images with its interval. None for the reference.
+        difference_over_seeds: The same with the interval over seeds. Each run is paired with the reference's run of the
+            same seed.
         reward_difference: The reward, correct - penalty * total MAC share, minus the reference's, paired by image.
         reward_difference_over_seeds: The same with the interval over seeds.
-        static_seeds: In how many of the runs the policy is static.
+        static_seeds: Number of runs in which the policy is static.
         verdict: Of the first run.
-        notes: What a reader has to know.
-        results: Of each seed.
+        notes: What a reader of the figures has to know.
+        results: The result of each seed.
     """
 
     name: str
@@ -59,10 +61,7 @@ class Row:
     def as_json(self) -> dict[str, Any]:
         """Return the row as plain JSON."""
         figures = {key: dataclasses.asdict(value) for key, value in self.figures.items()}
-        differences: dict[str, Any] = {}
-        for key in DIFFERENCES:
-            value: Interval | None = getattr(self, key)
-            differences[key] = None if value is None else dataclasses.asdict(value)
+        differences = {key: getattr(self, key) and dataclasses.asdict(getattr(self, key)) for key in DIFFERENCES}
         return {
             "name": self.name,
             "figures": figures,
@@ -76,11 +75,11 @@ class Row:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Comparison:
-    """Agents side by side.
+    """The table of a comparison.
 
     Attributes:
         dataset: Name and split.
-        reference: Name of the row from which differences are counted, and whose MAC share baselines get.
+        reference: Name of the row that differences are counted from. Its MAC share is the budget of the baselines.
         seeds: The seeds.
         rows: In the order of the entries.
     """
@@ -117,18 +116,19 @@ def compare(
 ) -> Comparison:
     """Train and evaluate agents side by side.
 
-    Each result is a JSON file under ``out/results``, and is used again if the same entry, seed, model, data and options
-    are asked for; training runs are under ``out/runs`` and go on where they were interrupted.
+    All entries are checked before the first one is trained. Results are JSON files in ``out/results``, and are reused
+    for the same entry, seed, model, data and options. Training runs are in ``out/runs``, and resume if they were
+    interrupted.
 
     Args:
         entries: See :func:`prunegym.agents.comparison.entries.as_entry`.
-        model: The CNN that recipes, baselines and agents with ``predict`` mask; gates that it brings are where recipes
-            start. For each seed another one, as a mapping, gives intervals over whole preparations.
-        dataset: The split that is evaluated.
-        seeds: Of the training runs and of what baselines draw.
-        out: Folder.
-        train: Training images; by default those of the data set that goes by the name, which has to be the same.
-        validation: Validation images; the same.
+        model: The CNN that recipes, baselines and agents with ``predict`` mask. If it has gates, recipes start from
+            them. A mapping from seeds to models gives intervals over whole preparations.
+        dataset: The split to evaluate on.
+        seeds: Seeds of the training runs and of random baselines.
+        out: Folder of the comparison.
+        train: Training images. By default those of the data set with the same name.
+        validation: Validation images; the same default.
         reference: Name of an entry; by default the first.
         penalty: lambda of the figure ``reward``.
         dense: The original network, see :func:`evaluate`.
@@ -139,9 +139,11 @@ def compare(
         The table.
 
     Raises:
-        InvalidInputError: If there are no entries or seeds, two entries have one name, ``reference`` names none, a seed
-            has no model, a model or ``dense`` does not fit the images and classes, or the data set is your own, and
-            ``train`` or ``validation`` is missing.
+        InvalidInputError: If there are no entries or seeds, if two entries have the same name, if a seed has no model,
+            if a model or ``dense`` does not fit the images and classes, or if ``train`` or ``validation`` is missing
+            for your own data set.
+        UnknownNameError: If ``reference`` is no entry.
+        PruneGymError: If an entry cannot be made, see its ``check``.
     """
     rows = [as_entry(entry) for entry in entries]
     first = check_entries(rows, seeds, reference)
@@ -149,6 +151,9 @@ def compare(
     validation = other_split(dataset, "validation", "validation=") if validation is None else validation
     data = {"evaluated": dataset, "train": train, "validation": validation}
     models = _models(model, seeds, data, dense, device)
+    for entry in rows:
+        for seed in seeds if isinstance(model, Mapping) or entry.seed_key is not None else seeds[:1]:
+            entry.check(dataclasses.replace(models[seed], seed=seed))
     marks = {one: _marks(one) for one in dict.fromkeys(models.values())}
     epochs = max(5.0, first.passes(len(train)))
     options = {"version": VERSION, "penalty": penalty, "dense": fingerprint(dense)}
@@ -168,11 +173,12 @@ def compare(
 
 
 def check_entries(entries: Sequence[Entry], seeds: Sequence[int], reference: str | None = None) -> Entry:
-    """Return the entry from which differences are counted.
+    """Check the names of entries, and return the one that differences are counted from.
 
     Raises:
-        InvalidInputError: If there are no entries or seeds, two entries have one name or one folder for other runs, or
-            ``reference`` names none.
+        InvalidInputError: If there are no entries or seeds, if two entries have the same name, or if different recipes
+            would train in the same folder.
+        UnknownNameError: If ``reference`` is no entry.
     """
     if not entries or not seeds:
         raise InvalidInputError(
@@ -182,18 +188,18 @@ def check_entries(entries: Sequence[Entry], seeds: Sequence[int], reference: str
     files = [slug(name) for name in names]
     twice = sorted({name for name, file in zip(names, files, strict=True) if files.count(file) > 1})
     if twice:
-        raise InvalidInputError(f"Several entries are called {', '.join(map(repr, twice))}. Give each its own name.")
+        raise InvalidInputError(
+            f"Several entries are called {', '.join(map(repr, twice))}. Give each its own name, as LABEL=ENTRY."
+        )
     trained: dict[str, Entry] = {}
     for entry in entries:
         other = entry if entry.run_name is None else trained.setdefault(slug(entry.run_name), entry)
         if other.key != entry.key:
             raise InvalidInputError(
-                f"The recipes of {other.name!r} and {entry.name!r} are both called {entry.run_name!r}, which is where "
-                "their runs would be. Rename one of the files."
+                f"The recipes of {other.name!r} and {entry.name!r} are both called {entry.run_name!r}, so their runs "
+                "would share a folder. Rename one of the files."
             )
-    if reference is not None and reference not in names:
-        raise InvalidInputError(f"The reference {reference!r} is none of the entries: {', '.join(names)}.")
-    return entries[names.index(reference) if reference is not None else 0]
+    return entries[0 if reference is None else names.index(choice("reference", reference, names))]
 
 
 def _models(
@@ -203,7 +209,7 @@ def _models(
     dense: nn.Module | None,
     device: str,
 ) -> dict[int, Bundle]:
-    """Return the model of each seed, on the device, with the images as it takes them."""
+    """Return the model of each seed on the device, with the images as it takes them."""
     if isinstance(model, Mapping):
         missing = [seed for seed in seeds if seed not in model]
         if missing:
@@ -222,12 +228,12 @@ def _models(
             check_masked(one.masked, part)
         if dense is not None:
             check_dense(dense, one.masked, one.data["evaluated"])
-    placed = {one: dataclasses.replace(one, device=device) for one in dict.fromkeys(found.values())}
-    return {seed: placed[one] for seed, one in found.items()}
+    moved = {one: dataclasses.replace(one, device=device) for one in dict.fromkeys(found.values())}
+    return {seed: moved[one] for seed, one in found.items()}
 
 
 def _marks(model: Bundle) -> dict[str, Any]:
-    """Return hashes of a model and its data, by which a stored result is known to be of these."""
+    """Return hashes of a model and its data: a stored result is reused only for the same ones."""
     data = {"dataset" if part == "evaluated" else part: fingerprint(images) for part, images in model.data.items()}
     return {"model": fingerprint(model.masked), "policy": fingerprint(model.policy), **data}
 
@@ -270,6 +276,7 @@ def _row(
             (results.get(seed) or next(iter(results.values())), reference.get(seed) or next(iter(reference.values())))
             for seed in sorted({*results, *reference})
         ]
+        # Paired differences (pairs, images): their means over pairs give the interval over images, and the reverse.
         gaps = torch.stack([own.correct.double() - other.correct.double() for own, other in pairs])
         rewards = torch.stack([own.rewards(penalty) - other.rewards(penalty) for own, other in pairs])
         for name, values in (("difference", gaps), ("reward_difference", rewards)):

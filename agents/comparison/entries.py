@@ -1,4 +1,4 @@
-"""What can stand in a comparison: recipes, agents, baselines and rivals."""
+"""Entries of a comparison: recipes, their starts, agents and baselines."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from prunegym.agents.baselines.cheap import BASELINES, make_baseline
 from prunegym.agents.baselines.literature import best_of_k, decore, gates_by_gradient
 from prunegym.agents.baselines.static_masks import greedy_static, learned_static, pruned_and_tuned, taylor_static
 from prunegym.agents.comparison.results import fingerprint, slug
-from prunegym.agents.evaluation.masks import Agent
+from prunegym.agents.evaluation.masks import Agent, decide_fixed, is_masks
 from prunegym.agents.evaluation.user_agents import agent_name, as_predictor, load_agent
 from prunegym.agents.rl.offsets import gates_at_best_offset, gates_at_mac_share
 from prunegym.agents.rl.recipe import Recipe
 from prunegym.agents.rl.recipe_files import as_recipe
-from prunegym.agents.rl.trainer import train_agent
+from prunegym.agents.rl.run_reward import try_own_reward
+from prunegym.agents.rl.trainer import train_agent, try_task
 from prunegym.errors import InvalidInputError
+from prunegym.models.checks import check_masked
 from prunegym.models.dynamic_cnn import DynamicCNN
 from prunegym.models.storage.model_file import Bundle
 from prunegym.validation import choice
@@ -27,11 +29,11 @@ from prunegym.validation import choice
 
 @dataclasses.dataclass(frozen=True)
 class Terms:
-    """What an entry of a comparison may spend, and where it is made.
+    """The budget of an entry, and the folder of the comparison.
 
     Attributes:
-        share: Total MAC share of the reference, which baselines get to spend; 1 for the reference itself.
-        epochs: Passes over the training images that the reference took, at least 5, which learned baselines take too.
+        share: Total MAC share of the reference, which baselines may spend; 1 for the reference itself.
+        epochs: Passes over the training images of the reference, at least 5. Trained baselines take as many.
         penalty: lambda of the figure ``reward``.
         root: Folder of the comparison.
     """
@@ -46,20 +48,26 @@ class Terms:
         return self.root / "runs" / f"{slug(name)}-seed{seed}"
 
 
+def _no_check(_model: Bundle) -> None:
+    """Accept every model."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Entry:
     """A row of a comparison.
 
     Attributes:
-        name: As in the table.
+        name: In the table.
         make: Makes or trains the agent.
-        key: What makes it, as JSON, by which a stored result is known again; None: results are never reused.
-        seeded: Whether another seed gives another agent.
-        at_share: Whether it is made for the reference's MAC share.
+        key: Its settings as JSON. A stored result is reused if it has the same key; None never reuses one.
+        seeded: Whether the agent depends on the seed.
+        at_share: Whether it gets the reference's MAC share as its budget.
         as_long: Whether it is trained for as many images as the reference.
-        passes: From the number of training images to how often its training looks at each.
-        run_name: Name under which its training runs are kept, of a recipe.
-        seed_key: In place of ``key`` where each seed is another file.
+        passes: Returns how often its training looks at each image, given the number of training images.
+        run_name: Name of the folders of its training runs, for a recipe.
+        seed_key: Replaces ``key`` where each seed has its own file.
+        check: Raises an error if the agent cannot be made or evaluated on a model and its data. It is called for all
+            entries before the first one is trained.
     """
 
     name: str
@@ -71,10 +79,11 @@ class Entry:
     passes: Callable[[int], float] = lambda _images: 0.0
     run_name: str | None = None
     seed_key: Callable[[int], dict[str, Any]] | None = None
+    check: Callable[[Bundle], object] = _no_check
 
 
 def recipe_entry(recipe: Recipe | str | Path) -> Entry:
-    """Train by a recipe, once for each seed; an interrupted training goes on."""
+    """Train by a recipe, once for each seed. An interrupted training resumes."""
     settings = as_recipe(recipe)
 
     def make(model: Bundle, terms: Terms) -> DynamicCNN:
@@ -84,30 +93,34 @@ def recipe_entry(recipe: Recipe | str | Path) -> Entry:
             policy=model.policy, seed=model.seed, resume=(folder / "run.json").exists(), device=model.device,
         )  # fmt: skip
 
+    def check(model: Bundle) -> None:
+        try_task(settings, model.masked, model.data["train"], model.policy)
+        try_own_reward(settings, model.masked, model.data["validation"])
+
     return Entry(
         settings.name, make, {"recipe": settings.as_dict()}, seeded=True, passes=settings.passes,
-        run_name=settings.name,
+        run_name=settings.name, check=check,
     )  # fmt: skip
 
 
 def start_entry(recipe: Entry | None = None, shift: str | None = None) -> Entry:
-    """Evaluate the gates from which reinforcement learning started.
+    """Evaluate the gates that reinforcement learning started from.
 
     Args:
-        recipe: An entry of :func:`recipe_entry` that stands earlier in the comparison; None: the gates that came with
-            the model, from which every recipe then starts.
-        shift: None for the gates as they are; ``same-macs`` shifts their logits by one offset so that they spend as
-            much as the reference; ``best-offset`` to the highest reward on the validation split.
+        recipe: An earlier entry of the comparison, from :func:`recipe_entry`. None takes the gates of the model, which
+            every recipe then starts from.
+        shift: ``same-macs`` adds one offset to all logits so that the gates spend the reference's MAC share;
+            ``best-offset`` takes the offset with the highest reward on the validation split; None leaves the logits.
 
     Raises:
         UnknownNameError: If there is no such shift.
-        InvalidInputError: If the entry is none of a recipe.
+        InvalidInputError: If the entry is not one of a recipe.
     """
     if shift is not None:
         choice("shift of the start's logits", shift, SHIFTS)
     if recipe is not None and recipe.run_name is None:
         raise InvalidInputError(
-            f"Entry {recipe.name!r} has no start: it is no recipe. Give one of recipe_entry, or None."
+            f"Entry {recipe.name!r} has no start: it is no recipe. Give an entry of recipe_entry, or None."
         )
 
     def make(model: Bundle, terms: Terms) -> DynamicCNN:
@@ -118,11 +131,13 @@ def start_entry(recipe: Entry | None = None, shift: str | None = None) -> Entry:
 
     name = "start" if shift is None else f"start-{shift}"
     key = {"start": None if recipe is None else recipe.key, "shift": shift}
-    return Entry(name, make, key, seeded=recipe is not None, at_share=shift == "same-macs")
+
+    check = _own_gates if recipe is None else _no_check
+    return Entry(name, make, key, seeded=recipe is not None, at_share=shift == "same-macs", check=check)
 
 
 def _at_best_offset(start: DynamicCNN, model: Bundle, terms: Terms) -> DynamicCNN:
-    """Search once for all splits and seeds: it is a dozen passes over the validation images."""
+    """Search once for all splits and seeds, since a search takes a dozen passes over the validation images."""
     validation = model.data["validation"]
     inputs = "-".join(str(fingerprint(thing)) for thing in (start.policy, start.masked, validation))
     path = terms.root / "runs" / f"best-offset-{inputs}-{terms.penalty}.safetensors"
@@ -136,25 +151,37 @@ def _start_of(model: Bundle, terms: Terms, recipe: Entry | None) -> DynamicCNN:
     if recipe is not None and recipe.run_name is not None:
         path = terms.folder(recipe.run_name, model.seed) / "start.safetensors"
         return DynamicCNN.load(path, copy.deepcopy(model.masked.network), model.device)
+    return _own_gates(model)
+
+
+def _own_gates(model: Bundle) -> DynamicCNN:
     if model.policy is None:
         raise InvalidInputError(
-            "The model has no gates, so there is no start to evaluate: give the start.safetensors of a run of "
-            "`prunegym train`, or a model of `prunegym prepare`, as --model."
+            "The model has no gates, so there is no start to evaluate. As --model, give a model of `prunegym prepare`, "
+            "or the start.safetensors of a run of `prunegym train`."
         )
     return DynamicCNN(model.masked, model.policy, model.info)
 
 
 def agent_entry(agent: Any, name: str | None = None) -> Entry:
-    """Evaluate an agent as it is: a dynamic CNN, a Stable-Baselines3 model, an object or function with ``predict``."""
+    """Evaluate a finished agent: a dynamic CNN, masks, a Stable-Baselines3 model, or your own object or function."""
     mark = fingerprint(agent)
     key = None if mark is None else {"agent": mark}
     if mark is None:
         agent = as_predictor(agent, name)
-    return Entry(name or agent_name(agent), lambda _model, _terms: agent, key)
+    return Entry(name or agent_name(agent), lambda _model, _terms: agent, key, check=lambda model: _fits(agent, model))
+
+
+def _fits(agent: Agent, model: Bundle) -> None:
+    """Check that a dynamic CNN or masks fit the images."""
+    if isinstance(agent, DynamicCNN):
+        check_masked(agent.masked, agent.info.adapt(model.data["evaluated"]))
+    elif is_masks(agent):
+        decide_fixed(agent, model.masked, model.data["evaluated"])  # type: ignore[arg-type]
 
 
 def files_entry(path: str) -> Entry:
-    """Evaluate for each seed another model file: ``{seed}`` in the path stands for the seed."""
+    """Evaluate one model file for each seed: ``{seed}`` in the path is replaced by the seed."""
 
     @functools.cache
     def load(seed: int) -> DynamicCNN:
@@ -162,12 +189,12 @@ def files_entry(path: str) -> Entry:
 
     return Entry(
         Path(path).stem, lambda model, _terms: load(model.seed), None, seeded=True,
-        seed_key=lambda seed: {"agent": fingerprint(load(seed))},
+        seed_key=lambda seed: {"agent": fingerprint(load(seed))}, check=lambda model: _fits(load(model.seed), model),
     )  # fmt: skip
 
 
 def file_of(path: str, seed: int) -> str:
-    """Return the path of a seed's file."""
+    """Return the path of the file for a seed."""
     return path.replace(SEED_MARK, str(seed))
 
 
@@ -180,21 +207,23 @@ def baseline_entry(name: str) -> Entry:
     )  # fmt: skip
 
 
-def rival_entry(name: str, epochs: float | None = None) -> Entry:
-    """Make a rival at the reference's MAC share.
+def trained_baseline_entry(name: str, epochs: float | None = None) -> Entry:
+    """Train or search a baseline of :data:`TRAINED_BASELINES` at the reference's MAC share.
 
     Args:
-        name: ``greedy-static``, ``taylor-static``, ``learned-static`` (frozen track); ``tuned-taylor``,
-            ``tuned-learned`` (prepared track: the model of the comparison must then be the original network);
-            ``decore``, ``gates``, ``sparse-gates`` (other learners, the CNN frozen); ``best-of-16`` (an oracle).
-        epochs: Passes over the training images, of those that train; by default as many as the reference took.
+        name: Static baselines of the frozen track are ``greedy-static``, ``taylor-static`` and ``learned-static``.
+            Those of the prepared track are ``tuned-taylor`` and ``tuned-learned``; the model of the comparison must
+            then be the original network. ``decore``, ``gates`` and ``sparse-gates`` are published methods on the frozen
+            CNN, and ``best-of-16`` is an oracle.
+        epochs: Passes over the training images, for baselines that train; by default as many as the reference.
     """
-    choice("rival", name, RIVALS)
+    choice("baseline", name, TRAINED_BASELINES)
     trained = name not in ("greedy-static", "taylor-static", "best-of-16")
+    # The word in the key stays, so that stored results are found again.
     key = {"rival": name, "epochs": epochs if trained else None}
 
     def make(model: Bundle, terms: Terms) -> Agent:
-        return RIVALS[name](model, terms, terms.epochs if epochs is None else epochs)
+        return TRAINED_BASELINES[name](model, terms, terms.epochs if epochs is None else epochs)
 
     return Entry(
         name, make, key, seeded=name not in ("greedy-static", "taylor-static"), at_share=True,
@@ -202,25 +231,14 @@ def rival_entry(name: str, epochs: float | None = None) -> Entry:
     )  # fmt: skip
 
 
-def _tuned(learned: bool) -> Callable[[Bundle, Terms, float], Agent]:
-    def make(model: Bundle, terms: Terms, epochs: float) -> DynamicCNN:
-        return pruned_and_tuned(
-            model.masked, model.info, model.data["train"], terms.share, epochs, learned=learned, seed=model.seed
-        )
-
-    return make
+def _described(make: Callable[..., Agent], **options: bool) -> Callable[[Bundle, Terms, float], Agent]:
+    """Return a baseline that needs the CNN's description, for it makes a dynamic CNN."""
+    return lambda model, terms, epochs: make(
+        model.masked, model.info, model.data["train"], terms.share, epochs, seed=model.seed, **options
+    )
 
 
-def _gates(sparse: bool) -> Callable[[Bundle, Terms, float], Agent]:
-    def make(model: Bundle, terms: Terms, epochs: float) -> DynamicCNN:
-        return gates_by_gradient(
-            model.masked, model.info, model.data["train"], terms.share, epochs, sparse=sparse, seed=model.seed
-        )
-
-    return make
-
-
-RIVALS: dict[str, Callable[[Bundle, Terms, float], Agent]] = {
+TRAINED_BASELINES: dict[str, Callable[[Bundle, Terms, float], Agent]] = {
     "greedy-static": lambda model, terms, _epochs: greedy_static(model.masked, model.data["train"], terms.share),
     "taylor-static": lambda model, terms, _epochs: taylor_static(model.masked, model.data["train"], terms.share),
     "learned-static": lambda model, terms, epochs: learned_static(
@@ -229,15 +247,15 @@ RIVALS: dict[str, Callable[[Bundle, Terms, float], Agent]] = {
     "decore": lambda model, terms, epochs: decore(
         model.masked, model.data["train"], terms.share, epochs=epochs, seed=model.seed
     ),
-    "gates": _gates(sparse=False),
-    "sparse-gates": _gates(sparse=True),
+    "gates": _described(gates_by_gradient, sparse=False),
+    "sparse-gates": _described(gates_by_gradient, sparse=True),
     "best-of-16": lambda model, terms, _epochs: best_of_k(
         model.masked, model.policy, model.data["evaluated"], terms.share, seed=model.seed, penalty=terms.penalty
     ),
-    "tuned-taylor": _tuned(learned=False),
-    "tuned-learned": _tuned(learned=True),
+    "tuned-taylor": _described(pruned_and_tuned, learned=False),
+    "tuned-learned": _described(pruned_and_tuned, learned=True),
 }
-"""Rivals by name, each from the model, the terms and a number of epochs."""
+"""Baselines that train, search or draw masks, by name. Each takes the model, the terms and a number of epochs."""
 SEED_MARK = "{seed}"
 SHIFTS = ("same-macs", "best-offset")
 STARTS = {"start": None, **{f"start-{shift}": shift for shift in SHIFTS}}
@@ -245,12 +263,13 @@ STARTS = {"start": None, **{f"start-{shift}": shift for shift in SHIFTS}}
 
 
 def as_entry(thing: Any) -> Entry:
-    """Return an entry for whatever names or is one.
+    """Return an entry for a name, a file or an object.
 
     Args:
-        thing: An entry; a baseline's or rival's name; ``start``, ``start-same-macs`` or ``start-best-offset``;
-            ``"module:name"`` of an agent; a model file, or with ``{seed}`` in its path one a seed; a recipe, its name
-            or its file; ``"label=..."`` with any of these names, for another name in the table; else an agent.
+        thing: An entry, a recipe or an agent; or a string. The string is the name of a baseline, ``start``,
+            ``start-same-macs``, ``start-best-offset``, ``"module:name"`` of an agent, a model file (``{seed}`` in its
+            path takes one for each seed), or the name or file of a recipe. ``"label=..."`` before any of these gives
+            it another name in the table.
 
     Example:
         >>> as_entry("no gates=keep-all").name
@@ -267,8 +286,8 @@ def as_entry(thing: Any) -> Entry:
         return dataclasses.replace(as_entry(text), name=label)
     if text in BASELINES:
         return baseline_entry(text)
-    if text in RIVALS:
-        return rival_entry(text)
+    if text in TRAINED_BASELINES:
+        return trained_baseline_entry(text)
     if text in STARTS:
         return start_entry(shift=STARTS[text])
     if text.endswith(".safetensors"):
@@ -277,6 +296,6 @@ def as_entry(thing: Any) -> Entry:
 
 
 def split_label(text: str) -> tuple[str | None, str]:
-    """Return the label of ``label=thing``, None without one, and the thing."""
+    """Return the label of ``label=thing``, or None without one, and the thing."""
     label, found, thing = text.partition("=")
     return (label.strip(), thing.strip()) if found else (None, text)

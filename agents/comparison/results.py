@@ -1,4 +1,4 @@
-"""Results of evaluations as JSON files, found again by the configuration that made them."""
+"""Results of evaluations as JSON files, reused for the same configuration."""
 
 from __future__ import annotations
 
@@ -21,24 +21,25 @@ from prunegym.agents.evaluation.masks import Masks, is_masks
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.storage.fingerprints import fingerprint_of, hash_of
 from prunegym.models.storage.run_folder import without_unused
+from prunegym.models.storage.weights import save_text
 
 VERSION = 2
-"""Raised when evaluation changes what the same configuration gives, so that old results are not reused."""
+"""Increase it when evaluation gives other figures for the same configuration, so that old results are not reused."""
 
 PER_IMAGE = ("correct", "total_mac_shares")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Result:
-    """What is kept of an evaluation.
+    """The part of an evaluation that is stored.
 
     Attributes:
         figures: See :meth:`Evaluation.as_json`.
         is_static: Whether the policy is static.
         verdict: The same as a sentence.
-        notes: What a reader has to know.
+        notes: What a reader of the figures has to know.
         usage: Channels always on, always off, conditional.
-        difficulty: Whether compute follows difficulty, see :class:`prunegym.agents.evaluation.controls.Difficulty`.
+        difficulty: Whether harder images get more compute, see :class:`prunegym.agents.evaluation.controls.Difficulty`.
         correct: (images,) bool.
         total_mac_shares: (images,) float32.
     """
@@ -58,7 +59,7 @@ class Result:
 
     @classmethod
     def of(cls, evaluation: Evaluation) -> Result:
-        """Keep what a table needs."""
+        """Take from an evaluation what a table needs."""
         return cls(
             evaluation.as_json(),
             evaluation.is_static,
@@ -71,20 +72,18 @@ class Result:
         )
 
     def save(self, path: Path, configuration: dict[str, Any]) -> None:
-        """Write the result and the configuration that made it, so that no crash leaves half a file."""
+        """Write the result and its configuration. A crash leaves no partial file."""
         content: dict[str, Any] = {
             field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in PER_IMAGE
         }
         content["correct"] = _text(np.packbits(self.correct.numpy()))
         content["total_mac_shares"] = _text(self.total_mac_shares.numpy().astype("<f4"))
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(json.dumps({"configuration": configuration, "result": content}, indent=1))
-        partial.replace(path)
+        save_text(path, json.dumps({"configuration": configuration, "result": content}, indent=1))
 
     @classmethod
     def load(cls, path: Path, configuration: dict[str, Any]) -> Result | None:
-        """Read a result; None if there is none, or another configuration made it."""
+        """Read a result; None if there is none, or one of another configuration."""
         try:
             stored = json.loads(path.read_text())
             if without_unused(stored["configuration"]) != without_unused(json.loads(json.dumps(configuration))):
@@ -95,7 +94,7 @@ class Result:
             shares = np.frombuffer(base64.b64decode(content.pop("total_mac_shares")), "<f4")
             content["notes"] = tuple(content["notes"])
             return cls(**content, correct=correct, total_mac_shares=torch.from_numpy(shares.astype(np.float32)))
-        except (OSError, ValueError, KeyError, TypeError):  # missing, damaged or of another form: made again
+        except (OSError, ValueError, KeyError, TypeError):  # missing, damaged or in an old format: evaluate again
             return None
 
 
@@ -109,7 +108,7 @@ def slug(name: str) -> str:
 
 
 def fingerprint(thing: object) -> str | None:
-    """Return a hash of what decides a result; None if that cannot be told, as for a user's own agent.
+    """Return a hash of everything that a result depends on; None if that is unknown, as for your own agent.
 
     Args:
         thing: A torch module, masks, a data set, or a Stable-Baselines3 model without VecNormalize.
@@ -120,7 +119,7 @@ def fingerprint(thing: object) -> str | None:
         return hash_of([(thing.name, thing.mask), ("macs", torch.tensor(thing.macs))])
     if is_masks(thing):
         return hash_of([("masks", torch.as_tensor(thing))])
-    # What else an agent decides by is not known: its own settings, or the statistics of a normaliser.
+    # Other agents may depend on more than their weights: on settings, or on the statistics of VecNormalize.
     if isinstance(thing, BaseAlgorithm) and thing.get_vec_normalize_env() is None:
         return hash_of(thing.policy.state_dict().items())
     return None

@@ -1,4 +1,4 @@
-"""Does a mask depend on its image at all? The static and the shuffled control, and where the compute goes."""
+"""Do masks depend on their images? The static and the shuffled control, and which images get the compute."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def static_mask(masks: Tensor, masked: MaskedCNN) -> Tensor:
         masked: The CNN with the gates.
 
     Returns:
-        (mask_size,) bool. The average number is rounded to the nearest integer; of channels kept equally often the
-        first ones are taken.
+        (mask_size,) bool. The average number is rounded to the nearest integer. Of channels that are kept equally often
+        it takes the first ones.
     """
     control = torch.zeros(masked.mask_size, dtype=torch.bool)
     for share, part in zip(masked.split(masks.double().mean(0)), masked.split(control), strict=True):
@@ -31,22 +31,20 @@ def static_mask(masks: Tensor, masked: MaskedCNN) -> Tensor:
     return control
 
 
-def deal_out(count: int, seed: int = 0) -> Tensor:
-    """Return a derangement: for each of ``count`` images another image, each taken once, (count,) int64.
-
-    It is one random cycle through all images, so no image gets itself back (unless there is only one).
-    """
+def derangement(count: int, seed: int = 0) -> Tensor:
+    """Return a random permutation (count,) int64 in which no image keeps its place, unless there is only one."""
     cycle = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    dealt = torch.empty_like(cycle)
-    dealt[cycle] = cycle.roll(-1)
-    return dealt
+    # One cycle through all images: each gets the next one, so none gets itself.
+    shuffled = torch.empty_like(cycle)
+    shuffled[cycle] = cycle.roll(-1)
+    return shuffled
 
 
 def penalised_accuracy(correct: Tensor, total_mac_shares: Tensor | float, penalty: float) -> Tensor:
     """Return correct - penalty * total MAC share: accuracy, less what deciding and the masked CNN cost.
 
-    It is the figure ``reward`` of tables and JSON, by which agents are compared whatever reward they were trained for.
-    An environment's reward is something else: any function, without the policy's MACs.
+    It is the figure ``reward`` of tables and JSON. All agents are compared by it, whatever reward they were trained
+    for. The reward of an environment is another one: it can be any function, and it leaves out the policy's MACs.
 
     Args:
         correct: (images,) bool, or accuracies.
@@ -60,13 +58,13 @@ def penalised_accuracy(correct: Tensor, total_mac_shares: Tensor | float, penalt
 
 
 def count_distinct(masks: Tensor) -> int:
-    """Return how many different rows (images, mask_size) bool has."""
+    """Return the number of different masks in (images, mask_size) bool."""
     return len({row.tobytes() for row in np.packbits(masks.numpy(), axis=1)})
 
 
 @dataclasses.dataclass(frozen=True)
 class Usage:
-    """How channels are used over a split.
+    """How many channels are on for all, no or some images of a split.
 
     Attributes:
         always_on: Channels that every image keeps.
@@ -87,14 +85,15 @@ class Usage:
 
 @dataclasses.dataclass(frozen=True)
 class Difficulty:
-    """Does compute follow difficulty?
+    """Whether harder images get more compute.
 
     Attributes:
-        mac_share_right: Mean MAC share of the images that the dense network classifies right; None if there is none.
-        mac_share_wrong: The same of those that it classifies wrong.
-        mac_share_by_class: Mean MAC share of each class that occurs, by its name.
+        mac_share_right: Mean MAC share of the images that the dense network classifies correctly; None if there is
+            none.
+        mac_share_wrong: The same for the images that it gets wrong.
+        mac_share_by_class: Mean MAC share of each class in the data, by its name.
         margin_correlation: Pearson's correlation of MAC share and the dense network's margin (largest logit minus the
-            second largest). Negative if images that are hard to tell get more compute; None if either is constant.
+            second largest). It is negative if uncertain images get more compute, and None if either is constant.
     """
 
     mac_share_right: float | None
@@ -108,8 +107,8 @@ def difficulty(mac_share: Tensor, dense_logits: Tensor, dataset: Dataset) -> Dif
 
     Args:
         mac_share: (images,) float64.
-        dense_logits: (images, classes) float32, of the network with all channels on.
-        dataset: The images' labels and names of classes.
+        dense_logits: (images, classes) float32 of the network with all channels on.
+        dataset: The images, with labels and class names.
 
     Returns:
         The comparison.
@@ -132,22 +131,23 @@ def _mean(values: Tensor) -> float | None:
 
 
 def _correlation(first: Tensor, second: Tensor) -> float | None:
+    # Pearson's r: the cosine between the two centred vectors.
     first, second = first - first.mean(), second - second.mean()
     size = (first.norm() * second.norm()).item()
     return None if size < 1e-9 else (first @ second).item() / size
 
 
 def verdict(correct: Tensor, shuffled_correct: Tensor, distinct_masks: int) -> tuple[bool, str]:
-    """Say whether a policy is static: whether it matters which image a mask was made for.
+    """Decide whether a policy is static: whether each image could get another image's mask.
 
-    A policy is static if it has one mask, or if its masks do as well on other images: the images that only its own
-    mask gets right (b) and those that only the other's does (c) differ by no more than two standard errors,
-    b - c <= 2 sqrt(b + c) (McNemar 1947).
+    A policy is static if it has one mask, or if its masks work equally well on other images. Let b be the number of
+    images that only their own mask gets right, and c the number that only another image's mask gets right. The two
+    masks are equally good if b - c is within two standard errors, b - c <= 2 sqrt(b + c) (McNemar 1947).
 
     Args:
         correct: (images,) bool, right under the image's own mask.
         shuffled_correct: (images,) bool, right under another image's mask.
-        distinct_masks: How many masks there are.
+        distinct_masks: Number of different masks.
 
     Returns:
         Whether it is static, and a sentence for the table.
@@ -162,6 +162,7 @@ def verdict(correct: Tensor, shuffled_correct: Tensor, distinct_masks: int) -> t
     only_own = int((correct & ~shuffled_correct).sum())
     only_other = int((~correct & shuffled_correct).sum())
     points = 100 * (only_own - only_other) / len(correct)
+    # McNemar's statistic, (b - c) / sqrt(b + c), in standard errors.
     errors = (only_own - only_other) / max(math.sqrt(only_own + only_other), 1.0)
     if errors <= 2:
         return True, (

@@ -1,4 +1,4 @@
-"""Exact evaluation: every image of a split once, with the controls that tell whether masks depend on their image."""
+"""Exact evaluation: every image of a split once, with controls that show whether masks depend on their images."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from prunegym.agents.evaluation.controls import (
     Difficulty,
     Usage,
     count_distinct,
-    deal_out,
+    derangement,
     difficulty,
     penalised_accuracy,
     static_mask,
     verdict,
 )
-from prunegym.agents.evaluation.mask_cache import Bench
+from prunegym.agents.evaluation.mask_cache import MaskCache
 from prunegym.agents.evaluation.masks import Agent, Decided, decide_dynamic, decide_fixed, is_masks, shown_penalty
 from prunegym.agents.evaluation.predictors import PredictorOptions, decide_by_prediction
 from prunegym.errors import InvalidInputError
@@ -36,13 +36,13 @@ from prunegym.validation import finite, whole_number
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What an agent does on a split. Shares and accuracies are from 0 to 1 (a MAC share above 1 is possible).
+    """The figures of an agent on a split. Accuracies and shares are from 0 to 1; a total MAC share may exceed 1.
 
-    The fields up to ``images`` are the keys of :meth:`as_json`; accuracies are over all images.
+    The fields up to ``images`` are the keys of :meth:`as_json`.
 
     Attributes:
         accuracy: Of the CNN under the agent's masks.
-        dense_accuracy: Of the original network, from which losses are counted.
+        dense_accuracy: Of the original network. Losses of accuracy are counted from it.
         prepared_accuracy: Of the agent's own CNN with all channels on.
         kept_share: Kept channels / mask_size, mean.
         mac_share: MACs of the masked CNN / MACs of the original CNN, mean.
@@ -51,20 +51,20 @@ class Evaluation:
         mac_share_std: Standard deviation of ``mac_share`` over images.
         distinct_masks: Number of different masks.
         static_accuracy: Of the static control, see :func:`prunegym.agents.evaluation.controls.static_mask`.
-        shuffled_accuracy: Of the same masks dealt to other images.
+        shuffled_accuracy: Of the same masks, shuffled across images.
         reward: accuracy - penalty * total_mac_share.
         images: Number of images.
-        is_static: Whether it does not matter which image a mask was made for.
+        is_static: Whether the policy is static, see :func:`prunegym.agents.evaluation.controls.verdict`.
         verdict: The same as a sentence.
         usage: Channels always on, always off, conditional.
-        difficulty: Whether compute follows difficulty.
-        notes: What a reader has to know.
+        difficulty: Whether harder images get more compute.
+        notes: What a reader of the figures has to know.
         masks: (images, mask_size) bool.
         total_mac_shares: (images,) float64, each image's total MAC share.
-        correct: (images,) bool, to pair agents by image.
+        correct: (images,) bool, for comparing agents image by image.
         logits: (images, classes) float32.
-        latency_share: Time of the masked CNN and a dynamic CNN's policy / time with all channels on, by a table; None
-            without one.
+        latency_share: Estimated time of the masked CNN and a dynamic CNN's policy / time with all channels on; None
+            without a latency table.
     """
 
     accuracy: float
@@ -92,7 +92,7 @@ class Evaluation:
     latency_share: float | None = None
 
     def as_json(self) -> dict[str, float | int]:
-        """Return the figures, and nothing else, as ``prunegym evaluate --json`` prints them."""
+        """Return the figures that ``prunegym evaluate --json`` prints."""
         figures = {key: getattr(self, key) for key in JSON_KEYS}
         return figures if self.latency_share is None else {**figures, "latency_share": self.latency_share}
 
@@ -117,30 +117,30 @@ def evaluate(
     options: PredictorOptions | None = None,
     latency: LatencyTable | None = None,
 ) -> Evaluation:
-    """Evaluate an agent, deterministically, on every image of a split.
+    """Evaluate an agent on every image of a split. Agents act deterministically.
 
     Args:
-        agent: A :class:`DynamicCNN`; a Stable-Baselines3 model; any object with a batched ``predict(observation) ->
-            action`` or such a function; masks (mask_size,) or (images, mask_size), as array or baseline.
-        model: The CNN that is masked. A dynamic CNN as agent brings its own, and ``model`` is not looked at.
+        agent: A :class:`DynamicCNN`, a Stable-Baselines3 model, an object with a batched ``predict(observation) ->
+            action``, a function of that form, a baseline, or masks (mask_size,) or (images, mask_size).
+        model: The CNN to mask. A dynamic CNN as agent has its own, and ``model`` is not used.
         dataset: The split.
-        penalty: lambda of the figure ``reward``; an agent that was trained for a range of them is shown it.
-        layerwise: Whether the agent decides gate by gate; None: as its observation space or its attribute
-            ``layerwise`` says, else all at once. Only for agents with ``predict``.
-        device: Torch device, to which the model is moved; None: where it is.
-        dense: The original network, where the model's was trained further. Without it the dense accuracy is that which
-            the model file states for the very same images, else that of the CNN with all channels on.
+        penalty: lambda of the figure ``reward``. An agent that was trained for a range of lambdas observes it.
+        layerwise: Whether the agent decides gate by gate, for agents with ``predict``. By default the agent's
+            observation space or its attribute ``layerwise`` decides; without both it decides all at once.
+        device: Torch device to move the model to; None leaves it where it is.
+        dense: The original network, if the model's CNN was trained further. Without it, the dense accuracy is the one
+            that the model file records for exactly these images, or else that of the CNN with all channels on.
         batch_size: Images in one forward pass.
-        options: More on agents with ``predict``.
-        latency: What masks cost in time; gives the figure ``latency_share``.
+        options: More settings for agents with ``predict``.
+        latency: Times of masked layers; adds the figure ``latency_share``.
 
     Returns:
         The figures.
 
     Raises:
-        InvalidInputError: If there is no model, it or ``dense`` does not fit the data set's images and classes, masks
-            or the latency table are wrong, or training images are needed and not known.
-        AgentError: If the agent fails or gives wrong actions.
+        InvalidInputError: If there is no model, if it or ``dense`` does not fit the images and classes, if masks or the
+            latency table are wrong, or if training images are needed and not given.
+        AgentError: If the agent fails or returns wrong actions.
 
     Example:
         >>> from prunegym.models import MaskedCNN, build, load_dataset
@@ -151,7 +151,7 @@ def evaluate(
     """
     if not isinstance(dataset, Dataset):
         raise InvalidInputError(
-            f"The data set is {dataset!r}; a split is needed, as load_dataset('digits', 'test') returns it."
+            f"The data set is {dataset!r}; a Dataset is needed, for example load_dataset('digits', 'test')."
         )
     finite("penalty", penalty, 0)
     whole_number("batch_size", batch_size)
@@ -168,18 +168,18 @@ def evaluate(
         if owner.policy is not None:
             owner.policy.to(device)
     with _evaluating(masked):
-        bench = Bench(masked, dataset, batch_size)
+        cache = MaskCache(masked, dataset, batch_size)
         options = options or PredictorOptions()
         decided = _decide(agent, owner, layerwise, batch_size, options, penalty)
         if decided.logits is not None:
-            bench.add(decided.masks, decided.logits)
-        full = bench(torch.ones(masked.mask_size, dtype=torch.bool))
+            cache.add(decided.masks, decided.logits)
+        full = cache(torch.ones(masked.mask_size, dtype=torch.bool))
         dense_accuracy, dense_logits, notes = _dense(dense, owner.info, full, dataset, batch_size)
         decided = dataclasses.replace(decided, notes=decided.notes + notes)
-        result = _summary(decided, bench, full, dense_accuracy, dense_logits, penalty)
+        result = _summary(decided, cache, full, dense_accuracy, dense_logits, penalty)
     if latency is None:
         return result
-    # Only a model's own policy was timed; what another agent takes to decide is not known.
+    # The table has the time of the model's own policy only, so another agent's decisions count as free.
     deciding = latency.policy_share if isinstance(agent, DynamicCNN) else 0.0
     return dataclasses.replace(result, latency_share=latency.share(result.masks).mean().item() + deciding)
 
@@ -200,7 +200,7 @@ def _decide(
             return decided
         low, high = agent.policy.penalty_range or (0.0, 0.0)
         note = (
-            f"The policy is for lambda from {low:g} to {high:g} and was shown {shown:g}; the reward is at {penalty:g}."
+            f"The policy is for lambda from {low:g} to {high:g} and observed {shown:g}; the reward is at {penalty:g}."
         )
         return dataclasses.replace(decided, notes=(*decided.notes, note))
     if is_masks(agent):
@@ -227,7 +227,7 @@ def _dense(
     stated = info.dense_accuracy(dataset)
     if stated is not None:
         return stated, full, ()
-    note = "Dense accuracy is that of its own CNN with all channels on."
+    note = "Dense accuracy is that of the model's own CNN with all channels on."
     return _accuracy(full, dataset), full, (note,)
 
 
@@ -236,12 +236,12 @@ def _accuracy(logits: Tensor, dataset: Dataset) -> float:
 
 
 def _summary(
-    decided: Decided, bench: Bench, full: Tensor, dense_accuracy: float, dense_logits: Tensor, penalty: float
+    decided: Decided, cache: MaskCache, full: Tensor, dense_accuracy: float, dense_logits: Tensor, penalty: float
 ) -> Evaluation:
-    masked, dataset, masks = bench.masked, bench.dataset, decided.masks
-    logits = bench(masks)
-    static = bench(static_mask(masks, masked))
-    shuffled = bench(masks[deal_out(len(masks))])
+    masked, dataset, masks = cache.masked, cache.dataset, decided.masks
+    logits = cache(masks)
+    static = cache(static_mask(masks, masked))
+    shuffled = cache(masks[derangement(len(masks))])
     correct = logits.argmax(1) == dataset.labels
     accuracy, mac_share = correct.double().mean().item(), masked.cost.mac_share(masks)
     policy_share = decided.macs / masked.cost.total_macs

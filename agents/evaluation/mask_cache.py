@@ -1,4 +1,4 @@
-"""The images of a split under masks, without running any image twice under the same mask."""
+"""Outputs of a masked CNN for a split, cached so that no image runs twice under the same mask."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from prunegym.models.data.dataset import Dataset
 from prunegym.models.masking.masked_cnn import MaskedCNN
 
 
-class Bench:
-    """Runs the images of a split under masks, and no image twice under the same mask.
+class MaskCache:
+    """Runs the images of a split under masks, and reuses every output that it has.
 
     Args:
         masked: The CNN, in eval mode.
@@ -18,7 +18,7 @@ class Bench:
         batch_size: Images in one forward pass.
 
     Attributes:
-        forwards: Images that have been run.
+        forwards: Number of images that were run.
     """
 
     def __init__(self, masked: MaskedCNN, dataset: Dataset, batch_size: int = 250) -> None:
@@ -29,7 +29,7 @@ class Bench:
         self._known: list[tuple[Tensor, Tensor]] = []
 
     def add(self, masks: Tensor, logits: Tensor) -> None:
-        """Remember a run: masks (images, mask_size) bool and the outputs (images, ...) under them."""
+        """Store masks (images, mask_size) bool and the outputs (images, ...) under them."""
         self._known.append((masks, logits))
 
     def __call__(self, masks: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Running any agent over a whole split: which mask does it give each image, and what does deciding cost?"""
+"""The masks that an agent gives the images of a split, and the MACs of deciding them."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from prunegym.errors import InvalidInputError
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.dynamic_cnn import DynamicCNN
 from prunegym.models.gating.gate_policy import check_penalty
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.skipping.program.path import Executed
+from prunegym.validation import bits, shape
 
 Observation: TypeAlias = dict[str, NDArray[Any]]
 
 
 class Predictor(Protocol):
-    """Anything with a batched ``predict``: a Stable-Baselines3 model, or an agent of one's own."""
+    """Anything with a batched ``predict``: a Stable-Baselines3 model or your own agent."""
 
     def predict(self, observation: Any) -> Any:
-        """From a dict of arrays (batch, ...) to actions (batch, bits) of 0 and 1, or (actions, state)."""
+        """Return actions (batch, bits) of 0 and 1 for a dict of arrays (batch, ...), or a pair (actions, state)."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Masks:
-    """Masks that are there beforehand, as a baseline gives them.
+    """Fixed masks, such as those of a baseline.
 
     Attributes:
-        name: As in tables.
-        mask: (mask_size,) for every image the same, or (images, mask_size); 0 and 1, or bool.
+        name: For tables.
+        mask: (mask_size,) for all images, or (images, mask_size); 0 and 1, or bool.
         macs: MACs of deciding the mask of one image.
-        note: What a reader of the table has to know.
+        note: What a reader of the table has to know about them.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Decided:
 
     Attributes:
         masks: (images, mask_size) bool on the CPU.
-        logits: The CNN's output under them, (images, ...) float32, if it came on the way.
+        logits: The CNN's output under them, (images, ...) float32; None if the CNN was not run.
         macs: MACs of deciding the mask of one image.
         notes: What a reader of the figures has to know.
     """
@@ -66,15 +66,15 @@ class Decided:
 
 
 def shown_penalty(bounds: tuple[float, float] | None, wanted: float | None, of_reward: float) -> float | None:
-    """Return the lambda that an agent is told: None if it was trained for one only.
+    """Return the lambda that an agent observes; None if it was trained for one lambda only.
 
     Args:
-        bounds: The lambdas that it was trained for.
-        wanted: What was asked for.
-        of_reward: lambda of the figure ``reward``, which is the default where it lies within; else the middle is.
+        bounds: The range of lambdas that it was trained for.
+        wanted: The lambda that you asked for. None takes ``of_reward`` if that lies in the range, else the middle.
+        of_reward: lambda of the figure ``reward``.
 
     Raises:
-        InvalidInputError: If what was asked for lies outside.
+        InvalidInputError: If ``wanted`` lies outside the range.
     """
     if bounds is None:
         return None
@@ -85,7 +85,7 @@ def shown_penalty(bounds: tuple[float, float] | None, wanted: float | None, of_r
 
 
 def decide_dynamic(agent: DynamicCNN, dataset: Dataset, batch_size: int, agent_penalty: float | None = None) -> Decided:
-    """Let a dynamic CNN's own policy decide on the way through its CNN: one forward pass an image."""
+    """Run a dynamic CNN, whose policy decides during the forward pass: one pass an image."""
     device = agent.masked.device
     masks, logits = decide_on_the_way(lambda images: agent.run(images, agent_penalty), dataset, device, batch_size)
     return Decided(masks, logits, float(agent.policy.macs))
@@ -94,12 +94,12 @@ def decide_dynamic(agent: DynamicCNN, dataset: Dataset, batch_size: int, agent_p
 def decide_on_the_way(
     run: Callable[[Tensor], Executed], dataset: Dataset, device: torch.device, batch_size: int
 ) -> tuple[Tensor, Tensor]:
-    """Run every image of a split once with a policy inside its CNN.
+    """Run every image of a split once through a CNN whose policy decides during the forward pass.
 
     Args:
-        run: From normalised images (batch, channels, height, width) to outputs and the masks that were used.
+        run: Takes normalised images (batch, channels, height, width); returns outputs and the masks that were used.
         dataset: The split.
-        device: Where it runs.
+        device: Torch device of the CNN.
         batch_size: Images in one forward pass.
 
     Returns:
@@ -114,25 +114,20 @@ def decide_on_the_way(
 
 
 def decide_fixed(agent: Masks | Tensor | NDArray[Any], masked: MaskedCNN, dataset: Dataset) -> Decided:
-    """Take masks as they are.
+    """Use fixed masks.
 
     Raises:
         InvalidInputError: If they are not (mask_size,) or (images, mask_size), or have values other than 0 and 1.
     """
     agent = agent if isinstance(agent, Masks) else Masks("masks", torch.as_tensor(agent))
     mask, count = agent.mask.detach().cpu(), len(dataset)
-    if mask.shape not in ((masked.mask_size,), (count, masked.mask_size)):
-        raise InvalidInputError(
-            f"The masks {agent.name!r} have shape {tuple(mask.shape)}; ({masked.mask_size},) for one mask or "
-            f"({count}, {masked.mask_size}) for one an image is needed."
-        )
-    if not ((mask == 0) | (mask == 1)).all():
-        wrong = mask[(mask != 0) & (mask != 1)].flatten()[0].item()
-        raise InvalidInputError(f"The masks {agent.name!r} have the value {wrong:.4g}; only 0 and 1 are allowed.")
+    name, size = f"The mask {agent.name!r}", masked.mask_size
+    hint = f"Give ({size},) for one mask for all images, or ({count}, {size}) for one mask an image."
+    bits(name, shape(name, mask, (size,) if mask.ndim == 1 else (count, size), hint))
     notes = (agent.note,) if agent.note else ()
     return Decided(mask.bool().expand(count, -1).contiguous(), None, float(agent.macs), notes)
 
 
 def is_masks(agent: object) -> bool:
-    """Return whether an agent is masks that are there beforehand."""
+    """Return whether an agent is a set of fixed masks."""
     return isinstance(agent, Masks | Tensor | np.ndarray)

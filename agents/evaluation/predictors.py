@@ -1,4 +1,4 @@
-"""Agents with ``predict``, run over a split on the environments' own simulator."""
+"""Agents with ``predict``, run over a split in the simulator of the environments."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from prunegym.models.storage.model_file import Bundle
 
 @dataclasses.dataclass(frozen=True)
 class PredictorOptions:
-    """More on the evaluation of agents with ``predict``.
+    """Settings for evaluating agents with ``predict``.
 
     Attributes:
-        features: What the agent looks at; None: those of its own gate policy, else the model's, else fresh ones that
-            are calibrated on ``train``, as environments do.
-        train: Training images for that; None: those of the data set that goes by the name, which has to be the same.
-        agent_penalty: lambda shown to an agent that was trained for a range of them; None: that of the figure
-            ``reward`` if it lies within, else the middle. An agent that was trained for one lambda is not shown any.
+        features: The features that the agent observes. By default those of its own gate policy, else the model's, else
+            new ones calibrated on ``train``, as in the environments.
+        train: Training images to calibrate features on. By default those of the data set with the same name.
+        agent_penalty: The lambda that an agent observes if it was trained for a range of lambdas. By default that of
+            the figure ``reward`` if it lies in the range, else the middle.
     """
 
     features: MaskFeatures | None = None
@@ -51,15 +51,15 @@ def decide_by_prediction(
     """Let an agent decide the masks of a split, each image once.
 
     Args:
-        agent: Object with ``predict``, or function.
-        model: The CNN; of its data the ``evaluated`` images.
-        layerwise: Gate by gate; None: as the agent says.
+        agent: An object with ``predict``, or a function.
+        model: The CNN, with the ``evaluated`` images.
+        layerwise: Whether the agent decides gate by gate; None asks the agent.
         batch_size: Images at a time.
-        options: See there.
+        options: More settings.
         penalty: lambda of the figure ``reward``.
 
     Raises:
-        AgentError: If the agent fails, gives wrong actions, or was made for other observations.
+        AgentError: If the agent fails, returns wrong actions, or was made for other observations.
     """
     caller, dataset = CheckedAgent(as_predictor(agent)), model.data["evaluated"]
     task = _task(caller, model, layerwise, options)
@@ -93,7 +93,7 @@ def _episode(
     outcome: Outcome | None = None
     first = True
     while outcome is None:
-        counter = FlopCounterMode(display=False)  # one a decision: entering it again starts at 0
+        counter = FlopCounterMode(display=False)  # a new one for each decision: entering one again resets it
         with contextlib.nullcontext() if flops is None else counter:
             actions, state = caller(observation, state, first, bits)
         if flops is not None:
@@ -121,7 +121,7 @@ def _task(caller: CheckedAgent, model: Bundle, layerwise: bool | None, options: 
 
 
 def _nothing(outcome: Outcome) -> Tensor:
-    """Return no reward, (batch,): an evaluation needs none."""
+    """Return zeros (batch,): an evaluation needs no reward."""
     return torch.zeros_like(outcome.kept)
 
 
@@ -146,7 +146,7 @@ def _gate_policy(agent: Any) -> Any:
 
 
 def _spaces(agent: object) -> dict[str, Any]:
-    """Return the parts of the observation space that an agent says it was made for; empty if it says nothing."""
+    """Return the parts of an agent's observation space; empty if it has none."""
     return dict(getattr(getattr(agent, "observation_space", None), "spaces", {}))
 
 
@@ -156,7 +156,7 @@ def _check_spaces(caller: CheckedAgent, simulator: MaskSimulator) -> None:
     if made_for and made_for != given:
         raise AgentError(
             f"The agent {caller.name!r} was made for observations {made_for}; with this model they are {given}. "
-            "Evaluate it on the model that it was trained on, with the same features."
+            "Evaluate it on the model and the features that it was trained with."
         )
 
 
@@ -167,9 +167,9 @@ def _stated_macs(agent: Any) -> tuple[float | None, tuple[str, ...]]:
 
 
 def _counted_macs(flops: int, batch: int, caller: CheckedAgent) -> tuple[float, tuple[str, ...]]:
-    macs = flops / 2 / batch
+    macs = flops / 2 / batch  # torch counts a multiply-accumulate as two operations
     if macs == 0:
         return 0.0, (
-            f"The MACs of {caller.name!r} deciding are not known and are taken as 0; give it an attribute `macs`.",
+            f"The MACs that {caller.name!r} needs to decide are unknown and count as 0; give it an attribute `macs`.",
         )
-    return macs, (f"The MACs of {caller.name!r} deciding are those that torch counted in its predict.",)
+    return macs, (f"The MACs that {caller.name!r} needs to decide were counted by torch in its predict.",)

@@ -1,4 +1,4 @@
-"""Agents that users bring: found by import path, and checked at each call."""
+"""Your own agents: imported by path, and checked at each call."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from prunegym.user_code import import_object
 
 
 class AgentError(PruneGymError, ValueError):
-    """An agent without ``predict``, or whose ``predict`` raised or returned something else than a batch of masks."""
+    """An agent has no ``predict``, or its ``predict`` raised or returned something other than a batch of masks."""
 
 
 class FunctionAgent:
     """A function ``observation -> action`` as an agent.
 
     Args:
-        function: From a dict of arrays (batch, ...) to actions (batch, bits) of 0 and 1.
+        function: Takes a dict of arrays (batch, ...); returns actions (batch, bits) of 0 and 1.
     """
 
     def __init__(self, function: Any) -> None:
@@ -40,21 +40,21 @@ def load_agent(path: str) -> Predictor:
     """Import an agent from an installed package or a file in the current folder.
 
     Args:
-        path: ``"module:name"``. The name stands for an object with ``predict``, a class of such objects (it is
+        path: ``"module:name"``. The name is that of an object with ``predict``, a class of such objects (it is
             instantiated without arguments), or a function ``observation -> action``.
 
     Returns:
-        Something with ``predict``.
+        An object with ``predict``.
 
     Raises:
-        InvalidInputError: If the path has no colon, or nothing is found there.
-        AgentError: If what is found is no agent.
+        InvalidInputError: If the path has no colon, or does not exist.
+        AgentError: If the object is no agent.
     """
     module, colon, name = path.partition(":")
     if not (module and colon and name):
         raise InvalidInputError(
-            f"The agent {path!r} is no import path; 'module:name' is needed, e.g. 'mymodule:MyAgent' for the class "
-            "MyAgent in the file mymodule.py of the current folder."
+            f"The agent {path!r} is no import path; 'module:name' is needed. For example, 'mymodule:MyAgent' is the "
+            "class MyAgent in the file mymodule.py of the current folder."
         )
     return as_predictor(import_object(path, "agent"), path)
 
@@ -63,7 +63,7 @@ def as_predictor(agent: Any, name: str | None = None) -> Predictor:
     """Return an object with ``predict`` for an object, a class or a function; see :func:`load_agent`.
 
     Raises:
-        AgentError: If it is none of the three.
+        AgentError: If it is none of these, or the class cannot be instantiated.
     """
     name = agent_name(agent) if name is None else name
     if inspect.isclass(agent):
@@ -87,17 +87,18 @@ def as_predictor(agent: Any, name: str | None = None) -> Predictor:
 
 
 def agent_name(agent: object) -> str:
-    """Return a name of an agent for messages and tables."""
+    """Return the name of an agent for messages and tables."""
     return str(getattr(agent, "__name__", None) or type(agent).__name__)
 
 
 class CheckedAgent:
-    """Calls an agent's ``predict``, deterministically where it can choose, and checks what it returns.
+    """Calls an agent's ``predict`` and checks what it returns.
 
-    An agent of Stable-Baselines3 that was trained behind ``VecNormalize`` gets its observations as it had them there.
+    It passes ``deterministic=True`` if ``predict`` takes it. A Stable-Baselines3 agent that was trained with
+    ``VecNormalize`` gets normalised observations.
 
     Args:
-        agent: Something with ``predict``.
+        agent: An object with ``predict``.
     """
 
     def __init__(self, agent: Predictor) -> None:
@@ -117,15 +118,15 @@ class CheckedAgent:
 
         Args:
             observation: Arrays (batch, ...).
-            state: What it returned at the decision before; None at first.
-            first: Whether the episode begins.
-            bits: Mask bits of a decision.
+            state: The state from the previous decision; None at the first one.
+            first: Whether this is the first decision of the episode.
+            bits: Number of mask bits of a decision.
 
         Returns:
             (batch, bits) float32 of 0 and 1, and the state.
 
         Raises:
-            AgentError: If it raises, or returns another shape or other values.
+            AgentError: If the agent raises, or returns another shape or other values.
         """
         batch = len(next(iter(observation.values())))
         if self._normaliser is not None:
@@ -151,12 +152,12 @@ class CheckedAgent:
     def _check(self, actions: NDArray[np.float32], batch: int, bits: int) -> None:
         if actions.shape != (batch, bits):
             raise AgentError(
-                f"The agent {self.name!r} returned actions of shape {actions.shape}; ({batch}, {bits}) is needed: one "
-                "row an image, one number a mask bit."
+                f"The agent {self.name!r} returned actions of shape {actions.shape}; ({batch}, {bits}) is needed: a "
+                "row for each image and a number for each mask bit."
             )
         wrong = (actions != 0) & (actions != 1)
         if wrong.any():
-            row, bit = (int(place[0]) for place in wrong.nonzero())
+            row, bit = np.argwhere(wrong)[0]
             raise AgentError(
                 f"The agent {self.name!r} returned {actions[row, bit]:.4g} for bit {bit} of image {row}; only 0 "
                 "(channel off) and 1 (on) are allowed. Threshold probabilities, e.g. `probability > 0.5`."

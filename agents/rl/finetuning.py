@@ -1,4 +1,4 @@
-"""Step 5 of the document: CNN and policy trained in turns, each on what the other has become, then frozen again."""
+"""Step 5 of the article: CNN and policy are trained in turns, then frozen again."""
 
 from __future__ import annotations
 
@@ -17,11 +17,9 @@ from prunegym.agents.rl.recipe import Recipe
 from prunegym.agents.rl.recipe_files import as_recipe
 from prunegym.agents.rl.run_reward import own_reward, try_own_reward
 from prunegym.agents.rl.trainer import train_agent, try_task
-from prunegym.errors import InvalidInputError
 from prunegym.models.checks import check_dense
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.dynamic_cnn import DynamicCNN
-from prunegym.models.gating.static_policy import StaticPolicy
 from prunegym.models.storage.run_folder import begin_run, finish_run
 from prunegym.models.training.mac_target import total_mac_share
 from prunegym.models.training.reports import StageReport, of_stage
@@ -45,52 +43,41 @@ def finetune(
     progress: bool = True,
     report: StageReport | None = None,
 ) -> list[dict[str, Any]]:
-    """Train the CNN under the policy's masks, then the policy by reinforcement learning on the CNN, and so on.
+    """Train the CNN under the policy's masks, then the policy by reinforcement learning on the CNN, in several rounds.
 
     Args:
-        model: CNN and policy to start from; changed in the turns.
-        train: Images to learn from.
-        validation: Images by which the best actor of each turn is chosen, and the best half of a turn.
-        recipe: Of the policy's turns, or its name or file; its imitation and refinement are not used.
-        tuning: Of the CNN's turns.
-        out: Folder of the run: ``turn-1/`` and so on for the turns, ``model.safetensors`` for the result, which is what
-            has the highest mean reward of all that the figures are of.
-        rounds: Number of turns of both.
-        own_target: Whether the MAC target of ``tuning`` is what the model takes at the beginning.
-        dense: The original CNN, to distil from. By default the model as it comes, under its own masks: a CNN that was
-            prepared for masks is a worse teacher with all channels on.
-        seed: Of everything that is drawn; each turn has its own.
-        resume: Go on with the run that is in the folder.
+        model: CNN and policy to start from; both are changed.
+        train: Training images.
+        validation: Images to choose the best actor of each round, and the best checkpoint of the run, on.
+        recipe: Recipe of the policy's training, or its name or file. Its imitation and refinement are not used.
+        tuning: Settings of the CNN's training.
+        out: Folder of the run. ``turn-1/`` and so on have the rounds, and ``model.safetensors`` is the result: the
+            checkpoint with the highest mean reward.
+        rounds: Number of rounds.
+        own_target: Use the MAC share of the model at the start as the MAC target of ``tuning``.
+        dense: The original CNN to distil from. By default, the model under its own masks is the teacher, since a CNN
+            that was prepared for masks is a worse teacher with all channels on.
+        seed: Seed of the run; each round derives its own.
+        resume: Resume the run in ``out``.
         device: Torch device.
         progress: Show a progress bar.
         report: Called with the stage and its figures.
 
     Returns:
-        Figures on the validation split at the start and after each half of a turn; ``chosen`` tells which is the
-        result.
+        Figures on the validation split, at the start and after each training of either; ``chosen`` marks the result.
 
     Raises:
-        InvalidInputError: If the policy is static, images, classes or ``dense`` do not fit the model, or the folder has
-            another run.
-        PruneGymError: Whatever :func:`~prunegym.agents.rl.trainer.try_task` and
-            :func:`~prunegym.agents.rl.run_reward.try_own_reward` find.
+        InvalidInputError: If the policy is static, if images, classes or ``dense`` do not fit the model, or if the
+            folder has another run.
+        PruneGymError: Any error of :func:`~prunegym.agents.rl.trainer.try_task` and
+            :func:`~prunegym.agents.rl.run_reward.try_own_reward`.
     """
-    if isinstance(model.policy, StaticPolicy):
-        raise InvalidInputError("The model's policy is static: it looks at nothing, so there is nothing to train.")
     recipe, out = as_recipe(recipe), Path(out)
     train, validation = model.info.adapt(train), model.info.adapt(validation)
-    if dense is not None:
-        check_dense(dense, model.masked, train)
-    try_task(recipe, model.masked, train, model.policy)
-    try_own_reward(recipe, model.masked, validation)
+    _check(model, train, validation, recipe, dense)
     settings = {"recipe": recipe.as_dict(), "tune": dataclasses.asdict(tuning), "rounds": rounds, "seed": seed}
-    inputs = {
-        "dense": dense,
-        "CNN": model.masked,
-        "gates": model.policy,
-        "training images": train,
-        "validation images": validation,
-    }
+    inputs = {"dense": dense, "CNN": model.masked, "gates": model.policy}
+    inputs |= {"training images": train, "validation images": validation}
     begin_run(out, {**settings, "dataset": train.name, "train_images": train.span}, resume, inputs)
     started = time.perf_counter()
     model.to(device)
@@ -129,6 +116,13 @@ def finetune(
     rows = [{**row, "chosen": index == highest} for index, row in enumerate(rows)]
     finish_run(out, time.perf_counter() - started, {"rounds": rows})
     return rows
+
+
+def _check(model: DynamicCNN, train: Dataset, validation: Dataset, recipe: Recipe, dense: nn.Module | None) -> None:
+    if dense is not None:
+        check_dense(dense, model.masked, train)
+    try_task(recipe, model.masked, train, model.policy)
+    try_own_reward(recipe, model.masked, validation)
 
 
 @torch.no_grad()

@@ -1,9 +1,8 @@
-"""A MAC budget instead of a penalty: reinforcement learning adapts lambda until masks cost what is wanted."""
+"""A MAC budget instead of a fixed penalty: training adapts lambda until masks spend the budget."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import warnings
 from collections.abc import Mapping
 
@@ -14,42 +13,43 @@ from prunegym.models.data.dataset import Dataset
 from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.training.mac_target import TOLERANCE, meet_target, total_mac_share
+from prunegym.validation import finite, share
 
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """A total MAC share, the policy's MACs included, at which reinforcement learning begins and ends."""
+    """A total MAC share, with the policy's MACs. Reinforcement learning starts and ends there."""
 
     target_macs: float
     rate: float = 0.1
-    """By how much the price of the full mask rises after each rollout that is above the target by a share of 1."""
+    """How much the price of the full mask rises per rollout, for a MAC share that is 1 above the target."""
     damping: float = 5.0
-    """By how much the price is higher while that lasts. Without it lambda is far too high when the target is met, since
-    the policy follows it late: on digits, from 0.98 to a target of 0.6, masks went down to 0.38 and did not recover."""
+    """How much higher the price is as long as the MAC share is above the target. The policy reacts late, so without
+    damping lambda is far too high when masks reach the target. On digits, from 0.98 to a target of 0.6, they went on
+    down to 0.38 and did not recover."""
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        if not 0 < self.target_macs <= 1:
-            raise InvalidInputError(f"target_macs is {self.target_macs}; it must be above 0 and at most 1.")
-        for name, value, usual in (("rate", self.rate, 0.1), ("damping", self.damping, 5.0)):
-            if not 0 <= value < math.inf:
-                raise InvalidInputError(f"{name} is {value}; a finite number of at least 0 is needed, e.g. {usual}.")
+        share("target_macs", self.target_macs, hint="It is a total MAC share, for example 0.6.")
+        finite("rate", self.rate, 0, hint="A usual value is 0.1.")
+        finite("damping", self.damping, 0, hint="A usual value is 5.")
 
 
 class DualAscent:
     """Adapts lambda: up while masks cost more than the target, down while they cost less, never below 0.
 
-    Of max E[accuracy term] subject to E[MAC share] <= target, lambda is the Lagrange multiplier, and the difference is
-    the gradient of the dual in it (Tessler et al. 2019). A term in proportion to the difference damps the sum of the
-    steps (Stooke et al. 2020, "Responsive safety in reinforcement learning by PID Lagrangian methods").
+    In the problem max E[accuracy term] subject to E[MAC share] <= target, lambda is the Lagrange multiplier. The MAC
+    share minus the target is the gradient of the dual problem in lambda (Tessler et al. 2019). A term proportional to
+    this difference damps oscillations (Stooke et al. 2020, "Responsive safety in reinforcement learning by PID
+    Lagrangian methods").
 
     Args:
-        budget: Target and rate.
-        task: What is played; its lambda is where adaptation starts.
+        budget: Target, rate and damping.
+        task: The task. Adaptation starts at its lambda.
 
     Attributes:
-        penalty: lambda as it is now.
-        steady: lambda without damping, the sum of all steps.
+        penalty: The current lambda.
+        steady: lambda without damping: its start plus all steps.
 
     Raises:
         InvalidInputError: If the task's lambda is a range.
@@ -58,54 +58,55 @@ class DualAscent:
     def __init__(self, budget: Budget, task: Task) -> None:
         if isinstance(task.penalty, tuple):
             raise InvalidInputError(
-                f"The penalty is the range {task.penalty}, and there is a budget: for all lambdas there is no one "
-                "budget. Leave the budget out, or give one penalty, from which it starts."
+                f"The penalty is the range {task.penalty}, but a budget adapts one penalty. Leave out the budget, or "
+                "give the penalty as one number to start from."
             )
         self.budget = budget
         self.penalty = self.steady = task.penalty
-        # The lambda at which the full mask costs 1, so that one rate serves every unit of cost.
+        # The lambda at which the full mask costs 1, so that one rate suits rewards in any unit of cost.
         self._unit = task.reward.default_penalty / FULL_MASK_COST
 
     def update(self, total_share: float) -> float:
         """Return lambda after a rollout whose masks had this mean total MAC share."""
+        # Integral and proportional part of Stooke et al. (2020): steady += rate * e, penalty = steady + damping * e.
         above = self._unit * (total_share - self.budget.target_macs)
         self.steady = max(0.0, self.steady + self.budget.rate * above)
         self.penalty = max(0.0, self.steady + self.budget.damping * above)
         return self.penalty
 
     def state(self) -> dict[str, float]:
-        """Return what a checkpoint has to keep, plain JSON."""
+        """Return the state for a checkpoint, as plain JSON."""
         return {"penalty": self.penalty, "steady": self.steady}
 
     def restore(self, state: Mapping[str, float]) -> None:
-        """Go on from a checkpoint."""
+        """Continue from the state of a checkpoint."""
         self.penalty, self.steady = state["penalty"], state["steady"]
 
 
 class BudgetWarning(UserWarning):
-    """A policy that no offset of its logits brings to its MAC budget."""
+    """No offset of the policy's logits brings it to its MAC budget."""
 
 
 def shift_to_budget(
     masked: MaskedCNN, policy: GatePolicy, dataset: Dataset, budget: Budget, images: int = 1000
 ) -> None:
-    """Shift a policy's logits, in place, so that its masks of so many images of a data set cost the budget."""
+    """Shift a policy's logits, in place, so that its masks for this many images spend the budget."""
     meet_target(masked, policy, dataset, budget.target_macs, images=images, rounds=12)
 
 
 def end_at_budget(masked: MaskedCNN, policy: GatePolicy, validation: Dataset, budget: Budget) -> float:
-    """Shift a policy's logits, in place, to its budget on the whole validation split, of which labels are not seen.
+    """Shift a policy's logits, in place, to its budget on the whole validation split. Labels are not used.
 
     Returns:
-        The total MAC share that it then has there, within :data:`TOLERANCE` of the budget unless there is a warning.
+        The total MAC share there, within :data:`TOLERANCE` of the budget unless there is a warning.
     """
     shift_to_budget(masked, policy, validation, budget, len(validation))
-    share = total_mac_share(masked, policy, validation)
-    if abs(share - budget.target_macs) > TOLERANCE:
+    spent = total_mac_share(masked, policy, validation)
+    if abs(spent - budget.target_macs) > TOLERANCE:
         warnings.warn(
-            f"The policy's total MAC share is {share:.3f}, not {budget.target_macs}, and no offset of its logits is "
-            "nearer: the target is below what no mask can remove, or many images share one mask.",
+            f"The policy's total MAC share is {spent:.3f}, not {budget.target_macs}, and no offset of its logits is "
+            "nearer. Either the target is below the MACs that no mask can remove, or many images share one mask.",
             BudgetWarning,
             stacklevel=2,
         )
-    return share
+    return spent

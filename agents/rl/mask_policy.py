@@ -1,4 +1,4 @@
-"""The actor-critic policy by which Stable-Baselines3 trains a gate policy."""
+"""The actor-critic policy with which Stable-Baselines3 trains a gate policy."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from prunegym.errors import InvalidInputError
 from prunegym.models.gating.gate_policy import GatePolicy
 
 ALWAYS_KEPT = 40.0
-"""Logit of the bits past a gate's width: their log-probability and entropy are 0 in float32."""
+"""Logit of the action bits past a gate's width. Their log-probability and entropy are 0 in float32."""
 
 
 class MaskPolicy(ActorCriticPolicy):
     """A :class:`~prunegym.models.GatePolicy` as actor, with a small critic for each decision.
 
-    Works with both environments of PruneGym and every on-policy algorithm of Stable-Baselines3.
+    It works with both environments of PruneGym and all on-policy algorithms of Stable-Baselines3.
 
     Args:
-        observation_space: Dict with ``features``, and layer by layer ``gate`` and ``cost``; ``penalty`` if it varies.
+        observation_space: Dict with ``features``; ``gate`` and ``cost`` layer by layer; ``penalty`` if it varies.
         action_space: MultiBinary, as wide as the widest decision.
         lr_schedule: Learning rate over the remaining progress.
-        gate_policy: The actor to start from, copied; :func:`new_gate_policy` makes one for an environment.
-        sharpen: Factor on the actor's logits at the start. Above 1 it samples closer to its most likely mask.
+        gate_policy: The actor to start from; it is copied. :func:`new_gate_policy` makes one for an environment.
+        sharpen: Factor on the actor's logits at the start. Above 1, samples are closer to the most likely mask.
         value_hidden: Width of the critics' hidden layers.
-        **kwargs: Those of ``ActorCriticPolicy``.
+        **kwargs: Further arguments of ``ActorCriticPolicy``.
 
     Raises:
         InvalidInputError: If no gate policy is given, or it does not fit the spaces.
@@ -57,9 +57,9 @@ class MaskPolicy(ActorCriticPolicy):
                 "policy_kwargs={'gate_policy': prunegym.new_gate_policy(env)}, or a model's: model.policy."
             )
         _check_spaces(observation_space, action_space, gate_policy)
-        # Kept in a dict, since a module's attributes may not be modules before its constructor has run.
+        # In a dict, because a module cannot have modules as attributes before its constructor has run.
         self._arguments: dict[str, Any] = {"gate_policy": gate_policy, "sharpen": sharpen, "value_hidden": value_hidden}
-        kwargs["ortho_init"] = False
+        kwargs["ortho_init"] = False  # it would overwrite the weights of the actor
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
 
     def _build(self, lr_schedule: Schedule) -> None:
@@ -83,7 +83,7 @@ class MaskPolicy(ActorCriticPolicy):
         return copy.deepcopy(self.actor)
 
     def _rows(self, obs: PyTorchObs) -> list[tuple[int, Tensor]]:
-        """Return which rows of a batch stand at which decision."""
+        """Return each decision in a batch with its rows."""
         assert isinstance(obs, dict)
         if "gate" not in obs:
             return [(0, torch.arange(len(obs["features"]), device=self.device))]
@@ -107,7 +107,7 @@ class MaskPolicy(ActorCriticPolicy):
         return self.action_dist.proba_distribution(self._logits(obs))
 
     def predict_values(self, obs: PyTorchObs) -> Tensor:
-        """Return the expected return of each observation, (batch, 1)."""
+        """Return the critics' values, (batch, 1)."""
         assert isinstance(obs, dict)
         values = torch.zeros(len(obs["features"]), 1, device=self.device)
         extra = [obs[key] for key in ("cost", "penalty") if key in obs]
@@ -137,11 +137,11 @@ def new_gate_policy(env: VecEnv | gym.Env[Any, Any], hidden: int = 64, bias: flo
     Args:
         env: Scalar or batched, wrapped or not.
         hidden: Width of the hidden layers.
-        bias: Initial bias of the logits: +2 keeps a channel with probability 0.88.
-        seed: Of the initial weights; the global random state is left as it was.
+        bias: Initial bias of the logits; +2 keeps a channel with a probability of 0.88.
+        seed: Of the initial weights. The global random state does not change.
 
     Raises:
-        InvalidInputError: If the environment is none of PruneGym's.
+        InvalidInputError: If it is not an environment of PruneGym.
 
     Example:
         >>> from prunegym import MaskVecEnv
@@ -154,7 +154,7 @@ def new_gate_policy(env: VecEnv | gym.Env[Any, Any], hidden: int = 64, bias: flo
     except AttributeError:
         task = None
     if not isinstance(task, Task):
-        raise InvalidInputError(f"{env} is no environment of PruneGym, so there are no gates to make a policy for.")
+        raise InvalidInputError(f"{env} is no environment of PruneGym. Make one with gym.make or MaskVecEnv.")
     bounds = task.penalty if isinstance(task.penalty, tuple) else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -173,10 +173,10 @@ def _check_spaces(observation: spaces.Space[Any], action: spaces.Space[Any], pol
     if max(policy.features.sizes) != size or action.shape[0] != widest:
         raise InvalidInputError(
             f"The gate policy has up to {max(policy.features.sizes)} features and {widest} bits, the environment "
-            f"{size} and {action.n}. Make both for the same model, both layer by layer or both in one step."
+            f"{size} and {action.n}. Make both for the same model, and both layer by layer or both in one step."
         )
     if (policy.penalty_range is not None) != ("penalty" in observation.spaces):
         raise InvalidInputError(
             f"The gate policy's penalty_range is {policy.penalty_range}, but the environment's penalty is "
-            f"{'a range' if 'penalty' in observation.spaces else 'one number'}. Give both the same."
+            f"{'a range' if 'penalty' in observation.spaces else 'one number'}. Both must be the same."
         )

@@ -1,4 +1,4 @@
-"""What happens during training: progress, figures on the validation split, checkpoints, a warning of collapse."""
+"""Progress, validation figures, checkpoints and a warning of collapse during training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from tqdm import tqdm
 
 from prunegym.agents.evaluation.controls import count_distinct
-from prunegym.agents.evaluation.mask_cache import Bench
+from prunegym.agents.evaluation.mask_cache import MaskCache
 from prunegym.agents.evaluation.masks import decide_on_the_way
 from prunegym.agents.rl.lagrangian import DualAscent, shift_to_budget
 from prunegym.agents.rl.mask_policy import MaskPolicy
@@ -34,21 +34,21 @@ BATCH = 250
 
 @dataclasses.dataclass(frozen=True)
 class ValidationFigures:
-    """How a gate policy does on images while it is trained."""
+    """Figures of a gate policy on the validation images."""
 
     accuracy: float
     total_mac_share: float
     reward: float
-    """correct - penalty * total MAC share, deterministic masks; of a run for another reward, that."""
+    """correct - penalty * total MAC share with deterministic masks; or the recipe's own reward."""
     distinct_masks: int
     conditional_share: float
-    """Share of channels that are kept for some images (1 to 99 %) and not for others."""
+    """Share of channels that are kept for 1 to 99 % of the images."""
     always_on_share: float
-    """Share of channels that are kept for more images than that."""
+    """Share of channels that are kept for more images."""
     always_off_share: float
-    """Share of channels that are kept for fewer."""
+    """Share of channels that are kept for fewer images."""
     shuffled_accuracy: float
-    """Accuracy less what dealing the masks to other images costs, measured on 1,000 images."""
+    """Accuracy with masks shuffled across images. The loss is measured on 1,000 images."""
 
 
 @torch.inference_mode()
@@ -59,14 +59,14 @@ def validation_figures(
     penalty: float,
     own_reward: OwnReward | None = None,
 ) -> ValidationFigures:
-    """Evaluate a policy on every image of a data set, with the shuffled control on 1,000 of them.
+    """Evaluate a policy on all images of a data set, with the shuffled control on 1,000 of them.
 
     Args:
         masked: The CNN.
         policy: Its gates.
         dataset: The images.
-        penalty: lambda of the reward; a policy for a range of them is told it.
-        own_reward: The reward that is trained for, where it is another.
+        penalty: lambda of the reward. A policy for a range of lambdas observes it.
+        own_reward: Measures the recipe's own reward, if it has one.
     """
     shown = None if policy.penalty_range is None else penalty
     run, device = prefer_kernel(masked, policy), masked.device
@@ -74,12 +74,12 @@ def validation_figures(
     right = (logits.argmax(1) == dataset.labels).float()
     accuracy = float(right.mean())
     share = masked.cost.total_share(masks, policy.macs).mean().item()
-    kept = masks.float().mean(0)
-    # Neighbours in a random order: those in a folder's order are of one class.
+    kept = masks.float().mean(0)  # of each channel, the share of images that keep it
+    # In random order, because neighbours in a folder are often of one class.
     some = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))[:1000]
-    bench = Bench(masked, dataset.subset(some), BATCH)
-    bench.add(masks[some], logits[some])
-    shuffled = bench(masks[some.roll(1)]).argmax(1) == dataset.labels[some]
+    cache = MaskCache(masked, dataset.subset(some), BATCH)
+    cache.add(masks[some], logits[some])
+    shuffled = cache(masks[some.roll(1)]).argmax(1) == dataset.labels[some]
     lost = float((right[some] - shuffled.float()).sum())
     return ValidationFigures(
         accuracy=accuracy,
@@ -94,7 +94,7 @@ def validation_figures(
 
 
 class CollapseWarning(UserWarning):
-    """The policy gives (nearly) every image the same mask."""
+    """The policy gives all or nearly all images the same mask."""
 
 
 class TrainingMonitor(BaseCallback):
@@ -102,16 +102,16 @@ class TrainingMonitor(BaseCallback):
 
     Args:
         masked: The CNN.
-        validation: Images that nothing was trained on.
-        penalty: lambda of the reward by which the best actor is chosen; of a range the middle, and the actor is chosen
-            by its mean reward there and at both ends.
+        validation: Images to evaluate on.
+        penalty: lambda of the reward that the best actor is chosen by. For a range of lambdas, give its middle: the
+            actor is then chosen by its mean reward there and at both ends.
         eval_every: Updates between two evaluations.
-        folder: Checkpoints go here.
-        total_timesteps: For the progress bar.
-        progress: Whether to show it.
+        folder: Folder for checkpoints.
+        total_timesteps: Length of the progress bar.
+        progress: Whether to show a progress bar.
         report: Called with the figures of each evaluation.
-        budget: Adapts lambda after each rollout; actors are then evaluated at the budget, shifted to it.
-        own_reward: Measures the reward that is trained for, by which the best actor is then chosen instead.
+        budget: Adapts lambda after each rollout. Actors are then shifted to the budget before they are evaluated.
+        own_reward: Measures the recipe's own reward, to choose the best actor by it.
     """
 
     def __init__(
@@ -147,11 +147,11 @@ class TrainingMonitor(BaseCallback):
 
     @property
     def state_path(self) -> Path:
-        """File beside the checkpoint with what Stable-Baselines3 does not store."""
+        """File for the state that Stable-Baselines3 does not store in its checkpoint."""
         return self.folder / "monitor.json"
 
     def actor(self) -> GatePolicy:
-        """Return a copy of the actor as it is now, shifted to the budget if there is one."""
+        """Return a copy of the current actor, shifted to the budget if there is one."""
         assert isinstance(self.model.policy, MaskPolicy)
         actor = self.model.policy.gate_policy()
         if self.budget is not None:
@@ -159,13 +159,13 @@ class TrainingMonitor(BaseCallback):
         return actor
 
     def restore(self) -> None:
-        """Go on from a checkpoint's figures."""
+        """Read the figures of a checkpoint."""
         try:
             state = json.loads(self.state_path.read_text())
         except ValueError as error:
             raise InvalidInputError(
-                f"{self.state_path} is damaged ({error}). Delete the folder's checkpoint.zip to begin reinforcement "
-                "learning anew."
+                f"{self.state_path} is damaged ({error}). Delete the folder's checkpoint.zip to start reinforcement "
+                "learning again."
             ) from error
         self.best_reward, self.history, self.updates = state["best_reward"], state["history"], state["updates"]
         if self.budget is not None:
@@ -175,11 +175,11 @@ class TrainingMonitor(BaseCallback):
     def _on_training_start(self) -> None:
         if self.budget is not None:
             self.training_env.env_method("set_penalty", self.budget.penalty)
-        # disable=None: no bar where the output is no terminal, so that logs stay readable.
+        # disable=None shows no bar where the output is no terminal.
         hidden = None if self.progress else True
         self._bar = tqdm(total=self.total_timesteps, initial=self.num_timesteps, unit="step", disable=hidden)
         if not self.history or self.history[-1]["timesteps"] < self.num_timesteps:
-            # At the very start, or where a run ended between its checkpoint and the figures of it.
+            # At the start, or if a run ended between a checkpoint and its figures.
             assert isinstance(self.model, OnPolicyAlgorithm)
             self.updates = self.num_timesteps // (self.model.n_envs * self.model.n_steps)
             self._evaluate()
@@ -209,8 +209,8 @@ class TrainingMonitor(BaseCallback):
             self.logger.record("rollout/penalty", penalty)
 
     def _on_rollout_start(self) -> None:
-        # The update of the rollout before has just been made, so this is where an actor is worth looking at. A
-        # checkpoint has counted that before it.
+        # SB3 has no callback after an update, but the previous rollout's update has just been made. A run that resumes
+        # has already counted it.
         if self._restored:
             self._restored = False
         elif self.num_timesteps:
@@ -246,7 +246,7 @@ class TrainingMonitor(BaseCallback):
     def _ends_of_the_dial(
         self, actor: GatePolicy, bounds: tuple[float, float], middle: ValidationFigures
     ) -> dict[str, float]:
-        """Return figures at the lowest and the highest lambda, and the mean reward over these and the middle."""
+        """Return figures at the lowest and highest lambda, and the mean reward over these and the middle."""
         low, high = (
             validation_figures(self.masked, actor, self.validation, bound, self.own_reward) for bound in bounds
         )
@@ -257,19 +257,19 @@ class TrainingMonitor(BaseCallback):
         }  # fmt: skip
 
     def _warn_of_collapse(self, result: ValidationFigures) -> None:
-        # On few images, or where every mask is good enough, other images' masks do as well by chance.
+        # On few images, other images' masks may be as good by chance.
         interchangeable = len(self.validation) >= 1000 and result.shuffled_accuracy >= result.accuracy - 0.005
         if result.conditional_share < 0.01 or interchangeable:
             warnings.warn(
                 f"The policy has become static: {result.distinct_masks} distinct masks, accuracy {result.accuracy:.3f} "
-                f"and {result.shuffled_accuracy:.3f} with others' masks. Start from imitation, lower the learning "
-                "rate or the penalty.",
+                f"and {result.shuffled_accuracy:.3f} with other images' masks. Start from imitation, lower the "
+                "learning rate, or lower the penalty.",
                 CollapseWarning,
                 stacklevel=2,
             )
 
     def save(self) -> None:
-        """Write a checkpoint from which the run goes on."""
+        """Write a checkpoint to resume from."""
         self.model.save(self.folder / "checkpoint.partial.zip", exclude=["_last_obs"])
         (self.folder / "checkpoint.partial.zip").replace(self.folder / "checkpoint.zip")
         state: dict[str, Any] = {"best_reward": self.best_reward, "history": self.history, "updates": self.updates}

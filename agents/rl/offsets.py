@@ -1,4 +1,4 @@
-"""Gates shifted by one offset on all their logits: to a MAC share, or to where the reward is highest."""
+"""Gates with one offset added to all logits: to spend a MAC share, or to get the highest reward."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from prunegym.models.training.mac_target import meet_target
 
 
 def gates_at_mac_share(agent: DynamicCNN, dataset: Dataset, share: float) -> DynamicCNN:
-    """Shift a dynamic CNN's gate logits until it spends a wanted share of the MACs.
+    """Shift a dynamic CNN's gate logits until it spends a given share of the MACs.
 
-    So gates before RL stand beside those after it at the same cost, nearly: the shift is found to 0.01, and on at most
-    1,000 images.
+    Use it to compare gates before and after reinforcement learning at the same cost. The offset is exact to 0.01, and
+    at most 1,000 images are measured.
 
     Args:
         agent: Masked CNN and gates; not changed.
-        dataset: Images on which it is measured, best those that are evaluated; labels are not looked at.
-        share: Total MAC share, the policy's included.
+        dataset: Images to measure on, best those that you evaluate on. Labels are not used.
+        share: Total MAC share, with the policy's MACs.
 
     Returns:
         The same CNN with a shifted copy of the gates.
@@ -38,15 +38,15 @@ def gates_at_mac_share(agent: DynamicCNN, dataset: Dataset, share: float) -> Dyn
 def gates_at_best_offset(agent: DynamicCNN, dataset: Dataset, penalty: float, *, step: float = 0.15) -> DynamicCNN:
     """Shift a dynamic CNN's gate logits to where the reward, correct - penalty * total MAC share, is highest.
 
-    So what reinforcement learning adds to its start is not just another place on the start's own curve. One offset on
-    all logits goes up step by step, then down, for two steps that do not help in a row; at last half a step to each
-    side of the best is tried.
+    Compare an agent with its start at this offset: it shows what reinforcement learning adds that a mere offset does
+    not. The search goes up step by step until two steps in a row do not help, then down in the same way, and at last
+    tries half a step on each side of the best offset.
 
     Args:
         agent: Masked CNN and gates; not changed.
-        dataset: Images with labels to choose on: the validation split.
+        dataset: Labelled images to choose on, such as the validation split.
         penalty: lambda.
-        step: Between two offsets, in standard deviations of the agent's logits.
+        step: Distance of two offsets, in standard deviations of the agent's logits.
 
     Returns:
         The same CNN with a shifted copy of the gates.

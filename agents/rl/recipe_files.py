@@ -1,4 +1,4 @@
-"""Recipe files: YAML in RL-Zoo's form, an environment id, then its settings."""
+"""Recipe files: YAML in the format of RL-Zoo, an environment id with its settings."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from prunegym.envs.task import TaskArguments
 from prunegym.errors import InvalidInputError, MissingDataError, UnknownNameError
 from prunegym.models.training.imitation import ImitationConfig
 from prunegym.models.training.tuning import TuneConfig
+from prunegym.validation import choice
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 STAGES: dict[str, type[Any]] = {"imitation": ImitationConfig, "refine": TuneConfig, "budget": Budget}
@@ -24,19 +25,28 @@ TO_ALGORITHMS = {
     "self", "policy", "env", "policy_kwargs", "seed", "device", "tensorboard_log", "n_steps", "batch_size", "verbose",
     "_init_setup_model",
 }  # fmt: skip
-"""Parameters of Stable-Baselines3's algorithms that training gives itself, so that a recipe cannot."""
+"""Parameters of Stable-Baselines3's algorithms that a recipe cannot set, because training sets them."""
 TO_ENVIRONMENTS = {"model", "dataset", "device", "features"}
-"""The same of environments."""
+"""The same for environments."""
+MOST_CHARACTERS = 100_000
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice, of which YAML would take the last without a word."""
+    """Refuses duplicate keys, of which YAML would silently take the last, and aliases, which can expand to billions."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            message = "A recipe must not have aliases (*name). Write out the value."
+            raise yaml.composer.ComposerError(None, None, message, mark)
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        for (key, _), name in zip(node.value, keys, strict=True):
-            if keys.count(name) > 1 and name != "<<":
-                raise yaml.constructor.ConstructorError(None, None, f"{name!r} stands twice.", key.start_mark)
+        seen: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is given twice.", key.start_mark)
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
@@ -44,12 +54,13 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
     """Read a recipe.
 
     Args:
-        name_or_path: A recipe that comes with PruneGym (``frozen``), or a YAML file.
+        name_or_path: The name of a recipe that comes with PruneGym, such as ``frozen``, or a YAML file.
 
     Raises:
         UnknownNameError: If there is no such recipe, or it has an unknown setting.
         MissingDataError: If there is no such file.
-        InvalidInputError: If the file is not YAML of the right form, a key stands twice, or a value is out of range.
+        InvalidInputError: If the file is not YAML of the right form, is too large, has a key twice or an alias, or if a
+            value is out of range.
 
     Example:
         >>> load_recipe("digits").algo
@@ -57,7 +68,7 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
     """
     if not isinstance(name_or_path, str | Path):
         raise InvalidInputError(
-            f"The recipe is a {type(name_or_path).__name__}; a name or a YAML file is needed, or a Recipe."
+            f"The recipe is a {type(name_or_path).__name__}; a name, a YAML file or a Recipe is needed."
         )
     path = Path(name_or_path)
     if path.suffix not in (".yaml", ".yml"):
@@ -66,18 +77,30 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
             raise UnknownNameError("recipe", str(name_or_path), [file.stem for file in FOLDER.glob("*.yaml")])
     if not path.exists():
         raise MissingDataError(f"There is no recipe {path}. Check the path.")
-    try:
-        content = yaml.load(path.read_text(), _Loader)  # noqa: S506  (a SafeLoader)
-    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
-        raise InvalidInputError(f"{path} is not YAML: {error}") from error
+    content = _read(path)
     if not isinstance(content, dict) or len(content) != 1 or not isinstance(next(iter(content.values())), dict):
         raise InvalidInputError(f"{path} must have one environment id at the top, and its settings below.")
     ((env, settings),) = content.items()
     return _recipe(path.stem, env, settings)
 
 
+def _read(path: Path) -> Any:
+    try:
+        with path.open(encoding="utf-8") as file:
+            text = file.read(MOST_CHARACTERS + 1)
+        content = None if len(text) > MOST_CHARACTERS else yaml.load(text, _Loader)  # noqa: S506  (a SafeLoader)
+    # ValueError: no UTF-8, a date that does not exist, a number of thousands of digits.
+    except (yaml.YAMLError, OSError, ValueError) as error:
+        raise InvalidInputError(f"{path} is not YAML: {error}") from error
+    except RecursionError:
+        raise InvalidInputError(f"{path} is nested too deeply for a recipe.") from None
+    if len(text) > MOST_CHARACTERS:
+        raise InvalidInputError(f"{path} has more than {MOST_CHARACTERS:,} characters, too many for a recipe.")
+    return content
+
+
 def as_recipe(recipe: Recipe | str | Path) -> Recipe:
-    """Return a recipe as it is, or read it; see :func:`load_recipe` for the errors."""
+    """Return a recipe, or read it by its name or file; see :func:`load_recipe` for the errors."""
     return recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
 
 
@@ -98,9 +121,8 @@ def _recipe(name: str, env: str, settings: dict[str, Any]) -> Recipe:
 
 
 def _names_within(algo: str) -> dict[str, Collection[str]]:
-    """Return the names that are allowed within each setting that is a mapping."""
-    if algo not in CLASSES:
-        raise UnknownNameError("algorithm that acts in MultiBinary spaces", algo, CLASSES)
+    """Return the allowed names in each setting that is a mapping."""
+    choice("algorithm that acts in MultiBinary spaces", algo, CLASSES)
     return {
         "env_kwargs": set(TaskArguments.__annotations__) - TO_ENVIRONMENTS,
         "gate_policy": GATE_POLICY,
@@ -111,12 +133,11 @@ def _names_within(algo: str) -> dict[str, Collection[str]]:
 
 def _check_names(what: str, settings: Mapping[str, Any], allowed: Collection[str]) -> None:
     for key in settings:
-        if key not in allowed:
-            raise UnknownNameError(what, str(key), allowed)
+        choice(what, key, allowed)
 
 
 def _numbers(value: Any) -> Any:
-    """Return settings with numbers where YAML 1.1 reads a string: ``6e-4`` and ``1e3`` have no dot."""
+    """Convert strings to numbers: YAML 1.1 reads ``6e-4`` and ``1e3`` as strings, because they have no dot."""
     if isinstance(value, Mapping):
         return {key: _numbers(one) for key, one in value.items()}
     if isinstance(value, list):
@@ -135,5 +156,5 @@ def _made(recipe: str, key: str, config: type[Any], values: dict[str, Any]) -> A
         return config(**values)
     except TypeError as error:
         raise InvalidInputError(
-            f"Recipe {recipe!r}: {key} is {values}, of which a value has another type than it should."
+            f"Recipe {recipe!r}: {key} is {values}; one of its values has the wrong type."
         ) from error

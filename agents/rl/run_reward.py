@@ -1,4 +1,4 @@
-"""The reward that a run is trained for, as a figure: what its actors are compared by where that is no standard one."""
+"""The mean reward of a recipe's own reward function, by which a run chooses its best actor."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from prunegym.models.training.tuning import dense_logits
 
 
 class OwnReward:
-    """The mean reward of masks, of every image of a split.
+    """Measures the mean reward of masks over all images of a split.
 
     Args:
         reward: The reward.
         masked: The CNN.
         dataset: The images.
-        penalty: lambda; None: it is told with the masks, as for a policy of a range of them.
+        penalty: lambda; None takes it from each call, for a policy of a range of lambdas.
     """
 
     def __init__(self, reward: Reward, masked: MaskedCNN, dataset: Dataset, penalty: float | None) -> None:
@@ -34,7 +34,7 @@ class OwnReward:
         Args:
             masks: (images, mask_size) bool.
             logits: The CNN's output under them, (images, classes) float32.
-            penalty: lambda, if there is none for all.
+            penalty: lambda, if the constructor got none.
         """
         device = self.masked.device
         mask = masks.float().to(device)
@@ -59,16 +59,16 @@ class OwnReward:
 
 
 def own_reward(recipe: Recipe, masked: MaskedCNN, dataset: Dataset) -> OwnReward | None:
-    """Return what measures a recipe's own reward.
+    """Return a function that measures a recipe's own reward.
 
     Args:
-        recipe: Its environment's arguments have the reward.
+        recipe: The recipe. Its ``env_kwargs`` have the reward.
         masked: The CNN.
         dataset: The images.
 
     Returns:
-        None where the reward is the MAC share's, of a right answer or its probability: actors are then compared by
-        correct - penalty * total MAC share, which has the policy's MACs in it.
+        None for the reward ``macs`` with ``correct`` or ``probability``. Actors are then compared by
+        correct - penalty * total MAC share, which includes the policy's MACs.
     """
     kwargs = recipe.env_kwargs
     reward, accuracy = kwargs.get("reward", "l0"), kwargs.get("accuracy", "correct")
@@ -83,10 +83,10 @@ def own_reward(recipe: Recipe, masked: MaskedCNN, dataset: Dataset) -> OwnReward
 
 @torch.inference_mode()
 def try_own_reward(recipe: Recipe, masked: MaskedCNN, dataset: Dataset) -> None:
-    """Measure a recipe's own reward on a few images, so that a mistake shows now, not when imitation is over.
+    """Measure a recipe's own reward on a few images, to find mistakes before imitation starts.
 
     Raises:
-        RewardError: If a reward of the user's own fails on this split, or returns what is no reward.
+        RewardError: If your own reward fails on this split, or returns something that is no reward.
     """
     few = dataset.sample(4)
     measure = own_reward(recipe, masked, few)

@@ -1,4 +1,4 @@
-"""Training an agent by a recipe: imitation, refinement, then reinforcement learning, resumable at each point."""
+"""Training an agent by a recipe: imitation, refinement, then reinforcement learning. Each of them can resume."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from prunegym.agents.rl.lagrangian import DualAscent, end_at_budget
 from prunegym.agents.rl.mask_policy import MaskPolicy
 from prunegym.agents.rl.monitor import TrainingMonitor
 from prunegym.agents.rl.offsets import gates_at_best_offset
-from prunegym.agents.rl.recipe import CLASSES, Recipe, linear_start
+from prunegym.agents.rl.recipe import CLASSES, SCHEDULES, Recipe, linear_start
 from prunegym.agents.rl.recipe_files import as_recipe
 from prunegym.agents.rl.run_reward import own_reward, try_own_reward
 from prunegym.envs.sb3_vec_env import MaskVecEnv
 from prunegym.envs.sb3_wrappers import GroupAdvantage, SelfCritical
 from prunegym.envs.simulator import MaskSimulator
 from prunegym.envs.task import make_task
-from prunegym.errors import InvalidInputError, UnknownNameError
+from prunegym.errors import InvalidInputError
 from prunegym.models.checks import check_masked
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.dynamic_cnn import DynamicCNN
@@ -39,6 +39,7 @@ from prunegym.models.training.mac_target import meet_target
 from prunegym.models.training.preparation import PrepareConfig, prepare
 from prunegym.models.training.reports import StageReport
 from prunegym.registration import LAYERWISE
+from prunegym.validation import choice, whole_number
 
 
 def train_agent(
@@ -59,28 +60,29 @@ def train_agent(
     """Train an agent on a frozen CNN.
 
     Args:
-        masked: The CNN, from now on frozen.
-        info: What is stored with it.
-        train: Images to learn from.
-        validation: Images by which the best actor of the run is chosen.
-        recipe: Stages and settings; or the name of a recipe that comes with PruneGym, or a YAML file.
-        out: Folder of the run: ``run.json`` says how it was made, ``model.safetensors`` is the result,
-            ``start.safetensors`` the gates before reinforcement learning; checkpoints and TensorBoard logs beside.
-        policy: Gates to start from (a prepared model's), which stay as they are; imitation and refinement are skipped.
-        seed: Of everything that is drawn.
-        resume: Go on from the run's last checkpoint, to the recipe's number of episodes.
+        masked: The CNN. It is frozen.
+        info: The CNN's description, to be stored with it.
+        train: Training images.
+        validation: Images to choose the best actor of the run on.
+        recipe: A recipe, the name of one that comes with PruneGym, or a YAML file.
+        out: Folder of the run. ``run.json`` has its settings, ``model.safetensors`` is the result, and
+            ``start.safetensors`` has the gates before reinforcement learning. Checkpoints and TensorBoard logs are
+            there too.
+        policy: Gates to start from, such as a prepared model's; they are copied. Imitation and refinement are skipped.
+        seed: Seed of the whole run.
+        resume: Resume from the run's last checkpoint, up to the recipe's number of episodes.
         device: Torch device.
         progress: Show a progress bar.
         report: Called with the stage and its figures.
 
     Returns:
-        The best actor by validation reward, with its CNN: correct - penalty * total MAC share where the recipe's reward
-        is that of the MAC share, else the recipe's own reward, masks deterministic.
+        The CNN with the best actor on the validation images, with deterministic masks. Actors are compared by
+        correct - penalty * total MAC share if the recipe's reward is ``macs``, else by the recipe's own reward.
 
     Raises:
-        InvalidInputError: If images or classes are not the CNN's, or the folder has another run, one with another CNN,
-            or a run that was not asked to be resumed.
-        PruneGymError: Whatever :func:`try_task` and :func:`~prunegym.agents.rl.run_reward.try_own_reward` find.
+        InvalidInputError: If images or classes do not fit the CNN, if the folder has a run with other settings or
+            another CNN, or if it has a run and ``resume`` is False.
+        PruneGymError: Any error of :func:`try_task` and :func:`~prunegym.agents.rl.run_reward.try_own_reward`.
     """
     recipe, out = as_recipe(recipe), Path(out)
     train, validation = info.adapt(train), info.adapt(validation)
@@ -114,25 +116,29 @@ def train_agent(
 def try_task(
     recipe: Recipe, masked: MaskedCNN, train: Dataset, policy: GatePolicy | StaticPolicy | None = None
 ) -> None:
-    """Play one episode of a recipe's task, so that a mistake shows now, not when imitation is over.
+    """Play one episode of a recipe's task, to find mistakes before imitation starts.
 
     Raises:
-        UnknownNameError: For a recipe of another environment, an unknown reward or accuracy term.
-        InvalidInputError: If lambda is not of the kind that the gates are for, or an argument is wrong.
-        RewardError: If a reward of the user's own fails or returns what is no reward.
+        UnknownNameError: For another environment, an unknown reward or accuracy term.
+        InvalidInputError: If the gates are static, if they are for another kind of lambda, or if an argument is wrong.
+        RewardError: If your own reward fails, or returns something that is no reward.
     """
-    if recipe.env not in LAYERWISE:
-        raise UnknownNameError("environment", recipe.env, LAYERWISE)
-    layerwise = LAYERWISE[recipe.env]
+    if isinstance(policy, StaticPolicy):
+        raise InvalidInputError("The model's policy is static: its mask is the same for all images. Give other gates.")
+    layerwise = LAYERWISE[choice("environment", recipe.env, LAYERWISE)]
     features = MaskFeatures(masked, layerwise).to(masked.device)
     task = make_task(masked, train, layerwise=layerwise, features=features, **recipe.env_kwargs)
     if policy is not None and (policy.penalty_range is None) == isinstance(task.penalty, tuple):
         raise InvalidInputError(
             f"Recipe {recipe.name!r} has penalty {task.penalty}, but the model's gates are for "
-            f"{'one lambda' if policy.penalty_range is None else f'the range {policy.penalty_range}'}. Give a penalty "
-            "of that kind."
+            f"{'one lambda' if policy.penalty_range is None else f'the range {policy.penalty_range}'}. Give such a "
+            "penalty."
         )
     simulator = MaskSimulator(task, 4, np.random.default_rng(0))
+    steps = recipe.n_envs * recipe.episodes_per_rollout * len(simulator.decisions)
+    if recipe.algo == "ppo":
+        hint = f"A rollout has {steps} steps, and a minibatch needs at least two."
+        whole_number(f"Recipe {recipe.name!r}: n_minibatches", recipe.n_minibatches, high=steps // 2, hint=hint)
     simulator.reset()
     bits = np.ones((4, *task.action_space.shape), np.int8)
     for _ in simulator.decisions:
@@ -140,7 +146,7 @@ def try_task(
 
 
 def _stored_start(path: Path, model: Bundle) -> GatePolicy:
-    """Return the start of a run that goes on; in the model's policy, if it has one."""
+    """Return the start of a run that resumes, loaded into the model's policy if it has one."""
     stored = DynamicCNN.load(path, copy.deepcopy(model.masked.network), model.device)
     if model.policy is None:
         return _gates(stored)
@@ -149,8 +155,6 @@ def _stored_start(path: Path, model: Bundle) -> GatePolicy:
 
 
 def _start(model: Bundle, recipe: Recipe, out: Path, report: StageReport | None) -> GatePolicy:
-    if isinstance(model.policy, StaticPolicy):
-        raise InvalidInputError("The model's policy is static: it looks at nothing, so there is nothing to train.")
     if model.policy is None:
         start = _prepared(model, recipe, out, report)
         if recipe.target_macs == "best":
@@ -159,7 +163,7 @@ def _start(model: Bundle, recipe: Recipe, out: Path, report: StageReport | None)
             return _gates(gates_at_best_offset(made, held_out, recipe.middle_penalty))
         target = recipe.target_macs
     else:
-        start, target = model.policy.to(model.device), None
+        start, target = _gates(model.policy.to(model.device)), None
     if recipe.budget is not None:
         target = recipe.budget.target_macs
     if target is not None:
@@ -168,7 +172,7 @@ def _start(model: Bundle, recipe: Recipe, out: Path, report: StageReport | None)
 
 
 def _prepared(model: Bundle, recipe: Recipe, out: Path, report: StageReport | None) -> GatePolicy:
-    """Return fresh gates after the recipe's imitation and refinement."""
+    """Return new gates after the recipe's imitation and refinement."""
     penalty = recipe.env_kwargs.get("penalty")
     config = PrepareConfig(
         imitation=recipe.imitation,
@@ -213,7 +217,7 @@ def _reinforce(
         monitor.restore()
         played = algorithm.num_timesteps // (recipe.n_envs * len(start.decisions))
         env.env_method("skip_episodes", played, indices=0)
-        set_random_seed((model.seed + algorithm.num_timesteps) % 2**32)  # other noise than at the beginning
+        set_random_seed((model.seed + algorithm.num_timesteps) % 2**32)  # other noise than at the start
     else:
         algorithm = build_algorithm(env, start, recipe, model.seed, model.device, out / "tensorboard")
     if isinstance(env, SelfCritical):
@@ -232,14 +236,14 @@ def _stored_algorithm(checkpoint: Path, env: VecEnv, recipe: Recipe, device: str
     except (ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InvalidInputError(
-            f"{checkpoint} is damaged ({reason}). Delete it to begin reinforcement learning anew."
+            f"{checkpoint} is damaged ({reason}). Delete it to start reinforcement learning again."
         ) from error
 
 
 def training_env(
     masked: MaskedCNN, policy: GatePolicy, train: Dataset, recipe: Recipe, seed: int, device: str
 ) -> VecEnv:
-    """Return the batched environment of a recipe, with the group baseline where it has one."""
+    """Return the batched environment of a recipe, with its group baseline."""
     env: VecEnv = MaskVecEnv(
         recipe.env,
         recipe.n_envs,
@@ -259,11 +263,12 @@ def training_env(
 def build_algorithm(
     env: VecEnv, start: GatePolicy, recipe: Recipe, seed: int, device: str, log: Path | None = None
 ) -> OnPolicyAlgorithm:
-    """Return Stable-Baselines3's algorithm of a recipe, its actor at the start."""
+    """Return the recipe's algorithm of Stable-Baselines3, with the start as its actor."""
     n_steps = recipe.episodes_per_rollout * len(start.decisions)
     settings: dict[str, Any] = dict(recipe.hyperparameters)
-    if isinstance(settings.get("learning_rate"), str):
-        settings["learning_rate"] = LinearSchedule(linear_start(settings["learning_rate"]), 0.0, 1.0)
+    for setting in SCHEDULES:
+        if isinstance(settings.get(setting), str):
+            settings[setting] = LinearSchedule(linear_start(settings[setting], setting), 0.0, 1.0)
     settings["n_steps"] = n_steps
     if recipe.algo == "ppo":
         settings["batch_size"] = max(1, n_steps * recipe.n_envs // recipe.n_minibatches)

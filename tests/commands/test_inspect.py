@@ -81,7 +81,9 @@ def test_errors_are_one_line_that_says_what_would_be_right(made: Path, tmp_path:
         "predict", broken, "--model", made / "agent/model.safetensors"
     )
     assert "There is no image gone.png." in fail("predict", "gone.png", "--model", made / "agent/model.safetensors")
-    assert "--images is 601; digits/test has 600 images." in fail("evaluate", cnn, "--images", "601")
+    assert "--images is 601; a whole number from 1 to 600 is needed. digits/test has 600 images." in fail(
+        "evaluate", cnn, "--images", "601"
+    )
     assert "leave out --static and --frozen" in fail("prepare", cnn, "--taylor", "--frozen", "--out", out)
     assert "no folder. Give the folder" in fail("evaluate", cnn, "--data-root", tmp_path / "nowhere")
     assert not out.exists()

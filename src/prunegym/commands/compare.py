@@ -115,11 +115,11 @@ def compare(
 
 def _entry(name: str, changes: Mapping[str, Any]) -> Any:
     from prunegym.agents.baselines.cheap import BASELINES
-    from prunegym.agents.comparison.entries import RIVALS, STARTS, as_entry, split_label
+    from prunegym.agents.comparison.entries import STARTS, TRAINED_BASELINES, as_entry, split_label
     from prunegym.agents.rl.recipe_files import load_recipe
 
     label, thing = split_label(name)
-    if ":" in thing or thing in {*BASELINES, *RIVALS, *STARTS} or thing.endswith(".safetensors"):
+    if ":" in thing or thing in {*BASELINES, *TRAINED_BASELINES, *STARTS} or thing.endswith(".safetensors"):
         return as_entry(name)
     entry = as_entry(override(load_recipe(thing), **changes))
     return entry if label is None else dataclasses.replace(entry, name=label)

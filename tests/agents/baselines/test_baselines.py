@@ -240,12 +240,12 @@ def test_fixed_policy_gives_its_mask_to_every_image(masked, few):
 def test_pruned_and_tuned_network_is_static_better_than_before_and_leaves_the_original(digits_cnn, few, learned):
     train = load_dataset("digits")
     before = {name: value.clone() for name, value in digits_cnn.state_dict().items()}
-    rival = pruned_and_tuned(
+    baseline = pruned_and_tuned(
         digits_cnn, CNNInfo.of("simple-cnn", train), train, 0.3, 20 if learned else 4, learned=learned
     )
     assert all(torch.equal(value, before[name]) for name, value in digits_cnn.state_dict().items())
     test = load_dataset("digits", "test")
-    result = evaluate(rival, None, test, dense=digits_cnn)
+    result = evaluate(baseline, None, test, dense=digits_cnn)
     untuned = evaluate(result.masks[0], MaskedCNN(digits_cnn, torch.zeros(1, 1, 8, 8)), test)
     assert result.distinct_masks == 1
     assert result.policy_mac_share == 0
@@ -253,12 +253,12 @@ def test_pruned_and_tuned_network_is_static_better_than_before_and_leaves_the_or
     assert result.accuracy > untuned.accuracy
 
 
-def test_taylor_rival_keeps_its_mask_while_it_is_tuned(digits_cnn):
+def test_the_taylor_baseline_keeps_its_mask_while_it_is_tuned(digits_cnn):
     train = load_dataset("digits")
     masked = MaskedCNN(digits_cnn, torch.zeros(1, 1, 8, 8))
     expected = at_mac_share(taylor_scores(masked, train), masked, 0.5, per_gate=True)
-    rival = pruned_and_tuned(masked, CNNInfo.of("simple-cnn", train), train, 0.5, 0.5, learned=False)
-    assert torch.equal(rival.predict(train.images[:3]).masks, expected.expand(3, -1))
+    baseline = pruned_and_tuned(masked, CNNInfo.of("simple-cnn", train), train, 0.5, 0.5, learned=False)
+    assert torch.equal(baseline.predict(train.images[:3]).masks, expected.expand(3, -1))
 
 
 def test_gates_are_shifted_to_the_share(dynamic):

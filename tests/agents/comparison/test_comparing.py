@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 
 import numpy as np
 import pytest
@@ -15,7 +14,8 @@ from prunegym.agents.comparison.comparing import compare
 from prunegym.agents.comparison.entries import Entry, agent_entry
 from prunegym.agents.comparison.statistics import interval
 from prunegym.agents.evaluation.evaluator import JSON_KEYS, evaluate
-from prunegym.errors import InvalidInputError
+from prunegym.agents.rl.recipe import Recipe
+from prunegym.errors import InvalidInputError, MissingDataError, UnknownNameError
 from prunegym.models import (
     DynamicCNN,
     Normalisation,
@@ -127,8 +127,7 @@ def test_bad_tables_are_refused(masked, few, tmp_path):
         compare([seeded()], masked, few, (), out=tmp_path)
     with pytest.raises(InvalidInputError, match=r"Several entries are called 'A', 'a'. Give each its own name."):
         compare([seeded("a"), seeded("A")], masked, few, (1,), out=tmp_path)
-    message = "The reference 'c' is none of the entries: a, b."
-    with pytest.raises(InvalidInputError, match=re.escape(message)):
+    with pytest.raises(UnknownNameError, match=r"Unknown reference 'c'.* Known: a, b\."):
         compare([seeded("a"), seeded("b")], masked, few, (1,), out=tmp_path, reference="c")
 
 
@@ -164,6 +163,35 @@ def test_what_does_not_fit_is_told_before_anything_is_made(masked, few, tmp_path
         compare([entry], masked, few, (1,), out=tmp_path, train=large)
     with pytest.raises(InvalidInputError, match=r"dense is a SimpleCNN whose output has shape \(5,\) an image"):
         compare([entry], masked, few, (1,), out=tmp_path, dense=build("simple-cnn", 5, 1, 8))
+
+
+@pytest.mark.parametrize(
+    ("make_second", "error", "message"),
+    [
+        (
+            lambda recipe: dataclasses.replace(recipe, name="other", env_kwargs={"reward": "maks"}),
+            UnknownNameError,
+            "maks",
+        ),
+        (lambda recipe: dataclasses.replace(recipe, name="other", env="CartPole-v1"), UnknownNameError, "CartPole-v1"),
+        (lambda _: "start", InvalidInputError, "The model has no gates, so there is no start to evaluate"),
+        (lambda _: torch.ones(3), InvalidInputError, r"of shape \(3,\); \(48,\) is needed"),
+    ],
+)
+def test_an_impossible_entry_is_found_before_any_is_trained(masked, few, tmp_path, make_second, error, message):
+    recipe = Recipe("tiny", env_kwargs={"reward": "macs"}, n_envs=32, n_episodes=64)
+    with pytest.raises(error, match=message):
+        compare([recipe, make_second(recipe)], masked, few, (0, 1), out=tmp_path)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_each_seeds_model_and_file_is_checked(masked, dynamic, few, tmp_path):
+    dynamic.save(tmp_path / "mine-0.safetensors")
+    with pytest.raises(MissingDataError, match=r"mine-1\.safetensors"):
+        compare([seeded(), f"{tmp_path}/mine-{{seed}}.safetensors"], masked, few, (0, 1), out=tmp_path / "out")
+    with pytest.raises(InvalidInputError, match="The model has no gates"):
+        compare([seeded(), "start"], {0: dynamic, 1: masked}, few, (0, 1), out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_every_split_is_numbered_and_normalised_as_the_model_is(dynamic, few, tmp_path):

@@ -1,4 +1,4 @@
-"""What stands in a comparison: recipes, their starts, rivals, oracles, and one model a seed."""
+"""What stands in a comparison: recipes, their starts, baselines, oracles, and one model a seed."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from prunegym.agents.comparison.entries import (
     as_entry,
     baseline_entry,
     recipe_entry,
-    rival_entry,
     start_entry,
+    trained_baseline_entry,
 )
 from prunegym.agents.comparison.results import fingerprint
 from prunegym.agents.evaluation.evaluator import evaluate
@@ -59,14 +59,14 @@ TINY = Recipe(
 
 
 @pytest.mark.filterwarnings("ignore:The policy has become static")  # so little training may well end so
-def test_recipes_are_trained_for_each_seed_and_stand_beside_their_start_and_rivals(masked, few, tmp_path):
+def test_recipes_are_trained_for_each_seed_and_compared_with_their_start_and_a_baseline(masked, few, tmp_path):
     recipe = dataclasses.replace(recipe_entry(TINY), name="under a label")
     wide = seeded("wide", 0.9)
     entries = [recipe, start_entry(recipe), start_entry(recipe, "same-macs"), "taylor-static", wide]
     before = {name: value.clone() for name, value in masked.state_dict().items()}
     model = Bundle(masked=masked, info=CNNInfo.of("simple-cnn", few))
     table = compare(entries, model, few, (0, 1), out=tmp_path, reference="wide")
-    agent, start, shifted, rival, reference = table.rows
+    agent, start, shifted, taylor, reference = table.rows
     assert all(torch.equal(value, before[name]) for name, value in masked.state_dict().items())
     for seed in (0, 1):
         folder = tmp_path / "runs" / f"tiny-seed{seed}"
@@ -77,7 +77,7 @@ def test_recipes_are_trained_for_each_seed_and_stand_beside_their_start_and_riva
         wanted = reference.results[seed].figures["total_mac_share"]
         assert start.results[seed].figures["total_mac_share"] < wanted - 0.1
         assert shifted.results[seed].figures["total_mac_share"] == pytest.approx(wanted, abs=0.03)
-        assert wanted <= rival.results[seed].figures["total_mac_share"] < wanted + 1 / 16
+        assert wanted <= taylor.results[seed].figures["total_mac_share"] < wanted + 1 / 16
     assert agent.results[0].figures != agent.results[1].figures
 
 
@@ -110,27 +110,27 @@ def test_a_start_needs_gates(masked, few, tmp_path):
         start_entry(baseline_entry("random"))
 
 
-def test_each_seed_may_have_its_own_model_and_rival(dynamic, few, tmp_path):
+def test_each_seed_may_have_its_own_model_and_file(dynamic, few, tmp_path):
     models = {}
     for seed in (0, 1):
         models[seed] = copy.deepcopy(dynamic)
         models[seed].policy.rescale_logits(offset=seed - 0.5)
-        models[seed].save(tmp_path / f"rival-{seed}.safetensors")
+        models[seed].save(tmp_path / f"other-{seed}.safetensors")
         models[seed].policy.rescale_logits(offset=0.3)
-    entries = ["start", f"rival={tmp_path}/rival-{{seed}}.safetensors", "keep-all"]
+    entries = ["start", f"other={tmp_path}/other-{{seed}}.safetensors", "keep-all"]
     table = compare(entries, models, few, (0, 1), out=tmp_path / "table")
-    start, rival, everything = table.rows
-    assert [row.name for row in table.rows] == ["start", "rival", "keep-all"]
+    start, stored, everything = table.rows
+    assert [row.name for row in table.rows] == ["start", "other", "keep-all"]
     assert list(everything.results) == [0, 1]
     for seed in (0, 1):
         own = evaluate(models[seed], None, few)
-        other = evaluate(DynamicCNN.load(tmp_path / f"rival-{seed}.safetensors"), None, few)
+        other = evaluate(DynamicCNN.load(tmp_path / f"other-{seed}.safetensors"), None, few)
         assert start.results[seed].figures["kept_share"] == own.kept_share
-        assert rival.results[seed].figures["kept_share"] == other.kept_share
+        assert stored.results[seed].figures["kept_share"] == other.kept_share
     assert start.figures["kept_share"].half_width > 0
-    models[1].save(tmp_path / "rival-1.safetensors")
+    models[1].save(tmp_path / "other-1.safetensors")
     again = compare(entries, models, few, (0, 1), out=tmp_path / "table").rows[1]
-    assert again.results[0].figures == rival.results[0].figures
+    assert again.results[0].figures == stored.results[0].figures
     assert again.results[1].figures == start.results[1].figures  # another file, so the stored result is not its own
 
 
@@ -157,7 +157,7 @@ def test_unknown_names_are_refused():
         as_entry("frozn")
     with pytest.raises(UnknownNameError, match="Unknown baseline 'tailor'"):
         baseline_entry("tailor")
-    with pytest.raises(UnknownNameError, match=r"Unknown rival 'greedy'. Did you mean 'greedy-static'\?"):
-        rival_entry("greedy")
+    with pytest.raises(UnknownNameError, match=r"Unknown baseline 'greedy'. Did you mean 'greedy-static'\?"):
+        trained_baseline_entry("greedy")
     with pytest.raises(AgentError, match="The agent 'three' is a int without a method `predict`"):
         agent_entry(3, "three")

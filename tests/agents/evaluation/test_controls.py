@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import prunegym  # noqa: F401  (registers the ids)
-from prunegym.agents.evaluation.controls import Usage, count_distinct, deal_out, difficulty, static_mask, verdict
+from prunegym.agents.evaluation.controls import Usage, count_distinct, derangement, difficulty, static_mask, verdict
 from prunegym.agents.evaluation.evaluator import evaluate
 
 
@@ -18,10 +18,10 @@ def test_controls_of_masks_that_carry_the_label(two_channels, votes):
     """A mask per label is always right; the most often kept channel is right for 9 of 12; shuffled by count."""
     masks = nn.functional.one_hot(votes.labels, 2)
     result = evaluate(masks, two_channels, votes)
-    dealt = votes.labels[deal_out(12)]
+    shuffled = votes.labels[derangement(12)]
     assert result.accuracy == 1.0
     assert result.static_accuracy == 9 / 12
-    assert result.shuffled_accuracy == pytest.approx((dealt == votes.labels).double().mean().item())
+    assert result.shuffled_accuracy == pytest.approx((shuffled == votes.labels).double().mean().item())
     assert result.distinct_masks == 2
     assert result.kept_share == 0.5
     assert result.usage == Usage(always_on=0, always_off=0, conditional=2)
@@ -35,11 +35,11 @@ def test_static_mask_rounds_the_mean_number_and_takes_the_most_frequent(two_chan
 
 
 @pytest.mark.parametrize("count", [2, 3, 10, 999])
-def test_dealing_gives_every_image_another_one_and_uses_each_once(count):
-    dealt = deal_out(count)
-    assert sorted(dealt.tolist()) == list(range(count))
-    assert not (dealt == torch.arange(count)).any()
-    assert torch.equal(dealt, deal_out(count))
+def test_a_derangement_gives_every_image_another_one_and_uses_each_once(count):
+    order = derangement(count)
+    assert sorted(order.tolist()) == list(range(count))
+    assert not (order == torch.arange(count)).any()
+    assert torch.equal(order, derangement(count))
 
 
 def test_distinct_masks_are_counted_past_a_byte():

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 import prunegym  # noqa: F401  (registers the ids)
-from prunegym.agents.evaluation.controls import deal_out
+from prunegym.agents.evaluation.controls import derangement
 from prunegym.agents.evaluation.evaluator import JSON_KEYS, evaluate
-from prunegym.agents.evaluation.mask_cache import Bench
+from prunegym.agents.evaluation.mask_cache import MaskCache
 from prunegym.agents.evaluation.masks import Masks
 from prunegym.errors import InvalidInputError
 from prunegym.models import CNNInfo, DynamicCNN, MaskedCNN, build, load_dataset
@@ -47,7 +47,7 @@ def test_figures_agree_with_loops_over_single_images(digits_cnn, masked, few):
         kept = round(sum(counts[channel] for channel in range(first, first + width)) / 40)
         best = sorted(range(first, first + width), key=lambda channel: (-counts[channel], channel))[:kept]
         static[best] = True
-    order = deal_out(40)
+    order = derangement(40)
 
     assert result.accuracy == pytest.approx(brute_force(digits_cnn, few, masks))
     assert (
@@ -100,17 +100,17 @@ def test_one_mask_is_static_and_its_controls_equal_it(masked, few):
 
 
 def test_no_image_runs_twice_under_the_same_mask(masked, few):
-    bench = Bench(masked, few, batch_size=16)
+    cache = MaskCache(masked, few, batch_size=16)
     ones = torch.ones(48, dtype=torch.bool)
     masks = random_masks(40).bool()
     masks[:10] = True
-    bench(ones)
-    assert bench.forwards == 40
-    bench(masks)
-    assert bench.forwards == 70
-    bench(masks)
-    bench(ones)
-    assert bench.forwards == 70
+    cache(ones)
+    assert cache.forwards == 40
+    cache(masks)
+    assert cache.forwards == 70
+    cache(masks)
+    cache(ones)
+    assert cache.forwards == 70
 
 
 def test_static_evaluation_costs_two_passes(masked, few, monkeypatch):
@@ -164,12 +164,12 @@ def test_dense_accuracy_is_read_from_the_model_file_for_the_very_same_images(dyn
     for other in others:  # all are called digits/test
         result = evaluate(model, None, other)
         assert result.dense_accuracy == result.prepared_accuracy != 0.875
-        assert result.notes == ("Dense accuracy is that of its own CNN with all channels on.",)
+        assert result.notes == ("Dense accuracy is that of the model's own CNN with all channels on.",)
 
 
 def test_dense_accuracy_says_when_it_is_its_own(masked, few):
     assert evaluate(torch.ones(48), masked, few).notes == (
-        "Dense accuracy is that of its own CNN with all channels on.",
+        "Dense accuracy is that of the model's own CNN with all channels on.",
     )
 
 
@@ -186,18 +186,21 @@ def test_a_network_in_training_mode_is_evaluated_in_eval_mode_and_left_as_it_was
 
 
 def test_wrong_masks_are_refused(masked, few):
-    with pytest.raises(
-        InvalidInputError, match=re.escape("have shape (39, 48); (48,) for one mask or (40, 48) for one")
-    ):
+    message = "The mask 'masks' is of shape (39, 48); (40, 48) is needed. Give (48,) for one mask for all images"
+    with pytest.raises(InvalidInputError, match=re.escape(message)):
         evaluate(torch.ones(39, 48), masked, few)
-    with pytest.raises(InvalidInputError, match=r"The masks 'halves' have the value 0.5; only 0 and 1 are allowed."):
+    with pytest.raises(InvalidInputError, match=r"of shape \(47,\); \(48,\) is needed"):
+        evaluate(torch.ones(47), masked, few)
+    with pytest.raises(InvalidInputError, match=r"The mask 'halves' has the value 0.5; only 0 and 1 are allowed."):
         evaluate(Masks("halves", torch.full((48,), 0.5)), masked, few)
-    with pytest.raises(InvalidInputError, match=r"have the value nan; only 0 and 1"):
+    with pytest.raises(InvalidInputError, match=r"has the value nan; only 0 and 1"):
         evaluate(np.full(48, np.nan), masked, few)
 
 
 def test_a_data_set_is_no_name(masked):
-    with pytest.raises(InvalidInputError, match=r"The data set is 'digits'; a split is needed, as load_dataset"):
+    with pytest.raises(
+        InvalidInputError, match=r"The data set is 'digits'; a Dataset is needed, for example load_dataset"
+    ):
         evaluate(torch.ones(48), masked, "digits")
 
 

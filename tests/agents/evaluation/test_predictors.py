@@ -68,7 +68,7 @@ def test_stock_sb3_policy_agrees_with_the_scalar_environment(masked, few, env_id
         assert torch.equal(result.masks[:, :16], torch.stack(masks)[:, :16].bool())
         assert torch.equal(result.masks[:, 16:], torch.stack(masks)[:, 32:].bool())
     assert result.policy_mac_share == pytest.approx(macs / FULL_MACS)
-    assert "The MACs of 'PPO' deciding are those that torch counted in its predict." in result.notes
+    assert "The MACs that 'PPO' needs to decide were counted by torch in its predict." in result.notes
 
 
 @pytest.mark.parametrize("layerwise", [True, False])
@@ -141,7 +141,7 @@ def test_own_agent_may_decide_layer_by_layer(masked, few):
     by_argument = evaluate(Threshold(bits=32), masked, few, layerwise=True)
     assert torch.equal(by_attribute.masks, by_argument.masks)
     assert by_attribute.notes[0] == (
-        "The MACs of 'Threshold' deciding are not known and are taken as 0; give it an attribute `macs`."
+        "The MACs that 'Threshold' needs to decide are unknown and count as 0; give it an attribute `macs`."
     )
 
 
@@ -199,7 +199,7 @@ def test_agent_of_another_model_is_refused(masked, few):
 
     message = (
         "The agent 'Other' was made for observations {'features': (5,)}; with this model they are {'features': (17,)}. "
-        "Evaluate it on the model that it was trained on, with the same features."
+        "Evaluate it on the model and the features that it was trained with."
     )
     with pytest.raises(AgentError, match=re.escape(message)):
         evaluate(Other(), masked, few)

@@ -103,8 +103,8 @@ OBSERVATION = {"features": np.zeros((5, 17), np.float32)}
         ),
         (
             np.ones(48),
-            "The agent 'Broken' returned actions of shape (48,); (5, 48) is needed: one row an image, one number a "
-            "mask bit.",
+            "The agent 'Broken' returned actions of shape (48,); (5, 48) is needed: a row for each image and a "
+            "number for each mask bit.",
         ),
         (np.ones((5, 47)), "returned actions of shape (5, 47); (5, 48) is needed"),
         (

@@ -102,15 +102,17 @@ def test_the_price_of_kept_channels_has_its_own_unit() -> None:
 
 
 def test_a_budget_that_cannot_be(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInputError, match=r"target_macs is 0; it must be above 0 and at most 1\."):
+    with pytest.raises(InvalidInputError, match=r"target_macs is 0; a finite number above 0 and at most 1 is needed\."):
         Budget(0)
     with pytest.raises(InvalidInputError, match=r"rate is nan; a finite number of at least 0 is needed"):
         Budget(0.5, float("nan"))
-    with pytest.raises(InvalidInputError, match=r"damping is -1; a finite number of at least 0 is needed, e\.g\. 5\.0"):
+    with pytest.raises(
+        InvalidInputError, match=r"damping is -1; a finite number of at least 0 is needed\. A usual value is 5\."
+    ):
         Budget(0.5, damping=-1)
-    with pytest.raises(InvalidInputError, match=r"budget where it begins and ends\. Give one of the two\."):
+    with pytest.raises(InvalidInputError, match=r"budget where it starts and ends\. Give one of the two\."):
         dataclasses.replace(SMALL, budget=Budget(0.5), target_macs=0.5)
-    with pytest.raises(InvalidInputError, match=r"there is a budget: for all lambdas there is no one budget\. Leave"):
+    with pytest.raises(InvalidInputError, match=r"but a budget adapts one penalty\. Leave out the budget"):
         DualAscent(Budget(0.5), make_task("digits", reward="macs", penalty=(0.1, 1.0)))
     masked = shipped_model("digits").masked
     policy = GatePolicy(MaskFeatures(masked), 4)  # uncalibrated, and the same logits for all images

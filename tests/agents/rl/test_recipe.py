@@ -3,10 +3,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+import itertools
 import json
 import linecache
 import math
+import re
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +63,7 @@ def test_stages_become_their_configurations(tmp_path: Path) -> None:
         ("env:\n  n_episodes: 5\n", InvalidInputError, r"n_episodes is 5; one rollout alone has 512"),
         ("a: 1\nb: 2\n", InvalidInputError, r"must have one environment id at the top"),
         ("a: [1\n", InvalidInputError, r"mine\.yaml is not YAML"),
-        ("a:\n  group: 4\n  group: 8\n", InvalidInputError, r"'group' stands twice"),
+        ("a:\n  group: 4\n  group: 8\n", InvalidInputError, r"'group' is given twice"),
     ],
 )
 def test_wrong_recipes(tmp_path: Path, text: str, error: type[Exception], message: str) -> None:
@@ -106,11 +109,11 @@ def test_a_budget_in_a_file_and_on_the_command_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("target", [0, 1.5, "cheapest", True])
 def test_a_place_to_begin_that_cannot_be(target: Any) -> None:
-    with pytest.raises(InvalidInputError, match=rf"target_macs is {target!r}; a total MAC share above 0.*or 'best'"):
+    with pytest.raises(InvalidInputError, match=rf"target_macs is {target!r}; a finite number above 0 .* or 'best'"):
         Recipe("mine", target_macs=target)
 
 
-def test_rivals_take_as_many_passes_as_all_stages() -> None:
+def test_baselines_take_as_many_passes_as_all_stages() -> None:
     recipe = load_recipe("refined")
     assert recipe.passes(45_000) == pytest.approx((600 * 128 + 76_800) / 45_000 + 3)
     assert load_recipe("digits").passes(1000) == load_recipe("digits").n_episodes / 1000
@@ -118,7 +121,9 @@ def test_rivals_take_as_many_passes_as_all_stages() -> None:
 
 def test_what_a_range_of_lambdas_excludes() -> None:
     ranged = {"penalty": [0.2, 1.0]}
-    with pytest.raises(InvalidInputError, match=r"there is a budget, but penalty is a range.*Give penalty as a number"):
+    with pytest.raises(
+        InvalidInputError, match=r"there is a budget, but penalty is a range.* Give penalty as a number"
+    ):
         Recipe("mine", env_kwargs=ranged, budget=Budget(0.5))
     refine = TuneConfig((0.8, 0.4), train_cnn=False)
     with pytest.raises(InvalidInputError, match=r"target_macs of refine is \(0\.8, 0\.4\), for a range of lambdas"):
@@ -171,17 +176,75 @@ def test_numbers_without_a_dot_are_numbers(tmp_path: Path) -> None:
         ("imitation: 5", "imitation is 5; settings by name are needed"),
         ("imitation: {steps: -5}", "steps of imitation is -5"),
         ("refine: {epochs: .nan}", "epochs is nan"),
-        ("budget: {target_macs: half}", "budget is {'target_macs': 'half'}"),
+        ("budget: {target_macs: half}", "target_macs is 'half'; a finite number above 0 and at most 1"),
         ("n_envs: many", "n_envs is 'many'; a whole number of at least 1 is needed"),
         ("n_minibatches: 0", "n_minibatches is 0"),
         ("eval_every: 0", "eval_every is 0"),
         ("n_episodes: -5", "n_episodes is -5; a whole number of at least 0"),
-        ("sharpen: two", "sharpen is 'two'; a number above 0"),
+        ("sharpen: two", "sharpen is 'two'; a finite number above 0"),
     ],
 )
 def test_mistakes_are_told_when_the_file_is_read(tmp_path: Path, line: str, message: str) -> None:
     with pytest.raises((InvalidInputError, UnknownNameError), match=message):
         load_recipe(write(tmp_path, f"prunegym/ChannelMask-v0:\n  {line}\n"))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("gamma: 5", "gamma is 5; a finite number of at least 0 and at most 1 is needed"),
+        ("gae_lambda: -0.1", "gae_lambda is -0.1; a finite number of at least 0 and at most 1"),
+        ("n_epochs: 0", "n_epochs is 0; a whole number of at least 1"),
+        ("n_epochs: 1.5", "n_epochs is 1.5; a whole number of at least 1"),
+        ("learning_rate: .nan", "learning_rate is nan; a finite number above 0 is needed. lin_ before a number"),
+        ("learning_rate: 0", "learning_rate is 0; a finite number above 0"),
+        ("learning_rate: lin_-1", "learning_rate is -1.0; a finite number above 0"),
+        ("learning_rate: cos_1", "learning_rate is 'cos_1'; a number is needed, or lin_ and a number"),
+        ("clip_range: .inf", "clip_range is inf; a finite number above 0"),
+        ("clip_range: lin_x", "clip_range is 'lin_x'; a number is needed"),
+        ("clip_range_vf: 0", "clip_range_vf is 0; a finite number above 0"),
+        ("ent_coef: -1", "ent_coef is -1; a finite number of at least 0"),
+        ("vf_coef: half", "vf_coef is 'half'; a finite number of at least 0"),
+        ("max_grad_norm: 0", "max_grad_norm is 0; a finite number above 0"),
+        ("target_kl: 0", "target_kl is 0; a finite number above 0"),
+    ],
+)
+def test_wrong_hyperparameters_are_found_before_imitation(tmp_path: Path, setting: str, message: str) -> None:
+    with pytest.raises(InvalidInputError, match=re.escape(f"Recipe 'mine': {message}")):
+        load_recipe(write(tmp_path, f"prunegym/ChannelMask-v0:\n  hyperparameters: {{{setting}}}\n"))
+
+
+def test_hyperparameters_that_are_allowed() -> None:
+    fine = {"target_kl": None, "clip_range_vf": None, "clip_range": "lin_0.2", "learning_rate": lambda _left: 1e-3}
+    assert (
+        Recipe("mine", hyperparameters={**fine, "gamma": 1, "ent_coef": 0}).hyperparameters["clip_range"] == "lin_0.2"
+    )
+
+
+BILLIONS = "a: &a [x, x]\n" + "".join(
+    f"{key}: &{key} [{', '.join([f'*{last}'] * 9)}]\n" for last, key in itertools.pairwise("abcdefghij")
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (BILLIONS, "must not have aliases (*name). Write out the value."),
+        ("env: &env\n  env_kwargs: *env\n", "must not have aliases (*name). Write out the value."),
+        ("env:\n  <<: &a {group: 4}\n  env_kwargs: {<<: *a}\n", "must not have aliases (*name)"),
+        ("[" * 10_000, "is nested too deeply for a recipe"),
+        ("env: {}\n" + "#" * 100_000, "has more than 100,000 characters, too many for a recipe"),
+        ("env: {n_envs: 2001-99-99}\n", "is not YAML"),
+        ("env: {n_envs: " + "9" * 5000 + "}\n", "is not YAML"),
+        ("env:\n" + "".join(f"  key{number % 999}: 1\n" for number in range(1000)), "'key0' is given twice"),
+    ],
+)
+def test_files_that_would_take_long_are_refused_quickly(tmp_path: Path, text: str, message: str) -> None:
+    path = write(tmp_path, text)
+    started = time.process_time()
+    with pytest.raises(InvalidInputError, match=re.escape(message)):
+        load_recipe(path)
+    assert time.process_time() - started < 5
 
 
 def test_a_folder_is_no_recipe(tmp_path: Path) -> None:

@@ -191,8 +191,15 @@ def test_the_best_actor_is_kept_even_if_it_is_the_start(tmp_path: Path) -> None:
 def test_a_static_policy_cannot_be_trained(tmp_path: Path) -> None:
     model = shipped_model("digits")
     test = load_dataset("digits", "test")
-    with pytest.raises(InvalidInputError, match=r"The model's policy is static: it looks at nothing"):
+    with pytest.raises(InvalidInputError, match=r"The model's policy is static: its mask is the same for all images"):
         train_agent(model.masked, model.info, test, test, SMALL, tmp_path, policy=StaticPolicy(model.policy.features))
+
+
+def test_too_many_minibatches_are_found_before_anything_is_written(tmp_path: Path) -> None:
+    recipe = dataclasses.replace(SMALL, n_minibatches=1000)
+    with pytest.raises(InvalidInputError, match=r"Recipe '.*': n_minibatches is 1000; .* A rollout has \d+ steps"):
+        run(recipe, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_policy_with_one_mask_is_warned_of(tmp_path: Path) -> None:
