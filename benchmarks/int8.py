@@ -26,8 +26,8 @@ import torch
 
 from prunegym.models import Dataset, DynamicCNN, load_dataset
 from prunegym.models.dynamic_cnn import SHIPPED, shipped_path
-from prunegym.models.stopwatch import measure
-from prunegym.models.timing.dense_forms import machine
+from prunegym.models.stopwatch import median_seconds
+from prunegym.models.storage.run_folder import machine
 
 FORMS = ("float32", "int8")
 LARGEST_SIZE = 0.3
@@ -77,7 +77,7 @@ def run(name: str, images: int | None, rounds: int, clock: str, folder: Path) ->
     models = {form: DynamicCNN.load(file) for form, file in files.items()}
     answers = {form: ask(model, data) for form, model in models.items()}
     timed = {form: one_by_one(model, data) for form, model in models.items()}
-    seconds = measure(timed, rounds, time.process_time if clock == "cpu" else time.perf_counter)
+    seconds = median_seconds(timed, rounds, time.process_time if clock == "cpu" else time.perf_counter)
     rows = {
         form: {
             "bytes": files[form].stat().st_size,

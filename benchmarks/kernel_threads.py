@@ -17,7 +17,7 @@ import torch
 
 from prunegym.models import MaskedCNN, SkippingCNN, build
 from prunegym.models.kernel.shared_library import library, openmp
-from prunegym.models.timing.dense_forms import machine
+from prunegym.models.storage.run_folder import machine
 from prunegym.models.timing.profiler import random_masks
 
 ASLEEP = 0.002
@@ -33,12 +33,12 @@ def main() -> None:
     torch.set_num_threads(2)
     if openmp() is None:
         raise SystemExit("Torch has loaded no OpenMP library that the kernel can use here.")
-    report = {name: measure(name, options.size, options.rounds) for name in options.networks}
+    report = {name: time_threads(name, options.size, options.rounds) for name in options.networks}
     print(json.dumps({"machine": machine(), "milliseconds": report}, indent=1))
 
 
 @torch.inference_mode()
-def measure(name: str, size: int, rounds: int) -> dict[str, dict[str, float]]:
+def time_threads(name: str, size: int, rounds: int) -> dict[str, dict[str, float]]:
     """Return the median time of each kind of threads, alone and after an operation of torch."""
     masked = MaskedCNN(build(name, image_size=size), torch.zeros(1, 3, size, size))
     mask = random_masks(1, [gate.width for gate in masked.gates], torch.Generator().manual_seed(0))

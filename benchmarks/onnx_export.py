@@ -26,7 +26,7 @@ import torch
 from prunegym.models import CNNInfo, GatePolicy, MaskedCNN, MaskFeatures, Normalisation, build
 from prunegym.models.export.onnx_model import export_onnx
 from prunegym.models.storage.model_file import Bundle
-from prunegym.models.timing.dense_forms import machine
+from prunegym.models.storage.run_folder import machine
 from prunegym.models.timing.profiler import random_masks
 
 

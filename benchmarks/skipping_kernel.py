@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from prunegym.models import GatePolicy, MaskedCNN, MaskFeatures, SkippingCNN, build, kernel
+from prunegym.models.storage.run_folder import machine
 from prunegym.models.storage.weights import save_text
-from prunegym.models.timing.dense_forms import machine
 from prunegym.models.timing.profiler import Profile, profile, random_masks
 
 BATCHES = 8

@@ -39,7 +39,7 @@ def settle(form: Callable[[], object]) -> None:
         form()
 
 
-def measure(
+def median_seconds(
     forms: Mapping[str, Callable[[], object]],
     rounds: int,
     clock: Callable[[], float] = time.perf_counter,

@@ -1,4 +1,4 @@
-"""Measuring which way of running is the fastest on this machine."""
+"""Measuring which execution path is the fastest on this machine."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from prunegym.models.skipping.program.path import Path
-from prunegym.models.skipping.torch_paths.gather import GatherPath
+from prunegym.models.skipping.program.path import ExecutionPath
 from prunegym.models.stopwatch import clock_for, settle
 
 ROUNDS = 5
 LONG = 0.2
-"""Seconds; where the fastest takes longer, one run after the first is measurement enough."""
+"""Seconds. Where the fastest path takes longer, it is run once after its warm-up, which is precise enough."""
 
 
 Key = tuple[int, int, int]
@@ -22,15 +21,15 @@ Key = tuple[int, int, int]
 
 
 @dataclasses.dataclass(frozen=True)
-class Choice:
-    """What was taken for batches of a size, and why.
+class ExecutionChoice:
+    """Which path was chosen for batches of a size, and why.
 
     Attributes:
-        execution: The way that was taken.
-        seconds: The shortest of each way, for one call with ``images`` images; what was far behind was run once.
-        images: Images that were measured with.
-        threads: Threads of torch then.
-        masks: Distinct masks that came with these images; 0 where masks are decided on the way.
+        execution: The name of the path.
+        seconds: The shortest time of each path, for one call with ``images`` images. Slow paths were run once only.
+        images: Number of images in the measurement.
+        threads: Threads of torch at that time.
+        masks: Distinct masks of these images; 0 where the path decides the masks.
     """
 
     execution: str
@@ -41,7 +40,7 @@ class Choice:
 
     @property
     def key(self) -> Key:
-        """What the choice holds for."""
+        """The batches that the choice holds for."""
         return self.images.bit_length(), self.threads, self.masks.bit_length()
 
     @property
@@ -51,15 +50,17 @@ class Choice:
         return f"{self.execution} is the fastest of: {times} ({self.images} images, {self.threads} threads)"
 
 
-def choose(paths: Mapping[str, Path], images: Tensor, mask: Tensor | None, penalty: float | None, masks: int) -> Choice:
-    """Measure all ways in turn on some images.
+def fastest_path(
+    paths: Mapping[str, ExecutionPath], images: Tensor, mask: Tensor | None, penalty: float | None, masks: int
+) -> ExecutionChoice:
+    """Time all paths in turn on some images.
 
     Args:
-        paths: The ways.
+        paths: The paths by name.
         images: (batch, channels, height, width) float.
         mask: (batch, mask_size) bool, or None if the paths decide.
         penalty: lambda, for a policy that takes one.
-        masks: See :attr:`Choice.masks`.
+        masks: See :attr:`ExecutionChoice.masks`.
 
     Returns:
         The fastest.
@@ -74,15 +75,17 @@ def choose(paths: Mapping[str, Path], images: Tensor, mask: Tensor | None, penal
     for name in close if len(close) > 1 else ():
         _settle(paths[name], images, mask, penalty)
         seconds[name] += [_time(paths[name], images, mask, penalty) for _ in range(ROUNDS)]
-    shortest = {name: min(values) for name, values in seconds.items()}  # what else the machine does only adds to them
+    # The minimum, not the median: other work on the machine only adds to a time.
+    shortest = {name: min(values) for name, values in seconds.items()}
     fastest = min(shortest, key=lambda name: shortest[name])
-    return Choice(fastest, shortest, len(images), torch.get_num_threads(), masks)
+    return ExecutionChoice(fastest, shortest, len(images), torch.get_num_threads(), masks)
 
 
 def distinct(mask: Tensor | None) -> int:
     """Return how many masks (batch, mask_size) bool differ; 0 for None.
 
-    Rows are told apart by a sum of random numbers instead of bit by bit: this is done for each batch.
+    Rows are compared by one number each, a sum of random numbers over the kept channels. This runs for each batch, and
+    comparing bit by bit would take longer.
     """
     if mask is None or len(mask) < 2:
         return 0 if mask is None else 1
@@ -90,14 +93,14 @@ def distinct(mask: Tensor | None) -> int:
     return len(torch.unique(mask.double() @ numbers.to(mask.device)))
 
 
-def _settle(path: Path, images: Tensor, mask: Tensor | None, penalty: float | None) -> None:
+def _settle(path: ExecutionPath, images: Tensor, mask: Tensor | None, penalty: float | None) -> None:
     if not images.is_cuda:
         settle(lambda: path.run(images, mask, penalty))
 
 
-def _time(path: Path, images: Tensor, mask: Tensor | None, penalty: float | None) -> float:
-    if isinstance(path, GatherPath):
-        path.forget()  # the next images have other masks; weights gathered for these would make it look too good
+def _time(path: ExecutionPath, images: Tensor, mask: Tensor | None, penalty: float | None) -> float:
+    # The next images have other masks, so weights gathered for these must not speed up the next run.
+    path.forget()
     clock = clock_for(images.device)
     start = clock()
     path.run(images, mask, penalty)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import time
 from typing import NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.kernel import GateHead, Plan, PlanBuilder, Value
 from prunegym.models.skipping.program.layers import Add, Average, Conv, Layer, Linear, MaxPool, Program, Subsample
 from prunegym.models.skipping.program.lowering import UnsupportedError
-from prunegym.models.skipping.program.path import Executed
+from prunegym.models.skipping.program.path import DECIDE, Clock, Executed, ExecutionPath
 
 KEPT_PLANS = 5
 
@@ -25,10 +26,10 @@ SHARED_FROM = 1e6
 
 
 class Translated(NamedTuple):
-    """A plan, and for each of its layers what it is: a layer's label, or ``decide`` and the gate's index."""
+    """A plan, and for each of its layers the name of the program's layer, :data:`DECIDE` and a gate, or another."""
 
     plan: Plan
-    labels: tuple[str, ...]
+    parts: tuple[str, ...]
 
 
 def shares_an_image(program: Program) -> bool:
@@ -41,7 +42,7 @@ def shares_an_image(program: Program) -> bool:
     return sum(macs) >= SHARED_FROM
 
 
-class KernelPath:
+class KernelPath(ExecutionPath):
     """Runs a program in the compiled kernel; masked channels are not computed.
 
     Args:
@@ -53,26 +54,41 @@ class KernelPath:
         UnsupportedError: If the kernel is not available, or lacks a layer or the policy's features.
     """
 
+    name = "kernel"
+    skips = True
+    own_clock = True
+
     def __init__(self, program: Program, policy: GatePolicy | None = None, variant: str | None = None) -> None:
-        if not kernel.available():
-            raise UnsupportedError(f"The compiled kernel is not available: {kernel.unavailable_reason()}.")
-        self.program, self.policy, self.variant = program, policy, variant
+        super().__init__(program, policy)
         self._shared = shares_an_image(program)
         # A policy for a range of lambdas has each one folded into its biases, so each has a plan; few are kept.
-        # Without a reference to this object, whose plans would else stay until garbage is collected.
+        # No reference to this object: it would keep the plans in memory until garbage is collected.
         self._plan = functools.lru_cache(KEPT_PLANS)(functools.partial(_translated, program, policy, variant))
-        self.translated()
+        self._plan(policy is not None, None)
 
-    def translated(self, penalty: float | None = None) -> Translated:
-        """Return the plan for a lambda, and what its layers are."""
-        return self._plan(self.policy is not None, penalty)
+    @property
+    def label(self) -> str:
+        """The name, and the variant of the kernel."""
+        return f"{self.name}, {self._plan(self.policy is not None, None).plan.variant}"
 
     def run(self, images: Tensor, mask: Tensor | None, penalty: float | None) -> Executed:
-        """See :class:`prunegym.models.skipping.program.path.Path`."""
+        """See :class:`~prunegym.models.skipping.program.path.ExecutionPath`."""
         plan = self._plan(mask is None, penalty if mask is None else None).plan
         threads = None if self._shared or len(images) > 1 else 1
         outputs, used = plan(images, mask, threads)
         return Executed(outputs.view(len(images), *self.program.output_shape), used)
+
+    def timed(
+        self,
+        images: Tensor,
+        mask: Tensor | None,
+        penalty: float | None = None,
+        clock: Clock = time.perf_counter,  # noqa: ARG002
+    ) -> dict[str, float]:
+        """See :class:`~prunegym.models.skipping.program.path.ExecutionPath`; several images run on one thread."""
+        plan, parts = self._plan(mask is None, penalty if mask is None else None)
+        threads = torch.get_num_threads() if self._shared and len(images) == 1 else 1
+        return dict(zip(parts, plan.timed(images, mask, threads).values(), strict=True))
 
 
 def _translated(
@@ -98,29 +114,31 @@ def translate(
         looks: Features that an agent outside decides by; the plan then stops before each decision.
 
     Raises:
-        UnsupportedError: If the kernel lacks a layer or the policy's features.
+        UnsupportedError: If the kernel is not available, or lacks a layer or the policy's features.
     """
+    if not kernel.available():
+        raise UnsupportedError(f"The compiled kernel is not available: {kernel.unavailable_reason()}.")
     shape = program.shapes[program.input]
     builder = PlanBuilder(shape[0], shape[1], shape[2], program.widths)
     values: dict[str, Value] = {program.input: builder.images}
-    labels = ["load"]
+    parts = ["load images"]
     stops = {} if looks is None else {decision.gates[0]: index for index, decision in enumerate(looks.decisions)}
     for layer in program.layers:
         try:
             if isinstance(layer, Conv) and layer.gate is not None and policy is not None:
                 builder.decide(layer.gate, values[layer.inputs[0]], gate_head(policy, layer.gate, penalty))
-                labels.append(f"decide {layer.gate}")
+                parts.append(f"{DECIDE}{layer.gate}")
             if looks is not None and isinstance(layer, Conv) and layer.gate in stops:
                 _look(builder, values[layer.inputs[0]], looks, stops[layer.gate])
-                labels.append(f"look {layer.gate}")
+                parts.append(f"look {layer.gate}")
             values[layer.name] = _add(builder, layer, [values[name] for name in layer.inputs])
         except InvalidInputError as error:
             raise UnsupportedError(f"Layer {layer.label!r} is not in the kernel: {error}") from error
-        labels.append(layer.label)
+        parts.append(layer.name)
     output = values[program.output]
     if output.stride != 0 or output.gate is not None:
         raise UnsupportedError("The network returns a map, and the kernel vectors only.")
-    return Translated(builder.build(output, variant), (*labels, "store"))
+    return Translated(builder.build(output, variant), (*parts, "store outputs"))
 
 
 def _add(builder: PlanBuilder, layer: Layer, inputs: list[Value]) -> Value:

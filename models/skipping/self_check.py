@@ -1,30 +1,35 @@
-"""Trying each way of running a network before it is trusted: does it give what the masked CNN gives?"""
+"""Trying each execution path before it is used: does it give the outputs of the masked CNN?"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+from torch import Tensor
 
 from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.skipping.program.lowering import UnsupportedError
-from prunegym.models.skipping.program.path import Path
+from prunegym.models.skipping.program.path import Executed
 
 TOLERANCE = 1e-3
-"""Of the largest output, in float32. What rounding makes is a hundred times smaller."""
+"""Largest error in float32, as a share of the largest output. Rounding errors are a hundred times smaller."""
 ROUNDINGS = 8
-"""The same in other types, as a multiple of what a number is rounded by."""
+"""The same for other types, as a multiple of the type's rounding error (``torch.finfo(dtype).eps``)."""
 
 
-def check(path: Path, masked: MaskedCNN, policy: GatePolicy | None = None) -> None:
+def check_outputs(
+    run: Callable[[Tensor, Tensor | None, float | None], Executed], masked: MaskedCNN, policy: GatePolicy | None = None
+) -> None:
     """Run two images of noise, and the masked CNN on the same images and masks.
 
     Args:
-        path: A way of running the network.
+        run: Takes images, masks and lambda, as :meth:`prunegym.models.skipping.program.path.ExecutionPath.run` does.
         masked: The network.
-        policy: Decides the masks on the way; None: half of the channels are masked.
+        policy: Decides the masks gate by gate; None: half of the channels are masked.
 
     Raises:
-        UnsupportedError: If the way fails, or gives anything else.
+        UnsupportedError: If it fails, or gives other outputs than the masked CNN.
     """
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, *masked.image_shape, generator=generator).to(masked.device, masked.dtype)
@@ -32,7 +37,7 @@ def check(path: Path, masked: MaskedCNN, policy: GatePolicy | None = None) -> No
     # Under autocast the two would differ by its rounding.
     with torch.no_grad(), torch.autocast(masked.device.type, enabled=False):
         try:
-            found = path.run(images, mask, None)
+            found = run(images, mask, None)
         except RuntimeError as error:
             raise UnsupportedError(f"It fails on this network: {' '.join(str(error).split())}") from error
         expected = masked(images, found.mask)

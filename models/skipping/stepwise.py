@@ -7,18 +7,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from prunegym.errors import InvalidInputError, UnknownNameError
-from prunegym.models import kernel
+from prunegym.errors import InvalidInputError
 from prunegym.models.gating.features import MaskFeatures
 from prunegym.models.kernel import Pass, Plan
 from prunegym.models.masking.masked_cnn import ForwardPass, MaskedCNN
-from prunegym.models.skipping.kernel_path import translate
+from prunegym.models.skipping.kernel_path import KernelPath, translate
 from prunegym.models.skipping.program.lowering import UnsupportedError, lower
-from prunegym.models.skipping.program.path import Executed
-from prunegym.models.skipping.self_check import check
-
-STEPWISE = ("auto", "kernel", "masked")
-"""``kernel`` computes kept channels alone, ``masked`` all of them, ``auto`` takes the kernel where it can run."""
+from prunegym.models.skipping.program.path import Executed, MaskedPath
+from prunegym.models.skipping.self_check import check_outputs
+from prunegym.validation import choice
 
 CHUNK = 64
 """Images that pass :class:`MaskedCNN` together on the CPU: for larger maps each layer gets fresh memory from the
@@ -54,30 +51,6 @@ class StepwisePass(Protocol):
         ...
 
 
-def stepwise_pass(masked: MaskedCNN, features: MaskFeatures, execution: str = "auto") -> StepwisePass:
-    """Return a forward pass that can be begun again and again.
-
-    Args:
-        masked: The CNN. Changes of its weights are seen.
-        features: What decisions are made from.
-        execution: One of :data:`STEPWISE`.
-
-    Raises:
-        UnknownNameError: If there is no such way.
-        InvalidInputError: If the kernel is asked for and cannot run this.
-    """
-    if execution not in STEPWISE:
-        raise UnknownNameError("execution", execution, STEPWISE)
-    if execution == "masked":
-        return MaskedPass(masked, features)
-    try:
-        return KernelPass(masked, features)
-    except UnsupportedError as error:
-        if execution == "kernel":
-            raise InvalidInputError(f"Execution 'kernel' cannot run this here: {error} Use 'auto'.") from error
-        return MaskedPass(masked, features)
-
-
 class MaskedPass:
     """See :class:`StepwisePass`. Every channel is computed, and masked ones made 0.
 
@@ -85,6 +58,8 @@ class MaskedPass:
         masked: The CNN.
         features: What decisions are made from.
     """
+
+    name = MaskedPath.name
 
     def __init__(self, masked: MaskedCNN, features: MaskFeatures) -> None:
         self.logits: Tensor | None = None
@@ -127,9 +102,9 @@ class KernelPass:
         UnsupportedError: If the kernel cannot run it, or is not there.
     """
 
+    name = KernelPath.name
+
     def __init__(self, masked: MaskedCNN, features: MaskFeatures) -> None:
-        if not kernel.available():
-            raise UnsupportedError(f"The compiled kernel is not available: {kernel.unavailable_reason()}.")
         if type(features) is not MaskFeatures:
             raise UnsupportedError(f"{type(features).__name__} may look at more than the kernel knows.")
         self.logits: Tensor | None = None
@@ -139,7 +114,7 @@ class KernelPass:
         self._pass: Pass | None = None
         self._decision = 0
         self._translate()
-        check(self, masked)
+        check_outputs(self.run, masked)
         self._pass, self._images, self.logits, self._decision = None, None, None, 0  # nothing is under way
 
     def __getstate__(self) -> dict[str, Any]:
@@ -179,7 +154,7 @@ class KernelPass:
         return None
 
     def run(self, images: Tensor, mask: Tensor | None, penalty: float | None) -> Executed:  # noqa: ARG002
-        """Pass images whose masks are known from the beginning to the end, as a :class:`~.skipping.paths.Path` does."""
+        """Pass images whose masks are known from the beginning to the end, as an execution path does."""
         assert mask is not None
         self.begin(images)
         while self.logits is None:
@@ -196,3 +171,35 @@ class KernelPass:
                 self.advance(mask)
         assert self._pass is not None
         return self._pass
+
+
+PASSES: tuple[type[KernelPass] | type[MaskedPass], ...] = (KernelPass, MaskedPass)
+"""The faster one first. The last one can run every CNN."""
+
+STEPWISE = ("auto", *(kind.name for kind in PASSES))
+"""``kernel`` computes kept channels alone, ``masked`` all of them, ``auto`` takes the kernel where it can run."""
+
+
+def stepwise_pass(masked: MaskedCNN, features: MaskFeatures, execution: str = "auto") -> StepwisePass:
+    """Return a forward pass, which can be begun as often as you like.
+
+    Args:
+        masked: The CNN. Changes of its weights are seen.
+        features: What decisions are made from.
+        execution: One of :data:`STEPWISE`.
+
+    Raises:
+        UnknownNameError: If there is no such execution.
+        InvalidInputError: If the kernel is asked for and cannot run this.
+    """
+    choice("execution", execution, STEPWISE)
+    for kind in PASSES[:-1]:
+        if execution in ("auto", kind.name):
+            try:
+                return kind(masked, features)
+            except UnsupportedError as error:
+                if execution != "auto":
+                    raise InvalidInputError(
+                        f"Execution {execution!r} cannot run this here: {error} Use 'auto'."
+                    ) from error
+    return PASSES[-1](masked, features)

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from prunegym.errors import InvalidInputError
+from prunegym.models import kernel
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.storage.fingerprints import fingerprint_of
 from prunegym.models.storage.weights import save_text
@@ -141,12 +142,15 @@ def _version(package: str) -> str | None:
 
 
 def machine() -> dict[str, str | int]:
-    """Describe the machine: system, processor, cores, torch's threads, and the GPU if there is one."""
+    """Describe the machine as far as times depend on it: processor, cores, threads, torch, the kernel, the GPU."""
     known: dict[str, str | int] = {
         "system": platform.platform(),
         "processor": _processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count() or 1,
         "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "kernel": kernel.variants()[0] if kernel.available() else f"none: {kernel.unavailable_reason()}",
     }
     return known | {"accelerator": torch.cuda.get_device_name()} if torch.cuda.is_available() else known
 

@@ -1,13 +1,11 @@
-"""A network without masks in every form that makes it fast, and what the machine is that times it."""
+"""A network without masks in every form that makes it fast."""
 
 from __future__ import annotations
 
 import copy
 import io
-import platform
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -101,22 +99,3 @@ def _folded(network: nn.Module) -> nn.Module:
 
 def _channels_last(network: nn.Module) -> nn.Module:
     return _folded(network).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
-
-
-def machine() -> dict[str, Any]:
-    """Describe this machine as far as times depend on it."""
-    from prunegym.models import kernel
-
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        lines = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
-        name = lines[0] if lines else name
-    return {
-        "processor": name,
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "kernel": kernel.variants()[0] if kernel.available() else f"none: {kernel.unavailable_reason()}",
-        "system": platform.platform(),
-    }

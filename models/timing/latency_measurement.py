@@ -14,21 +14,16 @@ from prunegym.errors import InvalidInputError
 from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.gating.static_policy import StaticPolicy
 from prunegym.models.masking.masked_cnn import MaskedCNN
+from prunegym.models.skipping.program.path import Clock
 from prunegym.models.storage.run_folder import machine, versions
 from prunegym.models.timing.latency_table import Axis, LatencyTable, Part
 from prunegym.models.timing.latency_timers import (
-    Clock,
     Counts,
     Timer,
-    TorchTimer,
     clock_named,
-    make_timer,
     policy_timer,
-    step_counts,
 )
-
-# Who measures a table finds the ways of running here too.
-__all__ = ["Timer", "TorchTimer", "kept_widths", "make_timer", "measure", "step_counts"]
+from prunegym.validation import whole_number
 
 QUARTERS = 4
 
@@ -62,8 +57,8 @@ def measure(
         The table; ``validation`` has ``masks``, ``mean_error`` and ``max_error`` (shares of the measured time),
         ``predicted`` and ``measured`` (seconds).
     """
-    if rounds < 1 or validation_masks < 1:
-        raise InvalidInputError(f"rounds is {rounds} and masks {validation_masks}; both must be at least 1.")
+    whole_number("rounds", rounds)
+    whole_number("validation_masks", validation_masks)
     generator = torch.Generator().manual_seed(seed)
     timing = clock_named(clock, masked)
     groups: dict[tuple[Counts, Counts], list[str]] = defaultdict(list)
@@ -91,8 +86,8 @@ def measure(
         gates=tuple((gate.name, gate.width) for gate in masked.gates),
         fixed=statistics.median(fixed) if fixed else 0.0,
         parts=tuple(_part_of(names[0], key, samples[key]) for key, names in groups.items() if key in samples),
-        policy=0.0 if policy is None else _policy_seconds(policy_timer(timer, masked, policy, timing), rounds),
-        machine={**machine(), **{name: versions()[name] for name in ("torch", "prunegym")}},
+        policy=0.0 if policy is None else _policy_seconds(policy_timer(timer, policy), rounds),
+        machine={**machine(), "prunegym": versions()["prunegym"]},
     )
     masks = [_random_mask(masked, generator) for _ in range(validation_masks)]
     return _validated(table, timer, masks, rounds, timing)

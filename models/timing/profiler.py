@@ -1,24 +1,24 @@
-"""Where the time of a masked CNN goes: dense, masked, skipping, and layer by layer in the kernel."""
+"""Where the time of a masked CNN goes: dense, masked, skipping, and layer by layer."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.models.skipping.kernel_path import KernelPath
-from prunegym.models.skipping.program.path import Policy, decides_gate_by_gate
+from prunegym.models.skipping.program.lowering import lower
+from prunegym.models.skipping.program.path import DECIDE, ExecutionPath, Policy, decides_gate_by_gate
 from prunegym.models.skipping.skipping_cnn import SkippingCNN
-from prunegym.models.skipping.torch_paths.gather import GatherPath
-from prunegym.models.stopwatch import measure
-from prunegym.models.timing.dense_forms import Forms, dense_forms, dense_in_onnx_runtime, machine
+from prunegym.models.stopwatch import median_seconds
+from prunegym.models.storage.run_folder import machine
+from prunegym.models.timing.dense_forms import Forms, dense_forms, dense_in_onnx_runtime
 
 LIMIT = 60.0
 """Seconds after which no further round begins."""
@@ -26,7 +26,7 @@ LIMIT = 60.0
 
 @dataclasses.dataclass(frozen=True)
 class LayerTime:
-    """A layer's share of the time in the kernel, for one image.
+    """A layer's share of the time, for one image.
 
     Attributes:
         layer: Its label; ``decide`` and a gate's name for a policy's part.
@@ -55,7 +55,8 @@ class Profile:
         failed: What could not be run, and why.
         mac_share: Mean MAC share of the masks, the policy's own included.
         kept_share: Mean kept share.
-        layers: Layer by layer in the kernel, if it can run the network.
+        layers: Layer by layer in the first path that skips, if one can run the network.
+        layers_of: Name of that path; empty if there is none.
         batch: Images in a batch.
         masks: Where masks came from.
         machine: What it ran on.
@@ -70,6 +71,7 @@ class Profile:
     mac_share: float
     kept_share: float
     layers: tuple[LayerTime, ...]
+    layers_of: str
     batch: int
     masks: str
     machine: dict[str, Any]
@@ -124,7 +126,7 @@ def profile(
     given: list[Tensor] = [fast(images, penalty=penalty).mask for images in batches] if masks is None else masks
     wanted: list[Tensor | None] = [None] * len(batches) if masks is None else cast("list[Tensor | None]", masks)
     dense, failed = dense_forms(masked.network, batches[0], compiled)
-    choice = fast.way(batches[0], wanted[0], penalty) if masks is not None else fast.choices[-1].execution
+    taken = fast.way(batches[0], wanted[0], penalty) if masks is not None else fast.choices[-1].execution
     skipping: Forms = {
         name: _in_turn(SkippingCNN(masked, policy, name), batches, wanted, penalty, forget) for name in fast.available
     }
@@ -133,27 +135,24 @@ def profile(
         reference["ONNX Runtime, dense"] = dense_in_onnx_runtime(masked.network, batches[0])
     except Exception as error:  # it is optional, and torch raises about anything when it exports
         failed["ONNX Runtime, dense"] = (str(error) or type(error).__name__).splitlines()[0]
-    kernel = fast.path("kernel") if "kernel" in fast.available else None
-    if isinstance(kernel, KernelPath):
+    path = next((path for path in map(fast.path, fast.available) if path.skips), None)
+    if path is not None:
         ones = [torch.ones_like(mask) for mask in given]
-        bare = SkippingCNN(masked, None, "kernel")
-        reference["kernel, all channels"] = _in_turn(bare, batches, ones)
+        bare = SkippingCNN(masked, None, path.name)
+        reference[f"{path.name}, all channels"] = _in_turn(bare, batches, ones)
         if policy is not None:
-            reference["kernel, masks given"] = _in_turn(bare, batches, given)
-    forms = {("dense", n): f for n, f in dense.items()} | {("skipping", n): f for n, f in skipping.items()}
-    forms |= {("reference", n): f for n, f in reference.items()}
-    seconds = measure({f"{kind}/{name}": form for (kind, name), form in forms.items()}, rounds, clock, LIMIT)
-    found = {
-        kind: {name: seconds[f"{kind}/{name}"] for other, name in forms if other == kind}
-        for kind in ("dense", "skipping", "reference")
-    }
+            reference[f"{path.name}, masks given"] = _in_turn(bare, batches, given)
+    forms = {"dense": dense, "skipping": skipping, "reference": reference}
+    flat = {f"{kind}/{name}": form for kind, named in forms.items() for name, form in named.items()}
+    seconds = median_seconds(flat, rounds, clock, LIMIT)
+    found = {kind: {name: seconds[f"{kind}/{name}"] for name in named} for kind, named in forms.items()}
     mask = torch.cat(given)
     macs = masked.cost.total_share(mask, policy.macs if policy else 0).mean().item()
     return Profile(
-        found["dense"], found["skipping"], found["reference"], choice, fast.choices[-1].reason,
-        {**failed, **fast.unavailable}, macs, float(mask.float().mean()),
-        _layers(masked, kernel, batches, given, policy, penalty, rounds) if isinstance(kernel, KernelPath) else (),
-        len(batches[0]), "given" if masks is not None else "by the policy", machine(),
+        **found, taken=taken, reason=fast.choices[-1].reason, failed={**failed, **fast.unavailable}, mac_share=macs,
+        kept_share=float(mask.float().mean()), batch=len(batches[0]), machine=machine(),
+        layers=() if path is None else _layers(masked, path, batches, given, policy, penalty, rounds),
+        layers_of="" if path is None else path.name, masks="given" if masks is not None else "by the policy",
     )  # fmt: skip
 
 
@@ -167,12 +166,12 @@ def _in_turn(
     """Return a function that runs one batch after the other."""
     once = list(zip(batches, masks, strict=True))
     pairs, path = itertools.cycle(once), fast.path(fast.execution)
-    if not forget and isinstance(path, GatherPath):
-        for images, mask in once:  # weights of masks that come again are there before the clock runs
+    if not forget:
+        for images, mask in once:  # what a path keeps for masks that come again is there before the clock runs
             fast(images, mask, penalty)
 
     def run() -> object:
-        if forget and isinstance(path, GatherPath):
+        if forget:
             path.forget()
         images, mask = next(pairs)
         return fast(images, mask, penalty)
@@ -182,37 +181,33 @@ def _in_turn(
 
 def _layers(
     masked: MaskedCNN,
-    kernel: KernelPath,
+    path: ExecutionPath,
     batches: list[Tensor],
     masks: list[Tensor],
     policy: Policy | None,
     penalty: float | None,
     rounds: int,
 ) -> tuple[LayerTime, ...]:
-    decides = isinstance(policy, GatePolicy) and decides_gate_by_gate(policy)
-    plan, labels = kernel.translated(penalty if decides else None)
-    full_plan, full_labels = KernelPath(kernel.program).translated() if decides else (plan, labels)
-    times, full = [0.0] * len(labels), [0.0] * len(full_labels)
-    count = 0
-    for _, (images, mask) in zip(
-        range(max(rounds, 1)), itertools.cycle(zip(batches, masks, strict=True)), strict=False
-    ):
-        count += len(images)
-        for i, value in enumerate(plan.timed(images, mask).values()):
-            times[i] += value
-        for i, value in enumerate(full_plan.timed(images, torch.ones_like(mask)).values()):
-            full[i] += value
-    full_times = iter(full)
+    decides = decides_gate_by_gate(policy)
+    program = lower(masked)
+    bare = type(path).make(masked, lambda: program, None)
+    times: Counter[str] = Counter()
+    full: Counter[str] = Counter()
+    turns = zip(range(max(rounds, 1)), itertools.cycle(zip(batches, masks, strict=True)), strict=False)
+    for _, (images, mask) in turns:
+        times.update(path.timed(images, None if decides else mask, penalty))
+        full.update(bare.timed(images, torch.ones_like(mask)))
+    count = max(rounds, 1) * len(batches[0])
     kept = [float(part.float().mean()) for part in masked.split(torch.cat(masks))]
-    names = {gate.name: index for index, gate in enumerate(masked.gates)}
+    layers = {layer.name: layer for layer in program.layers}
     rows = []
-    for label, value in zip(labels, times, strict=True):
-        if label.startswith("decide "):
-            gate = int(label.removeprefix("decide "))
-            rows.append(LayerTime(f"decide {masked.gates[gate].name}", kept[gate], value / count, None))
-        else:
-            share = kept[names[label]] if label in names else None
-            rows.append(LayerTime(label, share, value / count, next(full_times) / count))
+    for name, seconds in times.items():
+        decided = int(name.removeprefix(DECIDE)) if name.startswith(DECIDE) else None
+        layer = layers.get(name)
+        gate = getattr(layer, "gate", None) if decided is None else decided
+        label = f"{DECIDE}{masked.gates[decided].name}" if decided is not None else layer.label if layer else name
+        share = None if gate is None else kept[gate]
+        rows.append(LayerTime(label, share, seconds / count, full[name] / count if name in full else None))
     return tuple(rows)
 
 

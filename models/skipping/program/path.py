@@ -1,9 +1,11 @@
-"""What the ways of running a masked CNN have in common: where masks come from, and what comes out."""
+"""What all execution paths have in common: where masks come from, and what comes out."""
 
 from __future__ import annotations
 
+import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -12,15 +14,20 @@ from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.gating.rollouts import greedy, rollout
 from prunegym.models.gating.static_policy import StaticPolicy
 from prunegym.models.masking.masked_cnn import MaskedCNN
+from prunegym.models.skipping.program.layers import Program
 
 Policy = GatePolicy | StaticPolicy
+Clock = Callable[[], float]
+"""Returns seconds."""
 Decide = Callable[[int, Tensor], Tensor]
 """From a gate's index and the map that its producer reads, (images, channels, height, width) with zeros where channels
 are masked, to its bits (images, width) bool."""
+DECIDE = "decide "
+"""Begins the name of what decides a gate, among the parts of :meth:`ExecutionPath.timed`; the gate's index follows."""
 
 
 class Executed(NamedTuple):
-    """What came of a batch."""
+    """The result of a batch."""
 
     output: Tensor
     """The CNN's output (batch, ...)."""
@@ -28,9 +35,53 @@ class Executed(NamedTuple):
     """The masks that were used, (batch, mask_size) bool."""
 
 
-class Path(Protocol):
-    """A way of running a masked CNN."""
+class ExecutionPath(ABC):
+    """One way of running a masked CNN. :data:`prunegym.models.skipping.skipping_cnn.PATHS` lists them all.
 
+    A path that cannot run a network, or a policy, raises ``UnsupportedError`` when it is made. Its message says why.
+
+    Args:
+        program: The network.
+        policy: Decides gate by gate; None: masks are given.
+
+    Attributes:
+        name: What users call it.
+        skips: Whether masked channels take no time. Such a path has :meth:`timed`.
+        measured: Whether ``auto`` considers it.
+        own_clock: Whether :meth:`timed` ignores the clock that it is given, and counts wall time.
+    """
+
+    name: ClassVar[str]
+    skips: ClassVar[bool] = False
+    measured: ClassVar[bool] = True
+    own_clock: ClassVar[bool] = False
+
+    def __init__(self, program: Program, policy: GatePolicy | None = None) -> None:
+        self.program, self.policy = program, policy
+
+    @classmethod
+    def make(cls, masked: MaskedCNN, program: Callable[[], Program], policy: GatePolicy | None) -> Self:  # noqa: ARG003
+        """Return the path for a CNN.
+
+        Args:
+            masked: The CNN.
+            program: Returns its program, or raises ``UnsupportedError``.
+            policy: Decides gate by gate; None: masks are given.
+
+        Raises:
+            UnsupportedError: If the path cannot run this here.
+        """
+        return cls(program(), policy)
+
+    @property
+    def label(self) -> str:
+        """The name, and which variant runs if there are several."""
+        return self.name
+
+    def forget(self) -> None:  # noqa: B027
+        """Drop what is kept for masks that may come again; most paths keep nothing."""
+
+    @abstractmethod
     def run(self, images: Tensor, mask: Tensor | None, penalty: float | None) -> Executed:
         """Run normalised images (batch, channels, height, width).
 
@@ -39,7 +90,22 @@ class Path(Protocol):
             mask: (batch, mask_size) bool; None lets the policy decide gate by gate.
             penalty: lambda, for a policy with a ``penalty_range``.
         """
-        ...
+
+    def timed(
+        self, images: Tensor, mask: Tensor | None, penalty: float | None = None, clock: Clock = time.perf_counter
+    ) -> dict[str, float]:
+        """Run as :meth:`run` does, and return the seconds spent in each part of the work.
+
+        Args:
+            images: As for :meth:`run`.
+            mask: As for :meth:`run`.
+            penalty: As for :meth:`run`.
+            clock: Returns seconds.
+
+        Returns:
+            Seconds by the name of a layer of the program, :data:`DECIDE` and a gate's index, or another name.
+        """
+        raise NotImplementedError(f"The path {self.name!r} does not time its layers.")
 
 
 def decides_gate_by_gate(policy: Policy | None) -> bool:
@@ -57,21 +123,29 @@ def decide_first(masked: MaskedCNN, policy: Policy, images: Tensor, penalty: flo
 
 
 def decide_as_given(mask: Tensor, widths: tuple[int, ...]) -> Decide:
-    """Return a function that deals out masks (images, mask_size) that are known already."""
+    """Return a function that gives each gate its bits of masks (images, mask_size) that are known already."""
     parts = torch.split(mask, list(widths), dim=1)
     return lambda gate, _reads: parts[gate]
 
 
-class MaskedPath:
+class MaskedPath(ExecutionPath):
     """The masked CNN itself: every channel is computed, then multiplied by its bit. The reference for the others."""
 
+    name = "masked"
+    measured = False  # the same network with norms folded is faster
+
     def __init__(self, masked: MaskedCNN, policy: Policy | None) -> None:
-        self.masked, self.policy = masked, policy
+        self.masked, self.decider = masked, policy
+
+    @classmethod
+    def make(cls, masked: MaskedCNN, program: Callable[[], Program], policy: GatePolicy | None) -> Self:  # noqa: ARG003
+        """Return the path; it can run every CNN, and needs no program."""
+        return cls(masked, policy)
 
     def run(self, images: Tensor, mask: Tensor | None, penalty: float | None) -> Executed:
-        """See :class:`Path`."""
+        """See :class:`ExecutionPath`."""
         if mask is not None:
             return Executed(self.masked(images, mask), mask)
-        assert self.policy is not None
-        done = rollout(self.masked, self.policy, images, greedy, penalty)
+        assert self.decider is not None
+        done = rollout(self.masked, self.decider, images, greedy, penalty)
         return Executed(done.output, done.mask.bool())

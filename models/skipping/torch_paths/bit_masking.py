@@ -55,7 +55,7 @@ def _ends_in_relu(program: Program, producer: Conv) -> bool:
     return isinstance(pool, MaxPool) and pool.name in program.points and (pool.relu or producer.relu)
 
 
-class Masks:
+class BitMasks:
     """The masks of one call, as biases and factors.
 
     Args:

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.skipping.program.layers import Conv, Program
-from prunegym.models.skipping.program.path import Executed
-from prunegym.models.skipping.torch_paths.bit_masking import Masking, Masks
+from prunegym.models.skipping.program.path import Executed, ExecutionPath
+from prunegym.models.skipping.torch_paths.bit_masking import BitMasks, Masking
 from prunegym.models.skipping.torch_paths.folded_heads import Deciding, joined
 from prunegym.models.skipping.torch_paths.torch_layers import conv, run_layer, shaped
 
@@ -18,7 +18,7 @@ them. Many weights are read anew for each group, which costs more than that."""
 FEW_WEIGHTS = 1_000_000
 
 
-class FullPath:
+class FullPath(ExecutionPath):
     """Computes every channel, norms folded, and masks them: the dense network's speed, never much less.
 
     Maps and weights lie channels last in memory. Of the networks that were timed in both layouts, only VGG-16 and
@@ -29,8 +29,10 @@ class FullPath:
         policy: Decides gate by gate; None: masks are given.
     """
 
+    name = "full"
+
     def __init__(self, program: Program, policy: GatePolicy | None = None) -> None:
-        self.program, self.policy = program, policy
+        super().__init__(program, policy)
         self._masking, self._deciding = Masking(program), Deciding(program, policy)
         self._weights = {
             layer.name: layer.weight.contiguous(memory_format=torch.channels_last)
@@ -40,7 +42,7 @@ class FullPath:
         self._in_groups = sum(weight.numel() for weight in self._weights.values()) <= FEW_WEIGHTS
 
     def run(self, images: Tensor, mask: Tensor | None, penalty: float | None) -> Executed:
-        """See :class:`prunegym.models.skipping.program.path.Path`."""
+        """See :class:`~prunegym.models.skipping.program.path.ExecutionPath`."""
         if len(images) <= GROUP or not self._in_groups or images.device.type != "cpu":
             return self._run(images, mask, penalty)
         starts = range(0, len(images), GROUP)
@@ -53,7 +55,7 @@ class FullPath:
     def _run(self, images: Tensor, mask: Tensor | None, penalty: float | None) -> Executed:
         """Run images together, layer by layer."""
         program, decide = self.program, self._deciding.start(mask, penalty)
-        masks = Masks(self._masking, mask, shared=len(images) == 1)
+        masks = BitMasks(self._masking, mask, shared=len(images) == 1)
         values = {program.input: images.contiguous(memory_format=torch.channels_last)}
         bits: dict[int, Tensor] = {}
         for layer, ending in zip(program.layers, program.ending, strict=True):

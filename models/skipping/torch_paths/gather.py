@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections import defaultdict
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.skipping.program.layers import Conv, Layer, Linear, Program
-from prunegym.models.skipping.program.path import Decide, Executed
+from prunegym.models.skipping.program.path import DECIDE, Clock, Decide, Executed, ExecutionPath
 from prunegym.models.skipping.torch_paths.folded_heads import Deciding, joined
-from prunegym.models.skipping.torch_paths.gathered_weights import Kept, Slices
+from prunegym.models.skipping.torch_paths.gathered_weights import KeptChannels, Slices
 from prunegym.models.skipping.torch_paths.torch_layers import conv, finish, linear, run_layer, shaped
 
 CACHED_COPIES = 8
 """Gathered weights are kept up to this many times the network's own: of masks that keep half of each gate, 32."""
 
 
-class GatherPath:
+class GatherPath(ExecutionPath):
     """Removes masked channels: weights are gathered for images with equal masks, so that smaller convolutions run.
 
-    It pays on large maps, where gathering weights is cheap beside convolving, and where few masks serve many images.
+    It pays on large maps, where gathering weights is cheap compared with convolving, and where few masks serve many
+    images.
 
     Args:
         program: The network.
@@ -32,8 +35,11 @@ class GatherPath:
             network's own.
     """
 
+    name = "torch"
+    skips = True
+
     def __init__(self, program: Program, policy: GatePolicy | None = None, cached: int | None = None) -> None:
-        self.program, self.policy = program, policy
+        super().__init__(program, policy)
         self._deciding = Deciding(program, policy)
         own = sum(layer.weight.numel() for layer in program.layers if isinstance(layer, Conv | Linear))
         self._slices = Slices(CACHED_COPIES * own if cached is None else cached)
@@ -48,57 +54,57 @@ class GatherPath:
         self._slices.clear()
 
     def run(self, images: Tensor, mask: Tensor | None, penalty: float | None) -> Executed:
-        """See :class:`prunegym.models.skipping.program.path.Path`."""
+        """See :class:`~prunegym.models.skipping.program.path.ExecutionPath`."""
+        return self._run(images, mask, penalty, _plainly)
+
+    def timed(
+        self, images: Tensor, mask: Tensor | None, penalty: float | None = None, clock: Clock = time.perf_counter
+    ) -> dict[str, float]:
+        """See :class:`~prunegym.models.skipping.program.path.ExecutionPath`."""
+        seconds: dict[str, float] = defaultdict(float)
+
+        def clocked(work: _Work, layer: Layer, state: _State) -> Tensor:
+            start = clock()
+            value = work(layer, state)
+            part = f"{DECIDE}{cast(Conv, layer).gate}" if work == self._decide else layer.name
+            seconds[part] += clock() - start
+            return value
+
+        self._run(images, mask, penalty, clocked)
+        return dict(seconds)
+
+    def _run(
+        self, images: Tensor, mask: Tensor | None, penalty: float | None, run: Callable[[_Work, Layer, _State], Tensor]
+    ) -> Executed:
         if mask is None:  # what an image reads after the first gate depends on its mask, so each one goes alone
-            done = [self._group(images[i : i + 1], None, penalty) for i in range(len(images))]
+            done = [self._group(images[i : i + 1], None, penalty, run) for i in range(len(images))]
             return Executed(torch.cat([one.output for one in done]), torch.cat([one.mask for one in done]))
         if len(images) == 1:
-            return self._group(images, mask, penalty)
+            return self._group(images, mask, penalty, run)
         distinct, group_of = torch.unique(mask, dim=0, return_inverse=True)
         if len(distinct) == 1:
-            return Executed(self._group(images, mask[:1], penalty).output, mask)
+            return Executed(self._group(images, mask[:1], penalty, run).output, mask)
         output: Tensor | None = None
         order = group_of.argsort()
         for rows in torch.split(order, torch.bincount(group_of).tolist()):
-            done_rows = self._group(images[rows], mask[rows[:1]], penalty).output
+            done_rows = self._group(images[rows], mask[rows[:1]], penalty, run).output
             if output is None:
                 output = done_rows.new_empty(len(images), *done_rows.shape[1:])
             output[rows] = done_rows
         assert output is not None
         return Executed(output, mask)
 
-    def timed(self, images: Tensor, mask: Tensor, clock: Callable[[], float] = time.perf_counter) -> dict[str, float]:
-        """Run images that share one mask, and return the seconds of each layer by name.
-
-        Args:
-            images: As for :meth:`run`.
-            mask: (1, mask_size) bool.
-            clock: Returns seconds.
-        """
-        seconds: dict[str, float] = {}
-
-        def timed(layer: Layer, state: _State) -> Tensor:
-            start = clock()
-            value = self._layer(layer, state)
-            seconds[layer.name] = clock() - start
-            return value
-
-        self._group(images, mask, None, timed)
-        return seconds
-
     def _group(
-        self,
-        images: Tensor,
-        mask: Tensor | None,
-        penalty: float | None,
-        run: Callable[[Layer, _State], Tensor] | None = None,
+        self, images: Tensor, mask: Tensor | None, penalty: float | None, run: Callable[[_Work, Layer, _State], Tensor]
     ) -> Executed:
         """Run images that share one mask (1, mask_size), or one image whose mask is decided on the way."""
-        program, run = self.program, run or self._layer
+        program = self.program
         values = {program.input: images.contiguous(memory_format=torch.channels_last)}
         state = _State(values, self._deciding.start(mask, penalty), mask is not None)
         for layer, ending in zip(program.layers, program.ending, strict=True):
-            values[layer.name] = run(layer, state)
+            if not state.given and isinstance(layer, Conv) and layer.gate is not None:
+                run(self._decide, layer, state)
+            values[layer.name] = run(self._layer, layer, state)
             for name in ending:
                 del values[name]
         return Executed(shaped(values[program.output], program), joined(state.bits, mask))
@@ -116,12 +122,21 @@ class GatherPath:
             return x.new_empty(len(x), 0, *program.shapes[layer.name][1:])
         return run_layer(layer, values)
 
-    def _conv(self, layer: Conv, state: _State, inside: Kept | None) -> Tensor:
-        gate, outside = layer.gate, None
-        x = state.values[layer.inputs[0]]
-        if gate is not None:
-            state.bits[gate] = state.decide(gate, x if state.given else _spread(x, inside))
-            outside = state.kept[gate] = Kept(state.bits[gate][0])
+    def _decide(self, layer: Layer, state: _State) -> Tensor:
+        """Note which channels of a convolution are kept, and return their bits (images, width)."""
+        gate, x = cast(Conv, layer).gate, state.values[layer.inputs[0]]
+        assert gate is not None
+        source = self.program.gates.get(layer.inputs[0])
+        bits = state.decide(gate, x if state.given or source is None else _spread(x, state.kept[source]))
+        state.bits[gate], state.kept[gate] = bits, KeptChannels(bits[0])
+        return bits
+
+    def _conv(self, layer: Conv, state: _State, inside: KeptChannels | None) -> Tensor:
+        x, outside = state.values[layer.inputs[0]], None
+        if layer.gate is not None:
+            if state.given:
+                self._decide(layer, state)
+            outside = state.kept[layer.gate]
         weight, bias = self._slices.get(layer, inside, outside)
         if all(kept.count for kept in (inside, outside) if kept is not None):
             return conv(layer, state.values, weight, bias)
@@ -138,11 +153,19 @@ class _State:
     decide: Decide
     given: bool
     bits: dict[int, Tensor] = dataclasses.field(default_factory=dict)
-    kept: dict[int, Kept] = dataclasses.field(default_factory=dict)
+    kept: dict[int, KeptChannels] = dataclasses.field(default_factory=dict)
 
 
-def _spread(x: Tensor, kept: Kept | None) -> Tensor:
+_Work = Callable[[Layer, _State], Tensor]
+"""Deciding a layer's gate, or running the layer."""
+
+
+def _plainly(work: _Work, layer: Layer, state: _State) -> Tensor:
+    return work(layer, state)
+
+
+def _spread(x: Tensor, kept: KeptChannels) -> Tensor:
     """Return a map of all channels, zeros where they are masked."""
-    if kept is None or kept.index is None:
+    if kept.index is None:
         return x
     return x.new_zeros(len(x), len(kept.bits), *x.shape[2:]).index_copy_(1, kept.index, x)

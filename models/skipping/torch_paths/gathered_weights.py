@@ -12,7 +12,7 @@ from torch import Tensor
 from prunegym.models.skipping.program.layers import Conv, Linear
 
 
-class Kept:
+class KeptChannels:
     """The kept channels of a gate.
 
     Attributes:
@@ -65,12 +65,16 @@ class Slices:
             self._whole[layer.name] = _as_maps(layer.weight)
         return self._whole[layer.name]
 
-    def get(self, layer: Conv | Linear, inside: Kept | None, outside: Kept | None) -> tuple[Tensor, Tensor]:
+    def get(
+        self, layer: Conv | Linear, inside: KeptChannels | None, outside: KeptChannels | None
+    ) -> tuple[Tensor, Tensor]:
         """Return weight and bias of a layer between the kept channels ``inside`` and ``outside``; None: all."""
         with self._lock:
             return self._get(layer, inside, outside)
 
-    def _get(self, layer: Conv | Linear, inside: Kept | None, outside: Kept | None) -> tuple[Tensor, Tensor]:
+    def _get(
+        self, layer: Conv | Linear, inside: KeptChannels | None, outside: KeptChannels | None
+    ) -> tuple[Tensor, Tensor]:
         key = (layer.name, b"" if inside is None else inside.key, b"" if outside is None else outside.key)
         if not key[1] and not key[2]:
             return self._all(layer), layer.bias

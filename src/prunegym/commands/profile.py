@@ -111,4 +111,9 @@ def _layers(found: Profile) -> Table:
         for row in found.layers
     ]  # fmt: skip
     columns = ["layer", "channels kept", "us an image", "all channels"]
-    return table("In the kernel, one thread", columns, rows, "Norms, sums and ReLUs are in the layer before.")
+    return table(
+        f"Layer by layer, execution {found.layers_of!r}",
+        columns,
+        rows,
+        "Norms, sums and ReLUs are in the layer before.",
+    )

@@ -10,7 +10,7 @@ from prunegym.errors import InvalidInputError
 from prunegym.models import MaskedCNN, MaskFeatures, kernel
 from prunegym.models.kernel import Pass
 from prunegym.models.skipping.kernel_path import KernelPath
-from prunegym.models.skipping.program.path import Executed, Path
+from prunegym.models.skipping.program.path import Executed, ExecutionPath
 from prunegym.models.skipping.skipping_cnn import SkippingCNN, prefer_kernel
 from prunegym.models.skipping.stepwise import KernelPass, MaskedPass, stepwise_pass
 from prunegym.models.skipping.torch_paths.full import FullPath
@@ -42,7 +42,7 @@ def masked_network(name: str, size: int = 8) -> MaskedCNN:
 @pytest.mark.parametrize("name", GATED)
 def test_equals_the_masked_network(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # What is wrong must not be hidden by being left out.
-    monkeypatch.setattr("prunegym.models.skipping.skipping_cnn.check", lambda *_: None)
+    monkeypatch.setattr("prunegym.models.skipping.skipping_cnn.check_outputs", lambda *_: None)
     masked = masked_network(name)
     fast = SkippingCNN(masked)
     for batch in (6, 7):
@@ -78,14 +78,14 @@ WRONG = {
 @pytest.mark.parametrize("kind", WRONG)
 @pytest.mark.parametrize(("way", "path"), [("full", FullPath), ("torch", GatherPath), ("kernel", KernelPath)])
 def test_a_way_that_is_wrong_is_not_taken(
-    way: str, path: type[Path], kind: str, policy: bool, monkeypatch: pytest.MonkeyPatch
+    way: str, path: type[ExecutionPath], kind: str, policy: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if way == "kernel" and not kernel.available():
         pytest.skip(f"no compiled kernel: {kernel.unavailable_reason()}")
     masked, run = zoo("simple-cnn"), path.run
     change, why = WRONG[kind]
 
-    def wrong(self: Path, images: Tensor, mask: Tensor | None, penalty: float | None) -> Executed:
+    def wrong(self: ExecutionPath, images: Tensor, mask: Tensor | None, penalty: float | None) -> Executed:
         output, used = run(self, images, mask, penalty)
         return Executed(change(output), used)
 
