@@ -20,7 +20,7 @@ from prunegym.validation import choice
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 STAGES: dict[str, type[Any]] = {"imitation": ImitationConfig, "refine": TuneConfig, "budget": Budget}
-GATE_POLICY = ("hidden", "grid", "feature_size")
+GATE_POLICY = ("hidden", "grid", "feature_size", "kinds")
 TO_ALGORITHMS = {
     "self", "policy", "env", "policy_kwargs", "seed", "device", "tensorboard_log", "n_steps", "batch_size", "verbose",
     "_init_setup_model",

@@ -7,7 +7,6 @@ from torch import nn
 
 from prunegym.models.export.onnx_channels import Columns
 from prunegym.models.export.onnx_graph import GraphBuilder, Known, numpy_of
-from prunegym.models.export.onnx_operators import adaptive_average, averaging_matrix
 from prunegym.models.gating.features import CLIP, MaskFeatures
 from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.gating.static_policy import StaticPolicy
@@ -59,14 +58,10 @@ def decide(
 def _features(
     builder: GraphBuilder, features: MaskFeatures, decision: int, reads: Known, shape: tuple[int, ...], columns: Columns
 ) -> Known:
-    average = _all_channels(builder, builder.op("GlobalAveragePool", reads), 1, columns)
-    cells = features.grid_of(decision)
-    if shape[1] > features.feature_size:
-        average = builder.op("MatMul", averaging_matrix(shape[1], features.feature_size), average)
-    parts = [average]
-    if cells:
-        grid = adaptive_average(builder, reads, shape, [cells, cells])
-        parts.append(_all_channels(builder, grid, cells * cells, columns))
+    def all_channels(pooled: Known, numbers: int) -> Known:
+        return _all_channels(builder, pooled, numbers, columns)
+
+    parts = [feature.onnx(builder, reads, shape, all_channels) for feature in features.kinds[decision]]
     mean, std = (numpy_of(features.get_buffer(f"{name}{decision}")) for name in ("mean", "std"))
     raw = builder.concat([builder.reshape(part, [-1]) for part in parts])
     standardised = builder.op("Div", builder.op("Sub", raw, mean), std)

@@ -7,6 +7,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunegym.errors import InvalidInputError, MissingDependencyError
@@ -82,6 +84,26 @@ class GraphBuilder:
         if len(arrays) == len(parts):
             return np.concatenate(arrays, axis)
         return self.op("Concat", *parts, axis=axis)
+
+    def adaptive_average(self, x: Known, shape: tuple[int, ...], sizes: list[int]) -> Known:
+        """Average over cells as ``adaptive_avg_pool2d`` does.
+
+        Args:
+            x: (1, channels, height, width).
+            shape: Its shape; the number of channels does not matter.
+            sizes: Cells along height and width.
+        """
+        if sizes == [1, 1]:
+            return self.op("GlobalAveragePool", x)
+        if shape[2] % sizes[0] == 0 and shape[3] % sizes[1] == 0:
+            kernel = [shape[2] // sizes[0], shape[3] // sizes[1]]
+            return self.op("AveragePool", x, kernel_shape=kernel, strides=kernel)
+        # Cells of unequal size, overlapping by a pixel: each side is a product with a fixed matrix (cells, pixels).
+        down, across = (
+            F.adaptive_avg_pool1d(torch.eye(pixels), cells).T.contiguous().numpy()
+            for pixels, cells in zip(shape[2:], sizes, strict=True)
+        )
+        return self.op("MatMul", down, self.op("MatMul", x, across.T))
 
     def input(self, name: str, dtype: Any, shape: Sequence[int], default: Array | None = None) -> str:
         """Add an input of the model; one with a default may be left out when it runs."""

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from prunegym.errors import InvalidInputError
-from prunegym.models.export.onnx_graph import Array, GraphBuilder, Known
+from prunegym.models.export.onnx_graph import GraphBuilder, Known
 from prunegym.models.masking.graph import Graph, Step, Value
 
 
@@ -147,7 +147,7 @@ def _pool(kind: str) -> Callable[[Call], Known]:
 
 def _adaptive_average(call: Call) -> Known:
     sizes = [old if new is None else new for old, new in _adaptive_sizes(call)]
-    return adaptive_average(call.builder, call.x, call.before, sizes)
+    return call.builder.adaptive_average(call.x, call.before, sizes)
 
 
 def _adaptive_max(call: Call) -> Known:
@@ -158,30 +158,6 @@ def _adaptive_max(call: Call) -> Known:
 
 def _adaptive_sizes(call: Call) -> list[tuple[int, int | None]]:
     return list(zip(call.before[2:], pair(call.option("output_size", 1)), strict=True))
-
-
-def adaptive_average(builder: GraphBuilder, x: Known, shape: tuple[int, ...], sizes: list[int]) -> Known:
-    """Average over cells as ``adaptive_avg_pool2d`` does.
-
-    Args:
-        builder: The graph.
-        x: (1, channels, height, width).
-        shape: Its shape.
-        sizes: Cells along height and width.
-    """
-    if sizes == [1, 1]:
-        return builder.op("GlobalAveragePool", x)
-    if shape[2] % sizes[0] == 0 and shape[3] % sizes[1] == 0:
-        kernel = [shape[2] // sizes[0], shape[3] // sizes[1]]
-        return builder.op("AveragePool", x, kernel_shape=kernel, strides=kernel)
-    # Cells of unequal size, overlapping by a pixel: each side is a product with a fixed matrix.
-    rows = builder.op("MatMul", x, averaging_matrix(shape[3], sizes[1]).T)
-    return builder.op("MatMul", averaging_matrix(shape[2], sizes[0]), rows)
-
-
-def averaging_matrix(size: int, cells: int) -> Array:
-    """Return (cells, size) float32: adaptive average pooling in one dimension as a matrix."""
-    return F.adaptive_avg_pool1d(torch.eye(size), cells).T.contiguous().numpy()
 
 
 def _reshape(call: Call) -> Known:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunegym.models.data.dataset import Dataset
+from prunegym.models.gating.feature_kinds import DEFAULT_KINDS, FEATURES, Feature, Seen
 from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.validation import whole_number
+from prunegym.validation import choice, whole_number
 
 CLIP = 10.0
 """Standardised features are clipped to +-CLIP."""
@@ -37,64 +39,70 @@ def decisions_of(masked: MaskedCNN, layerwise: bool) -> tuple[Decision, ...]:
 
 
 class MaskFeatures(nn.Module):
-    """Average and coarse grid of each channel that a gate's producer reads, standardised and clipped to +-10.
+    """What each decision looks at: features of the map that a gate's producer reads, standardised and clipped to +-10.
 
-    The grid has as many cells as fit into ``feature_size`` numbers; there is none if the averages alone fill them.
-    Features cost no MACs, since pooling is not counted.
+    By default these are the average and a coarse grid of each channel. The grid has as many cells as fit into
+    ``feature_size`` numbers, and none if the averages alone fill it.
 
     Args:
         masked: The CNN whose gates are decided.
         layerwise: One decision for each gate, or one for all.
         grid: Cells along each side of the grid.
         feature_size: Largest number of features of a decision.
+        kinds: Names of :data:`FEATURES`.
 
     Attributes:
         decisions: See :func:`decisions_of`.
+        kinds: The features of each decision.
         sizes: Number of features of each decision.
+        macs: MACs of looking at one image.
+
+    Raises:
+        UnknownNameError: If a kind is unknown.
+        InvalidInputError: If a number is not a whole number of at least 1, or there is no kind, or nothing to look at.
     """
 
-    def __init__(self, masked: MaskedCNN, layerwise: bool = True, grid: int = 4, feature_size: int = 1088) -> None:
+    def __init__(
+        self,
+        masked: MaskedCNN,
+        layerwise: bool = True,
+        grid: int = 4,
+        feature_size: int = 1088,
+        kinds: Sequence[str] = DEFAULT_KINDS,
+    ) -> None:
         super().__init__()
         whole_number("grid", grid)
         whole_number("feature_size", feature_size)
-        self.config = {"layerwise": layerwise, "grid": grid, "feature_size": feature_size}
+        self.config: dict[str, Any] = {"layerwise": layerwise, "grid": grid, "feature_size": feature_size}
+        if tuple(kinds) != DEFAULT_KINDS:  # files with the default can be read by versions that know no other kinds
+            self.config["kinds"] = [choice("feature", kind, FEATURES) for kind in kinds]
         self.decisions = decisions_of(masked, layerwise)
-        self.feature_size = feature_size
-        self._grids: list[int] = []
-        self._pools: list[bool] = []
+        self.kinds: list[list[Feature]] = []
         self.sizes: list[int] = []
         for index, decision in enumerate(self.decisions):
             producer = masked.graph[masked.gates[decision.gates[0]].producers[0]]
-            channels, height, width = masked.graph[producer.inputs[0]].shape[1:]
-            cells = min(grid, height, width)
-            while cells > 1 and channels * (1 + cells**2) > feature_size:
-                cells -= 1
-            self._grids.append(cells if cells > 1 else 0)
-            self._pools.append(channels > feature_size)
-            self.sizes.append(min(channels, feature_size) + channels * self._grids[-1] ** 2)
+            shape = masked.graph[producer.inputs[0]].shape[1:]
+            found: list[Feature] = []
+            for kind in (FEATURES[name] for name in FEATURES if name in kinds):
+                feature = kind.fit(shape, feature_size - sum(other.size for other in found), grid)
+                found += [] if feature is None else [feature]
+            if not found:
+                raise InvalidInputError(
+                    f"kinds is {list(kinds)}: nothing to look at in a map {shape} with grid={grid} and feature_size="
+                    f"{feature_size}. Add 'average', which always fits."
+                )
+            self.kinds.append(found)
+            self.sizes.append(sum(feature.size for feature in found))
             self.register_buffer(f"mean{index}", torch.zeros(self.sizes[-1]))
             self.register_buffer(f"std{index}", torch.ones(self.sizes[-1]))
-
-    def grid_of(self, decision: int) -> int:
-        """Return the cells along each side of a decision's grid, 0 for none."""
-        return self._grids[decision]
-
-    def pools_channels(self, decision: int) -> bool:
-        """Whether a decision's features are averages of adjacent channels, as there are too many channels."""
-        return self._pools[decision]
+        self.macs = sum(feature.macs for found in self.kinds for feature in found)
 
     def raw(self, decision: int, reads: Tensor) -> Tensor:
         """Return features before standardisation: (batch, channels, height, width) -> (batch, sizes[decision])."""
-        cells = self._grids[decision]
-        if cells:
-            even = reads.shape[2] % cells == 0 and reads.shape[3] % cells == 0
-            grid = (
-                _grid(reads, cells) if even and torch.compiler.is_compiling() else F.adaptive_avg_pool2d(reads, cells)
-            )
-            average = (grid if even else reads).mean((2, 3))  # of equal cells: the mean of the pixels
-            return torch.cat([average, grid.flatten(1)], dim=1)
-        average = reads.mean((2, 3))
-        return F.adaptive_avg_pool1d(average[:, None], self.feature_size)[:, 0] if self._pools[decision] else average
+        seen = Seen(reads)
+        # Last to first: the averages can then use the grid's cells.
+        parts = [feature.raw(seen) for feature in reversed(self.kinds[decision])]
+        return parts[0] if len(parts) == 1 else torch.cat(parts[::-1], dim=1)
 
     def forward(self, decision: int, reads: Tensor) -> Tensor:
         """Return the features of a decision.
@@ -139,9 +147,3 @@ class MaskFeatures(nn.Module):
                     rows[index].append(self.raw(index, state.reads))
                 masked.advance(state, None)
         return [torch.cat(parts).float() for parts in rows]
-
-
-def _grid(reads: Tensor, cells: int) -> Tensor:
-    """Average over cells of equal size, in a form that torch.compile fuses, unlike a call to pooling."""
-    batch, channels, height, width = reads.shape
-    return reads.reshape(batch, channels, cells, height // cells, cells, width // cells).mean((3, 5))

@@ -63,7 +63,8 @@ class GatePolicy(nn.Module):
             gate_head(size + extra, width, decision.width, bias)
             for size, width, decision in zip(features.sizes, widths, self.decisions, strict=True)
         )
-        self.macs = sum(layer.weight.numel() for layer in self.heads.modules() if isinstance(layer, nn.Linear))
+        weights = (layer.weight.numel() for layer in self.heads.modules() if isinstance(layer, nn.Linear))
+        self.macs = features.macs + sum(weights)
 
     def logits(self, decision: int, features: Tensor, penalty: Tensor | float | None = None) -> Tensor:
         """Return one logit for each channel.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -191,10 +191,9 @@ def gate_head(policy: GatePolicy, gate: int, penalty: float | None = None) -> Ga
         penalty: lambda, for a policy with a ``penalty_range``: it is constant, so it goes into the first bias.
 
     Raises:
-        UnsupportedError: If the features are averages of several channels.
+        InvalidInputError: If the kernel does not know a feature.
     """
     features, head = policy.features, policy.heads[gate]
-    grid = _grid(features, gate)
     assert isinstance(head, nn.Sequential)
     first, last = head[0], head[2]
     assert isinstance(first, nn.Linear)
@@ -205,19 +204,18 @@ def gate_head(policy: GatePolicy, gate: int, penalty: float | None = None) -> Ga
         bias = bias + first.weight.detach()[:, size] * policy.scaled_penalty(penalty).to(bias)
     return GateHead(
         features.get_buffer(f"mean{gate}"), features.get_buffer(f"std{gate}"), first.weight.detach()[:, :size], bias,
-        last.weight.detach(), last.bias.detach(), average=True, grid=grid,
+        last.weight.detach(), last.bias.detach(), **_in_kernel(features, gate),
     )  # fmt: skip
 
 
 def _look(builder: PlanBuilder, x: Value, features: MaskFeatures, decision: int) -> None:
     mean, std = (features.get_buffer(f"{name}{decision}") for name in ("mean", "std"))
-    builder.look(x, mean, std, average=True, grid=_grid(features, decision))
+    builder.look(x, mean, std, **_in_kernel(features, decision))
 
 
-def _grid(features: MaskFeatures, decision: int) -> int:
-    if features.pools_channels(decision):
-        raise UnsupportedError(
-            f"Decision {decision} has more channels to look at than feature_size={features.feature_size}; the kernel "
-            "does not pool channels."
-        )
-    return features.grid_of(decision)
+def _in_kernel(features: MaskFeatures, decision: int) -> dict[str, Any]:
+    """Return how the kernel computes the features of a decision."""
+    found: dict[str, Any] = {"average": False, "grid": 0}
+    for feature in features.kinds[decision]:
+        found |= feature.kernel()
+    return found

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from prunegym.models.checks import check_images, check_output
 from prunegym.models.data.dataset import Dataset
+from prunegym.models.gating.feature_kinds import DEFAULT_KINDS
 from prunegym.models.gating.features import MaskFeatures
 from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.gating.static_policy import StaticPolicy, fixed_policy
@@ -39,11 +40,13 @@ class PrepareConfig:
     seed: int = 0
     penalty_range: tuple[float, float] | None = None
     """If given, the policy works for all lambdas of this range, and gets one as input for each image."""
+    kinds: tuple[str, ...] | None = None
+    """Names of :data:`prunegym.models.gating.feature_kinds.FEATURES` that gates look at; None: average and grid."""
 
 
 def new_policy(masked: MaskedCNN, dataset: Dataset, config: PrepareConfig) -> GatePolicy:
     """Return a policy with calibrated features and new heads. The global random state does not change."""
-    features = MaskFeatures(masked, config.layerwise, config.grid, config.feature_size)
+    features = MaskFeatures(masked, config.layerwise, config.grid, config.feature_size, config.kinds or DEFAULT_KINDS)
     features.calibrate(masked, dataset)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)

@@ -151,7 +151,10 @@ class Louder(MaskFeatures):
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (lambda masked: MaskFeatures(masked, feature_size=5), r"Decision \d has more channels to look at than"),
+        (
+            lambda masked: MaskFeatures(masked, feature_size=5),
+            r"Layer .* more than feature_size=5",
+        ),
         (Louder, r"Louder may look at more than the kernel knows"),
     ],
 )
