@@ -14,7 +14,7 @@ from torch import nn
 
 from prunegym.errors import InvalidInputError
 from prunegym.models.export.onnx_graph import GraphBuilder, Known
-from prunegym.models.masking.graph import Graph, Step, Value
+from prunegym.models.masking.graph import Graph, OutputOf, Step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Call:
 
     def operand(self, argument: Any) -> Known:
         """Return a tensor or number among the arguments."""
-        return self.values[argument.name] if isinstance(argument, Value) else np.array(argument, np.float32)
+        return self.values[argument.name] if isinstance(argument, OutputOf) else np.array(argument, np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +172,7 @@ def _mean(call: Call) -> Known:
 
 def _concat(call: Call) -> Known:
     parts = call.option("tensors", ())
-    if isinstance(parts, Value):
+    if isinstance(parts, OutputOf):
         raise InvalidInputError("The ONNX export cannot write a concatenation of what another operation split (chunk).")
     return call.builder.concat([call.operand(part) for part in parts], int(call.option("dim", 0)))
 

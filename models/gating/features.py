@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunegym.errors import InvalidInputError
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.gating.feature_kinds import DEFAULT_KINDS, FEATURES, Feature, Seen
 from prunegym.models.masking.masked_cnn import MaskedCNN

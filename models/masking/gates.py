@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from prunegym.errors import InvalidInputError, UnknownNameError, UntraceableModelError
-from prunegym.models.masking.graph import Graph, Step, Value
+from prunegym.models.masking.graph import Graph, OutputOf, Step
 from prunegym.models.masking.operators import Kind
 
 
@@ -211,8 +211,8 @@ def _layout(graph: Graph, step: Step, found: dict[str, Layout]) -> Layout:
     if step.kind is Kind.CONCAT and _dimensions(step, len(step.shape), default=0) == {1}:
         parts = step.kwargs.get("tensors", step.args[0] if step.args else ())
         # The outputs of an operation that splits come as one value, whose parts are unknown.
-        parts = () if isinstance(parts, Value) else parts
-        layout = tuple(block for part in parts if isinstance(part, Value) for block in found[part.name])
+        parts = () if isinstance(parts, OutputOf) else parts
+        layout = tuple(block for part in parts if isinstance(part, OutputOf) for block in found[part.name])
     elif step.kind is Kind.MULTIPLY:
         # Of two operands with gates the full map counts, not the one that scales it; of two full maps, the earlier one.
         gated = [graph[name] for name in inputs if any(block.gate is not None for block in found[name])]

@@ -17,7 +17,7 @@ from prunegym.models.masking.operators import Kind, kind_of_function, kind_of_me
 
 
 @dataclasses.dataclass(frozen=True)
-class Value:
+class OutputOf:
     """In a step's arguments: the output of the step with that name."""
 
     name: str
@@ -31,7 +31,7 @@ class Step:
         name: Unique name of its output.
         op: ``input``, ``module``, ``function``, ``method`` or ``attribute``.
         target: Module or attribute path, function, or method name.
-        args: Positional arguments, with a :class:`Value` for each output of another step.
+        args: Positional arguments, with a :class:`OutputOf` for each output of another step.
         kwargs: Keyword arguments, in the same form.
         inputs: Names of the steps whose outputs it reads, each once.
         kind: What it does to channels.
@@ -190,7 +190,7 @@ def _to_steps(traced: fx.GraphModule, name: str) -> Graph:
 
 
 def _value(node: fx.Node) -> Any:
-    return Value(node.name)
+    return OutputOf(node.name)
 
 
 def _classify(traced: fx.GraphModule, node: fx.Node) -> tuple[str, Kind]:
@@ -224,7 +224,7 @@ def runner(step: Step, network: nn.Module) -> Runner:
         function = step.target if step.op == "function" else getattr(Tensor, step.target)
         if function is Tensor.view:
             function = _view
-    if not step.kwargs and all(isinstance(argument, Value) for argument in step.args):
+    if not step.kwargs and all(isinstance(argument, OutputOf) for argument in step.args):
         names = [argument.name for argument in step.args]
         if len(names) == 1:
             (name,) = names
@@ -247,7 +247,7 @@ def attribute_of(network: nn.Module, path: str) -> Any:
 
 
 def _resolve(argument: Any, values: dict[str, Any]) -> Any:
-    if isinstance(argument, Value):
+    if isinstance(argument, OutputOf):
         return values[argument.name]
     if isinstance(argument, (list, tuple)):
         return type(argument)(_resolve(item, values) for item in argument)

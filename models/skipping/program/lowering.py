@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunegym.errors import PruneGymError
-from prunegym.models.masking.graph import Step, Value, overwrites, runner
+from prunegym.models.masking.graph import OutputOf, Step, overwrites, runner
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.masking.operators import Kind
 from prunegym.models.skipping.program.fusing import fuse
@@ -153,7 +153,7 @@ class _Lowering:
 
     def _inputs(self, step: Step) -> tuple[str, ...]:
         """Return what a step reads, once for each time that it is read."""
-        names = [argument.name for argument in step.args if isinstance(argument, Value)] or step.inputs
+        names = [argument.name for argument in step.args if isinstance(argument, OutputOf)] or step.inputs
         return tuple(self.resolve(name) for name in names)
 
     def _conv(self, step: Step, module: nn.Conv2d, head: tuple[str, str, tuple[str, ...]]) -> Conv:
@@ -169,7 +169,7 @@ class _Lowering:
 
     def _is_sum(self, step: Step) -> bool:
         """Whether a step is the plain sum of two values of one shape."""
-        if len(step.args) != 2 or step.kwargs or not all(isinstance(argument, Value) for argument in step.args):
+        if len(step.args) != 2 or step.kwargs or not all(isinstance(argument, OutputOf) for argument in step.args):
             return False
         return _function(step) in _ADD and all(self.graph[argument.name].shape == step.shape for argument in step.args)
 
