@@ -10,6 +10,16 @@ from prunegym.models.kernel.buffers import Value
 from prunegym.models.kernel.builder import PlanBuilder
 from prunegym.models.kernel.passes import Pass
 from prunegym.models.kernel.plan import GateHead, Plan
-from prunegym.models.kernel.shared_library import available, unavailable_reason, variants
+from prunegym.models.kernel.shared_library import KernelError, available, unavailable_reason, variants
 
-__all__ = ["GateHead", "Pass", "Plan", "PlanBuilder", "Value", "available", "unavailable_reason", "variants"]
+__all__ = [
+    "GateHead",
+    "KernelError",
+    "Pass",
+    "Plan",
+    "PlanBuilder",
+    "Value",
+    "available",
+    "unavailable_reason",
+    "variants",
+]

@@ -10,9 +10,18 @@ from torch import Tensor
 from prunegym.errors import InvalidInputError
 from prunegym.models.kernel.buffers import Value, assign_buffers
 from prunegym.models.kernel.plan import GateHead, Plan
-from prunegym.models.kernel.shared_library import ARRAYS, KINDS, LayerRecord, ValueRecord, choose_variant
+from prunegym.models.kernel.shared_library import (
+    ARRAYS,
+    KINDS,
+    MAX_CHANNELS,
+    MAX_PIXELS,
+    LayerRecord,
+    ValueRecord,
+    choose_variant,
+)
+from prunegym.validation import shape, whole_number
 
-MAX_KERNEL = 7
+MAX_KERNEL, MAX_GRID = 7, 1024
 LayerFields = dict[str, int | Tensor]
 
 
@@ -24,6 +33,10 @@ class PlanBuilder:
         height: Their pixels.
         width: Their pixels.
         gates: Width of each gate, in the order of the mask bits.
+
+    Raises:
+        InvalidInputError: If a size or width is no whole number of at least 1, or too large. All methods raise it too:
+            for a value of another builder, and for shapes, gates or settings that do not fit.
 
     Example:
         >>> from prunegym.models import kernel
@@ -37,10 +50,11 @@ class PlanBuilder:
     def __init__(self, channels: int, height: int, width: int, gates: list[int] | tuple[int, ...] = ()) -> None:
         self._values: list[Value] = []
         self._layers: list[LayerFields] = []
-        self._widths = list(gates)
+        self._widths = [whole_number(f"The width of gate {i}", width, 1, MAX_CHANNELS) for i, width in enumerate(gates)]
         self._decided: set[int] = set()
         self._looks: list[int] = []
-        self.images = self._value(channels, height, width)
+        sides = (whole_number(name, size, 1, MAX_PIXELS) for name, size in (("height", height), ("width", width)))
+        self.images = self._value(channels, *sides)
         """The images, first of all values."""
         self._layer("load", None, self.images, {})
 
@@ -62,8 +76,8 @@ class PlanBuilder:
             x: A map.
             weight: (out, in, kernel, kernel), square, at most 7x7.
             bias: (out).
-            stride: Of both axes.
-            padding: Zeros on each side.
+            stride: Of both axes, at least 1.
+            padding: Zeros on each side, at most 3.
             relu: Whether negative numbers become 0.
             gate: The gate whose bits say which output channels are computed.
             residual: A map of the output's shape and gate, added before the ReLU.
@@ -71,18 +85,15 @@ class PlanBuilder:
         Raises:
             InvalidInputError: If shapes do not fit, or the kernel has no such convolution.
         """
-        out, into, rows, columns = weight.shape
-        if into != x.channels or rows != columns or rows > MAX_KERNEL or padding > MAX_KERNEL // 2 or x.stride == 0:
-            raise InvalidInputError(
-                f"Weights are {tuple(weight.shape)} with padding {padding} for {x.channels} channels; (out, "
-                f"{x.channels}, k, k) with k at most {MAX_KERNEL} and padding at most {MAX_KERNEL // 2} is needed."
-            )
-        height = (x.height + 2 * padding - rows) // stride + 1
-        width = (x.width + 2 * padding - rows) // stride + 1
+        self._own(x, "conv()")
+        out, _, rows, _ = _floats("The weight", weight, ("out", x.channels, "kernel", "kernel")).shape
+        stride, padding = _stride(stride), whole_number("padding", padding, 0, MAX_KERNEL // 2)
+        whole_number("The kernel's side", rows, 1, MAX_KERNEL)
+        height, width = _window(x, rows, stride, padding)
         # Where the output is no wider, its rows get the input's stride: the convolution runs over the input as it lies.
         in_place = stride == 1 and rows <= 3 and padding <= (rows - 1) // 2
         y = self._value(out, height, width, gate, stride=x.stride if in_place else None)
-        if residual is not None and _shape(residual) != _shape(y):
+        if residual is not None and _shape(self._own(residual, "residual")) != _shape(y):
             raise InvalidInputError(f"The residual is {_shape(residual)}; the convolution's output is {_shape(y)}.")
         fields: LayerFields = {"kernel": rows, "stride": stride, "padding": padding, "relu": relu}
         self._layer("conv", x, y, {**fields, "weight": weight, "bias": _bias(bias, out)}, second=residual)
@@ -92,16 +103,19 @@ class PlanBuilder:
         self, x: Value, kernel: int, stride: int | None = None, padding: int = 0, *, relu: bool = False
     ) -> Value:
         """Add max pooling, as in torch, and ReLU after it if asked; 2x2 with stride 2 is fast."""
-        stride = stride or kernel
-        height = (x.height + 2 * padding - kernel) // stride + 1
-        width = (x.width + 2 * padding - kernel) // stride + 1
+        self._own(x, "max_pool()")
+        kernel = whole_number("kernel", kernel, 1, MAX_PIXELS)
+        stride = kernel if stride is None else _stride(stride)
+        padding = whole_number("padding", padding, 0, kernel // 2, "Pad by half of the kernel at most, as in torch.")
+        height, width = _window(x, kernel, stride, padding)
         y = self._value(x.channels, height, width, x.gate)
         self._layer("max_pool", x, y, {"kernel": kernel, "stride": stride, "padding": padding, "relu": relu})
         return y
 
     def add(self, a: Value, b: Value | None = None, *, relu: bool = False) -> Value:
         """Add the sum of two maps of the same shape and gate, or ``a`` alone, with ReLU if asked."""
-        if b is not None and _shape(a) != _shape(b):
+        self._own(a)
+        if b is not None and _shape(a) != _shape(self._own(b)):
             raise InvalidInputError(f"A sum of {_shape(a)} and {_shape(b)} (channels, height, width, gate).")
         y = self._value(a.channels, a.height, a.width, a.gate, stride=a.stride)
         self._layer("add", a, y, {"relu": relu}, second=b)
@@ -109,14 +123,16 @@ class PlanBuilder:
 
     def subsample(self, x: Value, stride: int, channels: int, offset: int) -> Value:
         """Add ResNet's option A shortcut: every ``stride``-th pixel, channels up by ``offset``, zeros elsewhere."""
-        if x.gate is not None:
+        if self._own(x, "subsample()").gate is not None:
             raise InvalidInputError("The shortcut takes a map that is not behind a gate.")
+        stride, offset = _stride(stride), whole_number("offset", offset, 0, MAX_CHANNELS)
         y = self._value(channels, (x.height - 1) // stride + 1, (x.width - 1) // stride + 1)
         self._layer("subsample", x, y, {"stride": stride, "offset": offset})
         return y
 
     def average(self, x: Value) -> Value:
         """Add the average over all pixels: a map becomes a vector."""
+        self._own(x, "average()")
         y = self._value(x.channels, 1, 1, x.gate, stride=0)
         self._layer("average", x, y, {})
         return y
@@ -133,9 +149,8 @@ class PlanBuilder:
             relu: Whether negative numbers become 0.
             gate: The gate whose bits say which outputs are computed.
         """
-        features = x.channels * x.height * x.width
-        if weight.ndim != 2 or weight.shape[1] != features:
-            raise InvalidInputError(f"Weights are {tuple(weight.shape)}; (outputs, {features}) is needed.")
+        features = self._own(x).channels * x.height * x.width
+        _floats("The weight", weight, ("outputs", features))
         y = self._value(len(weight), 1, 1, gate, stride=0)
         self._layer("linear", x, y, {"relu": relu, "weight": weight, "bias": _bias(bias, len(weight))})
         return y
@@ -146,7 +161,9 @@ class PlanBuilder:
         Raises:
             InvalidInputError: If the head does not fit, or the gate is already in use.
         """
-        features, hidden = head.features(x.channels), len(head.bias1)
+        gate, features = self._gate(gate), self._features(x, head.average, head.grid)
+        hidden = len(_floats("bias1", head.bias1, ("hidden",)))
+        whole_number(f"The hidden size of the policy of gate {gate}", hidden, 1, MAX_CHANNELS)
         if any(value.gate == gate for value in self._values) or gate in self._decided:
             raise InvalidInputError(f"Gate {gate} is already in use; decide it once, before its convolution.")
         wanted = {
@@ -156,13 +173,10 @@ class PlanBuilder:
             "weight2": (self._widths[gate], hidden),
             "bias2": (self._widths[gate],),
         }
-        for name, shape in wanted.items():
-            if getattr(head, name).shape != shape:
-                raise InvalidInputError(
-                    f"The policy of gate {gate}: {name} is {tuple(getattr(head, name).shape)}; {shape} is needed."
-                )
+        for name, expected in wanted.items():
+            _floats(f"{name} of the policy of gate {gate}", getattr(head, name), expected)
         self._decided.add(gate)
-        fields: LayerFields = {"gate": gate, "average": head.average, "grid": head.grid, "hidden": hidden}
+        fields: LayerFields = {"gate": gate, "average": bool(head.average), "grid": head.grid, "hidden": hidden}
         fields |= {"mean": head.mean, "scale": 1 / head.std, "weight": head.weight1, "bias": head.bias1}
         self._layer("decide", x, None, {**fields, "weight2": head.weight2, "bias2": head.bias2})
 
@@ -171,13 +185,11 @@ class PlanBuilder:
 
         A :class:`~prunegym.models.kernel.Pass` stops there; a plan that is called as a whole passes over it.
         """
-        size = x.channels * (int(average) + grid**2)
-        if mean.shape != (size,) or std.shape != (size,):
-            raise InvalidInputError(
-                f"mean and std are {tuple(mean.shape)} and {tuple(std.shape)}; ({size},) is needed."
-            )
+        size = self._features(x, average, grid)
+        for name, values in (("mean", mean), ("std", std)):
+            _floats(name, values, (size,))
         self._looks.append(size)
-        self._layer("look", x, None, {"average": average, "grid": grid, "mean": mean, "scale": 1 / std})
+        self._layer("look", x, None, {"average": bool(average), "grid": grid, "mean": mean, "scale": 1 / std})
 
     def build(self, output: Value, variant: str | None = None) -> Plan:
         """Copy all weights into a plan.
@@ -190,7 +202,7 @@ class PlanBuilder:
             InvalidInputError: If the output is a map or behind a gate, or there is no such variant.
             MissingDependencyError: If the kernel is not available.
         """
-        if output.stride != 0 or output.gate is not None:
+        if self._own(output).stride != 0 or output.gate is not None:
             raise InvalidInputError("A plan returns a vector that is not behind a gate; add average() or linear().")
         variant = choose_variant(variant)
         store: LayerFields = {"kind": KINDS.index("store"), "input": output.index, "second": -1, "output": -1}
@@ -212,14 +224,39 @@ class PlanBuilder:
             looks=self._looks,
         )
 
+    def _own(self, x: Value, needs_map: str = "") -> Value:
+        """Return a value if it is one of this builder, and a map if the layer ``needs_map``."""
+        if not any(value is x for value in self._values):
+            raise InvalidInputError(f"{x!r} is not a value of this builder; give what one of its methods returned.")
+        if needs_map and x.stride == 0:
+            raise InvalidInputError(f"{needs_map} needs a map, and {x!r} is a vector.")
+        return x
+
+    def _gate(self, gate: int) -> int:
+        if whole_number("gate", gate, 0) >= len(self._widths):
+            raise InvalidInputError(f"There is no gate {gate}; the widths of the gates are {self._widths}.")
+        return int(gate)
+
+    def _features(self, x: Value, average: bool, grid: int) -> int:
+        """Return the number of features that a decision is made from."""
+        per_channel = int(bool(average)) + whole_number("grid", grid, 0, MAX_GRID) ** 2
+        features = self._own(x, "A decision").channels * per_channel
+        return whole_number("The number of features", features, 1, MAX_PIXELS, "Use average=True or a smaller grid.")
+
     def _value(
         self, channels: int, height: int, width: int, gate: int | None = None, *, stride: int | None = None
     ) -> Value:
+        channels = whole_number("The number of channels", channels, 1, MAX_CHANNELS)
+        stride = width + 1 if stride is None else stride
         if height < 1 or width < 1:
             raise InvalidInputError(f"A map of {height}x{width} pixels: the image is too small for this layer.")
-        if gate is not None and (not 0 <= gate < len(self._widths) or self._widths[gate] != channels):
+        if (height + 4) * stride > MAX_PIXELS:
+            raise InvalidInputError(
+                f"A map of {height}x{width} pixels; the kernel takes {MAX_PIXELS:,} pixels at most. Use smaller images."
+            )
+        if gate is not None and self._widths[gate := self._gate(gate)] != channels:
             raise InvalidInputError(f"Gate {gate} on {channels} channels; the widths of the gates are {self._widths}.")
-        value = Value(len(self._values), channels, height, width, width + 1 if stride is None else stride, gate)
+        value = Value(len(self._values), channels, height, width, stride, gate)
         self._values.append(value)
         return value
 
@@ -235,10 +272,28 @@ def _shape(value: Value) -> tuple[int, int, int, int | None]:
     return value.channels, value.height, value.width, value.gate
 
 
+def _stride(stride: int) -> int:
+    return whole_number("stride", stride, 1, MAX_PIXELS)
+
+
+def _window(x: Value, kernel: int, stride: int, padding: int) -> tuple[int, int]:
+    """Return height and width of what a convolution or a pooling makes of a map."""
+    height, width = ((size + 2 * padding - kernel) // stride + 1 for size in (x.height, x.width))
+    return height, width
+
+
+def _floats(name: str, values: Tensor, expected: tuple[int | str, ...]) -> Tensor:
+    dense = isinstance(values, Tensor) and values.layout == torch.strided and not values.is_meta
+    if not dense or not values.is_floating_point():
+        found = f"{values.dtype}, {values.layout} on {values.device}" if isinstance(values, Tensor) else repr(values)
+        raise InvalidInputError(f"{name} is {found}; a dense tensor of floating-point numbers is needed.")
+    return shape(name, values, expected)
+
+
 def _bias(bias: Tensor | None, outputs: int) -> Tensor:
-    if bias is not None and bias.shape != (outputs,):
-        raise InvalidInputError(f"The bias is {tuple(bias.shape)}; ({outputs},) is needed.")
-    return torch.zeros(outputs) if bias is None else bias
+    if bias is None:
+        return torch.zeros(outputs, dtype=torch.float32, device="cpu")  # whatever torch's defaults are
+    return _floats("The bias", bias, (outputs,))
 
 
 def _record(layer: LayerFields, arrays: list[Tensor]) -> LayerRecord:
@@ -246,6 +301,7 @@ def _record(layer: LayerFields, arrays: list[Tensor]) -> LayerRecord:
     for name in ARRAYS:
         value = layer.get(name)
         if isinstance(value, Tensor):
-            arrays.append(value.detach().to(device="cpu", dtype=torch.float32).contiguous())
+            # A tensor's memory may hold the negative of its values, as that of x.conj().imag does.
+            arrays.append(value.detach().to(device="cpu", dtype=torch.float32).resolve_neg().contiguous())
             setattr(record, name, ctypes.cast(arrays[-1].data_ptr(), ctypes.POINTER(ctypes.c_float)))
     return record

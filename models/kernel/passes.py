@@ -5,12 +5,12 @@ from __future__ import annotations
 import ctypes
 import weakref
 
-import torch
 from torch import Tensor
 
 from prunegym.errors import InvalidInputError
-from prunegym.models.kernel.plan import Plan, thread_count
-from prunegym.models.kernel.shared_library import ERROR_SIZE
+from prunegym.models.kernel.plan import Plan, empty_floats, thread_count
+from prunegym.models.kernel.shared_library import ERROR_SIZE, MAX_IMAGES, KernelError
+from prunegym.validation import whole_number
 
 
 class Pass:
@@ -22,18 +22,17 @@ class Pass:
             into groups for as many threads as torch has now.
 
     Raises:
-        InvalidInputError: If the plan never looks, or decides gates itself.
+        InvalidInputError: If the plan never looks, or decides gates itself, or the batch is no whole number above 0.
+        KernelError: If there is not enough memory for all maps.
     """
 
     def __init__(self, plan: Plan, batch: int) -> None:
         if not plan.looks or plan.decides:
             raise InvalidInputError("A pass needs a plan with looks and no policy; call look() before each decision.")
-        if batch < 1:
-            raise InvalidInputError(f"A pass of {batch} images; at least 1 is needed.")
-        self.plan, self.batch = plan, batch
+        self.plan, self.batch = plan, whole_number("batch", batch, 1, MAX_IMAGES)
         self._stop = len(plan.looks) + 1  # nothing is under way
         self._error = ctypes.create_string_buffer(ERROR_SIZE)
-        self._handle = plan.library.prunegym_pass_new(plan.handle, batch, torch.get_num_threads(), self._error)
+        self._handle = plan.library.prunegym_pass_new(plan.handle, self.batch, thread_count(None), self._error)
         self._check(not self._handle)
         self._finalizer = weakref.finalize(self, plan.library.prunegym_pass_free, self._handle)
         self._finalizer.atexit = False  # see Plan
@@ -51,10 +50,10 @@ class Pass:
         Raises:
             InvalidInputError: If shape or dtype is wrong.
         """
-        self.plan.check_images(images)
+        images = self.plan.checked_images(images)
         if len(images) != self.batch:
             raise InvalidInputError(f"{len(images)} images; this pass is for {self.batch}.")
-        features = torch.empty(self.batch, self.plan.looks[0])
+        features = empty_floats(self.batch, self.plan.looks[0])
         strides = (ctypes.c_int64 * 4)(*images.stride())
         self._check(
             self.plan.library.prunegym_pass_begin(
@@ -80,18 +79,16 @@ class Pass:
         """
         if self._stop >= len(self.plan.looks):
             raise InvalidInputError("The pass is over, or has not begun. Call begin().")
-        used = self.plan.as_bytes(masks, self.batch)
+        used, threads = self.plan.as_bytes(masks, self.batch), thread_count(threads)
         self._stop += 1
         over = self._stop == len(self.plan.looks)
-        result = torch.empty(self.batch, self.plan.outputs if over else self.plan.looks[self._stop])
+        result = empty_floats(self.batch, self.plan.outputs if over else self.plan.looks[self._stop])
         places = (None, result.data_ptr()) if over else (result.data_ptr(), None)
         self._check(
-            self.plan.library.prunegym_pass_advance(
-                self._handle, used.data_ptr(), *places, thread_count(threads), self._error
-            )
+            self.plan.library.prunegym_pass_advance(self._handle, used.data_ptr(), *places, threads, self._error)
         )
         return result
 
     def _check(self, failed: bool | int) -> None:
         if failed:
-            raise MemoryError(f"The kernel failed: {self._error.value.decode()}.")
+            raise KernelError(f"The kernel cannot run {self.batch} images: {self._error.value.decode()}.")

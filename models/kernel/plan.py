@@ -12,7 +12,18 @@ import torch
 from torch import Tensor
 
 from prunegym.errors import InvalidInputError
-from prunegym.models.kernel.shared_library import ERROR_SIZE, KINDS, BufferRecord, LayerRecord, ValueRecord, library
+from prunegym.models.kernel.shared_library import (
+    ERROR_SIZE,
+    KINDS,
+    MAX_IMAGES,
+    MAX_THREADS,
+    BufferRecord,
+    KernelError,
+    LayerRecord,
+    ValueRecord,
+    library,
+)
+from prunegym.validation import shape, whole_number
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,7 +57,7 @@ class GateHead:
 
     def features(self, channels: int) -> int:
         """Number of features of a map of so many channels."""
-        return channels * (int(self.average) + self.grid**2)
+        return channels * (int(bool(self.average)) + self.grid**2)
 
 
 class Plan:
@@ -90,7 +101,7 @@ class Plan:
             error,
         )
         if not self.handle:
-            raise MemoryError(f"The kernel could not hold the network: {error.value.decode()}.")
+            raise KernelError(f"The kernel cannot hold the network: {error.value.decode()}.")
         self._finalizer = weakref.finalize(self, self.library.prunegym_plan_free, self.handle)
         self._finalizer.atexit = False  # a daemon thread may still be running it
 
@@ -103,14 +114,15 @@ class Plan:
             images: (batch, channels, height, width) float32 on the CPU.
             masks: (batch, mask_size) of zeros and ones, any dtype; the bits of gates with a policy are ignored. May be
                 left out where every gate has a policy.
-            threads: Threads, each taking a share of the images; None for torch's number.
+            threads: From 1 to 1024, each taking a share of the images; None for torch's number.
 
         Returns:
             Outputs (batch, outputs) float32, and the masks that were used, (batch, mask_size) bool: the very tensor
             that was given if it is bool and no gate has a policy.
 
         Raises:
-            InvalidInputError: If a shape or dtype is wrong, masks are missing, or there are no threads.
+            InvalidInputError: If a shape, a dtype or the number of threads is wrong, or masks are missing.
+            KernelError: If there is not enough memory.
         """
         return self._run(images, masks, thread_count(threads), None)
 
@@ -125,25 +137,26 @@ class Plan:
         Raises:
             InvalidInputError: As in a call, and for several threads with several images.
         """
+        threads = thread_count(threads)
         if threads > 1 and len(images) > 1:
             raise InvalidInputError(
                 f"{len(images)} images on {threads} threads may run side by side, and then no layer has a time of its "
                 "own. Give threads=1, or one image."
             )
         seconds = (ctypes.c_double * len(self.layers))()
-        self._run(images, masks, thread_count(threads), seconds)
+        self._run(images, masks, threads, seconds)
         return dict(zip(self.layers, seconds, strict=True))
 
     def _run(
         self, images: Tensor, masks: Tensor | None, threads: int, seconds: ctypes.Array[ctypes.c_double] | None
     ) -> tuple[Tensor, Tensor]:
-        self.check_images(images)
+        images = self.checked_images(images)
         batch = len(images)
         used = self.as_bytes(masks, batch)
         # Neither images nor masks are copied by torch: from some size on it wakes threads, which then spin for
         # milliseconds on the cores that the kernel's own threads need.
         strides = (ctypes.c_int64 * 4)(*images.stride())
-        outputs = torch.empty(batch, self.outputs)
+        outputs = empty_floats(batch, self.outputs)
         if batch == 0:
             return outputs, used
         error = ctypes.create_string_buffer(ERROR_SIZE)
@@ -152,16 +165,28 @@ class Plan:
             error,
         )  # fmt: skip
         if failed:
-            raise MemoryError(f"The kernel failed: {error.value.decode()}.")
+            raise KernelError(f"The kernel cannot run {batch} images: {error.value.decode()}.")
         return outputs, used
 
-    def check_images(self, images: Tensor) -> None:
-        """Raise InvalidInputError for images of another shape, type or place than the plan's."""
-        if images.dtype != torch.float32 or images.shape[1:] != self._image_shape or images.device.type != "cpu":
+    def checked_images(self, images: Tensor) -> Tensor:
+        """Return images whose memory can be read as it is.
+
+        Raises:
+            InvalidInputError: If they are of another shape, dtype or layout than the plan's, on another device, or too
+                many.
+        """
+        if (
+            images.dtype != torch.float32
+            or images.shape[1:] != self._image_shape
+            or images.device.type != "cpu"
+            or images.layout != torch.strided
+        ):
             raise InvalidInputError(
-                f"Images are {images.dtype} {tuple(images.shape)} on {images.device}; "
+                f"Images are {images.dtype} {tuple(images.shape)}, {images.layout} on {images.device}; dense "
                 f"float32 of shape (batch, {', '.join(map(str, self._image_shape))}) on the CPU is needed."
             )
+        whole_number("The number of images", len(images), 0, MAX_IMAGES, "Use smaller batches.")
+        return images.resolve_neg()  # else a view like x.conj().imag would be read with the wrong sign
 
     def as_bytes(self, masks: Tensor | None, batch: int) -> Tensor:
         """Return masks of bytes, one after another, that may be written if a gate has a policy."""
@@ -170,15 +195,15 @@ class Plan:
                 raise InvalidInputError(
                     f"Masks of shape ({batch}, {self.mask_size}) are needed: not every gate decides."
                 )
-            return torch.empty(batch, self.mask_size, dtype=torch.bool)
-        if masks.shape != (batch, self.mask_size):
-            raise InvalidInputError(
-                f"Masks are of shape {tuple(masks.shape)}; ({batch}, {self.mask_size}) is needed, one row an image."
-            )
+            return torch.empty(batch, self.mask_size, dtype=torch.bool, device="cpu")
+        shape("The mask", masks, (batch, self.mask_size), "Give one row for each image.")
         if masks.dtype == torch.bool and masks.is_cpu:
             ready = not self.decides and masks.is_contiguous()
             return masks if ready else torch.from_numpy(np.array(masks.numpy(), order="C"))
-        given = (masks.float() if masks.dtype == torch.bfloat16 else masks).detach().cpu().numpy()
+        if masks.layout != torch.strided or masks.is_meta:
+            raise InvalidInputError(f"masks is {masks.layout} on {masks.device}; a dense tensor with values is needed.")
+        numpy_has_it = not masks.is_floating_point() or masks.dtype in (torch.float16, torch.float32, torch.float64)
+        given = (masks if numpy_has_it else masks.float()).detach().cpu().resolve_conj().resolve_neg().numpy()
         bits = np.ascontiguousarray(given != 0)
         if not (bits == given).all():
             raise InvalidInputError("Masks have values other than 0 and 1: the kernel keeps a channel or skips it.")
@@ -189,10 +214,13 @@ def thread_count(threads: int | None) -> int:
     """Return a number of threads; None stands for torch's.
 
     Raises:
-        InvalidInputError: If it is no whole number of at least 1.
+        InvalidInputError: If it is not a whole number from 1 to 1024.
     """
     if threads is None:
-        return torch.get_num_threads()
-    if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
-        raise InvalidInputError(f"threads is {threads!r}; a whole number of at least 1 is needed, or None for torch's.")
-    return threads
+        return min(torch.get_num_threads(), MAX_THREADS)
+    return whole_number("threads", threads, 1, MAX_THREADS, "None takes torch's number.")
+
+
+def empty_floats(*sizes: int) -> Tensor:
+    """Return memory that the kernel writes to, whatever torch's default dtype and device are."""
+    return torch.empty(sizes, dtype=torch.float32, device="cpu")

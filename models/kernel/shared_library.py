@@ -12,12 +12,18 @@ from typing import Any
 
 import torch
 
-from prunegym.errors import InvalidInputError, MissingDependencyError
+from prunegym.errors import InvalidInputError, MissingDependencyError, PruneGymError
 
 KINDS = ("load", "conv", "max_pool", "add", "subsample", "average", "linear", "decide", "look", "store")
 ERROR_SIZE = 256
-INTERFACE = 4
+INTERFACE = 5
 """Of the functions in csrc/api.cpp."""
+MAX_PIXELS, MAX_CHANNELS, MAX_IMAGES, MAX_THREADS = 2**27, 2**20, 2**24, 1024
+"""Limits of csrc/common.h: of one channel of a map, of channels, of a batch, and of threads."""
+
+
+class KernelError(PruneGymError, MemoryError):
+    """The kernel could not hold or run a network, nearly always for lack of memory."""
 
 
 class BufferRecord(ctypes.Structure):

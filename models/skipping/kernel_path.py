@@ -119,7 +119,10 @@ def translate(
     if not kernel.available():
         raise UnsupportedError(f"The compiled kernel is not available: {kernel.unavailable_reason()}.")
     shape = program.shapes[program.input]
-    builder = PlanBuilder(shape[0], shape[1], shape[2], program.widths)
+    try:
+        builder = PlanBuilder(shape[0], shape[1], shape[2], program.widths)
+    except InvalidInputError as error:
+        raise UnsupportedError(f"The kernel does not take these images: {error}") from error
     values: dict[str, Value] = {program.input: builder.images}
     parts = ["load images"]
     stops = {} if looks is None else {decision.gates[0]: index for index, decision in enumerate(looks.decisions)}

@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <cstring>
 #include <exception>
+#include <new>
 #include <stdexcept>
 #include <string>
 
@@ -49,7 +50,7 @@ EXPORT const char* prunegym_variants() {
 }
 
 // Raised when a function below gets other arguments, so that Python can tell whether library and package belong together.
-EXPORT int prunegym_interface() { return 4; }
+EXPORT int prunegym_interface() { return 5; }
 // Images are shared among OpenMP's threads from now on, null: among threads of our own; plans that have shared an image
 // already go on as they did.
 EXPORT void prunegym_use_openmp(void* entry) {
@@ -63,10 +64,12 @@ template <typename F>
 static auto guarded(char* error, F f) -> decltype(f()) {
   try {
     return f();
+  } catch (const std::bad_alloc&) {
+    std::snprintf(error, 256, "not enough memory");
   } catch (const std::exception& e) {
     std::snprintf(error, 256, "%s", e.what());
-    return nullptr;
   }
+  return nullptr;
 }
 
 // strides: floats from an image, a channel, a row and a column to the next.

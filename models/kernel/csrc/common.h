@@ -14,6 +14,14 @@ constexpr int LINE = 16;        // floats in a cache line of 64 bytes, and the w
 constexpr int MAX_KERNEL = 7;   // largest side of a convolution kernel
 constexpr int OVERREAD = 64;    // floats that must be readable after every buffer: vectors may run past its end
 
+// Within one channel of a map positions are counted by int, which these limits keep from overflowing (check.cpp refuses
+// what is larger); what counts channels, images or weights times anything else is a long.
+static_assert(sizeof(long) == 8, "the kernel is written for 64 bits");
+constexpr long MAX_PIXELS = 1L << 27;    // of one channel, frame included
+constexpr long MAX_CHANNELS = 1L << 20;  // of a map, outputs of a linear layer, hidden units of a policy
+constexpr long MAX_FLOATS = 1L << 56;    // in all: sums of a few such sizes still fit
+constexpr int MAX_IMAGES = 1 << 24, MAX_THREADS = 1024;
+
 // How the pixels of one channel lie in memory. Around the picture lies a frame of zeros one pixel wide, and the zero
 // right of a row is the same number as the zero left of the next row:
 //
@@ -72,8 +80,8 @@ struct Conv {
   int vectors;                         // in the grid; path winograd: of squares in the largest band
   int bands;                           // path winograd: parts that the rows of squares are cut into
   int plane;                           // floats in one shifted copy
-  int input_channel;                   // floats from an input channel to the next, as the tiles read it
-  int taps[MAX_KERNEL * MAX_KERNEL];   // from a grid position to the input under each number of the kernel
+  long input_channel;                  // floats from an input channel to the next, as the tiles read it
+  long taps[MAX_KERNEL * MAX_KERNEL];  // from a grid position to the input under each number of the kernel
   const int32_t* valid;                // path in_place: -1 at pixels of the grid, 0 at zero columns and past its end
 
   COMMON int tap_count() const { return kernel * kernel; }

@@ -35,10 +35,10 @@ static void plan_copies(Conv& c) {
   const int width = c.out.width;
   c.vectors = vectors_for(c.out.pixels());
   c.plane = round_up((c.out.height + (c.kernel - 1) / c.stride) * width + LANES, LINE);
-  c.input_channel = (c.phases() * c.kernel * c.plane / LINE | 1) * LINE;
+  c.input_channel = (static_cast<long>(c.phases()) * c.kernel * c.plane / LINE | 1) * LINE;
   for (int t = 0; t < c.tap_count(); t++) {
     const int dy = t / c.kernel, dx = t % c.kernel;
-    c.taps[t] = (dy % c.stride * c.kernel + dx) * c.plane + dy / c.stride * width;
+    c.taps[t] = (dy % c.stride * c.kernel + dx) * static_cast<long>(c.plane) + dy / c.stride * width;
   }
 }
 

@@ -125,9 +125,9 @@ static void average(const Map& map, int channels, const float* in, float* out) {
   }
 }
 
-INLINE float dot(const float* a, const float* b, int length) {
+INLINE float dot(const float* a, const float* b, long length) {
   Vec total{}, other{};
-  int i = 0;
+  long i = 0;
   for (; i + LANES < length; i += 2 * LANES) {
     total += load(a + i) * load(b + i);
     other += load(a + i + LANES) * load(b + i + LANES);
@@ -141,7 +141,8 @@ INLINE float dot(const float* a, const float* b, int length) {
 static void linear(const Linear& l, Kept in, Kept out, const float* input, float* output, float* scratch) {
   const int pixels = l.in.pixels();
   const bool apart = pixels >= LANES;
-  const int padded = round_up(pixels, LANES), all = l.in_channels * pixels;
+  const int padded = round_up(pixels, LANES);
+  const long all = static_cast<long>(l.in_channels) * pixels;
   const long size = apart ? static_cast<long>(in.count) * padded : round_up(all, LANES);
   __builtin_memset(scratch, 0, size * sizeof(float));
   for (int i = 0; i < in.count; i++) {
@@ -162,10 +163,16 @@ static void linear(const Linear& l, Kept in, Kept out, const float* input, float
 
 // ---- The gate's policy.
 
-// Averages over the cells of a grid x grid raster, bounds as in torch's adaptive_avg_pool2d.
+// Bounds of the cells of a grid, as in torch's adaptive_avg_pool2d.
+INLINE int cell_begin(int cell, int size, int grid) { return static_cast<int>(static_cast<long>(cell) * size / grid); }
+INLINE int cell_end(int cell, int size, int grid) {
+  return static_cast<int>((static_cast<long>(cell + 1) * size + grid - 1) / grid);
+}
+
+// Averages over the cells of a grid x grid raster.
 static void coarse_grid(const Map& map, int grid, const float* in, float* out, float* columns) {
   for (int gy = 0; gy < grid; gy++) {
-    const int top = gy * map.height / grid, bottom = ((gy + 1) * map.height + grid - 1) / grid;
+    const int top = cell_begin(gy, map.height, grid), bottom = cell_end(gy, map.height, grid);
     for (int x = 0; x < map.width; x += LANES) {
       const float* from = in + map.first() + x;
       Vec total{};
@@ -173,7 +180,7 @@ static void coarse_grid(const Map& map, int grid, const float* in, float* out, f
       store(columns + x, total);
     }
     for (int gx = 0; gx < grid; gx++) {
-      const int left = gx * map.width / grid, right = ((gx + 1) * map.width + grid - 1) / grid;
+      const int left = cell_begin(gx, map.width, grid), right = cell_end(gx, map.width, grid);
       float total = 0;
       for (int x = left; x < right; x++) total += columns[x];
       *out++ = total / ((bottom - top) * (right - left));

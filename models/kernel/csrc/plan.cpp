@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 #include <new>
+#include <stdexcept>
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
@@ -31,6 +32,7 @@ Plan::Plan(const Variant& variant, int buffers, const BufferRecord* buffer_recor
            const LayerRecord* layer_records)
     : variant_(variant), values_(value_records, value_records + values), widths_(widths, widths + gates),
       decided_(gates, 0) {
+  check_records(buffers, buffer_records, values, value_records, gates, widths, layers, layer_records);
   for (int i = 0; i < buffers; i++) {
     const BufferRecord& r = buffer_records[i];
     const Map map = make_map(r.height, r.width, r.stride);
@@ -54,7 +56,7 @@ Plan::Plan(const Variant& variant, int buffers, const BufferRecord* buffer_recor
 
 const float* Plan::keep(const float* data, size_t count) {
   constants_.emplace_back(count);
-  std::memcpy(constants_.back().data(), data, count * sizeof(float));
+  if (count) std::memcpy(constants_.back().data(), data, count * sizeof(float));
   return constants_.back().data();
 }
 
@@ -195,6 +197,7 @@ void Plan::place_buffers() {
     long& total = b.per_image ? image_size_ : shared_size_;
     b.place = total;
     total += round_up(b.size, LINE);
+    if (total > MAX_FLOATS) throw std::bad_alloc();
   }
 }
 

@@ -12,7 +12,7 @@ namespace prunegym {
 
 enum Kind : int32_t { LOAD, CONV, MAX_POOL, ADD, SUBSAMPLE, AVERAGE, LINEAR, DECIDE, LOOK, STORE };
 
-// The records that Python fills (_library.py has the same structures). All arrays are float32 and copied.
+// The records that Python fills (shared_library.py has the same structures). All arrays are float32 and copied.
 struct BufferRecord {
   int32_t channels, height, width, stride;  // stride 0: a vector
 };
@@ -27,6 +27,11 @@ struct LayerRecord {
   const float *weight, *bias;              // CONV, LINEAR, and the first linear layer of DECIDE (hidden, features)
   const float *weight2, *bias2, *mean, *scale;  // DECIDE
 };
+
+// Throws std::invalid_argument if a record is not what the layer functions take: an index out of range, a value that is
+// read before it is made, sizes that do not fit each other or are too large. So wrong records are an error, not a crash.
+void check_records(int buffers, const BufferRecord*, int values, const ValueRecord*, int gates, const int32_t* widths,
+                   int layers, const LayerRecord*);
 
 // Floats, aligned to cache lines, zeroed, in huge pages where they are many, with OVERREAD more after the last.
 class Floats {
@@ -119,6 +124,8 @@ class Plan {
 
 // What is needed to run a group of images on one thread, or on `parts` threads that share each image.
 struct Workspace {
+  // Throws if the machine has not enough memory for so many such workspaces.
+  static void require_memory(const Plan&, int images, int parts, int workspaces);
   Workspace(const Plan&, int images, int parts);
   float* buffer(const Plan&, int index, int image) const;
 
@@ -147,7 +154,7 @@ class Pass {
   void run(const Images&, uint8_t* masks, float* features, float* outputs, int threads);
 
   const Plan& plan_;
-  int batch_, group_, segment_ = 0;
+  int batch_, group_ = 0, segment_;
   std::vector<uint8_t> no_masks_;
   std::vector<std::unique_ptr<Workspace>> groups_;  // group_ images each
 };

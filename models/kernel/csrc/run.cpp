@@ -1,6 +1,9 @@
 // Running a plan: images are dealt to threads in groups, each group passes the segments.
+#include <unistd.h>
+
 #include <algorithm>
 #include <atomic>
+#include <cstdio>
 #include <stdexcept>
 
 #include "runner.h"
@@ -9,9 +12,23 @@
 namespace prunegym {
 
 Workspace::Workspace(const Plan& plan, int images, int parts)
-    : images(images), team(parts > 1 ? new Team(parts) : nullptr), shared(plan.shared_size_), own(plan.image_size_ * images), planes(plan.planes_size_),
+    : images(images), team(parts > 1 ? new Team(parts) : nullptr), shared(plan.shared_size_),
+      own(plan.image_size_ * images), planes(plan.planes_size_),
       chunk_planes(images > 1 ? plan.chunk_planes_size_ * images : 0), scratch(plan.scratch_size_ * parts),
       kept(static_cast<size_t>(images) * plan.mask_size_), counts(static_cast<size_t>(images) * plan.widths_.size()) {}
+
+// The system often grants more memory than there is, and ends the process when it is written to: so we ask before. In
+// double, which cannot overflow.
+void Workspace::require_memory(const Plan& plan, int images, int parts, int workspaces) {
+  const double floats = 1.0 * plan.shared_size_ + 1.0 * images * plan.image_size_ + plan.planes_size_ +
+                        1.0 * images * (plan.chunk_planes_size_ + plan.mask_size_) + 1.0 * parts * plan.scratch_size_;
+  const double needed = workspaces * floats * sizeof(float);
+  const double there = 1.0 * sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGE_SIZE);
+  if (there <= 0 || needed <= there) return;
+  char text[100];
+  std::snprintf(text, sizeof(text), "%.1f GB of memory are needed and the machine has %.1f GB", needed / 1e9, there / 1e9);
+  throw std::length_error(text);
+}
 
 float* Workspace::buffer(const Plan& plan, int index, int image) const {
   const Buffer& b = plan.buffers_[index];
@@ -32,6 +49,7 @@ std::unique_ptr<Workspace> Plan::take_workspace(int images, int parts) {
       return found;
     }
   }
+  Workspace::require_memory(*this, images, parts, 1);
   return std::make_unique<Workspace>(*this, images, parts);
 }
 
@@ -52,9 +70,15 @@ void Plan::run_share(int first, int last, int parts, const Images& images, uint8
   return_workspace(std::move(space));
 }
 
+static void check_counts(int batch, int threads) {
+  if (batch < 1 || batch > MAX_IMAGES) throw std::invalid_argument("the number of images is out of range");
+  if (threads < 1 || threads > MAX_THREADS) throw std::invalid_argument("the number of threads is out of range");
+}
+
 // Each thread takes a share of the images, if that keeps half of the threads busy. Otherwise they share each image: of small
 // layers each thread's part is little work.
 void Plan::run(int batch, const Images& images, uint8_t* masks, float* outputs, int threads, double* layer_seconds) {
+  check_counts(batch, threads);
   if (batch < threads && (batch == 1 || 2 * batch < threads))
     return run_share(0, batch, threads, images, masks, outputs, layer_seconds);
   threads = std::min(threads, batch);
@@ -66,8 +90,11 @@ void Plan::run(int batch, const Images& images, uint8_t* masks, float* outputs, 
 }
 
 Pass::Pass(const Plan& plan, int batch, int threads)
-    : plan_(plan), batch_(batch), group_(std::min(GROUP, (batch + threads - 1) / threads)),
-      segment_(static_cast<int>(plan.segments_.size())), no_masks_(static_cast<size_t>(batch) * plan.mask_size_) {
+    : plan_(plan), batch_(batch), segment_(static_cast<int>(plan.segments_.size())) {
+  check_counts(batch, threads);
+  group_ = std::min(GROUP, (batch + threads - 1) / threads);
+  Workspace::require_memory(plan, group_, 1, (batch + group_ - 1) / group_);
+  no_masks_.resize(static_cast<size_t>(batch) * plan.mask_size_);
   for (int first = 0; first < batch; first += group_)
     groups_.push_back(std::make_unique<Workspace>(plan, std::min(group_, batch - first), 1));
 }
@@ -83,6 +110,7 @@ void Pass::advance(uint8_t* masks, float* features, float* outputs, int threads)
 }
 
 void Pass::run(const Images& images, uint8_t* masks, float* features, float* outputs, int threads) {
+  check_counts(batch_, threads);
   const int first_segment = segment_;
   const Layer* last = nullptr;
   do {

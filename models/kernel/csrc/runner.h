@@ -49,7 +49,9 @@ class Runner {
     seconds_[layer] += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   }
 
-  int* kept_list(int image, int gate) { return space_.kept.data() + image * plan_.mask_size_ + plan_.gate_start_[gate]; }
+  int* kept_list(int image, int gate) {
+    return space_.kept.data() + static_cast<size_t>(image) * plan_.mask_size_ + plan_.gate_start_[gate];
+  }
   int& kept_count(int image, int gate) { return space_.counts[image * plan_.widths_.size() + gate]; }
   uint8_t* mask(int image, int gate) {
     return masks_ + static_cast<size_t>(image) * plan_.mask_size_ + plan_.gate_start_[gate];

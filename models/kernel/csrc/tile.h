@@ -17,7 +17,7 @@ constexpr int MAX_VECTORS = LANES == 16 ? 4 : 6;
 struct Source {
   const float* data;
   long channel;      // floats from a kept channel to the next
-  const int* taps;   // from a position to the input under each weight of the kernel
+  const long* taps;  // from a position to the input under each weight of the kernel
   int tap_count;
   Kept kept;
 };
@@ -162,8 +162,15 @@ static Tiling choose_tiling(int rows, int vectors, bool wide = false) {
 // Calls f(part, first, last) for `parts` nearly equal parts of the range [first, last).
 template <typename F>
 INLINE void for_parts(int first, int last, int parts, F f) {
-  for (int k = 0; k < parts; k++)
-    f(k, first + (last - first) * k / parts, first + (last - first) * (k + 1) / parts);
+  const int size = (last - first) / parts, rest = (last - first) % parts;
+  // Part k begins at first + (last - first) * k / parts, without that product: it is beyond 32 bits for large maps.
+  for (int k = 0, begin = first, extra = 0; k < parts; k++) {
+    int end = begin + size;
+    extra += rest;
+    if (extra >= parts) extra -= parts, end++;
+    f(k, begin, end);
+    begin = end;
+  }
 }
 
 }  // namespace VARIANT

@@ -20,12 +20,13 @@ constexpr long CACHED_FLOATS = 256 << 10;  // of a map that stays in the second-
 constexpr int FEW_CHANNELS = 48, FEW_PIXELS = 196;  // below, the transforms cost about what they save (measured)
 
 static bool winograd_pays(const Conv& c) {
-  return c.kernel == 3 && c.stride == 1 && c.padding == 1 && c.out.height % 2 == 0 && c.out.width % 2 == 0 &&
+  const bool countable = static_cast<long>(c.out.height / 2) * c.out_channels <= INT32_MAX;  // Conv::shares
+  return countable && c.kernel == 3 && c.stride == 1 && c.padding == 1 && c.out.height % 2 == 0 && c.out.width % 2 == 0 &&
          c.in_channels >= FEW_CHANNELS && c.out_channels >= FEW_CHANNELS && c.out.pixels() >= FEW_PIXELS;
 }
 
 INLINE int squares_to_vectors(int squares) { return (squares + LANES - 1) / LANES; }
-INLINE int band_begin(const Conv& c, int band) { return c.out.height / 2 * band / c.bands; }
+INLINE int band_begin(const Conv& c, int band) { return static_cast<int>(c.out.height / 2 * static_cast<long>(band) / c.bands); }
 
 // As few vectors as possible, in as few bands as fit: for each band all weights are read.
 static void plan_winograd(Conv& c) {
@@ -151,7 +152,7 @@ static void multiply_plane(const Conv& c, const ConvCall& call, int first, int l
 // Output channels first..last - 1, no more than BLOCK_ROWS, of a band whose planes are at hand.
 static void winograd_block(const Conv& c, const ConvCall& call, int first, int last, int first_row, int last_row,
                            const float* planes, float* sums) {
-  static const int tap = 0;
+  static const long tap = 0;
   const int width = c.out.width / 2, vectors = squares_to_vectors((last_row - first_row) * width);
   const long squares = squares_size(c), plane = plane_size(c, call.in_kept.count), sums_plane = plane_size(c, last - first);
   const Tiling tiling = choose_tiling(last - first, vectors, true);

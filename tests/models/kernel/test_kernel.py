@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -201,12 +203,12 @@ def test_policy_decides_as_in_torch(variant, average, grid, size):
 
 def test_builder_refuses_what_does_not_fit():
     builder = PlanBuilder(3, 8, 8, gates=[4])
-    with pytest.raises(InvalidInputError, match=r"\(out, 3, k, k\) with k at most 7"):
+    with pytest.raises(InvalidInputError, match=r"of shape \(4, 2, 3, 3\); \(out, 3, kernel, kernel\) is needed"):
         builder.conv(builder.images, torch.zeros(4, 2, 3, 3))
     with pytest.raises(InvalidInputError, match="Gate 0 on 5 channels"):
         builder.conv(builder.images, torch.zeros(5, 3, 3, 3), gate=0)
     with pytest.raises(InvalidInputError, match="too small"):
-        builder.conv(builder.images, torch.zeros(4, 3, 7, 7), stride=1, padding=-1)
+        builder.conv(builder.max_pool(builder.images, 4), torch.zeros(4, 3, 7, 7), padding=1)
     x = builder.conv(builder.images, torch.zeros(4, 3, 3, 3), gate=0)
     with pytest.raises(InvalidInputError, match="A sum of"):
         builder.add(x, builder.images)
@@ -218,3 +220,98 @@ def test_builder_refuses_what_does_not_fit():
         builder.linear(x, torch.zeros(2, 4))
     with pytest.raises(InvalidInputError, match="vector that is not behind a gate"):
         builder.build(builder.average(x))
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("stride", 0), ("stride", -1), ("stride", 1.0), ("stride", 2**40), ("padding", -1), ("padding", 4), ("gate", -1),
+     ("gate", 1), ("gate", True), ("gate", 0.0)],
+)  # fmt: skip
+def test_builder_refuses_numbers_out_of_range(setting, value):
+    builder = PlanBuilder(3, 8, 8, gates=[4])
+    with pytest.raises(InvalidInputError, match=f"(?i){setting}"):
+        builder.conv(builder.images, torch.zeros(4, 3, 3, 3), **{setting: value})
+    if setting == "gate":
+        with pytest.raises(InvalidInputError, match="gate"):
+            builder.linear(builder.images, torch.zeros(4, 192), gate=value)
+        with pytest.raises(InvalidInputError, match="gate"):
+            builder.decide(value, builder.images, random_heads([4], [3], True, 0)[0])
+    elif value != 4:
+        with pytest.raises(InvalidInputError, match=setting):
+            builder.max_pool(builder.images, 2, **{setting: value})
+    if setting == "stride":
+        with pytest.raises(InvalidInputError, match=setting):
+            builder.subsample(builder.images, value, 8, 2)
+
+
+def test_builder_refuses_sizes_and_settings_of_other_layers():
+    for sizes in ((0, 8, 8), (3, 0, 8), (3, 8, -1), (3, 8, 8.0), (2**31, 8, 8), (3, 2**14, 2**14), (3, 2**40, 1)):
+        with pytest.raises(InvalidInputError):
+            PlanBuilder(*sizes)
+    for widths in ([0], [-1], [1.5], [4, 2**31]):
+        with pytest.raises(InvalidInputError, match="The width of gate"):
+            PlanBuilder(3, 8, 8, gates=widths)
+    builder = PlanBuilder(3, 8, 8, gates=[4])
+    images, head = builder.images, random_heads([4], [3], True, 2)[0]
+    for kernel_size, padding in ((0, 0), (-1, 0), (2, 2), (3, 2), (2.0, 0), (2**40, 0)):
+        with pytest.raises(InvalidInputError):
+            builder.max_pool(images, kernel_size, 1, padding)
+    with pytest.raises(InvalidInputError, match="The kernel's side is 9"):
+        builder.conv(images, torch.zeros(4, 3, 9, 9))
+    for channels, offset in ((0, 0), (8, -1), (8, 2**40)):
+        with pytest.raises(InvalidInputError):
+            builder.subsample(images, 2, channels, offset)
+    for grid in (-1, 1.0, 2**31):
+        with pytest.raises(InvalidInputError, match="grid"):
+            builder.look(images, torch.zeros(3), torch.ones(3), grid=grid)
+        with pytest.raises(InvalidInputError, match="grid"):
+            builder.decide(0, images, dataclasses.replace(head, grid=grid))
+    with pytest.raises(InvalidInputError, match="number of features is 0"):
+        builder.look(images, torch.zeros(0), torch.ones(0), average=False)
+    for name in ("mean", "std", "weight1", "bias1", "weight2", "bias2"):
+        wrong = torch.zeros(1, 2, 3) if name == "bias1" else getattr(head, name)[:-1]
+        with pytest.raises(InvalidInputError, match=name):
+            builder.decide(0, images, dataclasses.replace(head, **{name: wrong}))
+    vector = builder.average(images)
+    for layer in (
+        lambda: builder.conv(vector, torch.zeros(4, 3, 1, 1)),
+        lambda: builder.max_pool(vector, 1),
+        lambda: builder.average(vector),
+        lambda: builder.subsample(vector, 1, 8, 2),
+        lambda: builder.look(vector, torch.zeros(3), torch.ones(3)),
+        lambda: builder.decide(0, vector, head),
+    ):
+        with pytest.raises(InvalidInputError, match="needs a map"):
+            layer()
+
+
+def test_builder_refuses_values_that_are_not_its_own():
+    builder, other = PlanBuilder(3, 8, 8, gates=[4]), PlanBuilder(3, 8, 8, gates=[4])
+    own, head = builder.images, random_heads([4], [3], True, 0)[0]
+    later = other.conv(other.images, torch.zeros(3, 3, 1, 1))
+    for x in (other.images, later, dataclasses.replace(own, index=-1), dataclasses.replace(own), None, 0):
+        for layer in (
+            lambda x: builder.conv(x, torch.zeros(4, 3, 1, 1)),
+            lambda x: builder.conv(own, torch.zeros(3, 3, 1, 1), residual=x or 0),
+            lambda x: builder.max_pool(x, 2),
+            lambda x: builder.add(x),
+            lambda x: builder.add(own, x or 0),
+            lambda x: builder.subsample(x, 1, 8, 2),
+            lambda x: builder.average(x),
+            lambda x: builder.linear(x, torch.zeros(2, 192)),
+            lambda x: builder.decide(0, x, head),
+            lambda x: builder.look(x, torch.zeros(3), torch.ones(3)),
+            lambda x: builder.build(x),
+        ):
+            with pytest.raises(InvalidInputError, match="is not a value of this builder"):
+                layer(x)
+
+
+def test_builder_refuses_weights_that_are_no_plain_numbers():
+    builder = PlanBuilder(3, 8, 8)
+    weight = torch.zeros(4, 3, 1, 1)
+    for wrong in (weight.long(), weight.cfloat(), weight.to_sparse(), weight.to("meta"), weight.numpy(), None):
+        with pytest.raises(InvalidInputError, match="a dense tensor of floating-point numbers is needed"):
+            builder.conv(builder.images, wrong)
+    with pytest.raises(InvalidInputError, match=r"The bias is of shape \(3,\); \(4,\) is needed"):
+        builder.conv(builder.images, weight, torch.zeros(3))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from prunegym.errors import InvalidInputError, MissingDependencyError
 from prunegym.models import MaskedCNN
-from prunegym.models.kernel import Plan, PlanBuilder, shared_library
+from prunegym.models.kernel import KernelError, Pass, Plan, PlanBuilder, shared_library
 from prunegym.models.kernel.shared_library import library, openmp
 from prunegym.models.skipping.kernel_path import translate
 from prunegym.models.skipping.program.lowering import lower
@@ -168,7 +170,7 @@ def test_wrong_input_is_refused():
     assert plan(images[:0], masks[:0])[0].shape == (0, 10)
     with pytest.raises(InvalidInputError, match=r"float32 of shape \(batch, 3, 32, 32\) on the CPU is needed"):
         plan(images.double(), masks)
-    with pytest.raises(InvalidInputError, match=r"Masks are of shape \(2, 47\); \(2, 48\) is needed"):
+    with pytest.raises(InvalidInputError, match=r"The mask is of shape \(2, 47\); \(2, 48\) is needed"):
         plan(images, masks[:, 1:])
     with pytest.raises(InvalidInputError, match="values other than 0 and 1"):
         plan(images, masks / 2)
@@ -239,12 +241,162 @@ def test_layers_are_timed_on_threads_that_share_an_image():
 
 
 @needs_kernel
-@pytest.mark.parametrize("threads", [0, -1, 1.5, True])
+@pytest.mark.parametrize("threads", [0, -1, 1.5, True, 1025, 2_000_000, 2**32, 99999999999])
 def test_a_wrong_number_of_threads(threads):
     masked, plan = zoo_network("simple-cnn")
     images, masks = torch.randn(2, 3, 32, 32), kept_sets(2, widths_of(masked))
-    with pytest.raises(InvalidInputError, match=rf"threads is {threads}; a whole number of at least 1"):
-        plan(images, masks, threads=threads)
+    for run in (plan, plan.timed):
+        with pytest.raises(InvalidInputError, match=rf"threads is {threads}; a whole number from 1 to 1024 is needed"):
+            run(images, masks, threads=threads)
+
+
+@needs_kernel
+@pytest.mark.parametrize(("batch", "threads"), [(1, 0), (1, -5), (1, 1025), (1, 2_000_000), (-1, 1), (2**30, 1)])
+def test_the_library_itself_refuses_numbers_out_of_range(batch, threads):
+    _, plan = zoo_network("simple-cnn")
+    images, masks, outputs = torch.zeros(1, 3, 32, 32), torch.ones(1, plan.mask_size), torch.zeros(1, plan.outputs)
+    error = ctypes.create_string_buffer(shared_library.ERROR_SIZE)
+    failed = plan.library.prunegym_plan_run(
+        plan.handle, batch, images.data_ptr(), (ctypes.c_int64 * 4)(*images.stride()), masks.data_ptr(),
+        outputs.data_ptr(), threads, None, error,
+    )  # fmt: skip
+    assert failed
+    assert b"is out of range" in error.value
+
+
+def deep_network(size: int, channels: int = 4) -> Plan:
+    """Convolutions of all kinds on large maps, and a policy's features."""
+    builder = PlanBuilder(1, size, size, gates=[channels])
+    x = builder.conv(builder.images, torch.ones(channels, 1, 3, 3) / 9, padding=1, relu=True, gate=0)
+    x = builder.conv(x, torch.ones(channels, channels, 3, 3) / 9, torch.ones(channels), padding=1, relu=True)
+    x = builder.max_pool(builder.conv(x, torch.ones(2, channels, 2, 2), stride=2), 2)
+    return builder.build(builder.average(x))
+
+
+@needs_kernel
+def test_a_map_whose_products_are_beyond_32_bits():
+    """From 1217x1217 pixels on pixels times parts of the work are above 2**31."""
+    plan, size = deep_network(1300), 1300
+    images, masks = torch.randn(1, 1, size, size), torch.tensor([[1, 0, 1, 1]])
+    x = F.conv2d(images, torch.ones(4, 1, 3, 3) / 9, padding=1).relu() * masks[:, :, None, None]
+    x = F.conv2d(x, torch.ones(4, 4, 3, 3) / 9, torch.ones(4), padding=1).relu()
+    expected = F.max_pool2d(F.conv2d(x, torch.ones(2, 4, 2, 2), stride=2), 2).mean((2, 3))
+    for threads in (1, 3):
+        close(plan(images, masks, threads=threads)[0], expected)
+
+
+@needs_kernel
+def test_torchs_default_dtype_and_negative_views_do_not_matter():
+    masked, plan = zoo_network("simple-cnn")
+    images, masks = torch.randn(2, 3, 32, 32), kept_sets(2, widths_of(masked))
+    expected, _ = plan(images, masks)
+    lazily = torch.complex(torch.zeros_like(images), -images).conj().imag
+    assert lazily.is_neg()
+    assert torch.equal(plan(lazily, masks)[0], expected)
+    torch.set_default_dtype(torch.float64)
+    try:
+        outputs, _ = plan(images, masks)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert outputs.dtype == torch.float32
+    assert torch.equal(outputs, expected)
+
+
+@needs_kernel
+def test_too_many_images_and_tensors_without_plain_memory():
+    _, plan = zoo_network("simple-cnn")
+    images, masks = torch.zeros(2, 3, 32, 32), torch.ones(2, 48)
+    with pytest.raises(InvalidInputError, match=r"number of images is 4294967296; .* Use smaller batches"):
+        plan(images[:1].expand(2**32, -1, -1, -1), masks[:1].expand(2**32, -1))
+    for given in (images.to_sparse(), images.to("meta")):
+        with pytest.raises(InvalidInputError, match="dense float32"):
+            plan(given, masks)
+    for given in (masks.to_sparse(), masks.to("meta")):
+        with pytest.raises(InvalidInputError, match="a dense tensor with values is needed"):
+            plan(images, given)
+
+
+@needs_kernel
+def test_more_memory_than_there_is():
+    """Before any is taken: a process that writes to more than there is would be ended by the system."""
+    builder = PlanBuilder(1, 2000, 2000, gates=[2**14])
+    builder.look(builder.images, torch.zeros(1), torch.ones(1))
+    x = builder.conv(builder.images, torch.ones(2**14, 1, 1, 1), gate=0)
+    plan = builder.build(builder.linear(builder.average(x), torch.ones(1, 2**14)))
+    message = r"cannot run {} images: .* GB of memory are needed and the machine has .* GB"
+    with pytest.raises(KernelError, match=message.format(1)):
+        plan(torch.zeros(1, 1, 2000, 2000), torch.ones(1, 2**14))
+    with pytest.raises(KernelError, match=message.format(2**24)):
+        Pass(plan, 2**24)
+    with pytest.raises(InvalidInputError, match="batch is 10000000000; a whole number from 1 to"):
+        Pass(plan, 10**10)
+
+
+@needs_kernel
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are Linux's")
+def test_memory_that_the_system_refuses():
+    program = """if True:
+        import resource, torch
+        from prunegym.models.kernel import KernelError, PlanBuilder
+        builder = PlanBuilder(1, 2000, 2000)
+        x = builder.conv(builder.images, torch.ones(64, 1, 1, 1))
+        plan = builder.build(builder.linear(builder.average(x), torch.ones(1, 64)))
+        pages = int(open("/proc/self/statm").read().split()[0])
+        limit = pages * resource.getpagesize() + (200 << 20)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        try:
+            plan(torch.zeros(1, 1, 2000, 2000), threads=1)
+        except KernelError as error:
+            print(error)
+    """
+    if "libasan" in os.environ.get("LD_PRELOAD", ""):
+        pytest.skip("AddressSanitizer's own memory is beyond any limit")
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True, capture_output=True, text=True)
+    assert done.stdout == "The kernel cannot run 1 images: not enough memory.\n"
+
+
+def wrong_records() -> dict[str, Callable[[list, list, list, list], None]]:
+    """Changes of one number in the records of a plan: load, conv, pool, linear, store."""
+
+    def change(place: int, index: int, name: str, number: int) -> Callable[..., None]:
+        return lambda *records: setattr(records[place][index], name, number)
+
+    def width(_buffers: list, _values: list, widths: list, _layers: list) -> None:
+        widths[0] = 3
+
+    buffers = {("height", 0), ("height", 2**30), ("width", -1), ("stride", 3), ("channels", 2), ("channels", 2**30)}
+    values = {("buffer", -1), ("buffer", 99), ("channels", 0), ("channels", 2**30), ("gate", 1), ("gate", -2)}
+    conv = {
+        ("input", -1), ("input", 99), ("input", 2), ("output", 0), ("output", -1), ("second", 0), ("second", 3),
+        ("kernel", 0), ("kernel", 8), ("stride", 0), ("stride", -1), ("padding", -1), ("padding", 2), ("kind", 10),
+    }  # fmt: skip
+    pool = {("kernel", 0), ("stride", 0), ("padding", 2), ("padding", -1), ("second", 0), ("input", 3)}
+    return {
+        "width": width,
+        **{f"buffer {n} {v}": change(0, 0, n, v) for n, v in sorted(buffers)},
+        **{f"value {n} {v}": change(1, 1, n, v) for n, v in sorted(values)},
+        **{f"conv {n} {v}": change(3, 1, n, v) for n, v in sorted(conv)},
+        **{f"pool {n} {v}": change(3, 2, n, v) for n, v in sorted(pool)},
+        "linear": change(3, 3, "output", 1),
+        "store": change(3, 4, "input", 1),
+        "weight": lambda *records: setattr(records[3][1], "weight", None),
+    }
+
+
+@needs_kernel
+@pytest.mark.parametrize("change", wrong_records())
+def test_the_library_itself_refuses_wrong_records(change, monkeypatch):
+    def changed(variant, buffers, values, widths, records, **more):
+        wrong_records()[change](buffers, values, widths, records)
+        return Plan(variant, buffers, values, widths, records, **more)
+
+    builder = PlanBuilder(3, 8, 8, gates=[4])
+    x = builder.conv(builder.images, torch.ones(4, 3, 3, 3), padding=1, gate=0)
+    output = builder.linear(builder.max_pool(x, 2), torch.ones(2, 64))
+    builder.build(output)
+    monkeypatch.setattr("prunegym.models.kernel.builder.Plan", changed)
+    with pytest.raises(KernelError, match="is out of range"):
+        builder.build(output)
 
 
 @needs_kernel

@@ -194,7 +194,7 @@ def test_a_pass_that_is_used_wrongly():
     with pytest.raises(InvalidInputError, match=r"float32 of shape \(batch, 3, 8, 8\) on the CPU is needed"):
         stepwise.begin(torch.zeros(2, 3, 8, 9))
     stepwise.begin(torch.zeros(2, 3, 8, 8))
-    with pytest.raises(InvalidInputError, match=r"Masks are of shape \(1, 4\)"):
+    with pytest.raises(InvalidInputError, match=r"The mask is of shape \(1, 4\); \(2, 4\) is needed"):
         stepwise.advance(masks[:1])
     with pytest.raises(InvalidInputError, match=r"Masks have values other than 0 and 1"):
         stepwise.advance(masks / 2)
