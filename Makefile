@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 # Many small tensors: one thread a test process is faster than two processes fighting over two cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: venv demo test test-slow test-all lint format types check wheel-test clean
+.PHONY: venv demo test test-slow test-all lint format types check wheel-test kernel-sanitize clean
 
 venv: $(STAMP)
 
@@ -48,6 +48,10 @@ check: lint types test
 
 wheel-test: $(STAMP)
 	PIP_ARGS="$(PIP_ARGS)" bash .ci/wheel_test $(BIN)/python
+
+# The kernel under AddressSanitizer and UBSan, in a copy of the sources.
+kernel-sanitize: $(STAMP)
+	bash .ci/kernel_sanitize $(BIN)/python
 
 clean:
 	rm -rf $(VENV) build dist models/kernel/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info

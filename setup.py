@@ -9,6 +9,8 @@ one that lacks vector extensions, the package installs without it and runs on to
 out on purpose, and PRUNEGYM_KERNEL_BUILD=required makes a failed build an error. Build it again in a checkout with:
 
     python setup.py build_ext --inplace --force
+
+PRUNEGYM_KERNEL_SANITIZE=1 builds it with AddressSanitizer and UBSan; .ci/kernel_sanitize does so, in a copy.
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ VARIANT_FLAGS = {
     "lanes8.cpp": ["-mavx2", "-mfma"],
     "lanes16.cpp": ["-mavx512f", "-mavx512vl", "-mavx512dq", "-mfma"],
 }
+SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+SANITIZE_FLAGS = [*SANITIZE, "-O1", "-g1", "-fno-omit-frame-pointer"]
 WANTED = os.environ.get("PRUNEGYM_KERNEL_BUILD", "auto")
 
 
@@ -37,7 +41,8 @@ class BuildKernel(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         """Compile and link one extension."""
-        flags = list(COMMON_FLAGS)
+        sanitize = bool(os.environ.get("PRUNEGYM_KERNEL_SANITIZE"))
+        flags = [*COMMON_FLAGS, *(SANITIZE_FLAGS if sanitize else [])]
         variants = dict(VARIANT_FLAGS)
         if platform.machine().lower() in ("x86_64", "amd64"):
             flags.append("-DPRUNEGYM_X86")
@@ -59,7 +64,8 @@ class BuildKernel(build_ext):
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             objects = list(pool.map(build, sources))
         target = self.get_ext_fullpath(ext.name)
-        self.compiler.link_shared_object(objects, target, extra_postargs=["-pthread"], target_lang="c++")
+        link = ["-pthread", *(SANITIZE if sanitize else [])]
+        self.compiler.link_shared_object(objects, target, extra_postargs=link, target_lang="c++")
 
 
 def packages() -> list[str]:

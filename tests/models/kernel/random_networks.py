@@ -1,0 +1,166 @@
+"""Random networks through the kernel, and the same in plain torch.
+
+.ci/kernel_sanitize runs many of them: python -m tests.models.kernel.random_networks COUNT
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from prunegym.models import kernel
+from prunegym.models.kernel import GateHead, Pass, PlanBuilder, Value
+from tests.models.skipping.skipping_networks import close
+
+Step = Callable[[list[Tensor], list[Tensor]], Tensor]
+"""A layer in torch: from the values before it and the mask of each gate."""
+
+
+class RandomNetwork:
+    """A network of random layers, drawn layer by layer for the kernel and for torch.
+
+    Its gates are decided by masks, or some by policies, or all by an agent outside who looks before each.
+
+    Args:
+        seed: Of its shape, weights, images and masks.
+    """
+
+    def __init__(self, seed: int) -> None:
+        torch.manual_seed(seed)
+        self.draw = draw = random.Random(seed)
+        side = draw.choice([4, 12, 20, 33])
+        self.shape = draw.choice([1, 2, 3, 5]), draw.randint(1, side), draw.randint(1, side)
+        # With many channels and an even side Winograd's algorithm takes some layers.
+        self.wide = draw.random() < 0.3
+        if self.wide:
+            self.shape = 3, 2 * draw.randint(7, 10), 2 * draw.randint(7, 10)
+        self.widths = [self.channels() for _ in range(draw.randint(0, 4))]
+        self.decides = draw.choice(["masks", "policies", "agent"]) if self.widths else "masks"
+        self.builder = PlanBuilder(*self.shape, self.widths)
+        self.values, self.steps = [self.builder.images], list[Step]()
+        self.gates = list(range(len(self.widths)))
+        for _ in range(draw.randint(1, 8)):
+            draw.choice([self.conv, self.conv, self.conv, self.pool, self.sum, self.subsample])()
+        while self.gates:
+            self.conv(gate=True)
+        self.end()
+
+    def channels(self) -> int:
+        return self.draw.randint(*((48, 70) if self.wide else (1, 30)))
+
+    def a_map(self) -> tuple[int, Value]:
+        index = self.draw.randrange(max(0, len(self.values) - 3), len(self.values))
+        return index, self.values[index]
+
+    def add(self, value: Value, step: Step) -> None:
+        self.values.append(value)
+        self.steps.append(step)
+
+    def conv(self, *, gate: bool = False) -> None:
+        draw, (index, x) = self.draw, self.a_map()
+        size, stride, padding = draw.choice([1, 2, 3, 4, 5, 7]), draw.choice([1, 1, 2, 3, 5]), draw.randint(0, 3)
+        if draw.random() < 0.6 or min(x.height, x.width) + 2 * padding < size:
+            size, stride, padding = 3, 1, 1
+        on = self.gates.pop(0) if self.gates and (gate or draw.random() < 0.6) else None
+        out, relu = self.channels() if on is None else self.widths[on], draw.random() < 0.5
+        weight, bias = torch.randn(out, x.channels, size, size) / (x.channels * size**2) ** 0.5, torch.randn(out)
+        if on is not None:
+            self.decision(on, index)
+        sides = ((side + 2 * padding - size) // stride + 1 for side in (x.height, x.width))
+        wanted = (out, *sides, on)
+        same = [i for i, v in enumerate(self.values) if (v.channels, v.height, v.width, v.gate) == wanted]
+        residual = draw.choice(same) if same else None
+        options = {"stride": stride, "padding": padding}
+        second = None if residual is None else self.values[residual]
+        y = self.builder.conv(x, weight, bias, **options, relu=relu, gate=on, residual=second)
+
+        def step(values: list[Tensor], masks: list[Tensor]) -> Tensor:
+            y = F.conv2d(values[index], weight, bias, **options)
+            y = y if residual is None else y + values[residual]
+            y = y.relu() if relu else y
+            return y if on is None else y * masks[on][:, :, None, None]
+
+        self.add(y, step)
+
+    def decision(self, gate: int, index: int) -> None:
+        x, average, grid = self.values[index], self.draw.random() < 0.6, self.draw.randint(0, 4)
+        average = average or not grid
+        size, hidden = x.channels * (average + grid**2), self.draw.randint(1, 20)
+        mean, std = torch.randn(size) / 10, torch.rand(size) + 0.1
+        if self.decides == "agent":
+            self.builder.look(x, mean, std, average=average, grid=grid)
+        elif self.decides == "policies" and self.draw.random() < 0.7:
+            into, out = torch.randn(hidden, size), torch.randn(self.widths[gate], hidden)
+            head = GateHead(mean, std, into, torch.randn(hidden), out, torch.randn(len(out)), average, grid)
+            self.builder.decide(gate, x, head)
+
+    def pool(self) -> None:
+        index, x = self.a_map()
+        size, stride = self.draw.choice([1, 2, 2, 3, 4, 9]), self.draw.choice([1, 2, 2, 3])
+        padding = self.draw.randint(0, size // 2)
+        if min(x.height, x.width) + 2 * padding >= size:
+            y = self.builder.max_pool(x, size, stride, padding, relu=True)
+            self.add(y, lambda values, _: F.max_pool2d(values[index], size, stride, padding).relu())
+
+    def sum(self) -> None:
+        index, x = self.a_map()
+        shape = x.channels, x.height, x.width, x.gate
+        same = [i for i, v in enumerate(self.values) if (v.channels, v.height, v.width, v.gate) == shape]
+        other, relu = self.draw.choice(same), self.draw.random() < 0.5
+        y = self.builder.add(x, self.values[other], relu=relu)
+        self.add(y, lambda v, _: (v[index] + v[other]).relu() if relu else v[index] + v[other])
+
+    def subsample(self) -> None:
+        index, x = self.a_map()
+        stride, before, after = (self.draw.randint(*span) for span in ((1, 3), (0, 5), (0, 5)))
+        if x.gate is None:
+            y = self.builder.subsample(x, stride, before + x.channels + after, before)
+            self.add(y, lambda v, _: F.pad(v[index][:, :, ::stride, ::stride], (0, 0, 0, 0, before, after)))
+
+    def end(self) -> None:
+        """Add an average or none, and a linear layer."""
+        x, average = self.values[-1], self.draw.random() < 0.5
+        y = self.builder.average(x) if average else x
+        weight = torch.randn(self.draw.randint(1, 40), y.channels * y.height * y.width)
+        self.output = self.builder.linear(y, weight)
+        self.last: Callable[[Tensor], Tensor] = lambda v: (v.mean((2, 3)) if average else v.flatten(1)) @ weight.T
+
+    def expected(self, images: Tensor, mask: Tensor) -> Tensor:
+        """Return what the network gives, in torch; the mask is known."""
+        values, masks = [images], list(mask.float().split(self.widths, 1))
+        for step in self.steps:
+            values.append(step(values, masks))
+        return self.last(values[-1])
+
+    def check(self, variant: str) -> None:
+        """Compare the kernel with torch, on one image and several, by one thread and several."""
+        plan = self.builder.build(self.output, variant)
+        for batch, threads in ((1, 1), (1, 3), (7, 1), (35, 2)):
+            images = torch.randn(batch, *self.shape)
+            mask = torch.rand(batch, sum(self.widths)) < self.draw.choice([0, 0.3, 0.7, 1])
+            outputs, used = plan(images, mask, threads)
+            close(outputs, self.expected(images, used))
+            if plan.looks:
+                stepwise = Pass(plan, batch)
+                stepwise.begin(images, threads)
+                for _ in plan.looks:
+                    result = stepwise.advance(mask, threads)
+                close(result, outputs, 1e-5)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    count = int(sys.argv[1])
+    for seed in range(count):
+        for variant in kernel.variants():
+            RandomNetwork(seed).check(variant)
+    print(f"{count} random networks equal torch in {', '.join(kernel.variants())}")
+
+
+if __name__ == "__main__":
+    main()
