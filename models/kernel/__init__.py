@@ -1,7 +1,7 @@
 """A compiled CPU kernel that really skips masked channels: a whole network in one call, one mask an image.
 
-It is optional. :func:`available` says whether it was built and runs here, :func:`unavailable_reason` why not. It knows
-nothing of the rest of PruneGym: a network is described to :class:`PlanBuilder` layer by layer.
+It is optional. :func:`available` says whether it was built and runs here, :func:`unavailable_reason` why not. It does
+not depend on the rest of PruneGym: you describe a network to :class:`PlanBuilder` layer by layer.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Values between layers, and the buffers that they lie in: memory is used again once its value is not needed."""
+"""Values between layers, and the buffers that hold them. A buffer is reused once its value is no longer needed."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ _CONV, _ADD, _LOOK = (KINDS.index(kind) for kind in ("conv", "add", "look"))
 
 @dataclasses.dataclass(frozen=True)
 class Value:
-    """What flows between layers: a map (channels, height, width), or a vector (channels).
+    """The output of a layer: a map (channels, height, width), or a vector (channels).
 
     Attributes:
         index: Number within its builder.
         channels: Channels in all, kept or not.
         height: Pixels; 1 for a vector.
         width: Pixels; 1 for a vector.
-        stride: Numbers from a row to the next in memory; 0 for a vector.
-        gate: The gate that decides which channels are there; None if all are.
+        stride: Floats from a row to the next in memory; 0 for a vector.
+        gate: The gate that decides which channels are kept; None if all are.
     """
 
     index: int
@@ -38,9 +38,9 @@ def assign_buffers(
 ) -> tuple[list[BufferRecord], list[int]]:
     """Give each value a buffer.
 
-    A buffer keeps its frame of zeros, so it serves only values of one height, width and row stride. A sum may be
-    written where one of its operands lies, if that is not needed afterwards. Values that live past a stop, each image's
-    own, are apart from others, for which all images can use the same memory.
+    A buffer keeps its frame of zeros, so all of its values have the same height, width and row stride. A sum may
+    overwrite one of its operands, if that is not needed afterwards. Values that are needed after a stop get separate
+    buffers, one for each image; for the others all images can share memory.
 
     Args:
         values: All values.
@@ -70,7 +70,7 @@ def assign_buffers(
             value = values[output]
             key = keys[output]
             operands = {_CONV: ("second",), _ADD: ("second", "input")}.get(layer["kind"], ())
-            if layer["second"] == layer["input"]:  # a convolution must not write where it still reads
+            if layer["second"] == layer["input"]:  # a layer must not overwrite what it still reads
                 operands = ()
             taken = [layer[n] for n in operands if layer[n] in ending and keys[layer[n]] == key]
             if taken:

@@ -1,4 +1,4 @@
-"""Describing a network to the kernel, layer by layer."""
+"""The builder of a plan: it takes the layers of a network one by one."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class PlanBuilder:
         stride, padding = _stride(stride), whole_number("padding", padding, 0, MAX_KERNEL // 2)
         whole_number("The kernel's side", rows, 1, MAX_KERNEL)
         height, width = _window(x, rows, stride, padding)
-        # Where the output is no wider, its rows get the input's stride: the convolution runs over the input as it lies.
+        # With rows of the input's stride such a convolution reads the input map directly, without copies.
         in_place = stride == 1 and rows <= 3 and padding <= (rows - 1) // 2
         y = self._value(out, height, width, gate, stride=x.stride if in_place else None)
         if residual is not None and _shape(self._own(residual, "residual")) != _shape(y):
@@ -156,7 +156,7 @@ class PlanBuilder:
         return y
 
     def decide(self, gate: int, x: Value, head: GateHead) -> None:
-        """Let a policy decide a gate by the map ``x``; comes before the layers that the gate is on.
+        """Let a policy decide a gate from the map ``x``. Call it before you add the layers with this gate.
 
         Raises:
             InvalidInputError: If the head does not fit, or the gate is already in use.
@@ -181,9 +181,9 @@ class PlanBuilder:
         self._layer("decide", x, None, {**fields, "weight2": head.weight2, "bias2": head.bias2})
 
     def look(self, x: Value, mean: Tensor, std: Tensor, *, average: bool = True, grid: int = 0) -> None:
-        """Add a stop for an agent outside, who sees the standardised features of the map ``x`` (:class:`GateHead`).
+        """Add a stop at which an external agent sees the standardised features of the map ``x`` (:class:`GateHead`).
 
-        A :class:`~prunegym.models.kernel.Pass` stops there; a plan that is called as a whole passes over it.
+        A :class:`~prunegym.models.kernel.Pass` stops there; calling the plan ignores it.
         """
         size = self._features(x, average, grid)
         for name, values in (("mean", mean), ("std", std)):

@@ -1,4 +1,4 @@
-"""A run of a plan that stops where an agent decides."""
+"""A run of a plan that stops before each decision of an agent."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from prunegym.validation import whole_number
 
 
 class Pass:
-    """A run of a plan that stops where an agent looks, and goes on when it has decided: no masked channel is computed.
+    """A run of a plan that stops before each decision of an agent, then continues: no masked channel is computed.
 
     Args:
         plan: Made with :meth:`PlanBuilder.look` before each decision, and no policy.
-        batch: Number of images; the memory for all of their maps is kept until the pass is thrown away. They are cut
-            into groups for as many threads as torch has now.
+        batch: Number of images. Memory for all of their maps is kept until the pass is deleted. The images are split
+            into groups, for the number of threads that torch has when the pass is made.
 
     Raises:
         InvalidInputError: If the plan never looks, or decides gates itself, or the batch is no whole number above 0.
@@ -30,7 +30,7 @@ class Pass:
         if not plan.looks or plan.decides:
             raise InvalidInputError("A pass needs a plan with looks and no policy; call look() before each decision.")
         self.plan, self.batch = plan, whole_number("batch", batch, 1, MAX_IMAGES)
-        self._stop = len(plan.looks) + 1  # nothing is under way
+        self._stop = len(plan.looks) + 1  # begin() was not called
         self._error = ctypes.create_string_buffer(ERROR_SIZE)
         self._handle = plan.library.prunegym_pass_new(plan.handle, self.batch, thread_count(None), self._error)
         self._check(not self._handle)
@@ -38,7 +38,7 @@ class Pass:
         self._finalizer.atexit = False  # see Plan
 
     def begin(self, images: Tensor, threads: int | None = None) -> Tensor:
-        """Start with new images, whatever was under way.
+        """Start with new images; a run that is not finished is dropped.
 
         Args:
             images: (batch, channels, height, width) float32 on the CPU.
@@ -65,7 +65,7 @@ class Pass:
         return features
 
     def advance(self, masks: Tensor, threads: int | None = None) -> Tensor:
-        """Go on to the next stop, or to the end.
+        """Continue to the next stop, or to the end.
 
         Args:
             masks: (batch, mask_size) of zeros and ones, any dtype; bits of gates behind the next stop do not matter.
@@ -75,7 +75,7 @@ class Pass:
             The features at the next stop (batch, its number), or at the end the outputs (batch, outputs), float32.
 
         Raises:
-            InvalidInputError: If masks are of another shape or have other values, or nothing is under way.
+            InvalidInputError: If the mask has a wrong shape or other values, or :meth:`begin` was not called.
         """
         if self._stop >= len(self.plan.looks):
             raise InvalidInputError("The pass is over, or has not begun. Call begin().")

@@ -1,4 +1,4 @@
-"""A network ready to run in the compiled kernel, and the parameters of a gate's policy."""
+"""A plan, which is a network ready to run in the compiled kernel, and the parameters of a gate's policy."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from prunegym.validation import shape, whole_number
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class GateHead:
-    """A gate's policy: what decides its channels.
+    """The parameters of a gate's policy.
 
-    Features of a map (channels, height, width) are, in this order, the channel averages if ``average`` (channels), and
-    the averages over a coarse ``grid`` x ``grid`` raster if ``grid`` > 0 (channels * grid * grid, channel by channel,
-    cells as in torch's ``adaptive_avg_pool2d``). They become ``(features - mean) / std``, clipped to -10..10, then
-    linear, ReLU, linear; a channel is kept iff its logit is above 0.
+    The features of a map (channels, height, width) are the channel averages if ``average`` (channels), then the
+    averages over a coarse ``grid`` x ``grid`` raster if ``grid`` > 0 (channels * grid * grid, channel by channel, cells
+    as in torch's ``adaptive_avg_pool2d``). They become ``(features - mean) / std``, clipped to -10..10. A linear layer,
+    ReLU and a second linear layer give one logit for each channel; a channel is kept if its logit is above 0.
 
     Attributes:
         mean: (features).
@@ -117,8 +117,8 @@ class Plan:
             threads: From 1 to 1024, each taking a share of the images; None for torch's number.
 
         Returns:
-            Outputs (batch, outputs) float32, and the masks that were used, (batch, mask_size) bool: the very tensor
-            that was given if it is bool and no gate has a policy.
+            Outputs (batch, outputs) float32, and the masks that were used, (batch, mask_size) bool. If you gave a
+            contiguous bool mask and no gate has a policy, it is that tensor itself.
 
         Raises:
             InvalidInputError: If a shape, a dtype or the number of threads is wrong, or masks are missing.
@@ -132,7 +132,7 @@ class Plan:
         Args:
             images: As in a call.
             masks: As in a call.
-            threads: If there are several, for one image, of which they share each layer.
+            threads: Several threads share each layer of one image.
 
         Raises:
             InvalidInputError: As in a call, and for several threads with several images.
@@ -153,8 +153,8 @@ class Plan:
         images = self.checked_images(images)
         batch = len(images)
         used = self.as_bytes(masks, batch)
-        # Neither images nor masks are copied by torch: from some size on it wakes threads, which then spin for
-        # milliseconds on the cores that the kernel's own threads need.
+        # Torch must not copy images or masks: for large ones it wakes its threads, which then spin for milliseconds
+        # on the cores that the kernel's own threads need.
         strides = (ctypes.c_int64 * 4)(*images.stride())
         outputs = empty_floats(batch, self.outputs)
         if batch == 0:
@@ -189,7 +189,7 @@ class Plan:
         return images.resolve_neg()  # else a view like x.conj().imag would be read with the wrong sign
 
     def as_bytes(self, masks: Tensor | None, batch: int) -> Tensor:
-        """Return masks of bytes, one after another, that may be written if a gate has a policy."""
+        """Return contiguous bool masks; a copy if a gate has a policy, since the kernel then writes to them."""
         if masks is None:
             if self._needs_masks:
                 raise InvalidInputError(
