@@ -63,6 +63,7 @@ def test_models_need_neither_gymnasium_nor_sb3() -> None:
 FLOORS = """
 errors registration
 models.stopwatch user_code validation
+settings
 models.data models.zoo models.kernel
 models.masking
 models.gating models.checks

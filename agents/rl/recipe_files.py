@@ -16,6 +16,7 @@ from prunegym.envs.task import TaskArguments
 from prunegym.errors import InvalidInputError, MissingDataError, UnknownNameError
 from prunegym.models.training.imitation import ImitationConfig
 from prunegym.models.training.tuning import TuneConfig
+from prunegym.settings import Loader, make_config, numbers
 from prunegym.validation import choice
 
 FOLDER = Path(__file__).parents[1] / "recipes"
@@ -31,40 +32,29 @@ TO_ENVIRONMENTS = {"model", "dataset", "device", "features"}
 MOST_CHARACTERS = 100_000
 
 
-class _Loader(yaml.SafeLoader):
-    """Refuses duplicate keys, of which YAML would silently take the last, and aliases, which can expand to billions."""
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            message = "A recipe must not have aliases (*name). Write out the value."
-            raise yaml.composer.ComposerError(None, None, message, mark)
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is given twice.", key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
 def load_recipe(name_or_path: str | Path) -> Recipe:
-    """Read a recipe.
+    """Read a recipe; see :func:`read_recipe` and :func:`make_recipe` for the errors.
+
+    Args:
+        name_or_path: A recipe that comes with PruneGym (``frozen``), or a YAML file.
+
+    Example:
+        >>> load_recipe("digits").algo
+        'ppo'
+    """
+    return make_recipe(*read_recipe(name_or_path))
+
+
+def read_recipe(name_or_path: str | Path) -> tuple[str, str, dict[str, Any]]:
+    """Read a recipe's name, environment id and settings, not checked yet.
 
     Args:
         name_or_path: The name of a recipe that comes with PruneGym, such as ``frozen``, or a YAML file.
 
     Raises:
-        UnknownNameError: If there is no such recipe, or it has an unknown setting.
+        UnknownNameError: If there is no such recipe.
         MissingDataError: If there is no such file.
-        InvalidInputError: If the file is not YAML of the right form, is too large, has a key twice or an alias, or if a
-            value is out of range.
-
-    Example:
-        >>> load_recipe("digits").algo
-        'ppo'
+        InvalidInputError: If the file is not YAML of the right form, is too large, or has a key twice or an alias.
     """
     if not isinstance(name_or_path, str | Path):
         raise InvalidInputError(
@@ -81,14 +71,14 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
     if not isinstance(content, dict) or len(content) != 1 or not isinstance(next(iter(content.values())), dict):
         raise InvalidInputError(f"{path} must have one environment id at the top, and its settings below.")
     ((env, settings),) = content.items()
-    return _recipe(path.stem, env, settings)
+    return path.stem, env, numbers(settings)
 
 
 def _read(path: Path) -> Any:
     try:
         with path.open(encoding="utf-8") as file:
             text = file.read(MOST_CHARACTERS + 1)
-        content = None if len(text) > MOST_CHARACTERS else yaml.load(text, _Loader)  # noqa: S506  (a SafeLoader)
+        content = None if len(text) > MOST_CHARACTERS else yaml.load(text, Loader)  # noqa: S506  (a SafeLoader)
     # ValueError: no UTF-8, a date that does not exist, a number of thousands of digits.
     except (yaml.YAMLError, OSError, ValueError) as error:
         raise InvalidInputError(f"{path} is not YAML: {error}") from error
@@ -104,10 +94,16 @@ def as_recipe(recipe: Recipe | str | Path) -> Recipe:
     return recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
 
 
-def _recipe(name: str, env: str, settings: dict[str, Any]) -> Recipe:
+def make_recipe(name: str, env: str, settings: Mapping[str, Any]) -> Recipe:
+    """Make a recipe from its settings, as a file has them.
+
+    Raises:
+        UnknownNameError: If a setting is unknown; the message suggests the nearest.
+        InvalidInputError: If a value has another type than it should, or is out of range.
+    """
+    values = dict(settings)
     fields = {field.name for field in dataclasses.fields(Recipe)} - {"name", "env"}
-    _check_names(f"setting in recipe {name!r}:", settings, fields)
-    values = {key: _numbers(value) for key, value in settings.items()}
+    _check_names(f"setting in recipe {name!r}:", values, fields)
     for key, names in _names_within(str(values.get("algo", "ppo"))).items():
         if key in values and not (values[key] is None and key in STAGES):  # a stage may be left out by ``null``
             if not isinstance(values[key], Mapping):
@@ -116,7 +112,7 @@ def _recipe(name: str, env: str, settings: dict[str, Any]) -> Recipe:
     for key, config in STAGES.items():
         if values.get(key) is not None:
             fixed = {"train_cnn": False} if key == "refine" else {}
-            values[key] = _made(name, key, config, {**values[key], **fixed})
+            values[key] = make_config(config, {**values[key], **fixed}, f"Recipe {name!r}: {key}.")
     return Recipe(name=name, env=env, **values)
 
 
@@ -134,27 +130,3 @@ def _names_within(algo: str) -> dict[str, Collection[str]]:
 def _check_names(what: str, settings: Mapping[str, Any], allowed: Collection[str]) -> None:
     for key in settings:
         choice(what, key, allowed)
-
-
-def _numbers(value: Any) -> Any:
-    """Convert strings to numbers: YAML 1.1 reads ``6e-4`` and ``1e3`` as strings, because they have no dot."""
-    if isinstance(value, Mapping):
-        return {key: _numbers(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_numbers(one) for one in value]
-    if not isinstance(value, str):
-        return value
-    try:
-        number = float(value)
-    except ValueError:
-        return value
-    return int(number) if number.is_integer() else number
-
-
-def _made(recipe: str, key: str, config: type[Any], values: dict[str, Any]) -> Any:
-    try:
-        return config(**values)
-    except TypeError as error:
-        raise InvalidInputError(
-            f"Recipe {recipe!r}: {key} is {values}; one of its values has the wrong type."
-        ) from error
