@@ -22,6 +22,8 @@ from prunegym.models.storage.fingerprints import fingerprint_of
 from prunegym.models.storage.weights import save_text
 
 PACKAGES = ("prunegym", "torch", "gymnasium", "stable-baselines3", "numpy")
+SHOWN = 4
+"""Changed settings that an error names."""
 
 
 def begin_run(
@@ -43,11 +45,14 @@ def begin_run(
     hashes = {name: None if thing is None else fingerprint_of(thing) for name, thing in (inputs or {}).items()}
     if path.exists():
         run = _read(path)
-        before, settings = without_unused(run.get("settings", {})), without_unused(settings)
-        changed = sorted(key for key in {*settings, *before} if before.get(key) != settings.get(key))
+        before, now = (_flat(without_unused(one)) for one in (run.get("settings", {}), settings))
+        changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
         if changed:
+            shown = [f"{key}: {_shown(before.get(key))}, not {_shown(now.get(key))}" for key in changed[:SHOWN]]
+            more = f"; {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
             raise InvalidInputError(
-                f"{out} has a run with other settings ({', '.join(changed)}). Give another --out, or the same settings."
+                f"{out} has a run with other settings ({'; '.join(shown)}{more}). Give another --out, or the same "
+                "settings."
             )
         made_from = run.get("inputs", {})
         other = [name for name in hashes if name in made_from and made_from[name] != hashes[name]]
@@ -94,6 +99,21 @@ def without_unused(settings: Any) -> Any:
             key: without_unused(value) for key, value in settings.items() if value is not None and value is not False
         }
     return [without_unused(value) for value in settings] if isinstance(settings, list | tuple) else settings
+
+
+def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
+    """Return nested settings by names with dots, such as ``recipe.n_episodes``."""
+    if not isinstance(settings, Mapping):
+        return {prefix: settings}
+    return {
+        key: value
+        for name, one in settings.items()
+        for key, value in _flat(one, f"{prefix}.{name}" if prefix else name).items()
+    }
+
+
+def _shown(value: Any) -> str:
+    return "none" if value is None else json.dumps(value)
 
 
 def finish_run(out: Path, seconds: float, results: Mapping[str, Any] | None = None) -> None:

@@ -51,7 +51,7 @@ def test_train_cnn_goes_on_with_a_checkpoint_of_the_library(made: Path, tmp_path
 def test_a_folder_with_a_run_is_not_written_over(made: Path) -> None:
     cnn, agent = made / "cnn", made / "agent"
     command = ["train-cnn", "simple-cnn", *CNN, "--out", cnn]
-    assert "has a run with other settings (train)" in fail(*command, "--resume")
+    assert "has a run with other settings (train.learning_rate: 0.05, not 0.1)" in fail(*command, "--resume")
     prepared = made / "prepared/prepared.safetensors"
     assert "has this run already. Add --resume" in fail("train", prepared, *RL, "--out", agent)
     assert "has a run with other settings" in fail("train", prepared, *RL, "--seed", "1", "--out", agent, "--resume")

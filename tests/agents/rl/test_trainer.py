@@ -62,7 +62,7 @@ def test_an_interrupted_run_goes_on_to_the_same_step_count(tmp_path: Path) -> No
     run(SMALL, tmp_path, resume=True, report=lambda _stage, row: rows.append(row))
     assert rows[0]["updates"] == 6
     assert rows[-1]["timesteps"] == 256 * 3
-    with pytest.raises(InvalidInputError, match=r"has a run with other settings \(seed\)"):
+    with pytest.raises(InvalidInputError, match=r"has a run with other settings \(seed: 0, not 1\)"):
         run(SMALL, tmp_path, resume=True, seed=1)
 
 
