@@ -112,6 +112,7 @@ def compare(
     penalty: float = 0.5,
     dense: nn.Module | None = None,
     device: str = "cpu",
+    progress: bool = True,
     report: OnResult | None = None,
 ) -> Comparison:
     """Train and evaluate agents side by side.
@@ -133,6 +134,7 @@ def compare(
         penalty: lambda of the figure ``reward``.
         dense: The original network, see :func:`evaluate`.
         device: Torch device.
+        progress: Whether trainings show a progress bar.
         report: Called after each result with the entry's name, the seed and the result.
 
     Returns:
@@ -162,7 +164,7 @@ def compare(
         each = isinstance(model, Mapping) or entry.seeded or (entry.at_share and first.seeded)
         for seed in seeds if each else seeds[:1]:
             share = 1.0 if entry is first else _share(found[first.name], seed)
-            terms = Terms(share, epochs, penalty, Path(out))
+            terms = Terms(share, epochs, penalty, Path(out), progress)
             found[entry.name][seed] = _result(
                 entry, dataclasses.replace(models[seed], seed=seed), terms, options | marks[models[seed]], dense
             )

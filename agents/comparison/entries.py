@@ -36,12 +36,14 @@ class Terms:
         epochs: Passes over the training images of the reference, at least 5. Trained baselines take as many.
         penalty: lambda of the figure ``reward``.
         root: Folder of the comparison.
+        progress: Whether trainings show a progress bar.
     """
 
     share: float
     epochs: float
     penalty: float
     root: Path
+    progress: bool = True
 
     def folder(self, name: str, seed: int) -> Path:
         """Return the folder of an entry's training run with a seed."""
@@ -91,6 +93,7 @@ def recipe_entry(recipe: Recipe | str | Path) -> Entry:
         return train_agent(
             copy.deepcopy(model.masked), model.info, model.data["train"], model.data["validation"], settings, folder,
             policy=model.policy, seed=model.seed, resume=(folder / "run.json").exists(), device=model.device,
+            progress=terms.progress,
         )  # fmt: skip
 
     def check(model: Bundle) -> None:

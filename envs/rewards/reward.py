@@ -200,7 +200,7 @@ def resolve_reward(
 def _table_advice(reward: object, table: object) -> str:
     if table is None:
         return (
-            "The reward 'latency' needs latency_table=, a table or its file (--latency-table on the command line). "
+            "The reward 'latency' needs latency_table=, a table or its file. "
             "Measure one on this machine: prunegym latency MODEL --out table.json"
         )
     return (

@@ -6,11 +6,19 @@ installed. Its public names are those of ``__init__.pyi``; each is imported from
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+_public, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+
+def __getattr__(name: str) -> object:
+    if name == "__version__":
+        return importlib.metadata.version("prunegym")
+    return _public(name)
+
 
 if importlib.util.find_spec("gymnasium") is not None:
     from prunegym.registration import register_environments

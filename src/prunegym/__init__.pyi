@@ -16,3 +16,5 @@ from .models.masking.masked_cnn import MaskedCNN as MaskedCNN
 from .models.training.cnn_training import train as train
 from .models.training.preparation import prepare as prepare
 from .models.zoo.network_registry import build as build
+
+__version__: str

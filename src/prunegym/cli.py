@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import importlib
+import shlex
+import sys
 import warnings
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -11,10 +13,12 @@ from typing import Annotated, Any, cast
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+import prunegym
 from prunegym.errors import PruneGymError
 from prunegym.user_code import import_module
 
-USAGE_ERROR = 2
+USAGE_ERROR, INTERRUPTED = 2, 130
+RESUMABLE = "prunegym.resumable"
 COMMANDS = {
     "list": "list_names",
     "inspect": "inspect",
@@ -42,7 +46,9 @@ class _Command(TyperCommand):
         name = COMMANDS[str(self.name)]
         app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
         app.command(self.name)(getattr(importlib.import_module(f"prunegym.commands.{name}"), name))
-        return typer.main.get_command(app).make_context(info_name, args, parent, **extra)
+        context = typer.main.get_command(app).make_context(info_name, args, parent, **extra)
+        context.find_root().meta[RESUMABLE] = "resume" in context.params
+        return context
 
 
 def _help(name: str) -> str:
@@ -53,7 +59,7 @@ def _help(name: str) -> str:
 
 
 class Group(TyperGroup):
-    """Commands whose mistakes of input end in one line on standard error, not in a traceback."""
+    """Commands that end in one line on standard error, not in a traceback, on wrong input and on Ctrl-C."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -68,7 +74,7 @@ class Group(TyperGroup):
         return _Command(cmd_name, help=_help(COMMANDS[cmd_name])) if cmd_name in COMMANDS else None
 
     def invoke(self, ctx: Any) -> Any:
-        """Run a command; errors of PruneGym, and files that cannot be read or written, exit with 2."""
+        """Run a command; errors of PruneGym, and files that cannot be read or written, exit with 2, Ctrl-C with 130."""
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
             try:
@@ -79,8 +85,22 @@ class Group(TyperGroup):
             except OSError as error:
                 if error.filename is None:
                     raise
-                typer.echo(f"Error: {error.filename}: {error.strerror}. Give another place.", err=True)
+                typer.echo(f"Error: {error.filename}: {error.strerror}. Choose another path.", err=True)
                 raise typer.Exit(USAGE_ERROR) from error
+            except KeyboardInterrupt as error:
+                _end_progress()
+                again = shlex.join(["prunegym", *(word for word in sys.argv[1:] if word != "--resume"), "--resume"])
+                how = f" Resume with: {again}" if ctx.find_root().meta.get(RESUMABLE) else ""
+                typer.echo(f"Interrupted.{how}", err=True)
+                raise typer.Exit(INTERRUPTED) from error
+
+
+def _end_progress() -> None:
+    """Close progress bars, so that what is printed next has a line of its own."""
+    from tqdm import tqdm
+
+    for bar in list(getattr(tqdm, "_instances", ())):
+        bar.close()
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
@@ -92,11 +112,16 @@ app = typer.Typer(
     cls=Group,
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Agents learn, image by image, which channels of a frozen CNN to run. Each command prints tables, or one JSON "
     "document with --json; errors go to standard error, with exit code 2.",
 )
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"prunegym {prunegym.__version__}")
+        raise typer.Exit
 
 
 @app.callback()
@@ -110,8 +135,11 @@ def import_own(
             help="A module of yours, imported first: one that calls prunegym.models.register_network.",
         ),
     ] = None,
+    version: Annotated[  # noqa: ARG001
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
 ) -> None:
-    """Import modules of the user's, whatever the command."""
+    """Import your modules before the command runs."""
     for module in modules or ():
         import_module(module, f"module {module!r}")
 

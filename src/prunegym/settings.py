@@ -113,7 +113,7 @@ def make_config(config: type[Config], values: Mapping[str, Any], where: str = ""
     made = {}
     for key, value in values.items():
         choice(f"setting of {where[:-1]}" if where else "setting", key, hints)
-        inner = next((one for one in get_args(hints[key]) or (hints[key],) if dataclasses.is_dataclass(one)), None)
+        inner: Any = next((one for one in get_args(hints[key]) or (hints[key],) if dataclasses.is_dataclass(one)), None)
         if inner is not None and isinstance(value, Mapping):
             made[key] = make_config(cast(Any, inner), value, f"{where}{key}.")
         elif not _fits(value, hints[key]):

@@ -14,10 +14,9 @@ KEYS = [
     "total_mac_share", "mac_share_std", "distinct_masks", "static_accuracy", "shuffled_accuracy", "reward", "images",
 ]  # fmt: skip
 CNN = ["--dataset", "digits", "--epochs", "12", "--quiet"]
-PREPARE = [
-    "--epochs", "1", "--imitation-steps", "20", "--hidden", "8", "--grid", "2", "--feature-size", "160", "--quiet",
-]  # fmt: skip
-RL = ["--recipe", "digits", "--episodes", "64", "--n-envs", "32", "--quiet"]
+GATES = ["--epochs", "1", "--set", "hidden=8", "--set", "grid=2", "--set", "feature_size=160", "--quiet"]
+PREPARE = [*GATES, "--set", "imitation.steps=20"]
+RL = ["--recipe", "digits", "--episodes", "64", "--set", "n_envs=32", "--quiet"]
 
 
 def run(*arguments: object) -> Result:

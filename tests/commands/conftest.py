@@ -36,7 +36,7 @@ not_an_agent = 3
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a CNN, the same prepared, and an agent trained on that."""
     folder = tmp_path_factory.mktemp("made")
-    succeed("train-cnn", "simple-cnn", *CNN, "--learning-rate", "0.05", "--out", folder / "cnn")
+    succeed("train-cnn", "simple-cnn", *CNN, "--set", "learning_rate=0.05", "--out", folder / "cnn")
     succeed("prepare", folder / "cnn/cnn.safetensors", *PREPARE, "--out", folder / "prepared")
     succeed("train", folder / "prepared/prepared.safetensors", *RL, "--out", folder / "agent")
     return folder

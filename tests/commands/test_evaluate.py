@@ -89,7 +89,7 @@ def test_mistakes_in_a_user_s_file_are_told_before_anything_is_trained(made: Pat
 def test_compare_agents_baselines_and_recipes(made: Path, mine: Path) -> None:
     command = [
         "compare", "digits", "random", "--agent", "mine:FirstHalf", "--model", made / "prepared/prepared.safetensors",
-        "--seeds", "2", "--episodes", "64", "--n-envs", "32", "--images", "100", "--out", mine / "table", "--quiet",
+        "--seeds", "2", "--episodes", "64", "--set", "n_envs=32", "--images", "100", "--out", mine / "table", "--quiet",
     ]  # fmt: skip
     document = as_json(*command)
     assert [row["name"] for row in document["rows"]] == ["digits", "random", "mine:FirstHalf"]

@@ -71,10 +71,8 @@ def test_errors_are_one_line_that_says_what_would_be_right(made: Path, tmp_path:
     assert "Unknown model 'simple-cn'. Did you mean 'simple-cnn'?" in fail("inspect", "simple-cn")
     assert "Unknown model 'vgg15'. Did you mean 'vgg1" in fail("train-cnn", "vgg15", "--out", out)
     assert "Did you mean 'digits'?" in fail("train-cnn", "simple-cnn", "--dataset", "digit", "--out", out)
-    assert "Unknown precision 'half'." in fail("train-cnn", "simple-cnn", "--precision", "half", "--out", out)
-    assert "is a network with fresh weights. Train it first" in fail("evaluate", "simple-cnn")
-    assert "There is no model file nowhere.safetensors." in fail("evaluate", "nowhere.safetensors")
-    assert "Unknown recipe 'froze'. Did you mean 'frozen'?" in fail("train", cnn, "--recipe", "froze", "--out", out)
+    message = fail("train-cnn", "simple-cnn", "--set", "precision=half", "--out", out)
+    assert "precision is 'half'; 'auto' or 'float32' or 'bfloat16' is needed." in message
     assert "is a CNN without a gate policy" in fail("finetune", cnn, "--out", out)
     assert "is a CNN without a gate policy" in fail("predict", broken, "--model", cnn)
     assert "is no image file that Pillow can read" in fail(

@@ -35,7 +35,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_from_training_to_prediction(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "own-network" in fail("train-cnn", "own-network", *CNN, "--out", own / "cnn")
     succeed(
-        "--import", "own_network", "train-cnn", "own-network", *CNN, "--learning-rate", "0.05", "--out", own / "cnn"
+        "--import", "own_network", "train-cnn", "own-network", *CNN, "--set", "learning_rate=0.05", "--out", own / "cnn"
     )
     succeed("prepare", own / "cnn/cnn.safetensors", *PREPARE, "--out", own / "prepared")
     succeed("train", own / "prepared/prepared.safetensors", *RL, "--out", own / "agent")

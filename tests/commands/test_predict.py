@@ -67,7 +67,7 @@ def test_places_that_cannot_be_written(made: Path, tmp_path: Path) -> None:
     for command, name in (("export", "model.onnx"), ("quantize", "small.safetensors")):
         message = fail(command, made / "agent/model.safetensors", "--out", tmp_path / "file" / name)
         assert f"{tmp_path / 'file'}" in message
-        assert "Give another place." in message
+        assert "Choose another path." in message
 
 
 def test_latency_is_measured_trained_for_and_evaluated(made: Path, tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_latency_is_measured_trained_for_and_evaluated(made: Path, tmp_path: Pat
     assert as_json("evaluate", model, "--latency", table)["latency_share"] > 0
     assert "time: by the latency table" in succeed("evaluate", model, "--latency", table).stdout
     line = ["train", model, *RL, "--reward", "latency"]
-    succeed(*line, "--latency-table", table, "--out", tmp_path / "run")
+    succeed(*line, "--set", f"env_kwargs.latency_table={table}", "--out", tmp_path / "run")
     assert (tmp_path / "run/model.safetensors").is_file()
     assert "needs latency_table=" in fail(*line, "--out", tmp_path / "other")
     assert "Unknown execution 'kernl'. Did you mean 'kernel'?" in fail(

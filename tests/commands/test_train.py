@@ -11,7 +11,7 @@ import torch
 from prunegym import evaluate
 from prunegym.models import DynamicCNN, TrainConfig, build, load_dataset, read_model, train
 from prunegym.models.gating.static_policy import StaticPolicy
-from tests.commands.command_line import CNN, PREPARE, RL, as_json, fail, first_filter, succeed
+from tests.commands.command_line import CNN, GATES, PREPARE, RL, as_json, fail, first_filter, succeed
 
 # Settings that take seconds make weak agents.
 pytestmark = pytest.mark.filterwarnings("ignore::prunegym.agents.rl.monitor.CollapseWarning")
@@ -40,7 +40,7 @@ def test_train_cnn_goes_on_with_a_checkpoint_of_the_library(made: Path, tmp_path
             build("simple-cnn", 10, 1, 8), load_dataset("digits"), config, checkpoint=tmp_path / "checkpoint.pt",
             report=interrupt,
         )  # fmt: skip
-    command = ["train-cnn", "simple-cnn", *CNN, "--learning-rate", "0.05", "--out", tmp_path]
+    command = ["train-cnn", "simple-cnn", *CNN, "--set", "learning_rate=0.05", "--out", tmp_path]
     assert "has a checkpoint already. Add --resume" in fail(*command)
     succeed(*command, "--resume")
     resumed, whole = (read_model(path / "cnn.safetensors").masked.network for path in (tmp_path, made / "cnn"))
@@ -93,7 +93,9 @@ def test_train_to_a_budget(made: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["--frozen", "--static", "--taylor"])
 def test_prepare_variants(made: Path, tmp_path: Path, kind: str) -> None:
     file = made / "cnn/cnn.safetensors"
-    document = as_json("prepare", file, *PREPARE, kind, "--target-macs", "0.6", "--out", tmp_path)
+    document = as_json(
+        "prepare", file, *(PREPARE if kind == "--frozen" else GATES), kind, "--target-macs", "0.6", "--out", tmp_path
+    )
     model, cnn = DynamicCNN.load(tmp_path / "prepared.safetensors"), read_model(file).masked.network
     assert isinstance(model.policy, StaticPolicy) == (kind != "--frozen")
     same = all(torch.equal(cnn.state_dict()[name], value) for name, value in model.masked.network.state_dict().items())
@@ -105,7 +107,7 @@ def test_prepare_with_a_price_of_channels(made: Path, tmp_path: Path) -> None:
     command = ["prepare", made / "cnn/cnn.safetensors", *PREPARE, "--frozen", "--sparsity"]
     shares = []
     for sparsity in ("0", "1"):
-        document = as_json(*command, sparsity, "--gate-learning-rate", "0.05", "--out", tmp_path / sparsity)
+        document = as_json(*command, sparsity, "--set", "tune.gate_learning_rate=0.05", "--out", tmp_path / sparsity)
         assert document["kind"] == "L1-sparse gates, CNN frozen"
         shares.append(document["total_mac_share"]["digits/validation"])
     assert shares[1] < shares[0] - 0.1
@@ -145,7 +147,7 @@ def test_train_without_episodes_tells_where_the_gates_are(made: Path, tmp_path: 
 def test_finetune_changes_cnn_and_policy_and_resumes(made: Path, tmp_path: Path) -> None:
     prepared = made / "prepared/prepared.safetensors"
     command = [
-        "finetune", prepared, "--rounds", "1", "--cnn-epochs", "1", "--episodes", "64", "--n-envs", "32", "--quiet",
+        "finetune", prepared, "--rounds", "1", "--cnn-epochs", "1", "--episodes", "64", "--set", "n_envs=32", "--quiet",
         "--out", tmp_path,
     ]  # fmt: skip
     document = as_json(*command)

@@ -8,52 +8,53 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
-import torch
 import typer
-from PIL import Image
-from torch import Tensor
 
 from prunegym.commands.evaluate import evaluation_table, evaluations
-from prunegym.commands.options import JsonFlag, Quiet, Seed, Threads, settle
-from prunegym.commands.output import emit, note, percent, progress_of, table
+from prunegym.commands.options import JsonFlag, Quiet, RecipeOptions, Seed, TargetMacs, Threads, grouped, settle
+from prunegym.commands.output import Table, emit, note, percent, progress_of
 from prunegym.commands.predict import describe, read_image
-from prunegym.commands.train import Episodes, override
+from prunegym.commands.recipes import recipe_with
 from prunegym.errors import InvalidInputError
-from prunegym.models.catalog import open_model, open_split, with_history
-from prunegym.models.data.dataset import Dataset
-from prunegym.models.dynamic_cnn import DynamicCNN
-from prunegym.models.gating.rollouts import greedy
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from prunegym.envs.simulator import MaskSimulator
+    from prunegym.models.data.dataset import Dataset
+    from prunegym.models.dynamic_cnn import DynamicCNN
 
 SHOWN = 8
 MARK = "demo"
-"""A file that says that a folder is a demo's, whose earlier results may be replaced."""
+"""A file that marks a demo's folder, whose earlier results may be replaced."""
+DIGITS = RecipeOptions("digits")
 
 
+@grouped
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder of the results; an earlier demo's are replaced.")] = Path(
         "runs/demo"
     ),
     model: Annotated[str, typer.Option("--model", help="A prepared model; by default the shipped one.")] = "digits",
-    recipe: Annotated[str, typer.Option("--recipe", help="A recipe or a YAML file.")] = "digits",
-    episodes: Episodes = None,
+    recipe: RecipeOptions = DIGITS,
+    target_macs: TargetMacs = None,
     seed: Seed = 0,
     threads: Threads = None,
     quiet: Quiet = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Train PPO on digits, evaluate it with controls and baselines, draw masks, save the model and predict with it."""
-    from prunegym.agents.rl.recipe_files import load_recipe
+    import torch
+
     from prunegym.agents.rl.trainer import train_agent
+    from prunegym.models.catalog import open_model, open_split, with_history
+    from prunegym.models.dynamic_cnn import DynamicCNN
 
     settle(threads=threads)
     started = time.perf_counter()
     stored = open_model(model)
     train, validation, test = (open_split(stored.info, None, split) for split in ("train", "validation", "test"))
-    chosen = override(load_recipe(recipe), episodes)
+    chosen = recipe_with(**vars(recipe), target_macs=target_macs)
     training = _cleared(out)
     note(f"PPO, {chosen.n_episodes:,} episodes on {train.name}: about a minute.", quiet)
     trained = train_agent(
@@ -82,7 +83,7 @@ def demo(
     first = results["PPO"]
     title = f"{test.name}/test, {len(test)} images, dense accuracy {percent(first.dense_accuracy)}"
     said = [[row["file"], row["label"], percent(row["kept_share"]), percent(row["mac_share"])] for row in rows]
-    predicted = table("Predicted with the saved model", ["image", "label", "channels kept", "of the dense MACs"], said)
+    predicted = Table("Predicted with the saved model", ["image", "label", "channels kept", "of the dense MACs"], said)
     closing = f"Model: {path}   Masks drawn: {picture}   {seconds:.0f} s"
     emit(document, as_json, evaluation_table(title, results), first.verdict, predicted, closing)
 
@@ -103,6 +104,9 @@ def _cleared(out: Path) -> Path:
 
 def draw(model: DynamicCNN, data: Dataset, indices: Tensor, path: Path) -> None:
     """Write a picture of images with the masks that a model gives them."""
+    import numpy as np
+    from PIL import Image
+
     from prunegym.envs.rendering import draw_gallery
     from prunegym.envs.simulator import MaskSimulator
     from prunegym.envs.task import make_task
@@ -115,13 +119,18 @@ def draw(model: DynamicCNN, data: Dataset, indices: Tensor, path: Path) -> None:
     Image.fromarray(draw_gallery(task, simulator.snapshot())).save(path)
 
 
-@torch.inference_mode()
 def play(model: DynamicCNN, simulator: MaskSimulator, indices: Tensor) -> None:
     """Play an episode with a model's policy: each decision from the features that the simulator shows."""
+    import numpy as np
+    import torch
+
+    from prunegym.models.gating.rollouts import greedy
+
     observation: dict[str, Any] = simulator.reset(indices)
     policy = model.policy
     for decision, size in enumerate(policy.features.sizes):
-        logits = policy.logits(decision, torch.from_numpy(observation["features"][:, :size]))
+        with torch.inference_mode():
+            logits = policy.logits(decision, torch.from_numpy(observation["features"][:, :size]))
         actions = torch.ones(len(indices), *simulator.action_space.shape)
         actions[:, : logits.shape[1]] = greedy(logits)
         observation = simulator.step(actions.numpy().astype(np.int8)).observation
@@ -129,6 +138,8 @@ def play(model: DynamicCNN, simulator: MaskSimulator, indices: Tensor) -> None:
 
 def write_images(data: Dataset, indices: Tensor, folder: Path) -> list[Path]:
     """Write images of a data set as PNG files, named by number and label."""
+    from PIL import Image
+
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     for index in indices.tolist():

@@ -7,16 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
-from prunegym.commands.options import JsonFlag
-from prunegym.commands.output import emit, facts
+from prunegym.commands.options import JsonFlag, TrainedModel
+from prunegym.commands.output import Facts, emit
 from prunegym.errors import InvalidInputError
-from prunegym.models.catalog import open_trained
-
-Model = Annotated[str, typer.Argument(help="A model file, or a shipped model.")]
 
 
 def export(
-    model: Model,
+    model: TrainedModel,
     out: Annotated[Path, typer.Option("--out", help="The ONNX file.")],
     dense: Annotated[bool, typer.Option("--dense", help="The CNN with all channels on, without the policy.")] = False,
     mask_input: Annotated[bool, typer.Option("--mask-input", help="The mask is an input: decide elsewhere.")] = False,
@@ -27,6 +24,7 @@ def export(
     as_json: JsonFlag = False,
 ) -> None:
     """Write policy and CNN as one ONNX model, for one image a call; masked channels are not computed."""
+    from prunegym.models.catalog import open_trained
     from prunegym.models.export.onnx_channels import cut_gates
     from prunegym.models.export.onnx_model import export_onnx
 
@@ -48,4 +46,4 @@ def export(
         "input": f"images {document['images']}",
         "channels left out": f"in {cut} of {gates} gates; in the others they are computed and set to zero",
     }
-    emit(document, as_json, facts(f"{model} as ONNX", rows))
+    emit(document, as_json, Facts(f"{model} as ONNX", rows))

@@ -2,41 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from prunegym.commands.options import DataRoot, DatasetName, JsonFlag, settle
-from prunegym.commands.output import emit, facts, percent, table
+from prunegym.commands.options import AnyModel, Data, JsonFlag, grouped, settle
+from prunegym.commands.output import Facts, Table, emit, percent
 from prunegym.errors import InvalidInputError
-from prunegym.models.catalog import open_model
-from prunegym.models.data.dataset_registry import load_dataset
-from prunegym.models.storage.model_file import Bundle
-from prunegym.models.zoo.network_registry import ZOO
+
+if TYPE_CHECKING:
+    from prunegym.models.storage.model_file import Bundle
+
+NO_DATA = Data()
 
 
-def inspect(
-    model: Annotated[str, typer.Argument(help="A network of the zoo, a model file or a shipped model.")],
-    dataset: DatasetName = None,
-    data_root: DataRoot = None,
-    as_json: JsonFlag = False,
-) -> None:
+@grouped
+def inspect(model: AnyModel, data: Data = NO_DATA, as_json: JsonFlag = False) -> None:
     """Show a CNN's gates, what a channel of each costs, and which convolutions cannot be gates, with the reason."""
-    settle(data_root)
-    if dataset is not None and model not in ZOO:
+    from prunegym.models.catalog import open_model
+    from prunegym.models.data.dataset_registry import load_dataset
+    from prunegym.models.zoo.network_registry import ZOO
+
+    settle(data.data_root)
+    if data.dataset is not None and model not in ZOO:
         raise InvalidInputError(
             f"--dataset is for a network of the zoo, which is built for it; {model} has its images. Leave it out."
         )
-    stored = open_model(model, load_dataset(dataset) if dataset is not None else None)
+    stored = open_model(model, load_dataset(data.dataset) if data.dataset is not None else None)
     document = describe(stored)
     caption = "price: MACs of an image that one channel less saves in the full network"
     rows = [[gate["name"], str(gate["width"]), f"{gate['price']:,}"] for gate in document["gates"]]
-    tables = [facts(model, _summary(document)), table("Gates", ["gate", "channels", "price"], rows, caption)]
+    tables: list[Table | Facts] = [
+        Facts(model, _summary(document)),
+        Table("Gates", ["gate", "channels", "price"], rows, caption),
+    ]
     if document["rejected"]:
-        refused = [[name, reason] for name, reason in document["rejected"].items()]
-        rejected = table("Convolutions that are no gates", ["convolution", "reason"], refused)
-        rejected.columns[1].justify = "left"
-        tables.append(rejected)
+        tables.append(Facts("Convolutions that cannot be gates", document["rejected"]))
     emit(document, as_json, *tables)
 
 

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import typer
-from rich.table import Table
 
-from prunegym.commands.options import JsonFlag, Threads, settle
-from prunegym.commands.output import emit, facts, table
+from prunegym.commands.options import AnyModel, JsonFlag, Threads, settle
+from prunegym.commands.output import Facts, Table, emit
 from prunegym.errors import InvalidInputError
-from prunegym.models.catalog import open_model
-from prunegym.models.timing.latency_table import LatencyTable
+
+if TYPE_CHECKING:
+    from prunegym.models.timing.latency_table import LatencyTable
 
 
 def latency(
-    model: Annotated[str, typer.Argument(help="A network of the zoo, a model file or a shipped model.")],
+    model: AnyModel,
     out: Annotated[Path, typer.Option("--out", help="The table, a JSON file.")],
     execution: Annotated[
         str, typer.Option("--execution", help="torch (smaller convolutions) or kernel (if it was built).")
@@ -31,6 +30,9 @@ def latency(
     as_json: JsonFlag = False,
 ) -> None:
     """Measure, image by image, how long each part of a CNN takes at a few kept widths, and check it end to end."""
+    import torch
+
+    from prunegym.models.catalog import open_model
     from prunegym.models.timing.latency_measurement import measure
     from prunegym.models.timing.latency_timers import make_timer
 
@@ -58,11 +60,13 @@ def latency(
         "deciding": _milliseconds(found.policy),
         "error end to end": f"mean {found.validation['mean_error']:.1%}, largest {found.validation['max_error']:.1%}",
     }
-    emit(document, as_json, facts(f"Latency of {model}", rows), _gate_table(found))
+    emit(document, as_json, Facts(f"Latency of {model}", rows), _gate_table(found))
 
 
 def _gate_table(found: LatencyTable) -> Table:
     """Return what each gate costs: the time that all its channels, or half of them, take off when they go."""
+    import torch
+
     full = torch.tensor([float(width) for _, width in found.gates])
     alone = torch.eye(len(full)) * full
     saved = found.dense_seconds - found.seconds_of_widths(full - alone)
@@ -71,7 +75,7 @@ def _gate_table(found: LatencyTable) -> Table:
         [name, str(width), _milliseconds(float(half[gate])), _milliseconds(float(saved[gate]))]
         for gate, (name, width) in enumerate(found.gates)
     ]
-    return table("Saved by one gate alone", ["gate", "channels", "half of it", "all of it"], rows)
+    return Table("Saved by one gate alone", ["gate", "channels", "half of it", "all of it"], rows)
 
 
 def _milliseconds(seconds: float) -> str:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import importlib.util
 
 from prunegym.commands.options import JsonFlag
-from prunegym.commands.output import emit, facts
-from prunegym.models.data.dataset_registry import SOURCES
-from prunegym.models.dynamic_cnn import SHIPPED
-from prunegym.models.zoo.network_registry import ZOO
+from prunegym.commands.output import Facts, emit
 
 
 def list_names(as_json: JsonFlag = False) -> None:
     """List every name: networks, data sets, shipped models, rewards, accuracy terms, recipes, environments."""
+    from prunegym.models.data.dataset_registry import SOURCES
+    from prunegym.models.dynamic_cnn import SHIPPED
+    from prunegym.models.zoo.network_registry import ZOO
+
     names = {"networks": sorted(ZOO), "data sets": sorted(SOURCES), "shipped models": sorted(SHIPPED)}
     # Rewards and the rest need the environments; where gymnasium is absent, the CNN side still answers.
     if importlib.util.find_spec("gymnasium") is not None:
@@ -29,4 +30,4 @@ def list_names(as_json: JsonFlag = False) -> None:
         }
     document = {key.replace(" ", "_"): value for key, value in names.items()}
     rows = {key: ", ".join(value) for key, value in names.items()}
-    emit(document, as_json, facts("Names", rows))
+    emit(document, as_json, Facts("Names", rows))

@@ -1,63 +1,157 @@
-"""Options that several commands have, and what they set."""
+"""Options that several commands have. Nothing here imports torch: completion reads it at each press of Tab."""
 
 from __future__ import annotations
 
-import math
+import dataclasses
+import functools
+import inspect
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
-import torch
 import typer
 
 from prunegym.errors import InvalidInputError
-from prunegym.models.checks import check_device
-from prunegym.models.skipping.skipping_cnn import EXECUTIONS
+from prunegym.validation import finite as check_finite
 
+
+def finite(param: typer.CallbackParam, value: float | None) -> float | None:
+    """Refuse infinity and NaN, which JSON has no word for; for typer's ``callback``."""
+    return None if value is None else check_finite(param.opts[0], value)
+
+
+TrainedModel = Annotated[str, typer.Argument(help="A model file, or a shipped model.")]
+AnyModel = Annotated[str, typer.Argument(help="A model file, a shipped model, or a network of the zoo.")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else on standard output.")]
-DataRoot = Annotated[
-    Path | None, typer.Option("--data-root", help="Folder with the files of data sets; else PRUNEGYM_DATA.")
-]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads that torch uses.")]
-Out = Annotated[Path, typer.Option("--out", help="Folder of the run.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that is in the folder.")]
-Seed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of everything that is drawn.")]
-DatasetName = Annotated[
-    str | None, typer.Option("--dataset", help="Name or path of a data set; by default the model's own.")
-]
-TrainImages = Annotated[
-    str | None,
-    typer.Option(
-        "--train-images",
-        metavar="FROM:TO",
-        help="A part of the training images, in an order drawn once: :40000 and 40000: share none.",
-    ),
-]
-Device = Annotated[
-    str, typer.Option("--device", help="Torch device, e.g. cpu or cuda.", callback=lambda name: str(check_device(name)))
+Device = Annotated[str, typer.Option("--device", help="Torch device, e.g. cpu or cuda.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of all random numbers.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
+Split = Annotated[str, typer.Option("--split", help="train, validation or test.")]
+Images = Annotated[int | None, typer.Option("--images", help="Use a random subset of this many images.")]
+DenseFile = Annotated[
+    Path | None, typer.Option("--dense", help="File of the original CNN, from whose accuracy losses are counted.")
 ]
 Execution = Annotated[
-    str, typer.Option("--execution", help=f"How masked channels are treated: {', '.join(EXECUTIONS)}.")
+    str,
+    typer.Option(
+        "--execution",
+        help="masked sets masked channels to zero; auto skips them by the fastest of kernel, torch and full; or one "
+        "of these.",
+    ),
 ]
 ShownPenalty = Annotated[
     float | None, typer.Option("--penalty", help="lambda, for a model that was trained for a range of them.")
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
+Episodes = Annotated[int | None, typer.Option("--episodes", min=0, help="Episodes (images), instead of the recipe's.")]
+TargetMacs = Annotated[
+    float | None,
+    typer.Option("--target-macs", help="Total MAC share where RL begins and ends, instead of a fixed lambda."),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change one setting, e.g. n_envs=64 or imitation.steps=100; repeatable. Unknown ones list all.",
+    ),
+]
 
 
-def finite(value: float | None) -> float | None:
-    """Return the value of an option, for typer's ``callback``.
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Where images come from."""
 
-    Raises:
-        InvalidInputError: If it is infinite or no number, which JSON has no word for.
+    dataset: Annotated[
+        str | None, typer.Option("--dataset", help="Name or path of a data set; by default the model's own.")
+    ] = None
+    data_root: Annotated[
+        Path | None, typer.Option("--data-root", help="Folder with the files of data sets; else PRUNEGYM_DATA.")
+    ] = None
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingData(Data):
+    """The same, for commands that train."""
+
+    train_images: Annotated[
+        str | None,
+        typer.Option(
+            "--train-images",
+            metavar="FROM:TO",
+            help="A part of the training images, which are shuffled once: :40000 and 40000: have none in common.",
+        ),
+    ] = None
+
+
+@dataclasses.dataclass(frozen=True)
+class RecipeOptions:
+    """How an agent is trained."""
+
+    recipe: Annotated[str, typer.Option("--recipe", help="A recipe that comes with PruneGym, or a YAML file.")]
+    episodes: Episodes = None
+    reward: Annotated[
+        str | None,
+        typer.Option("--reward", help="A reward by name, or module:function of yours, instead of the recipe's."),
+    ] = None
+    penalty: Annotated[
+        float | None, typer.Option("--penalty", callback=finite, help="lambda, instead of the recipe's.")
+    ] = None
+    settings: Settings = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What every command has that can take hours."""
+
+    out: Annotated[Path, typer.Option("--out", help="Folder of the run.")]
+    threads: Threads = None
+    device: Device = "cpu"
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the run in --out.")] = False
+    quiet: Quiet = False
+    as_json: JsonFlag = False
+
+
+def grouped(command: Callable[..., None]) -> Callable[..., None]:
+    """Let a command take groups: each parameter that is one of the classes above becomes the options in it.
+
+    A default of such a parameter, an instance, gives its options their defaults.
     """
-    if value is not None and not math.isfinite(value):
-        raise InvalidInputError(f"An option is {value}; a finite number is needed.")
-    return value
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
+    options = []
+    for name, parameter in inspect.signature(command).parameters.items():
+        if name not in groups:
+            options.append(parameter.replace(kind=parameter.KEYWORD_ONLY, annotation=hints[name]))
+            continue
+        inner = get_type_hints(groups[name], include_extras=True)
+        for field in dataclasses.fields(groups[name]):
+            default = getattr(parameter.default, field.name, field.default)
+            default = parameter.empty if default is dataclasses.MISSING else default
+            options.append(parameter.replace(name=field.name, default=default, annotation=inner[field.name]))
+
+    @functools.wraps(command)
+    def run(**values: Any) -> None:
+        made = {
+            name: group(**{field.name: values.pop(field.name) for field in dataclasses.fields(group)})
+            for name, group in groups.items()
+        }
+        command(**values, **made)
+
+    options = [option.replace(kind=inspect.Parameter.KEYWORD_ONLY) for option in options]
+    run.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]  # what typer reads
+    run.__annotations__ = {option.name: option.annotation for option in options}
+    return run
 
 
-def settle(data_root: Path | None = None, threads: int | None = None) -> None:
-    """Set what holds for the whole command: where data are, and how many threads torch uses."""
+def settle(data_root: Path | None = None, threads: int | None = None, device: str = "cpu") -> None:
+    """Set what holds for the whole command: where data are, how many threads torch uses; check the device."""
+    import torch
+
+    from prunegym.models.checks import check_device
+
+    check_device(device)
     if data_root is not None:
         if not data_root.is_dir():
             raise InvalidInputError(f"--data-root is {data_root}, which is no folder. Give the folder with the data.")

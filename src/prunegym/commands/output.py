@@ -2,35 +2,51 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
+import re
+import shutil
 import sys
-from collections.abc import Callable, Mapping
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rich.console import Console, RenderableType
-from rich.table import Table
+import typer
 from tqdm import tqdm
 
+READABLE = 80
+"""Width of text where no terminal gives one."""
+NAMES = 24
+"""Characters that names get where a table is cut into several; longer ones have a line of their own."""
 
-def emit(document: Mapping[str, Any], as_json: bool, *tables: RenderableType) -> None:
-    """Print a command's result: the document as JSON, or tables for people."""
+
+def emit(document: Mapping[str, Any], as_json: bool, *parts: Table | Facts | str) -> None:
+    """Print a command's result: the document as JSON, or tables and sentences for people."""
     if as_json:
         sys.stdout.write(json.dumps(document, indent=1) + "\n")
         return
-    # Piped into a file, a table keeps its columns instead of being squeezed into 80 characters.
-    console = Console(width=None if sys.stdout.isatty() else 140)
-    for table in tables:
-        console.print(table)
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    for index, part in enumerate(parts):
+        if index and not isinstance(part, str):
+            typer.echo()
+        if isinstance(part, str):
+            typer.echo("\n".join(fold(part, width or READABLE)))
+            continue
+        for line in fold(part.title, width or READABLE):
+            typer.secho(line, bold=not os.environ.get("NO_COLOR"))  # no styles at all where no terminal reads it
+        typer.echo("\n".join(part.lines(width)))
 
 
 def note(text: str, quiet: bool = False) -> None:
     """Say something on standard error."""
     if not quiet:
-        tqdm.write(text, file=sys.stderr)  # above a progress bar, not through it
+        lines = fold(text, shutil.get_terminal_size().columns, "  ") if sys.stderr.isatty() else [text]
+        tqdm.write("\n".join(lines), file=sys.stderr)  # above a progress bar, not through it
 
 
 def progress_of(quiet: bool) -> Callable[[str, Mapping[str, Any]], None]:
-    """Return a report of stages and their figures, one line on standard error each."""
+    """Return a report of stages and their figures on standard error."""
 
     def report(stage: str, row: Mapping[str, Any]) -> None:
         figures = "  ".join(
@@ -42,24 +58,99 @@ def progress_of(quiet: bool) -> Callable[[str, Mapping[str, Any]], None]:
     return report
 
 
-def table(title: str, columns: list[str], rows: list[list[str]], caption: str | None = None) -> Table:
-    """Return a table; all columns but the first are numbers, aligned right."""
-    made = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
-    for index, column in enumerate(columns):
-        made.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
-    for row in rows:
-        made.add_row(*row)
-    return made
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Rows of figures with a name each.
+
+    Where they are wider than the terminal, first the gaps shrink and the headings wrap, then long names get a line of
+    their own, then the columns are cut into several tables under each other. No figure is ever broken.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: str = ""
+
+    def lines(self, width: int | None) -> list[str]:
+        """Return the table, its caption last."""
+        cells = list(zip(*self.rows, strict=True)) if self.rows else [()] * len(self.columns)
+        full = [max(map(len, (head, *column))) for head, column in zip(self.columns, cells, strict=True)]
+        if width is None or sum(full) + 2 * len(full) - 2 <= width:
+            lines = self._block(range(1, len(full)), full, 2, wrap=False)
+            return lines + fold(self.caption, width or max(READABLE, len(lines[0])))
+        narrow = [max(map(len, (*head.split(), *column))) for head, column in zip(self.columns, cells, strict=True)]
+        for gap in (2, 1):
+            left = width - sum(narrow[1:]) - gap * (len(narrow) - 1)
+            if left >= min(full[0], NAMES * 2 // 3):
+                widths = [min(full[0], left), *narrow[1:]]
+                return self._block(range(1, len(full)), widths, gap) + fold(self.caption, width)
+        narrow[0] = min(full[0], NAMES)
+        lines, begin = [], 1
+        while begin < len(narrow):
+            end = begin + 1
+            while end < len(narrow) and narrow[0] + sum(narrow[begin : end + 1]) + end - begin + 1 <= width:
+                end += 1
+            lines += [""] * bool(lines) + self._block(range(begin, end), narrow, 1)
+            begin = end
+        return lines + fold(self.caption, width)
+
+    def _block(self, columns: range, widths: Sequence[int], gap: int, wrap: bool = True) -> list[str]:
+        """Return some of the columns, the names before them."""
+        heads = [fold(self.columns[index], widths[index]) if wrap else [self.columns[index]] for index in (0, *columns)]
+        height = max(map(len, heads))
+        lines = [
+            self._line([([""] * (height - len(head)) + head)[row] for head in heads], columns, widths, gap)
+            for row in range(height)
+        ]
+        rule = sum(widths[index] for index in (0, *columns)) + gap * len(columns)
+        lines.append("-" * rule)
+        for row in self.rows:
+            name = row[0]
+            if len(name) > widths[0]:
+                lines += fold(name, rule)
+                name = ""
+            lines.append(self._line([name, *(row[index] for index in columns)], columns, widths, gap))
+        return lines
+
+    @staticmethod
+    def _line(cells: Sequence[str], columns: range, widths: Sequence[int], gap: int) -> str:
+        figures = [cell.rjust(widths[index]) for cell, index in zip(cells[1:], columns, strict=True)]
+        return (" " * gap).join([cells[0].ljust(widths[0]), *figures]).rstrip()
 
 
-def facts(title: str, rows: Mapping[str, object]) -> Table:
-    """Return a table of two columns: what, and how much."""
-    made = Table(title=title, show_header=False, title_justify="left")
-    made.add_column(style="bold")
-    made.add_column(overflow="fold")
-    for key, value in rows.items():
-        made.add_row(key, str(value))
-    return made
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What, and how much: a line for each; in a terminal long ones wrap, or go under their names."""
+
+    title: str
+    rows: Mapping[str, object]
+
+    def lines(self, width: int | None) -> list[str]:
+        """Return all rows."""
+        first = max(map(len, self.rows)) + 2
+        lines = []
+        for key, value in self.rows.items():
+            text = str(value)
+            longest = max(map(len, text.split()), default=0)
+            if width is None or first + len(text) <= width:
+                lines.append(f"{key.ljust(first)}{text}")
+            elif first + longest <= width and first < width // 2:
+                wrapped = fold(text, width - first)
+                lines += [f"{key if not index else '':{first}}{line}" for index, line in enumerate(wrapped)]
+            else:
+                lines += [key, *(f"  {line}" for line in fold(text, width - 2))]
+        return lines
+
+
+class _Wrapper(textwrap.TextWrapper):
+    wordsep_simple_re = re.compile(r"(\s+)|(?<=\0)")
+
+
+def fold(text: str, width: int, indent: str = "") -> list[str]:
+    """Return lines of a text, broken at spaces and, in a path that is longer than a line, after slashes."""
+    wrapper = _Wrapper(width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    marked = re.sub(rf"\S{{{max(1, width - len(indent))},}}", lambda word: word[0].replace("/", "/\0"), text)
+    return [line.replace("\0", "") for part in marked.splitlines() for line in wrapper.wrap(part)]
 
 
 def percent(share: float) -> str:

@@ -1,23 +1,21 @@
-"""``predict``: step 4 of the document, a model on image files."""
+"""``predict``: a model on image files (step 4)."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
-import torch
 import typer
-from PIL import Image
-from torch import Tensor
 
 from prunegym.commands.options import Device, Execution, JsonFlag, ShownPenalty, Threads, settle
-from prunegym.commands.output import emit, percent, table
+from prunegym.commands.output import Table, emit, percent
 from prunegym.errors import InvalidInputError, MissingDataError
-from prunegym.models.catalog import open_trained
-from prunegym.models.data.readers import UNREADABLE, eight_bits
-from prunegym.models.dynamic_cnn import DynamicCNN
-from prunegym.models.storage.model_file import CNNInfo
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from prunegym.models.dynamic_cnn import DynamicCNN
+    from prunegym.models.storage.model_file import CNNInfo
 
 
 def predict(
@@ -30,7 +28,12 @@ def predict(
     as_json: JsonFlag = False,
 ) -> None:
     """Step 4: classify image files, and say what share of the channels and of the MACs each one took."""
-    settle(threads=threads)
+    import torch
+
+    from prunegym.models.catalog import open_trained
+    from prunegym.models.dynamic_cnn import DynamicCNN
+
+    settle(threads=threads, device=device)
     stored = open_trained(model)
     if stored.policy is None:
         raise InvalidInputError(
@@ -47,7 +50,7 @@ def predict(
     columns = ["image", "label", "probability", "channels kept", "MACs", "of the dense MACs"]
     caption = "MACs are those of the masked CNN and of deciding the mask."
     document = {"model": model, "execution": execution, "images": rows}
-    emit(document, as_json, table(f"Predictions of {model}", columns, shown, caption))
+    emit(document, as_json, Table(f"Predictions of {model}", columns, shown, caption))
 
 
 def describe(model: DynamicCNN, files: list[str], pixels: Tensor, penalty: float | None = None) -> list[dict[str, Any]]:
@@ -74,6 +77,12 @@ def read_image(path: Path, info: CNNInfo) -> Tensor:
         MissingDataError: If there is no such file.
         InvalidInputError: If it is no image, or the model takes neither grey nor RGB images.
     """
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    from prunegym.models.data.readers import UNREADABLE, eight_bits
+
     channels, height, width = info.image_shape
     if channels not in (1, 3):
         raise InvalidInputError(f"The model takes images of {channels} channels; image files have 1 or 3. Use Python.")

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import typer
-from rich.table import Table
-from torch import Tensor
 
-from prunegym.commands.options import DataRoot, DatasetName, JsonFlag, Seed, ShownPenalty, Threads, settle
-from prunegym.commands.output import emit, percent, table
+from prunegym.commands.options import AnyModel, Data, JsonFlag, Seed, ShownPenalty, Threads, grouped, settle
+from prunegym.commands.output import Table, emit, percent
 from prunegym.errors import InvalidInputError
-from prunegym.models.catalog import open_model, open_split
-from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.models.storage.model_file import Bundle
-from prunegym.models.timing.profiler import Profile, profile as measure_profile, random_masks
-from prunegym.models.zoo.network_registry import ZOO
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from prunegym.models.storage.model_file import Bundle
+    from prunegym.models.timing.profiler import Profile
 
 BATCHES = 8
+NO_DATA = Data()
 
 
+@grouped
 def profile(
-    model: Annotated[str, typer.Argument(help="A model file, a shipped model, or a network of the zoo.")] = "digits",
+    model: AnyModel = "digits",
     batch: Annotated[int, typer.Option(help="Images in a batch.", min=1)] = 1,
     rounds: Annotated[int, typer.Option(help="Rounds; all forms in turn, for a minute at most.", min=1)] = 20,
     image_size: Annotated[
@@ -33,8 +33,7 @@ def profile(
     compiled: Annotated[
         bool, typer.Option("--compile", help="Time torch.compile of the dense network too; takes a compiler.")
     ] = False,
-    dataset: DatasetName = None,
-    data_root: DataRoot = None,
+    data: Data = NO_DATA,
     seed: Seed = 0,
     threads: Threads = None,
     as_json: JsonFlag = False,
@@ -44,7 +43,12 @@ def profile(
     With a policy, masks are its own, on test images of its data set. Without one, masks and images are random, each
     gate's kept share drawn from 0.3 to 0.7.
     """
-    settle(data_root, threads)
+    import torch
+
+    from prunegym.models.catalog import open_split
+    from prunegym.models.timing.profiler import profile as measure_profile, random_masks
+
+    settle(data.data_root, threads)
     stored = _open(model, image_size)
     masked, policy, info = stored.masked, stored.policy, stored.info
     generator = torch.Generator().manual_seed(seed)
@@ -54,9 +58,9 @@ def profile(
         masks = [random_masks(batch, widths, generator) for _ in range(BATCHES)]
         batches = [torch.randn(batch, *info.image_shape, generator=generator) for _ in range(BATCHES)]
     else:
-        data = open_split(info, dataset, "test")
-        indices = torch.randint(len(data), (BATCHES, batch), generator=generator)
-        batches = [data.batch(rows) for rows in indices]
+        test = open_split(info, data.dataset, "test")
+        indices = torch.randint(len(test), (BATCHES, batch), generator=generator)
+        batches = [test.batch(rows) for rows in indices]
     found = measure_profile(masked, batches, masks, policy, penalty=penalty, rounds=rounds, compiled=compiled)
     document = {"model": model, "image_shape": list(info.image_shape), "seed": seed, **found.as_json()}
     emit(document, as_json, *_tables(model, found))
@@ -64,6 +68,11 @@ def profile(
 
 def _open(model: str, image_size: int | None) -> Bundle:
     """Open a model; a network of the zoo at the size that is asked for."""
+    from prunegym.models.catalog import open_model
+    from prunegym.models.masking.masked_cnn import MaskedCNN
+    from prunegym.models.storage.model_file import Bundle
+    from prunegym.models.zoo.network_registry import ZOO
+
     stored = open_model(model)
     if image_size is None:
         return stored
@@ -97,7 +106,7 @@ def _forms(model: str, found: Profile) -> list[Table | str]:
     caption = f"ratio: to the fastest dense form, {found.fastest_dense!r}. {found.machine['processor']}, kernel " + str(
         found.machine["kernel"]
     )
-    shown: list[Table | str] = [table(title, ["form", "ms", "ratio"], rows, caption), f"auto: {found.reason}"]
+    shown: list[Table | str] = [Table(title, ["form", "ms", "ratio"], rows, caption), f"auto: {found.reason}"]
     shown += [f"{name} cannot be run: {reason}" for name, reason in found.failed.items()]
     return shown
 
@@ -111,9 +120,5 @@ def _layers(found: Profile) -> Table:
         for row in found.layers
     ]  # fmt: skip
     columns = ["layer", "channels kept", "us an image", "all channels"]
-    return table(
-        f"Layer by layer, execution {found.layers_of!r}",
-        columns,
-        rows,
-        "Norms, sums and ReLUs are in the layer before.",
-    )
+    caption = "Norms, sums and ReLUs are in the layer before."
+    return Table(f"Layer by layer, execution {found.layers_of!r}", columns, rows, caption)

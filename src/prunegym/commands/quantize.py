@@ -7,20 +7,20 @@ from typing import Annotated
 
 import typer
 
-from prunegym.commands.export import Model
-from prunegym.commands.options import JsonFlag
-from prunegym.commands.output import emit, facts
-from prunegym.models.catalog import open_trained, with_history
-from prunegym.models.dynamic_cnn import SHIPPED, shipped_path
-from prunegym.models.storage.model_file import write_model
+from prunegym.commands.options import JsonFlag, TrainedModel
+from prunegym.commands.output import Facts, emit
 
 
 def quantize(
-    model: Model,
+    model: TrainedModel,
     out: Annotated[Path, typer.Option("--out", help="The smaller model file.")],
     as_json: JsonFlag = False,
 ) -> None:
     """Store the weights as int8, a scale an output channel: a quarter of the size. Computation stays in float32."""
+    from prunegym.models.catalog import open_trained, with_history
+    from prunegym.models.dynamic_cnn import SHIPPED, shipped_path
+    from prunegym.models.storage.model_file import write_model
+
     stored = open_trained(model)
     before = (shipped_path(model) if model in SHIPPED else Path(model)).stat().st_size
     info = with_history(stored.info, "quantize, int8 weights", 0)
@@ -28,4 +28,4 @@ def quantize(
     after = out.stat().st_size
     document = {"model": model, "file": str(out), "bytes_before": before, "bytes": after, "ratio": after / before}
     rows = {"file": f"{out}, {after:,} bytes", "before": f"{before:,} bytes", "ratio": f"{after / before:.3f}"}
-    emit(document, as_json, facts(f"{model} with int8 weights", rows))
+    emit(document, as_json, Facts(f"{model} with int8 weights", rows))

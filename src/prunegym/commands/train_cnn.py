@@ -4,74 +4,60 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from typing import Annotated, Any, cast
+from typing import Annotated
 
 import typer
 
-from prunegym.commands.options import (
-    DataRoot,
-    Device,
-    JsonFlag,
-    Out,
-    Quiet,
-    Resume,
-    Seed,
-    Threads,
-    TrainImages,
-    settle,
-)
-from prunegym.commands.output import emit, facts, percent, progress_of
+from prunegym.commands.options import Run, Seed, Settings, TrainingData, grouped, settle
+from prunegym.commands.output import Facts, emit, percent, progress_of
 from prunegym.errors import InvalidInputError
-from prunegym.models.catalog import accuracies, build_for, with_history
-from prunegym.models.data.dataset_registry import load_dataset
-from prunegym.models.storage.model_file import CNNInfo, write_model
-from prunegym.models.storage.run_folder import begin_run, finish_run
-from prunegym.models.training.cnn_training import PRECISIONS, TrainConfig, train as train_network
+from prunegym.settings import changed, make_config, parse
 
 CNN_FILE = "cnn.safetensors"
+DIGITS = TrainingData("digits")
 
 
+@grouped
 def train_cnn(
     network: Annotated[str, typer.Argument(help="A network of the zoo (prunegym list).")],
-    out: Out,
-    dataset: Annotated[str, typer.Option("--dataset", help="Name or path of a data set.")] = "digits",
-    data_root: DataRoot = None,
-    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 40,
-    batch_size: Annotated[int, typer.Option(help="Images in a step.")] = 128,
-    learning_rate: Annotated[float, typer.Option(help="Peak of the one-cycle schedule.")] = 0.1,
-    train_images: TrainImages = None,
+    run: Run,
+    data: TrainingData = DIGITS,
+    epochs: Annotated[int, typer.Option("--epochs", help="Passes over the training images.")] = 40,
     seed: Seed = 0,
-    precision: Annotated[str, typer.Option(help=f"Of the forward pass: {', '.join(PRECISIONS)}.")] = "auto",
-    threads: Threads = None,
-    device: Device = "cpu",
-    resume: Resume = False,
-    quiet: Quiet = False,
-    as_json: JsonFlag = False,
+    settings: Settings = None,
 ) -> None:
-    """Step 1: train a network from scratch; OUT/cnn.safetensors is the result."""
-    settle(data_root, threads)
-    config = TrainConfig(epochs, batch_size, learning_rate, precision=cast(Any, precision), seed=seed)
+    """Step 1: train a network from scratch; OUT/cnn.safetensors is the result.
+
+    --set changes batch_size, learning_rate, weight_decay, momentum or precision.
+    """
+    from prunegym.models.catalog import accuracies, build_for, with_history
+    from prunegym.models.data.dataset_registry import load_dataset
+    from prunegym.models.storage.model_file import CNNInfo, write_model
+    from prunegym.models.storage.run_folder import begin_run, finish_run
+    from prunegym.models.training.cnn_training import TrainConfig, train as train_network
+
+    settle(data.data_root, run.threads, run.device)
+    config = make_config(TrainConfig, changed({"epochs": epochs, "seed": seed}, parse(settings or ())))
+    dataset = str(data.dataset)
     train = load_dataset(dataset, "train")
-    train = train if train_images is None else train.part(train_images)
+    train = train if data.train_images is None else train.part(data.train_images)
     model = build_for(network, train, seed)
-    checkpoint = out / "checkpoint.pt"
-    if checkpoint.exists() and not resume:
-        raise InvalidInputError(
-            f"{out} has a checkpoint already. Add --resume to go on with it, or give another --out."
-        )
+    checkpoint = run.out / "checkpoint.pt"
+    if checkpoint.exists() and not run.resume:
+        raise InvalidInputError(f"{run.out} has a checkpoint already. Add --resume, or give another --out.")
     started = time.perf_counter()
-    settings = {"network": network, "dataset": dataset, "train_images": train.span, "seed": seed}
-    begin_run(out, {**settings, "train": dataclasses.asdict(config)}, resume, {"training images": train})
-    report = progress_of(quiet)
+    made_from = {"network": network, "dataset": dataset, "train_images": train.span, "seed": seed}
+    begin_run(run.out, {**made_from, "train": dataclasses.asdict(config)}, run.resume, {"training images": train})
+    report = progress_of(run.quiet)
     trained = train_network(
-        model, train, config, validation=load_dataset(dataset, "validation"), checkpoint=checkpoint, device=device,
+        model, train, config, validation=load_dataset(dataset, "validation"), checkpoint=checkpoint, device=run.device,
         report=lambda row: report("train-cnn", row),
     ).cpu()  # fmt: skip
-    info = CNNInfo.of(network, train, {"epochs": epochs})
+    info = CNNInfo.of(network, train, {"epochs": config.epochs})
     info = info.with_dense_accuracy(accuracies(trained, info, dataset))
     dense = info.metadata["dense_accuracy"]
-    write_model(out / CNN_FILE, trained, with_history(info, "train-cnn", seed))
-    finish_run(out, time.perf_counter() - started, {"dense_accuracy": dense})
-    document = {"model": str(out / CNN_FILE), "dense_accuracy": dense}
+    write_model(run.out / CNN_FILE, trained, with_history(info, "train-cnn", seed))
+    finish_run(run.out, time.perf_counter() - started, {"dense_accuracy": dense})
+    document = {"model": str(run.out / CNN_FILE), "dense_accuracy": dense}
     shown = {f"accuracy on {where}": percent(share) for where, share in dense.items()}
-    emit(document, as_json, facts(f"Trained {network}", {**shown, "model": out / CNN_FILE}))
+    emit(document, run.as_json, Facts(f"Trained {network}", {**shown, "model": run.out / CNN_FILE}))
