@@ -177,7 +177,10 @@ class TrainingMonitor(BaseCallback):
             self.training_env.env_method("set_penalty", self.budget.penalty)
         # disable=None shows no bar where the output is no terminal.
         hidden = None if self.progress else True
-        self._bar = tqdm(total=self.total_timesteps, initial=self.num_timesteps, unit="step", disable=hidden)
+        # Without the rate, and with counts like 691k, the bar and its figures fit 80 columns.
+        layout = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+        total, done = self.total_timesteps, self.num_timesteps
+        self._bar = tqdm(total=total, initial=done, unit_scale=True, bar_format=layout, disable=hidden)
         if not self.history or self.history[-1]["timesteps"] < self.num_timesteps:
             # At the start, or if a run ended between a checkpoint and its figures.
             assert isinstance(self.model, OnPolicyAlgorithm)

@@ -63,8 +63,8 @@ def compare(
 ) -> None:
     """Train and evaluate agents side by side; baselines get the first entry's MAC budget. OUT/comparison.json.
 
-    With --resume you may give other entries, other seeds or another split (comparison-SPLIT.json): agents that were
-    trained and evaluated before are used again.
+    With --resume you may give other entries, other seeds or another split
+    (comparison-SPLIT.json); agents that were trained before are used again.
     """
     from prunegym.agents.comparison.comparing import check_entries, compare as compare_agents
     from prunegym.agents.comparison.entries import SEED_MARK, as_entry, file_of

@@ -12,7 +12,7 @@ import typer
 
 from prunegym.commands.evaluate import evaluation_table, evaluations
 from prunegym.commands.options import JsonFlag, Quiet, RecipeOptions, Seed, TargetMacs, Threads, grouped, settle
-from prunegym.commands.output import Table, emit, note, percent, progress_of
+from prunegym.commands.output import Facts, Table, emit, note, percent, progress_of
 from prunegym.commands.predict import describe, read_image
 from prunegym.commands.recipes import recipe_with
 from prunegym.errors import InvalidInputError
@@ -84,7 +84,7 @@ def demo(
     title = f"{test.name}/test, {len(test)} images, dense accuracy {percent(first.dense_accuracy)}"
     said = [[row["file"], row["label"], percent(row["kept_share"]), percent(row["mac_share"])] for row in rows]
     predicted = Table("Predicted with the saved model", ["image", "label", "channels kept", "of the dense MACs"], said)
-    closing = f"Model: {path}   Masks drawn: {picture}   {seconds:.0f} s"
+    closing = Facts(f"Written in {seconds:.0f} s", {"model": path, "masks": picture, "images": out / "images"})
     emit(document, as_json, evaluation_table(title, results), first.verdict, predicted, closing)
 
 

@@ -156,9 +156,9 @@ def evaluation_table(title: str, results: Mapping[str, Evaluation]) -> Table:
     """Return a table with a line for each agent."""
     rows = []
     for name, found in results.items():
-        loss = f"{100 * (found.dense_accuracy - found.accuracy):+.2f}"
+        loss = f"{100 * (found.dense_accuracy - found.accuracy):.2f}"
         rows.append(
-            [name, _points(found.accuracy), loss, _points(found.kept_share), f"{found.total_mac_share:.3f}",
+            [name, _points(found.accuracy), loss, f"{100 * found.kept_share:.1f}", f"{found.total_mac_share:.3f}",
              f"{found.mac_share_std:.3f}", f"{found.distinct_masks:,}", _points(found.static_accuracy),
              _points(found.shuffled_accuracy), f"{found.reward:.4f}"]
         )  # fmt: skip

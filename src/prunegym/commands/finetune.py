@@ -40,8 +40,8 @@ def finetune(
 ) -> None:
     """Step 5: train CNN and policy in turns, then freeze again; OUT/model.safetensors is the best checkpoint.
 
-    Episodes are those of each turn. --set changes the recipe; with tune. before the name, how the CNN is trained
-    (tune.cnn_learning_rate=0.005).
+    Episodes are those of each turn. --set changes the recipe; names that
+    begin with tune. change the CNN's training (tune.cnn_learning_rate=0.005).
     """
     from prunegym.agents.rl.finetuning import finetune as finetune_model
     from prunegym.models.catalog import open_split, open_trained, with_history

@@ -34,7 +34,7 @@ def emit(document: Mapping[str, Any], as_json: bool, *parts: Table | Facts | str
             typer.echo("\n".join(fold(part, width or READABLE)))
             continue
         for line in fold(part.title, width or READABLE):
-            typer.secho(line, bold=not os.environ.get("NO_COLOR"))  # no styles at all where no terminal reads it
+            typer.echo(line if os.environ.get("NO_COLOR") else typer.style(line, bold=True))
         typer.echo("\n".join(part.lines(width)))
 
 
@@ -52,6 +52,7 @@ def progress_of(quiet: bool) -> Callable[[str, Mapping[str, Any]], None]:
         figures = "  ".join(
             f"{key.replace('_', ' ')} {value:.4g}" if isinstance(value, float) else f"{key.replace('_', ' ')} {value}"
             for key, value in row.items()
+            if value != stage
         )
         note(f"{stage}: {figures}", quiet)
 
@@ -82,7 +83,7 @@ class Table:
         for gap in (2, 1):
             left = width - sum(narrow[1:]) - gap * (len(narrow) - 1)
             if left >= min(full[0], NAMES * 2 // 3):
-                widths = [min(full[0], left), *narrow[1:]]
+                widths = [max(len(name) for name in (self.columns[0], *cells[0]) if len(name) <= left), *narrow[1:]]
                 return self._block(range(1, len(full)), widths, gap) + fold(self.caption, width)
         narrow[0] = min(full[0], NAMES)
         lines, begin = [], 1
@@ -90,7 +91,8 @@ class Table:
             end = begin + 1
             while end < len(narrow) and narrow[0] + sum(narrow[begin : end + 1]) + end - begin + 1 <= width:
                 end += 1
-            lines += [""] * bool(lines) + self._block(range(begin, end), narrow, 1)
+            wide = narrow[0] + sum(narrow[begin:end]) + 2 * (end - begin) <= width
+            lines += [""] * bool(lines) + self._block(range(begin, end), narrow, 1 + wide)
             begin = end
         return lines + fold(self.caption, width)
 
@@ -146,10 +148,14 @@ class _Wrapper(textwrap.TextWrapper):
     wordsep_simple_re = re.compile(r"(\s+)|(?<=\0)")
 
 
+def _marked(word: re.Match[str]) -> str:
+    return re.sub(r"(?<=[^/])/", "/\0", word[0])  # a path may be broken after its slashes, but not after a first one
+
+
 def fold(text: str, width: int, indent: str = "") -> list[str]:
     """Return lines of a text, broken at spaces and, in a path that is longer than a line, after slashes."""
     wrapper = _Wrapper(width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
-    marked = re.sub(rf"\S{{{max(1, width - len(indent))},}}", lambda word: word[0].replace("/", "/\0"), text)
+    marked = re.sub(rf"\S{{{max(1, width - len(indent))},}}", _marked, text)
     return [line.replace("\0", "") for part in marked.splitlines() for line in wrapper.wrap(part)]
 
 

@@ -53,8 +53,9 @@ def prepare(
 ) -> None:
     """Steps 2 and 3: gates that imitate, then learn with the CNN, which is then frozen; OUT/prepared.safetensors.
 
-    --set changes the policy (hidden, grid, feature_size), its imitation (imitation.steps; imitation=null for none) or
-    the training after it (tune.batch_size).
+    --set changes the policy (hidden, grid, feature_size), its imitation
+    (imitation.steps; imitation=null for none) or the training after it
+    (tune.batch_size).
     """
     from prunegym.models.catalog import open_split, open_trained
     from prunegym.models.dynamic_cnn import DynamicCNN
