@@ -1,4 +1,4 @@
-"""Write the tables of README and docs, and the README's picture, as ``tables.yaml`` says: ``python results/render.py``.
+"""Write the tables of README and docs, and a picture, as ``tables.yaml`` says: ``python results/render.py``.
 
 The figures come from the JSON documents beside this file. They are what ``prunegym evaluate``, ``compare`` and
 ``profile``, the scripts in ``benchmarks/`` and ``dial.py`` wrote with ``--json``; the pages have the commands.
@@ -197,7 +197,7 @@ def _interval(found: Document, _: Document, cell: Document) -> str:
     scale, places = cell.get("scale", 1), cell["places"]
     sign = "+" if cell.get("signed") or scale < 0 else ""
     mean = f"{found['mean'] * scale:{sign}.{places}f}"
-    return mean if found["half_width"] is None else f"{mean} +- {found['half_width'] * abs(scale):.{places}f}"
+    return mean if found["half_width"] is None else f"{mean} ± {found['half_width'] * abs(scale):.{places}f}"
 
 
 KINDS: dict[str, Callable[[Any, Document, Document], str]] = {
@@ -228,35 +228,34 @@ def points(curve: Document) -> list[Point]:
 
 
 def draw(spec: Document) -> None:
-    """Draw accuracy over total MACs, a panel for each track, since their rivals differ."""
+    """Draw accuracy over total MACs, a panel for frozen and one for prepared CNNs, since their baselines differ."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, len(spec["panels"]), figsize=(11, 4.6), sharey=True)
+    figure, panels = pyplot.subplots(1, len(spec["panels"]), figsize=(11, 5.2))
     (dense,) = records(spec["dense"])
-    for panel, track in zip(panels, spec["panels"], strict=True):
-        panel.axhline(100 * find(dense, spec["dense"]["at"]), color="0.6", linestyle=":", label="dense, at 1.0")
-        for index, curve in enumerate(track["curves"]):
-            _draw_curve(panel, curve["label"], points(curve), f"C{index}")
-        panel.set(title=track["title"], xlabel="total MACs, share of the dense CNN's")
+    for panel, content in zip(panels, spec["panels"], strict=True):
+        panel.axhline(100 * find(dense, spec["dense"]["at"]), color="0.5", linestyle=":", label="dense (MACs 1.0)")
+        for index, curve in enumerate(content["curves"]):
+            _draw_curve(panel, curve, points(curve), f"C{index}")
+        panel.set(title=content["title"], xlabel="total MACs, share of the dense CNN's", ylabel="test accuracy, %")
         panel.grid(alpha=0.3)
-        panel.legend(fontsize=8)
-    panels[0].set_ylabel("accuracy on 10,000 test images, %")
+        panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, frameon=False, fontsize=9)
     figure.tight_layout()
     figure.savefig(ROOT / spec["page"], dpi=100)
 
 
-def _draw_curve(panel: Any, label: str, found: list[Point], color: str) -> None:
+def _draw_curve(panel: Any, curve: Document, found: list[Point], color: str) -> None:
     """Join a method's points; one over seeds has its 95 % interval as a bar."""
     if not found:
         return
-    rival = label.startswith("rival")
+    baseline = curve.get("baseline", False)
     panel.errorbar(
         [point.share for point in found], [100 * point.accuracy for point in found],
-        yerr=[100 * point.half_width for point in found], label=label, color=color,
-        marker="s" if rival else "o", linestyle="--" if rival else "-", capsize=3, markersize=5,
+        yerr=[100 * point.half_width for point in found], label=curve["label"], color=color,
+        marker="s" if baseline else "o", linestyle="--" if baseline else "-", capsize=3, markersize=5,
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 import subprocess
@@ -11,9 +12,13 @@ from pathlib import Path
 import pytest
 import typer.main
 
+from prunegym import load_recipe
 from prunegym.cli import app
 from tests import ROOT
+from tests.test_results import load_script
 
+SETTINGS = load_script("settings")
+NUMBER = re.compile(r"\d+(?:\.\d+)?")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -36,18 +41,63 @@ def with_python():
             yield pytest.param(page, id=page.name, marks=[pytest.mark.slow] if page.parent.name == "docs" else [])
 
 
+def printed(code: str) -> list[str]:
+    """The comments at the end of a block: what it prints."""
+    lines = code.splitlines()
+    return [line.removeprefix("# ") for line in itertools.takewhile(lambda line: line.startswith("# "), lines[::-1])][
+        ::-1
+    ]
+
+
 @pytest.mark.parametrize("page", list(with_python()))
 def test_python_runs(page: Path, tmp_path: Path) -> None:
+    """And prints what the comments at its end say; numbers differ a little between machines."""
     for code in blocks(page, "python"):
         ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
         assert ran.returncode == 0, ran.stderr
         assert ran.stdout
+        for line, said in zip(ran.stdout.splitlines(), printed(code), strict=False):
+            assert NUMBER.sub("#", line) == NUMBER.sub("#", said)
+            assert [float(one) for one in NUMBER.findall(line)] == pytest.approx(
+                [float(one) for one in NUMBER.findall(said)], abs=0.05
+            )
 
 
-def test_quick_start_is_short() -> None:
-    (code,) = blocks(ROOT / "README.md", "python")
-    statements = [line for line in code.splitlines() if line and not line.startswith(("import", "from", "#"))]
-    assert len(statements) <= 10
+def test_readme_is_short() -> None:
+    text = (ROOT / "README.md").read_text()
+    lines = text.splitlines()
+    assert len(lines) <= 120
+    assert len(text.split()) <= 1200
+    assert all(len(line) <= 130 for line in lines if not line.startswith("|"))
+    loop, agent = blocks(ROOT / "README.md", "python")
+    assert len(loop.replace("\n\n", "\n").splitlines()) <= 10
+    assert printed(agent)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages_are_short(page: Path) -> None:
+    assert sum(not line.startswith("|") for line in page.read_text().splitlines()) <= 200
+
+
+def test_recipes_in_the_docs_load(tmp_path: Path) -> None:
+    (block,) = blocks(ROOT / "docs/recipes.md", "yaml")
+    (tmp_path / "mine.yaml").write_text(block)
+    assert load_recipe(tmp_path / "mine.yaml").group == 8
+
+
+@pytest.mark.parametrize("name", SETTINGS.PAGES)
+def test_tables_of_settings_are_complete(name: str) -> None:
+    assert SETTINGS.purposes(name).keys() == SETTINGS.defaults(name).keys(), "describe it in results/settings.yaml"
+    assert SETTINGS.written(name) == SETTINGS.table(name), "run `python results/settings.py`"
+
+
+def test_other_commands_exist() -> None:
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    for page in PAGES:
+        for block in blocks(page, "bash"):
+            assert set(re.findall(r"^make (\w\S*)", block, flags=re.MULTILINE)) <= targets
+            for script in re.findall(r"^python (\S+\.py)", block, flags=re.MULTILINE):
+                assert (ROOT / script).is_file()
 
 
 @pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)

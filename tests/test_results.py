@@ -16,15 +16,15 @@ MAKEFILE = ROOT / "results" / "Makefile"
 TARGETS = re.search(r"^\.PHONY: (.*)$", MAKEFILE.read_text(), re.MULTILINE)[1].split()
 
 
-def load_script():
-    """Import ``results/render.py``, which is in no package."""
-    spec = importlib.util.spec_from_file_location("render", ROOT / "results" / "render.py")
+def load_script(name: str):
+    """Import a file of ``results/``, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "results" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-render = load_script()
+render = load_script("render")
 TABLES = render.settings()["tables"]
 
 
@@ -44,11 +44,11 @@ def test_the_picture_shows_what_the_documents_say() -> None:
     picture = render.settings()["picture"]
     assert (ROOT / picture["page"]).is_file()
     curve = {"file": "cifar10-jpeg/{from}/test.json", "each": "rows", "at": "figures"}
-    (rival,) = render.points({**curve, "points": [{"from": "refined", "entry": "learned-static"}]})
+    (baseline,) = render.points({**curve, "points": [{"from": "refined", "entry": "learned-static"}]})
     rows = json.loads((ROOT / "results/cifar10-jpeg/refined/test.json").read_text())["rows"]
     (row,) = [row for row in rows if row["name"] == "learned-static"]
     figures = {key: value["mean"] for key, value in row["figures"].items()}
-    assert rival == (figures["total_mac_share"], figures["accuracy"], 0.0)
+    assert baseline == (figures["total_mac_share"], figures["accuracy"], 0.0)
     seeds = render.points({**curve, "entry": "refined", "points": [{"from": "refined"}, {"from": "not-run"}]})
     assert len(seeds) == 1
     assert seeds[0].half_width > 0
@@ -68,9 +68,9 @@ def test_the_picture_shows_what_the_documents_say() -> None:
         ({"least": "seconds", "places": 2}, "0.25"),
         ({"least": "seconds", "of": ["masked", "full"], "over": "seconds.kernel", "places": 0}, "2"),
         ({"key": "seconds", "equal": "fastest"}, "kernel"),
-        ({"interval": "gain", "places": 2}, "0.10 +- 0.02"),
-        ({"interval": "gain", "places": 1, "scale": 100, "signed": True}, "+10.0 +- 2.0"),
-        ({"interval": "gain", "places": 1, "scale": -100}, "-10.0 +- 2.0"),
+        ({"interval": "gain", "places": 2}, "0.10 ± 0.02"),
+        ({"interval": "gain", "places": 1, "scale": 100, "signed": True}, "+10.0 ± 2.0"),
+        ({"interval": "gain", "places": 1, "scale": -100}, "-10.0 ± 2.0"),
         ({"interval": "one_seed", "places": 2}, "0.10"),
         ({"interval": "itself", "places": 2}, ""),
         ({"interval": "gain", "places": 2, "blank_at_one": "masks"}, ""),
