@@ -1,6 +1,6 @@
 """Write the tables of README and docs, and a picture, as ``tables.yaml`` says: ``python results/render.py``.
 
-The figures come from the JSON documents beside this file. They are what ``prunegym evaluate``, ``compare`` and
+The figures come from the JSON documents in this folder. They are what ``prunegym evaluate``, ``compare`` and
 ``profile``, the scripts in ``benchmarks/`` and ``dial.py`` wrote with ``--json``; the pages have the commands.
 """
 
