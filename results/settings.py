@@ -70,7 +70,7 @@ def shown(value: Any) -> str:
     if value is None or value in ({}, ()):
         return "none"
     if dataclasses.is_dataclass(value):
-        return f"a `{type(value).__name__}`"
+        return f"`{type(value).__name__}`"
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 
