@@ -77,39 +77,43 @@ class Table:
         cells = list(zip(*self.rows, strict=True)) if self.rows else [()] * len(self.columns)
         full = [max(map(len, (head, *column))) for head, column in zip(self.columns, cells, strict=True)]
         if width is None or sum(full) + 2 * len(full) - 2 <= width:
-            lines = self._block(range(1, len(full)), full, 2, wrap=False)
+            lines = self._block(range(1, len(full)), full, 2)
             return lines + fold(self.caption, width or max(READABLE, len(lines[0])))
         narrow = [max(map(len, (*head.split(), *column))) for head, column in zip(self.columns, cells, strict=True)]
         for gap in (2, 1):
             left = width - sum(narrow[1:]) - gap * (len(narrow) - 1)
-            if left >= min(full[0], NAMES * 2 // 3):
-                widths = [max(len(name) for name in (self.columns[0], *cells[0]) if len(name) <= left), *narrow[1:]]
-                return self._block(range(1, len(full)), widths, gap) + fold(self.caption, width)
-        narrow[0] = min(full[0], NAMES)
+            if left >= self._names(NAMES * 2 // 3):
+                widths = [self._names(left), *narrow[1:]]
+                return self._block(range(1, len(full)), widths, gap, width) + fold(self.caption, width)
+        narrow[0] = self._names(NAMES)
         lines, begin = [], 1
         while begin < len(narrow):
             end = begin + 1
             while end < len(narrow) and narrow[0] + sum(narrow[begin : end + 1]) + end - begin + 1 <= width:
                 end += 1
             wide = narrow[0] + sum(narrow[begin:end]) + 2 * (end - begin) <= width
-            lines += [""] * bool(lines) + self._block(range(begin, end), narrow, 1 + wide)
+            lines += [""] * bool(lines) + self._block(range(begin, end), narrow, 1 + wide, width)
             begin = end
         return lines + fold(self.caption, width)
 
-    def _block(self, columns: range, widths: Sequence[int], gap: int, wrap: bool = True) -> list[str]:
-        """Return some of the columns, the names before them."""
-        heads = [fold(self.columns[index], widths[index]) if wrap else [self.columns[index]] for index in (0, *columns)]
+    def _names(self, most: int) -> int:
+        """Return the width of the longest name that is no longer than this."""
+        names = (self.columns[0], *(row[0] for row in self.rows))
+        return max((len(name) for name in names if len(name) <= most), default=most)
+
+    def _block(self, columns: range, widths: Sequence[int], gap: int, width: int = 0) -> list[str]:
+        """Return some of the columns, the names before them; those that are too long on lines of this width."""
+        heads = [fold(self.columns[index], widths[index]) for index in (0, *columns)]
         height = max(map(len, heads))
         lines = [
             self._line([([""] * (height - len(head)) + head)[row] for head in heads], columns, widths, gap)
             for row in range(height)
         ]
-        rule = sum(widths[index] for index in (0, *columns)) + gap * len(columns)
-        lines.append("-" * rule)
+        lines.append("-" * (sum(widths[index] for index in (0, *columns)) + gap * len(columns)))
         for row in self.rows:
             name = row[0]
             if len(name) > widths[0]:
-                lines += fold(name, rule)
+                lines += fold(name, width)
                 name = ""
             lines.append(self._line([name, *(row[index] for index in columns)], columns, widths, gap))
         return lines
