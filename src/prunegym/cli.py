@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 import prunegym
+from prunegym.commands.output import note
 from prunegym.errors import PruneGymError
 from prunegym.user_code import import_module
 
@@ -80,12 +81,12 @@ class Group(TyperGroup):
             try:
                 return super().invoke(ctx)
             except PruneGymError as error:
-                typer.echo(f"Error: {error}", err=True)
+                note(f"Error: {error}")
                 raise typer.Exit(USAGE_ERROR) from error
             except OSError as error:
                 if error.filename is None:
                     raise
-                typer.echo(f"Error: {error.filename}: {error.strerror}. Choose another path.", err=True)
+                note(f"Error: {error.filename}: {error.strerror}. Choose another path.")
                 raise typer.Exit(USAGE_ERROR) from error
             except KeyboardInterrupt as error:
                 _end_progress()
@@ -104,7 +105,7 @@ def _end_progress() -> None:
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    typer.echo(f"{category.__name__}: {message}", err=True)
+    note(f"{category.__name__}: {message}")
 
 
 app = typer.Typer(
