@@ -49,6 +49,7 @@ def printed(code: str) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", list(with_python()))
 def test_python_runs(page: Path, tmp_path: Path) -> None:
     """And prints what the comments at its end say; numbers differ a little between machines."""

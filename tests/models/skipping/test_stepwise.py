@@ -201,7 +201,7 @@ def test_a_pass_that_is_used_wrongly():
     assert stepwise.advance(masks).shape == (2, 2)  # what was refused has not moved it
     with pytest.raises(InvalidInputError, match=r"The pass is over"):
         stepwise.advance(masks)
-    with pytest.raises(InvalidInputError, match=r"A pass of 0 images"):
+    with pytest.raises(InvalidInputError, match=r"batch is 0; a whole number from 1"):
         Pass(plan, 0)
     other = PlanBuilder(3, 8, 8)
     with pytest.raises(InvalidInputError, match=r"A pass needs a plan with looks"):
