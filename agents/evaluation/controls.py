@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
 
@@ -114,8 +115,9 @@ def difficulty(mac_share: Tensor, dense_logits: Tensor, dataset: Dataset) -> Dif
         The comparison.
     """
     right = dense_logits.argmax(1) == dataset.labels
+    twice = {name for name, count in collections.Counter(dataset.classes).items() if count > 1}
     by_class = {
-        name: mac_share[dataset.labels == label].mean().item()
+        f"{name} ({label})" if name in twice else name: mac_share[dataset.labels == label].mean().item()
         for label, name in enumerate(dataset.classes)
         if (dataset.labels == label).any()
     }

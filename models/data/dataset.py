@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
 import re
@@ -200,11 +201,14 @@ class Dataset:
     def with_classes(self, classes: tuple[str, ...]) -> Dataset:
         """Return the data set with its labels renumbered to ``classes``, those that a model was trained on.
 
-        If one side has names and the other only numbers from 0, both are assumed to have the same order.
+        If one side has names and the other only numbers from 0, both are assumed to have the same order. Two classes
+        may share a name ("crane" in ImageNet); labels are then kept if both sides list the same classes in one order.
 
         Raises:
-            InvalidInputError: If a class of this data set is not among them.
+            InvalidInputError: If a class of this data set is not among them, or a name fits several classes.
         """
+        if self.classes == classes:
+            return self
         unknown = [name for name in self.classes if name not in classes]
         numbered = tuple(map(str, range(max(len(classes), len(self.classes)))))
         no_name_known = len(unknown) == len(self.classes) and numbered[: len(classes)] == classes
@@ -219,6 +223,14 @@ class Dataset:
             raise InvalidInputError(
                 f"Data set {self.name!r} has class {unknown[0]!r}, which the model does not know; it knows "
                 f"{', '.join(classes)}. Remove its images, rename it, or use a model that was trained on it."
+            )
+        both = collections.Counter(classes), collections.Counter(self.classes)
+        twice = [name for name in self.classes if max(count[name] for count in both) > 1]
+        if twice:
+            raise InvalidInputError(
+                f"Several classes are named {twice[0]!r}: {both[1][twice[0]]} in data set {self.name!r}, "
+                f"{both[0][twice[0]]} in the model, which lists its classes in another order, or other ones. Give each "
+                "class a name of its own, or list the data set's classes as the model does."
             )
         places = torch.tensor([classes.index(name) for name in self.classes])
         return dataclasses.replace(self, labels=places[self.labels], classes=classes)

@@ -15,7 +15,8 @@ from torch import Tensor
 from prunegym.errors import InvalidInputError, MissingDataError, UnknownNameError
 from prunegym.models.data.dataset import SPLITS, Dataset, Normalisation, Split
 from prunegym.models.data.downloads import FILES, find_file
-from prunegym.models.data.readers import Splits, array_file, cifar_archive, image_folder, read_idx
+from prunegym.models.data.image_folders import image_folder
+from prunegym.models.data.readers import Splits, array_file, cifar_archive, read_idx
 from prunegym.models.data.splits import from_arrays
 from prunegym.validation import choice
 
@@ -70,8 +71,8 @@ def load_dataset(name: str, split: str = "train", root: Path | str | None = None
 
     Args:
         name: A key of :data:`SOURCES` (``digits`` needs no download). Or the path of a folder or tar archive with
-            ``train/<class>/<image>`` and ``test/<class>/<image>``, or of an ``.npz`` file. Or the name of such a
-            folder, archive or file under ``root``, with or without its ending.
+            ``train/<class>/<image>`` and ``test/<class>/<image>`` (``val`` beside them is the validation split), or of
+            an ``.npz`` file. Or the name of such a folder, archive or file under ``root``, with or without its ending.
         split: ``train``, ``validation`` or ``test``.
         root: Folder with your data sets; by default the environment variable ``PRUNEGYM_DATA``.
 
@@ -89,12 +90,16 @@ def load_dataset(name: str, split: str = "train", root: Path | str | None = None
     """
     folder = root if root is not None else os.environ.get("PRUNEGYM_DATA")
     part = cast(Split, choice("split", split, SPLITS))
-    return _load(str(name), Path(folder).expanduser() if folder else None)[part]
+    base = Path(folder).expanduser().absolute() if folder else None
+    # What is kept is keyed by absolute paths: the working folder may have changed since.
+    name = str(name)
+    return (_known(name, base) if name in SOURCES else _from_path(_find(name, base)))[part]
 
 
 def forget_datasets() -> None:
     """Forget loaded data sets, so that changed files are read again."""
-    _load.cache_clear()
+    _known.cache_clear()
+    _from_path.cache_clear()
 
 
 def other_split(dataset: Dataset, split: Split, instead: str) -> Dataset:
@@ -125,17 +130,22 @@ def other_split(dataset: Dataset, split: Split, instead: str) -> Dataset:
 
 
 @functools.lru_cache(maxsize=4)
-def _load(name: str, root: Path | None) -> Splits:
-    if name in SOURCES:
-        return SOURCES[name](root)
+def _known(name: str, root: Path | None) -> Splits:
+    return SOURCES[name](root)
+
+
+@functools.lru_cache(maxsize=4)
+def _from_path(path: Path) -> Splits:
+    return array_file(path) if path.suffix == ".npz" and path.is_file() else image_folder(path)
+
+
+def _find(name: str, root: Path | None) -> Path:
     if not name:
         raise UnknownNameError("data set", name, SOURCES)
     bases = [Path(name).expanduser()] + ([root / name] if root else [])
     for path in (Path(f"{base}{ending}") for base in bases for ending in ("", ".tar.gz", ".tar", ".npz")):
-        if path.suffix == ".npz" and path.is_file():
-            return array_file(path)
-        if path.exists():
-            return image_folder(path)
+        if path.is_file() or path.is_dir():
+            return path.absolute()
     if os.sep in name or name.startswith("~"):
         raise MissingDataError(
             f"There is no data set at {name}. Give the path of a folder, a tar archive or an .npz file."

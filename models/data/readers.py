@@ -1,14 +1,14 @@
-"""Readers for the formats of data sets: IDX, CIFAR's binary archives, image folders, array files."""
+"""Readers for the formats of data sets: IDX, tar archives (CIFAR's binary ones), array files; and for 16-bit images."""
 
 from __future__ import annotations
 
 import gzip
-import io
 import math
+import posixpath
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +22,12 @@ from prunegym.models.data.splits import from_arrays
 
 Splits = dict[Split, Dataset]
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 CIFAR_PIXELS = 3 * 32 * 32
-UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+MAX_LINKS = 8
+"""How many links in a row are followed in an archive."""
+UNREADABLE = (
+    UnidentifiedImageError, OSError, RuntimeError, SyntaxError, ValueError, Image.DecompressionBombError,
+)  # fmt: skip
 """What Pillow raises on files that are not images, are damaged, or would fill the memory."""
 
 
@@ -61,7 +64,7 @@ def cifar_archive(path: Path, name: str) -> Splits:
     Raises:
         InvalidInputError: If the archive is damaged or incomplete.
     """
-    members = {Path(member).name: data for member, data in _tar_members(path)}
+    members = {Path(member).name: data for member, data in tar_members(path, lambda _: True)[0].items()}
     ten = name == "cifar10"
 
     def part(prefix: str) -> tuple[Tensor, Tensor]:
@@ -90,22 +93,49 @@ def eight_bits(image: Image.Image) -> Image.Image:
     Raises:
         ValueError: For 32 bits a pixel, whose range is unknown.
     """
-    if image.mode.startswith("I;16") or (
-        image.mode == "I" and image.format == "PNG"
-    ):  # Pillow 10 has mode I for 16 and 32 bits
+    # Pillow opens 16 bits as mode I, which is also that of 32: PNG in version 10, PGM in all versions.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise ValueError(f"it has 32 bits a pixel (mode {image.mode}); store it with 8 or 16")
     return image
 
 
-def _tar_members(path: Path) -> Iterator[tuple[str, bytes]]:
+def tar_members(path: Path, wanted: Callable[[str], bool]) -> tuple[dict[str, bytes], dict[str, str], list[str]]:
+    """Read files of a tar archive, each under its plain name (no leading ``./``); the last of one name counts.
+
+    Hard and symbolic links to a file of the archive have that file's content.
+
+    Args:
+        path: The archive.
+        wanted: Whether a file of that name is read.
+
+    Returns:
+        The files; links that lead to no such file, with what they lead to; the names of all other members but folders.
+
+    Raises:
+        InvalidInputError: If the archive is damaged.
+    """
+    files: dict[str, bytes] = {}
+    links: dict[str, str] = {}
+    others: list[str] = []
     try:
         with tarfile.open(path) as archive:
             for member in archive:
-                stream = archive.extractfile(member) if member.isfile() else None
+                name = _plain(member.name)
+                if member.isdir():
+                    continue
+                files.pop(name, None)
+                links.pop(name, None)
+                stream = archive.extractfile(member) if member.isreg() and wanted(name) else None
                 if stream is not None:
-                    yield member.name, stream.read()
+                    files[name] = stream.read()
+                elif member.islnk():  # what it leads to is named from the top of the archive
+                    links[name] = _plain(member.linkname)
+                elif member.issym():  # and here from the link's own folder
+                    links[name] = _plain(posixpath.join(posixpath.dirname(member.name), member.linkname))
+                else:
+                    others.append(name)
             # tarfile stops silently at a damaged header, and before the checksum at the end of a gzip file.
             archive.fileobj.seek(archive.offset)
             rest = b"".join(iter(lambda: archive.fileobj.read(65_536), b""))
@@ -114,65 +144,21 @@ def _tar_members(path: Path) -> Iterator[tuple[str, bytes]]:
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         reason = " ".join(str(error).split())  # tarfile writes a line for each compression it tried
         raise InvalidInputError(f"{path} is not a complete tar archive ({reason}). Copy it again.") from error
+    broken: dict[str, str] = {}
+    for name, target in links.items():
+        for _ in range(MAX_LINKS):
+            target = links.get(target, target)
+        if target not in files:
+            broken[name] = links[name]
+        elif wanted(name):
+            files[name] = files[target]
+        else:
+            others.append(name)
+    return files, broken, others
 
 
-def _folder_members(path: Path) -> Iterator[tuple[str, bytes]]:
-    for file in path.rglob("*"):
-        if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file():
-            yield file.relative_to(path).as_posix(), file.read_bytes()
-
-
-def image_folder(path: Path) -> Splits:
-    """Read ``train/<class>/<image>`` and ``test/<class>/<image>`` from a folder or a tar archive of one.
-
-    Images are sorted by path, so that an index means the same image on every machine.
-
-    Raises:
-        InvalidInputError: If ``train`` or ``test`` is missing, there are several data sets, an image cannot be read, or
-            sizes or classes differ.
-    """
-    members = _folder_members(path) if path.is_dir() else _tar_members(path)
-    parts: dict[str, list[tuple[str, str, bytes]]] = {"train": [], "test": []}
-    above: set[str] = set()
-    for name, data in members:
-        steps = [step for step in name.split("/") if step != "."]
-        if Path(name).suffix.lower() in IMAGE_SUFFIXES and len(steps) >= 3 and steps[-3] in parts:
-            parts[steps[-3]].append((steps[-2], steps[-1], data))
-            above.add("/".join(steps[:-3]) or ".")
-    if len(above) > 1:
-        raise InvalidInputError(f"{path} has several data sets: {', '.join(sorted(above))}. Give the path of one.")
-    for part, files in parts.items():
-        if not files:
-            raise InvalidInputError(f"{path} has no images under {part}/<class>/. Both train and test are needed.")
-    classes = tuple(sorted({label for label, _, _ in parts["train"]}))
-    train, test = (_decode(path, part, classes, parts[part]) for part in ("train", "test"))
-    name = path.name.split(".")[0]
-    return from_arrays(train, test, name=name, classes=classes, flip=True)
-
-
-def _decode(
-    path: Path, part: str, classes: tuple[str, ...], files: list[tuple[str, str, bytes]]
-) -> tuple[Tensor, Tensor]:
-    images: list[np.ndarray[tuple[int, ...], np.dtype[np.uint8]]] = []
-    labels: list[int] = []
-    for label, file, data in sorted(files, key=lambda entry: entry[:2]):
-        if label not in classes:
-            raise InvalidInputError(f"{path}/{part} has class {label!r}, which train lacks: {', '.join(classes)}.")
-        try:
-            image = Image.open(io.BytesIO(data))
-            plain = eight_bits(image)
-            pixels = np.asarray(plain if plain.mode in ("L", "RGB") else plain.convert("RGB"))
-        except UNREADABLE as error:
-            raise InvalidInputError(f"{path}/{part}/{label}/{file} cannot be read as an image ({error}).") from error
-        pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-        if images and pixels.shape != images[0].shape:
-            raise InvalidInputError(
-                f"{path}/{part}/{label}/{file} is {pixels.shape}, the images before it are {images[0].shape} "
-                "(channels, height, width). Resize all images to one size first."
-            )
-        images.append(pixels)
-        labels.append(classes.index(label))
-    return torch.from_numpy(np.stack(images)), torch.tensor(labels)
+def _plain(name: str) -> str:
+    return posixpath.normpath(name).lstrip("/")
 
 
 def array_file(path: Path) -> Splits:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +11,9 @@ from torch import Tensor
 from prunegym.errors import InvalidInputError
 from prunegym.models.data.dataset import IMAGENET_MEAN, IMAGENET_STD, Dataset, Normalisation, Split
 from prunegym.validation import shape
+
+MANY_CLASSES = 100_000
+"""Labels may go up to here though there are fewer images: a few images of ImageNet's 21,841 classes, for example."""
 
 
 def hold_out_validation(train: Dataset, share: float = 0.1, seed: int = 0) -> tuple[Dataset, Dataset]:
@@ -40,6 +44,7 @@ def from_arrays(
     train: tuple[Tensor, Tensor],
     test: tuple[Tensor, Tensor],
     *,
+    validation: tuple[Tensor, Tensor] | None = None,
     name: str = "arrays",
     classes: Sequence[str] | None = None,
     normalisation: Normalisation | None = None,
@@ -51,6 +56,7 @@ def from_arrays(
     Args:
         train: Images (count, channels, height, width) uint8 and labels (count,) integers.
         test: The same, of the test split.
+        validation: The same, of the validation split; by default a tenth of the training images is held out for it.
         name: Name in tables.
         classes: Names of the classes; by default ``"0"``, ``"1"``, ...
         normalisation: By default ImageNet's for 3 channels, otherwise mean 0.5 and standard deviation 0.5.
@@ -58,7 +64,7 @@ def from_arrays(
         flip: Whether training mirrors images at random.
 
     Returns:
-        ``{"train": ..., "validation": ..., "test": ...}``; the validation split is a tenth of the training images.
+        ``{"train": ..., "validation": ..., "test": ...}``.
 
     Raises:
         InvalidInputError: For wrong shapes, types, labels or an empty split.
@@ -68,24 +74,38 @@ def from_arrays(
         >>> {split: len(part) for split, part in from_arrays((images, labels), (images, labels)).items()}
         {'train': 36, 'validation': 4, 'test': 40}
     """
-    images, test_images = torch.as_tensor(train[0]), torch.as_tensor(test[0])
+    images = torch.as_tensor(train[0])
     shape(f"Data set {name!r}: the training array", images, ("count", "channels", "height", "width"))
-    hint = "Resize all images to one size first."
-    shape(f"Data set {name!r}: the test array", test_images, ("count", *images.shape[1:]), hint)
-    channels = images.shape[1]
+    channels, height = images.shape[1:3]
     if normalisation is None:
         rgb = channels == 3
         normalisation = Normalisation(
             IMAGENET_MEAN if rgb else (0.5,) * channels, IMAGENET_STD if rgb else (0.5,) * channels
         )
-    labels, test_labels = _integers(name, train[1]), _integers(name, test[1])
+    labels = _integers(name, train[1])
+    names = _numbers(name, labels) if classes is None else tuple(map(str, classes))
+    whole = Dataset(name, "train", images, labels, names, normalisation, height // 8 if pad is None else pad, flip)
+
+    def beside(split: Split, given: tuple[Tensor, Tensor]) -> Dataset:
+        hint = "Resize all images to one size first."
+        others = torch.as_tensor(given[0])
+        shape(f"Data set {name!r}: the {split} array", others, ("count", *images.shape[1:]), hint)
+        return dataclasses.replace(whole, split=split, images=others, labels=_integers(name, given[1]))
+
+    testing = beside("test", test)
+    training, held_out = hold_out_validation(whole) if validation is None else (whole, beside("validation", validation))
+    return {"train": training, "validation": held_out, "test": testing}
+
+
+def _numbers(name: str, labels: Tensor) -> tuple[str, ...]:
+    """Name classes by their numbers, if the labels look like numbers of classes."""
     count = int(labels.max()) + 1 if len(labels) else 0
-    names = tuple(map(str, range(count) if classes is None else classes))
-    pad = images.shape[2] // 8 if pad is None else pad
-    whole = Dataset(name, "train", images, labels, names, normalisation, pad, flip)
-    training, validation = hold_out_validation(whole)
-    testing = Dataset(name, "test", test_images, test_labels, names, normalisation, pad, flip)
-    return {"train": training, "validation": validation, "test": testing}
+    if count > max(len(labels), MANY_CLASSES):
+        raise InvalidInputError(
+            f"Data set {name!r}: the highest label is {count - 1}, but there are {len(labels)} training images, so it "
+            "looks like no number of a class. Renumber the labels from 0, or name every class."
+        )
+    return tuple(map(str, range(count)))
 
 
 def _integers(name: str, labels: Tensor) -> Tensor:

@@ -63,3 +63,7 @@ class MissingDependencyError(PruneGymError, ImportError):
 
 class PenaltyWarning(UserWarning):
     """A penalty that is priced per channel or weight, but looks like one for a share of the whole network."""
+
+
+class DataWarning(UserWarning):
+    """Files of an image folder that are left out."""

@@ -14,6 +14,7 @@ from prunegym.errors import InvalidInputError
 from prunegym.models.data.augmentation import random_shift_and_flip
 from prunegym.models.data.dataset import IMAGENET_MEAN, IMAGENET_STD, Dataset, Normalisation
 from prunegym.models.data.splits import from_arrays, hold_out_validation
+from prunegym.models.storage.model_file import CNNInfo
 
 GREY = Normalisation((0.5,), (0.5,))
 
@@ -253,6 +254,39 @@ def test_labels_are_numbered_as_the_model_s_classes() -> None:
         InvalidInputError, match=r"'x' has 2 classes, but the model has 1\. Remove the images of the other"
     ):
         data.with_classes(("0",))
+
+
+def test_classes_of_one_name_are_kept_apart() -> None:
+    images, labels = torch.zeros(30, 1, 8, 8, dtype=torch.uint8), torch.arange(30) % 3
+    names = ("crane", "tench", "crane")
+    data = from_arrays((images, labels), (images, labels), name="x", classes=names)["test"]
+    assert CNNInfo.of("mine", data).adapt(data).labels.tolist() == labels.tolist()
+    assert (
+        dataclasses.replace(data, classes=("a", "tench", "b")).with_classes(("b", "tench", "a", "c", "c")) is not data
+    )
+    one = dataclasses.replace(data, classes=("crane", "tench", "ant"))
+    for given, model in ((data, ("tench", "crane", "crane")), (data, ("tench", "crane")), (one, (*names, "ant"))):
+        with pytest.raises(
+            InvalidInputError, match=r"^Several classes are named 'crane': \d in data set 'x', \d in the"
+        ):
+            given.with_classes(model)
+
+
+@pytest.mark.parametrize("label", [10**15, 2**63 - 1, 150_000])
+def test_a_label_far_beyond_the_images_is_refused(label: int) -> None:
+    images, labels = numbered(20)
+    labels = torch.where(torch.arange(20) == 7, label, labels)
+    with pytest.raises(InvalidInputError, match=f"'x': the highest label is {label}, but there are 20 training"):
+        from_arrays((images, labels), (images, labels), name="x")
+    few = labels.clamp(max=21_840)  # some images of ImageNet-21k
+    assert len(from_arrays((images, few), (images, few))["test"].classes) == 21_841
+
+
+def test_validation_images_of_their_own() -> None:
+    splits = from_arrays(numbered(40), numbered(10), validation=numbered(7))
+    assert [numbers_of(splits[split]) for split in ("train", "validation")] == [list(range(40)), list(range(7))]
+    with pytest.raises(InvalidInputError, match=r"the validation array is of shape \(7, 1, 5, 5\)"):
+        from_arrays(numbered(40), numbered(10), validation=numbered(7, size=5))
 
 
 def test_all_images_have_one_size() -> None:

@@ -116,3 +116,17 @@ def test_another_split_is_of_the_same_data_set_or_refused() -> None:
         own = dataclasses.replace(few, name=name, images=255 - few.images)
         with pytest.raises(InvalidInputError, match=f"^{re.escape(message.format(name, reason))}"):
             other_split(own, "train", "train=")
+
+
+def test_relative_paths_mean_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {}
+    for name in ("one", "two"):
+        (tmp_path / name / "root").mkdir(parents=True)
+        given[name] = arrays()
+        for path in ("mine.npz", "root/its.npz"):
+            np.savez(tmp_path / name / path, **given[name])
+    for name in ("one", "two", "one"):
+        monkeypatch.chdir(tmp_path / name)
+        for test in (load_dataset("mine", "test"), load_dataset("its", "test", "root")):
+            assert np.array_equal(test.images.numpy(), given[name]["test_images"])
+    assert load_dataset("mine", "test").images is load_dataset(str(tmp_path / "one" / "mine.npz"), "test").images
