@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from prunegym.models.masking.gates import Block, Gate, Layout, channel_counts
@@ -18,7 +24,8 @@ class CostModel:
 
     A layer's MACs are (input channels kept) x (output channels kept) x (MACs of one such pair). So the cost of a
     channel depends on how many channels the neighbouring layers keep. One MAC is one multiply-accumulate. Convolutions
-    and linears count; norms, pooling and activations do not, as in ``torch.utils.flop_counter`` (2 per MAC).
+    and all matrix products count, also those in attention, recurrent and bilinear layers; norms, pooling and
+    activations do not, as in ``torch.utils.flop_counter`` (2 per MAC).
     A layer that only scales a gate's channels (the last of a squeeze-and-excitation) is counted with all its outputs.
 
     Attributes:
@@ -123,9 +130,76 @@ def _uncounted_weights(network: nn.Module, counted: set[str]) -> int:
 
 
 def _counted_macs(graph: Graph, network: nn.Module) -> float:
-    """Count the whole network's MACs with torch's own counter, which includes operations that have no channels."""
+    """Count the MACs of the whole network for one image, with the operations that have no channels."""
     parameter = next(network.parameters())
     images = torch.zeros(1, *graph[graph.input].shape[1:], device=parameter.device, dtype=parameter.dtype)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with counting() as counter, torch.no_grad():
         network(images)
     return float(counter.get_total_flops()) / 2
+
+
+@contextlib.contextmanager
+def counting() -> Iterator[FlopCounterMode]:
+    """Count the operations of what runs inside, 2 for each MAC of a convolution or a matrix product.
+
+    torch's counter knows neither the fused operators that attention and an LSTM become on a CPU, nor products with
+    vectors. So attention is not fused in here, which leaves plain products, and the others have a formula.
+
+    Example:
+        >>> with counting() as counter, torch.no_grad():
+        ...     _ = nn.LSTM(3, 5)(torch.zeros(7, 1, 3))
+        >>> counter.get_total_flops() // 2 == 7 * 4 * 5 * (3 + 5)
+        True
+    """
+    fast = torch.backends.mha.get_fastpath_enabled()
+    counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        with sdpa_kernel(SDPBackend.MATH), counter:
+            yield counter
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _matrix_vector(matrix: torch.Size, *_: Any, out_shape: Any = None) -> int:
+    return 2 * math.prod(matrix)
+
+
+def _add_matrix_vector(_bias: torch.Size, matrix: torch.Size, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    return 2 * math.prod(matrix)
+
+
+def _add_matrices(_bias: Any, left: torch.Size, right: torch.Size, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    # (..., rows, inner) x (..., inner, columns)
+    return 2 * math.prod(left) * right[-1]
+
+
+def _matrices(left: torch.Size, right: torch.Size, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    return 2 * math.prod(left) * right[-1]
+
+
+def _bilinear(left: torch.Size, weight: torch.Size, _right: torch.Size, *_: Any, out_shape: Any = None) -> int:
+    # torch expands the operands to (rows, outputs, left, right): each weight is used once for each row.
+    return 2 * left[0] * math.prod(weight)
+
+
+def _recurrent_layer(x: torch.Size, from_input: torch.Size, from_state: torch.Size, *_: Any, **__: Any) -> int:
+    # x is (time, batch, in); a weight (4 * hidden, in) or (4 * hidden, hidden) is used once for each row.
+    return 2 * x[0] * x[1] * (math.prod(from_input) + math.prod(from_state))
+
+
+def _sequence_convolution(x: torch.Size, weight: torch.Size, *_: Any, out_shape: Any = None) -> int:
+    # Input (time, batch, in), weight (kernel, in, out), output (time, batch, out).
+    return 2 * out_shape[0] * x[1] * math.prod(weight)
+
+
+_aten = torch.ops.aten
+_FORMULAS: dict[Any, Any] = {
+    **dict.fromkeys((_aten.mv, _aten.dot, _aten.vdot), _matrix_vector),
+    _aten.addmv: _add_matrix_vector,
+    **dict.fromkeys((_aten.addbmm, _aten._addmm_activation), _add_matrices),
+    _aten._int_mm: _matrices,
+    _aten._trilinear: _bilinear,
+    _aten.mkldnn_rnn_layer: _recurrent_layer,
+    _aten.conv_tbc: _sequence_convolution,
+}
