@@ -161,24 +161,24 @@ def counting() -> Iterator[FlopCounterMode]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def _matrix_vector(matrix: torch.Size, *_: Any, out_shape: Any = None) -> int:
+def _matrix_vector(matrix: torch.Size, *_: Any, **__: Any) -> int:
     return 2 * math.prod(matrix)
 
 
-def _add_matrix_vector(_bias: torch.Size, matrix: torch.Size, *_: Any, out_shape: Any = None, **__: Any) -> int:
+def _add_matrix_vector(_bias: torch.Size, matrix: torch.Size, *_: Any, **__: Any) -> int:
     return 2 * math.prod(matrix)
 
 
-def _add_matrices(_bias: Any, left: torch.Size, right: torch.Size, *_: Any, out_shape: Any = None, **__: Any) -> int:
+def _add_matrices(_bias: Any, left: torch.Size, right: torch.Size, *_: Any, **__: Any) -> int:
     # (..., rows, inner) x (..., inner, columns)
     return 2 * math.prod(left) * right[-1]
 
 
-def _matrices(left: torch.Size, right: torch.Size, *_: Any, out_shape: Any = None, **__: Any) -> int:
+def _matrices(left: torch.Size, right: torch.Size, *_: Any, **__: Any) -> int:
     return 2 * math.prod(left) * right[-1]
 
 
-def _bilinear(left: torch.Size, weight: torch.Size, _right: torch.Size, *_: Any, out_shape: Any = None) -> int:
+def _bilinear(left: torch.Size, weight: torch.Size, _right: torch.Size, *_: Any, **__: Any) -> int:
     # torch expands the operands to (rows, outputs, left, right): each weight is used once for each row.
     return 2 * left[0] * math.prod(weight)
 
@@ -188,9 +188,9 @@ def _recurrent_layer(x: torch.Size, from_input: torch.Size, from_state: torch.Si
     return 2 * x[0] * x[1] * (math.prod(from_input) + math.prod(from_state))
 
 
-def _sequence_convolution(x: torch.Size, weight: torch.Size, *_: Any, out_shape: Any = None) -> int:
+def _sequence_convolution(x: torch.Size, weight: torch.Size, *_: Any, out_shape: Any) -> int:
     # Input (time, batch, in), weight (kernel, in, out), output (time, batch, out).
-    return 2 * out_shape[0] * x[1] * math.prod(weight)
+    return int(2 * out_shape[0] * x[1] * math.prod(weight))
 
 
 _aten = torch.ops.aten

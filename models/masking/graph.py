@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import operator
 from collections.abc import Callable
@@ -13,7 +14,14 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from prunegym.errors import InvalidInputError, UntraceableModelError
-from prunegym.models.masking.operators import Kind, kind_of_function, kind_of_method, kind_of_module
+from prunegym.models.masking.operators import (
+    Kind,
+    is_its_base,
+    kind_of_function,
+    kind_of_method,
+    kind_of_module,
+    known_base,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,20 +111,155 @@ def trace(network: nn.Module, example_input: Tensor) -> Graph:
     _check_signature(network, name)
     _check_run(network, example_input, name)
     root = _OneInput(network)
+    tracer = _Tracer(_proven(network, example_input))
     try:
-        traced = fx.symbolic_trace(root)
+        traced = fx.GraphModule(root, tracer.trace(root))
     except Exception as error:
         raise UntraceableModelError(
             f"torch.fx cannot trace {name} ({type(error).__name__}: {error}). Control flow that depends on the data is "
             "the usual reason: move it out of forward, or into a function marked with torch.fx.wrap."
         ) from error
-    with torch.no_grad():
-        ShapeProp(traced).propagate(example_input)
+    # A copy, since the network may write on its input; its version counts how often.
+    with torch.inference_mode(False), torch.no_grad():
+        images = example_input.clone()
+        version = images._version
+        _Shapes(traced).propagate(images)
+        if images._version != version:
+            _copy_input(traced)
     # torch.fx stores constant tensors that forward creates on the traced root; they become buffers of the network.
     for node in traced.graph.nodes:
         if node.op == "get_attr" and str(node.target) in root.__dict__:
             network.register_buffer(str(node.target), getattr(root, str(node.target)), persistent=False)
-    return _to_steps(traced, name)
+    return _to_steps(traced, name, tracer.proven)
+
+
+class _Tracer(fx.Tracer):
+    """Traces with modules whose kind is known as one step each, and ``x += y`` so that all names of x see it."""
+
+    def __init__(self, proven: frozenset[str]) -> None:
+        super().__init__()
+        self.proven = proven
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        path = module_qualified_name.removeprefix("network.")
+        return super().is_leaf_module(m, module_qualified_name) or is_its_base(m) or path in self.proven
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
+        value = super().call_module(m, forward, args, kwargs)
+        if self.proven and self.path_of_module(m).removeprefix("network.") in self.proven:
+            for child in m.children():
+                value = child(value)
+        return value
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+
+class _Proxy(fx.Proxy):
+    """Stands for a value; after an augmented assignment for the new one, under every name that it has."""
+
+
+def _augmented(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    def assign(self: _Proxy, other: Any) -> Any:
+        value = function(self, other)
+        if _is_number(self.node):
+            return value
+        self.node = value.node
+        return self
+
+    return assign
+
+
+def _is_number(node: fx.Node) -> bool:
+    """Whether a value is part of a shape, or computed from such parts: a number has no other names."""
+    if node.op == "call_method":
+        return kind_of_method(str(node.target)) is Kind.SIZE
+    if node.op != "call_function" or not callable(node.target):
+        return False
+    if kind_of_function(node.target, node.args) is Kind.SIZE:
+        return True
+    inputs = node.all_input_nodes
+    return node.target.__module__ == "_operator" and bool(inputs) and all(map(_is_number, inputs))
+
+
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor"):
+    _function = getattr(operator, f"{_name}_" if _name in ("and", "or") else _name)
+    setattr(_Proxy, f"__i{_name}__", _augmented(_function))
+
+
+class _Shapes(ShapeProp):  # type: ignore[misc, unused-ignore]
+    """Runs the steps as they are run later, and notes their shapes."""
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return _module_function(self.fetch_attr(target))(*args, **kwargs)
+
+
+def _module_function(module: nn.Module) -> Callable[..., Any]:
+    """Return what a module's step computes: of a subclass that goes on with its children only what its base does."""
+    if not module._modules or is_its_base(module) or (base := known_base(module)) is None:
+        return module
+    return functools.partial(base.forward, module)
+
+
+def _copy_input(traced: fx.GraphModule) -> None:
+    """Let a network that writes on its input write on a copy, not on the caller's images."""
+    (images,) = (node for node in traced.graph.nodes if node.op == "placeholder")
+    with traced.graph.inserting_after(images):
+        copied = traced.graph.call_function(torch.clone, (images,))
+    images.replace_all_uses_with(copied, delete_user_cb=lambda user: user is not copied)
+    copied.meta = dict(images.meta)
+
+
+def _proven(network: nn.Module, example_input: Tensor) -> frozenset[str]:
+    """Return the subclasses that do what their base does, then what their children do in turn, on a batch of noise.
+
+    A norm with its activation is such a subclass. Its children become steps of their own.
+    """
+    candidates = {
+        name: module for name, module in network.named_modules()
+        if known_base(module) is not None and not is_its_base(module) and _only_what_its_base_has(module)
+    }  # fmt: skip
+    if not candidates:
+        return frozenset()
+    equal: dict[str, bool] = {}
+
+    def comparing(name: str, base: type[nn.Module]) -> Callable[..., None]:
+        def compare(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            same = len(args) == 1 and not kwargs and isinstance(args[0], Tensor) and isinstance(output, Tensor)
+            for other in (args[0], torch.randn_like(args[0])) if same else ():
+                expected = base.forward(module, other.clone())
+                for child in module.children():
+                    expected = child(expected)
+                got = output if other is args[0] else module.forward(other.clone())
+                same = same and got.shape == expected.shape and torch.allclose(got, expected, 1e-5, 1e-6)
+            equal[name] = equal.get(name, True) and same
+
+        return compare
+
+    noise = torch.randn(example_input.shape, generator=torch.Generator().manual_seed(1)).to(example_input.dtype)
+    handles = []
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        for name, module in candidates.items():
+            base = known_base(module)
+            assert base is not None
+            handles.append(module.register_forward_hook(comparing(name, base), with_kwargs=True))
+        try:
+            network(noise)
+        except Exception:  # what it cannot do shows in the trace
+            return frozenset()
+        finally:
+            for handle in handles:
+                handle.remove()
+    return frozenset(name for name, same in equal.items() if same)
+
+
+def _only_what_its_base_has(module: nn.Module) -> bool:
+    """Whether a subclass has its base's parameters and no others, and no hooks."""
+    base = known_base(module)
+    known = {nn.Conv2d: {"weight", "bias"}, nn.Linear: {"weight", "bias"}, nn.BatchNorm2d: {"weight", "bias"}}
+    hooked = module._forward_hooks or module._forward_pre_hooks
+    computed = any(isinstance(getattr(type(module), name, None), property) for name in ("weight", "bias"))
+    return base in known and set(module._parameters) <= known[base] and not hooked and not computed
 
 
 class _OneInput(nn.Module):
@@ -172,7 +315,7 @@ def _check_run(network: nn.Module, example_input: Tensor, name: str) -> None:
         )
 
 
-def _to_steps(traced: fx.GraphModule, name: str) -> Graph:
+def _to_steps(traced: fx.GraphModule, name: str, proven: frozenset[str]) -> Graph:
     steps: list[Step] = []
     output = ""
     for node in traced.graph.nodes:
@@ -181,7 +324,7 @@ def _to_steps(traced: fx.GraphModule, name: str) -> Graph:
                 raise UntraceableModelError(f"{name} returns a constant; its output has to depend on the images.")
             output = node.args[0].name
             continue
-        op, kind = _classify(traced, node)
+        op, kind = _classify(traced, node, proven)
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), _value)
         inputs = tuple(other.name for other in node.all_input_nodes)
         target = f"{node.target}.".removeprefix("network.")[:-1] if op in ("module", "attribute") else node.target
@@ -193,9 +336,10 @@ def _value(node: fx.Node) -> Any:
     return OutputOf(node.name)
 
 
-def _classify(traced: fx.GraphModule, node: fx.Node) -> tuple[str, Kind]:
+def _classify(traced: fx.GraphModule, node: fx.Node, proven: frozenset[str]) -> tuple[str, Kind]:
     if node.op == "call_module":
-        return "module", kind_of_module(traced.get_submodule(str(node.target)))
+        path = str(node.target).removeprefix("network.")
+        return "module", kind_of_module(traced.get_submodule(str(node.target)), path in proven)
     if node.op == "call_function":
         assert callable(node.target)
         return "function", kind_of_function(node.target, node.args)
@@ -219,7 +363,8 @@ def runner(step: Step, network: nn.Module) -> Runner:
     if step.op == "attribute":
         return lambda _values: attribute_of(network, step.target)
     if step.op == "module":
-        function: Callable[..., Any] = network.get_submodule(step.target)
+        module = network.get_submodule(step.target)
+        function: Callable[..., Any] = module if step.kind is Kind.OTHER else _module_function(module)
     else:
         function = step.target if step.op == "function" else getattr(Tensor, step.target)
         if function is Tensor.view:

@@ -71,21 +71,50 @@ _METHODS: dict[str, Kind] = {
 }
 
 
-def kind_of_module(module: nn.Module) -> Kind:
-    """Classify a module by its exact type, since a subclass may compute something else."""
-    if type(module) is nn.Conv2d:
+_KNOWN = (nn.Conv2d, nn.Linear, nn.Flatten, *_CHANNELWISE_MODULES, *_ACTIVATIONS, *_POOLS)
+
+
+def known_base(module: nn.Module) -> type[nn.Module] | None:
+    """Return the class of torch.nn that a module is or is derived from, if this table has it."""
+    base = next(cls for cls in type(module).__mro__ if cls.__module__.startswith("torch.nn.modules"))
+    return base if base in _KNOWN else None
+
+
+def is_its_base(module: nn.Module) -> bool:
+    """Whether a module is of a class in the table, or of a subclass that changes nothing of what it computes."""
+    base = known_base(module)
+    if base is None or type(module) is base:
+        return base is not None
+    methods = ("forward", "_conv_forward", "__call__")
+    if any(getattr(type(module), name, None) is not getattr(base, name, None) for name in methods):
+        return False
+    # A weight may be computed by a property, as torch.nn.utils.parametrize does.
+    own = [cls for cls in type(module).__mro__ if not cls.__module__.startswith("torch.nn.modules")]
+    values = [*module._parameters, *module._buffers, "weight", "bias"]
+    computed = any(name in vars(cls) for cls in own[: own.index(object)] for name in values)
+    return not computed and "forward" not in vars(module)
+
+
+def kind_of_module(module: nn.Module, proven: bool = False) -> Kind:
+    """Classify a module by its class in torch.nn.
+
+    A subclass may compute something else: it is the kind of its base only if it inherits everything that computes, or
+    if it is ``proven`` to do the same.
+    """
+    base = known_base(module) if proven or is_its_base(module) else None
+    if isinstance(module, nn.Conv2d) and base is nn.Conv2d:
         if module.groups == 1:
             return Kind.CONV
         return Kind.DEPTHWISE if module.groups == module.in_channels == module.out_channels else Kind.OTHER
-    if type(module) is nn.Linear:
+    if base is nn.Linear:
         return Kind.LINEAR
-    if type(module) in _CHANNELWISE_MODULES:
+    if base in _CHANNELWISE_MODULES:
         return Kind.CHANNELWISE
-    if type(module) in _ACTIVATIONS:
+    if base in _ACTIVATIONS:
         return Kind.ACTIVATION
-    if type(module) in _POOLS:
+    if base in _POOLS:
         return Kind.POOL
-    return Kind.RESHAPE if type(module) is nn.Flatten else Kind.OTHER
+    return Kind.RESHAPE if base is nn.Flatten else Kind.OTHER
 
 
 def kind_of_function(function: Callable[..., Any], args: tuple[Any, ...] = ()) -> Kind:

@@ -33,8 +33,8 @@ def failing_gates(graph: Graph, network: nn.Module, gates: list[Gate], example: 
         example: (1, channels, height, width) float.
 
     Raises:
-        UntraceableModelError: If the network does not take a batch of two, or its output is random or depends on the
-            other images of the batch.
+        UntraceableModelError: If the network does not take a batch of two, its output is random or depends on the
+            other images of the batch, or the traced steps give another output than the network.
     """
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, *example.shape[1:], generator=generator)
@@ -46,6 +46,8 @@ def failing_gates(graph: Graph, network: nn.Module, gates: list[Gate], example: 
     for trial in (_randomised(copy.deepcopy(own), generator), own):
         passing = _Pass(graph, trial, images[:1])
         dense = passing.rest()
+        if trial is not own:  # the random weights show what zeros among the network's own hide
+            _check_same(graph, trial, images[:1], dense, type(network).__name__)
         for index, (gate, off) in enumerate(zip(gates, channels, strict=True)):
             if reasons[index] == _UNSEEN:
                 passing.advance(graph.index[gate.producers[0]])
@@ -115,7 +117,7 @@ def _try(
 
 
 def _check_batch(graph: Graph, network: nn.Module, images: Tensor, name: str) -> None:
-    """Raise UntraceableModelError unless a network takes a batch, treats images separately, and repeats its output."""
+    """Raise UntraceableModelError unless a network takes a batch, treats images separately, and is what was traced."""
     try:
         first, again = (_Pass(graph, network, images).rest() for _ in range(2))
         alone = _Pass(graph, network, images[:1]).rest()
@@ -129,11 +131,87 @@ def _check_batch(graph: Graph, network: nn.Module, images: Tensor, name: str) ->
             f"{name} gives different outputs for the same images in eval mode. F.dropout without "
             "training=self.training is the usual reason."
         )
+    _check_same(graph, network, images, first, name)
     if first.shape[1:] != alone.shape[1:] or not torch.allclose(first[:1], alone, 1e-3, 1e-4, equal_nan=True):
         raise UntraceableModelError(
             f"{name}'s output for an image depends on the other images in the batch, so images cannot have separate "
             "masks. A mean over the batch is the usual reason."
         )
+    _check_same(graph, network, images[:1], alone, name)
+
+
+@torch.no_grad()
+def _output(network: nn.Module, images: Tensor) -> Tensor:
+    """Return what a network gives for images, which it may overwrite."""
+    output: Tensor = network(images.clone())
+    return output
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two values are equal, but for rounding."""
+    if not isinstance(one, Tensor) or not isinstance(other, Tensor):
+        return type(one) is type(other)
+    if one.shape != other.shape:
+        return False
+    finite = other[torch.isfinite(other)].abs()
+    scale = float(finite.max()) if finite.numel() else 0.0
+    return torch.allclose(one, other, rtol=1e-4, atol=1e-5 * scale, equal_nan=True)
+
+
+def _check_same(graph: Graph, network: nn.Module, images: Tensor, traced: Tensor, name: str) -> None:
+    """Raise UntraceableModelError unless the traced steps give what the network itself gives for images.
+
+    Args:
+        graph: The traced steps.
+        network: The network.
+        images: (batch, channels, height, width).
+        traced: What the steps gave.
+        name: The network's, for messages.
+    """
+    if _same(traced, _output(network, images)):
+        return
+    raise UntraceableModelError(
+        f"torch.fx traced other steps in {name} than it runs on a batch of {len(images)}: "
+        f"{_first_difference(graph, network, images)}. A branch on the type of the input, an operation in place on a "
+        "value that is also read by another name or as a view, or a counter in forward are the usual reasons: write "
+        "forward without them (x = x + y in place of x += y), or mark the function with torch.fx.wrap."
+    )
+
+
+@torch.no_grad()
+def _first_difference(graph: Graph, network: nn.Module, images: Tensor) -> str:
+    """Say at which layer the traced steps first differ from the network's own pass."""
+    calls: dict[str, list[tuple[Any, Any]]] = {}
+
+    def remember(path: str) -> Any:
+        def hook(_module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            calls.setdefault(path, []).append(copy.deepcopy((args[0] if args else None, output)))
+
+        return hook
+
+    layers = {step.target for step in graph.steps if step.op == "module"}
+    handles = [network.get_submodule(path).register_forward_hook(remember(path)) for path in sorted(layers)]
+    try:
+        network(images.clone())
+    finally:
+        for handle in handles:
+            handle.remove()
+    values: dict[str, Any] = {graph.input: images.clone()}
+    before = "the input"
+    for step in graph.steps:
+        reads = copy.deepcopy(values.get(step.inputs[0])) if step.inputs else None
+        values[step.name] = runner(step, network)(values)
+        if step.op != "module":
+            continue
+        if not calls.get(step.target):
+            return f"layer {step.target!r} is not called there"
+        read, made = calls[step.target].pop(0)
+        if not _same(reads, read):
+            return f"between {before} and layer {step.target!r}, which reads other values"
+        if not _same(values[step.name], made) and not list(network.get_submodule(step.target).children()):
+            return f"layer {step.target!r} gives other values"
+        before = f"layer {step.target!r}"
+    return f"between {before} and the output"
 
 
 def _randomised(network: nn.Module, generator: torch.Generator) -> nn.Module:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from prunegym.errors import PruneGymError
 from prunegym.models.masking.graph import OutputOf, Step, overwrites, runner
 from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.models.masking.operators import Kind
+from prunegym.models.masking.operators import Kind, known_base
 from prunegym.models.skipping.program.fusing import fuse
 from prunegym.models.skipping.program.layers import (
     Add,
@@ -112,7 +112,7 @@ class _Lowering:
 
     def _is_nothing(self, step: Step) -> bool:
         """Whether a step leaves numbers as they are: dropout in eval mode, flattening each image."""
-        if type(self._module(step)) in (nn.Identity, nn.Dropout, nn.Dropout2d):
+        if self._type(step) in (nn.Identity, nn.Dropout, nn.Dropout2d):
             return True
         if _function(step) is F.dropout:
             return _argument(step, 2, "training", True) is False
@@ -129,18 +129,25 @@ class _Lowering:
     def _module(self, step: Step) -> nn.Module | None:
         return self.masked.network.get_submodule(step.target) if step.op == "module" else None
 
+    def _type(self, step: Step) -> type[nn.Module] | None:
+        """Return the class of torch.nn whose work a step's module does, also if it is of a subclass."""
+        module = self._module(step)
+        if module is None:
+            return None
+        return type(module) if step.kind is Kind.OTHER else known_base(module)
+
     def _translate(self, step: Step) -> Layer:
         module = self._module(step)
         head = (step.name, step.target if module is not None else step.name, self._inputs(step))
         shape = self.graph[step.inputs[0]].shape if step.inputs else ()
-        if type(module) is nn.Conv2d and step.kind is Kind.CONV and module.padding_mode == "zeros":
+        if isinstance(module, nn.Conv2d) and step.kind is Kind.CONV and module.padding_mode == "zeros":
             return self._conv(step, module, head)
-        if type(module) is nn.Linear and (len(shape) == 2):
+        if isinstance(module, nn.Linear) and step.kind is Kind.LINEAR and len(shape) == 2:
             bias = torch.zeros(len(module.weight)) if module.bias is None else module.bias
             return Linear(*head, module.weight.detach(), bias.detach().to(module.weight))
-        if type(module) is nn.BatchNorm2d:
+        if isinstance(module, nn.BatchNorm2d) and step.kind is Kind.CHANNELWISE:
             return _norm(module, head)
-        if type(module) is nn.ReLU or _function(step) in _RELU:
+        if self._type(step) is nn.ReLU or _function(step) in _RELU:
             return Add(*head, relu=True)
         if len(step.shape) == 4 and self._is_sum(step):
             return Add(*head)
