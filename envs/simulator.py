@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -217,7 +218,7 @@ class MaskSimulator:
         return Outcome(
             logits=logits, labels=self.labels.to(task.device), indices=indices, mask=self.mask,
             kept=self.mask.double().sum(1), mac_share=self._mac_share, penalty=self.penalty, masked=task.masked,
-            dataset=task.dataset, dense=lambda: task.dense_logits(indices, images),
+            dataset=task.dataset, dense=functools.partial(task.dense_logits, indices, images),
         )  # fmt: skip
 
     def _observe(self) -> Observation:
