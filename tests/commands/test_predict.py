@@ -110,3 +110,8 @@ def test_profile_tells_times_what_is_taken_and_why(made: Path) -> None:
     shown = succeed("profile", "simple-cnn", "--rounds", "1").stdout
     assert "the fastest of" in shown
     assert "is for networks of the zoo" in fail("profile", "digits", "--image-size", "16")
+
+
+def test_too_many_threads_are_refused():
+    message = fail("profile", "digits", "--threads", 99999999999)
+    assert "--threads is 99999999999; a whole number from 1 to 1024 is needed." in message

@@ -13,7 +13,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from prunegym.errors import InvalidInputError
-from prunegym.validation import finite as check_finite
+from prunegym.validation import finite as check_finite, whole_number
 
 
 def finite(param: typer.CallbackParam, value: float | None) -> float | None:
@@ -158,4 +158,6 @@ def settle(data_root: Path | None = None, threads: int | None = None, device: st
         # Whatever loads a data set by name later finds it by this, however deep in.
         os.environ["PRUNEGYM_DATA"] = str(data_root.expanduser().resolve())
     if threads is not None:
-        torch.set_num_threads(threads)
+        from prunegym.models.kernel.shared_library import MAX_THREADS
+
+        torch.set_num_threads(whole_number("--threads", threads, 1, MAX_THREADS))
