@@ -48,7 +48,7 @@ def median_seconds(
     """Return the median seconds of each form, all taken in turn, round after round.
 
     What is short is called several times at each turn, as in a loop that classifies image after image; else its time
-    would be that of reading code and weights anew into caches that the other forms have filled.
+    would include loading code and weights into caches that the other forms have filled.
 
     Args:
         forms: The forms.

@@ -37,8 +37,7 @@ class Seen:
     def cells(self, number: int) -> Tensor:
         """Return averages over ``number`` x ``number`` cells: (batch, channels, number, number)."""
         even = self.reads.shape[2] % number == 0 and self.reads.shape[3] % number == 0
-        compiled = even and torch.compiler.is_compiling()
-        found = _grid(self.reads, number) if compiled else F.adaptive_avg_pool2d(self.reads, number)
+        found = F.adaptive_avg_pool2d(self.reads, number)
         if even:
             self._averages = found
         return found
@@ -176,9 +175,3 @@ class Grid(Feature):
 FEATURES: dict[str, type[Feature]] = {kind.name: kind for kind in (Average, Grid)}
 """All kinds of features, in the order of their numbers. To add one, write its class and name it here."""
 DEFAULT_KINDS = ("average", "grid")
-
-
-def _grid(reads: Tensor, cells: int) -> Tensor:
-    """Average over cells of one size, in a form that a compiler makes a loop of: pooling stays a call to it."""
-    batch, channels, height, width = reads.shape
-    return reads.reshape(batch, channels, cells, height // cells, cells, width // cells).mean((3, 5))

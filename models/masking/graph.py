@@ -188,7 +188,7 @@ for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul"
 
 
 class _Shapes(ShapeProp):  # type: ignore[misc, unused-ignore]
-    """Runs the steps as they are run later, and notes their shapes."""
+    """Runs the steps as a forward pass does, and records their shapes."""
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return _module_function(self.fetch_attr(target))(*args, **kwargs)

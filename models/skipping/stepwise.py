@@ -118,7 +118,7 @@ class KernelPass:
         self._pass, self._images, self.logits, self._decision = None, None, None, 0  # nothing is under way
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state for copies and pickles, without the kernel's memory: a copy runs what is under way anew."""
+        """Return the state for copies and pickles, without the kernel's memory: a copy runs the pass again."""
         return {**self.__dict__, "_plan": None, "_pass": None}
 
     def _translate(self) -> None:

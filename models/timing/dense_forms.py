@@ -72,7 +72,7 @@ def dense_forms(network: nn.Module, images: Tensor, compiled: bool = False) -> t
 def dense_in_onnx_runtime(network: nn.Module, images: Tensor) -> Callable[[], object]:
     """Return a network without masks in ONNX Runtime, on as many threads as torch has.
 
-    It stands beside the forms of :func:`dense_forms` and is none of them, so that ratios are to torch alone.
+    It is not one of :func:`dense_forms`, so that ratios are to torch alone.
 
     Raises:
         ImportError: If it or ``onnx`` is not installed.

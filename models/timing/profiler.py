@@ -115,7 +115,7 @@ def profile(
         penalty: lambda, for a policy with a ``penalty_range``.
         rounds: Rounds, if they take less than a minute.
         compiled: Also time ``torch.compile`` of the dense network.
-        forget: Gather weights anew for each batch, as masks that never come twice need it; else each batch runs once
+        forget: Gather weights again for each batch, as masks that never come twice need it; else each batch runs once
             before the clock does.
         clock: Returns seconds.
 

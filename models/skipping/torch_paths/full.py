@@ -14,7 +14,7 @@ from prunegym.models.skipping.torch_paths.torch_layers import conv, run_layer, s
 
 GROUP = 16
 """Images that pass together where weights are few: maps of more leave the cache, and each layer gets fresh memory for
-them. Many weights are read anew for each group, which costs more than that."""
+them. Many weights are read again for each group, which costs more than that."""
 FEW_WEIGHTS = 1_000_000
 
 
