@@ -14,9 +14,9 @@ from torch import Tensor
 
 from prunegym.errors import InvalidInputError, MissingDataError, UnknownNameError
 from prunegym.models.data.dataset import SPLITS, Dataset, Normalisation, Split
-from prunegym.models.data.downloads import FILES, find_file
-from prunegym.models.data.image_folders import image_folder
-from prunegym.models.data.readers import Splits, array_file, cifar_archive, read_idx
+from prunegym.models.data.files.downloads import FILES, find_file
+from prunegym.models.data.files.image_folders import image_folder
+from prunegym.models.data.files.readers import Splits, array_file, cifar_archive, read_idx
 from prunegym.models.data.splits import from_arrays
 from prunegym.validation import choice
 

@@ -81,7 +81,7 @@ def read_image(path: Path, info: CNNInfo) -> Tensor:
     import torch
     from PIL import Image
 
-    from prunegym.models.data.readers import UNREADABLE, eight_bits
+    from prunegym.models.data.files.decoding import UNREADABLE, eight_bits
 
     channels, height, width = info.image_shape
     if channels not in (1, 3):

@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 
 from prunegym.errors import InvalidInputError, MissingDataError, UnknownNameError
 from prunegym.models.data.dataset_registry import load_dataset, other_split
-from prunegym.models.data.readers import array_file
+from prunegym.models.data.files.readers import array_file
 from tests.models.data.data_files import arrays
 
 pytestmark = pytest.mark.usefixtures("fresh_datasets")

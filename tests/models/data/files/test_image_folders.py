@@ -16,7 +16,7 @@ from PIL import Image
 
 from prunegym.errors import DataWarning, InvalidInputError
 from prunegym.models.data.dataset_registry import load_dataset
-from prunegym.models.data.image_folders import image_folder
+from prunegym.models.data.files.image_folders import image_folder
 from tests.models.data.data_files import RANDOM, png, write_tar
 
 pytestmark = pytest.mark.usefixtures("fresh_datasets")

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from prunegym.errors import InvalidInputError
-from prunegym.models.data.image_files import image_files, in_memory
-from prunegym.models.data.lazy_images import ImageSource, LazyImages, MappedArray, ReadImages, expect, select
+from prunegym.models.data.sources.image_files import image_files, in_memory
+from prunegym.models.data.sources.lazy_images import ImageSource, LazyImages, MappedArray, ReadImages, expect, select
 from prunegym.models.data.transform import Transform
 from tests.models.data.data_files import RANDOM, png
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from prunegym.models.data.sources.layout import channels_are_last
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset as TorchDataset, IterableDataset, Subset, TensorDataset
 
 from prunegym.errors import InvalidInputError
-from prunegym.models.data.layout import channels_are_last
-from prunegym.models.data.torch_datasets import class_names, torch_items
+from prunegym.models.data.sources.torch_datasets import class_names, torch_items
 from prunegym.models.data.transform import Transform
 from tests.models.data.data_files import RANDOM
 

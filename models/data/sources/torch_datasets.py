@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from prunegym.models.data.sources.layout import channels_are_last
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from prunegym.errors import InvalidInputError
-from prunegym.models.data.decoding import to_pixels
-from prunegym.models.data.layout import channels_are_last
-from prunegym.models.data.lazy_images import CACHE, LazyImages, ReadImages
+from prunegym.models.data.files.decoding import to_pixels
+from prunegym.models.data.sources.lazy_images import CACHE, LazyImages, ReadImages
 from prunegym.models.data.transform import Transform
 
 IMAGE_KEYS = ("image", "img", "pixel_values", "pixels")

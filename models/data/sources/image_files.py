@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from prunegym.errors import InvalidInputError
-from prunegym.models.data.decoding import Source, decode, is_grey
-from prunegym.models.data.lazy_images import CACHE, LazyImages, ReadImages
+from prunegym.models.data.files.decoding import Source, decode, is_grey
+from prunegym.models.data.sources.lazy_images import CACHE, LazyImages, ReadImages
 from prunegym.models.data.transform import Transform
 
 CHUNK = 16_384

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from prunegym.errors import DataWarning, InvalidInputError
 from prunegym.models.data.dataset import Dataset, Split
-from prunegym.models.data.readers import UNREADABLE, eight_bits, tar_members
+from prunegym.models.data.files.decoding import UNREADABLE, eight_bits
+from prunegym.models.data.files.readers import tar_members
 from prunegym.models.data.splits import from_arrays
 
 IMAGE_SUFFIXES = {

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from prunegym.errors import InvalidInputError
-from prunegym.models.data.decoding import decode, is_grey
+from prunegym.models.data.files.decoding import decode, is_grey
 from tests.models.data.data_files import RANDOM, png
 
 RGB = RANDOM.integers(0, 256, (6, 9, 3), dtype=np.uint8)
