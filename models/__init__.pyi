@@ -1,6 +1,7 @@
 from .conversion import as_dynamic_cnn as as_dynamic_cnn, check_pruning as check_pruning
-from .data.dataset import Dataset as Dataset, Normalisation as Normalisation
+from .data.dataset import Dataset as Dataset
 from .data.dataset_registry import forget_datasets as forget_datasets, load_dataset as load_dataset
+from .data.normalisation import Normalisation as Normalisation
 from .data.splits import from_arrays as from_arrays
 from .dynamic_cnn import DynamicCNN as DynamicCNN, Prediction as Prediction, shipped_model as shipped_model
 from .gating.features import MaskFeatures as MaskFeatures

@@ -10,10 +10,11 @@ from typing import Any, TypeAlias, cast
 import torch
 from torch import nn
 
-from prunegym.errors import InvalidInputError, UnknownNameError
+from prunegym.errors import InvalidInputError, MissingDataError, UnknownNameError
 from prunegym.models.checks import check_images
-from prunegym.models.data.dataset import Dataset, Normalisation
-from prunegym.models.data.dataset_registry import load_dataset
+from prunegym.models.data.dataset import Dataset
+from prunegym.models.data.dataset_registry import SOURCES, load_dataset
+from prunegym.models.data.normalisation import Normalisation
 from prunegym.models.dynamic_cnn import SHIPPED, DynamicCNN, shipped_model
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.storage.model_file import Bundle, CNNInfo, read_model
@@ -119,7 +120,7 @@ def build_for(network: str, dataset: Dataset, seed: int) -> torch.nn.Module:
         InvalidInputError: If it cannot run the images.
     """
     channels, height, width = dataset.image_shape
-    made = build(network, len(dataset.classes), channels, height, seed).eval()
+    made = build(network, dataset.outputs, channels, height, seed).eval()
     try:
         made(dataset.batch(torch.arange(1)))
     except RuntimeError as error:
@@ -128,6 +129,33 @@ def build_for(network: str, dataset: Dataset, seed: int) -> torch.nn.Module:
             "your own network in Python (prunegym.models.train)."
         ) from error
     return made.train()
+
+
+def load_for(info: CNNInfo, name: str | None, split: str) -> Dataset:
+    """Load a split of a model's own data set, or of another one, with the model's transform.
+
+    Args:
+        info: The model's description.
+        name: The data set's name or path; None takes the model's own data set, from where it was.
+        split: ``train``, ``validation`` or ``test``.
+
+    Raises:
+        MissingDataError: If the model's own data set is not there any more.
+    """
+    where = (info.data_path or info.dataset) if name is None else name
+    has_sizes = where not in SOURCES and not where.endswith(".npz")
+    options: dict[str, Any] = {"channels": info.image_shape[0]} if info.image_shape[0] in (1, 3) else {}
+    if info.transform is not None and has_sizes:
+        options |= dataclasses.asdict(info.transform)
+    try:
+        return load_dataset(where, split, **options)
+    except MissingDataError as error:
+        if name is not None or info.data_path is None:
+            raise
+        raise MissingDataError(
+            f"The model's data set {info.dataset!r} was at {info.data_path}, where there is none now. Give the place "
+            "where it is (--dataset PATH, or dataset= in Python)."
+        ) from error
 
 
 def open_split(
@@ -145,7 +173,7 @@ def open_split(
     Raises:
         InvalidInputError: If the split has fewer images, if the model takes other images, or does not know a class.
     """
-    data = info.adapt(load_dataset(info.dataset if name is None else name, split))
+    data = info.adapt(load_for(info, name, split))
     if span is not None:
         data = data.part(span)
     if images is None:

@@ -21,21 +21,33 @@ def check_images(dataset: Dataset, shape: tuple[int, ...]) -> None:
 
 
 def check_output(dataset: Dataset, shape: tuple[int, ...], otherwise: str = "") -> None:
-    """Check that a network gives one number for each class.
+    """Check that a network's output fits a data set's targets, and that loss and metric can be computed from it.
 
     Args:
-        dataset: Its classes count.
+        dataset: Its targets count.
         shape: Shape of the network's output for an image.
         otherwise: Another way to fix it, for the message.
 
     Raises:
-        InvalidInputError: If there are too few numbers, or the output is not a vector.
+        InvalidInputError: If there are too few numbers, or the output has another shape.
     """
-    if len(shape) != 1 or shape[0] < len(dataset.classes):
+    objective, count = dataset.objective, dataset.outputs
+    if dataset.unlabelled:
+        return
+    if objective.kind == "classes" and (len(shape) != 1 or shape[0] < count):
         raise InvalidInputError(
             f"The model's output has shape {shape} an image, but data set {dataset.name!r} has {len(dataset.classes)} "
             f"classes, and one number a class is needed. Take a model with that many outputs{otherwise}."
         )
+    needed = {"labels": (count,), "numbers": (count,), "outputs": tuple(dataset.labels.shape[1:])}.get(objective.kind)
+    if objective.kind == "maps":
+        needed = (max(count, *shape[:1]), *dataset.labels.shape[1:])
+    if needed is not None and shape != needed:
+        raise InvalidInputError(
+            f"The model's output has shape {shape} an image; for the targets of data set {dataset.name!r}, "
+            f"{tuple(dataset.labels.shape[1:])} an image, {needed} is needed. Take a model with that output{otherwise}."
+        )
+    objective.check(shape, dataset.labels, "The model")
 
 
 def check_masked(masked: MaskedCNN, dataset: Dataset) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from prunegym.errors import InvalidInputError
 from prunegym.models.checks import check_device
-from prunegym.models.data.dataset import Normalisation
+from prunegym.models.data.normalisation import Normalisation
 from prunegym.models.gating.gate_policy import GatePolicy, check_penalty
 from prunegym.models.gating.rollouts import rollout
 from prunegym.models.gating.static_policy import StaticPolicy

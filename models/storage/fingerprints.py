@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from prunegym.errors import InvalidInputError
 from prunegym.models.data.dataset import Dataset
+from prunegym.models.data.sources.lazy_images import LazyImages
 
 
 def fingerprint_of(thing: nn.Module | Dataset) -> str:
@@ -24,7 +25,12 @@ def fingerprint_of(thing: nn.Module | Dataset) -> str:
     if isinstance(thing, nn.Module):
         return hash_of(thing.state_dict().items())
     mean_std = torch.tensor([thing.normalisation.mean, thing.normalisation.std])
-    return hash_of([(f"{thing.name}/{thing.split}", thing.images), ("labels", thing.labels), ("norm", mean_std)])
+    name, images = f"{thing.name}/{thing.split}", thing.images
+    if isinstance(images, LazyImages):  # not all of them are read for this
+        name, marks = f"{name} {tuple(images.shape)} {thing.transform}", images.marks()
+    else:
+        marks = images
+    return hash_of([(name, marks), ("labels", thing.labels), ("norm", mean_std)])
 
 
 def check_inputs(path: Path, stored: Mapping[str, str] | None, now: Mapping[str, str]) -> None:

@@ -10,8 +10,8 @@ import torch
 
 from prunegym.envs import MaskSimulator, MaskVecEnv, make_task
 from prunegym.errors import InvalidInputError
-from prunegym.models.data.dataset import Normalisation
 from prunegym.models.data.dataset_registry import load_dataset
+from prunegym.models.data.normalisation import Normalisation
 from prunegym.models.dynamic_cnn import DynamicCNN, shipped_model
 from prunegym.models.gating.features import MaskFeatures
 from prunegym.models.gating.gate_policy import GatePolicy

@@ -101,7 +101,7 @@ def tar_members(path: Path, wanted: Callable[[str], bool]) -> tuple[dict[str, by
     try:
         with tarfile.open(path) as archive:
             for member in archive:
-                name = _plain(member.name)
+                name = plain_name(member.name)
                 if member.isdir():
                     continue
                 files.pop(name, None)
@@ -110,9 +110,9 @@ def tar_members(path: Path, wanted: Callable[[str], bool]) -> tuple[dict[str, by
                 if stream is not None:
                     files[name] = stream.read()
                 elif member.islnk():  # what it leads to is named from the top of the archive
-                    links[name] = _plain(member.linkname)
+                    links[name] = plain_name(member.linkname)
                 elif member.issym():  # and here from the link's own folder
-                    links[name] = _plain(posixpath.join(posixpath.dirname(member.name), member.linkname))
+                    links[name] = plain_name(posixpath.join(posixpath.dirname(member.name), member.linkname))
                 else:
                     others.append(name)
             # tarfile stops silently at a damaged header, and before the checksum at the end of a gzip file.
@@ -136,7 +136,8 @@ def tar_members(path: Path, wanted: Callable[[str], bool]) -> tuple[dict[str, by
     return files, broken, others
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+    """Return the name of an archive's member from the top: without ``./`` or ``/`` before it."""
     return posixpath.normpath(name).lstrip("/")
 
 

@@ -52,10 +52,11 @@ class ImageSource:
         """Begin to read images that will be fetched next, if that can be done in the background."""
 
     def marks(self, rows: Tensor) -> Tensor:
-        """Return what a fingerprint of these images is made of: uint8, any shape. By default some are read for it."""
+        """Return what tells these images apart: a row of uint8 for each, or for some if each has to be read for it."""
         some = rows[torch.linspace(0, len(rows) - 1, min(len(rows), MARKED)).long()]
-        hashes = [hashlib.sha256(self.fetch(part).numpy().tobytes()).digest() for part in torch.split(some, 64)]
-        return torch.frombuffer(bytearray(b"".join(hashes)), dtype=torch.uint8)
+        parts = map(self.fetch, torch.split(some, 64))
+        hashes = [hashlib.sha256(image.numpy().tobytes()).digest() for part in parts for image in part]
+        return _rows(hashes)
 
 
 class LazyImages:
@@ -103,7 +104,7 @@ class LazyImages:
         return LazyImages(self.source, self.rows[indices])
 
     def marks(self) -> Tensor:
-        """Return what a fingerprint of the images is made of, uint8."""
+        """Return what tells the images apart, see :meth:`ImageSource.marks`."""
         return self.source.marks(self.rows)
 
 
@@ -257,4 +258,8 @@ class ReadImages(ImageSource):
         wanted = rows.tolist()
         missing = [row for row in wanted if row not in self._marks]
         self._marks.update(zip(missing, self._work.pool.map(self.mark, missing), strict=True))
-        return torch.frombuffer(bytearray(b"".join(self._marks[row] for row in wanted)), dtype=torch.uint8)
+        return _rows([self._marks[row] for row in wanted])
+
+
+def _rows(marks: list[bytes]) -> Tensor:
+    return torch.frombuffer(bytearray(b"".join(marks)), dtype=torch.uint8).view(len(marks), -1)

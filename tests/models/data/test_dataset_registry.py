@@ -88,7 +88,7 @@ def test_unknown_names(tmp_path: Path) -> None:
     with pytest.raises(MissingDataError) as missed:
         load_dataset(str(missing))
     assert str(missed.value) == (
-        f"There is no data set at {missing}. Give the path of a folder, a tar archive or an .npz file."
+        f"There is no data set at {missing}. Give the path of a folder, a tar or zip archive, or an .npz file."
     )
 
 
