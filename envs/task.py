@@ -25,7 +25,7 @@ from prunegym.models.data.dataset_registry import load_dataset
 from prunegym.models.gating.features import CLIP, Decision, MaskFeatures, decisions_of
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.skipping.stepwise import STEPWISE
-from prunegym.models.storage.model_file import CNNInfo
+from prunegym.models.storage.cnn_info import CNNInfo
 from prunegym.models.timing.latency_table import LatencyTable
 from prunegym.validation import choice, finite, whole_number
 

@@ -23,7 +23,8 @@ from .masking.gates import Gate as Gate
 from .masking.importance import taylor_scores as taylor_scores
 from .masking.masked_cnn import MaskedCNN as MaskedCNN
 from .skipping.skipping_cnn import EXECUTIONS as EXECUTIONS, SkippingCNN as SkippingCNN
-from .storage.model_file import CNNInfo as CNNInfo, read_model as read_model, write_model as write_model
+from .storage.cnn_info import CNNInfo as CNNInfo
+from .storage.model_file import read_model as read_model, write_model as write_model
 from .storage.weights import load_weights as load_weights, save_weights as save_weights
 from .training.cnn_training import TrainConfig as TrainConfig, accuracy as accuracy, train as train
 from .training.imitation import ImitationConfig as ImitationConfig, imitate as imitate

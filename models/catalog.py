@@ -17,7 +17,8 @@ from prunegym.models.data.dataset_registry import SOURCES, load_dataset
 from prunegym.models.data.normalisation import Normalisation
 from prunegym.models.dynamic_cnn import SHIPPED, DynamicCNN, shipped_model
 from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.models.storage.model_file import Bundle, CNNInfo, read_model
+from prunegym.models.storage.cnn_info import CNNInfo
+from prunegym.models.storage.model_file import Bundle, read_model
 from prunegym.models.storage.run_folder import command_line
 from prunegym.models.training.cnn_training import accuracy
 from prunegym.models.zoo.network_registry import ZOO, build

@@ -18,7 +18,8 @@ from prunegym.models.gating.static_policy import StaticPolicy
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.skipping.program.path import Executed
 from prunegym.models.skipping.skipping_cnn import SkippingCNN
-from prunegym.models.storage.model_file import CNNInfo, read_model, write_model
+from prunegym.models.storage.cnn_info import CNNInfo
+from prunegym.models.storage.model_file import read_model, write_model
 from prunegym.validation import choice, shape
 
 

@@ -18,7 +18,7 @@ from prunegym.models.gating.rollouts import StraightThrough, rollout
 from prunegym.models.gating.static_policy import StaticPolicy
 from prunegym.models.masking.importance import at_mac_share
 from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.models.storage.model_file import CNNInfo
+from prunegym.models.storage.cnn_info import CNNInfo
 from prunegym.models.training.cnn_training import epoch_batches
 from prunegym.models.training.imitation import ImitationConfig
 from prunegym.models.training.mac_target import meet_target

@@ -13,7 +13,7 @@ from prunegym.models.dynamic_cnn import DynamicCNN
 from prunegym.models.gating.static_policy import StaticPolicy, static_start
 from prunegym.models.masking.importance import at_mac_share, prices, taylor_scores
 from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.models.storage.model_file import CNNInfo
+from prunegym.models.storage.cnn_info import CNNInfo
 from prunegym.models.training.preparation import PrepareConfig, prepare
 from prunegym.models.training.reports import Report
 from prunegym.models.training.tuning import TuneConfig

@@ -28,7 +28,8 @@ from prunegym.models.checks import check_dense, check_masked
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.dynamic_cnn import DynamicCNN
 from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.models.storage.model_file import Bundle, CNNInfo
+from prunegym.models.storage.cnn_info import CNNInfo
+from prunegym.models.storage.model_file import Bundle
 from prunegym.models.timing.latency_table import LatencyTable
 from prunegym.models.training.tuning import dense_logits
 from prunegym.validation import finite, whole_number

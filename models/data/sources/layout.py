@@ -62,16 +62,17 @@ def as_images(given: Any, what: str, channels: int | None = None) -> Tensor | La
     """
     if isinstance(given, LazyImages):
         return given
-    mapped = isinstance(given, np.memmap)
+    if isinstance(given, np.memmap):
+        shape(what, given, ("count", "channels", "height", "width"))
+        first = np.moveaxis(given, 3, 1) if channels_are_last(given.shape[1:], what, channels) else given
+        return LazyImages(MappedArray(first))
     try:
-        images = given if mapped else torch.as_tensor(given)
+        images = torch.as_tensor(given)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InvalidInputError(f"{what} is a {type(given).__name__}, which is no array ({error}).") from error
     shape(what, images, ("count", "channels", "height", "width"))
-    last = channels_are_last(images.shape[1:], what, channels)
-    if mapped:
-        return LazyImages(MappedArray(np.moveaxis(images, 3, 1) if last else images))
-    images = images.movedim(3, 1).contiguous() if last else images
+    if channels_are_last(images.shape[1:], what, channels):
+        images = images.movedim(3, 1).contiguous()
     return images.float() if images.dtype == torch.float64 else images
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from prunegym.models.dynamic_cnn import DynamicCNN
-    from prunegym.models.storage.model_file import CNNInfo
+    from prunegym.models.storage.cnn_info import CNNInfo
 
 
 def predict(

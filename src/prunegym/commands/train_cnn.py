@@ -32,7 +32,8 @@ def train_cnn(
     """
     from prunegym.models.catalog import accuracies, build_for, with_history
     from prunegym.models.data.dataset_registry import load_dataset
-    from prunegym.models.storage.model_file import CNNInfo, write_model
+    from prunegym.models.storage.cnn_info import CNNInfo
+    from prunegym.models.storage.model_file import write_model
     from prunegym.models.storage.run_folder import begin_run, finish_run
     from prunegym.models.training.cnn_training import TrainConfig, train as train_network
 

@@ -15,7 +15,7 @@ from prunegym.models.data.augmentation import random_shift_and_flip
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.data.normalisation import IMAGENET_MEAN, IMAGENET_STD, Normalisation
 from prunegym.models.data.splits import from_arrays, hold_out_validation
-from prunegym.models.storage.model_file import CNNInfo
+from prunegym.models.storage.cnn_info import CNNInfo
 
 GREY = Normalisation((0.5,), (0.5,))
 
