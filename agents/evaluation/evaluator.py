@@ -31,7 +31,7 @@ from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.storage.cnn_info import CNNInfo
 from prunegym.models.storage.model_file import Bundle
 from prunegym.models.timing.latency_table import LatencyTable
-from prunegym.models.training.tuning import dense_logits
+from prunegym.models.training.cnn_training import dense_logits
 from prunegym.validation import finite, whole_number
 
 
