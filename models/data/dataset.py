@@ -13,7 +13,7 @@ from torch import Tensor
 from prunegym.errors import InvalidInputError
 from prunegym.models.data.augmentation import random_shift_and_flip
 from prunegym.models.data.normalisation import FLOATS, FULL, Normalisation
-from prunegym.models.data.sources.lazy_images import LazyImages, expect, select
+from prunegym.models.data.sources.lazy_images import LazyImages, select
 from prunegym.models.data.targets import check_targets, class_places, renumbered, weights_of
 from prunegym.models.data.transform import Transform
 from prunegym.models.tasks.objective import Objective
@@ -121,9 +121,7 @@ class Dataset:
         Returns:
             (batch, channels, height, width) float32, a new tensor.
         """
-        return self._inputs(self.images[indices], device, augment)
-
-    def _inputs(self, images: Tensor, device: torch.device | str, augment: torch.Generator | None) -> Tensor:
+        images = self.images[indices]
         if augment is not None:
             images = random_shift_and_flip(images, self.pad, self.flip, augment)
         return self.normalisation(images.to(device))
@@ -135,7 +133,7 @@ class Dataset:
         device: torch.device | str = "cpu",
         augment: torch.Generator | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield batches as :meth:`batch` returns them; while one is used, the images of the next are read.
+        """Yield batches as :meth:`batch` returns them. Images that are not in memory are read one batch ahead.
 
         Args:
             batches: Indices (batch,) int64 of each batch.
@@ -145,14 +143,16 @@ class Dataset:
         Yields:
             The indices and the images of each batch.
         """
-        coming = iter(batches)
+        coming, lazy = iter(batches), isinstance(self.images, LazyImages)
         following = next(coming, None)
         while following is not None:
-            indices, following = following, next(coming, None)
-            images = self.images[indices]
-            if following is not None:
-                expect(self.images, following)
-            yield indices, self._inputs(images, device, augment)
+            # Indices may be drawn from the generator of the augmentation, so for images in memory none come early.
+            indices, following = following, next(coming, None) if lazy else None
+            images = self.batch(indices, device=device, augment=augment)
+            if following is not None and isinstance(self.images, LazyImages):
+                self.images.expect(following)
+            yield indices, images
+            following = following if lazy else next(coming, None)
 
     def index_batches(self, size: int = 250) -> tuple[Tensor, ...]:
         """Return the indices of all images, int64, in batches of a size; the last one may be smaller."""

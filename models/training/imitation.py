@@ -117,9 +117,9 @@ def imitate(
     dataset = dataset.augmenting(config.augment)
     generator = torch.Generator().manual_seed(config.seed)
     optimizer = torch.optim.Adam(policy.parameters(), config.learning_rate)
-    for step in range(config.steps):
-        indices = torch.randint(len(dataset), (min(config.batch_size, len(dataset)),), generator=generator)
-        images = dataset.batch(indices, device=device, augment=generator)
+    size = (min(config.batch_size, len(dataset)),)
+    batches = (torch.randint(len(dataset), size, generator=generator) for _ in range(config.steps))
+    for step, (_, images) in enumerate(dataset.stream(batches, device=device, augment=generator)):
         position = 0.5 if bounds is None else float(torch.rand((), generator=generator))
         easy = step < config.steps // 2
         mask = teacher_mask(masked, channel_scores(masked, images), config.at(position), easy)

@@ -113,12 +113,6 @@ def select(images: Tensor | LazyImages, indices: Tensor) -> Tensor | LazyImages:
     return images.select(indices) if isinstance(images, LazyImages) else images[indices]
 
 
-def expect(images: Tensor | LazyImages, indices: Tensor) -> None:
-    """Begin to read the images at indices, which are needed next, unless they are in memory."""
-    if isinstance(images, LazyImages):
-        images.expect(indices)
-
-
 class MappedArray(ImageSource):
     """An array in a file that is mapped into memory: the system reads its pages when they are touched.
 

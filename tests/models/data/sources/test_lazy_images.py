@@ -15,7 +15,7 @@ from torch import Tensor
 
 from prunegym.errors import InvalidInputError
 from prunegym.models.data.sources.image_files import image_files, in_memory
-from prunegym.models.data.sources.lazy_images import ImageSource, LazyImages, MappedArray, ReadImages, expect, select
+from prunegym.models.data.sources.lazy_images import ImageSource, LazyImages, MappedArray, ReadImages, select
 from prunegym.models.data.transform import Transform
 from tests.models.data.data_files import RANDOM, png
 
@@ -93,19 +93,18 @@ def test_the_cache_keeps_what_fits_and_the_rest_is_read_again() -> None:
 def test_what_is_expected_is_read_once_and_other_expectations_are_given_up() -> None:
     read = Counted()
     images = LazyImages(ReadImages(read, 37, (3, 4, 5), workers=1, cache=0))
-    expect(images, torch.arange(5))
+    images.expect(torch.arange(5))
     assert torch.equal(images[torch.arange(5)], TENSOR[:5])
     assert read.rows == [0, 1, 2, 3, 4]
     for start in (5, 10, 15):
-        expect(images, torch.arange(start, start + 5))
+        images.expect(torch.arange(start, start + 5))
     assert set(images.source._work.coming) == set(range(15, 20))  # type: ignore[attr-defined]
-    expect(TENSOR, torch.arange(3))  # nothing to do for images in memory
 
 
 def test_copies_pickles_and_forked_processes_read_for_themselves(tmp_path: Path) -> None:
     images = LazyImages(sources(tmp_path)["files"])
     some = torch.arange(6)
-    expect(images, torch.arange(6, 20))
+    images.expect(torch.arange(6, 20))
     assert torch.equal(images[some], TENSOR[some])
     for other in (copy.deepcopy(images), pickle.loads(pickle.dumps(images))):
         assert torch.equal(other[some], TENSOR[some])
