@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
-from prunegym.errors import InvalidInputError
+from prunegym.errors import InvalidInputError, MissingDataError
 from prunegym.models.checks import check_images
 from prunegym.models.data.dataset import CLASSES, Dataset
+from prunegym.models.data.files.decoding import decode, to_pixels
 from prunegym.models.data.normalisation import Normalisation
 from prunegym.models.data.transform import Transform
 from prunegym.models.storage.fingerprints import fingerprint_of
@@ -104,6 +107,40 @@ class CNNInfo:
                 "it as network=, or import a module that calls register_network (--import MODULE)."
             )
         return build(self.architecture, self.num_classes, self.image_shape[0], self.image_shape[1])
+
+    @property
+    def shown_transform(self) -> Transform:
+        """How an image of any size becomes one of ``image_shape``: stretched to it, unless its data set says more."""
+        return self.transform or Transform(self.image_shape[1:], crop="none", interpolation="bicubic")
+
+    def read_images(self, images: Sequence[Path | str | Image.Image]) -> Tensor:
+        """Return image files, or images of Pillow, of any size, orientation and mode as the network's pixels.
+
+        Returns:
+            (batch, channels, height, width) uint8.
+
+        Raises:
+            MissingDataError: If there is no such file.
+            InvalidInputError: If one is no image, or the network takes other images than files have.
+        """
+        channels = self.image_shape[0]
+        if channels not in (1, 3) or self.normalisation.of_own_range:
+            raise InvalidInputError(
+                f"The model takes images of {channels} channels, with values from {self.normalisation.low:g} to "
+                f"{self.normalisation.high:g}; image files have 1 or 3 channels and whole numbers. Use Python."
+            )
+        return torch.stack([self._read_image(image) for image in images])
+
+    def _read_image(self, image: Path | str | Image.Image) -> Tensor:
+        if isinstance(image, Image.Image):
+            try:
+                return to_pixels(image, self.image_shape[0], self.shown_transform)
+            except ValueError as error:
+                raise InvalidInputError(f"The image cannot be used: {error}.") from error
+        path = Path(image)
+        if not path.is_file():
+            raise MissingDataError(f"There is no image {path}. Check the path.")
+        return decode(path, str(path), self.image_shape[0], self.shown_transform)
 
     def example(self) -> Tensor:
         """Return a blank input (1, channels, height, width) float32."""

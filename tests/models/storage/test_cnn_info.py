@@ -6,8 +6,10 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from prunegym.errors import InvalidInputError, MissingDataError
 from prunegym.models.catalog import open_split
@@ -96,3 +98,20 @@ def test_outputs_of_a_model_fit_its_targets() -> None:
         check_output(data, fits)
         with pytest.raises(InvalidInputError, match="needed"):
             check_output(data, other)
+
+
+def test_photographs_become_the_networks_pixels(tmp_path: Path) -> None:
+    made = photos(tmp_path / "photos")
+    files = [tmp_path / "photos/test/cat" / f"{number}.jpg" for number in range(4)]
+    upright = [made[f"test/cat/{number}.jpg"] for number in range(4)]
+    stretched = [image.resize((8, 8), Image.Resampling.BICUBIC) for image in upright]
+    found = info().read_images(files)
+    assert all(np.array_equal(one.permute(1, 2, 0), image) for one, image in zip(found, stretched, strict=True))
+    own = info(transform=Transform((8, 8), 12))
+    expected = load_dataset(str(tmp_path / "photos"), "test", image_size=8, resize=12).images[:4]
+    assert torch.equal(own.read_images(files), expected)
+    assert torch.equal(own.read_images([Image.open(file) for file in files]), expected)
+    with pytest.raises(InvalidInputError, match="1 or 3 channels"):
+        info(image_shape=(4, 8, 8)).read_images(files)
+    with pytest.raises(MissingDataError, match="no image"):
+        own.read_images([tmp_path / "none.jpg"])
