@@ -197,6 +197,11 @@ def dense_logits(network: nn.Module, dataset: Dataset, batch_size: int = 250) ->
     return torch.cat([outputs for _, outputs in outputs_of(network, dataset, batch_size)]).clone()
 
 
+def answered(dataset: Dataset, network: nn.Module) -> Dataset:
+    """Return a data set; one without targets gets the network's outputs as targets, to agree with."""
+    return dataset.answered(dense_logits(network, dataset)) if dataset.unlabelled else dataset
+
+
 def accuracy(network: nn.Module, dataset: Dataset, *, batch_size: int = 250) -> float:
     """Return the mean of a data set's metric over a network's answers: by default the share (0 to 1) of right classes.
 

@@ -19,6 +19,7 @@ from prunegym.models.masking.importance import at_mac_share
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.storage.fingerprints import fingerprint_of
 from prunegym.models.storage.weights import load_state, save_state
+from prunegym.models.training.cnn_training import answered
 from prunegym.models.training.imitation import ImitationConfig, imitate
 from prunegym.models.training.mac_target import meet_target
 from prunegym.models.training.reports import StageReport, of_stage
@@ -67,7 +68,7 @@ def prepare(
 
     Args:
         network: The trained CNN; it is copied.
-        dataset: Training images.
+        dataset: Training images. Without targets, gates learn to agree with the CNN as it is.
         config: The stages.
         policy: Gates to start from; by default new ones. A :class:`StaticPolicy` learns one mask for all images, for as
             long and in the same way: the static baseline. Without a MAC target it keeps channels with positive logits.
@@ -85,6 +86,7 @@ def prepare(
         copy.deepcopy(network) if isinstance(network, MaskedCNN) else MaskedCNN(network, dataset.batch(torch.arange(1)))
     ).freeze()
     check_images(dataset, masked.image_shape)
+    dataset = answered(dataset, masked)
     if config.tune is not None:
         check_output(dataset, masked.output_shape)
     policy = new_policy(masked, dataset, config) if policy is None else policy

@@ -19,7 +19,7 @@ from prunegym.models.gating.rollouts import Rollout, StraightThrough, greedy, ro
 from prunegym.models.gating.static_policy import StaticPolicy
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.training.checkpoints import Checkpoint
-from prunegym.models.training.cnn_training import autocast, dense_logits, epoch_batches, one_cycle, sgd
+from prunegym.models.training.cnn_training import answered, autocast, dense_logits, epoch_batches, one_cycle, sgd
 from prunegym.models.training.mac_target import between, check_range, check_shares
 from prunegym.models.training.reports import Report
 from prunegym.validation import finite, share, whole_number
@@ -115,10 +115,9 @@ def tune(
     """
     check_range("target_macs", config.target_macs, policy)
     dataset = dataset.augmenting(config.augment)
-    if teacher is None and (config.distillation > 0 or dataset.unlabelled):
+    dataset = answered(dataset, masked)
+    if teacher is None and config.distillation > 0:
         teacher = dense_logits(masked, dataset)
-    if teacher is not None and dataset.unlabelled:
-        dataset = dataset.answered(teacher)
     if config.train_cnn:
         masked.unfreeze()
         masked.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
