@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -19,15 +18,13 @@ from prunegym.agents.evaluation.controls import (
     static_mask,
     verdict,
 )
-from prunegym.agents.evaluation.mask_cache import MaskCache
-from prunegym.agents.evaluation.masks import Agent, Decided, decide_dynamic, decide_fixed, is_masks, shown_penalty
+from prunegym.agents.evaluation.masks import Agent, Decided, MaskCache, decide_dynamic, decide_fixed, is_masks
 from prunegym.agents.evaluation.predictors import PredictorOptions, decide_by_prediction
 from prunegym.errors import InvalidInputError
 from prunegym.models.catalog import Model, resolve_model
 from prunegym.models.checks import check_dense, check_masked
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.dynamic_cnn import DynamicCNN
-from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.storage.model_file import Bundle, CNNInfo
 from prunegym.models.timing.latency_table import LatencyTable
 from prunegym.models.training.tuning import dense_logits
@@ -38,7 +35,7 @@ from prunegym.validation import finite, whole_number
 class Evaluation:
     """The figures of an agent on a split. Accuracies and shares are from 0 to 1; a total MAC share may exceed 1.
 
-    The fields up to ``images`` are the keys of :meth:`as_json`.
+    The fields up to ``images``, all numbers, are the keys of :meth:`as_json`.
 
     Attributes:
         accuracy: Of the CNN under the agent's masks.
@@ -97,10 +94,7 @@ class Evaluation:
         return figures if self.latency_share is None else {**figures, "latency_share": self.latency_share}
 
 
-JSON_KEYS = (
-    "accuracy", "dense_accuracy", "prepared_accuracy", "kept_share", "mac_share", "policy_mac_share",
-    "total_mac_share", "mac_share_std", "distinct_masks", "static_accuracy", "shuffled_accuracy", "reward", "images",
-)  # fmt: skip
+JSON_KEYS = tuple(field.name for field in dataclasses.fields(Evaluation) if field.type in ("float", "int"))
 
 
 @torch.no_grad()
@@ -167,7 +161,9 @@ def evaluate(
         masked.to(device)
         if owner.policy is not None:
             owner.policy.to(device)
-    with _evaluating(masked):
+    with contextlib.ExitStack() as after:
+        after.callback(masked.train, masked.training)
+        masked.eval()
         cache = MaskCache(masked, dataset, batch_size)
         options = options or PredictorOptions()
         decided = _decide(agent, owner, layerwise, batch_size, options, penalty)
@@ -194,28 +190,10 @@ def _decide(
 ) -> Decided:
     dataset = owner.data["evaluated"]
     if isinstance(agent, DynamicCNN):
-        shown = shown_penalty(agent.policy.penalty_range, options.agent_penalty, penalty)
-        decided = decide_dynamic(agent, dataset, batch_size, shown)
-        if shown in (None, penalty) or options.agent_penalty is not None:
-            return decided
-        low, high = agent.policy.penalty_range or (0.0, 0.0)
-        note = (
-            f"The policy is for lambda from {low:g} to {high:g} and observed {shown:g}; the reward is at {penalty:g}."
-        )
-        return dataclasses.replace(decided, notes=(*decided.notes, note))
+        return decide_dynamic(agent, dataset, batch_size, options.agent_penalty, penalty)
     if is_masks(agent):
         return decide_fixed(agent, owner.masked, dataset)  # type: ignore[arg-type]
     return decide_by_prediction(agent, owner, layerwise, batch_size, options, penalty)
-
-
-@contextlib.contextmanager
-def _evaluating(masked: MaskedCNN) -> Iterator[None]:
-    was_training = masked.training
-    masked.eval()
-    try:
-        yield
-    finally:
-        masked.train(was_training)
 
 
 def _dense(

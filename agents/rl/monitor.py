@@ -16,8 +16,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from tqdm import tqdm
 
 from prunegym.agents.evaluation.controls import count_distinct
-from prunegym.agents.evaluation.mask_cache import MaskCache
-from prunegym.agents.evaluation.masks import decide_on_the_way
+from prunegym.agents.evaluation.masks import MaskCache, decide_on_the_way
 from prunegym.agents.rl.lagrangian import DualAscent, shift_to_budget
 from prunegym.agents.rl.mask_policy import MaskPolicy
 from prunegym.agents.rl.run_reward import OwnReward
