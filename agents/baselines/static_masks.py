@@ -15,7 +15,6 @@ from prunegym.models.masking.importance import at_mac_share, prices, taylor_scor
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.storage.model_file import CNNInfo
 from prunegym.models.training.preparation import PrepareConfig, prepare
-from prunegym.models.training.reports import Report
 from prunegym.models.training.tuning import TuneConfig
 
 
@@ -115,9 +114,7 @@ def taylor_static(masked: MaskedCNN, train: Dataset, share: float) -> Masks:
     return Masks("static, Taylor", at_mac_share(scores, masked, share))
 
 
-def learned_static(
-    masked: MaskedCNN, train: Dataset, share: float, *, epochs: float = 5, seed: int = 0, report: Report | None = None
-) -> Masks:
+def learned_static(masked: MaskedCNN, train: Dataset, share: float, *, epochs: float = 5, seed: int = 0) -> Masks:
     """Learn a static mask of a frozen CNN: the static baseline of the frozen track.
 
     The training is that of refined gates, except that the logits do not depend on the image.
@@ -128,13 +125,12 @@ def learned_static(
         share: MAC share. The mask keeps the channels with the largest logits, up to this share.
         epochs: Passes over the training images.
         seed: Of the training.
-        report: See :func:`prunegym.models.training.tuning.tune`.
 
     Returns:
         The mask (mask_size,).
     """
     config = TuneConfig(target_macs=min(1.0, share), epochs=epochs, train_cnn=False, seed=seed)
-    gates = _prepare_static(masked, train, config, True, report)[1]
+    gates = _prepare_static(masked, train, config, learned=True)[1]
     return Masks("static, learned", gates.mask_logits() > 0)
 
 
@@ -147,7 +143,6 @@ def pruned_and_tuned(
     *,
     learned: bool,
     seed: int = 0,
-    report: Report | None = None,
 ) -> DynamicCNN:
     """Prune the original network with one static mask and fine-tune it: the static baseline of the prepared track.
 
@@ -159,21 +154,19 @@ def pruned_and_tuned(
         epochs: Passes over the training images. For a fair comparison, take as many as the other agent's training took.
         learned: Learn the mask together with the CNN. Otherwise keep the Taylor mask, the same share of each gate.
         seed: Of the training.
-        report: Called after each epoch.
 
     Returns:
         The fine-tuned CNN with its mask.
     """
     masked = network if isinstance(network, MaskedCNN) else MaskedCNN(network, train.batch(torch.arange(1)))
     config = TuneConfig(target_macs=min(1.0, share), epochs=epochs, train_gates=learned, seed=seed)
-    return DynamicCNN(*_prepare_static(masked, train, config, learned, report), info)
+    return DynamicCNN(*_prepare_static(masked, train, config, learned=learned), info)
 
 
 def _prepare_static(
-    masked: MaskedCNN, train: Dataset, tuning: TuneConfig, learned: bool, report: Report | None
+    masked: MaskedCNN, train: Dataset, tuning: TuneConfig, *, learned: bool
 ) -> tuple[MaskedCNN, StaticPolicy]:
     start = static_start(masked, train, tuning.target or 1.0, learned=learned)
     config = PrepareConfig(imitation=None, tune=tuning, seed=tuning.seed)
-    stages = None if report is None else lambda _stage, row: report(row)
-    tuned, gates = prepare(masked, train, config, policy=start, report=stages)
+    tuned, gates = prepare(masked, train, config, policy=start)
     return tuned, cast(StaticPolicy, gates)
