@@ -74,7 +74,10 @@ def finetune(
     """
     recipe, out = as_recipe(recipe), Path(out)
     train, validation = model.info.adapt(train), model.info.adapt(validation)
-    _check(model, train, validation, recipe, dense)
+    if dense is not None:
+        check_dense(dense, model.masked, train)
+    try_task(recipe, model.masked, train, model.policy)
+    try_own_reward(recipe, model.masked, validation)
     settings = {"recipe": recipe.as_dict(), "tune": dataclasses.asdict(tuning), "rounds": rounds, "seed": seed}
     inputs = {"dense": dense, "CNN": model.masked, "gates": model.policy}
     inputs |= {"training images": train, "validation images": validation}
@@ -112,17 +115,10 @@ def finetune(
         )  # fmt: skip
         look(f"turn {turn}, policy", recipe.n_episodes * len(model.policy.decisions))
     best.save(out / "model.safetensors")
-    highest = max(range(len(rows)), key=lambda index: rows[index]["reward"])
-    rows = [{**row, "chosen": index == highest} for index, row in enumerate(rows)]
+    chosen = max(rows, key=lambda row: row["reward"])
+    rows = [{**row, "chosen": row is chosen} for row in rows]
     finish_run(out, time.perf_counter() - started, {"rounds": rows})
     return rows
-
-
-def _check(model: DynamicCNN, train: Dataset, validation: Dataset, recipe: Recipe, dense: nn.Module | None) -> None:
-    if dense is not None:
-        check_dense(dense, model.masked, train)
-    try_task(recipe, model.masked, train, model.policy)
-    try_own_reward(recipe, model.masked, validation)
 
 
 @torch.no_grad()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,17 @@ from prunegym.agents.evaluation.controls import count_distinct
 from prunegym.agents.evaluation.masks import MaskCache, decide_on_the_way
 from prunegym.agents.rl.lagrangian import DualAscent, shift_to_budget
 from prunegym.agents.rl.mask_policy import MaskPolicy
-from prunegym.agents.rl.run_reward import OwnReward
+from prunegym.agents.rl.recipe import Recipe
+from prunegym.agents.rl.run_reward import OwnReward, own_reward
 from prunegym.errors import InvalidInputError
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.gating.static_policy import StaticPolicy
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.skipping.skipping_cnn import prefer_kernel
+from prunegym.models.storage.model_file import Bundle
 from prunegym.models.storage.weights import save_state, save_text
+from prunegym.models.training.reports import Report
 
 BATCH = 250
 
@@ -96,47 +98,35 @@ class CollapseWarning(UserWarning):
     """The policy gives all or nearly all images the same mask."""
 
 
+@dataclasses.dataclass(eq=False, repr=False)
 class TrainingMonitor(BaseCallback):
     """Shows progress, evaluates every few updates, keeps the best actor, writes checkpoints.
 
-    Args:
-        masked: The CNN.
-        validation: Images to evaluate on.
-        penalty: lambda of the reward that the best actor is chosen by. For a range of lambdas, give its middle: the
-            actor is then chosen by its mean reward there and at both ends.
-        eval_every: Updates between two evaluations.
+    The best actor has the highest reward of the recipe on validation images. For a range of lambdas, that is the mean
+    of the rewards at its middle and at both ends.
+
+    Attributes:
+        bundle: The CNN, and ``validation`` images.
+        recipe: The settings of the run.
         folder: Folder for checkpoints.
-        total_timesteps: Length of the progress bar.
         progress: Whether to show a progress bar.
         report: Called with the figures of each evaluation.
         budget: Adapts lambda after each rollout. Actors are then shifted to the budget before they are evaluated.
-        own_reward: Measures the recipe's own reward, to choose the best actor by it.
     """
 
-    def __init__(
-        self,
-        masked: MaskedCNN,
-        validation: Dataset,
-        penalty: float,
-        eval_every: int,
-        folder: Path,
-        total_timesteps: int,
-        progress: bool = True,
-        report: Callable[[dict[str, Any]], None] | None = None,
-        budget: DualAscent | None = None,
-        own_reward: OwnReward | None = None,
-    ) -> None:
+    bundle: Bundle
+    recipe: Recipe
+    folder: Path
+    progress: bool = True
+    report: Report | None = None
+    budget: DualAscent | None = None
+
+    def __post_init__(self) -> None:
+        """Begin without any figures."""
         super().__init__()
-        self.budget = budget
-        self.own_reward = own_reward
-        self.masked = masked
-        self.validation = validation
-        self.penalty = penalty
-        self.eval_every = eval_every
-        self.folder = folder
-        self.total_timesteps = total_timesteps
-        self.progress = progress
-        self.report = report
+        self.masked = self.bundle.masked
+        self.validation = self.bundle.data["validation"].sample(self.recipe.eval_images)
+        self.own_reward = own_reward(self.recipe, self.masked, self.validation)
         self.best_reward = -np.inf
         self.history: list[dict[str, Any]] = []
         self.updates = 0
@@ -178,7 +168,7 @@ class TrainingMonitor(BaseCallback):
         hidden = None if self.progress else True
         # Without the rate, and with counts like 691k, the bar and its figures fit 80 columns.
         layout = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
-        total, done = self.total_timesteps, self.num_timesteps
+        total, done = self.locals["total_timesteps"], self.num_timesteps
         self._bar = tqdm(total=total, initial=done, unit_scale=True, bar_format=layout, disable=hidden)
         if not self.history or self.history[-1]["timesteps"] < self.num_timesteps:
             # At the start, or if a run ended between a checkpoint and its figures.
@@ -217,7 +207,7 @@ class TrainingMonitor(BaseCallback):
             self._restored = False
         elif self.num_timesteps:
             self.updates += 1
-            if self.updates % self.eval_every == 0:
+            if self.updates % self.recipe.eval_every == 0:
                 self._evaluate()
 
     def _on_training_end(self) -> None:
@@ -227,11 +217,16 @@ class TrainingMonitor(BaseCallback):
 
     def _evaluate(self) -> None:
         actor = self.actor()
-        result = validation_figures(self.masked, actor, self.validation, self.penalty, self.own_reward)
+        result = self._figures(actor, self.recipe.middle_penalty)
         row = {"timesteps": self.num_timesteps, "updates": self.updates, **dataclasses.asdict(result)}
         if actor.penalty_range is not None:
-            row |= self._ends_of_the_dial(actor, actor.penalty_range, result)
-            result = dataclasses.replace(result, reward=row["reward"])
+            low, high = (self._figures(actor, bound) for bound in actor.penalty_range)
+            result = dataclasses.replace(result, reward=(low.reward + result.reward + high.reward) / 3)
+            row |= {
+                "reward": result.reward,
+                "accuracy_at_lowest": low.accuracy, "total_mac_share_at_lowest": low.total_mac_share,
+                "accuracy_at_highest": high.accuracy, "total_mac_share_at_highest": high.total_mac_share,
+            }  # fmt: skip
         if self.budget is not None:
             row["penalty"] = self.budget.penalty
         self.history.append(row)
@@ -245,18 +240,8 @@ class TrainingMonitor(BaseCallback):
         if self.report is not None:
             self.report(row)
 
-    def _ends_of_the_dial(
-        self, actor: GatePolicy, bounds: tuple[float, float], middle: ValidationFigures
-    ) -> dict[str, float]:
-        """Return figures at the lowest and highest lambda, and the mean reward over these and the middle."""
-        low, high = (
-            validation_figures(self.masked, actor, self.validation, bound, self.own_reward) for bound in bounds
-        )
-        return {
-            "reward": (low.reward + middle.reward + high.reward) / 3,
-            "accuracy_at_lowest": low.accuracy, "total_mac_share_at_lowest": low.total_mac_share,
-            "accuracy_at_highest": high.accuracy, "total_mac_share_at_highest": high.total_mac_share,
-        }  # fmt: skip
+    def _figures(self, actor: GatePolicy, penalty: float) -> ValidationFigures:
+        return validation_figures(self.masked, actor, self.validation, penalty, self.own_reward)
 
     def _warn_of_collapse(self, result: ValidationFigures) -> None:
         # On few images, other images' masks may be as good by chance.

@@ -19,7 +19,7 @@ from prunegym.agents.rl.monitor import TrainingMonitor
 from prunegym.agents.rl.offsets import gates_at_best_offset
 from prunegym.agents.rl.recipe import CLASSES, SCHEDULES, Recipe, linear_start
 from prunegym.agents.rl.recipe_files import as_recipe
-from prunegym.agents.rl.run_reward import own_reward, try_own_reward
+from prunegym.agents.rl.run_reward import try_own_reward
 from prunegym.envs.sb3_vec_env import MaskVecEnv
 from prunegym.envs.sb3_wrappers import GroupAdvantage, SelfCritical
 from prunegym.envs.simulator import MaskSimulator
@@ -37,7 +37,7 @@ from prunegym.models.storage.run_folder import begin_run, finish_run
 from prunegym.models.storage.weights import load_state
 from prunegym.models.training.mac_target import meet_target
 from prunegym.models.training.preparation import PrepareConfig, prepare
-from prunegym.models.training.reports import StageReport
+from prunegym.models.training.reports import StageReport, of_stage
 from prunegym.registration import LAYERWISE
 from prunegym.validation import choice, whole_number
 
@@ -100,7 +100,7 @@ def train_agent(
     model = Bundle(masked=masked, info=info, policy=policy, data=data, seed=seed, device=device)
     saved = out / "start.safetensors"
     if resume and saved.exists():
-        start = _stored_start(saved, model)
+        start = _gates(DynamicCNN.load(saved, copy.deepcopy(masked.network), device))
     else:
         start = _start(model, recipe, out, report)
         DynamicCNN(masked, start, info).save(saved)
@@ -145,25 +145,16 @@ def try_task(
         simulator.step(bits)
 
 
-def _stored_start(path: Path, model: Bundle) -> GatePolicy:
-    """Return the start of a run that resumes, loaded into the model's policy if it has one."""
-    stored = DynamicCNN.load(path, copy.deepcopy(model.masked.network), model.device)
-    if model.policy is None:
-        return _gates(stored)
-    model.policy.load_state_dict(stored.policy.state_dict())
-    return _gates(model.policy.to(model.device))
-
-
 def _start(model: Bundle, recipe: Recipe, out: Path, report: StageReport | None) -> GatePolicy:
+    """Return the gates that reinforcement learning starts from, where the recipe wants them."""
     if model.policy is None:
-        start = _prepared(model, recipe, out, report)
-        if recipe.target_macs == "best":
-            held_out = model.data["validation"].sample(recipe.eval_images)
-            made = DynamicCNN(model.masked, start, model.info)
-            return _gates(gates_at_best_offset(made, held_out, recipe.middle_penalty))
-        target = recipe.target_macs
+        start, target = _prepared(model, recipe, out, report), recipe.target_macs
     else:
         start, target = _gates(model.policy.to(model.device)), None
+    if target == "best":
+        held_out = model.data["validation"].sample(recipe.eval_images)
+        made = DynamicCNN(model.masked, start, model.info)
+        return _gates(gates_at_best_offset(made, held_out, recipe.middle_penalty))
     if recipe.budget is not None:
         target = recipe.budget.target_macs
     if target is not None:
@@ -177,7 +168,7 @@ def _prepared(model: Bundle, recipe: Recipe, out: Path, report: StageReport | No
     config = PrepareConfig(
         imitation=recipe.imitation,
         tune=recipe.refine,
-        layerwise="Layerwise" in recipe.env,
+        layerwise=LAYERWISE[recipe.env],
         penalty_range=(penalty[0], penalty[1]) if isinstance(penalty, tuple | list) else None,
         seed=model.seed,
         **recipe.gate_policy,
@@ -204,13 +195,8 @@ def _reinforce(
         return start
     env = training_env(model.masked, start, model.data["train"], recipe, model.seed, model.device)
     total = recipe.n_episodes * len(start.decisions)
-    held_out = model.data["validation"].sample(recipe.eval_images)
-    monitor = TrainingMonitor(
-        model.masked, held_out, recipe.middle_penalty, recipe.eval_every, out, total, progress,
-        None if report is None else lambda row: report(recipe.algo, row),
-        None if recipe.budget is None else DualAscent(recipe.budget, env.get_attr("task")[0]),
-        own_reward(recipe, model.masked, held_out),
-    )  # fmt: skip
+    ascent = None if recipe.budget is None else DualAscent(recipe.budget, env.get_attr("task")[0])
+    monitor = TrainingMonitor(model, recipe, out, progress, of_stage(report, recipe.algo), ascent)
     checkpoint = out / "checkpoint.zip"
     if resume and checkpoint.exists() and monitor.state_path.exists():
         algorithm = _stored_algorithm(checkpoint, env, recipe, model.device)
