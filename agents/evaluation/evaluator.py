@@ -9,11 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from prunegym.agents.evaluation.controls import (
-    Difficulty,
-    Usage,
     count_distinct,
     derangement,
-    difficulty,
     penalised_accuracy,
     static_mask,
     verdict,
@@ -53,8 +50,6 @@ class Evaluation:
         images: Number of images.
         is_static: Whether the policy is static, see :func:`prunegym.agents.evaluation.controls.verdict`.
         verdict: The same as a sentence.
-        usage: Channels always on, always off, conditional.
-        difficulty: Whether harder images get more compute.
         notes: What a reader of the figures has to know.
         masks: (images, mask_size) bool.
         total_mac_shares: (images,) float64, each image's total MAC share.
@@ -79,8 +74,6 @@ class Evaluation:
     images: int
     is_static: bool
     verdict: str
-    usage: Usage
-    difficulty: Difficulty
     notes: tuple[str, ...]
     masks: Tensor = dataclasses.field(repr=False)
     total_mac_shares: Tensor = dataclasses.field(repr=False)
@@ -170,9 +163,9 @@ def evaluate(
         if decided.logits is not None:
             cache.add(decided.masks, decided.logits)
         full = cache(torch.ones(masked.mask_size, dtype=torch.bool))
-        dense_accuracy, dense_logits, notes = _dense(dense, owner.info, full, dataset, batch_size)
+        dense_accuracy, notes = _dense(dense, owner.info, full, dataset, batch_size)
         decided = dataclasses.replace(decided, notes=decided.notes + notes)
-        result = _summary(decided, cache, full, dense_accuracy, dense_logits, penalty)
+        result = _summary(decided, cache, full, dense_accuracy, penalty)
     if latency is None:
         return result
     # The table has the time of the model's own policy only, so another agent's decisions count as free.
@@ -198,42 +191,37 @@ def _decide(
 
 def _dense(
     dense: nn.Module | None, info: CNNInfo, full: Tensor, dataset: Dataset, batch_size: int
-) -> tuple[float, Tensor, tuple[str, ...]]:
+) -> tuple[float, tuple[str, ...]]:
+    """Return the original network's accuracy, and a note if it is not known."""
     if dense is not None:
-        full = dense_logits(dense, dataset, batch_size).float()
-        return _accuracy(full, dataset), full, ()
+        return _accuracy(dense_logits(dense, dataset, batch_size), dataset), ()
     stated = info.dense_accuracy(dataset)
     if stated is not None:
-        return stated, full, ()
-    note = "Dense accuracy is that of the model's own CNN with all channels on."
-    return _accuracy(full, dataset), full, (note,)
+        return stated, ()
+    return _accuracy(full, dataset), ("Dense accuracy is that of the model's own CNN with all channels on.",)
 
 
 def _accuracy(logits: Tensor, dataset: Dataset) -> float:
     return (logits.argmax(1) == dataset.labels).double().mean().item()
 
 
-def _summary(
-    decided: Decided, cache: MaskCache, full: Tensor, dense_accuracy: float, dense_logits: Tensor, penalty: float
-) -> Evaluation:
+def _summary(decided: Decided, cache: MaskCache, full: Tensor, dense_accuracy: float, penalty: float) -> Evaluation:
     masked, dataset, masks = cache.masked, cache.dataset, decided.masks
     logits = cache(masks)
     static = cache(static_mask(masks, masked))
     shuffled = cache(masks[derangement(len(masks))])
     correct = logits.argmax(1) == dataset.labels
-    accuracy, mac_share = correct.double().mean().item(), masked.cost.mac_share(masks)
-    policy_share = decided.macs / masked.cost.total_macs
-    total = mac_share.mean().item() + policy_share
+    mac_share, policy_share = masked.cost.mac_share(masks), decided.macs / masked.cost.total_macs
     distinct = count_distinct(masks)
     is_static, sentence = verdict(correct, shuffled.argmax(1) == dataset.labels, distinct)
     return Evaluation(
-        accuracy=accuracy,
+        accuracy=_accuracy(logits, dataset),
         dense_accuracy=dense_accuracy,
         prepared_accuracy=_accuracy(full, dataset),
         kept_share=masks.double().mean().item(),
         mac_share=mac_share.mean().item(),
         policy_mac_share=policy_share,
-        total_mac_share=total,
+        total_mac_share=mac_share.mean().item() + policy_share,
         mac_share_std=mac_share.std(unbiased=False).item(),
         distinct_masks=distinct,
         static_accuracy=_accuracy(static, dataset),
@@ -242,8 +230,6 @@ def _summary(
         images=len(dataset),
         is_static=is_static,
         verdict=sentence,
-        usage=Usage.of(masks),
-        difficulty=difficulty(mac_share, dense_logits, dataset),
         notes=decided.notes,
         masks=masks,
         total_mac_shares=mac_share + policy_share,
