@@ -60,8 +60,9 @@ def _remove_best(
     scores = _gradient(masked, batch, labels, mask).square() / saved.clamp_min(1e-12)
     tried = scores.masked_fill(~possible, float("inf")).argsort()[: min(candidates, int(possible.sum()))]
     base = _loss(masked, batch, labels, mask)
-    losses = [_loss(masked, batch, labels, _without(mask, channel)) for channel in tried]
-    rises = [(loss - base) / saved[channel].item() for loss, channel in zip(losses, tried, strict=True)]
+    rises = [
+        (_loss(masked, batch, labels, _without(mask, channel)) - base) / saved[channel].item() for channel in tried
+    ]
     left = mask
     for index in sorted(range(len(tried)), key=rises.__getitem__)[: max(1, candidates // 2)]:
         smaller = _without(left, tried[index])
@@ -73,9 +74,7 @@ def _remove_best(
 
 
 def _without(mask: Tensor, channel: Tensor) -> Tensor:
-    smaller = mask.clone()
-    smaller[channel] = 0
-    return smaller
+    return mask.index_fill(0, channel, 0)
 
 
 def _share_without(masked: MaskedCNN, mask: Tensor) -> Tensor:
@@ -88,9 +87,7 @@ def _share_without(masked: MaskedCNN, mask: Tensor) -> Tensor:
 
 
 def _loss(masked: MaskedCNN, batch: Tensor, labels: Tensor, mask: Tensor) -> float:
-    parts = zip(torch.split(batch, 256), torch.split(labels, 256), strict=True)
-    rows = [_cross_entropy(masked, images, part, mask.expand(len(images), -1)) for images, part in parts]
-    return sum(row.item() for row in rows) / len(batch)
+    return _cross_entropy(masked, batch, labels, mask.expand(len(batch), -1)).item() / len(batch)
 
 
 def _gradient(masked: MaskedCNN, batch: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
@@ -110,8 +107,7 @@ def _cross_entropy(masked: MaskedCNN, images: Tensor, labels: Tensor, masks: Ten
 
 def taylor_static(masked: MaskedCNN, train: Dataset, share: float) -> Masks:
     """Return the static mask with the largest Taylor scores per MAC over all gates, at a MAC share."""
-    scores = taylor_scores(masked, train) / prices(masked)
-    return Masks("static, Taylor", at_mac_share(scores, masked, share))
+    return Masks("static, Taylor", at_mac_share(taylor_scores(masked, train) / prices(masked), masked, share))
 
 
 def learned_static(masked: MaskedCNN, train: Dataset, share: float, *, epochs: float = 5, seed: int = 0) -> Masks:
