@@ -8,13 +8,7 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
-from prunegym.agents.evaluation.controls import (
-    count_distinct,
-    derangement,
-    penalised_accuracy,
-    static_mask,
-    verdict,
-)
+from prunegym.agents.evaluation.controls import count_distinct, derangement, penalised_accuracy, static_mask, verdict
 from prunegym.agents.evaluation.masks import Agent, Decided, MaskCache, decide_dynamic, decide_fixed, is_masks
 from prunegym.agents.evaluation.predictors import PredictorOptions, decide_by_prediction
 from prunegym.errors import InvalidInputError
@@ -22,7 +16,7 @@ from prunegym.models.catalog import Model, resolve_model
 from prunegym.models.checks import check_dense, check_masked
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.dynamic_cnn import DynamicCNN
-from prunegym.models.storage.model_file import Bundle, CNNInfo
+from prunegym.models.storage.model_file import CNNInfo
 from prunegym.models.timing.latency_table import LatencyTable
 from prunegym.models.training.tuning import dense_logits
 from prunegym.validation import finite, whole_number
@@ -159,7 +153,12 @@ def evaluate(
         masked.eval()
         cache = MaskCache(masked, dataset, batch_size)
         options = options or PredictorOptions()
-        decided = _decide(agent, owner, layerwise, batch_size, options, penalty)
+        if isinstance(agent, DynamicCNN):
+            decided = decide_dynamic(agent, dataset, batch_size, options.agent_penalty, penalty)
+        elif is_masks(agent):
+            decided = decide_fixed(agent, masked, dataset)  # type: ignore[arg-type]
+        else:
+            decided = decide_by_prediction(agent, owner, layerwise, batch_size, options, penalty)
         if decided.logits is not None:
             cache.add(decided.masks, decided.logits)
         full = cache(torch.ones(masked.mask_size, dtype=torch.bool))
@@ -171,22 +170,6 @@ def evaluate(
     # The table has the time of the model's own policy only, so another agent's decisions count as free.
     deciding = latency.policy_share if isinstance(agent, DynamicCNN) else 0.0
     return dataclasses.replace(result, latency_share=latency.share(result.masks).mean().item() + deciding)
-
-
-def _decide(
-    agent: Agent,
-    owner: Bundle,
-    layerwise: bool | None,
-    batch_size: int,
-    options: PredictorOptions,
-    penalty: float,
-) -> Decided:
-    dataset = owner.data["evaluated"]
-    if isinstance(agent, DynamicCNN):
-        return decide_dynamic(agent, dataset, batch_size, options.agent_penalty, penalty)
-    if is_masks(agent):
-        return decide_fixed(agent, owner.masked, dataset)  # type: ignore[arg-type]
-    return decide_by_prediction(agent, owner, layerwise, batch_size, options, penalty)
 
 
 def _dense(
@@ -208,7 +191,6 @@ def _accuracy(logits: Tensor, dataset: Dataset) -> float:
 def _summary(decided: Decided, cache: MaskCache, full: Tensor, dense_accuracy: float, penalty: float) -> Evaluation:
     masked, dataset, masks = cache.masked, cache.dataset, decided.masks
     logits = cache(masks)
-    static = cache(static_mask(masks, masked))
     shuffled = cache(masks[derangement(len(masks))])
     correct = logits.argmax(1) == dataset.labels
     mac_share, policy_share = masked.cost.mac_share(masks), decided.macs / masked.cost.total_macs
@@ -224,7 +206,7 @@ def _summary(decided: Decided, cache: MaskCache, full: Tensor, dense_accuracy: f
         total_mac_share=mac_share.mean().item() + policy_share,
         mac_share_std=mac_share.std(unbiased=False).item(),
         distinct_masks=distinct,
-        static_accuracy=_accuracy(static, dataset),
+        static_accuracy=_accuracy(cache(static_mask(masks, masked)), dataset),
         shuffled_accuracy=_accuracy(shuffled, dataset),
         reward=penalised_accuracy(correct, mac_share + policy_share, penalty).mean().item(),
         images=len(dataset),

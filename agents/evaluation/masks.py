@@ -107,7 +107,7 @@ def decide_dynamic(
 
 
 def decide_on_the_way(
-    run: Callable[[Tensor], Executed], dataset: Dataset, device: torch.device, batch_size: int
+    run: Callable[[Tensor], Executed], dataset: Dataset, device: torch.device, batch_size: int = 250
 ) -> tuple[Tensor, Tensor]:
     """Run every image of a split once through a CNN whose policy decides during the forward pass.
 

@@ -64,7 +64,13 @@ def decide_by_prediction(
     caller, dataset = CheckedAgent(as_predictor(agent)), model.data["evaluated"]
     task = _task(caller, model, layerwise, options)
     simulator = MaskSimulator(task, min(batch_size, len(dataset)), np.random.default_rng(0))
-    _check_spaces(caller, simulator)
+    made_for = {key: part.shape for key, part in _spaces(caller.agent).items()}
+    given = {key: part.shape for key, part in simulator.observation_space.spaces.items()}
+    if made_for and made_for != given:
+        raise AgentError(
+            f"The agent {caller.name!r} was made for observations {made_for}; with this model they are {given}. "
+            "Evaluate it on the model and the features that it was trained with."
+        )
     gates = _gate_policy(caller.agent)
     macs = getattr(caller.agent, "macs", None) if gates is None else gates.macs
     notes: tuple[str, ...] = ()
@@ -105,15 +111,14 @@ def _episode(
 
 def _task(caller: CheckedAgent, model: Bundle, layerwise: bool | None, options: PredictorOptions) -> Task:
     parts = _spaces(caller.agent)
-    keys = set(parts)
     if layerwise is None:
-        layerwise = "gate" in keys if keys else bool(getattr(caller.agent, "layerwise", False))
+        layerwise = "gate" in parts if parts else bool(getattr(caller.agent, "layerwise", False))
     return make_task(
         model=model,
         dataset=model.data["evaluated"],
         reward=lambda outcome: torch.zeros_like(outcome.kept),  # an evaluation needs no reward
-        penalty=(float(parts["penalty"].low[0]), float(parts["penalty"].high[0])) if "penalty" in keys else None,
-        observation="image" if "image" in keys else "features",
+        penalty=(float(parts["penalty"].low[0]), float(parts["penalty"].high[0])) if "penalty" in parts else None,
+        observation="image" if "image" in parts else "features",
         layerwise=layerwise,
         device=model.masked.device,
         features=_features(caller.agent, model, layerwise, options),
@@ -121,10 +126,8 @@ def _task(caller: CheckedAgent, model: Bundle, layerwise: bool | None, options: 
 
 
 def _features(agent: Any, model: Bundle, layerwise: bool, options: PredictorOptions) -> MaskFeatures:
-    gates = _gate_policy(agent)
-    known = [options.features, None if gates is None else gates.features]
-    known.append(None if model.policy is None else model.policy.features)
-    for features in known:
+    for owner in (options, _gate_policy(agent), model.policy):
+        features: MaskFeatures | None = getattr(owner, "features", None)
         if features is not None and features.config["layerwise"] == layerwise:
             return features
     masked, dataset, train = model.masked, model.data["evaluated"], options.train
@@ -143,13 +146,3 @@ def _gate_policy(agent: Any) -> Any:
 def _spaces(agent: object) -> dict[str, Any]:
     """Return the parts of an agent's observation space; empty if it has none."""
     return dict(getattr(getattr(agent, "observation_space", None), "spaces", {}))
-
-
-def _check_spaces(caller: CheckedAgent, simulator: MaskSimulator) -> None:
-    made_for = {key: part.shape for key, part in _spaces(caller.agent).items()}
-    given = {key: part.shape for key, part in simulator.observation_space.spaces.items()}
-    if made_for and made_for != given:
-        raise AgentError(
-            f"The agent {caller.name!r} was made for observations {made_for}; with this model they are {given}. "
-            "Evaluate it on the model and the features that it was trained with."
-        )
