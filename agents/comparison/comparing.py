@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 from prunegym.agents.comparison.entries import Entry, Terms, as_entry
-from prunegym.agents.comparison.results import VERSION, Result, fingerprint, slug
-from prunegym.agents.comparison.statistics import Interval, interval
+from prunegym.agents.comparison.results import VERSION, Interval, Result, fingerprint, interval, slug
 from prunegym.agents.evaluation.evaluator import JSON_KEYS, evaluate
 from prunegym.agents.evaluation.predictors import PredictorOptions
 from prunegym.errors import InvalidInputError
@@ -24,7 +23,6 @@ from prunegym.models.data.dataset_registry import other_split
 from prunegym.models.storage.model_file import Bundle
 from prunegym.validation import choice
 
-OnResult = Callable[[str, int, Result], None]
 DIFFERENCES = ("difference", "difference_over_seeds", "reward_difference", "reward_difference_over_seeds")
 
 
@@ -102,7 +100,7 @@ def compare(
     dense: nn.Module | None = None,
     device: str = "cpu",
     progress: bool = True,
-    report: OnResult | None = None,
+    report: Callable[[str, int, Result], None] | None = None,
 ) -> Comparison:
     """Train and evaluate agents side by side.
 

@@ -18,8 +18,7 @@ from prunegym.agents.evaluation.user_agents import agent_name, as_predictor, loa
 from prunegym.agents.rl.offsets import gates_at_best_offset, gates_at_mac_share
 from prunegym.agents.rl.recipe import Recipe
 from prunegym.agents.rl.recipe_files import as_recipe
-from prunegym.agents.rl.run_reward import try_own_reward
-from prunegym.agents.rl.trainer import train_agent, try_task
+from prunegym.agents.rl.trainer import train_agent, try_recipe
 from prunegym.errors import InvalidInputError
 from prunegym.models.checks import check_masked
 from prunegym.models.dynamic_cnn import DynamicCNN
@@ -44,10 +43,6 @@ class Terms:
     penalty: float
     root: Path
     progress: bool = True
-
-    def folder(self, name: str, seed: int) -> Path:
-        """Return the folder of an entry's training run with a seed."""
-        return self.root / "runs" / f"{slug(name)}-seed{seed}"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -85,7 +80,7 @@ def recipe_entry(recipe: Recipe | str | Path) -> Entry:
     settings = as_recipe(recipe)
 
     def make(model: Bundle, terms: Terms) -> DynamicCNN:
-        folder = terms.folder(settings.name, model.seed)
+        folder = terms.root / "runs" / f"{slug(settings.name)}-seed{model.seed}"
         return train_agent(
             copy.deepcopy(model.masked), model.info, model.data["train"], model.data["validation"], settings, folder,
             policy=model.policy, seed=model.seed, resume=(folder / "run.json").exists(), device=model.device,
@@ -93,8 +88,7 @@ def recipe_entry(recipe: Recipe | str | Path) -> Entry:
         )  # fmt: skip
 
     def check(model: Bundle) -> None:
-        try_task(settings, model.masked, model.data["train"], model.policy)
-        try_own_reward(settings, model.masked, model.data["validation"])
+        try_recipe(settings, model.masked, model.data["train"], model.data["validation"], model.policy)
 
     return Entry(
         settings.name, make, {"recipe": settings.as_dict()}, seeded=True, passes=settings.passes,

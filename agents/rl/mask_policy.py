@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.distributions import BernoulliDistribution, Distribution
@@ -76,8 +75,7 @@ class MaskPolicy(ActorCriticPolicy):
         self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        data = super()._get_constructor_parameters()
-        return data | self._arguments
+        return super()._get_constructor_parameters() | self._arguments
 
     def gate_policy(self) -> GatePolicy:
         """Return a copy of the actor, as a plain torch module."""
@@ -155,13 +153,13 @@ def new_gate_policy(env: VecEnv | gym.Env[Any, Any], hidden: int = 64, bias: flo
 
 
 def _check_spaces(observation: spaces.Space[Any], action: spaces.Space[Any], policy: GatePolicy) -> None:
-    if not isinstance(observation, spaces.Dict) or "features" not in observation.spaces:
+    readable = isinstance(observation, spaces.Dict) and "features" in observation.spaces
+    if not readable or not isinstance(action, spaces.MultiBinary):
         raise InvalidInputError(
-            f"MaskPolicy reads a Dict observation with 'features'; this environment has {observation}."
+            "MaskPolicy reads a Dict observation with 'features' and acts in a MultiBinary space; this environment has "
+            f"{observation} and {action}."
         )
-    if not isinstance(action, spaces.MultiBinary):
-        raise InvalidInputError(f"MaskPolicy acts in a MultiBinary space; this environment has {action}.")
-    size = int(np.prod(observation["features"].shape or ()))
+    (size,) = observation["features"].shape or (0,)
     widest = max(decision.width for decision in policy.decisions)
     if max(policy.features.sizes) != size or action.shape[0] != widest:
         raise InvalidInputError(

@@ -20,7 +20,6 @@ from prunegym.agents.rl.lagrangian import DualAscent, shift_to_budget
 from prunegym.agents.rl.mask_policy import MaskPolicy
 from prunegym.agents.rl.recipe import Recipe
 from prunegym.agents.rl.run_reward import OwnReward, own_reward
-from prunegym.errors import InvalidInputError
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.gating.static_policy import StaticPolicy
@@ -29,8 +28,6 @@ from prunegym.models.skipping.skipping_cnn import prefer_kernel
 from prunegym.models.storage.model_file import Bundle
 from prunegym.models.storage.weights import save_state, save_text
 from prunegym.models.training.reports import Report
-
-BATCH = 250
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,14 +68,14 @@ def validation_figures(
     """
     shown = None if policy.penalty_range is None else penalty
     run, device = prefer_kernel(masked, policy), masked.device
-    masks, logits = decide_on_the_way(lambda images: run(images, None, shown), dataset, device, BATCH)
+    masks, logits = decide_on_the_way(lambda images: run(images, None, shown), dataset, device)
     right = (logits.argmax(1) == dataset.labels).float()
     accuracy = float(right.mean())
     share = masked.cost.total_share(masks, policy.macs).mean().item()
     kept = masks.float().mean(0)  # of each channel, the share of images that keep it
     # In random order, because neighbours in a folder are often of one class.
     some = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))[:1000]
-    cache = MaskCache(masked, dataset.subset(some), BATCH)
+    cache = MaskCache(masked, dataset.subset(some))
     cache.add(masks[some], logits[some])
     shuffled = cache(masks[some.roll(1)]).argmax(1) == dataset.labels[some]
     lost = float((right[some] - shuffled.float()).sum())
@@ -112,6 +109,7 @@ class TrainingMonitor(BaseCallback):
         progress: Whether to show a progress bar.
         report: Called with the figures of each evaluation.
         budget: Adapts lambda after each rollout. Actors are then shifted to the budget before they are evaluated.
+        state_path: File for the state that Stable-Baselines3 does not store in its checkpoint.
     """
 
     bundle: Bundle
@@ -124,6 +122,7 @@ class TrainingMonitor(BaseCallback):
     def __post_init__(self) -> None:
         """Begin without any figures."""
         super().__init__()
+        self.state_path = self.folder / "monitor.json"
         self.masked = self.bundle.masked
         self.validation = self.bundle.data["validation"].sample(self.recipe.eval_images)
         self.own_reward = own_reward(self.recipe, self.masked, self.validation)
@@ -134,28 +133,9 @@ class TrainingMonitor(BaseCallback):
         self._episodes: list[tuple[float, float, float]] = []
         self._bar: Any = None
 
-    @property
-    def state_path(self) -> Path:
-        """File for the state that Stable-Baselines3 does not store in its checkpoint."""
-        return self.folder / "monitor.json"
-
-    def actor(self) -> GatePolicy:
-        """Return a copy of the current actor, shifted to the budget if there is one."""
-        assert isinstance(self.model.policy, MaskPolicy)
-        actor = self.model.policy.gate_policy()
-        if self.budget is not None:
-            shift_to_budget(self.masked, actor, self.validation, self.budget.budget)
-        return actor
-
     def restore(self) -> None:
-        """Read the figures of a checkpoint."""
-        try:
-            state = json.loads(self.state_path.read_text())
-        except ValueError as error:
-            raise InvalidInputError(
-                f"{self.state_path} is damaged ({error}). Delete the folder's checkpoint.zip to start reinforcement "
-                "learning again."
-            ) from error
+        """Read the figures of a checkpoint; a ValueError or KeyError means that the file is damaged."""
+        state = json.loads(self.state_path.read_text())
         self.best_reward, self.history, self.updates = state["best_reward"], state["history"], state["updates"]
         if self.budget is not None:
             self.budget.restore(state["budget"])
@@ -168,8 +148,8 @@ class TrainingMonitor(BaseCallback):
         hidden = None if self.progress else True
         # Without the rate, and with counts like 691k, the bar and its figures fit 80 columns.
         layout = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
-        total, done = self.locals["total_timesteps"], self.num_timesteps
-        self._bar = tqdm(total=total, initial=done, unit_scale=True, bar_format=layout, disable=hidden)
+        total = self.locals["total_timesteps"]
+        self._bar = tqdm(total=total, initial=self.num_timesteps, unit_scale=True, bar_format=layout, disable=hidden)
         if not self.history or self.history[-1]["timesteps"] < self.num_timesteps:
             # At the start, or if a run ended between a checkpoint and its figures.
             assert isinstance(self.model, OnPolicyAlgorithm)
@@ -216,7 +196,10 @@ class TrainingMonitor(BaseCallback):
         self._bar.close()
 
     def _evaluate(self) -> None:
-        actor = self.actor()
+        assert isinstance(self.model.policy, MaskPolicy)
+        actor = self.model.policy.gate_policy()
+        if self.budget is not None:
+            shift_to_budget(self.masked, actor, self.validation, self.budget.budget)
         result = self._figures(actor, self.recipe.middle_penalty)
         row = {"timesteps": self.num_timesteps, "updates": self.updates, **dataclasses.asdict(result)}
         if actor.penalty_range is not None:

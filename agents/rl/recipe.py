@@ -21,9 +21,6 @@ from prunegym.user_code import described
 from prunegym.validation import choice, finite, share, whole_number
 
 CLASSES: dict[str, type[OnPolicyAlgorithm]] = {"a2c": A2C, "ppo": PPO}
-COUNTS = (
-    "n_envs", "group", "n_episodes", "episodes_per_rollout", "n_minibatches", "eval_every", "eval_images",
-)  # fmt: skip
 SCHEDULES = ("learning_rate", "clip_range", "clip_range_vf")
 """Hyperparameters that may fall linearly to 0, as ``lin_6.0e-4``."""
 HYPERPARAMETER_CHECKS: dict[str, Callable[[str, Any], object]] = {
@@ -84,8 +81,10 @@ class Recipe:
     def __post_init__(self) -> None:
         """Check what Stable-Baselines3 would refuse late or not at all."""
         choice("algorithm that acts in MultiBinary spaces", self.algo, CLASSES)
-        for setting in COUNTS:
-            whole_number(self._named(setting), getattr(self, setting), 0 if setting == "n_episodes" else 1)
+        for field in dataclasses.fields(self):
+            if field.type == "int":
+                least = 0 if field.name == "n_episodes" else 1
+                whole_number(self._named(field.name), getattr(self, field.name), least)
         finite(self._named("sharpen"), self.sharpen, above=0)
         if self.target_macs not in (None, "best"):
             share(self._named("target_macs"), self.target_macs, hint="Give a total MAC share, or 'best'.")

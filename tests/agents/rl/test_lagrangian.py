@@ -114,8 +114,8 @@ def test_a_budget_that_cannot_be(tmp_path: Path) -> None:
         Budget(0.5, damping=-1)
     with pytest.raises(InvalidInputError, match=r"budget where it starts and ends\. Give one of the two\."):
         dataclasses.replace(SMALL, budget=Budget(0.5), target_macs=0.5)
-    with pytest.raises(InvalidInputError, match=r"but a budget adapts one penalty\. Leave out the budget"):
-        DualAscent(Budget(0.5), make_task("digits", reward="macs", penalty=(0.1, 1.0)))
+    with pytest.raises(InvalidInputError, match=r"there is a budget, but penalty is a range\. Give penalty as"):
+        dataclasses.replace(SMALL, budget=Budget(0.5), env_kwargs={"penalty": (0.1, 1.0)})
     masked = shipped_model("digits").masked
     policy = GatePolicy(MaskFeatures(masked), 4)  # uncalibrated, and the same logits for all images
     for head in policy.heads:
