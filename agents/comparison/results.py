@@ -126,6 +126,7 @@ def interval(values: Sequence[float]) -> Interval:
     count, mean = len(numbers), float(numbers.mean())
     if count < 2:
         return Interval(mean, None, count)
+    # mean +- t * s / sqrt(n), 2.5 % of the distribution above it and 2.5 % below (Student 1908).
     quantile = float(t.ppf(0.975, count - 1))
     return Interval(mean, quantile * float(numbers.std(ddof=1)) / count**0.5, count)
 

@@ -14,7 +14,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from tqdm import tqdm
 
-from prunegym.agents.evaluation.controls import count_distinct
+from prunegym.agents.evaluation.controls import count_distinct, penalised_accuracy
 from prunegym.agents.evaluation.masks import MaskCache, decide_on_the_way
 from prunegym.agents.rl.lagrangian import DualAscent, shift_to_budget
 from prunegym.agents.rl.mask_policy import MaskPolicy
@@ -72,6 +72,7 @@ def validation_figures(
     right = (logits.argmax(1) == dataset.labels).float()
     accuracy = float(right.mean())
     share = masked.cost.total_share(masks, policy.macs).mean().item()
+    reward = float(penalised_accuracy(right.mean(), share, penalty))
     kept = masks.float().mean(0)  # of each channel, the share of images that keep it
     # In random order, because neighbours in a folder are often of one class.
     some = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))[:1000]
@@ -82,7 +83,7 @@ def validation_figures(
     return ValidationFigures(
         accuracy=accuracy,
         total_mac_share=share,
-        reward=accuracy - penalty * share if own_reward is None else own_reward(masks, logits, penalty),
+        reward=reward if own_reward is None else own_reward(masks, logits, penalty),
         distinct_masks=count_distinct(masks),
         conditional_share=float(((kept > 0.01) & (kept < 0.99)).float().mean()),
         always_on_share=float((kept >= 0.99).float().mean()),

@@ -145,6 +145,7 @@ class Recipe:
 
     def passes(self, images: int) -> float:
         """Return how often all stages together look at each training image, given the number of images."""
+        # passes = (images of imitation + episodes) / images + epochs of refinement; an episode is one image.
         imitated = 0 if self.imitation is None else self.imitation.steps * self.imitation.batch_size
         return (imitated + self.n_episodes) / images + (0.0 if self.refine is None else self.refine.epochs)
 

@@ -257,6 +257,7 @@ def build_algorithm(
         if isinstance(settings.get(setting), str):
             settings[setting] = LinearSchedule(linear_start(settings[setting], setting), 0.0, 1.0)
     if recipe.algo == "ppo":
+        # SB3 wants the size of a minibatch: steps of a rollout, over all environments, / number of minibatches.
         settings["batch_size"] = max(1, n_steps * recipe.n_envs // recipe.n_minibatches)
     return CLASSES[recipe.algo](
         MaskPolicy,
