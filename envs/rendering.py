@@ -121,7 +121,9 @@ def draw_gallery(task: Task, snapshot: Snapshot, columns: int = 4, rows: Sequenc
 
 
 def _captions(task: Task, snapshot: Snapshot, row: int) -> list[tuple[str, Colour]]:
-    classes, label = task.dataset.classes, int(snapshot.labels[row])
+    classes, target = task.dataset.classes, snapshot.labels[row]
+    label = int(target) if task.dataset.objective.kind == "classes" else -1
+    shown = ", ".join(f"{value:.3g}" for value in target.flatten().tolist()[:4])
     kept, size = int(snapshot.mask[row].sum()), task.masked.mask_size
     if snapshot.gates_decided < len(task.masked.gates):
         verdict = (f"deciding gate {snapshot.gates_decided + 1} of {len(task.masked.gates)}", FAINT)
@@ -133,7 +135,7 @@ def _captions(task: Task, snapshot: Snapshot, row: int) -> list[tuple[str, Colou
         verdict = (f"predicted: {name}", RIGHT if prediction == label else WRONG)
     return [
         verdict,
-        (f"label: {classes[label]}", TEXT),
+        (f"label: {classes[label]}" if label >= 0 else f"targets: {shown}", TEXT),
         (f"MACs: {100 * float(snapshot.mac_share[row]):.0f} %", TEXT),
         (f"channels: {kept}/{size} ({100 * kept / size:.0f} %)", TEXT),
     ]

@@ -14,12 +14,12 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from prunegym.envs.rewards.accuracy import AccuracyTerm, correct, log_likelihood, probability
+from prunegym.envs.rewards.accuracy import OF_CLASSES, AccuracyTerm, metric
 from prunegym.envs.rewards.costs import CostReward
 from prunegym.envs.rewards.reward import Reward, RewardFunction, resolve_reward
 from prunegym.errors import InvalidInputError, UnknownNameError
-from prunegym.models.catalog import Model, resolve_model
-from prunegym.models.checks import check_device, check_output
+from prunegym.models.catalog import Model, load_for, resolve_model
+from prunegym.models.checks import check_dataset, check_device, check_output
 from prunegym.models.data.dataset import SPLITS, Augment, Dataset, Split
 from prunegym.models.data.dataset_registry import load_dataset
 from prunegym.models.gating.features import CLIP, Decision, MaskFeatures, decisions_of
@@ -27,6 +27,7 @@ from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.skipping.stepwise import STEPWISE
 from prunegym.models.storage.cnn_info import CNNInfo
 from prunegym.models.timing.latency_table import LatencyTable
+from prunegym.models.training.cnn_training import answered
 from prunegym.validation import choice, finite, whole_number
 
 Penalty = float | tuple[float, float]
@@ -57,7 +58,7 @@ class Task:
 
     Attributes:
         masked: The frozen CNN, on ``device``.
-        dataset: The images and labels, uint8 on the CPU, with their augmentations.
+        dataset: The images and targets, with their augmentations.
         features: What an agent observes of each image.
         reward: The reward.
         penalty: lambda, or the range from which it is drawn for each episode.
@@ -101,8 +102,15 @@ class Task:
         if isinstance(self.penalty, tuple):
             parts["penalty"] = box(*self.penalty, 1)
         if self.observation == "image":
-            parts["image"] = spaces.Box(0, 255, self.dataset.image_shape, np.uint8)
+            parts["image"] = self._image_space()
         return spaces.Dict(parts)
+
+    def _image_space(self) -> spaces.Box:
+        shape, norm = self.dataset.image_shape, self.dataset.normalisation
+        whole = {torch.uint8: np.uint8, torch.uint16: np.uint16}.get(self.dataset.images.dtype)
+        if whole is None:
+            return spaces.Box(norm.low, norm.high, shape, np.float32)
+        return spaces.Box(0, int(np.iinfo(whole).max), shape, whole)
 
     @functools.cached_property
     def action_space(self) -> spaces.MultiBinary:
@@ -202,14 +210,15 @@ def make_task(
     """
     choice("execution", execution, STEPWISE)
     choice("observation", observation, OBSERVATIONS)
-    found = resolve_model(model, lambda info: _datasets(dataset if dataset is not None else _own(info), split))
+    found = resolve_model(model, lambda info: _datasets(dataset, split, info))
     chosen, training = found.data["evaluated"], found.data.get("train")
     if not found.masked.frozen:
         raise InvalidInputError("The MaskedCNN is not frozen, so its answers change. Call its freeze() first.")
     where = check_device(device)
     # A model of the user's is never moved away under their hands.
     masked = found.masked if found.masked.device.type == where.type else copy.deepcopy(found.masked).to(where)
-    resolved = resolve_reward(reward, accuracy, masked, latency_table)
+    chosen = answered(chosen, masked)
+    resolved = resolve_reward(reward, accuracy, masked, latency_table).on(chosen)
     _check_output(masked, chosen, resolved)
     if features is None and found.policy is not None and found.policy.features.config["layerwise"] == layerwise:
         features = found.policy.features
@@ -229,12 +238,9 @@ def make_task(
     return task
 
 
-def _own(info: CNNInfo | None) -> str:
-    """Return the data set that a model was made for; for a fresh network the one that needs no files."""
-    return "digits" if info is None else info.dataset
-
-
-def _datasets(dataset: str | Dataset | Mapping[Split, Dataset], split: str) -> dict[str, Dataset]:
+def _datasets(
+    dataset: str | Dataset | Mapping[Split, Dataset] | None, split: str, info: CNNInfo | None
+) -> dict[str, Dataset]:
     """Return the split that is played as ``evaluated``, and the training split, if there is one."""
     if isinstance(dataset, Dataset):
         return {"evaluated": dataset} | ({"train": dataset} if dataset.split == "train" else {})
@@ -242,16 +248,20 @@ def _datasets(dataset: str | Dataset | Mapping[Split, Dataset], split: str) -> d
         raise UnknownNameError("split", split, SPLITS)
     if isinstance(dataset, Mapping):
         choice("split of the given data sets", split, dataset)
-        other = [f"{name!r} is a {type(one).__name__}" for name, one in dataset.items() if not isinstance(one, Dataset)]
-        if other:
-            raise InvalidInputError(f"Of the given data sets {other[0]}; a Dataset for each split is needed.")
+        for one in dataset.values():
+            check_dataset(one)
         return {"evaluated": dataset[split]} | ({"train": dataset["train"]} if "train" in dataset else {})
-    return {"train": load_dataset(dataset, "train"), "evaluated": load_dataset(dataset, split)}
+    if dataset is not None and not isinstance(dataset, str | Path):
+        check_dataset(dataset)
+    if info is None:  # a fresh network gets the data set that needs no files
+        name = "digits" if dataset is None else str(dataset)
+        return {"train": load_dataset(name, "train"), "evaluated": load_dataset(name, split)}
+    return {"train": load_for(info, dataset, "train"), "evaluated": load_for(info, dataset, split)}
 
 
 def _check_output(masked: MaskedCNN, dataset: Dataset, reward: Reward) -> None:
     function = reward.function
-    if isinstance(function, CostReward) and function.accuracy in (correct, log_likelihood, probability):
+    if isinstance(function, CostReward) and function.accuracy in (*OF_CLASSES, metric):
         own = ", or pass your own function as accuracy=, from an Outcome to (batch,) numbers"
         check_output(dataset, masked.output_shape, otherwise=own)
 

@@ -132,7 +132,7 @@ def build_for(network: str, dataset: Dataset, seed: int) -> torch.nn.Module:
     return made.train()
 
 
-def load_for(info: CNNInfo, name: str | None, split: str) -> Dataset:
+def load_for(info: CNNInfo, name: str | Path | None, split: str) -> Dataset:
     """Load a split of a model's own data set, or of another one, with the model's transform.
 
     Args:
@@ -143,7 +143,7 @@ def load_for(info: CNNInfo, name: str | None, split: str) -> Dataset:
     Raises:
         MissingDataError: If the model's own data set is not there any more.
     """
-    where = (info.data_path or info.dataset) if name is None else name
+    where = str((info.data_path or info.dataset) if name is None else name)
     has_sizes = where not in SOURCES and not where.endswith(".npz")
     options: dict[str, Any] = {"channels": info.image_shape[0]} if info.image_shape[0] in (1, 3) else {}
     if info.transform is not None and has_sizes:

@@ -11,8 +11,18 @@ from prunegym.models.masking.graph import check_module
 from prunegym.models.masking.masked_cnn import MaskedCNN
 
 
+def check_dataset(dataset: object) -> None:
+    """Raise InvalidInputError unless this is a Dataset."""
+    if not isinstance(dataset, Dataset):
+        raise InvalidInputError(
+            f"The data set is a {type(dataset).__name__}; a Dataset is needed, for example load_dataset('digits', "
+            "'test'). Make one of a torch Dataset with from_torch, or of arrays with from_arrays."
+        )
+
+
 def check_images(dataset: Dataset, shape: tuple[int, ...]) -> None:
     """Raise InvalidInputError unless a data set's images have the given shape (channels, height, width)."""
+    check_dataset(dataset)
     if dataset.image_shape != shape:
         raise InvalidInputError(
             f"The model takes images of shape {shape}, those of data set {dataset.name!r} have "
@@ -77,6 +87,7 @@ def output_shape(network: nn.Module, dataset: Dataset, argument: str = "network"
     Raises:
         InvalidInputError: If it is not a network, cannot run the image, or does not return a tensor.
     """
+    check_dataset(dataset)
     check_module(network, argument)
     what = f"{argument} is a {type(network).__name__}"
     try:

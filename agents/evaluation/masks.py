@@ -175,8 +175,8 @@ class MaskCache:
             logits[same] = output[same]
             left &= ~same
         device = self.masked.device
-        for part in torch.split(left.nonzero()[:, 0], self.batch_size) if left.any() else ():
-            images = self.dataset.batch(part, device=device)
+        parts = torch.split(left.nonzero()[:, 0], self.batch_size) if left.any() else ()
+        for part, images in self.dataset.stream(parts, device=device):
             logits[part] = self.masked(images, masks[part].float().to(device)).float().cpu()
         self.add(masks, logits)
         return logits

@@ -23,7 +23,7 @@ class Outcome:
 
     Attributes:
         logits: The masked CNN's output, (batch, classes) float32, or (batch, ...) for networks that do not classify.
-        labels: (batch,) int64.
+        labels: (batch,) int64, or other targets (batch, ...).
         indices: (batch,) int64, the images' positions in ``dataset``.
         mask: (batch, mask_size) float32 of 0 and 1.
         kept: (batch,) float64, number of kept channels.
@@ -60,8 +60,8 @@ class Outcome:
 
     @property
     def predictions(self) -> Tensor | None:
-        """(batch,) int64, the predicted classes; None unless the output is (batch, classes)."""
-        if self.logits.ndim != 2 or self.logits.shape[1] == 0:
+        """(batch,) int64, the predicted classes; None unless the output is (batch, classes), of one class an image."""
+        if self.logits.ndim != 2 or self.logits.shape[1] == 0 or self.dataset.objective.kind != "classes":
             return None
         return self.logits.argmax(1)
 
@@ -76,10 +76,12 @@ class Outcome:
     def summary(self) -> dict[str, npt.NDArray[Any]]:
         """Return what infos report, each (batch,): index, label, prediction, correct, kept and mac_share.
 
-        Prediction and correct are missing where the output is not (batch, classes).
+        Where images do not have one class each, ``score``, the data set's metric, stands for prediction and correct.
         """
         columns = {"index": self.indices, "label": self.labels}
         if self.predictions is not None:
             columns |= {"prediction": self.predictions, "correct": self.predictions == self.labels}
+        elif self.dataset.objective.kind != "classes":
+            columns["score"] = self.dataset.objective.score(self.logits, self.labels)
         columns |= {"kept": self.kept.long(), "mac_share": self.mac_share}
         return {name: column.cpu().numpy().copy() for name, column in columns.items()}

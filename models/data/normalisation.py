@@ -70,6 +70,14 @@ class Normalisation:
         std = torch.tensor(self.std, device=images.device).view(-1, 1, 1)
         return ((floats - mean) / std).contiguous(memory_format=torch.channels_last)
 
+    def as_bytes(self, images: Tensor) -> Tensor:
+        """Return images as uint8 in 0..255, to be looked at."""
+        if images.dtype == torch.uint8:
+            return images
+        full = FULL.get(images.dtype)
+        shares = images.float() / full if full else (images.float() - self.low) / (self.high - self.low)
+        return (shares.clamp(0, 1) * 255).round().to(torch.uint8)
+
     @classmethod
     def default(cls, channels: int, low: float = 0.0, high: float = 1.0) -> Normalisation:
         """Return ImageNet's for 3 channels, otherwise mean 0.5 and standard deviation 0.5.

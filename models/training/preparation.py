@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from prunegym.models.checks import check_images, check_output
+from prunegym.models.checks import check_dataset, check_images, check_output
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.gating.feature_kinds import DEFAULT_KINDS
 from prunegym.models.gating.features import MaskFeatures
@@ -82,6 +82,7 @@ def prepare(
     Raises:
         InvalidInputError: If the CNN does not fit the data set's images or classes.
     """
+    check_dataset(dataset)
     masked = (
         copy.deepcopy(network) if isinstance(network, MaskedCNN) else MaskedCNN(network, dataset.batch(torch.arange(1)))
     ).freeze()

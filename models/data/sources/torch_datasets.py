@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from prunegym.models.data.sources.layout import channels_are_last
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from prunegym.errors import InvalidInputError
+from prunegym.models.data.dataset import Dataset, Split
 from prunegym.models.data.files.decoding import to_pixels
+from prunegym.models.data.sources.layout import channels_are_last
 from prunegym.models.data.sources.lazy_images import CACHE, LazyImages, ReadImages
+from prunegym.models.data.splits import from_arrays
 from prunegym.models.data.transform import Transform
 
 IMAGE_KEYS = ("image", "img", "pixel_values", "pixels")
@@ -84,6 +86,59 @@ def torch_items(
     reader = _Items(data, transform, first.shape[0])
     source = ReadImages(reader.read, len(data), first.shape, first.dtype, workers=workers, cache=cache)
     return LazyImages(source), _stacked(targets) if targets is not None else _targets(data)
+
+
+def from_torch(
+    train: Any,
+    test: Any,
+    validation: Any = None,
+    *,
+    name: str = "torch",
+    image_size: int | tuple[int, int] | None = None,
+    resize: int | None = None,
+    crop: str | None = None,
+    interpolation: str | None = None,
+    channels: int | None = None,
+    workers: int = 1,
+    cache: int = CACHE,
+    **options: Any,
+) -> dict[Split, Dataset]:
+    """Make the three splits of a data set from torch ``Dataset`` objects, or what has their form. Nothing is copied.
+
+    Args:
+        train: See :func:`torch_items`.
+        test: The same.
+        validation: The same; by default a tenth of the training images is held out.
+        name: Name in tables.
+        image_size: Size of all images, for items that are Pillow's images of mixed sizes.
+        resize: Shorter side before the crop; by default the least that covers ``image_size``.
+        crop: ``center`` (the default) or ``none``.
+        interpolation: One of Pillow's filters; by default ``bilinear``.
+        channels: 1 for grey or 3 for RGB; by default what the first image has.
+        workers: Threads that read items. More than one only if the data sets may be read by several at once.
+        cache: Bytes of images that are kept of each.
+        options: Those of :func:`~prunegym.models.from_arrays`; ``classes`` are by default those of ``train``.
+
+    Raises:
+        InvalidInputError: For a ``DataLoader``, items of another form, or images or targets that do not fit.
+
+    Example:
+        >>> from torch.utils.data import TensorDataset
+        >>> images, labels = torch.zeros(40, 1, 8, 8, dtype=torch.uint8), torch.arange(40) % 2
+        >>> splits = from_torch(TensorDataset(images, labels), TensorDataset(images, labels))
+        >>> splits["train"].batch(torch.arange(2)).shape
+        torch.Size([2, 1, 8, 8])
+    """
+    transform = Transform.of(image_size, resize, crop, interpolation)
+    given = [one for one in (train, test, validation) if one is not None]
+    options.setdefault("classes", class_names(train))
+    parts = []
+    for one in given:
+        parts.append(torch_items(one, transform=transform, channels=channels, workers=workers, cache=cache))
+        channels = parts[0][0].shape[1]
+    return from_arrays(
+        parts[0], parts[1], validation=parts[2] if len(parts) > 2 else None, name=name, transform=transform, **options
+    )
 
 
 def class_names(data: Any) -> tuple[str, ...] | None:

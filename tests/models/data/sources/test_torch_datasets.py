@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from prunegym.models.data.sources.layout import channels_are_last
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset as TorchDataset, IterableDataset, Subset, TensorDataset
 
 from prunegym.errors import InvalidInputError
-from prunegym.models.data.sources.torch_datasets import class_names, torch_items
+from prunegym.models.data.sources.layout import channels_are_last
+from prunegym.models.data.sources.torch_datasets import class_names, from_torch, torch_items
 from prunegym.models.data.transform import Transform
 from tests.models.data.data_files import RANDOM
 
@@ -126,3 +126,14 @@ def test_a_layout_that_could_be_either_is_refused_unless_the_channels_are_known(
     with pytest.raises(InvalidInputError, match="20 or 12"):
         channels_are_last((20, 10, 12), "They")
     assert channels_are_last((20, 10, 12), "They", 12)
+
+
+def test_from_torch_makes_all_splits() -> None:
+    data = Items(FORMS["Pillow"])
+    data.classes = ["a", "b", "c"]
+    splits = from_torch(data, Subset(data, [1, 2]), Subset(data, [3]), name="mine", image_size=4, pad=1)
+    assert {split: len(part) for split, part in splits.items()} == {"train": 12, "validation": 1, "test": 2}
+    test = splits["test"]
+    assert (test.name, test.classes, test.image_shape, test.pad) == ("mine", ("a", "b", "c"), (3, 4, 4), 1)
+    assert test.transform == Transform((4, 4))
+    assert from_torch(Items(FORMS["image"]), Items(FORMS["image"]))["test"].unlabelled
