@@ -36,6 +36,7 @@ from prunegym.models.storage.cnn_info import CNNInfo
 from prunegym.models.storage.model_file import Bundle
 from prunegym.models.storage.run_folder import begin_run, finish_run
 from prunegym.models.storage.weights import load_state
+from prunegym.models.training.cnn_training import answered
 from prunegym.models.training.mac_target import meet_target
 from prunegym.models.training.preparation import PrepareConfig, prepare
 from prunegym.models.training.reports import StageReport, of_stage
@@ -63,7 +64,7 @@ def train_agent(
     Args:
         masked: The CNN. It is frozen.
         info: The CNN's description, to be stored with it.
-        train: Training images.
+        train: Training images. Without targets, the agent learns to agree with the CNN as it is.
         validation: Images to choose the best actor of the run on.
         recipe: A recipe, the name of one that comes with PruneGym, or a YAML file.
         out: Folder of the run. ``run.json`` has its settings, ``model.safetensors`` is the result, and
@@ -86,7 +87,7 @@ def train_agent(
         PruneGymError: Any error of :func:`try_recipe`.
     """
     recipe, out = as_recipe(recipe), Path(out)
-    train, validation = info.adapt(train), info.adapt(validation)
+    train, validation = (answered(info.adapt(data), masked) for data in (train, validation))
     check_masked(masked, train)
     check_masked(masked, validation)
     try_recipe(recipe, masked, train, validation, policy)

@@ -135,6 +135,8 @@ class Objective:
             metric = METRICS[metric] if ":" not in metric else cast(Metric, import_object(metric, "metric"))
         return metric(outputs, targets).double()
 
+    @torch.inference_mode(False)
+    @torch.enable_grad()
     def check(self, output_shape: Sequence[int], targets: Tensor, network: str = "The network") -> None:
         """Check, before training, that loss and metric can be computed from outputs of a shape.
 
