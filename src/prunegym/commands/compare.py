@@ -32,30 +32,22 @@ if TYPE_CHECKING:
 
 
 NO_DATA = TrainingData()
+ENTRIES = (
+    "Recipes, baselines, static baselines, start, start-best-offset, model files ({seed} in the path stands for the "
+    "seed) or module:name; LABEL=ENTRY gives another name."
+)
 
 
 @grouped
 def compare(
-    entries: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="RECIPE...",
-            help="Recipes, baselines, static baselines, start, start-best-offset, model files ({seed} in the path "
-            "stands for the seed) or module:name; LABEL=ENTRY gives another name.",
-        ),
-    ],
+    entries: Annotated[list[str], typer.Argument(metavar="RECIPE...", help=ENTRIES)],
     run: Run,
-    model: Annotated[
-        str, typer.Option("--model", help="The CNN, with gates or without; {seed} in its path stands for the seed.")
-    ] = "digits",
-    agent: Annotated[list[str] | None, typer.Option("--agent", help="module:name of an agent; repeatable.")] = None,
+    model: Annotated[str, typer.Option(help="The CNN, with gates or without; may have {seed} in its path.")] = "digits",
     data: TrainingData = NO_DATA,
     split: Split = "test",
     images: Images = None,
     seeds: Annotated[int, typer.Option(help="Number of seeds, from 0.", min=1)] = 5,
-    penalty: Annotated[
-        float, typer.Option("--penalty", min=0.0, callback=finite, help="lambda of the figure reward.")
-    ] = 0.5,
+    penalty: Annotated[float, typer.Option(min=0.0, callback=finite, help="lambda of the figure reward.")] = 0.5,
     dense: DenseFile = None,
     episodes: Episodes = None,
     target_macs: TargetMacs = None,
@@ -78,9 +70,8 @@ def compare(
     stored = each[0]
     if stored.policy is None and all(":" in entry for entry in entries):
         note("The model has no gate policy: agents decide from the standard features.", run.quiet)
-    names = [*entries, *(agent or [])]
     changes = {"episodes": episodes, "target_macs": target_macs, "settings": settings or None}
-    things = [as_entry(_entry(name, changes)) for name in names]
+    things = [as_entry(_entry(name, changes)) for name in entries]
     check_entries(things, range(seeds))
     tested = open_split(stored.info, data.dataset, split, images)
     train = open_split(stored.info, data.dataset, "train", span=data.train_images)

@@ -18,7 +18,6 @@ NO_DATA = Data()
 def inspect(model: AnyModel, data: Data = NO_DATA, as_json: JsonFlag = False) -> None:
     """Show a CNN's gates, what a channel of each costs, and which convolutions cannot be gates, with the reason."""
     from prunegym.models.catalog import open_model
-    from prunegym.models.data.dataset_registry import load_dataset
     from prunegym.models.zoo.network_registry import ZOO
 
     settle(data.data_root)
@@ -26,7 +25,7 @@ def inspect(model: AnyModel, data: Data = NO_DATA, as_json: JsonFlag = False) ->
         raise InvalidInputError(
             f"--dataset is for a network of the zoo, which is built for it; {model} has its images. Leave it out."
         )
-    stored = open_model(model, load_dataset(data.dataset) if data.dataset is not None else None)
+    stored = open_model(model, data.dataset)
     document = describe(stored)
     caption = "price: MACs of an image that one channel less saves in the full network"
     rows = [[gate["name"], str(gate["width"]), f"{gate['price']:,}"] for gate in document["gates"]]

@@ -18,14 +18,9 @@ if TYPE_CHECKING:
 def latency(
     model: AnyModel,
     out: Annotated[Path, typer.Option("--out", help="The table, a JSON file.")],
-    execution: Annotated[
-        str, typer.Option("--execution", help="torch (smaller convolutions) or kernel (if it was built).")
-    ] = "torch",
+    execution: Annotated[str, typer.Option(help="torch (smaller convolutions), or kernel if it was built.")] = "torch",
     rounds: Annotated[int, typer.Option(help="Runs of each pattern of kept widths; medians count.", min=1)] = 15,
-    masks: Annotated[int, typer.Option(help="Random masks on which the table is checked.", min=1)] = 16,
-    clock: Annotated[
-        str, typer.Option("--clock", help="wall, or cpu: the process's own time, for one thread on a busy machine.")
-    ] = "wall",
+    clock: Annotated[str, typer.Option(help="wall, or cpu: the process's time, for one busy thread.")] = "wall",
     threads: Threads = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -42,7 +37,7 @@ def latency(
     stored = open_model(model)
     masked, policy = stored.masked, stored.policy
     timer = make_timer(execution, masked, clock)
-    found = measure(masked, timer, policy, clock=clock, rounds=rounds, validation_masks=masks)
+    found = measure(masked, timer, policy, clock=clock, rounds=rounds)
     found.save(out)
     widths = torch.tensor([float(width) for _, width in found.gates])
     document = {
