@@ -19,7 +19,7 @@ from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.storage.model_file import Bundle, CNNInfo, read_model
 from prunegym.models.storage.run_folder import command_line
 from prunegym.models.training.cnn_training import accuracy
-from prunegym.models.zoo.network_registry import ZOO, build
+from prunegym.models.zoo.network_registry import ZOO
 from prunegym.validation import whole_number
 
 Model: TypeAlias = str | Path | nn.Module | Bundle
@@ -109,24 +109,6 @@ def open_trained(name: str) -> Bundle:
             "give FOLDER/cnn.safetensors."
         )
     return open_model(name)
-
-
-def build_for(network: str, dataset: Dataset, seed: int) -> torch.nn.Module:
-    """Build a network of the zoo with random weights for a data set's images and classes.
-
-    Raises:
-        InvalidInputError: If it cannot run the images.
-    """
-    channels, height, width = dataset.image_shape
-    made = build(network, len(dataset.classes), channels, height, seed).eval()
-    try:
-        made(dataset.batch(torch.arange(1)))
-    except RuntimeError as error:
-        raise InvalidInputError(
-            f"{network} is for square images; those of {dataset.name!r} are {height}x{width}. Resize them, or train "
-            "your own network in Python (prunegym.models.train)."
-        ) from error
-    return made.train()
 
 
 def open_split(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from prunegym.commands.evaluate import evaluation_table, evaluations
-from prunegym.commands.options import JsonFlag, Quiet, RecipeOptions, Seed, TargetMacs, Threads, grouped, settle
+from prunegym.commands.options import Machine, Quiet, RecipeOptions, Seed, TargetMacs, grouped
 from prunegym.commands.output import Facts, emit, note, progress_of
 from prunegym.commands.predict import describe, prediction_table, read_image
 from prunegym.commands.recipes import recipe_with
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from prunegym.models.dynamic_cnn import DynamicCNN
 
 SHOWN = 8
+OUT = Path("runs/demo")
 MARK = "demo"
 """A file that marks a demo's folder, whose earlier results may be replaced."""
 DIGITS = RecipeOptions("digits")
@@ -31,15 +32,12 @@ DIGITS = RecipeOptions("digits")
 
 @grouped
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="Folder of the results; an earlier demo's are replaced.")] = Path(
-        "runs/demo"
-    ),
+    machine: Machine,
+    out: Annotated[Path, typer.Option(help="Folder of the results; an earlier demo's are replaced.")] = OUT,
     recipe: RecipeOptions = DIGITS,
     target_macs: TargetMacs = None,
     seed: Seed = 0,
-    threads: Threads = None,
     quiet: Quiet = False,
-    as_json: JsonFlag = False,
 ) -> None:
     """Train PPO on digits, evaluate it with controls and baselines, draw masks, save the model and predict with it."""
     import torch
@@ -48,7 +46,7 @@ def demo(
     from prunegym.models.catalog import open_model, open_split, with_history
     from prunegym.models.dynamic_cnn import DynamicCNN
 
-    settle(threads=threads)
+    machine.settle()
     started = time.perf_counter()
     stored = open_model("digits")
     train, validation, test = (open_split(stored.info, None, split) for split in ("train", "validation", "test"))
@@ -79,7 +77,7 @@ def demo(
     }
     predicted = prediction_table("Predicted with the saved model", rows)
     closing = Facts(f"Written in {seconds:.0f} s", {"model": path, "masks": picture, "images": out / "images"})
-    emit(document, as_json, evaluation_table(test, results), results["PPO"].verdict, predicted, closing)
+    emit(document, machine.as_json, evaluation_table(test, results), results["PPO"].verdict, predicted, closing)
 
 
 def _cleared(out: Path) -> Path:

@@ -10,19 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prunegym.commands.options import (
+    AnyMachine,
     Data,
     DenseFile,
-    Device,
     Execution,
     Images,
-    JsonFlag,
     Seed,
     Split,
-    Threads,
     TrainedModel,
     finite,
     grouped,
-    settle,
 )
 from prunegym.commands.output import Table, emit, percent
 from prunegym.errors import InvalidInputError
@@ -32,7 +29,6 @@ if TYPE_CHECKING:
     from prunegym.models.data.dataset import Dataset
     from prunegym.models.storage.model_file import Bundle
 
-NO_DATA = Data()
 COLUMNS = ["agent", "accuracy", "loss", "kept", "total MACs", "+-", "masks", "static", "shuffled", "reward"]
 CAPTION = (
     "accuracy, kept channels and both controls in %. loss: points of accuracy below the dense network. total MACs: of "
@@ -46,8 +42,9 @@ TIME_CAPTION = " time: by the latency table, of masked CNN and own policy, as a 
 @grouped
 def evaluate(
     model: TrainedModel,
+    data: Data,
+    machine: AnyMachine,
     agent: Annotated[str | None, typer.Option(help="module:name of an agent with predict(observation).")] = None,
-    data: Data = NO_DATA,
     split: Split = "test",
     penalty: Annotated[float | None, typer.Option(min=0.0, callback=finite, help=PENALTY)] = None,
     images: Images = None,
@@ -56,11 +53,10 @@ def evaluate(
     latency: Annotated[Path | None, typer.Option(help="A table of prunegym latency; adds a column.")] = None,
     execution: Execution = "masked",
     seed: Seed = 0,
-    device: Device = "cpu",
-    threads: Threads = None,
-    as_json: JsonFlag = False,
 ) -> None:
     """Evaluate a model's own policy, or an agent of yours on it, on every image of a split."""
+    import torch
+
     from prunegym.agents.evaluation.predictors import PredictorOptions
     from prunegym.agents.evaluation.user_agents import load_agent
     from prunegym.models.catalog import open_split, open_trained
@@ -69,13 +65,17 @@ def evaluate(
     from prunegym.models.storage.model_file import read_model
     from prunegym.models.timing.latency_table import open_table
 
-    settle(data.data_root, threads, device)
+    machine.settle(data)
     stored = open_trained(model)
     tested = open_split(stored.info, data.dataset, split, images)
-    bounds = None if stored.policy is None or agent is not None else stored.policy.penalty_range
-    own = own_agent(stored) if agent is None else load_agent(agent)
+    bounds = None
+    own: Any = torch.ones(stored.masked.mask_size, dtype=torch.bool)  # a CNN without gates keeps all channels
+    if agent is not None:
+        own = load_agent(agent)
+    elif stored.policy is not None:
+        own, bounds = DynamicCNN.of(stored, model), stored.policy.penalty_range
     if isinstance(own, DynamicCNN):
-        own = own.to(device).skip(execution)
+        own = own.to(machine.device).skip(execution)
     elif execution != "masked":
         raise InvalidInputError(
             f"--execution {execution} is for a model with its own policy; leave it out for --agent and for bare CNNs."
@@ -85,28 +85,17 @@ def evaluate(
     train = open_split(stored.info, data.dataset, "train") if baselines or agent is not None else None
     options = {
         "penalty": penalty if penalty is not None else 0.5 if bounds is None else sum(bounds) / 2,
-        "dense": None if dense is None else read_model(dense).masked.network.to(device),
+        "dense": None if dense is None else read_model(dense).masked.network.to(machine.device),
         "latency": None if latency is None else open_table(latency, stored.masked),
         "options": PredictorOptions(train=train),
     }
-    stored = dataclasses.replace(stored, data={"evaluated": tested}, seed=seed, device=device)
+    stored = dataclasses.replace(stored, data={"evaluated": tested}, seed=seed, device=machine.device)
     results = evaluations(model if agent is None else agent, own, stored, train if baselines else None, **options)
     first, *others = results.values()
     document: dict[str, Any] = first.as_json()
     if baselines:
         document["baselines"] = dict(zip(list(results)[1:], (other.as_json() for other in others), strict=True))
-    emit(document, as_json, evaluation_table(tested, results), first.verdict, *first.notes)
-
-
-def own_agent(stored: Bundle) -> Any:
-    """Return a model's policy as an agent; a bare CNN keeps all channels."""
-    import torch
-
-    from prunegym.models.dynamic_cnn import DynamicCNN
-
-    if stored.policy is None:
-        return torch.ones(stored.masked.mask_size, dtype=torch.bool)
-    return DynamicCNN(stored.masked, stored.policy, stored.info)
+    emit(document, machine.as_json, evaluation_table(tested, results), first.verdict, *first.notes)
 
 
 def evaluations(

@@ -7,27 +7,26 @@ from typing import Annotated
 
 import typer
 
-from prunegym.commands.options import RecipeOptions, Run, Seed, TrainedModel, TrainingData, grouped, settle
+from prunegym.commands.options import RecipeOptions, Run, Seed, TrainedModel, TrainingData, grouped
 from prunegym.commands.output import emit, progress_of
 from prunegym.commands.recipes import recipe_with
 from prunegym.commands.train import validation_table
 from prunegym.settings import changed, make_config, parse
 
 PREPARED = RecipeOptions("prepared", episodes=10240)
-NO_DATA = TrainingData()
 
 
 @grouped
 def finetune(
     model: TrainedModel,
     run: Run,
+    data: TrainingData,
     rounds: Annotated[int, typer.Option(help="Turns of CNN and policy.", min=1)] = 2,
     recipe: RecipeOptions = PREPARED,
     dense: Annotated[Path | None, typer.Option(help="The original CNN, to distil from; else the model.")] = None,
     target_macs: Annotated[
         float | None, typer.Option(help="Total MAC share to train gates to, with the CNN; else they stay in its turns.")
     ] = None,
-    data: TrainingData = NO_DATA,
     seed: Seed = 0,
 ) -> None:
     """Step 5: train CNN and policy in turns, then freeze again; OUT/model.safetensors is the best checkpoint.
@@ -42,7 +41,7 @@ def finetune(
     from prunegym.models.storage.model_file import read_model
     from prunegym.models.training.tuning import TuneConfig
 
-    settle(data.data_root, run.threads, run.device)
+    run.settle(data)
     stored = DynamicCNN.of(open_trained(model), model)
     stored.info = with_history(stored.info, "finetune", seed)
     of_cnn = [text for text in recipe.settings or () if text.startswith("tune.")]

@@ -24,8 +24,6 @@ def finite(param: typer.CallbackParam, value: float | None) -> float | None:
 TrainedModel = Annotated[str, typer.Argument(help="A model file, or a shipped model.")]
 AnyModel = Annotated[str, typer.Argument(help="A model file, a shipped model, or a network of the zoo.")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else on standard output.")]
-Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads that torch uses.")]
-Device = Annotated[str, typer.Option("--device", help="Torch device, e.g. cpu or cuda.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of all random numbers.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 Split = Annotated[str, typer.Option("--split", help="train, validation or test.")]
@@ -72,15 +70,49 @@ class RecipeOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class Machine:
+    """How a command computes and answers."""
+
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads that torch uses.")] = None
+    as_json: JsonFlag = False
+
+    def settle(self, data: Data | None = None) -> None:
+        """Set what holds for the whole command: how many threads torch uses, and where data are."""
+        import torch
+
+        from prunegym.models.kernel.shared_library import MAX_THREADS
+
+        if self.threads is not None:
+            torch.set_num_threads(whole_number("--threads", self.threads, 1, MAX_THREADS))
+        root = None if data is None else data.data_root
+        if root is not None:
+            if not root.is_dir():
+                raise InvalidInputError(f"--data-root is {root}, which is no folder. Give the folder with the data.")
+            # Whatever loads a data set by name later finds it by this, however deep in.
+            os.environ["PRUNEGYM_DATA"] = str(root.expanduser().resolve())
+
+
+@dataclasses.dataclass(frozen=True)
+class AnyMachine(Machine):
+    """The same, for commands that can use a GPU."""
+
+    device: Annotated[str, typer.Option(help="Torch device, e.g. cpu or cuda.")] = "cpu"
+
+    def settle(self, data: Data | None = None) -> None:
+        """Check the device too."""
+        from prunegym.models.checks import check_device
+
+        check_device(self.device)
+        super().settle(data)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run(AnyMachine):
     """What every command has that can take hours."""
 
-    out: Annotated[Path, typer.Option("--out", help="Folder of the run.")]
-    threads: Threads = None
-    device: Device = "cpu"
+    out: Annotated[Path, typer.Option(help="Folder of the run.")]
     resume: Annotated[bool, typer.Option("--resume", help="Resume the run in --out.")] = False
     quiet: Quiet = False
-    as_json: JsonFlag = False
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
@@ -110,21 +142,3 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
     run.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]  # what typer reads
     run.__annotations__ = {option.name: option.annotation for option in options}
     return run
-
-
-def settle(data_root: Path | None = None, threads: int | None = None, device: str = "cpu") -> None:
-    """Set what holds for the whole command: where data are, how many threads torch uses; check the device."""
-    import torch
-
-    from prunegym.models.checks import check_device
-
-    check_device(device)
-    if data_root is not None:
-        if not data_root.is_dir():
-            raise InvalidInputError(f"--data-root is {data_root}, which is no folder. Give the folder with the data.")
-        # Whatever loads a data set by name later finds it by this, however deep in.
-        os.environ["PRUNEGYM_DATA"] = str(data_root.expanduser().resolve())
-    if threads is not None:
-        from prunegym.models.kernel.shared_library import MAX_THREADS
-
-        torch.set_num_threads(whole_number("--threads", threads, 1, MAX_THREADS))

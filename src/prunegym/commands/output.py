@@ -146,3 +146,9 @@ def fold(text: str, width: int, indent: str = "") -> list[str]:
 def percent(share: float) -> str:
     """Return a share (0 to 1) as a percentage with two digits."""
     return f"{100 * share:.2f} %"
+
+
+def shares_on(found: Mapping[str, Any], *keys: str) -> dict[str, str]:
+    """Return rows of :class:`Facts` for figures that a document has by data set: shares (0 to 1)."""
+    rows = [(key.replace("_", " "), found.get(key, {})) for key in keys]
+    return {f"{name} on {where}": percent(share) for name, shares in rows for where, share in shares.items()}

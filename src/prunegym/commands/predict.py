@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prunegym.commands.options import Device, Execution, JsonFlag, ShownPenalty, Threads, settle
+from prunegym.commands.options import AnyMachine, Execution, ShownPenalty, grouped
 from prunegym.commands.output import Table, emit, percent
 from prunegym.errors import InvalidInputError, MissingDataError
 
@@ -18,14 +18,13 @@ if TYPE_CHECKING:
     from prunegym.models.storage.model_file import CNNInfo
 
 
+@grouped
 def predict(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files; they are resized.")],
+    machine: AnyMachine,
     model: Annotated[str, typer.Option("--model", help="A model file or a shipped model.")] = "digits",
     penalty: ShownPenalty = None,
     execution: Execution = "masked",
-    device: Device = "cpu",
-    threads: Threads = None,
-    as_json: JsonFlag = False,
 ) -> None:
     """Step 4: classify image files, and say what share of the channels and of the MACs each one took."""
     import torch
@@ -33,12 +32,12 @@ def predict(
     from prunegym.models.catalog import open_trained
     from prunegym.models.dynamic_cnn import DynamicCNN
 
-    settle(threads=threads, device=device)
-    dynamic = DynamicCNN.of(open_trained(model), model).to(device).skip(execution)
+    machine.settle()
+    dynamic = DynamicCNN.of(open_trained(model), model).to(machine.device).skip(execution)
     pixels = torch.stack([read_image(path, dynamic.info) for path in images])
     rows = describe(dynamic, [str(path) for path in images], pixels, penalty)
     document = {"model": model, "execution": execution, "images": rows}
-    emit(document, as_json, prediction_table(f"Predictions of {model}", rows))
+    emit(document, machine.as_json, prediction_table(f"Predictions of {model}", rows))
 
 
 def prediction_table(title: str, rows: list[dict[str, Any]]) -> Table:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prunegym.commands.options import Run, Seed, Settings, TrainingData, finite, grouped, settle
-from prunegym.commands.output import Facts, emit, percent, progress_of
+from prunegym.commands.options import Run, Seed, Settings, TrainingData, finite, grouped
+from prunegym.commands.output import Facts, emit, progress_of, shares_on
 from prunegym.errors import InvalidInputError
 from prunegym.settings import Change, changed, make_config, parse
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from prunegym.models.dynamic_cnn import DynamicCNN
 
 PREPARED_FILE = "prepared.safetensors"
-NO_DATA = TrainingData()
 
 
 @grouped
 def prepare(
     cnn: Annotated[str, typer.Argument(metavar="CNN_FILE", help="A trained CNN, of train-cnn.")],
     run: Run,
+    data: TrainingData,
     target_macs: Annotated[
         float | None, typer.Option(help="Total MAC share to end at, the policy's included; 0.5 without --sparsity.")
     ] = None,
@@ -39,7 +39,6 @@ def prepare(
     static: Annotated[bool, typer.Option("--static", help="Static baseline: one learnt mask for all images.")] = False,
     taylor: Annotated[bool, typer.Option("--taylor", help="Static baseline: a Taylor mask, CNN fine-tuned.")] = False,
     settings: Settings = None,
-    data: TrainingData = NO_DATA,
     seed: Seed = 0,
 ) -> None:
     """Steps 2 and 3: gates that imitate, then learn with the CNN, which is then frozen; OUT/prepared.safetensors.
@@ -55,7 +54,7 @@ def prepare(
     from prunegym.models.training.preparation import PrepareConfig, prepare as prepare_model
     from prunegym.models.training.tuning import TuneConfig
 
-    settle(data.data_root, run.threads, run.device)
+    run.settle(data)
     if taylor and (static or frozen):
         raise InvalidInputError("--taylor fine-tunes the CNN to a fixed mask; leave out --static and --frozen.")
     if taylor and sparsity is not None:
@@ -92,7 +91,8 @@ def prepare(
     model = DynamicCNN(masked.cpu(), policy.cpu(), stored.info)
     document = _finish(model, data.dataset, run.out, seed, kind if not frozen else f"{kind}, CNN frozen")
     finish_run(run.out, time.perf_counter() - started, document)
-    emit(document, run.as_json, Facts("Prepared", _shown(document)))
+    shares = shares_on(document, "dense_accuracy", "prepared_accuracy", "accuracy", "total_mac_share")
+    emit(document, run.as_json, Facts("Prepared", {"kind": document["kind"], **shares, "model": document["model"]}))
 
 
 def _check_stages(changes: list[Change], own: dict[str, Any], without: dict[str, str]) -> None:
@@ -128,11 +128,3 @@ def _finish(model: DynamicCNN, dataset: str | None, out: Path, seed: int, kind: 
         "accuracy": {where: right.double().mean().item()},
         "total_mac_share": {where: torch.cat([one.mac_share for one in found]).mean().item()},
     }
-
-
-def _shown(document: dict[str, Any]) -> dict[str, object]:
-    rows: dict[str, object] = {"kind": document["kind"]}
-    for key in ("dense_accuracy", "prepared_accuracy", "accuracy", "total_mac_share"):
-        for where, share in document[key].items():
-            rows[f"{key.replace('_', ' ')} on {where}"] = percent(share)
-    return rows | {"model": document["model"]}

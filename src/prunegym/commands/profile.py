@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from prunegym.commands.options import AnyModel, Data, JsonFlag, Seed, ShownPenalty, Threads, grouped, settle
+from prunegym.commands.options import AnyModel, Data, Machine, Seed, ShownPenalty, grouped
 from prunegym.commands.output import Table, emit, percent
 
 if TYPE_CHECKING:
@@ -15,20 +15,18 @@ if TYPE_CHECKING:
     from prunegym.models.timing.profiler import Profile
 
 BATCHES = 8
-NO_DATA = Data()
 
 
 @grouped
 def profile(
+    data: Data,
+    machine: Machine,
     model: AnyModel = "digits",
     batch: Annotated[int, typer.Option(help="Images in a batch.", min=1)] = 1,
     rounds: Annotated[int, typer.Option(help="Rounds; all forms in turn, for a minute at most.", min=1)] = 20,
     penalty: ShownPenalty = None,
     compiled: Annotated[bool, typer.Option("--compile", help="Time torch.compile of the dense network too.")] = False,
-    data: Data = NO_DATA,
     seed: Seed = 0,
-    threads: Threads = None,
-    as_json: JsonFlag = False,
 ) -> None:
     """Time a CNN dense, masked and skipping, in all and layer by layer; which way is taken on this machine, and why.
 
@@ -40,7 +38,7 @@ def profile(
     from prunegym.models.catalog import open_model, open_split
     from prunegym.models.timing.profiler import profile as measure_profile, random_masks
 
-    settle(data.data_root, threads)
+    machine.settle(data)
     stored = open_model(model, data.dataset)
     masked, policy, info = stored.masked, stored.policy, stored.info
     generator = torch.Generator().manual_seed(seed)
@@ -55,23 +53,19 @@ def profile(
         batches = [test.batch(rows) for rows in indices]
     found = measure_profile(masked, batches, masks, policy, penalty=penalty, rounds=rounds, compiled=compiled)
     document = {"model": model, "image_shape": list(info.image_shape), "seed": seed, **found.as_json()}
-    emit(document, as_json, *_forms(model, found), *([_layers(found)] if found.layers else []))
+    emit(document, machine.as_json, *_forms(model, found), *([_layers(found)] if found.layers else []))
 
 
 def _forms(model: str, found: Profile) -> list[Table | str]:
-    groups = {"dense, ": found.dense, "": {**found.skipping, **found.reference}}
-    rows = [
-        [f"{prefix}{name}", f"{1e3 * seconds:.3f}", f"{found.ratio(seconds):.3f}"]
-        for prefix, times in groups.items()
-        for name, seconds in times.items()
-    ]
+    dense = {f"dense, {name}": seconds for name, seconds in found.dense.items()}
+    times = {**dense, **found.skipping, **found.reference}
+    rows = [[name, f"{1e3 * seconds:.3f}", f"{found.ratio(seconds):.3f}"] for name, seconds in times.items()]
     title = (
         f"{model}, batch {found.batch}, {found.machine['threads']} threads, masks {found.masks}: "
         f"{percent(found.kept_share)} of the channels, {percent(found.mac_share)} of the MACs"
     )
-    caption = f"ratio: to the fastest dense form, {found.fastest_dense!r}. {found.machine['processor']}, kernel " + str(
-        found.machine["kernel"]
-    )
+    where = f"{found.machine['processor']}, kernel {found.machine['kernel']}"
+    caption = f"ratio: to the fastest dense form, {found.fastest_dense!r}. {where}"
     shown: list[Table | str] = [Table(title, ["form", "ms", "ratio"], rows, caption), f"auto: {found.reason}"]
     shown += [f"{name} cannot be run: {reason}" for name, reason in found.failed.items()]
     return shown
