@@ -30,7 +30,7 @@ from prunegym.models.dynamic_cnn import DynamicCNN
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.storage.model_file import Bundle, CNNInfo
 from prunegym.models.timing.latency_table import LatencyTable
-from prunegym.models.training.tuning import dense_logits
+from prunegym.models.training.cnn_training import dense_logits
 from prunegym.validation import finite, whole_number
 
 

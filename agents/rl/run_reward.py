@@ -12,7 +12,7 @@ from prunegym.envs.rewards.outcome import Outcome
 from prunegym.envs.rewards.reward import Reward, resolve_reward
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.models.training.tuning import dense_logits
+from prunegym.models.training.cnn_training import dense_logits
 
 
 class OwnReward:

@@ -154,7 +154,7 @@ def _parts(path: Path, found: _Contents) -> dict[Split, dict[str, Source]]:
         steps = name.split("/")
         if (_is_image(name) and steps[-3:-2] and steps[-3] in FOLDERS) or (steps[-2:-1] and steps[-2] in FOLDERS):
             raise InvalidInputError(
-                f"{path}/{name} is a link to {target}, where no image and no folder is found. Mend or remove it; "
+                f"{path}/{name} is a link to {target}, where no image and no folder is found. Repair or remove it; "
                 "an archive takes what links lead to if it is made with tar --dereference."
             )
     if len(sets) > 1:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,8 +13,7 @@ from torch import Tensor, nn
 from prunegym.errors import InvalidInputError
 from prunegym.models.checks import check_images, check_output, layout_of, output_shape
 from prunegym.models.data.dataset import Dataset
-from prunegym.models.storage.fingerprints import check_inputs, fingerprint_of
-from prunegym.models.storage.weights import load_state, save_state
+from prunegym.models.training.checkpoints import Checkpoint
 from prunegym.models.training.reports import Report
 from prunegym.validation import choice, finite, whole_number
 
@@ -76,6 +74,7 @@ def epoch_batches(count: int, batch_size: int, seed: int, epoch: int) -> tuple[T
     Returns:
         Indices (batches, batch_size) int64, and the generator for this epoch's augmentation.
     """
+    # A prime as the factor keeps the seeds of different runs and epochs apart.
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     order = torch.randperm(count, generator=generator)
     batch_size = min(batch_size, count)
@@ -111,7 +110,6 @@ def train(
         InvalidInputError: If the network does not fit the images and classes of both data sets, the loss is not finite,
             or the checkpoint belongs to another configuration.
     """
-    checkpoint = None if checkpoint is None else Path(checkpoint)
     shape = output_shape(network, dataset)
     check_output(dataset, shape)
     if validation is not None:
@@ -121,68 +119,29 @@ def train(
     layout = layout_of(network, dataset)
     network.to(device=device, memory_format=layout).train()  # type: ignore[call-overload]
     steps = config.epochs * epoch_batches(len(dataset), config.batch_size, 0, 0)[0].shape[0]
-    optimizer = torch.optim.SGD(
-        network.parameters(), config.learning_rate, config.momentum, weight_decay=config.weight_decay, nesterov=True
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, total_steps=steps, pct_start=0.15)
-    inputs = {"training images": fingerprint_of(dataset)} if checkpoint else {}
-    first = _resume(checkpoint, network, optimizer, schedule, config, inputs)
-    for epoch in range(first, config.epochs):
+    optimizer = sgd(network, config.learning_rate, config.weight_decay, config.momentum)
+    schedule = one_cycle(optimizer, steps)
+    stored = Checkpoint(checkpoint, [network, optimizer, schedule], config, {"training images": dataset})
+    for epoch in range(stored.restore(), config.epochs):
         loss = _train_epoch(network, dataset, config, epoch, optimizer, schedule, device, layout)
-        if checkpoint is not None:
-            save_state(
-                checkpoint,
-                {
-                    "epoch": epoch + 1,
-                    "config": dataclasses.asdict(config),
-                    "inputs": inputs,
-                    "network": network.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "schedule": schedule.state_dict(),
-                },
-            )
+        stored.store(epoch + 1)
         if report is not None:
-            row: dict[str, float] = {
-                "epoch": epoch + 1,
-                "loss": loss,
-                "learning_rate": float(schedule.get_last_lr()[0]),
-            }
+            row = {"epoch": epoch + 1.0, "loss": loss, "learning_rate": float(schedule.get_last_lr()[0])}
             if validation is not None:
-                row["validation_accuracy"] = accuracy(network, validation, device=device)
+                row["validation_accuracy"] = accuracy(network, validation)
             report(row)
     return network.eval()
 
 
-def _resume(
-    path: Path | None,
-    network: nn.Module,
-    optimizer: Any,
-    schedule: Any,
-    config: TrainConfig,
-    inputs: Mapping[str, str],
-) -> int:
-    if path is None or not path.exists():
-        return 0
-    state = load_state(path)
-    keys = ("epoch", "config", "network", "optimizer", "schedule")
-    if not all(key in state for key in keys):
-        raise InvalidInputError(f"{path} is not a checkpoint of a training run; its keys are {sorted(state)[:8]}.")
-    if state["config"] != dataclasses.asdict(config):
-        raise InvalidInputError(
-            f"{path} was written by another configuration ({state['config']}); "
-            f"this run has {dataclasses.asdict(config)}. Give the same options, or another folder."
-        )
-    check_inputs(path, state.get("inputs"), inputs)
-    try:
-        network.load_state_dict(state["network"])
-    except RuntimeError as error:
-        raise InvalidInputError(
-            f"{path} was written by another network than this {type(network).__name__} ({str(error).splitlines()[0]}) "
-            "Train the same network, or give another folder."
-        ) from error
-    optimizer.load_state_dict(state["optimizer"])
-    schedule.load_state_dict(state["schedule"])
-    return int(state["epoch"])
+def sgd(network: nn.Module, learning_rate: float, weight_decay: float, momentum: float = 0.9) -> torch.optim.SGD:
+    """Return SGD with Nesterov momentum for all of a network's parameters."""
+    return torch.optim.SGD(network.parameters(), learning_rate, momentum, weight_decay=weight_decay, nesterov=True)
+
+
+def one_cycle(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.OneCycleLR:
+    """Return a schedule that rises to the optimizer's learning rate in 15 % of the steps, then falls to zero."""
+    peak = optimizer.param_groups[0]["lr"]
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, peak, total_steps=steps, pct_start=0.15)
 
 
 def _train_epoch(
@@ -218,14 +177,20 @@ def _train_epoch(
     return mean
 
 
-def accuracy(network: nn.Module, dataset: Dataset, *, batch_size: int = 250, device: str = "cpu") -> float:
-    """Return the share (0 to 1) of a data set's images that the network, in eval mode, classifies correctly."""
+@torch.inference_mode()
+def dense_logits(network: nn.Module, dataset: Dataset, batch_size: int = 250) -> Tensor:
+    """Return a CNN's output for every image (of a masked CNN with all channels on): (count, ...) on the CPU."""
+    parameter = next(network.parameters(), None)
+    device = "cpu" if parameter is None else parameter.device
     was_training, layout = network.training, layout_of(network, dataset)
     network.eval()
-    correct = 0
-    with torch.inference_mode():
-        for indices, images in dataset.batches(batch_size, device=device):
-            logits = network(images.contiguous(memory_format=layout))
-            correct += int((logits.argmax(1).cpu() == dataset.labels[indices]).sum())
+    batches = dataset.batches(batch_size, device=device)
+    parts = [network(images.contiguous(memory_format=layout)).cpu() for _, images in batches]
     network.train(was_training)
-    return correct / len(dataset)
+    return torch.cat(parts).clone()
+
+
+def accuracy(network: nn.Module, dataset: Dataset, *, batch_size: int = 250) -> float:
+    """Return the share (0 to 1) of a data set's images that the network, in eval mode, classifies correctly."""
+    right = dense_logits(network, dataset, batch_size).argmax(1) == dataset.labels
+    return int(right.sum()) / len(dataset)

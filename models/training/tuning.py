@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,16 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunegym.errors import InvalidInputError
-from prunegym.models.checks import layout_of
 from prunegym.models.data.dataset import Augment, Dataset
 from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.gating.rollouts import Rollout, StraightThrough, greedy, rollout
 from prunegym.models.gating.static_policy import StaticPolicy
 from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.models.storage.fingerprints import check_inputs, fingerprint_of
-from prunegym.models.storage.run_folder import without_unused
-from prunegym.models.storage.weights import load_state, save_state
-from prunegym.models.training.cnn_training import autocast, epoch_batches
+from prunegym.models.training.checkpoints import Checkpoint
+from prunegym.models.training.cnn_training import autocast, dense_logits, epoch_batches, one_cycle, sgd
 from prunegym.models.training.mac_target import between, check_range, check_shares
 from prunegym.models.training.reports import Report
 from prunegym.validation import finite, share, whole_number
@@ -91,21 +88,6 @@ class TuneConfig:
         return dataclasses.replace(self, target_macs=between(self.target_macs, position))
 
 
-@torch.inference_mode()
-def dense_logits(network: nn.Module, dataset: Dataset, batch_size: int = 250) -> Tensor:
-    """Return a CNN's output for every image (of a masked CNN with all channels on): (count, ...) on the CPU."""
-    device = next(network.parameters()).device
-    was_training = network.training
-    layout = layout_of(network, dataset)
-    network.eval()
-    parts = [
-        network(images.contiguous(memory_format=layout)).cpu()
-        for _, images in dataset.batches(batch_size, device=device)
-    ]
-    network.train(was_training)
-    return torch.cat(parts).clone()
-
-
 def tune(
     masked: MaskedCNN,
     policy: GatePolicy | StaticPolicy,
@@ -140,10 +122,9 @@ def tune(
         masked.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     batches_an_epoch = epoch_batches(len(dataset), config.batch_size, 0, 0)[0].shape[0]
     steps = max(1, round(config.epochs * batches_an_epoch))
-    inputs = {"CNN": fingerprint_of(masked), "training images": fingerprint_of(dataset)} if checkpoint else {}
-    training = _Training(masked, policy, config, steps, inputs)
-    checkpoint = None if checkpoint is None else Path(checkpoint)
-    training.restore(checkpoint)
+    training = _Training(masked, policy, config, steps)
+    stored = Checkpoint(checkpoint, training.parts, config, {"CNN": masked, "training images": dataset})
+    training.done = stored.restore()
     while training.done < steps:
         epoch = training.done // batches_an_epoch
         batches, generator = epoch_batches(len(dataset), config.batch_size, config.seed, epoch)
@@ -152,40 +133,22 @@ def tune(
             target = None if teacher is None else teacher[indices]
             rows.append(training.step(dataset, indices, generator, target))
         _report_epoch(epoch, rows, report)
-        training.store(checkpoint)
+        stored.store(training.done)
     masked.freeze()
 
 
 class _Training:
     """The CNN and its gates with their optimizers, trained step by step."""
 
-    def __init__(
-        self,
-        masked: MaskedCNN,
-        policy: GatePolicy | StaticPolicy,
-        config: TuneConfig,
-        steps: int,
-        inputs: Mapping[str, str],
-    ) -> None:
-        self.masked, self.policy, self.config, self.steps, self.inputs = masked, policy, config, steps, inputs
+    def __init__(self, masked: MaskedCNN, policy: GatePolicy | StaticPolicy, config: TuneConfig, steps: int) -> None:
+        self.masked, self.policy, self.config, self.steps = masked, policy, config, steps
         self.done, self.two_targets = 0, not isinstance(config.target_macs, float | int | None)
         self.optimizers: list[torch.optim.Optimizer] = []
         if config.train_cnn:
-            self.optimizers.append(
-                torch.optim.SGD(
-                    masked.parameters(),
-                    config.cnn_learning_rate,
-                    0.9,
-                    weight_decay=config.weight_decay,
-                    nesterov=True,
-                )
-            )
+            self.optimizers.append(sgd(masked, config.cnn_learning_rate, config.weight_decay))
         if config.train_gates:
             self.optimizers.append(torch.optim.Adam(policy.parameters(), config.gate_learning_rate))
-        self.schedules = [
-            torch.optim.lr_scheduler.OneCycleLR(one, one.param_groups[0]["lr"], total_steps=steps, pct_start=0.15)
-            for one in self.optimizers
-        ]
+        self.schedules = [one_cycle(optimizer, steps) for optimizer in self.optimizers]
         self.parts: list[Any] = [masked, policy, *self.optimizers, *self.schedules]
 
     def step(
@@ -215,31 +178,6 @@ class _Training:
             schedule.step()
         self.done += 1
         return loss.item(), mac_share.item()
-
-    def store(self, path: Path | None) -> None:
-        if path is not None:
-            state = [part.state_dict() for part in self.parts]
-            own = {"config": dataclasses.asdict(self.config), "inputs": dict(self.inputs)}
-            save_state(path, {"done": self.done, "state": state, **own})
-
-    def restore(self, path: Path | None) -> None:
-        if path is None or not path.exists():
-            return
-        stored = load_state(path)
-        if without_unused(stored["config"]) != without_unused(dataclasses.asdict(self.config)):
-            raise InvalidInputError(
-                f"{path} was written by another configuration ({stored['config']}). "
-                "Give the same options, or another folder."
-            )
-        check_inputs(path, stored.get("inputs"), self.inputs)
-        try:
-            for part, state in zip(self.parts, stored["state"], strict=True):
-                part.load_state_dict(state)
-        except RuntimeError as error:
-            raise InvalidInputError(
-                f"{path} has another CNN or other gates than these. Give those of that run, or another folder."
-            ) from error
-        self.done = int(stored["done"])
 
 
 def _task_loss(run: Rollout, labels: Tensor, teacher: Tensor | None, config: TuneConfig) -> Tensor:

@@ -25,9 +25,9 @@ from prunegym.models import (
     tune,
 )
 from prunegym.models.storage.weights import load_state, save_state
+from prunegym.models.training.cnn_training import dense_logits
 from prunegym.models.training.imitation import imitate
 from prunegym.models.training.mac_target import meet_target, penalty_for, total_mac_share
-from prunegym.models.training.tuning import dense_logits
 
 
 def make_policy(masked: MaskedCNN, dataset: Dataset) -> GatePolicy:
@@ -145,7 +145,7 @@ def test_a_checkpoint_of_other_inputs_does_not_resume(
     inverted = dataclasses.replace(digits, images=255 - digits.images)
     with pytest.raises(InvalidInputError, match=r"made from other inputs \(training images\)"):
         tune(copy.deepcopy(digits_masked), copy.deepcopy(policy), inverted, config, checkpoint=path)
-    with pytest.raises(InvalidInputError, match=r"tune.pt has another CNN or other gates than these"):
+    with pytest.raises(InvalidInputError, match=r"tune.pt has another network or other gates than these"):
         tune(copy.deepcopy(digits_masked), StaticPolicy(policy.features), digits, config, checkpoint=path)
 
 
