@@ -17,7 +17,7 @@ from .comparison.entries import (
     start_entry as start_entry,
     trained_baseline_entry as trained_baseline_entry,
 )
-from .comparison.statistics import Interval as Interval, interval as interval
+from .comparison.results import Interval as Interval, interval as interval
 from .evaluation.evaluator import Evaluation as Evaluation, evaluate as evaluate
 from .evaluation.masks import Agent as Agent, Masks as Masks
 from .evaluation.predictors import PredictorOptions as PredictorOptions

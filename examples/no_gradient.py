@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from prunegym import DynamicCNN, Outcome, load_dataset, load_recipe, make_task, shipped_model
-from prunegym.agents.comparison.statistics import interval
+from prunegym.agents.comparison.results import interval
 from prunegym.agents.rl.trainer import build_algorithm, training_env
 from prunegym.envs import MaskSimulator
 from prunegym.models import Dataset, GatePolicy, TuneConfig, tune

@@ -23,7 +23,7 @@ import torch
 
 from prunegym import DynamicCNN, load_dataset
 from prunegym.agents.comparison.entries import file_of
-from prunegym.agents.comparison.statistics import interval
+from prunegym.agents.comparison.results import interval
 from prunegym.models import Dataset, GatePolicy
 from prunegym.models.storage.run_folder import command_line, machine
 from prunegym.models.training.mac_target import TOLERANCE, penalty_for, total_mac_share

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from prunegym.agents.baselines.static_masks import taylor_static
 from prunegym.agents.evaluation.masks import Masks
-from prunegym.models.masking.importance import (
-    activations,
-    at_mac_share,
-    channel_scores,
-    l1_scores,
-    prices,
-    taylor_scores,
-)
+from prunegym.models.masking.importance import activations, at_mac_share, channel_scores, l1_scores, taylor_scores
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.storage.model_file import Bundle
 from prunegym.validation import choice
@@ -50,8 +45,7 @@ def taylor(model: Bundle, share: float) -> Masks:
 
 def taylor_global(model: Bundle, share: float) -> Masks:
     """Keep the channels with the largest Taylor score per MAC, over all gates. Static."""
-    scores = taylor_scores(model.masked, model.data["train"]) / prices(model.masked)
-    return Masks("Taylor, all gates", at_mac_share(scores, model.masked, share))
+    return dataclasses.replace(taylor_static(model.masked, model.data["train"], share), name="Taylor, all gates")
 
 
 ORACLE = "An oracle: it sees a dense forward pass of the image first, which counts as the cost of deciding."

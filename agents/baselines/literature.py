@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from prunegym.agents.baselines.cheap import random_masks_at
 from prunegym.agents.evaluation.controls import penalised_accuracy
@@ -29,23 +29,14 @@ SPARSITY = 0.5
 """What keeping every channel costs in the loss of L1-sparse gates, in nats."""
 
 
-def decore(
-    masked: MaskedCNN,
-    train: Dataset,
-    share: float,
-    *,
-    epochs: float = 5,
-    seed: int = 0,
-    penalty: float = 1.0,
-    learning_rate: float = 2e-3,
-) -> Masks:
+def decore(masked: MaskedCNN, train: Dataset, share: float, *, epochs: float = 5, seed: int = 0) -> Masks:
     """Learn one Bernoulli variable for each channel by REINFORCE, without any input (DECORE: Alwani et al. 2022).
 
-    All agents of a layer share one reward: the share of channels that they drop if the answer is right, and -penalty
-    times that share if it is wrong. Two things differ from the paper, because the agents would hardly move within the
-    few epochs of a comparison: they start at a probability of 0.88 instead of near 1, and the mean reward of a layer
-    over the batch is subtracted as a baseline. The CNN stays frozen. The mask keeps the channels with the largest
-    logits, up to the MAC share.
+    All agents of a layer share one reward: the share of channels that they drop if the answer is right, and minus that
+    share if it is wrong. Two things differ from the paper, because the agents would hardly move within the few epochs
+    of a comparison: they start at a probability of 0.88 instead of near 1, and the mean reward of a layer over the
+    batch is subtracted as a baseline. The CNN stays frozen. The mask keeps the channels with the largest logits, up to
+    the MAC share.
 
     Args:
         masked: The CNN; it is not changed.
@@ -53,15 +44,13 @@ def decore(
         share: MAC share.
         epochs: Passes over the training images.
         seed: Of the order of images and of the masks.
-        penalty: Factor on the reward of a wrong answer.
-        learning_rate: Of Adam.
 
     Returns:
         The mask (mask_size,).
     """
     device = masked.device
     policy = StaticPolicy(MaskFeatures(masked)).to(device)
-    optimizer = torch.optim.Adam(policy.parameters(), learning_rate)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=2e-3)
     batches_an_epoch = len(epoch_batches(len(train), 128, seed, 0)[0])
     for step in range(max(1, round(epochs * batches_an_epoch))):
         epoch, number = divmod(step, batches_an_epoch)
@@ -72,8 +61,8 @@ def decore(
             mask = (torch.rand(logits.shape, generator=generator).to(device) < torch.sigmoid(logits)).float()
             right = masked(images, mask).argmax(1) == train.labels[batches[number]].to(device)
             dropped = torch.stack([1 - part.mean(1) for part in masked.split(mask)], dim=1)
-            # The reward of a layer's agents: its dropped share, times -penalty for a wrong answer.
-            rewards = dropped * torch.where(right, 1.0, -penalty)[:, None]
+            # The reward of a layer's agents: the share that they drop, and minus that for a wrong answer.
+            rewards = dropped * torch.where(right, 1.0, -1.0)[:, None]
             advantages = rewards - rewards.mean(0)
         log_chance = -nn.functional.binary_cross_entropy_with_logits(logits, mask, reduction="none")
         chosen = torch.stack([part.sum(1) for part in masked.split(log_chance)], dim=1)
@@ -134,37 +123,21 @@ def best_of_k(
     if gates is not None:
         meet_target(masked, gates, dataset, share)
     generator = torch.Generator().manual_seed(seed)
+    choose, device = StraightThrough(generator), masked.device
     best = torch.full((len(dataset),), -float("inf"), dtype=torch.float64)
     masks = torch.zeros(len(dataset), masked.mask_size, dtype=torch.bool)
     for _ in range(k):
-        drawn, rewards = _draw(masked, gates, dataset, share, generator, penalty)
-        better = rewards > best
-        best[better], masks[better] = rewards[better], drawn[better]
+        random = random_masks_at(masked, len(dataset), share, generator) if gates is None else None
+        for indices, images in dataset.batches(device=device):
+            if gates is None:
+                assert random is not None
+                mask = random[indices].float().to(device)
+                output = masked(images, mask)
+            else:
+                output, mask, _ = rollout(masked, gates, images, choose)
+            right = output.argmax(1).cpu() == dataset.labels[indices]
+            reward = penalised_accuracy(right, masked.cost.mac_share(mask).cpu(), penalty)
+            better = reward > best[indices]
+            best[indices[better]], masks[indices[better]] = reward[better], mask.bool().cpu()[better]
     note = f"An oracle: it sees the label and keeps the best of {k} masks for each image. The trials are not counted."
     return Masks(f"best of {k}", masks, 0.0 if gates is None else float(gates.macs), note)
-
-
-def _draw(
-    masked: MaskedCNN,
-    gates: GatePolicy | None,
-    dataset: Dataset,
-    share: float,
-    generator: torch.Generator,
-    penalty: float,
-) -> tuple[Tensor, Tensor]:
-    """Return one mask for each image (images, mask_size) bool, and its reward (images,) float64."""
-    device = masked.device
-    choose = StraightThrough(generator)
-    random = random_masks_at(masked, len(dataset), share, generator) if gates is None else None
-    masks, rewards = [], []
-    for indices, images in dataset.batches(device=device):
-        if gates is None:
-            assert random is not None
-            mask = random[indices].float().to(device)
-            output = masked(images, mask)
-        else:
-            output, mask, _ = rollout(masked, gates, images, choose)
-        right = output.argmax(1).cpu() == dataset.labels[indices]
-        masks.append(mask.bool().cpu())
-        rewards.append(penalised_accuracy(right, masked.cost.mac_share(mask).cpu(), penalty))
-    return torch.cat(masks), torch.cat(rewards)

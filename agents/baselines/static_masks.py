@@ -15,7 +15,6 @@ from prunegym.models.masking.importance import at_mac_share, prices, taylor_scor
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.storage.model_file import CNNInfo
 from prunegym.models.training.preparation import PrepareConfig, prepare
-from prunegym.models.training.reports import Report
 from prunegym.models.training.tuning import TuneConfig
 
 
@@ -61,8 +60,9 @@ def _remove_best(
     scores = _gradient(masked, batch, labels, mask).square() / saved.clamp_min(1e-12)
     tried = scores.masked_fill(~possible, float("inf")).argsort()[: min(candidates, int(possible.sum()))]
     base = _loss(masked, batch, labels, mask)
-    losses = [_loss(masked, batch, labels, _without(mask, channel)) for channel in tried]
-    rises = [(loss - base) / saved[channel].item() for loss, channel in zip(losses, tried, strict=True)]
+    rises = [
+        (_loss(masked, batch, labels, _without(mask, channel)) - base) / saved[channel].item() for channel in tried
+    ]
     left = mask
     for index in sorted(range(len(tried)), key=rises.__getitem__)[: max(1, candidates // 2)]:
         smaller = _without(left, tried[index])
@@ -74,9 +74,7 @@ def _remove_best(
 
 
 def _without(mask: Tensor, channel: Tensor) -> Tensor:
-    smaller = mask.clone()
-    smaller[channel] = 0
-    return smaller
+    return mask.index_fill(0, channel, 0)
 
 
 def _share_without(masked: MaskedCNN, mask: Tensor) -> Tensor:
@@ -89,9 +87,7 @@ def _share_without(masked: MaskedCNN, mask: Tensor) -> Tensor:
 
 
 def _loss(masked: MaskedCNN, batch: Tensor, labels: Tensor, mask: Tensor) -> float:
-    parts = zip(torch.split(batch, 256), torch.split(labels, 256), strict=True)
-    rows = [_cross_entropy(masked, images, part, mask.expand(len(images), -1)) for images, part in parts]
-    return sum(row.item() for row in rows) / len(batch)
+    return _cross_entropy(masked, batch, labels, mask.expand(len(batch), -1)).item() / len(batch)
 
 
 def _gradient(masked: MaskedCNN, batch: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
@@ -111,13 +107,10 @@ def _cross_entropy(masked: MaskedCNN, images: Tensor, labels: Tensor, masks: Ten
 
 def taylor_static(masked: MaskedCNN, train: Dataset, share: float) -> Masks:
     """Return the static mask with the largest Taylor scores per MAC over all gates, at a MAC share."""
-    scores = taylor_scores(masked, train) / prices(masked)
-    return Masks("static, Taylor", at_mac_share(scores, masked, share))
+    return Masks("static, Taylor", at_mac_share(taylor_scores(masked, train) / prices(masked), masked, share))
 
 
-def learned_static(
-    masked: MaskedCNN, train: Dataset, share: float, *, epochs: float = 5, seed: int = 0, report: Report | None = None
-) -> Masks:
+def learned_static(masked: MaskedCNN, train: Dataset, share: float, *, epochs: float = 5, seed: int = 0) -> Masks:
     """Learn a static mask of a frozen CNN: the static baseline of the frozen track.
 
     The training is that of refined gates, except that the logits do not depend on the image.
@@ -128,13 +121,12 @@ def learned_static(
         share: MAC share. The mask keeps the channels with the largest logits, up to this share.
         epochs: Passes over the training images.
         seed: Of the training.
-        report: See :func:`prunegym.models.training.tuning.tune`.
 
     Returns:
         The mask (mask_size,).
     """
     config = TuneConfig(target_macs=min(1.0, share), epochs=epochs, train_cnn=False, seed=seed)
-    gates = _prepare_static(masked, train, config, True, report)[1]
+    gates = _prepare_static(masked, train, config, learned=True)[1]
     return Masks("static, learned", gates.mask_logits() > 0)
 
 
@@ -147,7 +139,6 @@ def pruned_and_tuned(
     *,
     learned: bool,
     seed: int = 0,
-    report: Report | None = None,
 ) -> DynamicCNN:
     """Prune the original network with one static mask and fine-tune it: the static baseline of the prepared track.
 
@@ -159,21 +150,19 @@ def pruned_and_tuned(
         epochs: Passes over the training images. For a fair comparison, take as many as the other agent's training took.
         learned: Learn the mask together with the CNN. Otherwise keep the Taylor mask, the same share of each gate.
         seed: Of the training.
-        report: Called after each epoch.
 
     Returns:
         The fine-tuned CNN with its mask.
     """
     masked = network if isinstance(network, MaskedCNN) else MaskedCNN(network, train.batch(torch.arange(1)))
     config = TuneConfig(target_macs=min(1.0, share), epochs=epochs, train_gates=learned, seed=seed)
-    return DynamicCNN(*_prepare_static(masked, train, config, learned, report), info)
+    return DynamicCNN(*_prepare_static(masked, train, config, learned=learned), info)
 
 
 def _prepare_static(
-    masked: MaskedCNN, train: Dataset, tuning: TuneConfig, learned: bool, report: Report | None
+    masked: MaskedCNN, train: Dataset, tuning: TuneConfig, *, learned: bool
 ) -> tuple[MaskedCNN, StaticPolicy]:
     start = static_start(masked, train, tuning.target or 1.0, learned=learned)
     config = PrepareConfig(imitation=None, tune=tuning, seed=tuning.seed)
-    stages = None if report is None else lambda _stage, row: report(row)
-    tuned, gates = prepare(masked, train, config, policy=start, report=stages)
+    tuned, gates = prepare(masked, train, config, policy=start)
     return tuned, cast(StaticPolicy, gates)

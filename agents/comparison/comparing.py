@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,7 @@ import torch
 from torch import nn
 
 from prunegym.agents.comparison.entries import Entry, Terms, as_entry
-from prunegym.agents.comparison.results import VERSION, Result, fingerprint, slug
-from prunegym.agents.comparison.statistics import Interval, interval
+from prunegym.agents.comparison.results import VERSION, Interval, Result, fingerprint, interval, slug
 from prunegym.agents.evaluation.evaluator import JSON_KEYS, evaluate
 from prunegym.agents.evaluation.predictors import PredictorOptions
 from prunegym.errors import InvalidInputError
@@ -23,7 +23,6 @@ from prunegym.models.data.dataset_registry import other_split
 from prunegym.models.storage.model_file import Bundle
 from prunegym.validation import choice
 
-OnResult = Callable[[str, int, Result], None]
 DIFFERENCES = ("difference", "difference_over_seeds", "reward_difference", "reward_difference_over_seeds")
 
 
@@ -60,17 +59,10 @@ class Row:
 
     def as_json(self) -> dict[str, Any]:
         """Return the row as plain JSON."""
-        figures = {key: dataclasses.asdict(value) for key, value in self.figures.items()}
-        differences = {key: getattr(self, key) and dataclasses.asdict(getattr(self, key)) for key in DIFFERENCES}
-        return {
-            "name": self.name,
-            "figures": figures,
-            **differences,
-            "static_seeds": self.static_seeds,
-            "verdict": self.verdict,
-            "notes": list(self.notes),
-            "seeds": {str(seed): result.figures for seed, result in self.results.items()},
-        }
+        row = {**vars(self), "seeds": {seed: result.figures for seed, result in self.results.items()}}
+        del row["results"]
+        plain: dict[str, Any] = json.loads(json.dumps(row, default=dataclasses.asdict))
+        return plain
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -91,12 +83,7 @@ class Comparison:
 
     def as_json(self) -> dict[str, Any]:
         """Return the comparison as plain JSON."""
-        return {
-            "dataset": self.dataset,
-            "reference": self.reference,
-            "seeds": list(self.seeds),
-            "rows": [row.as_json() for row in self.rows],
-        }
+        return {**vars(self), "seeds": list(self.seeds), "rows": [row.as_json() for row in self.rows]}
 
 
 def compare(
@@ -113,7 +100,7 @@ def compare(
     dense: nn.Module | None = None,
     device: str = "cpu",
     progress: bool = True,
-    report: OnResult | None = None,
+    report: Callable[[str, int, Result], None] | None = None,
 ) -> Comparison:
     """Train and evaluate agents side by side.
 
@@ -163,14 +150,14 @@ def compare(
     for entry in sorted(rows, key=lambda entry: entry is not first):
         each = isinstance(model, Mapping) or entry.seeded or (entry.at_share and first.seeded)
         for seed in seeds if each else seeds[:1]:
-            share = 1.0 if entry is first else _share(found[first.name], seed)
-            terms = Terms(share, epochs, penalty, Path(out), progress)
+            spent = 1.0 if entry is first else _of(found[first.name], seed).figures["total_mac_share"]
+            terms = Terms(min(1.0, spent), epochs, penalty, Path(out), progress)
             found[entry.name][seed] = _result(
                 entry, dataclasses.replace(models[seed], seed=seed), terms, options | marks[models[seed]], dense
             )
             if report is not None:
                 report(entry.name, seed, found[entry.name][seed])
-    table = tuple(_row(entry, found[entry.name], found[first.name], entry is first, penalty) for entry in rows)
+    table = tuple(_row(entry, found[entry.name], found[first.name], penalty) for entry in rows)
     return Comparison(f"{dataset.name}/{dataset.split}", first.name, tuple(seeds), table)
 
 
@@ -212,17 +199,9 @@ def _models(
     device: str,
 ) -> dict[int, Bundle]:
     """Return the model of each seed on the device, with the images as it takes them."""
-    if isinstance(model, Mapping):
-        missing = [seed for seed in seeds if seed not in model]
-        if missing:
-            raise InvalidInputError(
-                f"There is no model for seed {', '.join(map(str, missing))}, only for {', '.join(map(str, model))}. "
-                "Give one for each seed, or one model for all."
-            )
-        found = {seed: resolve_model(model[seed], lambda _info: data) for seed in seeds}
-    else:
-        found = dict.fromkeys(seeds, resolve_model(model, lambda _info: data))
-    for one in dict.fromkeys(found.values()):
+
+    def ready(given: Model) -> Bundle:
+        one = resolve_model(given, lambda _info: data)
         one.masked.to(device)
         if one.policy is not None:
             one.policy.to(device)
@@ -230,8 +209,17 @@ def _models(
             check_masked(one.masked, part)
         if dense is not None:
             check_dense(dense, one.masked, one.data["evaluated"])
-    moved = {one: dataclasses.replace(one, device=device) for one in dict.fromkeys(found.values())}
-    return {seed: moved[one] for seed, one in found.items()}
+        return dataclasses.replace(one, device=device)
+
+    if not isinstance(model, Mapping):
+        return dict.fromkeys(seeds, ready(model))
+    missing = [seed for seed in seeds if seed not in model]
+    if missing:
+        raise InvalidInputError(
+            f"There is no model for seed {', '.join(map(str, missing))}, only for {', '.join(map(str, model))}. "
+            "Give one for each seed, or one model for all."
+        )
+    return {seed: ready(model[seed]) for seed in seeds}
 
 
 def _marks(model: Bundle) -> dict[str, Any]:
@@ -240,9 +228,9 @@ def _marks(model: Bundle) -> dict[str, Any]:
     return {"model": fingerprint(model.masked), "policy": fingerprint(model.policy), **data}
 
 
-def _share(reference: dict[int, Result], seed: int) -> float:
-    result = reference.get(seed) or next(iter(reference.values()))
-    return min(1.0, result.figures["total_mac_share"])
+def _of(results: dict[int, Result], seed: int) -> Result:
+    """Return the result of a seed; an entry that does not depend on the seed has only one."""
+    return results.get(seed) or next(iter(results.values()))
 
 
 def _result(entry: Entry, model: Bundle, terms: Terms, options: Mapping[str, Any], dense: nn.Module | None) -> Result:
@@ -268,22 +256,17 @@ def _result(entry: Entry, model: Bundle, terms: Terms, options: Mapping[str, Any
     return result
 
 
-def _row(
-    entry: Entry, results: dict[int, Result], reference: dict[int, Result], is_reference: bool, penalty: float
-) -> Row:
+def _row(entry: Entry, results: dict[int, Result], reference: dict[int, Result], penalty: float) -> Row:
     figures = {key: interval([result.figures[key] for result in results.values()]) for key in JSON_KEYS}
     differences: dict[str, Interval | None] = dict.fromkeys(DIFFERENCES)
-    if not is_reference:
-        pairs = [
-            (results.get(seed) or next(iter(results.values())), reference.get(seed) or next(iter(reference.values())))
-            for seed in sorted({*results, *reference})
-        ]
-        # Paired differences (pairs, images): their means over pairs give the interval over images, and the reverse.
-        gaps = torch.stack([own.correct.double() - other.correct.double() for own, other in pairs])
-        rewards = torch.stack([own.rewards(penalty) - other.rewards(penalty) for own, other in pairs])
-        for name, values in (("difference", gaps), ("reward_difference", rewards)):
-            differences[name] = interval(values.mean(0).tolist())
-            differences[f"{name}_over_seeds"] = interval(values.mean(1).tolist())
+    if results is not reference:
+        pairs = [(_of(results, seed), _of(reference, seed)) for seed in sorted({*results, *reference})]
+        # At lambda 0 the reward is the accuracy.
+        for name, price in (("difference", 0.0), ("reward_difference", penalty)):
+            # Paired differences (pairs, images): their means over pairs give the interval over images, and the reverse.
+            gaps = torch.stack([own.rewards(price) - other.rewards(price) for own, other in pairs])
+            differences[name] = interval(gaps.mean(0).tolist())
+            differences[f"{name}_over_seeds"] = interval(gaps.mean(1).tolist())
     notes = tuple(dict.fromkeys(note for result in results.values() for note in result.notes))
     static = sum(result.is_static for result in results.values())
     verdict = next(iter(results.values())).verdict

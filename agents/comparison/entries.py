@@ -1,4 +1,4 @@
-"""Entries of a comparison: recipes, their starts, agents and baselines."""
+"""Entries of a comparison: recipes, the gates they start from, agents and baselines."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from prunegym.agents.evaluation.user_agents import agent_name, as_predictor, loa
 from prunegym.agents.rl.offsets import gates_at_best_offset, gates_at_mac_share
 from prunegym.agents.rl.recipe import Recipe
 from prunegym.agents.rl.recipe_files import as_recipe
-from prunegym.agents.rl.run_reward import try_own_reward
-from prunegym.agents.rl.trainer import train_agent, try_task
+from prunegym.agents.rl.trainer import train_agent, try_recipe
 from prunegym.errors import InvalidInputError
 from prunegym.models.checks import check_masked
 from prunegym.models.dynamic_cnn import DynamicCNN
@@ -44,14 +43,6 @@ class Terms:
     penalty: float
     root: Path
     progress: bool = True
-
-    def folder(self, name: str, seed: int) -> Path:
-        """Return the folder of an entry's training run with a seed."""
-        return self.root / "runs" / f"{slug(name)}-seed{seed}"
-
-
-def _no_check(_model: Bundle) -> None:
-    """Accept every model."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -81,7 +72,7 @@ class Entry:
     passes: Callable[[int], float] = lambda _images: 0.0
     run_name: str | None = None
     seed_key: Callable[[int], dict[str, Any]] | None = None
-    check: Callable[[Bundle], object] = _no_check
+    check: Callable[[Bundle], object] = lambda _model: None
 
 
 def recipe_entry(recipe: Recipe | str | Path) -> Entry:
@@ -89,7 +80,7 @@ def recipe_entry(recipe: Recipe | str | Path) -> Entry:
     settings = as_recipe(recipe)
 
     def make(model: Bundle, terms: Terms) -> DynamicCNN:
-        folder = terms.folder(settings.name, model.seed)
+        folder = terms.root / "runs" / f"{slug(settings.name)}-seed{model.seed}"
         return train_agent(
             copy.deepcopy(model.masked), model.info, model.data["train"], model.data["validation"], settings, folder,
             policy=model.policy, seed=model.seed, resume=(folder / "run.json").exists(), device=model.device,
@@ -97,8 +88,7 @@ def recipe_entry(recipe: Recipe | str | Path) -> Entry:
         )  # fmt: skip
 
     def check(model: Bundle) -> None:
-        try_task(settings, model.masked, model.data["train"], model.policy)
-        try_own_reward(settings, model.masked, model.data["validation"])
+        try_recipe(settings, model.masked, model.data["train"], model.data["validation"], model.policy)
 
     return Entry(
         settings.name, make, {"recipe": settings.as_dict()}, seeded=True, passes=settings.passes,
@@ -106,55 +96,28 @@ def recipe_entry(recipe: Recipe | str | Path) -> Entry:
     )  # fmt: skip
 
 
-def start_entry(recipe: Entry | None = None, shift: str | None = None) -> Entry:
-    """Evaluate the gates that reinforcement learning started from.
+def start_entry(shift: str | None = None) -> Entry:
+    """Evaluate the gates of the model, which every recipe starts from.
 
     Args:
-        recipe: An earlier entry of the comparison, from :func:`recipe_entry`. None takes the gates of the model, which
-            every recipe then starts from.
         shift: ``same-macs`` adds one offset to all logits so that the gates spend the reference's MAC share;
             ``best-offset`` takes the offset with the highest reward on the validation split; None leaves the logits.
 
     Raises:
         UnknownNameError: If there is no such shift.
-        InvalidInputError: If the entry is not one of a recipe.
     """
     if shift is not None:
         choice("shift of the start's logits", shift, SHIFTS)
-    if recipe is not None and recipe.run_name is None:
-        raise InvalidInputError(
-            f"Entry {recipe.name!r} has no start: it is no recipe. Give an entry of recipe_entry, or None."
-        )
 
     def make(model: Bundle, terms: Terms) -> DynamicCNN:
-        start = _start_of(model, terms, recipe)
+        start = _own_gates(model)
         if shift == "same-macs":
             return gates_at_mac_share(start, model.data["evaluated"], terms.share)
-        return start if shift is None else _at_best_offset(start, model, terms)
+        return start if shift is None else gates_at_best_offset(start, model.data["validation"], terms.penalty)
 
     name = "start" if shift is None else f"start-{shift}"
-    key = {"start": None if recipe is None else recipe.key, "shift": shift}
-
-    check = _own_gates if recipe is None else _no_check
-    return Entry(name, make, key, seeded=recipe is not None, at_share=shift == "same-macs", check=check)
-
-
-def _at_best_offset(start: DynamicCNN, model: Bundle, terms: Terms) -> DynamicCNN:
-    """Search once for all splits and seeds, since a search takes a dozen passes over the validation images."""
-    validation = model.data["validation"]
-    inputs = "-".join(str(fingerprint(thing)) for thing in (start.policy, start.masked, validation))
-    path = terms.root / "runs" / f"best-offset-{inputs}-{terms.penalty}.safetensors"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        gates_at_best_offset(start, validation, terms.penalty).save(path)
-    return DynamicCNN.load(path, copy.deepcopy(model.masked.network), model.device)
-
-
-def _start_of(model: Bundle, terms: Terms, recipe: Entry | None) -> DynamicCNN:
-    if recipe is not None and recipe.run_name is not None:
-        path = terms.folder(recipe.run_name, model.seed) / "start.safetensors"
-        return DynamicCNN.load(path, copy.deepcopy(model.masked.network), model.device)
-    return _own_gates(model)
+    # The word "start" in the key stays, so that stored results are found again.
+    return Entry(name, make, {"start": None, "shift": shift}, at_share=shift == "same-macs", check=_own_gates)
 
 
 def _own_gates(model: Bundle) -> DynamicCNN:

@@ -1,4 +1,4 @@
-"""Results of evaluations as JSON files, reused for the same configuration."""
+"""Results of evaluations: JSON files, reused for the same configuration, and means with 95 % intervals."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,6 @@ from prunegym.models.storage.weights import save_text
 VERSION = 2
 """Increase it when evaluation gives other figures for the same configuration, so that old results are not reused."""
 
-PER_IMAGE = ("correct", "total_mac_shares")
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Result:
@@ -38,8 +37,6 @@ class Result:
         is_static: Whether the policy is static.
         verdict: The same as a sentence.
         notes: What a reader of the figures has to know.
-        usage: Channels always on, always off, conditional.
-        difficulty: Whether harder images get more compute, see :class:`prunegym.agents.evaluation.controls.Difficulty`.
         correct: (images,) bool.
         total_mac_shares: (images,) float32.
     """
@@ -48,8 +45,6 @@ class Result:
     is_static: bool
     verdict: str
     notes: tuple[str, ...]
-    usage: dict[str, Any]
-    difficulty: dict[str, Any]
     correct: Tensor = dataclasses.field(repr=False)
     total_mac_shares: Tensor = dataclasses.field(repr=False)
 
@@ -61,23 +56,17 @@ class Result:
     def of(cls, evaluation: Evaluation) -> Result:
         """Take from an evaluation what a table needs."""
         return cls(
-            evaluation.as_json(),
-            evaluation.is_static,
-            evaluation.verdict,
-            evaluation.notes,
-            dataclasses.asdict(evaluation.usage),
-            dataclasses.asdict(evaluation.difficulty),
-            evaluation.correct,
+            evaluation.as_json(), evaluation.is_static, evaluation.verdict, evaluation.notes, evaluation.correct,
             evaluation.total_mac_shares.float(),
-        )
+        )  # fmt: skip
 
     def save(self, path: Path, configuration: dict[str, Any]) -> None:
         """Write the result and its configuration. A crash leaves no partial file."""
-        content: dict[str, Any] = {
-            field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in PER_IMAGE
+        content = {
+            **vars(self),
+            "correct": _text(np.packbits(self.correct.numpy())),
+            "total_mac_shares": _text(self.total_mac_shares.numpy().astype("<f4")),
         }
-        content["correct"] = _text(np.packbits(self.correct.numpy()))
-        content["total_mac_shares"] = _text(self.total_mac_shares.numpy().astype("<f4"))
         path.parent.mkdir(parents=True, exist_ok=True)
         save_text(path, json.dumps({"configuration": configuration, "result": content}, indent=1))
 
@@ -89,17 +78,57 @@ class Result:
             if without_unused(stored["configuration"]) != without_unused(json.loads(json.dumps(configuration))):
                 return None
             content = stored["result"]
-            bits = np.unpackbits(np.frombuffer(base64.b64decode(content.pop("correct")), np.uint8))
+            bits = np.unpackbits(np.frombuffer(base64.b64decode(content["correct"]), np.uint8))
             correct = torch.from_numpy(bits[: content["figures"]["images"]].astype(bool))
-            shares = np.frombuffer(base64.b64decode(content.pop("total_mac_shares")), "<f4")
-            content["notes"] = tuple(content["notes"])
-            return cls(**content, correct=correct, total_mac_shares=torch.from_numpy(shares.astype(np.float32)))
+            shares = np.frombuffer(base64.b64decode(content["total_mac_shares"]), "<f4").astype(np.float32)
+            # By name, because files of earlier versions have more.
+            figures, is_static, verdict = content["figures"], content["is_static"], content["verdict"]
+            return cls(figures, is_static, verdict, tuple(content["notes"]), correct, torch.from_numpy(shares))
         except (OSError, ValueError, KeyError, TypeError):  # missing, damaged or in an old format: evaluate again
             return None
 
 
 def _text(numbers: NDArray[Any]) -> str:
     return base64.b64encode(numbers.tobytes()).decode()
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """A mean and its 95 % Student-t interval.
+
+    Attributes:
+        mean: The mean.
+        half_width: Half of the interval's width, mean +- half_width; None for a single value.
+        count: Number of values.
+    """
+
+    mean: float
+    half_width: float | None
+    count: int
+
+
+def interval(values: Sequence[float]) -> Interval:
+    """Return the mean of independent values with its 95 % Student-t interval (Student 1908).
+
+    mean +- t * s / sqrt(n), with s the standard deviation (n - 1) and t the quantile for n - 1 degrees of freedom.
+
+    Args:
+        values: At least one number.
+
+    Example:
+        >>> result = interval([1.0, 2.0, 3.0, 4.0, 5.0])
+        >>> result.mean, round(result.half_width, 4)
+        (3.0, 1.9632)
+    """
+    from scipy.stats import t  # type: ignore[import-untyped]  # takes half a second to import
+
+    numbers = np.asarray(values, dtype=np.float64)
+    count, mean = len(numbers), float(numbers.mean())
+    if count < 2:
+        return Interval(mean, None, count)
+    # mean +- t * s / sqrt(n), 2.5 % of the distribution above it and 2.5 % below (Student 1908).
+    quantile = float(t.ppf(0.975, count - 1))
+    return Interval(mean, quantile * float(numbers.std(ddof=1)) / count**0.5, count)
 
 
 def slug(name: str) -> str:

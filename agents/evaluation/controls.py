@@ -1,16 +1,13 @@
-"""Do masks depend on their images? The static and the shuffled control, and which images get the compute."""
+"""Do masks depend on their images? The static and the shuffled control."""
 
 from __future__ import annotations
 
-import collections
-import dataclasses
 import math
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from prunegym.models.data.dataset import Dataset
 from prunegym.models.masking.masked_cnn import MaskedCNN
 
 
@@ -61,82 +58,6 @@ def penalised_accuracy(correct: Tensor, total_mac_shares: Tensor | float, penalt
 def count_distinct(masks: Tensor) -> int:
     """Return the number of different masks in (images, mask_size) bool."""
     return len({row.tobytes() for row in np.packbits(masks.numpy(), axis=1)})
-
-
-@dataclasses.dataclass(frozen=True)
-class Usage:
-    """How many channels are on for all, no or some images of a split.
-
-    Attributes:
-        always_on: Channels that every image keeps.
-        always_off: Channels that no image keeps.
-        conditional: The others.
-    """
-
-    always_on: int
-    always_off: int
-    conditional: int
-
-    @classmethod
-    def of(cls, masks: Tensor) -> Usage:
-        """Count the channels of masks (images, mask_size) bool."""
-        on, off = int(masks.all(0).sum()), int((~masks.any(0)).sum())
-        return cls(on, off, masks.shape[1] - on - off)
-
-
-@dataclasses.dataclass(frozen=True)
-class Difficulty:
-    """Whether harder images get more compute.
-
-    Attributes:
-        mac_share_right: Mean MAC share of the images that the dense network classifies correctly; None if there is
-            none.
-        mac_share_wrong: The same for the images that it gets wrong.
-        mac_share_by_class: Mean MAC share of each class in the data, by its name.
-        margin_correlation: Pearson's correlation of MAC share and the dense network's margin (largest logit minus the
-            second largest). It is negative if uncertain images get more compute, and None if either is constant.
-    """
-
-    mac_share_right: float | None
-    mac_share_wrong: float | None
-    mac_share_by_class: dict[str, float]
-    margin_correlation: float | None
-
-
-def difficulty(mac_share: Tensor, dense_logits: Tensor, dataset: Dataset) -> Difficulty:
-    """Compare each image's compute with how hard it is for the dense network.
-
-    Args:
-        mac_share: (images,) float64.
-        dense_logits: (images, classes) float32 of the network with all channels on.
-        dataset: The images, with labels and class names.
-
-    Returns:
-        The comparison.
-    """
-    right = dense_logits.argmax(1) == dataset.labels
-    twice = {name for name, count in collections.Counter(dataset.classes).items() if count > 1}
-    by_class = {
-        f"{name} ({label})" if name in twice else name: mac_share[dataset.labels == label].mean().item()
-        for label, name in enumerate(dataset.classes)
-        if (dataset.labels == label).any()
-    }
-    correlation = None
-    if dense_logits.shape[1] > 1:
-        best = dense_logits.double().topk(2, dim=1).values
-        correlation = _correlation(mac_share, best[:, 0] - best[:, 1])
-    return Difficulty(_mean(mac_share[right]), _mean(mac_share[~right]), by_class, correlation)
-
-
-def _mean(values: Tensor) -> float | None:
-    return values.mean().item() if len(values) else None
-
-
-def _correlation(first: Tensor, second: Tensor) -> float | None:
-    # Pearson's r: the cosine between the two centred vectors.
-    first, second = first - first.mean(), second - second.mean()
-    size = (first.norm() * second.norm()).item()
-    return None if size < 1e-9 else (first @ second).item() / size
 
 
 def verdict(correct: Tensor, shuffled_correct: Tensor, distinct_masks: int) -> tuple[bool, str]:

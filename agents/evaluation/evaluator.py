@@ -4,31 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
-from prunegym.agents.evaluation.controls import (
-    Difficulty,
-    Usage,
-    count_distinct,
-    derangement,
-    difficulty,
-    penalised_accuracy,
-    static_mask,
-    verdict,
-)
-from prunegym.agents.evaluation.mask_cache import MaskCache
-from prunegym.agents.evaluation.masks import Agent, Decided, decide_dynamic, decide_fixed, is_masks, shown_penalty
+from prunegym.agents.evaluation.controls import count_distinct, derangement, penalised_accuracy, static_mask, verdict
+from prunegym.agents.evaluation.masks import Agent, Decided, MaskCache, decide_dynamic, decide_fixed, is_masks
 from prunegym.agents.evaluation.predictors import PredictorOptions, decide_by_prediction
 from prunegym.errors import InvalidInputError
 from prunegym.models.catalog import Model, resolve_model
 from prunegym.models.checks import check_dense, check_masked
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.dynamic_cnn import DynamicCNN
-from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.models.storage.model_file import Bundle, CNNInfo
+from prunegym.models.storage.model_file import CNNInfo
 from prunegym.models.timing.latency_table import LatencyTable
 from prunegym.models.training.cnn_training import dense_logits
 from prunegym.validation import finite, whole_number
@@ -38,7 +26,7 @@ from prunegym.validation import finite, whole_number
 class Evaluation:
     """The figures of an agent on a split. Accuracies and shares are from 0 to 1; a total MAC share may exceed 1.
 
-    The fields up to ``images`` are the keys of :meth:`as_json`.
+    The fields up to ``images``, all numbers, are the keys of :meth:`as_json`.
 
     Attributes:
         accuracy: Of the CNN under the agent's masks.
@@ -56,8 +44,6 @@ class Evaluation:
         images: Number of images.
         is_static: Whether the policy is static, see :func:`prunegym.agents.evaluation.controls.verdict`.
         verdict: The same as a sentence.
-        usage: Channels always on, always off, conditional.
-        difficulty: Whether harder images get more compute.
         notes: What a reader of the figures has to know.
         masks: (images, mask_size) bool.
         total_mac_shares: (images,) float64, each image's total MAC share.
@@ -82,8 +68,6 @@ class Evaluation:
     images: int
     is_static: bool
     verdict: str
-    usage: Usage
-    difficulty: Difficulty
     notes: tuple[str, ...]
     masks: Tensor = dataclasses.field(repr=False)
     total_mac_shares: Tensor = dataclasses.field(repr=False)
@@ -97,10 +81,7 @@ class Evaluation:
         return figures if self.latency_share is None else {**figures, "latency_share": self.latency_share}
 
 
-JSON_KEYS = (
-    "accuracy", "dense_accuracy", "prepared_accuracy", "kept_share", "mac_share", "policy_mac_share",
-    "total_mac_share", "mac_share_std", "distinct_masks", "static_accuracy", "shuffled_accuracy", "reward", "images",
-)  # fmt: skip
+JSON_KEYS = tuple(field.name for field in dataclasses.fields(Evaluation) if field.type in ("float", "int"))
 
 
 @torch.no_grad()
@@ -167,16 +148,23 @@ def evaluate(
         masked.to(device)
         if owner.policy is not None:
             owner.policy.to(device)
-    with _evaluating(masked):
+    with contextlib.ExitStack() as after:
+        after.callback(masked.train, masked.training)
+        masked.eval()
         cache = MaskCache(masked, dataset, batch_size)
         options = options or PredictorOptions()
-        decided = _decide(agent, owner, layerwise, batch_size, options, penalty)
+        if isinstance(agent, DynamicCNN):
+            decided = decide_dynamic(agent, dataset, batch_size, options.agent_penalty, penalty)
+        elif is_masks(agent):
+            decided = decide_fixed(agent, masked, dataset)  # type: ignore[arg-type]
+        else:
+            decided = decide_by_prediction(agent, owner, layerwise, batch_size, options, penalty)
         if decided.logits is not None:
             cache.add(decided.masks, decided.logits)
         full = cache(torch.ones(masked.mask_size, dtype=torch.bool))
-        dense_accuracy, dense_logits, notes = _dense(dense, owner.info, full, dataset, batch_size)
+        dense_accuracy, notes = _dense(dense, owner.info, full, dataset, batch_size)
         decided = dataclasses.replace(decided, notes=decided.notes + notes)
-        result = _summary(decided, cache, full, dense_accuracy, dense_logits, penalty)
+        result = _summary(decided, cache, full, dense_accuracy, penalty)
     if latency is None:
         return result
     # The table has the time of the model's own policy only, so another agent's decisions count as free.
@@ -184,88 +172,46 @@ def evaluate(
     return dataclasses.replace(result, latency_share=latency.share(result.masks).mean().item() + deciding)
 
 
-def _decide(
-    agent: Agent,
-    owner: Bundle,
-    layerwise: bool | None,
-    batch_size: int,
-    options: PredictorOptions,
-    penalty: float,
-) -> Decided:
-    dataset = owner.data["evaluated"]
-    if isinstance(agent, DynamicCNN):
-        shown = shown_penalty(agent.policy.penalty_range, options.agent_penalty, penalty)
-        decided = decide_dynamic(agent, dataset, batch_size, shown)
-        if shown in (None, penalty) or options.agent_penalty is not None:
-            return decided
-        low, high = agent.policy.penalty_range or (0.0, 0.0)
-        note = (
-            f"The policy is for lambda from {low:g} to {high:g} and observed {shown:g}; the reward is at {penalty:g}."
-        )
-        return dataclasses.replace(decided, notes=(*decided.notes, note))
-    if is_masks(agent):
-        return decide_fixed(agent, owner.masked, dataset)  # type: ignore[arg-type]
-    return decide_by_prediction(agent, owner, layerwise, batch_size, options, penalty)
-
-
-@contextlib.contextmanager
-def _evaluating(masked: MaskedCNN) -> Iterator[None]:
-    was_training = masked.training
-    masked.eval()
-    try:
-        yield
-    finally:
-        masked.train(was_training)
-
-
 def _dense(
     dense: nn.Module | None, info: CNNInfo, full: Tensor, dataset: Dataset, batch_size: int
-) -> tuple[float, Tensor, tuple[str, ...]]:
+) -> tuple[float, tuple[str, ...]]:
+    """Return the original network's accuracy, and a note if it is not known."""
     if dense is not None:
-        full = dense_logits(dense, dataset, batch_size).float()
-        return _accuracy(full, dataset), full, ()
+        return _accuracy(dense_logits(dense, dataset, batch_size), dataset), ()
     stated = info.dense_accuracy(dataset)
     if stated is not None:
-        return stated, full, ()
-    note = "Dense accuracy is that of the model's own CNN with all channels on."
-    return _accuracy(full, dataset), full, (note,)
+        return stated, ()
+    return _accuracy(full, dataset), ("Dense accuracy is that of the model's own CNN with all channels on.",)
 
 
 def _accuracy(logits: Tensor, dataset: Dataset) -> float:
     return (logits.argmax(1) == dataset.labels).double().mean().item()
 
 
-def _summary(
-    decided: Decided, cache: MaskCache, full: Tensor, dense_accuracy: float, dense_logits: Tensor, penalty: float
-) -> Evaluation:
+def _summary(decided: Decided, cache: MaskCache, full: Tensor, dense_accuracy: float, penalty: float) -> Evaluation:
     masked, dataset, masks = cache.masked, cache.dataset, decided.masks
     logits = cache(masks)
-    static = cache(static_mask(masks, masked))
     shuffled = cache(masks[derangement(len(masks))])
     correct = logits.argmax(1) == dataset.labels
-    accuracy, mac_share = correct.double().mean().item(), masked.cost.mac_share(masks)
-    policy_share = decided.macs / masked.cost.total_macs
-    total = mac_share.mean().item() + policy_share
+    mac_share, policy_share = masked.cost.mac_share(masks), decided.macs / masked.cost.total_macs
     distinct = count_distinct(masks)
     is_static, sentence = verdict(correct, shuffled.argmax(1) == dataset.labels, distinct)
     return Evaluation(
-        accuracy=accuracy,
+        accuracy=_accuracy(logits, dataset),
         dense_accuracy=dense_accuracy,
         prepared_accuracy=_accuracy(full, dataset),
         kept_share=masks.double().mean().item(),
         mac_share=mac_share.mean().item(),
         policy_mac_share=policy_share,
-        total_mac_share=total,
+        total_mac_share=mac_share.mean().item() + policy_share,
         mac_share_std=mac_share.std(unbiased=False).item(),
         distinct_masks=distinct,
-        static_accuracy=_accuracy(static, dataset),
+        static_accuracy=_accuracy(cache(static_mask(masks, masked)), dataset),
         shuffled_accuracy=_accuracy(shuffled, dataset),
         reward=penalised_accuracy(correct, mac_share + policy_share, penalty).mean().item(),
         images=len(dataset),
         is_static=is_static,
         verdict=sentence,
-        usage=Usage.of(masks),
-        difficulty=difficulty(mac_share, dense_logits, dataset),
         notes=decided.notes,
         masks=masks,
         total_mac_shares=mac_share + policy_share,

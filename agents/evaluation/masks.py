@@ -1,4 +1,4 @@
-"""The masks that an agent gives the images of a split, and the MACs of deciding them."""
+"""The masks that an agent gives the images of a split, the MACs of deciding them, and the outputs under them."""
 
 from __future__ import annotations
 
@@ -84,15 +84,30 @@ def shown_penalty(bounds: tuple[float, float] | None, wanted: float | None, of_r
     return of_reward if bounds[0] <= of_reward <= bounds[1] else sum(bounds) / 2
 
 
-def decide_dynamic(agent: DynamicCNN, dataset: Dataset, batch_size: int, agent_penalty: float | None = None) -> Decided:
-    """Run a dynamic CNN, whose policy decides during the forward pass: one pass an image."""
-    device = agent.masked.device
-    masks, logits = decide_on_the_way(lambda images: agent.run(images, agent_penalty), dataset, device, batch_size)
-    return Decided(masks, logits, float(agent.policy.macs))
+def decide_dynamic(
+    agent: DynamicCNN, dataset: Dataset, batch_size: int, wanted: float | None, of_reward: float
+) -> Decided:
+    """Run a dynamic CNN, whose policy decides during the forward pass: one pass an image.
+
+    Args:
+        agent: The dynamic CNN.
+        dataset: The split.
+        batch_size: Images in one forward pass.
+        wanted: See :func:`shown_penalty`.
+        of_reward: lambda of the figure ``reward``.
+    """
+    bounds, device = agent.policy.penalty_range, agent.masked.device
+    shown = shown_penalty(bounds, wanted, of_reward)
+    notes: tuple[str, ...] = ()
+    if bounds is not None and wanted is None and shown != of_reward:
+        ends = f"from {bounds[0]:g} to {bounds[1]:g}"
+        notes = (f"The policy is for lambda {ends} and observed {shown:g}; the reward is at {of_reward:g}.",)
+    masks, logits = decide_on_the_way(lambda images: agent.run(images, shown), dataset, device, batch_size)
+    return Decided(masks, logits, float(agent.policy.macs), notes)
 
 
 def decide_on_the_way(
-    run: Callable[[Tensor], Executed], dataset: Dataset, device: torch.device, batch_size: int
+    run: Callable[[Tensor], Executed], dataset: Dataset, device: torch.device, batch_size: int = 250
 ) -> tuple[Tensor, Tensor]:
     """Run every image of a split once through a CNN whose policy decides during the forward pass.
 
@@ -131,3 +146,37 @@ def decide_fixed(agent: Masks | Tensor | NDArray[Any], masked: MaskedCNN, datase
 def is_masks(agent: object) -> bool:
     """Return whether an agent is a set of fixed masks."""
     return isinstance(agent, Masks | Tensor | np.ndarray)
+
+
+class MaskCache:
+    """Runs the images of a split under masks, and reuses every output that it has.
+
+    Args:
+        masked: The CNN, in eval mode.
+        dataset: The images.
+        batch_size: Images in one forward pass.
+    """
+
+    def __init__(self, masked: MaskedCNN, dataset: Dataset, batch_size: int = 250) -> None:
+        self.masked, self.dataset, self.batch_size = masked, dataset, batch_size
+        self._known: list[tuple[Tensor, Tensor]] = []
+
+    def add(self, masks: Tensor, logits: Tensor) -> None:
+        """Store masks (images, mask_size) bool and the outputs (images, ...) under them."""
+        self._known.append((masks, logits))
+
+    def __call__(self, masks: Tensor) -> Tensor:
+        """Return the outputs (images, ...) float32 on the CPU under masks (images, mask_size) bool, or (mask_size,)."""
+        masks = masks.expand(len(self.dataset), -1)
+        logits = torch.empty(len(masks), *self.masked.output_shape)
+        left = torch.ones(len(masks), dtype=torch.bool)
+        for known, output in self._known:
+            same = left & (known == masks).all(1)
+            logits[same] = output[same]
+            left &= ~same
+        device = self.masked.device
+        for part in torch.split(left.nonzero()[:, 0], self.batch_size) if left.any() else ():
+            images = self.dataset.batch(part, device=device)
+            logits[part] = self.masked(images, masks[part].float().to(device)).float().cpu()
+        self.add(masks, logits)
+        return logits

@@ -64,72 +64,70 @@ def decide_by_prediction(
     caller, dataset = CheckedAgent(as_predictor(agent)), model.data["evaluated"]
     task = _task(caller, model, layerwise, options)
     simulator = MaskSimulator(task, min(batch_size, len(dataset)), np.random.default_rng(0))
-    _check_spaces(caller, simulator)
-    macs, notes = _stated_macs(caller.agent)
-    flops: list[int] | None = [] if macs is None else None
+    made_for = {key: part.shape for key, part in _spaces(caller.agent).items()}
+    given = {key: part.shape for key, part in simulator.observation_space.spaces.items()}
+    if made_for and made_for != given:
+        raise AgentError(
+            f"The agent {caller.name!r} was made for observations {made_for}; with this model they are {given}. "
+            "Evaluate it on the model and the features that it was trained with."
+        )
+    gates = _gate_policy(caller.agent)
+    macs = getattr(caller.agent, "macs", None) if gates is None else gates.macs
+    notes: tuple[str, ...] = ()
     shown = shown_penalty(task.penalty if isinstance(task.penalty, tuple) else None, options.agent_penalty, penalty)
     masks: list[Tensor] = []
     logits: list[Tensor] = []
     for part in dataset.index_batches(batch_size):
-        outcome = _episode(caller, simulator, part, shown, None if masks else flops)
+        outcome, flops = _episode(caller, simulator, part, shown, count=macs is None)
         masks.append(outcome.mask.bool().cpu())
         logits.append(outcome.logits.float().cpu())
-    if flops is not None:
-        macs, notes = _counted_macs(sum(flops), len(masks[0]), caller)
+        if macs is None:
+            macs = flops / 2 / len(part)  # torch counts a multiply-accumulate as two operations
+            how = "were counted by torch in its predict"
+            if macs == 0:
+                how = "are unknown and count as 0; give it an attribute `macs`"
+            notes = (f"The MACs that {caller.name!r} needs to decide {how}.",)
     return Decided(torch.cat(masks), torch.cat(logits), float(macs or 0.0), notes)
 
 
 def _episode(
-    caller: CheckedAgent,
-    simulator: MaskSimulator,
-    part: Tensor,
-    agent_penalty: float | None,
-    flops: list[int] | None,
-) -> Outcome:
-    """Play an episode of each image; append the floating-point operations of each decision to ``flops``."""
+    caller: CheckedAgent, simulator: MaskSimulator, part: Tensor, agent_penalty: float | None, count: bool
+) -> tuple[Outcome, int]:
+    """Play an episode of each image, and with ``count`` count the floating-point operations of all decisions."""
     observation = simulator.reset(part, penalty=agent_penalty)
     (bits,) = simulator.action_space.shape
     state: Any = None
     outcome: Outcome | None = None
-    first = True
+    first, flops = True, 0
     while outcome is None:
         counter = FlopCounterMode(display=False)  # a new one for each decision: entering one again resets it
-        with contextlib.nullcontext() if flops is None else counter:
+        with counter if count else contextlib.nullcontext():
             actions, state = caller(observation, state, first, bits)
-        if flops is not None:
-            flops.append(counter.get_total_flops())
+        flops += counter.get_total_flops()
         result = simulator.step(actions)
         observation, outcome, first = result.observation, result.outcome, False
-    return outcome
+    return outcome, flops
 
 
 def _task(caller: CheckedAgent, model: Bundle, layerwise: bool | None, options: PredictorOptions) -> Task:
     parts = _spaces(caller.agent)
-    keys = set(parts)
     if layerwise is None:
-        layerwise = "gate" in keys if keys else bool(getattr(caller.agent, "layerwise", False))
+        layerwise = "gate" in parts if parts else bool(getattr(caller.agent, "layerwise", False))
     return make_task(
         model=model,
         dataset=model.data["evaluated"],
-        reward=_nothing,
-        penalty=(float(parts["penalty"].low[0]), float(parts["penalty"].high[0])) if "penalty" in keys else None,
-        observation="image" if "image" in keys else "features",
+        reward=lambda outcome: torch.zeros_like(outcome.kept),  # an evaluation needs no reward
+        penalty=(float(parts["penalty"].low[0]), float(parts["penalty"].high[0])) if "penalty" in parts else None,
+        observation="image" if "image" in parts else "features",
         layerwise=layerwise,
         device=model.masked.device,
         features=_features(caller.agent, model, layerwise, options),
     )
 
 
-def _nothing(outcome: Outcome) -> Tensor:
-    """Return zeros (batch,): an evaluation needs no reward."""
-    return torch.zeros_like(outcome.kept)
-
-
 def _features(agent: Any, model: Bundle, layerwise: bool, options: PredictorOptions) -> MaskFeatures:
-    gates = _gate_policy(agent)
-    known = [options.features, None if gates is None else gates.features]
-    known.append(None if model.policy is None else model.policy.features)
-    for features in known:
+    for owner in (options, _gate_policy(agent), model.policy):
+        features: MaskFeatures | None = getattr(owner, "features", None)
         if features is not None and features.config["layerwise"] == layerwise:
             return features
     masked, dataset, train = model.masked, model.data["evaluated"], options.train
@@ -148,28 +146,3 @@ def _gate_policy(agent: Any) -> Any:
 def _spaces(agent: object) -> dict[str, Any]:
     """Return the parts of an agent's observation space; empty if it has none."""
     return dict(getattr(getattr(agent, "observation_space", None), "spaces", {}))
-
-
-def _check_spaces(caller: CheckedAgent, simulator: MaskSimulator) -> None:
-    made_for = {key: part.shape for key, part in _spaces(caller.agent).items()}
-    given = {key: part.shape for key, part in simulator.observation_space.spaces.items()}
-    if made_for and made_for != given:
-        raise AgentError(
-            f"The agent {caller.name!r} was made for observations {made_for}; with this model they are {given}. "
-            "Evaluate it on the model and the features that it was trained with."
-        )
-
-
-def _stated_macs(agent: Any) -> tuple[float | None, tuple[str, ...]]:
-    gates = _gate_policy(agent)
-    macs = getattr(agent, "macs", None) if gates is None else gates.macs
-    return (None, ()) if macs is None else (float(macs), ())
-
-
-def _counted_macs(flops: int, batch: int, caller: CheckedAgent) -> tuple[float, tuple[str, ...]]:
-    macs = flops / 2 / batch  # torch counts a multiply-accumulate as two operations
-    if macs == 0:
-        return 0.0, (
-            f"The MACs that {caller.name!r} needs to decide are unknown and count as 0; give it an attribute `macs`.",
-        )
-    return macs, (f"The MACs that {caller.name!r} needs to decide were counted by torch in its predict.",)

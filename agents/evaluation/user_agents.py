@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,25 +16,6 @@ from prunegym.user_code import import_object
 
 class AgentError(PruneGymError, ValueError):
     """An agent has no ``predict``, or its ``predict`` raised or returned something other than a batch of masks."""
-
-
-class FunctionAgent:
-    """A function ``observation -> action`` as an agent.
-
-    Args:
-        function: Takes a dict of arrays (batch, ...); returns actions (batch, bits) of 0 and 1.
-    """
-
-    def __init__(self, function: Any) -> None:
-        self.function = function
-        self.__name__ = agent_name(function)
-        for attribute in ("macs", "layerwise", "observation_space"):
-            if hasattr(function, attribute):
-                setattr(self, attribute, getattr(function, attribute))
-
-    def predict(self, observation: Observation) -> Any:
-        """Call the function."""
-        return self.function(observation)
 
 
 def load_agent(path: str) -> Predictor:
@@ -76,10 +58,10 @@ def as_predictor(agent: Any, name: str | None = None) -> Predictor:
                 "in its module."
             ) from error
     if callable(getattr(agent, "predict", None)):
-        predictor: Predictor = agent
-        return predictor
+        return agent  # type: ignore[no-any-return]
     if callable(agent):
-        return FunctionAgent(agent)
+        stated = {key: getattr(agent, key) for key in ("macs", "layerwise", "observation_space") if hasattr(agent, key)}
+        return SimpleNamespace(predict=agent, __name__=agent_name(agent), **stated)
     raise AgentError(
         f"The agent {name!r} is a {type(agent).__name__} without a method `predict`. An agent is an object with "
         "`predict(observation) -> action`, a class of such objects, or a function `observation -> action`."
@@ -94,8 +76,8 @@ def agent_name(agent: object) -> str:
 class CheckedAgent:
     """Calls an agent's ``predict`` and checks what it returns.
 
-    It passes ``deterministic=True`` if ``predict`` takes it. A Stable-Baselines3 agent that was trained with
-    ``VecNormalize`` gets normalised observations.
+    It passes ``deterministic=True``, ``state`` and ``episode_start`` if ``predict`` takes them. A Stable-Baselines3
+    agent that was trained with ``VecNormalize`` gets normalised observations.
 
     Args:
         agent: An object with ``predict``.
@@ -105,11 +87,9 @@ class CheckedAgent:
         self.agent = agent
         self.name = agent_name(agent)
         try:
-            parameters = inspect.signature(agent.predict).parameters
+            self._parameters = set(inspect.signature(agent.predict).parameters)
         except (TypeError, ValueError):  # builtins have no signature
-            parameters = {}  # type: ignore[assignment]
-        self._deterministic = {"deterministic": True} if "deterministic" in parameters else {}
-        self._recurrent = {"state", "episode_start"} <= set(parameters)
+            self._parameters = set()
         normaliser = getattr(agent, "get_vec_normalize_env", lambda: None)()
         self._normaliser = normaliser if normaliser is not None and normaliser.norm_obs else None
 
@@ -131,9 +111,8 @@ class CheckedAgent:
         batch = len(next(iter(observation.values())))
         if self._normaliser is not None:
             observation = self._normaliser.normalize_obs(observation)
-        keywords: dict[str, Any] = dict(self._deterministic)
-        if self._recurrent:
-            keywords |= {"state": state, "episode_start": np.full(batch, first)}
+        offered = {"deterministic": True, "state": state, "episode_start": np.full(batch, first)}
+        keywords = {name: value for name, value in offered.items() if name in self._parameters}
         try:
             returned = self.agent.predict(observation, **keywords)
             actions, state = returned if isinstance(returned, tuple) else (returned, None)

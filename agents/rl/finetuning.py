@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from prunegym.agents.evaluation.masks import decide_on_the_way
-from prunegym.agents.rl.monitor import BATCH, validation_figures
+from prunegym.agents.rl.monitor import validation_figures
 from prunegym.agents.rl.recipe import Recipe
 from prunegym.agents.rl.recipe_files import as_recipe
-from prunegym.agents.rl.run_reward import own_reward, try_own_reward
-from prunegym.agents.rl.trainer import train_agent, try_task
+from prunegym.agents.rl.run_reward import own_reward
+from prunegym.agents.rl.trainer import train_agent, try_recipe
 from prunegym.models.checks import check_dense
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.dynamic_cnn import DynamicCNN
@@ -70,12 +70,13 @@ def finetune(
     Raises:
         InvalidInputError: If the policy is static, if images, classes or ``dense`` do not fit the model, or if the
             folder has another run.
-        PruneGymError: Any error of :func:`~prunegym.agents.rl.trainer.try_task` and
-            :func:`~prunegym.agents.rl.run_reward.try_own_reward`.
+        PruneGymError: Any error of :func:`~prunegym.agents.rl.trainer.try_recipe`.
     """
     recipe, out = as_recipe(recipe), Path(out)
     train, validation = model.info.adapt(train), model.info.adapt(validation)
-    _check(model, train, validation, recipe, dense)
+    if dense is not None:
+        check_dense(dense, model.masked, train)
+    try_recipe(recipe, model.masked, train, validation, model.policy)
     settings = {"recipe": recipe.as_dict(), "tune": dataclasses.asdict(tuning), "rounds": rounds, "seed": seed}
     inputs = {"dense": dense, "CNN": model.masked, "gates": model.policy}
     inputs |= {"training images": train, "validation images": validation}
@@ -103,9 +104,8 @@ def finetune(
     for turn in range(1, rounds + 1):
         folder = out / f"turn-{turn}"
         config = dataclasses.replace(tuning, seed=seed + 1000 * turn)
-        checkpoint = folder / "tune.pt"
-        under = of_stage(report, "finetune")
-        tune(model.masked, model.policy, train, config, teacher=teacher, checkpoint=checkpoint, report=under)
+        saved, under = folder / "tune.pt", of_stage(report, "finetune")
+        tune(model.masked, model.policy, train, config, teacher=teacher, checkpoint=saved, report=under)
         look(f"turn {turn}, CNN", 0)
         model = train_agent(
             model.masked, model.info, train, validation, recipe, folder, policy=model.policy, seed=seed + turn,
@@ -113,23 +113,15 @@ def finetune(
         )  # fmt: skip
         look(f"turn {turn}, policy", recipe.n_episodes * len(model.policy.decisions))
     best.save(out / "model.safetensors")
-    highest = max(range(len(rows)), key=lambda index: rows[index]["reward"])
-    rows = [{**row, "chosen": index == highest} for index, row in enumerate(rows)]
+    chosen = max(rows, key=lambda row: row["reward"])
+    rows = [{**row, "chosen": row is chosen} for row in rows]
     finish_run(out, time.perf_counter() - started, {"rounds": rows})
     return rows
-
-
-def _check(model: DynamicCNN, train: Dataset, validation: Dataset, recipe: Recipe, dense: nn.Module | None) -> None:
-    if dense is not None:
-        check_dense(dense, model.masked, train)
-    try_task(recipe, model.masked, train, model.policy)
-    try_own_reward(recipe, model.masked, validation)
 
 
 @torch.no_grad()
 def _teacher(model: DynamicCNN, dense: nn.Module | None, train: Dataset) -> Tensor:
     """Return logits (count, classes) to distil from."""
-    device = model.masked.device
     if dense is not None:
-        return dense_logits(dense.to(device), train)
-    return decide_on_the_way(model.run, train, device, BATCH)[1]
+        return dense_logits(dense.to(model.masked.device), train)
+    return decide_on_the_way(model.run, train, model.masked.device)[1]

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 
 from prunegym.envs.rewards.reward import FULL_MASK_COST
 from prunegym.envs.task import Task
-from prunegym.errors import InvalidInputError
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.masking.masked_cnn import MaskedCNN
@@ -45,22 +44,15 @@ class DualAscent:
 
     Args:
         budget: Target, rate and damping.
-        task: The task. Adaptation starts at its lambda.
+        task: The task. Adaptation starts at its lambda, which is one number.
 
     Attributes:
         penalty: The current lambda.
         steady: lambda without damping: its start plus all steps.
-
-    Raises:
-        InvalidInputError: If the task's lambda is a range.
     """
 
     def __init__(self, budget: Budget, task: Task) -> None:
-        if isinstance(task.penalty, tuple):
-            raise InvalidInputError(
-                f"The penalty is the range {task.penalty}, but a budget adapts one penalty. Leave out the budget, or "
-                "give the penalty as one number to start from."
-            )
+        assert not isinstance(task.penalty, tuple)  # a recipe with a budget has no range
         self.budget = budget
         self.penalty = self.steady = task.penalty
         # The lambda at which the full mask costs 1, so that one rate suits rewards in any unit of cost.

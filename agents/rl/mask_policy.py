@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.distributions import BernoulliDistribution, Distribution
@@ -75,44 +75,38 @@ class MaskPolicy(ActorCriticPolicy):
         self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        data = super()._get_constructor_parameters()
-        return data | self._arguments
+        return super()._get_constructor_parameters() | self._arguments
 
     def gate_policy(self) -> GatePolicy:
         """Return a copy of the actor, as a plain torch module."""
         return copy.deepcopy(self.actor)
 
-    def _rows(self, obs: PyTorchObs) -> list[tuple[int, Tensor]]:
-        """Return each decision in a batch with its rows."""
-        assert isinstance(obs, dict)
-        if "gate" not in obs:
-            return [(0, torch.arange(len(obs["features"]), device=self.device))]
-        gates = obs["gate"].argmax(1)
-        return [(int(gate), (gates == gate).nonzero()[:, 0]) for gate in torch.unique(gates)]
-
-    def _logits(self, obs: PyTorchObs) -> Tensor:
-        assert isinstance(obs, dict)
-        assert self.action_space.shape is not None
-        logits = torch.full((len(obs["features"]), self.action_space.shape[0]), ALWAYS_KEPT, device=self.device)
-        for decision, rows in self._rows(obs):
-            features = obs["features"][rows, : self.actor.features.sizes[decision]]
-            penalty = obs["penalty"][rows, 0] if "penalty" in obs else None
-            values = self.actor.logits(decision, features, penalty)
-            logits[rows, : values.shape[1]] = values
-        return logits
+    def _decisions(self, obs: dict[str, Tensor]) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Yield each decision in a batch, its rows, and the features that it is made from."""
+        count = len(obs["features"])
+        gates = obs["gate"].argmax(1) if "gate" in obs else torch.zeros(count, dtype=torch.int64, device=self.device)
+        for decision in torch.unique(gates).tolist():
+            rows = (gates == decision).nonzero()[:, 0]
+            yield decision, rows, obs["features"][rows, : self.actor.features.sizes[decision]]
 
     def get_distribution(self, obs: PyTorchObs) -> Distribution:
         """Return the distribution of the mask bits (batch, action width)."""
+        assert isinstance(obs, dict)
         assert isinstance(self.action_dist, BernoulliDistribution)
-        return self.action_dist.proba_distribution(self._logits(obs))
+        assert self.action_space.shape is not None
+        logits = torch.full((len(obs["features"]), self.action_space.shape[0]), ALWAYS_KEPT, device=self.device)
+        for decision, rows, features in self._decisions(obs):
+            penalty = obs["penalty"][rows, 0] if "penalty" in obs else None
+            values = self.actor.logits(decision, features, penalty)
+            logits[rows, : values.shape[1]] = values
+        return self.action_dist.proba_distribution(logits)
 
     def predict_values(self, obs: PyTorchObs) -> Tensor:
         """Return the critics' values, (batch, 1)."""
         assert isinstance(obs, dict)
         values = torch.zeros(len(obs["features"]), 1, device=self.device)
         extra = [obs[key] for key in ("cost", "penalty") if key in obs]
-        for decision, rows in self._rows(obs):
-            features = obs["features"][rows, : self.actor.features.sizes[decision]]
+        for decision, rows, features in self._decisions(obs):
             values[rows] = self.critics[decision](torch.cat([features, *(part[rows] for part in extra)], dim=1))
         return values
 
@@ -126,9 +120,6 @@ class MaskPolicy(ActorCriticPolicy):
         """Return values (batch, 1), log-probabilities (batch,) and entropies (batch,) of given actions."""
         distribution = self.get_distribution(obs)
         return self.predict_values(obs), distribution.log_prob(actions), distribution.entropy()
-
-    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> Tensor:
-        return self.get_distribution(observation).get_actions(deterministic=deterministic)
 
 
 def new_gate_policy(env: VecEnv | gym.Env[Any, Any], hidden: int = 64, bias: float = 2.0, seed: int = 0) -> GatePolicy:
@@ -168,7 +159,7 @@ def _check_spaces(observation: spaces.Space[Any], action: spaces.Space[Any], pol
         )
     if not isinstance(action, spaces.MultiBinary):
         raise InvalidInputError(f"MaskPolicy acts in a MultiBinary space; this environment has {action}.")
-    size = int(np.prod(observation["features"].shape or ()))
+    (size,) = observation["features"].shape or (0,)
     widest = max(decision.width for decision in policy.decisions)
     if max(policy.features.sizes) != size or action.shape[0] != widest:
         raise InvalidInputError(

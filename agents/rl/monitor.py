@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +14,20 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from tqdm import tqdm
 
-from prunegym.agents.evaluation.controls import count_distinct
-from prunegym.agents.evaluation.mask_cache import MaskCache
-from prunegym.agents.evaluation.masks import decide_on_the_way
+from prunegym.agents.evaluation.controls import count_distinct, penalised_accuracy
+from prunegym.agents.evaluation.masks import MaskCache, decide_on_the_way
 from prunegym.agents.rl.lagrangian import DualAscent, shift_to_budget
 from prunegym.agents.rl.mask_policy import MaskPolicy
-from prunegym.agents.rl.run_reward import OwnReward
-from prunegym.errors import InvalidInputError
+from prunegym.agents.rl.recipe import Recipe
+from prunegym.agents.rl.run_reward import OwnReward, own_reward
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.gating.static_policy import StaticPolicy
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.skipping.skipping_cnn import prefer_kernel
+from prunegym.models.storage.model_file import Bundle
 from prunegym.models.storage.weights import save_state, save_text
-
-BATCH = 250
+from prunegym.models.training.reports import Report
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,21 +68,22 @@ def validation_figures(
     """
     shown = None if policy.penalty_range is None else penalty
     run, device = prefer_kernel(masked, policy), masked.device
-    masks, logits = decide_on_the_way(lambda images: run(images, None, shown), dataset, device, BATCH)
+    masks, logits = decide_on_the_way(lambda images: run(images, None, shown), dataset, device)
     right = (logits.argmax(1) == dataset.labels).float()
     accuracy = float(right.mean())
     share = masked.cost.total_share(masks, policy.macs).mean().item()
+    reward = float(penalised_accuracy(right.mean(), share, penalty))
     kept = masks.float().mean(0)  # of each channel, the share of images that keep it
     # In random order, because neighbours in a folder are often of one class.
     some = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))[:1000]
-    cache = MaskCache(masked, dataset.subset(some), BATCH)
+    cache = MaskCache(masked, dataset.subset(some))
     cache.add(masks[some], logits[some])
     shuffled = cache(masks[some.roll(1)]).argmax(1) == dataset.labels[some]
     lost = float((right[some] - shuffled.float()).sum())
     return ValidationFigures(
         accuracy=accuracy,
         total_mac_share=share,
-        reward=accuracy - penalty * share if own_reward is None else own_reward(masks, logits, penalty),
+        reward=reward if own_reward is None else own_reward(masks, logits, penalty),
         distinct_masks=count_distinct(masks),
         conditional_share=float(((kept > 0.01) & (kept < 0.99)).float().mean()),
         always_on_share=float((kept >= 0.99).float().mean()),
@@ -97,47 +96,37 @@ class CollapseWarning(UserWarning):
     """The policy gives all or nearly all images the same mask."""
 
 
+@dataclasses.dataclass(eq=False, repr=False)
 class TrainingMonitor(BaseCallback):
     """Shows progress, evaluates every few updates, keeps the best actor, writes checkpoints.
 
-    Args:
-        masked: The CNN.
-        validation: Images to evaluate on.
-        penalty: lambda of the reward that the best actor is chosen by. For a range of lambdas, give its middle: the
-            actor is then chosen by its mean reward there and at both ends.
-        eval_every: Updates between two evaluations.
+    The best actor has the highest reward of the recipe on validation images. For a range of lambdas, that is the mean
+    of the rewards at its middle and at both ends.
+
+    Attributes:
+        bundle: The CNN, and ``validation`` images.
+        recipe: The settings of the run.
         folder: Folder for checkpoints.
-        total_timesteps: Length of the progress bar.
         progress: Whether to show a progress bar.
         report: Called with the figures of each evaluation.
         budget: Adapts lambda after each rollout. Actors are then shifted to the budget before they are evaluated.
-        own_reward: Measures the recipe's own reward, to choose the best actor by it.
+        state_path: File for the state that Stable-Baselines3 does not store in its checkpoint.
     """
 
-    def __init__(
-        self,
-        masked: MaskedCNN,
-        validation: Dataset,
-        penalty: float,
-        eval_every: int,
-        folder: Path,
-        total_timesteps: int,
-        progress: bool = True,
-        report: Callable[[dict[str, Any]], None] | None = None,
-        budget: DualAscent | None = None,
-        own_reward: OwnReward | None = None,
-    ) -> None:
+    bundle: Bundle
+    recipe: Recipe
+    folder: Path
+    progress: bool = True
+    report: Report | None = None
+    budget: DualAscent | None = None
+
+    def __post_init__(self) -> None:
+        """Begin without any figures."""
         super().__init__()
-        self.budget = budget
-        self.own_reward = own_reward
-        self.masked = masked
-        self.validation = validation
-        self.penalty = penalty
-        self.eval_every = eval_every
-        self.folder = folder
-        self.total_timesteps = total_timesteps
-        self.progress = progress
-        self.report = report
+        self.state_path = self.folder / "monitor.json"
+        self.masked = self.bundle.masked
+        self.validation = self.bundle.data["validation"].sample(self.recipe.eval_images)
+        self.own_reward = own_reward(self.recipe, self.masked, self.validation)
         self.best_reward = -np.inf
         self.history: list[dict[str, Any]] = []
         self.updates = 0
@@ -145,28 +134,9 @@ class TrainingMonitor(BaseCallback):
         self._episodes: list[tuple[float, float, float]] = []
         self._bar: Any = None
 
-    @property
-    def state_path(self) -> Path:
-        """File for the state that Stable-Baselines3 does not store in its checkpoint."""
-        return self.folder / "monitor.json"
-
-    def actor(self) -> GatePolicy:
-        """Return a copy of the current actor, shifted to the budget if there is one."""
-        assert isinstance(self.model.policy, MaskPolicy)
-        actor = self.model.policy.gate_policy()
-        if self.budget is not None:
-            shift_to_budget(self.masked, actor, self.validation, self.budget.budget)
-        return actor
-
     def restore(self) -> None:
-        """Read the figures of a checkpoint."""
-        try:
-            state = json.loads(self.state_path.read_text())
-        except ValueError as error:
-            raise InvalidInputError(
-                f"{self.state_path} is damaged ({error}). Delete the folder's checkpoint.zip to start reinforcement "
-                "learning again."
-            ) from error
+        """Read the figures of a checkpoint; a ValueError or KeyError means that the file is damaged."""
+        state = json.loads(self.state_path.read_text())
         self.best_reward, self.history, self.updates = state["best_reward"], state["history"], state["updates"]
         if self.budget is not None:
             self.budget.restore(state["budget"])
@@ -179,8 +149,8 @@ class TrainingMonitor(BaseCallback):
         hidden = None if self.progress else True
         # Without the rate, and with counts like 691k, the bar and its figures fit 80 columns.
         layout = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
-        total, done = self.total_timesteps, self.num_timesteps
-        self._bar = tqdm(total=total, initial=done, unit_scale=True, bar_format=layout, disable=hidden)
+        total = self.locals["total_timesteps"]
+        self._bar = tqdm(total=total, initial=self.num_timesteps, unit_scale=True, bar_format=layout, disable=hidden)
         if not self.history or self.history[-1]["timesteps"] < self.num_timesteps:
             # At the start, or if a run ended between a checkpoint and its figures.
             assert isinstance(self.model, OnPolicyAlgorithm)
@@ -218,7 +188,7 @@ class TrainingMonitor(BaseCallback):
             self._restored = False
         elif self.num_timesteps:
             self.updates += 1
-            if self.updates % self.eval_every == 0:
+            if self.updates % self.recipe.eval_every == 0:
                 self._evaluate()
 
     def _on_training_end(self) -> None:
@@ -227,12 +197,20 @@ class TrainingMonitor(BaseCallback):
         self._bar.close()
 
     def _evaluate(self) -> None:
-        actor = self.actor()
-        result = validation_figures(self.masked, actor, self.validation, self.penalty, self.own_reward)
+        assert isinstance(self.model.policy, MaskPolicy)
+        actor = self.model.policy.gate_policy()
+        if self.budget is not None:
+            shift_to_budget(self.masked, actor, self.validation, self.budget.budget)
+        result = self._figures(actor, self.recipe.middle_penalty)
         row = {"timesteps": self.num_timesteps, "updates": self.updates, **dataclasses.asdict(result)}
         if actor.penalty_range is not None:
-            row |= self._ends_of_the_dial(actor, actor.penalty_range, result)
-            result = dataclasses.replace(result, reward=row["reward"])
+            low, high = (self._figures(actor, bound) for bound in actor.penalty_range)
+            result = dataclasses.replace(result, reward=(low.reward + result.reward + high.reward) / 3)
+            row |= {
+                "reward": result.reward,
+                "accuracy_at_lowest": low.accuracy, "total_mac_share_at_lowest": low.total_mac_share,
+                "accuracy_at_highest": high.accuracy, "total_mac_share_at_highest": high.total_mac_share,
+            }  # fmt: skip
         if self.budget is not None:
             row["penalty"] = self.budget.penalty
         self.history.append(row)
@@ -246,18 +224,8 @@ class TrainingMonitor(BaseCallback):
         if self.report is not None:
             self.report(row)
 
-    def _ends_of_the_dial(
-        self, actor: GatePolicy, bounds: tuple[float, float], middle: ValidationFigures
-    ) -> dict[str, float]:
-        """Return figures at the lowest and highest lambda, and the mean reward over these and the middle."""
-        low, high = (
-            validation_figures(self.masked, actor, self.validation, bound, self.own_reward) for bound in bounds
-        )
-        return {
-            "reward": (low.reward + middle.reward + high.reward) / 3,
-            "accuracy_at_lowest": low.accuracy, "total_mac_share_at_lowest": low.total_mac_share,
-            "accuracy_at_highest": high.accuracy, "total_mac_share_at_highest": high.total_mac_share,
-        }  # fmt: skip
+    def _figures(self, actor: GatePolicy, penalty: float) -> ValidationFigures:
+        return validation_figures(self.masked, actor, self.validation, penalty, self.own_reward)
 
     def _warn_of_collapse(self, result: ValidationFigures) -> None:
         # On few images, other images' masks may be as good by chance.

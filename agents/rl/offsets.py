@@ -80,6 +80,6 @@ def _shifted(agent: DynamicCNN, offset: float) -> DynamicCNN:
 
 def _reward(agent: DynamicCNN, dataset: Dataset, penalty: float) -> float:
     run, device = prefer_kernel(agent.masked, agent.policy), agent.masked.device
-    masks, logits = decide_on_the_way(run, dataset, device, 250)
+    masks, logits = decide_on_the_way(run, dataset, device)
     shares = agent.masked.cost.total_share(masks, agent.policy.macs)
     return penalised_accuracy(logits.argmax(1) == dataset.labels, shares, penalty).mean().item()

@@ -21,10 +21,6 @@ from prunegym.user_code import described
 from prunegym.validation import choice, finite, share, whole_number
 
 CLASSES: dict[str, type[OnPolicyAlgorithm]] = {"a2c": A2C, "ppo": PPO}
-ADVANTAGE_BASELINES = ("greedy",)
-COUNTS = (
-    "n_envs", "group", "n_episodes", "episodes_per_rollout", "n_minibatches", "eval_every", "eval_images",
-)  # fmt: skip
 SCHEDULES = ("learning_rate", "clip_range", "clip_range_vf")
 """Hyperparameters that may fall linearly to 0, as ``lin_6.0e-4``."""
 HYPERPARAMETER_CHECKS: dict[str, Callable[[str, Any], object]] = {
@@ -85,10 +81,16 @@ class Recipe:
     def __post_init__(self) -> None:
         """Check what Stable-Baselines3 would refuse late or not at all."""
         choice("algorithm that acts in MultiBinary spaces", self.algo, CLASSES)
-        self._check_numbers()
-        self._check_baseline()
-        self._check_start()
-        self._check_lambdas()
+        for field in dataclasses.fields(self):
+            if field.type == "int":
+                least = 0 if field.name == "n_episodes" else 1
+                whole_number(self._named(field.name), getattr(self, field.name), least)
+        finite(self._named("sharpen"), self.sharpen, above=0)
+        if self.target_macs not in (None, "best"):
+            share(self._named("target_macs"), self.target_macs, hint="Give a total MAC share, or 'best'.")
+        conflict = self._conflict()
+        if conflict is not None:
+            raise InvalidInputError(f"Recipe {self.name!r}: {conflict}")
         for setting, value in self.hyperparameters.items():
             if value is None and setting in ("target_kl", "clip_range_vf"):
                 continue
@@ -101,59 +103,37 @@ class Recipe:
     def _named(self, setting: str) -> str:
         return f"Recipe {self.name!r}: {setting}"
 
-    def _check_numbers(self) -> None:
-        for setting in COUNTS:
-            whole_number(self._named(setting), getattr(self, setting), 0 if setting == "n_episodes" else 1)
-        finite(self._named("sharpen"), self.sharpen, above=0)
-        if 0 < self.n_episodes < self.n_envs * self.episodes_per_rollout:
-            raise InvalidInputError(
-                f"Recipe {self.name!r}: n_episodes is {self.n_episodes}; one rollout alone has "
-                f"{self.n_envs * self.episodes_per_rollout}. Give more episodes or fewer environments."
-            )
-
-    def _check_baseline(self) -> None:
+    def _conflict(self) -> str | None:
+        """Return what is wrong with the first settings that exclude each other; None if all go together."""
+        rollout = self.n_envs * self.episodes_per_rollout
+        if 0 < self.n_episodes < rollout:
+            return f"n_episodes is {self.n_episodes}; one rollout alone has {rollout}. Give more, or lower n_envs."
         if self.n_envs % self.group:
-            raise InvalidInputError(
-                f"Recipe {self.name!r}: group is {self.group}; n_envs ({self.n_envs}) must be a multiple of it."
+            return f"group is {self.group}; n_envs ({self.n_envs}) must be a multiple of it."
+        if self.baseline is not None and (self.baseline != "greedy" or self.group < 2):
+            return (
+                f"baseline is {self.baseline!r} and group {self.group}. Give greedy with a group of at least 2; or "
+                "none, for the mean of the others."
             )
-        if self.baseline is not None and (self.baseline not in ADVANTAGE_BASELINES or self.group < 2):
-            raise InvalidInputError(
-                f"Recipe {self.name!r}: baseline is {self.baseline!r} and group {self.group}. Give "
-                f"{', '.join(ADVANTAGE_BASELINES)} with a group of at least 2; or none, for the mean of the others."
-            )
-
-    def _check_start(self) -> None:
         if self.budget is not None and self.target_macs is not None:
-            raise InvalidInputError(
-                f"Recipe {self.name!r}: target_macs is where reinforcement learning starts, budget where it starts and "
-                "ends. Give one of the two."
+            return "target_macs is where training starts, budget where it starts and ends. Give one of the two."
+        reward = self.env_kwargs.get("reward", "l0")
+        if self.target_macs == "best" and reward != "macs":
+            return (
+                f"target_macs is 'best', where correct - penalty * MAC share is highest, but the reward is {reward!r}. "
+                "Set env_kwargs' reward to 'macs', or give target_macs as a share above 0 and at most 1."
             )
-        if self.target_macs == "best" and self.env_kwargs.get("reward") != "macs":
-            raise InvalidInputError(
-                f"Recipe {self.name!r}: target_macs is 'best', where correct - penalty * MAC share is highest, but "
-                f"the reward is {self.env_kwargs.get('reward', 'l0')!r}. Set env_kwargs' reward to 'macs', or give "
-                "target_macs as a share above 0 and at most 1."
-            )
-        if self.target_macs not in (None, "best"):
-            share(self._named("target_macs"), self.target_macs, hint="Give a total MAC share, or 'best'.")
-
-    def _check_lambdas(self) -> None:
-        ranged = isinstance(self.env_kwargs.get("penalty"), tuple | list)
-        if ranged and self.budget is not None:
-            raise InvalidInputError(
-                f"Recipe {self.name!r}: there is a budget, but penalty is a range, and a budget adapts one penalty. "
-                "Give penalty as a number, or leave out the budget."
-            )
-        shares = (
-            ("imitation", "mac_share", None if self.imitation is None else self.imitation.mac_share),
-            ("refine", "target_macs", None if self.refine is None else self.refine.target_macs),
-        )
-        for stage, setting, given in shares:
-            if not ranged and not isinstance(given, float | int | None):
-                raise InvalidInputError(
-                    f"Recipe {self.name!r}: {setting} of {stage} is {given}, for a range of lambdas, but penalty is "
-                    "one number. Give one share, or the penalty as a range."
+        if isinstance(self.env_kwargs.get("penalty"), tuple | list):
+            message = "there is a budget, but penalty is a range. Give penalty as a number, or leave out the budget."
+            return None if self.budget is None else message
+        for stage, setting in (("imitation", "mac_share"), ("refine", "target_macs")):
+            given = getattr(getattr(self, stage), setting, None)  # None too for a stage that is left out
+            if not isinstance(given, float | int | None):
+                return (
+                    f"{setting} of {stage} is {given}, for a range of lambdas, but penalty is one number. Give one "
+                    "share, or the penalty as a range."
                 )
+        return None
 
     @property
     def middle_penalty(self) -> float:
@@ -165,6 +145,7 @@ class Recipe:
 
     def passes(self, images: int) -> float:
         """Return how often all stages together look at each training image, given the number of images."""
+        # passes = (images of imitation + episodes) / images + epochs of refinement; an episode is one image.
         imitated = 0 if self.imitation is None else self.imitation.steps * self.imitation.batch_size
         return (imitated + self.n_episodes) / images + (0.0 if self.refine is None else self.refine.epochs)
 

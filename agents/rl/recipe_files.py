@@ -78,15 +78,14 @@ def _read(path: Path) -> Any:
     try:
         with path.open(encoding="utf-8") as file:
             text = file.read(MOST_CHARACTERS + 1)
-        content = None if len(text) > MOST_CHARACTERS else yaml.load(text, Loader)  # noqa: S506  (a SafeLoader)
+        if len(text) <= MOST_CHARACTERS:
+            return yaml.load(text, Loader)  # noqa: S506  (a SafeLoader)
     # ValueError: no UTF-8, a date that does not exist, a number of thousands of digits.
     except (yaml.YAMLError, OSError, ValueError) as error:
         raise InvalidInputError(f"{path} is not YAML: {error}") from error
     except RecursionError:
         raise InvalidInputError(f"{path} is nested too deeply for a recipe.") from None
-    if len(text) > MOST_CHARACTERS:
-        raise InvalidInputError(f"{path} has more than {MOST_CHARACTERS:,} characters, too many for a recipe.")
-    return content
+    raise InvalidInputError(f"{path} has more than {MOST_CHARACTERS:,} characters, too many for a recipe.")
 
 
 def as_recipe(recipe: Recipe | str | Path) -> Recipe:

@@ -75,22 +75,5 @@ def own_reward(recipe: Recipe, masked: MaskedCNN, dataset: Dataset) -> OwnReward
     if reward == "macs" and accuracy in ("correct", "probability"):
         return None
     resolved = resolve_reward(reward, accuracy, masked, kwargs.get("latency_table"))
-    penalty = kwargs.get("penalty")
-    if penalty is None:
-        penalty = resolved.default_penalty
+    penalty = resolved.default_penalty if kwargs.get("penalty") is None else kwargs["penalty"]
     return OwnReward(resolved, masked, dataset, float(penalty) if isinstance(penalty, float | int) else None)
-
-
-@torch.inference_mode()
-def try_own_reward(recipe: Recipe, masked: MaskedCNN, dataset: Dataset) -> None:
-    """Measure a recipe's own reward on a few images, to find mistakes before imitation starts.
-
-    Raises:
-        RewardError: If your own reward fails on this split, or returns something that is no reward.
-    """
-    few = dataset.sample(4)
-    measure = own_reward(recipe, masked, few)
-    if measure is None:
-        return
-    images = few.batch(torch.arange(len(few)), device=masked.device)
-    measure(torch.ones(len(few), masked.mask_size, dtype=torch.bool), masked(images), recipe.middle_penalty)

@@ -6,9 +6,9 @@ import copy
 import time
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import torch
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import LinearSchedule, set_random_seed
 from stable_baselines3.common.vec_env import VecEnv
@@ -19,7 +19,7 @@ from prunegym.agents.rl.monitor import TrainingMonitor
 from prunegym.agents.rl.offsets import gates_at_best_offset
 from prunegym.agents.rl.recipe import CLASSES, SCHEDULES, Recipe, linear_start
 from prunegym.agents.rl.recipe_files import as_recipe
-from prunegym.agents.rl.run_reward import own_reward, try_own_reward
+from prunegym.agents.rl.run_reward import own_reward
 from prunegym.envs.sb3_vec_env import MaskVecEnv
 from prunegym.envs.sb3_wrappers import GroupAdvantage, SelfCritical
 from prunegym.envs.simulator import MaskSimulator
@@ -37,7 +37,7 @@ from prunegym.models.storage.run_folder import begin_run, finish_run
 from prunegym.models.storage.weights import load_state
 from prunegym.models.training.mac_target import meet_target
 from prunegym.models.training.preparation import PrepareConfig, prepare
-from prunegym.models.training.reports import StageReport
+from prunegym.models.training.reports import StageReport, of_stage
 from prunegym.registration import LAYERWISE
 from prunegym.validation import choice, whole_number
 
@@ -82,14 +82,13 @@ def train_agent(
     Raises:
         InvalidInputError: If images or classes do not fit the CNN, if the folder has a run with other settings or
             another CNN, or if it has a run and ``resume`` is False.
-        PruneGymError: Any error of :func:`try_task` and :func:`~prunegym.agents.rl.run_reward.try_own_reward`.
+        PruneGymError: Any error of :func:`try_recipe`.
     """
     recipe, out = as_recipe(recipe), Path(out)
     train, validation = info.adapt(train), info.adapt(validation)
     check_masked(masked, train)
     check_masked(masked, validation)
-    try_task(recipe, masked, train, policy)
-    try_own_reward(recipe, masked, validation)
+    try_recipe(recipe, masked, train, validation, policy)
     policy = copy.deepcopy(policy)
     settings = {"seed": seed, "dataset": train.name, "train_images": train.span, "cnn": info.architecture}
     inputs = {"CNN": masked, "gates": policy, "training images": train, "validation images": validation}
@@ -100,7 +99,7 @@ def train_agent(
     model = Bundle(masked=masked, info=info, policy=policy, data=data, seed=seed, device=device)
     saved = out / "start.safetensors"
     if resume and saved.exists():
-        start = _stored_start(saved, model)
+        start = _gates(DynamicCNN.load(saved, copy.deepcopy(masked.network), device))
     else:
         start = _start(model, recipe, out, report)
         DynamicCNN(masked, start, info).save(saved)
@@ -113,15 +112,15 @@ def train_agent(
     return trained
 
 
-def try_task(
-    recipe: Recipe, masked: MaskedCNN, train: Dataset, policy: GatePolicy | StaticPolicy | None = None
+def try_recipe(
+    recipe: Recipe, masked: MaskedCNN, train: Dataset, validation: Dataset, policy: GatePolicy | StaticPolicy | None
 ) -> None:
-    """Play one episode of a recipe's task, to find mistakes before imitation starts.
+    """Play one episode of a recipe's task and measure its own reward, to find mistakes before imitation starts.
 
     Raises:
         UnknownNameError: For another environment, an unknown reward or accuracy term.
         InvalidInputError: If the gates are static, if they are for another kind of lambda, or if an argument is wrong.
-        RewardError: If your own reward fails, or returns something that is no reward.
+        RewardError: If your own reward fails on either split, or returns something that is no reward.
     """
     if isinstance(policy, StaticPolicy):
         raise InvalidInputError("The model's policy is static: its mask is the same for all images. Give other gates.")
@@ -143,27 +142,24 @@ def try_task(
     bits = np.ones((4, *task.action_space.shape), np.int8)
     for _ in simulator.decisions:
         simulator.step(bits)
-
-
-def _stored_start(path: Path, model: Bundle) -> GatePolicy:
-    """Return the start of a run that resumes, loaded into the model's policy if it has one."""
-    stored = DynamicCNN.load(path, copy.deepcopy(model.masked.network), model.device)
-    if model.policy is None:
-        return _gates(stored)
-    model.policy.load_state_dict(stored.policy.state_dict())
-    return _gates(model.policy.to(model.device))
+    few = validation.sample(4)
+    measure = own_reward(recipe, masked, few)
+    if measure is not None:
+        images = few.batch(torch.arange(len(few)), device=masked.device)
+        with torch.inference_mode():
+            measure(torch.ones(len(few), masked.mask_size, dtype=torch.bool), masked(images), recipe.middle_penalty)
 
 
 def _start(model: Bundle, recipe: Recipe, out: Path, report: StageReport | None) -> GatePolicy:
+    """Return the gates that reinforcement learning starts from, where the recipe wants them."""
     if model.policy is None:
-        start = _prepared(model, recipe, out, report)
-        if recipe.target_macs == "best":
-            held_out = model.data["validation"].sample(recipe.eval_images)
-            made = DynamicCNN(model.masked, start, model.info)
-            return _gates(gates_at_best_offset(made, held_out, recipe.middle_penalty))
-        target = recipe.target_macs
+        start, target = _prepared(model, recipe, out, report), recipe.target_macs
     else:
         start, target = _gates(model.policy.to(model.device)), None
+    if target == "best":
+        held_out = model.data["validation"].sample(recipe.eval_images)
+        made = DynamicCNN(model.masked, start, model.info)
+        return _gates(gates_at_best_offset(made, held_out, recipe.middle_penalty))
     if recipe.budget is not None:
         target = recipe.budget.target_macs
     if target is not None:
@@ -177,7 +173,7 @@ def _prepared(model: Bundle, recipe: Recipe, out: Path, report: StageReport | No
     config = PrepareConfig(
         imitation=recipe.imitation,
         tune=recipe.refine,
-        layerwise="Layerwise" in recipe.env,
+        layerwise=LAYERWISE[recipe.env],
         penalty_range=(penalty[0], penalty[1]) if isinstance(penalty, tuple | list) else None,
         seed=model.seed,
         **recipe.gate_policy,
@@ -204,17 +200,19 @@ def _reinforce(
         return start
     env = training_env(model.masked, start, model.data["train"], recipe, model.seed, model.device)
     total = recipe.n_episodes * len(start.decisions)
-    held_out = model.data["validation"].sample(recipe.eval_images)
-    monitor = TrainingMonitor(
-        model.masked, held_out, recipe.middle_penalty, recipe.eval_every, out, total, progress,
-        None if report is None else lambda row: report(recipe.algo, row),
-        None if recipe.budget is None else DualAscent(recipe.budget, env.get_attr("task")[0]),
-        own_reward(recipe, model.masked, held_out),
-    )  # fmt: skip
+    ascent = None if recipe.budget is None else DualAscent(recipe.budget, env.get_attr("task")[0])
+    monitor = TrainingMonitor(model, recipe, out, progress, of_stage(report, recipe.algo), ascent)
     checkpoint = out / "checkpoint.zip"
     if resume and checkpoint.exists() and monitor.state_path.exists():
-        algorithm = _stored_algorithm(checkpoint, env, recipe, model.device)
-        monitor.restore()
+        try:
+            algorithm = CLASSES[recipe.algo].load(checkpoint, env=env, device=model.device)
+            monitor.restore()
+        except (ValueError, OSError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise InvalidInputError(
+                f"{checkpoint} or {monitor.state_path.name} is damaged ({reason}). Delete both to start reinforcement "
+                "learning again."
+            ) from error
         played = algorithm.num_timesteps // (recipe.n_envs * len(start.decisions))
         env.env_method("skip_episodes", played, indices=0)
         set_random_seed((model.seed + algorithm.num_timesteps) % 2**32)  # other noise than at the start
@@ -222,22 +220,11 @@ def _reinforce(
         algorithm = build_algorithm(env, start, recipe, model.seed, model.device, out / "tensorboard")
     if isinstance(env, SelfCritical):
         env.follow(algorithm.policy)
-    left = total - algorithm.num_timesteps
-    if left > 0:
-        fresh = algorithm.num_timesteps == 0
-        algorithm.learn(left, callback=monitor, reset_num_timesteps=fresh, tb_log_name=recipe.algo, log_interval=10)
+    done = algorithm.num_timesteps
+    if done < total:
+        algorithm.learn(total - done, monitor, reset_num_timesteps=done == 0, tb_log_name=recipe.algo, log_interval=10)
     start.load_state_dict(load_state(out / "best_actor.pt"))
     return start
-
-
-def _stored_algorithm(checkpoint: Path, env: VecEnv, recipe: Recipe, device: str) -> OnPolicyAlgorithm:
-    try:
-        return CLASSES[recipe.algo].load(checkpoint, env=env, device=device)
-    except (ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise InvalidInputError(
-            f"{checkpoint} is damaged ({reason}). Delete it to start reinforcement learning again."
-        ) from error
 
 
 def training_env(
@@ -265,12 +252,12 @@ def build_algorithm(
 ) -> OnPolicyAlgorithm:
     """Return the recipe's algorithm of Stable-Baselines3, with the start as its actor."""
     n_steps = recipe.episodes_per_rollout * len(start.decisions)
-    settings: dict[str, Any] = dict(recipe.hyperparameters)
+    settings = {**recipe.hyperparameters, "n_steps": n_steps}
     for setting in SCHEDULES:
         if isinstance(settings.get(setting), str):
             settings[setting] = LinearSchedule(linear_start(settings[setting], setting), 0.0, 1.0)
-    settings["n_steps"] = n_steps
     if recipe.algo == "ppo":
+        # SB3 wants the size of a minibatch: steps of a rollout, over all environments, / number of minibatches.
         settings["batch_size"] = max(1, n_steps * recipe.n_envs // recipe.n_minibatches)
     return CLASSES[recipe.algo](
         MaskPolicy,

@@ -27,7 +27,7 @@ from prunegym.commands.recipes import recipe_with
 
 if TYPE_CHECKING:
     from prunegym.agents.comparison.comparing import Comparison
-    from prunegym.agents.comparison.statistics import Interval
+    from prunegym.agents.comparison.results import Interval
 
 
 ENTRIES = (

@@ -12,7 +12,7 @@ import yaml
 
 from prunegym.agents.comparison.comparing import compare
 from prunegym.agents.comparison.entries import Entry, agent_entry
-from prunegym.agents.comparison.statistics import interval
+from prunegym.agents.comparison.results import interval
 from prunegym.agents.evaluation.evaluator import JSON_KEYS, evaluate
 from prunegym.agents.rl.recipe import Recipe
 from prunegym.errors import InvalidInputError, MissingDataError, UnknownNameError

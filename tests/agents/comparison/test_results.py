@@ -83,7 +83,6 @@ def test_a_result_survives_its_file(masked, few, tmp_path):
     assert loaded.figures == evaluation.as_json()
     assert torch.equal(loaded.correct, evaluation.correct)
     assert loaded.notes == evaluation.notes
-    assert loaded.difficulty["margin_correlation"] == evaluation.difficulty.margin_correlation
     assert Result.load(tmp_path / "r.json", {"a": 2}) is None
     assert Result.load(tmp_path / "none.json", {"a": 1}) is None
 

@@ -1,16 +1,15 @@
-"""The static and the shuffled control, the verdict, and whether compute follows difficulty."""
+"""The static and the shuffled control, and the verdict."""
 
 from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import prunegym  # noqa: F401  (registers the ids)
-from prunegym.agents.evaluation.controls import Usage, count_distinct, derangement, difficulty, static_mask, verdict
+from prunegym.agents.evaluation.controls import count_distinct, derangement, static_mask, verdict
 from prunegym.agents.evaluation.evaluator import evaluate
 
 
@@ -24,7 +23,6 @@ def test_controls_of_masks_that_carry_the_label(two_channels, votes):
     assert result.shuffled_accuracy == pytest.approx((shuffled == votes.labels).double().mean().item())
     assert result.distinct_masks == 2
     assert result.kept_share == 0.5
-    assert result.usage == Usage(always_on=0, always_off=0, conditional=2)
 
 
 def test_static_mask_rounds_the_mean_number_and_takes_the_most_frequent(two_channels):
@@ -47,11 +45,6 @@ def test_distinct_masks_are_counted_past_a_byte():
     masks[1, 12] = True
     masks[2, 0] = True
     assert count_distinct(masks) == 3
-
-
-def test_usage_counts_channels():
-    masks = torch.tensor([[1, 0, 1, 0], [1, 0, 0, 1]], dtype=torch.bool)
-    assert Usage.of(masks) == Usage(always_on=1, always_off=1, conditional=2)
 
 
 def correct_counts(own, other):
@@ -82,31 +75,3 @@ def test_shuffled_masks_that_do_better_make_a_policy_static():
     found, sentence = verdict(*correct_counts(0, 30), 50)
     assert found
     assert "(+30.0 points" in sentence
-
-
-def test_difficulty_by_hand(votes):
-    share = torch.tensor([0.2, 0.4, 0.6] * 4, dtype=torch.float64)
-    logits = torch.tensor([[3.0, 0.0], [2.0, 0.0], [1.0, 0.0]] * 4)  # always class 0; margin falls as the share rises
-    result = difficulty(share, logits, votes)
-    wrong = votes.labels == 1
-    assert result.mac_share_wrong == pytest.approx(share[wrong].mean().item())
-    assert result.mac_share_right == pytest.approx(share[~wrong].mean().item())
-    assert result.mac_share_by_class == pytest.approx(
-        {"a": share[~wrong].mean().item(), "b": share[wrong].mean().item()}
-    )
-    assert result.margin_correlation == pytest.approx(-1.0)
-
-
-def test_difficulty_agrees_with_numpy(votes):
-    generator = torch.Generator().manual_seed(1)
-    share = torch.rand(12, generator=generator, dtype=torch.float64)
-    logits = torch.randn(12, 2, generator=generator)
-    margin = (logits[:, 0] - logits[:, 1]).abs().numpy()
-    assert difficulty(share, logits, votes).margin_correlation == pytest.approx(np.corrcoef(share, margin)[0, 1])
-
-
-def test_difficulty_says_none_where_there_is_nothing_to_say(votes):
-    right = nn.functional.one_hot(votes.labels, 2).float()
-    result = difficulty(torch.full((12,), 0.5, dtype=torch.float64), right, votes)
-    assert result.mac_share_wrong is None
-    assert result.margin_correlation is None

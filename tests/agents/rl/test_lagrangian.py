@@ -18,6 +18,7 @@ from prunegym.agents.rl.trainer import build_algorithm, training_env
 from prunegym.envs import make_task
 from prunegym.errors import InvalidInputError
 from prunegym.models import DynamicCNN, GatePolicy, MaskFeatures, load_dataset, shipped_model
+from prunegym.models.storage.model_file import Bundle
 from prunegym.models.training.mac_target import total_mac_share
 from tests.agents.rl.digits_runs import SMALL, run
 
@@ -79,10 +80,11 @@ def test_lambda_rises_until_masks_are_cheap_enough(tmp_path: Path, monkeypatch: 
         return told[-1][1]
 
     monkeypatch.setattr(ascent, "update", listening)
-    monitor = TrainingMonitor(
-        model.masked, load_dataset("digits", "validation"), 0.5, 1000, tmp_path, 0, False, None, ascent
-    )
-    recipe = dataclasses.replace(recipe, hyperparameters=recipe.hyperparameters | {"learning_rate": 3e-3})
+    settings = recipe.hyperparameters | {"learning_rate": 3e-3}
+    recipe = dataclasses.replace(recipe, hyperparameters=settings, eval_every=1000)
+    data = {"validation": load_dataset("digits", "validation")}
+    bundle = Bundle(masked=model.masked, info=model.info, data=data)
+    monitor = TrainingMonitor(bundle, recipe, tmp_path, progress=False, budget=ascent)
     build_algorithm(env, policy, recipe, 0, "cpu").learn(128 * 3 * 40, callback=monitor)
     assert told[0][0] > 0.75
     assert told[5][1] > 1.0
@@ -112,8 +114,8 @@ def test_a_budget_that_cannot_be(tmp_path: Path) -> None:
         Budget(0.5, damping=-1)
     with pytest.raises(InvalidInputError, match=r"budget where it starts and ends\. Give one of the two\."):
         dataclasses.replace(SMALL, budget=Budget(0.5), target_macs=0.5)
-    with pytest.raises(InvalidInputError, match=r"but a budget adapts one penalty\. Leave out the budget"):
-        DualAscent(Budget(0.5), make_task("digits", reward="macs", penalty=(0.1, 1.0)))
+    with pytest.raises(InvalidInputError, match=r"there is a budget, but penalty is a range\. Give penalty as"):
+        dataclasses.replace(SMALL, budget=Budget(0.5), env_kwargs={"penalty": (0.1, 1.0)})
     masked = shipped_model("digits").masked
     policy = GatePolicy(MaskFeatures(masked), 4)  # uncalibrated, and the same logits for all images
     for head in policy.heads:

@@ -178,6 +178,16 @@ def test_a_run_that_goes_on_has_the_images_that_are_left(tmp_path: Path, monkeyp
     assert again == steps
 
 
+@pytest.mark.filterwarnings("ignore::prunegym.agents.rl.monitor.CollapseWarning")
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    recipe = dataclasses.replace(SMALL, n_episodes=32)
+    run(recipe, tmp_path)
+    for name, content in (("monitor.json", "{}"), ("monitor.json", "{"), ("checkpoint.zip", "PK")):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(InvalidInputError, match=r"checkpoint\.zip or monitor\.json is damaged \(.+\)\. Delete"):
+            run(recipe, tmp_path, resume=True)
+
+
 def test_the_best_actor_is_kept_even_if_it_is_the_start(tmp_path: Path) -> None:
     settings = SMALL.hyperparameters | {"learning_rate": 0.3, "target_kl": None}
     recipe = dataclasses.replace(SMALL, hyperparameters=settings, sharpen=1.0)

@@ -1,8 +1,10 @@
+"""Means with 95 % intervals, against the printed table of Student's t."""
+
 from __future__ import annotations
 
 import pytest
 
-from prunegym.agents.comparison.statistics import Interval, interval
+from prunegym.agents.comparison.results import Interval, interval
 
 # Two-sided 95 % quantiles of Student's t as printed in tables, by degrees of freedom.
 TABLE = {1: 12.706, 2: 4.303, 4: 2.776, 9: 2.262, 30: 2.042}
@@ -17,14 +19,10 @@ def test_half_width_uses_the_quantile_of_the_table(degrees):
     assert result.mean == mean
     assert result.count == degrees + 1
     assert result.half_width == pytest.approx(TABLE[degrees] * deviation / (degrees + 1) ** 0.5, rel=3e-4)
-    assert (result.low, result.high) == (mean - result.half_width, mean + result.half_width)
 
 
 def test_a_single_value_has_no_interval():
-    result = interval([0.25])
-    assert result == Interval(0.25, None, 1)
-    assert result.low is None
-    assert result.high is None
+    assert interval([0.25]) == Interval(0.25, None, 1)
 
 
 def test_equal_values_have_no_width():
