@@ -15,13 +15,13 @@ from prunegym.models.checks import check_images
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.data.dataset_registry import SOURCES, load_dataset
 from prunegym.models.data.normalisation import Normalisation
-from prunegym.models.dynamic_cnn import SHIPPED, DynamicCNN, shipped_model
+from prunegym.models.dynamic_cnn import SHIPPED, DynamicCNN, shipped_path
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.storage.cnn_info import CNNInfo
 from prunegym.models.storage.model_file import Bundle, read_model
 from prunegym.models.storage.run_folder import command_line
 from prunegym.models.training.cnn_training import accuracy
-from prunegym.models.zoo.network_registry import ZOO, build
+from prunegym.models.zoo.network_registry import ZOO
 from prunegym.validation import whole_number
 
 Model: TypeAlias = str | Path | nn.Module | Bundle
@@ -68,13 +68,16 @@ def _known(model: object) -> Bundle | None:
 
 def _masked(model: object, images: Dataset) -> Bundle:
     if isinstance(model, str | Path):
-        info = CNNInfo.of(str(model), images)
-        return Bundle(masked=MaskedCNN(info.build(), info.example()), info=info)
+        return _with_new_weights(CNNInfo.of(str(model), images))
     masked = model if isinstance(model, MaskedCNN) else MaskedCNN(cast(nn.Module, model), images.batch(torch.arange(1)))
     return Bundle(masked=masked, info=CNNInfo.of(type(masked.network).__name__, images))
 
 
-def open_model(name: str, dataset: Dataset | None = None) -> Bundle:
+def _with_new_weights(info: CNNInfo) -> Bundle:
+    return Bundle(masked=MaskedCNN(info.build(), info.example()), info=info)
+
+
+def open_model(name: str, dataset: str | None = None) -> Bundle:
     """Open a model by name.
 
     Args:
@@ -84,12 +87,13 @@ def open_model(name: str, dataset: Dataset | None = None) -> Bundle:
     Raises:
         UnknownNameError: If it is none of these.
     """
-    if name in SHIPPED:
-        model = shipped_model(name)
-        return Bundle(masked=model.masked, info=model.info, policy=model.policy)
+    if name in ZOO and dataset is not None:
+        return _with_new_weights(CNNInfo.of(name, load_dataset(dataset)))
     if name in ZOO:
-        info = CNNInfo.of(name, dataset) if dataset is not None else _blank(name)
-        return Bundle(masked=MaskedCNN(info.build(), info.example()), info=info)
+        blank = Normalisation((0.5,) * 3, (0.5,) * 3)
+        return _with_new_weights(CNNInfo(name, 10, (3, 32, 32), blank, tuple("0123456789"), "none"))
+    if name in SHIPPED:
+        return read_model(shipped_path(name))
     if name.endswith(".safetensors") or Path(name).is_file():
         return read_model(name)
     raise UnknownNameError("model", name, [*SHIPPED, *ZOO, "path/to/model.safetensors"])
@@ -107,29 +111,6 @@ def open_trained(name: str) -> Bundle:
             "give FOLDER/cnn.safetensors."
         )
     return open_model(name)
-
-
-def _blank(name: str) -> CNNInfo:
-    normalisation = Normalisation((0.5,) * 3, (0.5,) * 3)
-    return CNNInfo(name, 10, (3, 32, 32), normalisation, tuple(map(str, range(10))), "none")
-
-
-def build_for(network: str, dataset: Dataset, seed: int) -> torch.nn.Module:
-    """Build a network of the zoo with random weights for a data set's images and classes.
-
-    Raises:
-        InvalidInputError: If it cannot run the images.
-    """
-    channels, height, width = dataset.image_shape
-    made = build(network, dataset.outputs, channels, height, seed).eval()
-    try:
-        made(dataset.batch(torch.arange(1)))
-    except RuntimeError as error:
-        raise InvalidInputError(
-            f"{network} is for square images; those of {dataset.name!r} are {height}x{width}. Resize them, or train "
-            "your own network in Python (prunegym.models.train)."
-        ) from error
-    return made.train()
 
 
 def load_for(info: CNNInfo, name: str | Path | None, split: str) -> Dataset:

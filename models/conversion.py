@@ -117,6 +117,7 @@ def _common_size(features: MaskFeatures, decision: int) -> Tensor:
     exactly the same.
     """
     mean, std = features.get_buffer(f"mean{decision}"), features.get_buffer(f"std{decision}")
+    # The power of two next above |mean| + std: 2 ** ceil(log2(|mean| + std)).
     std.copy_(torch.exp2(torch.ceil(torch.log2(mean.abs() + std))))
     mean.zero_()
     return std

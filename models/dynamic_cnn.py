@@ -21,7 +21,7 @@ from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.skipping.program.path import Executed
 from prunegym.models.skipping.skipping_cnn import SkippingCNN
 from prunegym.models.storage.cnn_info import CNNInfo
-from prunegym.models.storage.model_file import read_model, write_model
+from prunegym.models.storage.model_file import Bundle, read_model, write_model
 from prunegym.models.tasks.answers import answers
 from prunegym.validation import choice, shape
 
@@ -122,11 +122,6 @@ class DynamicCNN(nn.Module):
     def classes(self) -> tuple[str, ...]:
         """Names of the classes."""
         return self.info.classes
-
-    @property
-    def policy_mac_share(self) -> float:
-        """MACs of the policy / MACs of the original CNN."""
-        return float(self.policy.macs / self.masked.cost.total_macs)
 
     def prepare_images(self, images: Tensor | Sequence[Any]) -> Tensor:
         """Check and normalise images.
@@ -229,12 +224,24 @@ class DynamicCNN(nn.Module):
             InvalidInputError: If the file is damaged, has a newer format or no policy, or there is no such device.
         """
         where = check_device(device)
-        stored = read_model(path, network)
-        if stored.policy is None:
+        return cls.of(read_model(path, network), path).to(where)
+
+    @classmethod
+    def of(cls, model: Bundle, name: Path | str) -> DynamicCNN:
+        """Make one of a CNN with its policy.
+
+        Args:
+            model: Both.
+            name: What the model is called, for the message.
+
+        Raises:
+            InvalidInputError: If there is no policy.
+        """
+        if model.policy is None:
             raise InvalidInputError(
-                f"{path} is a CNN without a gate policy. Train one with `prunegym train` or `prunegym prepare`."
+                f"{name} is a CNN without a gate policy. Train one with `prunegym train` or `prunegym prepare`."
             )
-        return cls(stored.masked, stored.policy, stored.info).to(where)
+        return cls(model.masked, model.policy, model.info)
 
 
 SHIPPED = ("digits",)

@@ -153,12 +153,12 @@ def new_gate_policy(env: VecEnv | gym.Env[Any, Any], hidden: int = 64, bias: flo
 
 
 def _check_spaces(observation: spaces.Space[Any], action: spaces.Space[Any], policy: GatePolicy) -> None:
-    readable = isinstance(observation, spaces.Dict) and "features" in observation.spaces
-    if not readable or not isinstance(action, spaces.MultiBinary):
+    if not isinstance(observation, spaces.Dict) or "features" not in observation.spaces:
         raise InvalidInputError(
-            "MaskPolicy reads a Dict observation with 'features' and acts in a MultiBinary space; this environment has "
-            f"{observation} and {action}."
+            f"MaskPolicy reads a Dict observation with 'features'; this environment has {observation}."
         )
+    if not isinstance(action, spaces.MultiBinary):
+        raise InvalidInputError(f"MaskPolicy acts in a MultiBinary space; this environment has {action}.")
     (size,) = observation["features"].shape or (0,)
     widest = max(decision.width for decision in policy.decisions)
     if max(policy.features.sizes) != size or action.shape[0] != widest:

@@ -20,6 +20,7 @@ def random_shift_and_flip(images: Tensor, pad: int, flip: bool, generator: torch
     """
     count, _, height, width = images.shape
     padded = torch.nn.functional.pad(images, (pad, pad, pad, pad))
+    # A shift is a window of the padded image whose corner is drawn evenly from 0 to 2 * pad.
     top = torch.randint(0, 2 * pad + 1, (count, 1), generator=generator)
     left = torch.randint(0, 2 * pad + 1, (count, 1), generator=generator)
     rows = top + torch.arange(height)

@@ -106,7 +106,7 @@ class CNNInfo:
                 f"The file has weights of {self.architecture!r}, which is not in the zoo. Build the network, pass "
                 "it as network=, or import a module that calls register_network (--import MODULE)."
             )
-        return build(self.architecture, self.num_classes, self.image_shape[0], self.image_shape[1])
+        return build(self.architecture, self.num_classes, self.image_shape[0], self.image_shape[1:])
 
     @property
     def shown_transform(self) -> Transform:

@@ -74,6 +74,7 @@ def epoch_batches(count: int, batch_size: int, seed: int, epoch: int) -> tuple[T
     Returns:
         Indices (batches, batch_size) int64, and the generator for this epoch's augmentation.
     """
+    # A prime as the factor keeps the seeds of different runs and epochs apart.
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     order = torch.randperm(count, generator=generator)
     batch_size = min(batch_size, count)

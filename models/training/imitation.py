@@ -64,6 +64,7 @@ def teacher_mask(masked: MaskedCNN, scores: Tensor, config: ImitationConfig, eas
     """
     macs = between(config.mac_share, 0.5)
     wanted = config.kept_share if macs is None else macs
+    # Halfway between the share that is wanted and 1.
     wanted = (1 + wanted) / 2 if easy else wanted
     return keep_best(scores, wanted) if macs is None else at_mac_share(scores, masked, wanted).to(scores)
 
@@ -84,6 +85,8 @@ class FollowMask:
 
 def imitation_loss(policy: GatePolicy | StaticPolicy, gate_logits: Tensor, mask: Tensor) -> Tensor:
     """Return the binary cross-entropy between a policy's logits and a teacher's mask, averaged over decisions."""
+    # Binary cross-entropy -(m log p + (1 - m) log(1 - p)), with p = sigmoid(logit) and m the teacher's bit. The mean is
+    # taken for each decision first, so that a gate of few channels counts as much as one of many.
     widths = [decision.width for decision in policy.decisions]
     losses = [
         F.binary_cross_entropy_with_logits(logits, target)

@@ -75,6 +75,8 @@ def _bisect(
     rounds: int,
     reach: float,
 ) -> float:
+    # Bisection: the larger the offset, the more channels are kept. Offsets add up in the policy, so each step adds the
+    # difference to the one before.
     low, high, applied = -reach, reach, 0.0
     for _ in range(rounds):
         middle = (low + high) / 2
@@ -115,6 +117,7 @@ def penalty_for(
     for end, beyond in ((low, float.__le__), (high, float.__ge__)):
         if beyond(total_mac_share(masked, policy, sample, end), target_macs):
             return end
+    # Bisection again, but the larger lambda is, the fewer channels are kept.
     for _ in range(rounds):
         middle = (low + high) / 2
         if total_mac_share(masked, policy, sample, middle) > target_macs:
@@ -158,4 +161,5 @@ def between(value: float | Sequence[float] | None, position: float) -> float | N
     if value is None or isinstance(value, float | int):
         return value
     low, high = value
+    # Linear interpolation: low + (high - low) * position.
     return low + (high - low) * position

@@ -124,8 +124,7 @@ def tune(
     batches_an_epoch = epoch_batches(len(dataset), config.batch_size, 0, 0)[0].shape[0]
     steps = max(1, round(config.epochs * batches_an_epoch))
     training = _Training(masked, policy, config, steps)
-    inputs = {"CNN": masked, "training images": dataset}
-    stored = Checkpoint(checkpoint, training.parts, config, inputs)
+    stored = Checkpoint(checkpoint, training.parts, config, {"CNN": masked, "training images": dataset})
     training.done = stored.restore()
     while training.done < steps:
         epoch = training.done // batches_an_epoch

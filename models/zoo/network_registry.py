@@ -11,8 +11,7 @@ from torch import nn
 
 from prunegym.errors import InvalidInputError
 from prunegym.models.zoo.resnet import CifarResNet, ResNet18
-from prunegym.models.zoo.simple import MCifarNet, SimpleCNN
-from prunegym.models.zoo.vgg import VGG
+from prunegym.models.zoo.simple import VGG, MCifarNet, SimpleCNN
 from prunegym.validation import choice
 
 ZOO: dict[str, Callable[..., nn.Module]] = {
@@ -67,14 +66,16 @@ def register_network(name: str, constructor: Callable[..., nn.Module]) -> None:
     ZOO[name] = constructor
 
 
-def build(name: str, num_classes: int = 10, in_channels: int = 3, image_size: int = 32, seed: int = 0) -> nn.Module:
+def build(
+    name: str, num_classes: int = 10, in_channels: int = 3, image_size: int | tuple[int, int] = 32, seed: int = 0
+) -> nn.Module:
     """Build a network of the zoo with new weights. The global random state does not change.
 
     Args:
         name: A key of :data:`ZOO`.
         num_classes: Outputs.
         in_channels: Channels of the images.
-        image_size: Height and width of the images in pixels.
+        image_size: Height and width of the images in pixels; one number for square ones.
         seed: Seed of the initial weights.
 
     Returns:
@@ -82,18 +83,19 @@ def build(name: str, num_classes: int = 10, in_channels: int = 3, image_size: in
 
     Raises:
         UnknownNameError: If there is no such name.
-        InvalidInputError: If the images are too small for the network.
+        InvalidInputError: If the network cannot run such images.
 
     Example:
         >>> sum(p.numel() for p in build("resnet20").parameters())
         269722
     """
     constructor = ZOO[choice("model", name, ZOO)]
-    arguments = _arguments(constructor, num_classes, in_channels, image_size)
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    arguments = _arguments(constructor, num_classes, in_channels, height)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = constructor(**arguments)
-    _check_image_size(name, network, in_channels, image_size)
+    _check_image_size(name, network, (in_channels, height, width))
     return network
 
 
@@ -106,14 +108,14 @@ def _arguments(
     return {**arguments, "image_size": image_size} if sized else arguments
 
 
-def _check_image_size(name: str, network: nn.Module, in_channels: int, image_size: int) -> None:
+def _check_image_size(name: str, network: nn.Module, shape: tuple[int, int, int]) -> None:
     was_training = network.training
     try:
         with torch.inference_mode():
-            network.eval()(torch.zeros(1, in_channels, image_size, image_size))
+            network.eval()(torch.zeros(1, *shape))
     except RuntimeError as error:
         raise InvalidInputError(
-            f"Model {name!r} does not take images of {in_channels}x{image_size}x{image_size} ({error}). "
-            "Use larger images, or a network with less pooling, e.g. 'simple-cnn'."
+            f"Model {name!r} does not take images of {'x'.join(map(str, shape))} ({error}). "
+            "Use larger images, or square ones, or a network with less pooling, e.g. 'simple-cnn'."
         ) from error
     network.train(was_training)

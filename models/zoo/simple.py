@@ -1,4 +1,4 @@
-"""Plain networks: a sequence of convolutions, then a linear layer."""
+"""Plain networks, VGG among them: a sequence of convolutions, then a linear layer."""
 
 from __future__ import annotations
 
@@ -9,6 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunegym.validation import whole_number
+
+VGG_PLANS: dict[int, tuple[int, ...]] = {
+    11: (64, 0, 128, 0, 256, 256, 0, 512, 512, 0, 512, 512, 0),
+    16: (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0),
+}
+"""Output channels by depth; 0 is max pooling."""
 
 
 class SimpleCNN(nn.Module):
@@ -54,26 +60,27 @@ class SimpleCNN(nn.Module):
         return self.linear(self.features(images).flatten(1))  # type: ignore[no-any-return]
 
 
-class MCifarNet(nn.Module):
-    """The 8-convolution CIFAR network of the dynamic pruning literature (Gao et al. 2019, FBS, table 1).
-
-    Widths 64, 64, 128, 128, 128, 192, 192, 192; the first convolution is unpadded, the third and sixth have stride 2.
+class PlainCNN(nn.Module):
+    """Convolutions of 3x3, each with batch norm and ReLU, then global average pooling and one linear layer.
 
     Args:
+        plan: Output channels, stride and padding of each convolution; None stands for max pooling by 2.
         num_classes: Outputs.
         in_channels: Channels of the images.
 
     Shapes:
-        images (batch, in_channels, height, width) float, at least 8 pixels a side -> logits (batch, num_classes).
+        images (batch, in_channels, height, width) float -> logits (batch, num_classes) float.
     """
 
-    PLAN = ((64, 1, 0), (64, 1, 1), (128, 2, 1), (128, 1, 1), (128, 1, 1), (192, 2, 1), (192, 1, 1), (192, 1, 1))
-
-    def __init__(self, num_classes: int = 10, in_channels: int = 3) -> None:
+    def __init__(self, plan: Sequence[tuple[int, int, int] | None], num_classes: int, in_channels: int) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         channels = in_channels
-        for width, stride, padding in self.PLAN:
+        for step in plan:
+            if step is None:
+                layers.append(nn.MaxPool2d(2))
+                continue
+            width, stride, padding = step
             layers += [nn.Conv2d(channels, width, 3, stride, padding, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
             channels = width
         self.features = nn.Sequential(*layers)
@@ -83,3 +90,37 @@ class MCifarNet(nn.Module):
         """Return the logits (batch, num_classes) of images (batch, channels, height, width)."""
         x = F.adaptive_avg_pool2d(self.features(images), 1)
         return self.linear(torch.flatten(x, 1))  # type: ignore[no-any-return]
+
+
+class MCifarNet(PlainCNN):
+    """The 8-convolution CIFAR network of the dynamic pruning literature (Gao et al. 2019, FBS, table 1).
+
+    Widths 64, 64, 128, 128, 128, 192, 192, 192; the first convolution is unpadded, the third and sixth have stride 2.
+    Images have at least 8 pixels a side.
+
+    Args:
+        num_classes: Outputs.
+        in_channels: Channels of the images.
+    """
+
+    PLAN = ((64, 1, 0), (64, 1, 1), (128, 2, 1), (128, 1, 1), (128, 1, 1), (192, 2, 1), (192, 1, 1), (192, 1, 1))
+
+    def __init__(self, num_classes: int = 10, in_channels: int = 3) -> None:
+        super().__init__(self.PLAN, num_classes, in_channels)
+
+
+class VGG(PlainCNN):
+    """VGG with batch norm (Simonyan and Zisserman 2015, CIFAR form). Images have at least 32 pixels a side.
+
+    Args:
+        depth: 11 or 16.
+        num_classes: Outputs.
+        in_channels: Channels of the images.
+    """
+
+    def __init__(self, depth: int = 16, num_classes: int = 10, in_channels: int = 3) -> None:
+        plan = [(width, 1, 1) if width else None for width in VGG_PLANS[depth]]
+        super().__init__(plan, num_classes, in_channels)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

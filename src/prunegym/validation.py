@@ -40,7 +40,7 @@ def whole_number(name: str, value: Any, low: int = 1, high: int | None = None, h
     fine = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if not fine or value < low or (high is not None and value > high):
         span = f"of at least {low}" if high is None else f"from {low} to {high}"
-        raise InvalidInputError(_message(name, value, f"a whole number {span} is needed.", hint))
+        raise _refused(f"{name} is {value!r}; a whole number {span} is needed.", hint)
     return int(value)
 
 
@@ -64,10 +64,8 @@ def finite(
     if not fine or not low <= value <= high or (above is not None and value <= above):
         bounds = [f"above {above:g}"] if above is not None else [f"of at least {low:g}"] if low > -math.inf else []
         bounds += [f"at most {high:g}"] if high < math.inf else []
-        needed = " ".join(
-            ["a finite number", " and ".join(bounds), "is needed."] if bounds else ["a finite number is needed."]
-        )
-        raise InvalidInputError(_message(name, value, needed, hint))
+        span = f"{' and '.join(bounds)} " if bounds else ""
+        raise _refused(f"{name} is {value!r}; a finite number {span}is needed.", hint)
     return float(value)
 
 
@@ -112,7 +110,7 @@ def shape(name: str, value: Arrays, expected: Sequence[int | str], hint: str = "
     )  # fmt: skip
     if not fine:
         found = f"a {type(value).__name__}" if given is None else f"of shape {_tuple(given)}"
-        raise InvalidInputError(" ".join(filter(None, [f"{name} is {found}; {_tuple(expected)} is needed.", hint])))
+        raise _refused(f"{name} is {found}; {_tuple(expected)} is needed.", hint)
     return value
 
 
@@ -124,13 +122,13 @@ def bits(name: str, values: Any, hint: str = "") -> Any:
     """
     wrong = (values != 0) & (values != 1)
     if wrong.any():
-        text = f"{name} has the value {values[wrong].flatten()[0].item():.4g}; only 0 and 1 are allowed."
-        raise InvalidInputError(" ".join(filter(None, [text, hint])))
+        first = values[wrong].flatten()[0].item()
+        raise _refused(f"{name} has the value {first:.4g}; only 0 and 1 are allowed.", hint)
     return values
 
 
-def _message(name: str, value: Any, needed: str, hint: str) -> str:
-    return " ".join(filter(None, [f"{name} is {value!r}; {needed}", hint]))
+def _refused(text: str, hint: str) -> InvalidInputError:
+    return InvalidInputError(f"{text} {hint}".rstrip())
 
 
 def _tuple(sizes: Iterable[int | str]) -> str:

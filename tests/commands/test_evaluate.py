@@ -88,7 +88,7 @@ def test_mistakes_in_a_user_s_file_are_told_before_anything_is_trained(made: Pat
 
 def test_compare_agents_baselines_and_recipes(made: Path, mine: Path) -> None:
     command = [
-        "compare", "digits", "random", "--agent", "mine:FirstHalf", "--model", made / "prepared/prepared.safetensors",
+        "compare", "digits", "random", "mine:FirstHalf", "--model", made / "prepared/prepared.safetensors",
         "--seeds", "2", "--episodes", "64", "--set", "n_envs=32", "--images", "100", "--out", mine / "table", "--quiet",
     ]  # fmt: skip
     document = as_json(*command)
@@ -100,7 +100,7 @@ def test_compare_agents_baselines_and_recipes(made: Path, mine: Path) -> None:
     trained = (mine / "table/runs/digits-seed0/run.json").read_text()
     assert "target_macs" in fail(*command, "--resume", "--target-macs", "0.5")
     more = as_json(*command, "start=start-best-offset", "--split", "validation", "--resume")
-    assert [row["name"] for row in more["rows"]] == ["digits", "random", "start", "mine:FirstHalf"]
+    assert [row["name"] for row in more["rows"]] == ["digits", "random", "mine:FirstHalf", "start"]
     assert json.loads((mine / "table/comparison-validation.json").read_text()) == more
     again = json.loads((mine / "table/runs/digits-seed0/run.json").read_text())
     assert {**again, "seconds": 0} == {**json.loads(trained), "seconds": 0}

@@ -106,7 +106,6 @@ def test_demo_twice_in_one_folder(tmp_path: Path) -> None:
         (["evaluate", "digits", "--penalty", "inf"], "a finite number is needed"),
         (["inspect", "digits", "--dataset", "digits"], "--dataset is for a network of the zoo"),
         (["prepare", "digits", "--epochs", "0", "--frozen", "--out", "x"], "--epochs 0 stops after imitation"),
-        (["finetune", "digits", "--target-macs", "0.3", "--out", "x"], "--target-macs is where --with-gates trains"),
         (["export", "digits", "--out", "x.safetensors"], "no name for an ONNX file"),
         (["latency", "digits", "--out", "x.safetensors"], "no name for a table"),
         (["quantize", "digits", "--out", "x.bin"], "these end in .safetensors"),

@@ -147,7 +147,7 @@ def test_train_without_episodes_tells_where_the_gates_are(made: Path, tmp_path: 
 def test_finetune_changes_cnn_and_policy_and_resumes(made: Path, tmp_path: Path) -> None:
     prepared = made / "prepared/prepared.safetensors"
     command = [
-        "finetune", prepared, "--rounds", "1", "--cnn-epochs", "1", "--episodes", "64", "--set", "n_envs=32", "--quiet",
+        "finetune", prepared, "--rounds", "1", "--episodes", "64", "--set", "n_envs=32", "--quiet",
         "--out", tmp_path,
     ]  # fmt: skip
     document = as_json(*command)

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from prunegym.models.zoo.resnet import CifarResNet, ResNet18
-from prunegym.models.zoo.simple import MCifarNet, SimpleCNN
-from prunegym.models.zoo.vgg import VGG
+from prunegym.models.zoo.simple import VGG, MCifarNet, SimpleCNN
 
 
 def randomise(network: nn.Module, seed: int = 0) -> nn.Module:

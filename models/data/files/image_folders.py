@@ -189,7 +189,7 @@ def _split_at(steps: list[str], place: int) -> bool:
 
 def _broken_link(path: Path, name: str, found: Contents) -> InvalidInputError:
     return InvalidInputError(
-        f"{path}/{name} is a link to {found.broken[name]}, where no image and no folder is found. Mend or remove it; "
+        f"{path}/{name} is a link to {found.broken[name]}, where no image and no folder is found. Repair or remove it; "
         "an archive takes what links lead to if it is made with tar --dereference."
     )
 

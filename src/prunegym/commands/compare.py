@@ -21,7 +21,6 @@ from prunegym.commands.options import (
     TrainingData,
     finite,
     grouped,
-    settle,
 )
 from prunegym.commands.output import Table, emit, note
 from prunegym.commands.recipes import recipe_with
@@ -31,31 +30,22 @@ if TYPE_CHECKING:
     from prunegym.agents.comparison.results import Interval
 
 
-NO_DATA = TrainingData()
+ENTRIES = (
+    "Recipes, baselines, static baselines, start, start-best-offset, model files ({seed} in the path stands for the "
+    "seed) or module:name; LABEL=ENTRY gives another name."
+)
 
 
 @grouped
 def compare(
-    entries: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="RECIPE...",
-            help="Recipes, baselines, static baselines, start, start-best-offset, model files ({seed} in the path "
-            "stands for the seed) or module:name; LABEL=ENTRY gives another name.",
-        ),
-    ],
+    entries: Annotated[list[str], typer.Argument(metavar="RECIPE...", help=ENTRIES)],
     run: Run,
-    model: Annotated[
-        str, typer.Option("--model", help="The CNN, with gates or without; {seed} in its path stands for the seed.")
-    ] = "digits",
-    agent: Annotated[list[str] | None, typer.Option("--agent", help="module:name of an agent; repeatable.")] = None,
-    data: TrainingData = NO_DATA,
+    data: TrainingData,
+    model: Annotated[str, typer.Option(help="The CNN, with gates or without; may have {seed} in its path.")] = "digits",
     split: Split = "test",
     images: Images = None,
     seeds: Annotated[int, typer.Option(help="Number of seeds, from 0.", min=1)] = 5,
-    penalty: Annotated[
-        float, typer.Option("--penalty", min=0.0, callback=finite, help="lambda of the figure reward.")
-    ] = 0.5,
+    penalty: Annotated[float, typer.Option(min=0.0, callback=finite, help="lambda of the figure reward.")] = 0.5,
     dense: DenseFile = None,
     episodes: Episodes = None,
     target_macs: TargetMacs = None,
@@ -67,20 +57,19 @@ def compare(
     (comparison-SPLIT.json); agents that were trained before are used again.
     """
     from prunegym.agents.comparison.comparing import check_entries, compare as compare_agents
-    from prunegym.agents.comparison.entries import SEED_MARK, as_entry, file_of
+    from prunegym.agents.comparison.entries import SEED_MARK, file_of
     from prunegym.models.catalog import open_split, open_trained
     from prunegym.models.storage.model_file import read_model
     from prunegym.models.storage.run_folder import begin_run, command_line, finish_run, machine
     from prunegym.models.storage.weights import save_text
 
-    settle(data.data_root, run.threads, run.device)
+    run.settle(data)
     each = {seed: open_trained(file_of(model, seed)) for seed in range(seeds if SEED_MARK in model else 1)}
     stored = each[0]
     if stored.policy is None and all(":" in entry for entry in entries):
         note("The model has no gate policy: agents decide from the standard features.", run.quiet)
-    names = [*entries, *(agent or [])]
     changes = {"episodes": episodes, "target_macs": target_macs, "settings": settings or None}
-    things = [as_entry(_entry(name, changes)) for name in names]
+    things = [_entry(name, changes) for name in entries]
     check_entries(things, range(seeds))
     tested = open_split(stored.info, data.dataset, split, images)
     train = open_split(stored.info, data.dataset, "train", span=data.train_images)

@@ -6,25 +6,25 @@ import dataclasses
 import shutil
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from prunegym.commands.evaluate import evaluation_table, evaluations
-from prunegym.commands.options import JsonFlag, Quiet, RecipeOptions, Seed, TargetMacs, Threads, grouped, settle
-from prunegym.commands.output import Facts, Table, emit, note, percent, progress_of
-from prunegym.commands.predict import describe, read_image
+from prunegym.commands.options import Machine, Quiet, RecipeOptions, Seed, TargetMacs, grouped
+from prunegym.commands.output import Facts, emit, note, progress_of
+from prunegym.commands.predict import describe, prediction_table, read_image
 from prunegym.commands.recipes import recipe_with
 from prunegym.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from prunegym.envs.simulator import MaskSimulator
     from prunegym.models.data.dataset import Dataset
     from prunegym.models.dynamic_cnn import DynamicCNN
 
 SHOWN = 8
+OUT = Path("runs/demo")
 MARK = "demo"
 """A file that marks a demo's folder, whose earlier results may be replaced."""
 DIGITS = RecipeOptions("digits")
@@ -32,16 +32,12 @@ DIGITS = RecipeOptions("digits")
 
 @grouped
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="Folder of the results; an earlier demo's are replaced.")] = Path(
-        "runs/demo"
-    ),
-    model: Annotated[str, typer.Option("--model", help="A prepared model; by default the shipped one.")] = "digits",
+    machine: Machine,
+    out: Annotated[Path, typer.Option(help="Folder of the results; an earlier demo's are replaced.")] = OUT,
     recipe: RecipeOptions = DIGITS,
     target_macs: TargetMacs = None,
     seed: Seed = 0,
-    threads: Threads = None,
     quiet: Quiet = False,
-    as_json: JsonFlag = False,
 ) -> None:
     """Train PPO on digits, evaluate it with controls and baselines, draw masks, save the model and predict with it."""
     import torch
@@ -50,9 +46,9 @@ def demo(
     from prunegym.models.catalog import open_model, open_split, with_history
     from prunegym.models.dynamic_cnn import DynamicCNN
 
-    settle(threads=threads)
+    machine.settle()
     started = time.perf_counter()
-    stored = open_model(model)
+    stored = open_model("digits")
     train, validation, test = (open_split(stored.info, None, split) for split in ("train", "validation", "test"))
     chosen = recipe_with(**vars(recipe), target_macs=target_macs)
     training = _cleared(out)
@@ -63,10 +59,9 @@ def demo(
     )  # fmt: skip
     path, picture = out / "model.safetensors", out / "masks.png"
     trained.save(path)
-    results = evaluations(
-        "PPO", trained, dataclasses.replace(stored, policy=trained.policy), test, baselines=True, seed=seed
-    )
-    before = evaluations("gates before PPO", DynamicCNN.load(training / "start.safetensors"), stored, test)
+    tested = dataclasses.replace(stored, data={"evaluated": test}, seed=seed)
+    results = evaluations("PPO", trained, tested, train)
+    before = evaluations("gates before PPO", DynamicCNN.load(training / "start.safetensors"), tested)
     results = {"PPO": results.pop("PPO"), **before, **results}
     draw(trained, test, torch.arange(SHOWN), picture)
     files = write_images(test, torch.arange(SHOWN), out / "images")
@@ -80,12 +75,9 @@ def demo(
         "picture": str(picture),
         "seconds": round(seconds, 1),
     }
-    first = results["PPO"]
-    title = f"{test.name}/test, {len(test)} images, dense accuracy {percent(first.dense_accuracy)}"
-    said = [[row["file"], row["label"], percent(row["kept_share"]), percent(row["mac_share"])] for row in rows]
-    predicted = Table("Predicted with the saved model", ["image", "label", "channels kept", "of the dense MACs"], said)
+    predicted = prediction_table("Predicted with the saved model", rows)
     closing = Facts(f"Written in {seconds:.0f} s", {"model": path, "masks": picture, "images": out / "images"})
-    emit(document, as_json, evaluation_table(title, results), first.verdict, predicted, closing)
+    emit(document, machine.as_json, evaluation_table(test, results), results["PPO"].verdict, predicted, closing)
 
 
 def _cleared(out: Path) -> Path:
@@ -104,36 +96,20 @@ def _cleared(out: Path) -> Path:
 
 def draw(model: DynamicCNN, data: Dataset, indices: Tensor, path: Path) -> None:
     """Write a picture of images with the masks that a model gives them."""
-    import numpy as np
     from PIL import Image
 
     from prunegym.envs.rendering import draw_gallery
-    from prunegym.envs.simulator import MaskSimulator
+    from prunegym.envs.simulator import Snapshot
     from prunegym.envs.task import make_task
 
-    layerwise = bool(model.policy.features.config["layerwise"])
-    task = make_task(model=model, dataset=data, reward="macs", layerwise=layerwise, features=model.policy.features)
-    simulator = MaskSimulator(task, len(indices), np.random.default_rng(0))
-    play(model, simulator, indices)
+    images, found = data.images[indices], model.predict(data.images[indices])
+    share = model.masked.cost.mac_share(found.masks)
+    done = Snapshot(images, data.labels[indices], found.masks.float(), len(model.masked.gates), found.labels, share)
+    features = model.policy.features
+    layerwise = bool(features.config["layerwise"])
+    task = make_task(model=model, dataset=data, reward="macs", layerwise=layerwise, features=features)
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(draw_gallery(task, simulator.snapshot())).save(path)
-
-
-def play(model: DynamicCNN, simulator: MaskSimulator, indices: Tensor) -> None:
-    """Play an episode with a model's policy: each decision from the features that the simulator shows."""
-    import numpy as np
-    import torch
-
-    from prunegym.models.gating.rollouts import greedy
-
-    observation: dict[str, Any] = simulator.reset(indices)
-    policy = model.policy
-    for decision, size in enumerate(policy.features.sizes):
-        with torch.inference_mode():
-            logits = policy.logits(decision, torch.from_numpy(observation["features"][:, :size]))
-        actions = torch.ones(len(indices), *simulator.action_space.shape)
-        actions[:, : logits.shape[1]] = greedy(logits)
-        observation = simulator.step(actions.numpy().astype(np.int8)).observation
+    Image.fromarray(draw_gallery(task, done)).save(path)
 
 
 def write_images(data: Dataset, indices: Tensor, folder: Path) -> list[Path]:

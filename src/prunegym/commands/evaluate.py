@@ -10,18 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prunegym.commands.options import (
+    AnyMachine,
     Data,
     DenseFile,
-    Device,
     Execution,
     Images,
-    JsonFlag,
+    Seed,
     Split,
-    Threads,
     TrainedModel,
     finite,
     grouped,
-    settle,
 )
 from prunegym.commands.output import Table, emit, percent
 from prunegym.errors import InvalidInputError
@@ -30,130 +28,105 @@ if TYPE_CHECKING:
     from prunegym.agents.evaluation.evaluator import Evaluation
     from prunegym.models.data.dataset import Dataset
     from prunegym.models.storage.model_file import Bundle
-    from prunegym.models.timing.latency_table import LatencyTable
 
-NO_DATA = Data()
 COLUMNS = ["agent", "accuracy", "loss", "kept", "total MACs", "+-", "masks", "static", "shuffled", "reward"]
 CAPTION = (
     "accuracy, kept channels and both controls in %. loss: points of accuracy below the dense network. total MACs: of "
     "masked CNN and policy, as a share of the dense CNN's; +-: standard deviation over images. static: one mask of the "
     "most often kept channels. shuffled: masks shuffled across images. reward: accuracy - penalty * total MACs."
 )
+PENALTY = "lambda of the figure reward, by default 0.5; a policy for a range of lambdas observes it."
 TIME_CAPTION = " time: by the latency table, of masked CNN and own policy, as a share of that with all channels on."
 
 
 @grouped
 def evaluate(
     model: TrainedModel,
-    agent: Annotated[
-        str | None, typer.Option("--agent", help="module:name of an agent with a batched predict(observation).")
-    ] = None,
-    data: Data = NO_DATA,
+    data: Data,
+    machine: AnyMachine,
+    agent: Annotated[str | None, typer.Option(help="module:name of an agent with predict(observation).")] = None,
     split: Split = "test",
-    penalty: Annotated[
-        float | None,
-        typer.Option(
-            "--penalty",
-            min=0.0,
-            callback=finite,
-            help="lambda of the figure reward, by default 0.5; a policy for a range of lambdas observes it.",
-        ),
-    ] = None,
+    penalty: Annotated[float | None, typer.Option(min=0.0, callback=finite, help=PENALTY)] = None,
     images: Images = None,
     dense: DenseFile = None,
     baselines: Annotated[bool, typer.Option("--baselines", help="Add baselines that spend the same MACs.")] = False,
-    latency: Annotated[
-        Path | None, typer.Option("--latency", help="A table of prunegym latency; adds a column.")
-    ] = None,
+    latency: Annotated[Path | None, typer.Option(help="A table of prunegym latency; adds a column.")] = None,
     execution: Execution = "masked",
-    seed: Annotated[int, typer.Option(help="Seed of random baselines.", min=0)] = 0,
-    device: Device = "cpu",
-    threads: Threads = None,
-    as_json: JsonFlag = False,
+    seed: Seed = 0,
 ) -> None:
     """Evaluate a model's own policy, or an agent of yours on it, on every image of a split."""
+    import torch
+
+    from prunegym.agents.evaluation.predictors import PredictorOptions
     from prunegym.agents.evaluation.user_agents import load_agent
     from prunegym.models.catalog import open_split, open_trained
     from prunegym.models.dynamic_cnn import DynamicCNN
     from prunegym.models.gating.gate_policy import check_penalty
+    from prunegym.models.storage.model_file import read_model
     from prunegym.models.timing.latency_table import open_table
 
-    settle(data.data_root, threads, device)
+    machine.settle(data)
     stored = open_trained(model)
-    images_of = open_split(stored.info, data.dataset, split, images)
-    own = own_agent(stored) if agent is None else load_agent(agent)
+    tested = open_split(stored.info, data.dataset, split, images)
+    bounds = None
+    own: Any = torch.ones(stored.masked.mask_size, dtype=torch.bool)  # a CNN without gates keeps all channels
+    if agent is not None:
+        own = load_agent(agent)
+    elif stored.policy is not None:
+        own, bounds = DynamicCNN.of(stored, model), stored.policy.penalty_range
     if isinstance(own, DynamicCNN):
-        own = own.to(device).skip(execution)
+        own = own.to(machine.device).skip(execution)
     elif execution != "masked":
         raise InvalidInputError(
             f"--execution {execution} is for a model with its own policy; leave it out for --agent and for bare CNNs."
         )
-    bounds = None if stored.policy is None or agent is not None else stored.policy.penalty_range
     if bounds is not None:
         check_penalty(bounds, penalty)
-    penalty = penalty if penalty is not None else 0.5 if bounds is None else sum(bounds) / 2
-    table = None if latency is None else open_table(latency, stored.masked)
-    name = model if agent is None else agent
     train = open_split(stored.info, data.dataset, "train") if baselines or agent is not None else None
-    results = evaluations(name, own, stored, images_of, penalty, dense, baselines, seed, device, table, train)
-    first = next(iter(results.values()))
+    options = {
+        "penalty": penalty if penalty is not None else 0.5 if bounds is None else sum(bounds) / 2,
+        "dense": None if dense is None else read_model(dense).masked.network.to(machine.device),
+        "latency": None if latency is None else open_table(latency, stored.masked),
+        "options": PredictorOptions(train=train),
+    }
+    stored = dataclasses.replace(stored, data={"evaluated": tested}, seed=seed, device=machine.device)
+    results = evaluations(model if agent is None else agent, own, stored, train if baselines else None, **options)
+    first, *others = results.values()
     document: dict[str, Any] = first.as_json()
     if baselines:
-        document["baselines"] = {name: result.as_json() for name, result in list(results.items())[1:]}
-    title = f"{images_of.name}/{split}, {len(images_of)} images, dense accuracy {percent(first.dense_accuracy)}"
-    emit(document, as_json, evaluation_table(title, results), first.verdict, *first.notes)
-
-
-def own_agent(stored: Bundle) -> Any:
-    """Return a model's policy as an agent; a bare CNN keeps all channels."""
-    import torch
-
-    from prunegym.models.dynamic_cnn import DynamicCNN
-
-    if stored.policy is None:
-        return torch.ones(stored.masked.mask_size, dtype=torch.bool)
-    return DynamicCNN(stored.masked, stored.policy, stored.info)
+        document["baselines"] = dict(zip(list(results)[1:], (other.as_json() for other in others), strict=True))
+    emit(document, machine.as_json, evaluation_table(tested, results), first.verdict, *first.notes)
 
 
 def evaluations(
-    name: str,
-    agent: Any,
-    stored: Bundle,
-    data: Dataset,
-    penalty: float = 0.5,
-    dense: Path | None = None,
-    baselines: bool = False,
-    seed: int = 0,
-    device: str = "cpu",
-    latency: LatencyTable | None = None,
-    train: Dataset | None = None,
+    name: str, agent: Any, model: Bundle, train: Dataset | None = None, **options: Any
 ) -> dict[str, Evaluation]:
-    """Evaluate an agent and, if wanted, every baseline at its MAC share, on one CNN; ``train`` is what these need."""
+    """Evaluate an agent on a model's ``evaluated`` images, and all baselines at its MAC share.
+
+    Args:
+        name: The agent's name.
+        agent: The agent.
+        model: The CNN.
+        train: Training images for the baselines; None leaves these out.
+        options: See :func:`prunegym.evaluate`.
+    """
     from prunegym.agents.baselines.cheap import BASELINES, make_baseline
     from prunegym.agents.evaluation.evaluator import evaluate as evaluate_agent
-    from prunegym.agents.evaluation.predictors import PredictorOptions
-    from prunegym.models.catalog import open_split
-    from prunegym.models.dynamic_cnn import DynamicCNN
-    from prunegym.models.storage.model_file import read_model
 
-    network = None if dense is None else read_model(dense).masked.network.to(device)
-    masked, policy, info = stored.masked, stored.policy, stored.info
-    owner = stored if policy is None else DynamicCNN(masked, policy, info)
-    options: dict[str, Any] = {"penalty": penalty, "dense": network, "latency": latency}
-    options["options"] = PredictorOptions(train=train)
-    results = {name: evaluate_agent(agent, owner, data, device=device, **options)}
-    if baselines:
-        train = open_split(stored.info, data.name, "train") if train is None else train
+    tested = model.data["evaluated"]
+    results = {name: evaluate_agent(agent, model, tested, device=model.device, **options)}
+    if train is not None:
         share = min(1.0, results[name].total_mac_share)
-        model = dataclasses.replace(stored, data={"evaluated": data, "train": train}, seed=seed)
-        for baseline in BASELINES:
-            masks = make_baseline(baseline, model, share)
-            results[masks.name] = evaluate_agent(masks, owner, data, **options)
+        model = dataclasses.replace(model, data={"evaluated": tested, "train": train})
+        for masks in (make_baseline(baseline, model, share) for baseline in BASELINES):
+            results[masks.name] = evaluate_agent(masks, model, tested, **options)
     return results
 
 
-def evaluation_table(title: str, results: Mapping[str, Evaluation]) -> Table:
-    """Return a table with a line for each agent."""
+def evaluation_table(data: Dataset, results: Mapping[str, Evaluation]) -> Table:
+    """Return a table with a line for each agent that was evaluated on some images."""
+    dense = percent(next(iter(results.values())).dense_accuracy)
+    title = f"{data.name}/{data.split}, {len(data)} images, dense accuracy {dense}"
     rows = []
     for name, found in results.items():
         loss = f"{100 * (found.dense_accuracy - found.accuracy):.2f}"

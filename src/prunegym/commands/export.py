@@ -18,9 +18,7 @@ def export(
     dense: Annotated[bool, typer.Option("--dense", help="The CNN with all channels on, without the policy.")] = False,
     mask_input: Annotated[bool, typer.Option("--mask-input", help="The mask is an input: decide elsewhere.")] = False,
     pixels: Annotated[str, typer.Option("--pixels", help="Images are uint8, or unit: float32 in [0, 1].")] = "uint8",
-    penalty: Annotated[
-        float | None, typer.Option(help="lambda for good, for a model with a range; else it is an input.")
-    ] = None,
+    penalty: Annotated[float | None, typer.Option(help="Fix lambda, for a model with a range; else an input.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Write policy and CNN as one ONNX model, for one image a call; masked channels are not computed."""

@@ -4,29 +4,26 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from prunegym.commands.options import AnyModel, Data, JsonFlag, grouped, settle
-from prunegym.commands.output import Facts, Table, emit, percent
+from prunegym.commands.options import AnyModel, Data, Machine, grouped
+from prunegym.commands.output import Facts, Table, emit, percent, shares_on
 from prunegym.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from prunegym.models.storage.model_file import Bundle
 
-NO_DATA = Data()
-
 
 @grouped
-def inspect(model: AnyModel, data: Data = NO_DATA, as_json: JsonFlag = False) -> None:
+def inspect(model: AnyModel, data: Data, machine: Machine) -> None:
     """Show a CNN's gates, what a channel of each costs, and which convolutions cannot be gates, with the reason."""
     from prunegym.models.catalog import open_model
-    from prunegym.models.data.dataset_registry import load_dataset
     from prunegym.models.zoo.network_registry import ZOO
 
-    settle(data.data_root)
+    machine.settle(data)
     if data.dataset is not None and model not in ZOO:
         raise InvalidInputError(
             f"--dataset is for a network of the zoo, which is built for it; {model} has its images. Leave it out."
         )
-    stored = open_model(model, load_dataset(data.dataset) if data.dataset is not None else None)
+    stored = open_model(model, data.dataset)
     document = describe(stored)
     caption = "price: MACs of an image that one channel less saves in the full network"
     rows = [[gate["name"], str(gate["width"]), f"{gate['price']:,}"] for gate in document["gates"]]
@@ -36,7 +33,7 @@ def inspect(model: AnyModel, data: Data = NO_DATA, as_json: JsonFlag = False) ->
     ]
     if document["rejected"]:
         tables.append(Facts("Convolutions that cannot be gates", document["rejected"]))
-    emit(document, as_json, *tables)
+    emit(document, machine.as_json, *tables)
 
 
 def describe(stored: Bundle) -> dict[str, Any]:
@@ -74,8 +71,6 @@ def _summary(document: dict[str, Any]) -> dict[str, object]:
         "of these fixed": f"{fixed:,} ({percent(fixed / total)}): no mask removes them",
         "policy": "none" if policy is None else f"{document['policy']}, {policy:,} MACs ({percent(policy / total)})",
     }
-    for key in ("dense_accuracy", "prepared_accuracy"):
-        for where, share in document["metadata"].get(key, {}).items():
-            rows[f"{key.replace('_', ' ')} on {where}"] = percent(share)
+    rows |= shares_on(document["metadata"], "dense_accuracy", "prepared_accuracy")
     rows |= {f"made by ({entry['step']})": entry["command"] for entry in document["metadata"].get("history", [])}
     return rows

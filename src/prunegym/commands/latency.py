@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from prunegym.commands.options import AnyModel, JsonFlag, Threads, settle
+from prunegym.commands.options import AnyModel, Machine, grouped
 from prunegym.commands.output import Facts, Table, emit
 from prunegym.errors import InvalidInputError
 
@@ -15,19 +15,14 @@ if TYPE_CHECKING:
     from prunegym.models.timing.latency_table import LatencyTable
 
 
+@grouped
 def latency(
     model: AnyModel,
     out: Annotated[Path, typer.Option("--out", help="The table, a JSON file.")],
-    execution: Annotated[
-        str, typer.Option("--execution", help="torch (smaller convolutions) or kernel (if it was built).")
-    ] = "torch",
+    machine: Machine,
+    execution: Annotated[str, typer.Option(help="torch (smaller convolutions), or kernel if it was built.")] = "torch",
     rounds: Annotated[int, typer.Option(help="Runs of each pattern of kept widths; medians count.", min=1)] = 15,
-    masks: Annotated[int, typer.Option(help="Random masks on which the table is checked.", min=1)] = 16,
-    clock: Annotated[
-        str, typer.Option("--clock", help="wall, or cpu: the process's own time, for one thread on a busy machine.")
-    ] = "wall",
-    threads: Threads = None,
-    as_json: JsonFlag = False,
+    clock: Annotated[str, typer.Option(help="wall, or cpu: the process's time, for one busy thread.")] = "wall",
 ) -> None:
     """Measure, image by image, how long each part of a CNN takes at a few kept widths, and check it end to end."""
     import torch
@@ -36,18 +31,19 @@ def latency(
     from prunegym.models.timing.latency_measurement import measure
     from prunegym.models.timing.latency_timers import make_timer
 
-    settle(threads=threads)
+    machine.settle()
     if out.suffix == ".safetensors" or out.is_dir():
         raise InvalidInputError(f"--out is {out}, which is no name for a table. Give one that ends in .json.")
     stored = open_model(model)
     masked, policy = stored.masked, stored.policy
     timer = make_timer(execution, masked, clock)
-    found = measure(masked, timer, policy, clock=clock, rounds=rounds, validation_masks=masks)
+    found = measure(masked, timer, policy, clock=clock, rounds=rounds)
     found.save(out)
     widths = torch.tensor([float(width) for _, width in found.gates])
+    half, none = found.seconds_of_widths(torch.stack([widths / 2, 0 * widths])).tolist()
     document = {
         "model": model, "file": str(out), "execution": found.execution, "dense_seconds": found.dense_seconds,
-        "half_seconds": found.seconds_of_widths(widths[None] / 2).item(), "fixed_seconds": found.fixed,
+        "half_seconds": half, "fixed_seconds": found.fixed,
         "policy_seconds": found.policy, "mean_error": found.validation["mean_error"],
         "max_error": found.validation["max_error"], "machine": dict(found.machine),
     }  # fmt: skip
@@ -55,12 +51,12 @@ def latency(
         "file": str(out),
         "execution": f"{found.execution}, {found.machine['threads']} threads, {found.machine['processor']}",
         "all channels": _milliseconds(found.dense_seconds),
-        "half of each gate": _milliseconds(float(str(document["half_seconds"]))),
-        "no channel": _milliseconds(found.seconds_of_widths(0 * widths[None]).item()),
+        "half of each gate": _milliseconds(half),
+        "no channel": _milliseconds(none),
         "deciding": _milliseconds(found.policy),
         "error end to end": f"mean {found.validation['mean_error']:.1%}, largest {found.validation['max_error']:.1%}",
     }
-    emit(document, as_json, Facts(f"Latency of {model}", rows), _gate_table(found))
+    emit(document, machine.as_json, Facts(f"Latency of {model}", rows), _gate_table(found))
 
 
 def _gate_table(found: LatencyTable) -> Table:

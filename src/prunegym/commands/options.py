@@ -24,65 +24,38 @@ def finite(param: typer.CallbackParam, value: float | None) -> float | None:
 TrainedModel = Annotated[str, typer.Argument(help="A model file, or a shipped model.")]
 AnyModel = Annotated[str, typer.Argument(help="A model file, a shipped model, or a network of the zoo.")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else on standard output.")]
-Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads that torch uses.")]
-Device = Annotated[str, typer.Option("--device", help="Torch device, e.g. cpu or cuda.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of all random numbers.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 Split = Annotated[str, typer.Option("--split", help="train, validation or test.")]
 Images = Annotated[int | None, typer.Option("--images", help="Use a random subset of this many images.")]
-DenseFile = Annotated[
-    Path | None, typer.Option("--dense", help="File of the original CNN, from whose accuracy losses are counted.")
-]
-Execution = Annotated[
-    str,
-    typer.Option(
-        "--execution",
-        help="masked sets masked channels to zero; auto skips them by the fastest of kernel, torch and full; or one "
-        "of these.",
-    ),
-]
-ShownPenalty = Annotated[
-    float | None, typer.Option("--penalty", help="lambda, for a model that was trained for a range of them.")
-]
+DenseFile = Annotated[Path | None, typer.Option(help="File of the original CNN: losses are from its accuracy.")]
+HOW = "masked sets masked channels to zero; auto skips them by the fastest of kernel, torch and full; or one of these."
+Execution = Annotated[str, typer.Option(help=HOW)]
+ShownPenalty = Annotated[float | None, typer.Option(help="lambda, for a model that was trained for a range of them.")]
 Episodes = Annotated[int | None, typer.Option("--episodes", min=0, help="Episodes (images), instead of the recipe's.")]
 TargetMacs = Annotated[
-    float | None,
-    typer.Option("--target-macs", help="Total MAC share where RL begins and ends, instead of a fixed lambda."),
+    float | None, typer.Option(help="Total MAC share where RL begins and ends, instead of a fixed lambda.")
 ]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Change one setting, e.g. n_envs=64 or imitation.steps=100; repeatable. Unknown ones list all.",
-    ),
-]
+SET = "Change one setting, e.g. n_envs=64 or imitation.steps=100; repeatable. Unknown ones list all."
+Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help=SET)]
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
     """Where images come from."""
 
-    dataset: Annotated[
-        str | None, typer.Option("--dataset", help="Name or path of a data set; by default the model's own.")
-    ] = None
-    data_root: Annotated[
-        Path | None, typer.Option("--data-root", help="Folder with the files of data sets; else PRUNEGYM_DATA.")
-    ] = None
+    dataset: Annotated[str | None, typer.Option(help="Name or path of a data set; by default the model's own.")] = None
+    data_root: Annotated[Path | None, typer.Option(help="Folder with the data sets; else PRUNEGYM_DATA.")] = None
+
+
+PART = "A part of the training images, which are shuffled once: :40000 and 40000: have none in common."
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingData(Data):
     """The same, for commands that train."""
 
-    train_images: Annotated[
-        str | None,
-        typer.Option(
-            "--train-images",
-            metavar="FROM:TO",
-            help="A part of the training images, which are shuffled once: :40000 and 40000: have none in common.",
-        ),
-    ] = None
+    train_images: Annotated[str | None, typer.Option(metavar="FROM:TO", help=PART)] = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,26 +64,55 @@ class RecipeOptions:
 
     recipe: Annotated[str, typer.Option("--recipe", help="A recipe that comes with PruneGym, or a YAML file.")]
     episodes: Episodes = None
-    reward: Annotated[
-        str | None,
-        typer.Option("--reward", help="A reward by name, or module:function of yours, instead of the recipe's."),
-    ] = None
-    penalty: Annotated[
-        float | None, typer.Option("--penalty", callback=finite, help="lambda, instead of the recipe's.")
-    ] = None
+    reward: Annotated[str | None, typer.Option(help="A reward's name, or your module:function.")] = None
+    penalty: Annotated[float | None, typer.Option(callback=finite, help="lambda, instead of the recipe's.")] = None
     settings: Settings = None
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class Machine:
+    """How a command computes and answers."""
+
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads that torch uses.")] = None
+    as_json: JsonFlag = False
+
+    def settle(self, data: Data | None = None) -> None:
+        """Set what holds for the whole command: how many threads torch uses, and where data are."""
+        import torch
+
+        from prunegym.models.kernel.shared_library import MAX_THREADS
+
+        if self.threads is not None:
+            torch.set_num_threads(whole_number("--threads", self.threads, 1, MAX_THREADS))
+        root = None if data is None else data.data_root
+        if root is not None:
+            if not root.is_dir():
+                raise InvalidInputError(f"--data-root is {root}, which is no folder. Give the folder with the data.")
+            # Whatever loads a data set by name later finds it by this, however deep in.
+            os.environ["PRUNEGYM_DATA"] = str(root.expanduser().resolve())
+
+
+@dataclasses.dataclass(frozen=True)
+class AnyMachine(Machine):
+    """The same, for commands that can use a GPU."""
+
+    device: Annotated[str, typer.Option(help="Torch device, e.g. cpu or cuda.")] = "cpu"
+
+    def settle(self, data: Data | None = None) -> None:
+        """Check the device too."""
+        from prunegym.models.checks import check_device
+
+        check_device(self.device)
+        super().settle(data)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run(AnyMachine):
     """What every command has that can take hours."""
 
-    out: Annotated[Path, typer.Option("--out", help="Folder of the run.")]
-    threads: Threads = None
-    device: Device = "cpu"
+    out: Annotated[Path, typer.Option(help="Folder of the run.")]
     resume: Annotated[bool, typer.Option("--resume", help="Resume the run in --out.")] = False
     quiet: Quiet = False
-    as_json: JsonFlag = False
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
@@ -123,41 +125,20 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
     options = []
     for name, parameter in inspect.signature(command).parameters.items():
         if name not in groups:
-            options.append(parameter.replace(kind=parameter.KEYWORD_ONLY, annotation=hints[name]))
+            options.append(parameter.replace(annotation=hints[name]))
             continue
         inner = get_type_hints(groups[name], include_extras=True)
-        for field in dataclasses.fields(groups[name]):
-            default = getattr(parameter.default, field.name, field.default)
-            default = parameter.empty if default is dataclasses.MISSING else default
-            options.append(parameter.replace(name=field.name, default=default, annotation=inner[field.name]))
+        for field, option in inspect.signature(groups[name]).parameters.items():
+            default = getattr(parameter.default, field, option.default)
+            options.append(option.replace(annotation=inner[field], default=default))
+    options = [option.replace(kind=inspect.Parameter.KEYWORD_ONLY) for option in options]
 
     @functools.wraps(command)
     def run(**values: Any) -> None:
-        made = {
-            name: group(**{field.name: values.pop(field.name) for field in dataclasses.fields(group)})
-            for name, group in groups.items()
-        }
-        command(**values, **made)
+        for name, group in groups.items():
+            values[name] = group(**{field: values.pop(field) for field in inspect.signature(group).parameters})
+        command(**values)
 
-    options = [option.replace(kind=inspect.Parameter.KEYWORD_ONLY) for option in options]
     run.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]  # what typer reads
     run.__annotations__ = {option.name: option.annotation for option in options}
     return run
-
-
-def settle(data_root: Path | None = None, threads: int | None = None, device: str = "cpu") -> None:
-    """Set what holds for the whole command: where data are, how many threads torch uses; check the device."""
-    import torch
-
-    from prunegym.models.checks import check_device
-
-    check_device(device)
-    if data_root is not None:
-        if not data_root.is_dir():
-            raise InvalidInputError(f"--data-root is {data_root}, which is no folder. Give the folder with the data.")
-        # Whatever loads a data set by name later finds it by this, however deep in.
-        os.environ["PRUNEGYM_DATA"] = str(data_root.expanduser().resolve())
-    if threads is not None:
-        from prunegym.models.kernel.shared_library import MAX_THREADS
-
-        torch.set_num_threads(whole_number("--threads", threads, 1, MAX_THREADS))

@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 READABLE = 80
 """Width of text where no terminal gives one."""
-NAMES = 24
-"""Characters that names get where a table is cut into several; longer ones have a line of their own."""
+FEW, NAMES = 16, 24
+"""Characters that names need beside all columns, and get where a table is cut; longer ones stand on a separate line."""
 
 
 def emit(document: Mapping[str, Any], as_json: bool, *parts: Table | Facts | str) -> None:
@@ -26,7 +26,8 @@ def emit(document: Mapping[str, Any], as_json: bool, *parts: Table | Facts | str
     if as_json:
         sys.stdout.write(json.dumps(document, indent=1) + "\n")
         return
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    # COLUMNS, if it is set, counts outside a terminal too; elsewhere programs read whole lines.
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() or os.environ.get("COLUMNS") else None
     for index, part in enumerate(parts):
         if index and not isinstance(part, str):
             typer.echo()
@@ -49,12 +50,9 @@ def progress_of(quiet: bool) -> Callable[[str, Mapping[str, Any]], None]:
     """Return a report of stages and their figures on standard error."""
 
     def report(stage: str, row: Mapping[str, Any]) -> None:
-        figures = "  ".join(
-            f"{key.replace('_', ' ')} {value:.4g}" if isinstance(value, float) else f"{key.replace('_', ' ')} {value}"
-            for key, value in row.items()
-            if value != stage
-        )
-        note(f"{stage}: {figures}", quiet)
+        shown = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in row.items()}
+        figures = [f"{key.replace('_', ' ')} {value}" for key, value in shown.items() if value != stage]
+        note(f"{stage}: {'  '.join(figures)}", quiet)
 
     return report
 
@@ -63,8 +61,8 @@ def progress_of(quiet: bool) -> Callable[[str, Mapping[str, Any]], None]:
 class Table:
     """Rows of figures with a name each.
 
-    Where they are wider than the terminal, first the gaps shrink and the headings wrap, then long names get a line of
-    their own, then the columns are cut into several tables under each other. No figure is ever broken.
+    Where they are wider than the terminal, the gaps shrink, the headings wrap, and long names stand on separate lines.
+    If that is not enough, the columns are cut into several tables under each other. No figure is ever broken.
     """
 
     title: str
@@ -74,54 +72,38 @@ class Table:
 
     def lines(self, width: int | None) -> list[str]:
         """Return the table, its caption last."""
-        cells = list(zip(*self.rows, strict=True)) if self.rows else [()] * len(self.columns)
-        full = [max(map(len, (head, *column))) for head, column in zip(self.columns, cells, strict=True)]
-        if width is None or sum(full) + 2 * len(full) - 2 <= width:
-            lines = self._block(range(1, len(full)), full, 2)
+        columns = list(zip(self.columns, *self.rows, strict=True))
+        widths = [max(map(len, column)) for column in columns]
+        if width is None or sum(widths) + 2 * len(widths) - 2 <= width:
+            lines = self._block(range(1, len(columns)), widths, 2)
             return lines + fold(self.caption, width or max(READABLE, len(lines[0])))
-        narrow = [max(map(len, (*head.split(), *column))) for head, column in zip(self.columns, cells, strict=True)]
-        for gap in (2, 1):
-            left = width - sum(narrow[1:]) - gap * (len(narrow) - 1)
-            if left >= self._names(NAMES * 2 // 3):
-                widths = [self._names(left), *narrow[1:]]
-                return self._block(range(1, len(full)), widths, gap, width) + fold(self.caption, width)
-        narrow[0] = self._names(NAMES)
-        lines, begin = [], 1
-        while begin < len(narrow):
-            end = begin + 1
-            while end < len(narrow) and narrow[0] + sum(narrow[begin : end + 1]) + end - begin + 1 <= width:
-                end += 1
-            wide = narrow[0] + sum(narrow[begin:end]) + 2 * (end - begin) <= width
-            lines += [""] * bool(lines) + self._block(range(begin, end), narrow, 1 + wide, width)
-            begin = end
-        return lines + fold(self.caption, width)
+        widths = [max(map(len, (*head.split(), *cells))) for head, *cells in columns]
+        left = width - sum(widths[1:]) - len(widths) + 1
+        most = left if left >= FEW else NAMES
+        widths[0] = max((len(name) for name in columns[0] if len(name) <= most), default=most)
+        blocks: list[list[int]] = [[]]
+        for column in range(1, len(columns)):
+            if blocks[-1] and widths[0] + sum(widths[one] + 1 for one in (*blocks[-1], column)) > width:
+                blocks.append([])
+            blocks[-1].append(column)
+        lines = [line for block in blocks for line in ("", *self._block(block, widths, 1, width))]
+        return lines[1:] + fold(self.caption, width)
 
-    def _names(self, most: int) -> int:
-        """Return the width of the longest name that is no longer than this."""
-        names = (self.columns[0], *(row[0] for row in self.rows))
-        return max((len(name) for name in names if len(name) <= most), default=most)
-
-    def _block(self, columns: range, widths: Sequence[int], gap: int, width: int = 0) -> list[str]:
-        """Return some of the columns, the names before them; those that are too long on lines of this width."""
-        heads = [fold(self.columns[index], widths[index]) for index in (0, *columns)]
+    def _block(self, columns: Sequence[int], widths: Sequence[int], gap: int, width: int = 0) -> list[str]:
+        """Return some of the columns, the names before them; names that are too long on lines of this width."""
+        shown = [0, *columns]
+        heads = [fold(self.columns[column], widths[column]) for column in shown]
         height = max(map(len, heads))
-        lines = [
-            self._line([([""] * (height - len(head)) + head)[row] for head in heads], columns, widths, gap)
-            for row in range(height)
-        ]
-        lines.append("-" * (sum(widths[index] for index in (0, *columns)) + gap * len(columns)))
-        for row in self.rows:
-            name = row[0]
-            if len(name) > widths[0]:
+        rows: list[Sequence[str]] = list(zip(*([""] * (height - len(head)) + head for head in heads), strict=True))
+        rows.append(["-" * (sum(widths[column] + gap for column in shown) - gap)])
+        lines = []
+        for name, *cells in [*rows, *([row[column] for column in shown] for row in self.rows)]:
+            if cells and len(name) > widths[0]:
                 lines += fold(name, width)
                 name = ""
-            lines.append(self._line([name, *(row[index] for index in columns)], columns, widths, gap))
+            figures = [cell.rjust(widths[column]) for cell, column in zip(cells, columns, strict=False)]
+            lines.append((" " * gap).join([name.ljust(widths[0]), *figures]).rstrip())
         return lines
-
-    @staticmethod
-    def _line(cells: Sequence[str], columns: range, widths: Sequence[int], gap: int) -> str:
-        figures = [cell.rjust(widths[index]) for cell, index in zip(cells[1:], columns, strict=True)]
-        return (" " * gap).join([cells[0].ljust(widths[0]), *figures]).rstrip()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,11 +120,9 @@ class Facts:
         for key, value in self.rows.items():
             text = str(value)
             longest = max(map(len, text.split()), default=0)
-            if width is None or first + len(text) <= width:
-                lines.append(f"{key.ljust(first)}{text}")
-            elif first + longest <= width and first < width // 2:
-                wrapped = fold(text, width - first)
-                lines += [f"{key if not index else '':{first}}{line}" for index, line in enumerate(wrapped)]
+            if width is None or first + (longest if first < width // 2 else len(text)) <= width:
+                wrapped = [text] if width is None else fold(text, width - first) or [""]
+                lines += [f"{'' if index else key:{first}}{line}" for index, line in enumerate(wrapped)]
             else:
                 lines += [key, *(f"  {line}" for line in fold(text, width - 2))]
         return lines
@@ -166,3 +146,9 @@ def fold(text: str, width: int, indent: str = "") -> list[str]:
 def percent(share: float) -> str:
     """Return a share (0 to 1) as a percentage with two digits."""
     return f"{100 * share:.2f} %"
+
+
+def shares_on(found: Mapping[str, Any], *keys: str) -> dict[str, str]:
+    """Return rows of :class:`Facts` for figures that a document has by data set: shares (0 to 1)."""
+    rows = [(key.replace("_", " "), found.get(key, {})) for key in keys]
+    return {f"{name} on {where}": percent(share) for name, shares in rows for where, share in shares.items()}

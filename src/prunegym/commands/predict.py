@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prunegym.commands.options import Device, Execution, JsonFlag, ShownPenalty, Threads, settle
+from prunegym.commands.options import AnyMachine, Execution, ShownPenalty, grouped
 from prunegym.commands.output import Table, emit, percent
 from prunegym.errors import InvalidInputError, MissingDataError
 
@@ -18,14 +18,13 @@ if TYPE_CHECKING:
     from prunegym.models.storage.cnn_info import CNNInfo
 
 
+@grouped
 def predict(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files; they are resized.")],
+    machine: AnyMachine,
     model: Annotated[str, typer.Option("--model", help="A model file or a shipped model.")] = "digits",
     penalty: ShownPenalty = None,
     execution: Execution = "masked",
-    device: Device = "cpu",
-    threads: Threads = None,
-    as_json: JsonFlag = False,
 ) -> None:
     """Step 4: classify image files, and say what share of the channels and of the MACs each one took."""
     import torch
@@ -33,41 +32,35 @@ def predict(
     from prunegym.models.catalog import open_trained
     from prunegym.models.dynamic_cnn import DynamicCNN
 
-    settle(threads=threads, device=device)
-    stored = open_trained(model)
-    if stored.policy is None:
-        raise InvalidInputError(
-            f"{model} is a CNN without a gate policy. Make one with prunegym prepare or prunegym train."
-        )
-    dynamic = DynamicCNN(stored.masked, stored.policy, stored.info).to(device).skip(execution)
-    pixels = torch.stack([read_image(path, stored.info) for path in images])
+    machine.settle()
+    dynamic = DynamicCNN.of(open_trained(model), model).to(machine.device).skip(execution)
+    pixels = torch.stack([read_image(path, dynamic.info) for path in images])
     rows = describe(dynamic, [str(path) for path in images], pixels, penalty)
+    document = {"model": model, "execution": execution, "images": rows}
+    emit(document, machine.as_json, prediction_table(f"Predictions of {model}", rows))
+
+
+def prediction_table(title: str, rows: list[dict[str, Any]]) -> Table:
+    """Return a table of what :func:`describe` returns."""
     shown = [
         [row["file"], row["label"], percent(row["probability"]), percent(row["kept_share"]), f"{row['macs']:,}",
          percent(row["mac_share"])]
         for row in rows
     ]  # fmt: skip
     columns = ["image", "label", "probability", "channels kept", "MACs", "of the dense MACs"]
-    caption = "MACs are those of the masked CNN and of deciding the mask."
-    document = {"model": model, "execution": execution, "images": rows}
-    emit(document, as_json, Table(f"Predictions of {model}", columns, shown, caption))
+    return Table(title, columns, shown, "MACs are those of the masked CNN and of deciding the mask.")
 
 
 def describe(model: DynamicCNN, files: list[str], pixels: Tensor, penalty: float | None = None) -> list[dict[str, Any]]:
     """Return for each image (batch, channels, height, width) what a model says of it, plain JSON."""
     found = model.predict(pixels, penalty)
-    chances = found.logits.softmax(1)
-    return [
-        {
-            "file": file,
-            "label": found.names[index],
-            "probability": float(chances[index, int(found.labels[index])]),
-            "kept_share": float(found.masks[index].double().mean()),
-            "macs": int(found.macs[index]),
-            "mac_share": float(found.mac_share[index]),
-        }
-        for index, file in enumerate(files)
-    ]
+    chances = found.logits.softmax(1).gather(1, found.labels[:, None])[:, 0]
+    columns = {
+        "file": files, "label": found.names, "probability": chances.tolist(),
+        "kept_share": found.masks.double().mean(1).tolist(), "macs": found.macs.long().tolist(),
+        "mac_share": found.mac_share.tolist(),
+    }  # fmt: skip
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def read_image(path: Path, info: CNNInfo) -> Tensor:

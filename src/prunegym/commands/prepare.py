@@ -8,47 +8,37 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prunegym.commands.options import Run, Seed, Settings, TrainingData, finite, grouped, settle
-from prunegym.commands.output import Facts, emit, percent, progress_of
+from prunegym.commands.options import Run, Seed, Settings, TrainingData, finite, grouped
+from prunegym.commands.output import Facts, emit, progress_of, shares_on
 from prunegym.errors import InvalidInputError
 from prunegym.settings import Change, changed, make_config, parse
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from prunegym.models.data.dataset import Dataset
     from prunegym.models.dynamic_cnn import DynamicCNN
-    from prunegym.models.gating.gate_policy import GatePolicy
-    from prunegym.models.gating.static_policy import StaticPolicy
-    from prunegym.models.masking.masked_cnn import MaskedCNN
 
 PREPARED_FILE = "prepared.safetensors"
-NO_DATA = TrainingData()
 
 
 @grouped
 def prepare(
     cnn: Annotated[str, typer.Argument(metavar="CNN_FILE", help="A trained CNN, of train-cnn.")],
     run: Run,
+    data: TrainingData,
     target_macs: Annotated[
-        float | None,
-        typer.Option("--target-macs", help="Total MAC share to end at, the policy's included; 0.5 without --sparsity."),
+        float | None, typer.Option(help="Total MAC share to end at, the policy's included; 0.5 without --sparsity.")
     ] = None,
     sparsity: Annotated[
-        float | None,
-        typer.Option(help="lambda of lambda ||M(x)||_1 in the loss, a channel's price, instead of a MAC target."),
+        float | None, typer.Option(help="lambda of lambda ||M(x)||_1 in the loss, a channel's price; no MAC target.")
     ] = None,
     epochs: Annotated[
-        float,
-        typer.Option("--epochs", help="Passes over the training images after imitation.", min=0.0, callback=finite),
+        float, typer.Option(help="Passes over the training images after imitation.", min=0.0, callback=finite)
     ] = 8.0,
     frozen: Annotated[bool, typer.Option("--frozen", help="Refine gates only; no weight of the CNN changes.")] = False,
     static: Annotated[bool, typer.Option("--static", help="Static baseline: one learnt mask for all images.")] = False,
-    taylor: Annotated[
-        bool, typer.Option("--taylor", help="Static baseline: a Taylor mask, the CNN fine-tuned.")
-    ] = False,
+    taylor: Annotated[bool, typer.Option("--taylor", help="Static baseline: a Taylor mask, CNN fine-tuned.")] = False,
     settings: Settings = None,
-    data: TrainingData = NO_DATA,
     seed: Seed = 0,
 ) -> None:
     """Steps 2 and 3: gates that imitate, then learn with the CNN, which is then frozen; OUT/prepared.safetensors.
@@ -64,7 +54,7 @@ def prepare(
     from prunegym.models.training.preparation import PrepareConfig, prepare as prepare_model
     from prunegym.models.training.tuning import TuneConfig
 
-    settle(data.data_root, run.threads, run.device)
+    run.settle(data)
     if taylor and (static or frozen):
         raise InvalidInputError("--taylor fine-tunes the CNN to a fixed mask; leave out --static and --frozen.")
     if taylor and sparsity is not None:
@@ -101,7 +91,8 @@ def prepare(
     model = DynamicCNN(masked.cpu(), policy.cpu(), stored.info)
     document = _finish(model, data.dataset, run.out, seed, kind if not frozen else f"{kind}, CNN frozen")
     finish_run(run.out, time.perf_counter() - started, document)
-    emit(document, run.as_json, Facts("Prepared", _shown(document)))
+    shares = shares_on(document, "dense_accuracy", "prepared_accuracy", "accuracy", "total_mac_share")
+    emit(document, run.as_json, Facts("Prepared", {"kind": document["kind"], **shares, "model": document["model"]}))
 
 
 def _check_stages(changes: list[Change], own: dict[str, Any], without: dict[str, str]) -> None:
@@ -116,43 +107,24 @@ def _check_stages(changes: list[Change], own: dict[str, Any], without: dict[str,
 
 def _finish(model: DynamicCNN, dataset: str | None, out: Path, seed: int, kind: str) -> dict[str, Any]:
     """Write a prepared model and return its figures on the validation split."""
-    from prunegym.models.catalog import accuracies, open_split, with_history
-    from prunegym.models.dynamic_cnn import DynamicCNN
+    import torch
 
-    masked, policy = model.masked, model.policy
-    full = {f"{data.name}/{data.split}": share for data, share in accuracies(masked, model.info, dataset).items()}
-    info = with_history(model.info, f"prepare, {kind}", seed, prepared_accuracy=full)
+    from prunegym.models.catalog import accuracies, open_split, with_history
+
+    measured = accuracies(model.masked, model.info, dataset)
+    full = {f"{data.name}/{data.split}": share for data, share in measured.items()}
+    model.info = info = with_history(model.info, f"prepare, {kind}", seed, prepared_accuracy=full)
     path = out / PREPARED_FILE
-    DynamicCNN(masked, policy, info).save(path)
+    model.save(path)
     validation = open_split(info, dataset, "validation")
+    found = [model.predict(validation.images[indices]) for indices in validation.index_batches()]
+    right = torch.cat([one.labels for one in found]) == validation.labels
     where = f"{validation.name}/validation"
-    right, share = _under_policy(masked, policy, validation)
     return {
         "model": str(path),
         "kind": kind,
         "dense_accuracy": info.metadata.get("dense_accuracy", {}),
         "prepared_accuracy": full,
-        "accuracy": {where: right},
-        "total_mac_share": {where: share},
+        "accuracy": {where: right.double().mean().item()},
+        "total_mac_share": {where: torch.cat([one.mac_share for one in found]).mean().item()},
     }
-
-
-def _under_policy(masked: MaskedCNN, policy: GatePolicy | StaticPolicy, dataset: Dataset) -> tuple[float, float]:
-    """Return accuracy and mean total MAC share of a data set's images under a policy's masks."""
-    import torch
-
-    from prunegym.models.gating.rollouts import rollout
-
-    with torch.inference_mode():
-        runs = [rollout(masked, policy, images) for _, images in dataset.batches()]
-    right = torch.cat([run.output.argmax(1) for run in runs]) == dataset.labels
-    shares = masked.cost.total_share(torch.cat([run.mask for run in runs]), policy.macs)
-    return right.double().mean().item(), shares.mean().item()
-
-
-def _shown(document: dict[str, Any]) -> dict[str, object]:
-    rows: dict[str, object] = {"kind": document["kind"]}
-    for key in ("dense_accuracy", "prepared_accuracy", "accuracy", "total_mac_share"):
-        for where, share in document[key].items():
-            rows[f"{key.replace('_', ' ')} on {where}"] = percent(share)
-    return rows | {"model": document["model"]}

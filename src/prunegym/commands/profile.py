@@ -2,54 +2,44 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from prunegym.commands.options import AnyModel, Data, JsonFlag, Seed, ShownPenalty, Threads, grouped, settle
+from prunegym.commands.options import AnyModel, Data, Machine, Seed, ShownPenalty, grouped
 from prunegym.commands.output import Table, emit, percent
-from prunegym.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from prunegym.models.storage.model_file import Bundle
     from prunegym.models.timing.profiler import Profile
 
 BATCHES = 8
-NO_DATA = Data()
 
 
 @grouped
 def profile(
+    data: Data,
+    machine: Machine,
     model: AnyModel = "digits",
     batch: Annotated[int, typer.Option(help="Images in a batch.", min=1)] = 1,
     rounds: Annotated[int, typer.Option(help="Rounds; all forms in turn, for a minute at most.", min=1)] = 20,
-    image_size: Annotated[
-        int | None, typer.Option(help="Height and width of the images, for a network of the zoo; by default 32.", min=1)
-    ] = None,
     penalty: ShownPenalty = None,
-    compiled: Annotated[
-        bool, typer.Option("--compile", help="Time torch.compile of the dense network too; takes a compiler.")
-    ] = False,
-    data: Data = NO_DATA,
+    compiled: Annotated[bool, typer.Option("--compile", help="Time torch.compile of the dense network too.")] = False,
     seed: Seed = 0,
-    threads: Threads = None,
-    as_json: JsonFlag = False,
 ) -> None:
     """Time a CNN dense, masked and skipping, in all and layer by layer; which way is taken on this machine, and why.
 
     With a policy, masks are its own, on test images of its data set. Without one, masks and images are random, each
-    gate's kept share drawn from 0.3 to 0.7.
+    gate's kept share drawn from 0.3 to 0.7. A network of the zoo is built for --dataset, or else for 3x32x32 images.
     """
     import torch
 
-    from prunegym.models.catalog import open_split
+    from prunegym.models.catalog import open_model, open_split
     from prunegym.models.timing.profiler import profile as measure_profile, random_masks
 
-    settle(data.data_root, threads)
-    stored = _open(model, image_size)
+    machine.settle(data)
+    stored = open_model(model, data.dataset)
     masked, policy, info = stored.masked, stored.policy, stored.info
     generator = torch.Generator().manual_seed(seed)
     masks: list[Tensor] | None = None
@@ -63,49 +53,19 @@ def profile(
         batches = [test.batch(rows) for rows in indices]
     found = measure_profile(masked, batches, masks, policy, penalty=penalty, rounds=rounds, compiled=compiled)
     document = {"model": model, "image_shape": list(info.image_shape), "seed": seed, **found.as_json()}
-    emit(document, as_json, *_tables(model, found))
-
-
-def _open(model: str, image_size: int | None) -> Bundle:
-    """Open a model; a network of the zoo at the size that is asked for."""
-    from prunegym.models.catalog import open_model
-    from prunegym.models.masking.masked_cnn import MaskedCNN
-    from prunegym.models.storage.model_file import Bundle
-    from prunegym.models.zoo.network_registry import ZOO
-
-    stored = open_model(model)
-    if image_size is None:
-        return stored
-    if model not in ZOO:
-        raise InvalidInputError(
-            f"--image-size {image_size} is for networks of the zoo; {model} takes images of "
-            f"{'x'.join(map(str, stored.info.image_shape))}. Leave it out."
-        )
-    info = dataclasses.replace(stored.info, image_shape=(stored.info.image_shape[0], image_size, image_size))
-    return Bundle(masked=MaskedCNN(info.build(), info.example()), info=info)
-
-
-def _tables(model: str, found: Profile) -> list[Table | str]:
-    shown = _forms(model, found)
-    if found.layers:
-        shown.append(_layers(found))
-    return shown
+    emit(document, machine.as_json, *_forms(model, found), *([_layers(found)] if found.layers else []))
 
 
 def _forms(model: str, found: Profile) -> list[Table | str]:
-    groups = {"dense, ": found.dense, "": {**found.skipping, **found.reference}}
-    rows = [
-        [f"{prefix}{name}", f"{1e3 * seconds:.3f}", f"{found.ratio(seconds):.3f}"]
-        for prefix, times in groups.items()
-        for name, seconds in times.items()
-    ]
+    dense = {f"dense, {name}": seconds for name, seconds in found.dense.items()}
+    times = {**dense, **found.skipping, **found.reference}
+    rows = [[name, f"{1e3 * seconds:.3f}", f"{found.ratio(seconds):.3f}"] for name, seconds in times.items()]
     title = (
         f"{model}, batch {found.batch}, {found.machine['threads']} threads, masks {found.masks}: "
         f"{percent(found.kept_share)} of the channels, {percent(found.mac_share)} of the MACs"
     )
-    caption = f"ratio: to the fastest dense form, {found.fastest_dense!r}. {found.machine['processor']}, kernel " + str(
-        found.machine["kernel"]
-    )
+    where = f"{found.machine['processor']}, kernel {found.machine['kernel']}"
+    caption = f"ratio: to the fastest dense form, {found.fastest_dense!r}. {where}"
     shown: list[Table | str] = [Table(title, ["form", "ms", "ratio"], rows, caption), f"auto: {found.reason}"]
     shown += [f"{name} cannot be run: {reason}" for name, reason in found.failed.items()]
     return shown

@@ -7,37 +7,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from prunegym.commands.options import (
-    RecipeOptions,
-    Run,
-    Seed,
-    TargetMacs,
-    TrainedModel,
-    TrainingData,
-    grouped,
-    settle,
-)
+from prunegym.commands.options import RecipeOptions, Run, Seed, TargetMacs, TrainedModel, TrainingData, grouped
 from prunegym.commands.output import Table, emit, percent, progress_of
 from prunegym.commands.recipes import recipe_with
 
 FROZEN = RecipeOptions("frozen")
-NO_DATA = TrainingData()
 
 
 @grouped
 def train(
     model: TrainedModel,
     run: Run,
+    data: TrainingData,
     recipe: RecipeOptions = FROZEN,
     target_macs: TargetMacs = None,
-    data: TrainingData = NO_DATA,
     seed: Seed = 0,
 ) -> None:
     """Train an agent by a recipe; OUT/model.safetensors is the best actor, OUT/start.safetensors where it began."""
     from prunegym.agents.rl.trainer import train_agent
     from prunegym.models.catalog import open_split, open_trained, with_history
 
-    settle(data.data_root, run.threads, run.device)
+    run.settle(data)
     chosen = recipe_with(**vars(recipe), target_macs=target_macs)
     stored = open_trained(model)
     train_agent(
@@ -66,9 +56,8 @@ def report_run(out: Path, model: Path, as_json: bool) -> None:
         emit(document, as_json, f"No episodes of reinforcement learning were played. The gates are in {model}.")
         return
     best = max(history, key=lambda row: row["reward"])
-    document |= {"start": history[0], "best": best}
     rows = {"start": history[0], "best": best}
-    emit(document, as_json, validation_table(str(out), rows, f"The best actor is in {model}."))
+    emit({**document, **rows}, as_json, validation_table(str(out), rows, f"The best actor is in {model}."))
 
 
 def validation_table(title: str, rows: Mapping[str, Mapping[str, Any]], caption: str) -> Table:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from prunegym.commands.options import Run, Seed, Settings, TrainingData, grouped, settle
+from prunegym.commands.options import Run, Seed, Settings, TrainingData, grouped
 from prunegym.commands.output import Facts, emit, percent, progress_of
 from prunegym.errors import InvalidInputError
 from prunegym.settings import changed, make_config, parse
@@ -30,19 +30,20 @@ def train_cnn(
 
     --set changes batch_size, learning_rate, weight_decay, momentum or precision.
     """
-    from prunegym.models.catalog import accuracies, build_for, with_history
+    from prunegym.models.catalog import accuracies, with_history
     from prunegym.models.data.dataset_registry import load_dataset
     from prunegym.models.storage.cnn_info import CNNInfo
     from prunegym.models.storage.model_file import write_model
     from prunegym.models.storage.run_folder import begin_run, finish_run
     from prunegym.models.training.cnn_training import TrainConfig, train as train_network
+    from prunegym.models.zoo.network_registry import build
 
-    settle(data.data_root, run.threads, run.device)
+    run.settle(data)
     config = make_config(TrainConfig, changed({"epochs": epochs, "seed": seed}, parse(settings or ())))
     dataset = str(data.dataset)
     train = load_dataset(dataset, "train")
     train = train if data.train_images is None else train.part(data.train_images)
-    model = build_for(network, train, seed)
+    model = build(network, len(train.classes), train.image_shape[0], train.image_shape[1:], seed)
     checkpoint = run.out / "checkpoint.pt"
     if checkpoint.exists() and not run.resume:
         raise InvalidInputError(f"{run.out} has a checkpoint already. Add --resume, or give another --out.")
