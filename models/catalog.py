@@ -77,18 +77,19 @@ def _with_new_weights(info: CNNInfo) -> Bundle:
     return Bundle(masked=MaskedCNN(info.build(), info.example()), info=info)
 
 
-def open_model(name: str, dataset: str | None = None) -> Bundle:
+def open_model(name: str, dataset: str | None = None, **transform: Any) -> Bundle:
     """Open a model by name.
 
     Args:
         name: Of a shipped model, a model file or a network of the zoo.
         dataset: The data set to build a network of the zoo for; None builds it for ten classes of 3x32x32 images.
+        transform: Options of :func:`load_dataset` for images of other sizes.
 
     Raises:
         UnknownNameError: If it is none of these.
     """
     if name in ZOO and dataset is not None:
-        return _with_new_weights(CNNInfo.of(name, load_dataset(dataset)))
+        return _with_new_weights(CNNInfo.of(name, load_dataset(dataset, **transform)))
     if name in ZOO:
         blank = Normalisation((0.5,) * 3, (0.5,) * 3)
         return _with_new_weights(CNNInfo(name, 10, (3, 32, 32), blank, tuple("0123456789"), "none"))
@@ -164,13 +165,14 @@ def open_split(
 
 
 def accuracies(network: torch.nn.Module, info: CNNInfo, dataset: str | None) -> dict[Dataset, float]:
-    """Return a network's accuracy (0 to 1) on the validation and test split."""
+    """Return a network's accuracy (0 to 1) on the validation and test split, if they have targets."""
     splits = [open_split(info, dataset, split) for split in ("validation", "test")]
-    return {data: accuracy(network, data) for data in splits}
+    return {data: accuracy(network, data) for data in splits if not data.unlabelled}
 
 
-def with_history(info: CNNInfo, step: str, seed: int, **facts: Any) -> CNNInfo:
-    """Add a step to a model's history, and more facts to its metadata."""
+def with_history(info: CNNInfo, step: str, seed: int, hide_path: bool = False, **facts: Any) -> CNNInfo:
+    """Add a step to a model's history, and more facts to its metadata; ``hide_path`` forgets where its data set is."""
+    info = dataclasses.replace(info, data_path=None) if hide_path else info
     entry = {"step": step, "command": command_line(), "seed": seed}
     history = [*info.metadata.get("history", []), entry]
     return dataclasses.replace(info, metadata={**info.metadata, **facts, "history": history})

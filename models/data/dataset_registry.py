@@ -111,9 +111,8 @@ def load_dataset(
         >>> {split: len(load_dataset("digits", split)) for split in SPLITS}
         {'train': 1077, 'validation': 120, 'test': 600}
     """
-    folder = root if root is not None else os.environ.get("PRUNEGYM_DATA")
     part = cast(Split, choice("split", split, SPLITS))
-    base = Path(folder).expanduser().absolute() if folder else None
+    base = _root(root)
     # What is kept is keyed by absolute paths: the working folder may have changed since.
     name = str(name)
     transform = Transform.of(image_size, resize, crop, interpolation)
@@ -122,6 +121,21 @@ def load_dataset(
     if transform is not None:
         raise InvalidInputError(f"Data set {name!r} has images of one size. Leave out image_size.")
     return _known(name, base)[part]
+
+
+def path_of(name: str) -> str | None:
+    """Return the absolute path of a data set by path or name under ``PRUNEGYM_DATA``; None for one of :data:`SOURCES`.
+
+    Raises:
+        UnknownNameError: If there is no such data set.
+        MissingDataError: If there is nothing at a path.
+    """
+    return None if name in SOURCES else str(_find(name, _root(None)))
+
+
+def _root(given: Path | str | None) -> Path | None:
+    folder = given if given is not None else os.environ.get("PRUNEGYM_DATA")
+    return Path(folder).expanduser().absolute() if folder else None
 
 
 def forget_datasets() -> None:

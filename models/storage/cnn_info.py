@@ -54,9 +54,10 @@ class CNNInfo:
     @classmethod
     def of(cls, architecture: str, dataset: Dataset, metadata: Mapping[str, Any] | None = None) -> CNNInfo:
         """Describe a network for a data set."""
+        notes = {"splits": list(dataset.notes)} if dataset.notes else {}
         return cls(
             architecture, dataset.outputs, dataset.image_shape, dataset.normalisation, dataset.classes, dataset.name,
-            dict(metadata or {}), dataset.transform, dataset.objective, dataset.path,
+            {**notes, **(metadata or {})}, dataset.transform, dataset.objective, dataset.path,
         )  # fmt: skip
 
     def adapt(self, dataset: Dataset) -> Dataset:
