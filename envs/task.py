@@ -107,10 +107,11 @@ class Task:
 
     def _image_space(self) -> spaces.Box:
         shape, norm = self.dataset.image_shape, self.dataset.normalisation
-        whole = {torch.uint8: np.uint8, torch.uint16: np.uint16}.get(self.dataset.images.dtype)
-        if whole is None:
-            return spaces.Box(norm.low, norm.high, shape, np.float32)
-        return spaces.Box(0, int(np.iinfo(whole).max), shape, whole)
+        if self.dataset.images.dtype == torch.uint8:
+            return spaces.Box(0, 255, shape, np.uint8)
+        if self.dataset.images.dtype == torch.uint16:
+            return spaces.Box(0, 65_535, shape, np.uint16)
+        return spaces.Box(norm.low, norm.high, shape, np.float32)
 
     @functools.cached_property
     def action_space(self) -> spaces.MultiBinary:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -59,3 +60,14 @@ def test_the_comparison_runs(examples, capsys: pytest.CaptureFixture[str], monke
     assert [line.split(":")[0] for line in lines[:2]] == ["seed 0", "seed 1"]
     assert lines[2].startswith("PPO - straight-through: ")
     assert lines[2].endswith("over 2 seeds")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["labels", "numbers", "maps", "none"])
+def test_ppo_raises_the_reward_on_other_targets(
+    task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    before, after = importlib.import_module("other_targets").run(task, tmp_path / "run")
+    assert after > before + 0.1
+    assert "first test images: " in capsys.readouterr().out
