@@ -1,7 +1,7 @@
 """One image in the kernel on two threads: torch's own or the kernel's, alone or right after an operation of torch.
 
-Torch's threads spin for a while after each operation, on the cores that threads of the kernel's own need. All four run
-in one process, in turn; medians in milliseconds.
+Torch's threads spin for a while after each operation, on the cores that the kernel's own threads need, which are
+new ones for each image. All four run in one process, in turn; medians in milliseconds.
 
     python benchmarks/kernel_threads.py [--networks resnet20 simple-cnn-wide] [--size 32] [--rounds 200]
 """
@@ -20,8 +20,8 @@ from prunegym.models.kernel.shared_library import library, openmp
 from prunegym.models.storage.run_folder import machine
 from prunegym.models.timing.profiler import random_masks
 
-ASLEEP = 0.002
-"""Seconds after which the kernel's own threads, which linger, are asleep."""
+APART = 0.002
+"""Seconds between the kinds of threads, so that one does not slow the other."""
 
 
 def main() -> None:
@@ -43,7 +43,6 @@ def time_threads(name: str, size: int, rounds: int) -> dict[str, dict[str, float
     masked = MaskedCNN(build(name, image_size=size), torch.zeros(1, 3, size, size))
     mask = random_masks(1, [gate.width for gate in masked.gates], torch.Generator().manual_seed(0))
     image, numbers = torch.randn(1, 3, size, size), torch.randn(512, 512)
-    # Each has a plan of its own, which keeps to the kind of threads that it began with.
     kinds = {
         kind: (entry, SkippingCNN(masked, execution="kernel"))
         for kind, entry in (("torch's threads", openmp()), ("the kernel's own", None))
@@ -51,14 +50,14 @@ def time_threads(name: str, size: int, rounds: int) -> dict[str, dict[str, float
     times: dict[str, dict[str, list[float]]] = {kind: {"alone": [], "after torch": []} for kind in kinds}
     for _ in range(rounds):
         for kind, (entry, fast) in kinds.items():
-            time.sleep(ASLEEP)
+            time.sleep(APART)
             library().prunegym_use_openmp(entry)
             for _ in range(5):  # the threads are called, then measured
                 fast(image, mask)
             times[kind]["alone"].append(seconds(fast, image, mask))
             numbers.mul(2)
             times[kind]["after torch"].append(seconds(fast, image, mask))
-    time.sleep(ASLEEP)
+    time.sleep(APART)
     library().prunegym_use_openmp(openmp())
     return {
         kind: {when: round(1e3 * statistics.median(values), 3) for when, values in own.items()}

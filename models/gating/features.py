@@ -105,6 +105,10 @@ class MaskFeatures(nn.Module):
         parts = [feature.raw(seen) for feature in reversed(self.kinds[decision])]
         return parts[0] if len(parts) == 1 else torch.cat(parts[::-1], dim=1)
 
+    def statistics(self, decision: int) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation of a decision's features, (sizes[decision]) float32 each."""
+        return self.get_buffer(f"mean{decision}"), self.get_buffer(f"std{decision}")
+
     def forward(self, decision: int, reads: Tensor) -> Tensor:
         """Return the features of a decision.
 
@@ -116,7 +120,7 @@ class MaskFeatures(nn.Module):
             (batch, sizes[decision]) float32 in [-10, 10].
         """
         # Standardised with statistics of training images: (x - mean) / std, clipped.
-        mean, std = self.get_buffer(f"mean{decision}"), self.get_buffer(f"std{decision}")
+        mean, std = self.statistics(decision)
         return ((self.raw(decision, reads).float() - mean) / std).clamp(-CLIP, CLIP)
 
     @torch.no_grad()
@@ -130,10 +134,11 @@ class MaskFeatures(nn.Module):
         """
         self.to(masked.device)
         for index, values in enumerate(self._seen(masked, dataset.sample(images))):
-            self.get_buffer(f"mean{index}").copy_(values.mean(0))
+            mean, std = self.statistics(index)
+            mean.copy_(values.mean(0))
             # A constant feature, as at the dark edge of digits, would be divided by zero.
             deviation = values.std(0, unbiased=False)
-            self.get_buffer(f"std{index}").copy_(torch.where(deviation > 1e-4, deviation, torch.ones_like(deviation)))
+            std.copy_(torch.where(deviation > 1e-4, deviation, torch.ones_like(deviation)))
         return self
 
     def _seen(self, masked: MaskedCNN, sample: Dataset) -> list[Tensor]:

@@ -81,7 +81,7 @@ class GatePolicy(nn.Module):
             InvalidInputError: If a lambda is given, but the policy was trained for one lambda only.
         """
         if self.penalty_range is None:
-            _refuse(penalty)
+            check_penalty(None, penalty)
         else:
             scaled = self.scaled_penalty(penalty).to(features)
             features = torch.cat([features, scaled.expand(features.shape[0]).unsqueeze(1)], dim=1)
@@ -93,7 +93,24 @@ class GatePolicy(nn.Module):
         """Return lambda scaled from the ``penalty_range`` to -1..1, the heads' input; None stands for the middle."""
         low, high = (0.0, 0.0) if self.penalty_range is None else self.penalty_range
         value = torch.as_tensor((low + high) / 2 if penalty is None else penalty, dtype=torch.float32)
+        # 2 (x - low) / (high - low) - 1; a range of one number must not divide by zero.
         return 2 * (value - low) / max(high - low, 1e-12) - 1
+
+    def layers(self, decision: int, penalty: float | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return a head's weights for one lambda, which is constant then and goes into the first bias.
+
+        Args:
+            decision: Index of the decision.
+            penalty: lambda, for a policy with a ``penalty_range``.
+
+        Returns:
+            Of the first layer (hidden, sizes[decision]) and (hidden); of the last (width, hidden) and (width).
+        """
+        weight, bias, last_weight, last_bias = (parameter.detach() for parameter in self.heads[decision].parameters())
+        if self.penalty_range is not None:
+            bias = bias + weight[:, -1] * self.scaled_penalty(penalty).to(bias)
+            weight = weight[:, :-1]
+        return weight, bias, last_weight, last_bias
 
     @torch.no_grad()
     def rescale_logits(self, factor: float = 1.0, offset: float = 0.0) -> None:
@@ -104,21 +121,17 @@ class GatePolicy(nn.Module):
             last.bias.mul_(factor).add_(offset)
 
 
-def _refuse(penalty: Tensor | float | None) -> None:
-    if penalty is not None:
+def check_penalty(bounds: tuple[float, float] | None, penalty: Tensor | float | None) -> None:
+    """Raise InvalidInputError for a lambda outside a policy's range, or any lambda if it has no range."""
+    if penalty is None:
+        return
+    if bounds is None:
         raise InvalidInputError(
             f"penalty is {penalty}, but the policy was trained for one lambda and takes none as input. Omit it, or "
             "train a policy for a range, as the recipe dial does."
         )
-
-
-def check_penalty(bounds: tuple[float, float] | None, penalty: Tensor | float | None) -> None:
-    """Raise InvalidInputError for a lambda outside a policy's range, or any lambda if it has no range."""
-    if bounds is None:
-        return _refuse(penalty)
-    if penalty is not None and not bounds[0] <= penalty <= bounds[1]:
+    if not bounds[0] <= penalty <= bounds[1]:
         raise InvalidInputError(
             f"penalty is {penalty}; the policy was trained for lambdas from {bounds[0]} to {bounds[1]}. Give one of "
             "these."
         )
-    return None

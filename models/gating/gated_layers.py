@@ -117,28 +117,22 @@ class DynamicPrunedConv2d(nn.Module):
         choice("estimator", estimator, ESTIMATORS)
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding)
         self.gate = GateNetwork(in_channels, reduction, out_channels)
-        # The default generator, so that torch.manual_seed makes training repeatable.
-        self._choose = StraightThrough(torch.default_generator if estimator == "gumbel" else None, temperature)
+        self._noise = (estimator == "gumbel", temperature)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the convolution's output, with zeros in the channels that the gate does not keep."""
         logits = self.gate.logits(x)
-        bits = self._choose(logits) if self.training else greedy(logits)
+        # The default generator, so that torch.manual_seed makes training repeatable.
+        noisy, temperature = self._noise
+        choose = StraightThrough(torch.default_generator if noisy else None, temperature) if self.training else greedy
+        bits = choose(logits)
         self.probabilities, self.mask = torch.sigmoid(logits), bits.detach()
         masked: Tensor = self.conv(x) * bits[:, :, None, None]
         return masked
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for copies and pickles, without the tensors of the last forward pass (they have a graph)."""
-        dropped = ("probabilities", "mask", "_choose")
-        kept = {key: value for key, value in self.__dict__.items() if key not in dropped}
-        return kept | {"_noise": (self._choose.generator is not None, self._choose.temperature)}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore a copy; torch's default generator cannot be copied, so the copy uses the same one."""
-        noisy, temperature = state.pop("_noise")
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._choose = StraightThrough(torch.default_generator if noisy else None, temperature)
+        return {key: value for key, value in self.__dict__.items() if key not in ("probabilities", "mask")}
 
 
 class SimpleDynamicCNN(SimpleCNN):

@@ -49,11 +49,8 @@ def assign_buffers(
     Returns:
         The buffers, and for each value the index of its buffer.
     """
-    last_use = [-1] * len(values)
-    for position, layer in enumerate(layers):
-        for name in ("input", "second", "output"):
-            if layer[name] >= 0:
-                last_use[layer[name]] = position
+    uses = ("input", "second", "output")
+    last_use = {layer[name]: position for position, layer in enumerate(layers) for name in uses}
     stops = [position for position, layer in enumerate(layers) if layer["kind"] == _LOOK]
     made = {layer["output"]: position for position, layer in enumerate(layers)}
     keys = [

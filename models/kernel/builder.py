@@ -10,15 +10,7 @@ from torch import Tensor
 from prunegym.errors import InvalidInputError
 from prunegym.models.kernel.buffers import Value, assign_buffers
 from prunegym.models.kernel.plan import GateHead, Plan
-from prunegym.models.kernel.shared_library import (
-    ARRAYS,
-    KINDS,
-    MAX_CHANNELS,
-    MAX_PIXELS,
-    LayerRecord,
-    ValueRecord,
-    choose_variant,
-)
+from prunegym.models.kernel.shared_library import ARRAYS, KINDS, MAX_CHANNELS, MAX_PIXELS, LayerRecord, ValueRecord
 from prunegym.validation import shape, whole_number
 
 MAX_KERNEL, MAX_GRID = 7, 1024
@@ -52,7 +44,6 @@ class PlanBuilder:
         self._layers: list[LayerFields] = []
         self._widths = [whole_number(f"The width of gate {i}", width, 1, MAX_CHANNELS) for i, width in enumerate(gates)]
         self._decided: set[int] = set()
-        self._looks: list[int] = []
         sides = (whole_number(name, size, 1, MAX_PIXELS) for name, size in (("height", height), ("width", width)))
         self.images = self._value(channels, *sides)
         """The images, first of all values."""
@@ -166,19 +157,17 @@ class PlanBuilder:
         whole_number(f"The hidden size of the policy of gate {gate}", hidden, 1, MAX_CHANNELS)
         if any(value.gate == gate for value in self._values) or gate in self._decided:
             raise InvalidInputError(f"Gate {gate} is already in use; decide it once, before its convolution.")
-        wanted = {
-            "mean": (features,),
-            "std": (features,),
-            "weight1": (hidden, features),
-            "weight2": (self._widths[gate], hidden),
-            "bias2": (self._widths[gate],),
-        }
-        for name, expected in wanted.items():
-            _floats(f"{name} of the policy of gate {gate}", getattr(head, name), expected)
-        self._decided.add(gate)
+
+        def part(name: str, *expected: int) -> Tensor:
+            return _floats(f"{name} of the policy of gate {gate}", getattr(head, name), expected)
+
+        width = self._widths[gate]
         fields: LayerFields = {"gate": gate, "average": bool(head.average), "grid": head.grid, "hidden": hidden}
-        fields |= {"mean": head.mean, "scale": 1 / head.std, "weight": head.weight1, "bias": head.bias1}
-        self._layer("decide", x, None, {**fields, "weight2": head.weight2, "bias2": head.bias2})
+        fields |= {"mean": part("mean", features), "scale": 1 / part("std", features)}
+        fields |= {"weight": part("weight1", hidden, features), "bias": head.bias1}
+        fields |= {"weight2": part("weight2", width, hidden), "bias2": part("bias2", width)}
+        self._decided.add(gate)
+        self._layer("decide", x, None, fields)
 
     def look(self, x: Value, mean: Tensor, std: Tensor, *, average: bool = True, grid: int = 0) -> None:
         """Add a stop at which an external agent sees the standardised features of the map ``x`` (:class:`GateHead`).
@@ -186,10 +175,8 @@ class PlanBuilder:
         A :class:`~prunegym.models.kernel.Pass` stops there; calling the plan ignores it.
         """
         size = self._features(x, average, grid)
-        for name, values in (("mean", mean), ("std", std)):
-            _floats(name, values, (size,))
-        self._looks.append(size)
-        self._layer("look", x, None, {"average": bool(average), "grid": grid, "mean": mean, "scale": 1 / std})
+        fields: LayerFields = {"average": bool(average), "grid": grid, "mean": _floats("mean", mean, (size,))}
+        self._layer("look", x, None, {**fields, "scale": 1 / _floats("std", std, (size,))})
 
     def build(self, output: Value, variant: str | None = None) -> Plan:
         """Copy all weights into a plan.
@@ -204,24 +191,17 @@ class PlanBuilder:
         """
         if self._own(output).stride != 0 or output.gate is not None:
             raise InvalidInputError("A plan returns a vector that is not behind a gate; add average() or linear().")
-        variant = choose_variant(variant)
         store: LayerFields = {"kind": KINDS.index("store"), "input": output.index, "second": -1, "output": -1}
         layers = [*self._layers, store]
         buffers, places = assign_buffers(self._values, layers)
         gates = [-1 if value.gate is None else value.gate for value in self._values]
         arrays: list[Tensor] = []  # kept alive until the plan has copied them
-        names = [f"{i} {KINDS[int(layer['kind'])]}" for i, layer in enumerate(layers)]
         return Plan(
             variant,
             buffers,
             [ValueRecord(*fields) for fields in zip(places, (v.channels for v in self._values), gates, strict=True)],
             self._widths,
             [_record(layer, arrays) for layer in layers],
-            layers=names,
-            image_shape=(self.images.channels, self.images.height, self.images.width),
-            outputs=output.channels,
-            needs_masks=len(self._decided) < len(self._widths),
-            looks=self._looks,
         )
 
     def _own(self, x: Value, needs_map: str = "") -> Value:
@@ -278,6 +258,7 @@ def _stride(stride: int) -> int:
 
 def _window(x: Value, kernel: int, stride: int, padding: int) -> tuple[int, int]:
     """Return height and width of what a convolution or a pooling makes of a map."""
+    # As torch's Conv2d and MaxPool2d count: floor((size + 2 padding - kernel) / stride) + 1.
     height, width = ((size + 2 * padding - kernel) // stride + 1 for size in (x.height, x.width))
     return height, width
 

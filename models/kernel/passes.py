@@ -8,7 +8,7 @@ import weakref
 from torch import Tensor
 
 from prunegym.errors import InvalidInputError
-from prunegym.models.kernel.plan import Plan, empty_floats, thread_count
+from prunegym.models.kernel.plan import Plan, as_they_lie, empty_floats, thread_count
 from prunegym.models.kernel.shared_library import ERROR_SIZE, MAX_IMAGES, KernelError
 from prunegym.validation import whole_number
 
@@ -54,13 +54,10 @@ class Pass:
         if len(images) != self.batch:
             raise InvalidInputError(f"{len(images)} images; this pass is for {self.batch}.")
         features = empty_floats(self.batch, self.plan.looks[0])
-        strides = (ctypes.c_int64 * 4)(*images.stride())
+        place, threads = as_they_lie(images), thread_count(threads)
         self._check(
-            self.plan.library.prunegym_pass_begin(
-                self._handle, images.data_ptr(), strides, features.data_ptr(), thread_count(threads),
-                self._error,
-            )
-        )  # fmt: skip
+            self.plan.library.prunegym_pass_begin(self._handle, place, features.data_ptr(), threads, self._error)
+        )
         self._stop = 0
         return features
 

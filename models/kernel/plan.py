@@ -7,7 +7,6 @@ import dataclasses
 import weakref
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,12 +17,15 @@ from prunegym.models.kernel.shared_library import (
     MAX_IMAGES,
     MAX_THREADS,
     BufferRecord,
+    Images,
     KernelError,
     LayerRecord,
+    NetworkRecord,
     ValueRecord,
+    choose_variant,
     library,
 )
-from prunegym.validation import shape, whole_number
+from prunegym.validation import bits, shape, whole_number
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,10 +57,6 @@ class GateHead:
     average: bool = True
     grid: int = 0
 
-    def features(self, channels: int) -> int:
-        """Number of features of a map of so many channels."""
-        return channels * (int(bool(self.average)) + self.grid**2)
-
 
 class Plan:
     """A network in the kernel's memory. Made by :meth:`PlanBuilder.build`; safe to call from several threads.
@@ -74,34 +72,30 @@ class Plan:
 
     def __init__(
         self,
-        variant: str,
+        variant: str | None,
         buffers: Sequence[BufferRecord],
         values: Sequence[ValueRecord],
         widths: Sequence[int],
         records: Sequence[LayerRecord],
-        *,
-        layers: Sequence[str],
-        image_shape: tuple[int, int, int],
-        outputs: int,
-        needs_masks: bool,
-        looks: Sequence[int] = (),
     ) -> None:
-        self.variant, self.layers, self.outputs = variant, tuple(layers), outputs
-        self.mask_size, self.looks = sum(widths), tuple(looks)
-        self._image_shape, self._needs_masks = image_shape, needs_masks
-        self.decides = any(record.kind == KINDS.index("decide") for record in records)
+        variant = choose_variant(variant)
         error = ctypes.create_string_buffer(ERROR_SIZE)
         self.library = library()
-        self.handle = self.library.prunegym_plan_new(
-            variant.encode(),
-            *(len(buffers), (BufferRecord * len(buffers))(*buffers)),
-            *(len(values), (ValueRecord * len(values))(*values)),
-            *(len(widths), (ctypes.c_int32 * len(widths))(*widths)),
-            *(len(records), (LayerRecord * len(records))(*records)),
-            error,
+        network = NetworkRecord(
+            *(len(buffers), len(values), len(widths), len(records)),
+            *((BufferRecord * len(buffers))(*buffers), (ValueRecord * len(values))(*values)),
+            *((ctypes.c_int32 * len(widths))(*widths), (LayerRecord * len(records))(*records)),
         )
+        self.handle = self.library.prunegym_plan_new(variant.encode(), network, error)
         if not self.handle:
             raise KernelError(f"The kernel cannot hold the network: {error.value.decode()}.")
+        kinds, images = [KINDS[record.kind] for record in records], values[records[0].output]
+        self.variant, self.mask_size, self.outputs = variant, sum(widths), values[records[-1].input].channels
+        self.layers = tuple(f"{index} {kind}" for index, kind in enumerate(kinds))
+        looks = (record for record, kind in zip(records, kinds, strict=True) if kind == "look")
+        self.looks = tuple(values[look.input].channels * (look.average + look.grid**2) for look in looks)
+        self.decides, self._needs_masks = "decide" in kinds, kinds.count("decide") < len(widths)
+        self._image_shape = (images.channels, buffers[images.buffer].height, buffers[images.buffer].width)
         self._finalizer = weakref.finalize(self, self.library.prunegym_plan_free, self.handle)
         self._finalizer.atexit = False  # a daemon thread may still be running it
 
@@ -153,17 +147,13 @@ class Plan:
         images = self.checked_images(images)
         batch = len(images)
         used = self.as_bytes(masks, batch)
-        # Torch must not copy images or masks: for large ones it wakes its threads, which then spin for milliseconds
-        # on the cores that the kernel's own threads need.
-        strides = (ctypes.c_int64 * 4)(*images.stride())
         outputs = empty_floats(batch, self.outputs)
         if batch == 0:
             return outputs, used
         error = ctypes.create_string_buffer(ERROR_SIZE)
         failed = self.library.prunegym_plan_run(
-            self.handle, batch, images.data_ptr(), strides, used.data_ptr(), outputs.data_ptr(), threads, seconds,
-            error,
-        )  # fmt: skip
+            self.handle, batch, as_they_lie(images), used.data_ptr(), outputs.data_ptr(), threads, seconds, error
+        )
         if failed:
             raise KernelError(f"The kernel cannot run {batch} images: {error.value.decode()}.")
         return outputs, used
@@ -175,16 +165,11 @@ class Plan:
             InvalidInputError: If they are of another shape, dtype or layout than the plan's, on another device, or too
                 many.
         """
-        if (
-            images.dtype != torch.float32
-            or images.shape[1:] != self._image_shape
-            or images.device.type != "cpu"
-            or images.layout != torch.strided
-        ):
-            raise InvalidInputError(
-                f"Images are {images.dtype} {tuple(images.shape)}, {images.layout} on {images.device}; dense "
-                f"float32 of shape (batch, {', '.join(map(str, self._image_shape))}) on the CPU is needed."
-            )
+        if images.dtype != torch.float32 or images.layout != torch.strided or images.device.type != "cpu":
+            found = f"{images.dtype}, {images.layout} on {images.device}"
+            raise InvalidInputError(f"Images are {found}; dense float32 on the CPU is needed.")
+        if images.shape[1:] != self._image_shape:  # the check itself takes longer, and a small network microseconds
+            shape("Images", images, ("batch", *self._image_shape))
         whole_number("The number of images", len(images), 0, MAX_IMAGES, "Use smaller batches.")
         return images.resolve_neg()  # else a view like x.conj().imag would be read with the wrong sign
 
@@ -197,17 +182,12 @@ class Plan:
                 )
             return torch.empty(batch, self.mask_size, dtype=torch.bool, device="cpu")
         shape("The mask", masks, (batch, self.mask_size), "Give one row for each image.")
-        if masks.dtype == torch.bool and masks.is_cpu:
-            ready = not self.decides and masks.is_contiguous()
-            return masks if ready else torch.from_numpy(np.array(masks.numpy(), order="C"))
         if masks.layout != torch.strided or masks.is_meta:
             raise InvalidInputError(f"masks is {masks.layout} on {masks.device}; a dense tensor with values is needed.")
-        numpy_has_it = not masks.is_floating_point() or masks.dtype in (torch.float16, torch.float32, torch.float64)
-        given = (masks if numpy_has_it else masks.float()).detach().cpu().resolve_conj().resolve_neg().numpy()
-        bits = np.ascontiguousarray(given != 0)
-        if not (bits == given).all():
-            raise InvalidInputError("Masks have values other than 0 and 1: the kernel keeps a channel or skips it.")
-        return torch.from_numpy(bits)
+        if masks.dtype != torch.bool:
+            masks = bits("The mask", masks.detach(), "The kernel keeps a channel or skips it.") != 0
+        masks = masks.cpu().contiguous()
+        return masks.clone() if self.decides else masks
 
 
 def thread_count(threads: int | None) -> int:
@@ -219,6 +199,15 @@ def thread_count(threads: int | None) -> int:
     if threads is None:
         return min(torch.get_num_threads(), MAX_THREADS)
     return whole_number("threads", threads, 1, MAX_THREADS, "None takes torch's number.")
+
+
+def as_they_lie(images: Tensor) -> Images:
+    """Return where checked images are in memory.
+
+    Torch must not copy images or masks: for large ones it wakes its threads, which then spin for milliseconds on the
+    cores that the kernel's own threads need.
+    """
+    return Images(images.data_ptr(), *images.stride())
 
 
 def empty_floats(*sizes: int) -> Tensor:

@@ -16,7 +16,7 @@ from prunegym.errors import InvalidInputError, MissingDependencyError, PruneGymE
 
 KINDS = ("load", "conv", "max_pool", "add", "subsample", "average", "linear", "decide", "look", "store")
 ERROR_SIZE = 256
-INTERFACE = 5
+INTERFACE = 6
 """Of the functions in csrc/api.cpp."""
 MAX_PIXELS, MAX_CHANNELS, MAX_IMAGES, MAX_THREADS = 2**27, 2**20, 2**24, 1024
 """Limits of csrc/common.h: of one channel of a map, of channels, of a batch, and of threads."""
@@ -49,6 +49,35 @@ class LayerRecord(ctypes.Structure):
     _fields_ = [(n, c_int32) for n in (*_LAYER, *_POLICY)] + [(n, POINTER(c_float)) for n in ARRAYS]
 
 
+class NetworkRecord(ctypes.Structure):
+    """A whole network: csrc/plan.h, ``NetworkRecord``."""
+
+    _fields_ = [
+        *((f"{name}_count", c_int32) for name in ("buffer", "value", "gate", "layer")),
+        *(("buffers", POINTER(BufferRecord)), ("values", POINTER(ValueRecord))),
+        *(("widths", POINTER(c_int32)), ("layers", POINTER(LayerRecord))),
+    ]
+
+
+class Images(ctypes.Structure):
+    """Images as they lie in memory: csrc/plan.h, ``Images``."""
+
+    _fields_ = [("data", c_void_p), *((name, c_int64) for name in ("image", "channel", "row", "column"))]
+
+
+FUNCTIONS: dict[str, tuple[type | None, list[Any]]] = {
+    "use_openmp": (None, [c_void_p]),
+    "plan_new": (c_void_p, [c_char_p, POINTER(NetworkRecord), c_char_p]),
+    "plan_free": (None, [c_void_p]),
+    "plan_run": (c_int, [c_void_p, c_int, POINTER(Images), c_void_p, c_void_p, c_int, POINTER(c_double), c_char_p]),
+    "pass_new": (c_void_p, [c_void_p, c_int, c_int, c_char_p]),
+    "pass_free": (None, [c_void_p]),
+    "pass_begin": (c_int, [c_void_p, POINTER(Images), c_void_p, c_int, c_char_p]),
+    "pass_advance": (c_int, [c_void_p, c_void_p, c_void_p, c_void_p, c_int, c_char_p]),
+}
+"""Result and arguments of the functions in csrc/api.cpp, whose names begin with ``prunegym_``."""
+
+
 @functools.lru_cache(maxsize=1)
 def load() -> tuple[ctypes.CDLL | None, str]:
     """The library, or None and why there is none."""
@@ -71,31 +100,10 @@ def load() -> tuple[ctypes.CDLL | None, str]:
             return None, f"{found[0]} belongs to another version of prunegym; build it again"
     except (OSError, AttributeError) as error:
         return None, f"{found[0]} cannot be loaded ({error})"
-    library.prunegym_use_openmp.restype = None
-    library.prunegym_use_openmp.argtypes = [c_void_p]
+    for name, (result, arguments) in FUNCTIONS.items():
+        function = getattr(library, f"prunegym_{name}")
+        function.restype, function.argtypes = result, arguments
     library.prunegym_use_openmp(openmp())
-    library.prunegym_plan_new.restype = c_void_p
-    library.prunegym_plan_new.argtypes = [
-        c_char_p,
-        *(c_int, POINTER(BufferRecord)),
-        *(c_int, POINTER(ValueRecord)),
-        *(c_int, POINTER(c_int32)),
-        *(c_int, POINTER(LayerRecord)),
-        c_char_p,
-    ]
-    library.prunegym_plan_free.restype = None
-    library.prunegym_plan_free.argtypes = [c_void_p]
-    library.prunegym_plan_run.argtypes = [
-        *(c_void_p, c_int, c_void_p, POINTER(c_int64), c_void_p, c_void_p, c_int),
-        POINTER(c_double),
-        c_char_p,
-    ]
-    library.prunegym_pass_new.restype = c_void_p
-    library.prunegym_pass_new.argtypes = [c_void_p, c_int, c_int, c_char_p]
-    library.prunegym_pass_free.restype = None
-    library.prunegym_pass_free.argtypes = [c_void_p]
-    library.prunegym_pass_begin.argtypes = [c_void_p, c_void_p, POINTER(c_int64), c_void_p, c_int, c_char_p]
-    library.prunegym_pass_advance.argtypes = [c_void_p, c_void_p, c_void_p, c_void_p, c_int, c_char_p]
     return library, ""
 
 

@@ -46,7 +46,8 @@ class ExecutionChoice:
     @property
     def reason(self) -> str:
         """One line for people."""
-        times = ", ".join(f"{name} {1e3 * value:.3g} ms" for name, value in sorted(self.seconds.items(), key=_second))
+        ranked = sorted(self.seconds, key=self.seconds.__getitem__)
+        times = ", ".join(f"{name} {1e3 * self.seconds[name]:.3g} ms" for name in ranked)
         return f"{self.execution} is the fastest of: {times} ({self.images} images, {self.threads} threads)"
 
 
@@ -67,17 +68,15 @@ def fastest_path(
     """
     seconds: dict[str, list[float]] = {}
     for name, path in paths.items():
-        _time(path, images, mask, penalty)  # warms up
-        _settle(path, images, mask, penalty)
-        seconds[name] = [_time(path, images, mask, penalty)]
+        path.run(images, mask, penalty)  # warms up
+        seconds[name] = _times(path, images, mask, penalty, 1)
     best = min(values[0] for values in seconds.values())
     close = [name for name, values in seconds.items() if values[0] < min(2 * best, LONG)]
     for name in close if len(close) > 1 else ():
-        _settle(paths[name], images, mask, penalty)
-        seconds[name] += [_time(paths[name], images, mask, penalty) for _ in range(ROUNDS)]
+        seconds[name] += _times(paths[name], images, mask, penalty, ROUNDS)
     # The minimum, not the median: other work on the machine only adds to a time.
     shortest = {name: min(values) for name, values in seconds.items()}
-    fastest = min(shortest, key=lambda name: shortest[name])
+    fastest = min(shortest, key=shortest.__getitem__)
     return ExecutionChoice(fastest, shortest, len(images), torch.get_num_threads(), masks)
 
 
@@ -93,19 +92,13 @@ def distinct(mask: Tensor | None) -> int:
     return len(torch.unique(mask.double() @ numbers.to(mask.device)))
 
 
-def _settle(path: ExecutionPath, images: Tensor, mask: Tensor | None, penalty: float | None) -> None:
+def _times(path: ExecutionPath, images: Tensor, mask: Tensor | None, penalty: float | None, rounds: int) -> list[float]:
     if not images.is_cuda:
         settle(lambda: path.run(images, mask, penalty))
-
-
-def _time(path: ExecutionPath, images: Tensor, mask: Tensor | None, penalty: float | None) -> float:
-    # The next images have other masks, so weights gathered for these must not speed up the next run.
-    path.forget()
-    clock = clock_for(images.device)
-    start = clock()
-    path.run(images, mask, penalty)
-    return clock() - start
-
-
-def _second(item: tuple[str, float]) -> float:
-    return item[1]
+    clock, seconds = clock_for(images.device), []
+    for _ in range(rounds):
+        path.forget()  # the next images have other masks, so weights gathered for these must not speed up the next run
+        start = clock()
+        path.run(images, mask, penalty)
+        seconds.append(clock() - start)
+    return seconds

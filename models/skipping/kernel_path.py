@@ -8,14 +8,14 @@ import time
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from prunegym.errors import InvalidInputError
 from prunegym.models import kernel
 from prunegym.models.gating.features import MaskFeatures
 from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.kernel import GateHead, Plan, PlanBuilder, Value
-from prunegym.models.skipping.program.layers import Add, Average, Conv, Layer, Linear, MaxPool, Program, Subsample
+from prunegym.models.skipping.program.layers import Add, Average, Conv, Layer, Linear, MaxPool, Pair, Program, Subsample
 from prunegym.models.skipping.program.lowering import UnsupportedError
 from prunegym.models.skipping.program.path import DECIDE, Clock, Executed, ExecutionPath
 
@@ -30,16 +30,6 @@ class Translated(NamedTuple):
 
     plan: Plan
     parts: tuple[str, ...]
-
-
-def shares_an_image(program: Program) -> bool:
-    """Whether all threads share an image alone; else one thread runs it."""
-    macs = (
-        layer.weight.numel() * math.prod(program.shapes[layer.name][1:])
-        for layer in program.layers
-        if isinstance(layer, Conv)
-    )
-    return sum(macs) >= SHARED_FROM
 
 
 class KernelPath(ExecutionPath):
@@ -60,10 +50,17 @@ class KernelPath(ExecutionPath):
 
     def __init__(self, program: Program, policy: GatePolicy | None = None, variant: str | None = None) -> None:
         super().__init__(program, policy)
-        self._shared = shares_an_image(program)
+        convolutions = (layer for layer in program.layers if isinstance(layer, Conv))
+        macs = sum(layer.weight.numel() * math.prod(program.shapes[layer.name][1:]) for layer in convolutions)
+        self._shared = macs >= SHARED_FROM
+
         # A policy for a range of lambdas has each one folded into its biases, so each has a plan; few are kept.
         # No reference to this object: it would keep the plans in memory until garbage is collected.
-        self._plan = functools.lru_cache(KEPT_PLANS)(functools.partial(_translated, program, policy, variant))
+        @functools.lru_cache(KEPT_PLANS)
+        def plan(decides: bool, penalty: float | None) -> Translated:
+            return translate(program, policy if decides else None, penalty, variant)
+
+        self._plan = plan
         self._plan(policy is not None, None)
 
     @property
@@ -91,12 +88,6 @@ class KernelPath(ExecutionPath):
         return dict(zip(parts, plan.timed(images, mask, threads).values(), strict=True))
 
 
-def _translated(
-    program: Program, policy: GatePolicy | None, variant: str | None, decides: bool, penalty: float | None
-) -> Translated:
-    return translate(program, policy if decides else None, penalty, variant)
-
-
 def translate(
     program: Program,
     policy: GatePolicy | None = None,
@@ -118,9 +109,9 @@ def translate(
     """
     if not kernel.available():
         raise UnsupportedError(f"The compiled kernel is not available: {kernel.unavailable_reason()}.")
-    shape = program.shapes[program.input]
+    channels, height, width = program.shapes[program.input]
     try:
-        builder = PlanBuilder(shape[0], shape[1], shape[2], program.widths)
+        builder = PlanBuilder(channels, height, width, program.widths)
     except InvalidInputError as error:
         raise UnsupportedError(f"The kernel does not take these images: {error}") from error
     values: dict[str, Value] = {program.input: builder.images}
@@ -132,7 +123,8 @@ def translate(
                 builder.decide(layer.gate, values[layer.inputs[0]], gate_head(policy, layer.gate, penalty))
                 parts.append(f"{DECIDE}{layer.gate}")
             if looks is not None and isinstance(layer, Conv) and layer.gate in stops:
-                _look(builder, values[layer.inputs[0]], looks, stops[layer.gate])
+                stop = stops[layer.gate]
+                builder.look(values[layer.inputs[0]], *looks.statistics(stop), **_in_kernel(looks, stop))
                 parts.append(f"look {layer.gate}")
             values[layer.name] = _add(builder, layer, [values[name] for name in layer.inputs])
         except InvalidInputError as error:
@@ -145,43 +137,38 @@ def translate(
 
 
 def _add(builder: PlanBuilder, layer: Layer, inputs: list[Value]) -> Value:
-    x = inputs[0]
-    if isinstance(layer, Conv):
-        _check_type(layer.weight, layer)
-        stride, padding = _square(layer.stride, layer), _square(layer.padding, layer)
-        if layer.dilation != (1, 1):
-            raise UnsupportedError(f"Layer {layer.label!r} is not in the kernel: its dilation is {layer.dilation}.")
-        return builder.conv(
-            x, layer.weight, layer.bias, stride=stride, padding=padding, relu=layer.relu, gate=layer.gate,
-            residual=inputs[1] if len(inputs) > 1 else None,
-        )  # fmt: skip
+    """Add a layer; raises InvalidInputError if the kernel has no such layer."""
+    x, second = inputs[0], inputs[1] if len(inputs) > 1 else None
+    own = layer.weight if isinstance(layer, Conv | Linear) else None
+    if own is not None and (own.dtype != torch.float32 or own.device.type != "cpu"):
+        raise InvalidInputError(f"its weights are {own.dtype} on {own.device}, not float32 on the CPU.")
     if isinstance(layer, Linear):
-        _check_type(layer.weight, layer)
         return builder.linear(x, layer.weight, layer.bias, relu=layer.relu)
-    if x.stride == 0 and not isinstance(layer, Average):
-        raise UnsupportedError(f"Layer {layer.label!r} reads a vector; the kernel has linear layers alone for those.")
-    if isinstance(layer, MaxPool):
-        kernel_size, stride = _square(layer.kernel, layer), _square(layer.stride, layer)
-        return builder.max_pool(x, kernel_size, stride, _square(layer.padding, layer), relu=layer.relu)
-    if isinstance(layer, Add):
-        return builder.add(x, inputs[1] if len(inputs) > 1 else None, relu=layer.relu)
-    if isinstance(layer, Subsample):
-        return builder.subsample(x, layer.stride, layer.channels, layer.offset)
     if isinstance(layer, Average):
         return builder.average(x) if x.stride else x
-    raise UnsupportedError(f"Layer {layer.label!r} is not in the kernel.")
+    if x.stride == 0:
+        raise InvalidInputError("it reads a vector, and the kernel has linear layers alone for those.")
+    if isinstance(layer, Conv):
+        if layer.dilation != (1, 1):
+            raise InvalidInputError(f"its dilation is {layer.dilation}.")
+        stride, padding = _square(layer.stride), _square(layer.padding)
+        return builder.conv(
+            x, layer.weight, layer.bias, stride=stride, padding=padding, relu=layer.relu, gate=layer.gate,
+            residual=second,
+        )  # fmt: skip
+    if isinstance(layer, MaxPool):
+        kernel_size, stride, padding = map(_square, (layer.kernel, layer.stride, layer.padding))
+        return builder.max_pool(x, kernel_size, stride, padding, relu=layer.relu)
+    if isinstance(layer, Add):
+        return builder.add(x, second, relu=layer.relu)
+    if isinstance(layer, Subsample):
+        return builder.subsample(x, layer.stride, layer.channels, layer.offset)
+    raise InvalidInputError("it is of another kind.")
 
 
-def _check_type(weight: Tensor, layer: Layer) -> None:
-    if weight.dtype != torch.float32 or weight.device.type != "cpu":
-        raise UnsupportedError(
-            f"Layer {layer.label!r} has {weight.dtype} weights on {weight.device}; the kernel runs float32 on the CPU."
-        )
-
-
-def _square(pair: tuple[int, int], layer: Layer) -> int:
+def _square(pair: Pair) -> int:
     if pair[0] != pair[1]:
-        raise UnsupportedError(f"Layer {layer.label!r} is not in the kernel: rows and columns differ ({pair}).")
+        raise InvalidInputError(f"rows and columns differ ({pair}).")
     return pair[0]
 
 
@@ -191,29 +178,13 @@ def gate_head(policy: GatePolicy, gate: int, penalty: float | None = None) -> Ga
     Args:
         policy: Decides gate by gate.
         gate: Index of the gate.
-        penalty: lambda, for a policy with a ``penalty_range``: it is constant, so it goes into the first bias.
+        penalty: lambda, for a policy with a ``penalty_range``.
 
     Raises:
         InvalidInputError: If the kernel does not know a feature.
     """
-    features, head = policy.features, policy.heads[gate]
-    assert isinstance(head, nn.Sequential)
-    first, last = head[0], head[2]
-    assert isinstance(first, nn.Linear)
-    assert isinstance(last, nn.Linear)
-    size = features.sizes[gate]
-    bias = first.bias.detach()
-    if policy.penalty_range is not None:
-        bias = bias + first.weight.detach()[:, size] * policy.scaled_penalty(penalty).to(bias)
-    return GateHead(
-        features.get_buffer(f"mean{gate}"), features.get_buffer(f"std{gate}"), first.weight.detach()[:, :size], bias,
-        last.weight.detach(), last.bias.detach(), **_in_kernel(features, gate),
-    )  # fmt: skip
-
-
-def _look(builder: PlanBuilder, x: Value, features: MaskFeatures, decision: int) -> None:
-    mean, std = (features.get_buffer(f"{name}{decision}") for name in ("mean", "std"))
-    builder.look(x, mean, std, **_in_kernel(features, decision))
+    features = policy.features
+    return GateHead(*features.statistics(gate), *policy.layers(gate, penalty), **_in_kernel(features, gate))
 
 
 def _in_kernel(features: MaskFeatures, decision: int) -> dict[str, Any]:

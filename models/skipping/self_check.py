@@ -44,6 +44,7 @@ def check_outputs(
     if found.output.shape != expected.shape:
         shapes = f"{tuple(found.output.shape)}, the masked CNN {tuple(expected.shape)}"
         raise UnsupportedError(f"It gives outputs of shape {shapes}.")
+    # The largest error over the largest output, max |y - y'| / max |y'|.
     difference = float((found.output - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
     if not difference <= max(TOLERANCE, ROUNDINGS * torch.finfo(masked.dtype).eps):
         raise UnsupportedError(f"Its outputs are not the masked CNN's: off by {difference:.2g} of the largest.")

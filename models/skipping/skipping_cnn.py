@@ -24,7 +24,7 @@ from prunegym.models.skipping.program.path import (
 from prunegym.models.skipping.self_check import check_outputs
 from prunegym.models.skipping.torch_paths.full import FullPath
 from prunegym.models.skipping.torch_paths.gather import GatherPath
-from prunegym.validation import bits, choice
+from prunegym.validation import bits, choice, shape
 
 PATHS: tuple[type[ExecutionPath], ...] = (KernelPath, GatherPath, FullPath, MaskedPath)
 """All execution paths. To add one, write its class and name it here."""
@@ -81,7 +81,19 @@ class SkippingCNN:
         self.unavailable: dict[str, str] = {}
         self._gate_by_gate = decides_gate_by_gate(policy)
         self._paths: dict[str, ExecutionPath] = {}
-        self._make_paths()
+        # A policy that decides everything at once is asked before; gate by gate it is part of the path.
+        inside = policy if isinstance(policy, GatePolicy) and self._gate_by_gate else None
+        program = functools.cache(functools.partial(lower, masked))
+        for kind in PATHS:
+            if execution not in ("auto", kind.name):
+                continue
+            try:
+                path = kind.make(masked, program, inside)
+                if kind is not MaskedPath:  # the reference itself
+                    check_outputs(path.run, masked, inside)
+                self._paths[kind.name] = path
+            except UnsupportedError as error:
+                self.unavailable[kind.name] = str(error)
         if not self._paths:
             raise InvalidInputError(
                 f"Execution {execution!r} cannot run this network here: {self.unavailable[execution]} "
@@ -92,21 +104,6 @@ class SkippingCNN:
     def available(self) -> tuple[str, ...]:
         """Names of the paths that can run this network here."""
         return tuple(self._paths)
-
-    def _make_paths(self) -> None:
-        # A policy that decides everything at once is asked before; gate by gate it is part of the path.
-        policy = self.policy if isinstance(self.policy, GatePolicy) and self._gate_by_gate else None
-        program = functools.cache(functools.partial(lower, self.masked))
-        for kind in PATHS:
-            if self.execution not in ("auto", kind.name):
-                continue
-            try:
-                path = kind.make(self.masked, program, policy)
-                if kind is not MaskedPath:  # the reference itself
-                    check_outputs(path.run, self.masked, policy)
-                self._paths[kind.name] = path
-            except UnsupportedError as error:
-                self.unavailable[kind.name] = str(error)
 
     def __call__(self, images: Tensor, mask: Tensor | None = None, penalty: float | None = None) -> Executed:
         """Run images.
@@ -131,19 +128,15 @@ class SkippingCNN:
         return self._run(images, mask, penalty)
 
     def _run(self, images: Tensor, mask: Tensor | None, penalty: float | None) -> Executed:
-        if mask is None and not self._gate_by_gate:
-            mask = self._masks_before(images, penalty)
+        if mask is None and self.policy is None:
+            mask = torch.ones(len(images), self.masked.mask_size, dtype=torch.bool, device=images.device)
+        elif mask is None and self.policy is not None and not self._gate_by_gate:  # all at once, before the path
+            mask = decide_first(self.masked, self.policy, images, penalty)
         if mask is not None and (mask.dtype != torch.bool or mask.device != images.device):
             mask = mask.to(device=images.device, dtype=torch.bool)
         if len(images) == 0:
             return MaskedPath(self.masked, self.policy).run(images, mask, penalty)
         return self._paths[self.way(images, mask, penalty)].run(images, mask, penalty)
-
-    def _masks_before(self, images: Tensor, penalty: float | None) -> Tensor:
-        """Return the masks (batch, mask_size) of a policy that decides everything at once; without one all ones."""
-        if self.policy is None:
-            return torch.ones(len(images), self.masked.mask_size, dtype=torch.bool, device=images.device)
-        return decide_first(self.masked, self.policy, images, penalty)
 
     def path(self, name: str) -> ExecutionPath:
         """Return an available path by name."""
@@ -165,16 +158,12 @@ class SkippingCNN:
         return self.choices[-1].execution
 
     def _check(self, images: Tensor, mask: Tensor | None) -> None:
-        if not isinstance(images, Tensor) or images.shape[1:] != self._shape or images.dtype != self._dtype:
-            given = (
-                f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else f"a {type(images).__name__}"
-            )
-            raise InvalidInputError(
-                f"Images are {given}; a tensor of normalised {self._dtype} of shape (batch, "
-                f"{', '.join(map(str, self._shape))}) is needed, the size that the CNN was masked for."
-            )
-        if mask is None:
-            return
-        self.masked.check_mask(mask, len(images))
-        if mask.dtype != torch.bool:
+        if not isinstance(images, Tensor) or images.dtype != self._dtype:
+            given = images.dtype if isinstance(images, Tensor) else f"a {type(images).__name__}"
+            raise InvalidInputError(f"Images are {given}; a tensor of normalised {self._dtype} is needed.")
+        if images.shape[1:] != self._shape:  # the check itself takes longer, and a small network microseconds
+            shape("Images", images, ("batch", *self._shape), "That is the size that the CNN was masked for.")
+        if mask is not None:
+            self.masked.check_mask(mask, len(images))
+        if mask is not None and mask.dtype != torch.bool:
             bits("The mask", mask, "A channel is kept or skipped.")

@@ -111,21 +111,14 @@ class KernelPass:
         self._masked, self._features = masked, features
         self._images: Tensor | None = None
         self._plan: Plan | None = None
+        self._seen: list[tuple[int, int]] = []
         self._pass: Pass | None = None
-        self._decision = 0
-        self._translate()
         check_outputs(self.run, masked)
         self._pass, self._images, self.logits, self._decision = None, None, None, 0  # nothing is under way
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for copies and pickles, without the kernel's memory: a copy runs the pass again."""
         return {**self.__dict__, "_plan": None, "_pass": None}
-
-    def _translate(self) -> None:
-        program = lower(self._masked)
-        self._output = program.output_shape
-        self._plan = translate(program, looks=self._features).plan
-        self._seen, self._pass = self._weights(), None
 
     def _weights(self) -> list[tuple[int, int]]:
         """Return what tells that a weight has changed; the plan has copies of all."""
@@ -136,9 +129,11 @@ class KernelPass:
 
     def begin(self, images: Tensor) -> Tensor:
         """See :class:`StepwisePass`."""
-        if self._plan is None or self._seen != self._weights():
-            self._translate()
-        assert self._plan is not None
+        weights = self._weights()
+        if self._plan is None or self._seen != weights:
+            program = lower(self._masked)
+            self._plan, self._output = translate(program, looks=self._features).plan, program.output_shape
+            self._seen, self._pass = weights, None
         if self._pass is None or self._pass.batch != len(images):
             self._pass = Pass(self._plan, len(images))
         self._images, self._decision, self.logits = images, 0, None
@@ -173,10 +168,7 @@ class KernelPass:
         return self._pass
 
 
-PASSES: tuple[type[KernelPass] | type[MaskedPass], ...] = (KernelPass, MaskedPass)
-"""The faster one first. The last one can run every CNN."""
-
-STEPWISE = ("auto", *(kind.name for kind in PASSES))
+STEPWISE = ("auto", KernelPass.name, MaskedPass.name)
 """``kernel`` computes kept channels alone, ``masked`` all of them, ``auto`` takes the kernel where it can run."""
 
 
@@ -193,13 +185,11 @@ def stepwise_pass(masked: MaskedCNN, features: MaskFeatures, execution: str = "a
         InvalidInputError: If the kernel is asked for and cannot run this.
     """
     choice("execution", execution, STEPWISE)
-    for kind in PASSES[:-1]:
-        if execution in ("auto", kind.name):
-            try:
-                return kind(masked, features)
-            except UnsupportedError as error:
-                if execution != "auto":
-                    raise InvalidInputError(
-                        f"Execution {execution!r} cannot run this here: {error} Use 'auto'."
-                    ) from error
-    return PASSES[-1](masked, features)
+    if execution == MaskedPass.name:
+        return MaskedPass(masked, features)
+    try:
+        return KernelPass(masked, features)
+    except UnsupportedError as error:
+        if execution == "auto":
+            return MaskedPass(masked, features)
+        raise InvalidInputError(f"Execution {execution!r} cannot run this here: {error} Use 'auto'.") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import functools
 import io
 import warnings
 from collections.abc import Callable
@@ -27,46 +27,35 @@ def dense_forms(network: nn.Module, images: Tensor, compiled: bool = False) -> t
     """
     forms: Forms = {"eager": lambda: network(images)}
     failed: dict[str, str] = {}
-    last_images = images.contiguous(memory_format=torch.channels_last)
-
-    def call(make: Callable[[], Callable[[Tensor], object]], x: Tensor) -> Callable[[], object]:
-        function = make()
-        function(x)
-        return lambda: function(x)
-
-    def frozen() -> Callable[[Tensor], object]:
-        traced = torch.jit.trace(_channels_last(network), last_images)  # type: ignore[no-untyped-call]
-        return torch.jit.freeze(traced)  # type: ignore[no-any-return]
-
-    def optimised() -> Callable[[Tensor], object]:
-        traced = torch.jit.trace(_folded(network), images)  # type: ignore[no-untyped-call]
-        return torch.jit.optimize_for_inference(traced)
-
-    def inductor(form: nn.Module, x: Tensor) -> Callable[[Tensor], object]:
-        import torch._inductor.config as config
-
-        with config.patch(freezing=True):
-            function = torch.compile(copy.deepcopy(form))
-            function(x)
-        return function
-
-    makers: dict[str, tuple[Callable[[], Callable[[Tensor], object]], Tensor]] = {
-        "norm folded": (lambda: _folded(network), images),
-        "channels_last": (lambda: _channels_last(network), last_images),
-        "traced, frozen": (frozen, last_images),
-        "optimised for inference": (optimised, images),
-    }
+    makers: dict[str, tuple[torch.memory_format, Callable[[nn.Module, Tensor], Callable[[Tensor], object]]]] = {
+        "norm folded": (torch.contiguous_format, lambda form, _: form),
+        "channels_last": (torch.channels_last, lambda form, _: form),
+        "traced, frozen": (torch.channels_last, lambda form, x: torch.jit.freeze(_traced(form, x))),
+        "optimised for inference": (
+            torch.contiguous_format, lambda form, x: torch.jit.optimize_for_inference(_traced(form, x)),
+        ),
+    }  # fmt: skip
     if compiled:
-        makers["compiled, frozen"] = (lambda: inductor(_folded(network), images), images)
-        makers["compiled, channels_last"] = (lambda: inductor(_channels_last(network), last_images), last_images)
+        makers["compiled, frozen"] = (torch.contiguous_format, _compiled)
+        makers["compiled, channels_last"] = (torch.channels_last, _compiled)
     with warnings.catch_warnings():  # torch calls its own tracer deprecated; it is still the fastest here
         warnings.simplefilter("ignore")
-        for name, (make, x) in makers.items():
+        from torch.fx.experimental.optimization import fuse  # its import warns
+
+        for name, (layout, make) in makers.items():
+            x = images.contiguous(memory_format=layout)
             try:
-                forms[name] = call(make, x)
+                function = make(fuse(network).to(memory_format=layout), x)  # type: ignore[call-overload]
+                function(x)
+                forms[name] = functools.partial(function, x)
             except Exception as error:
-                failed[name] = (str(error) or type(error).__name__).splitlines()[0]
+                failed[name] = why(error)
     return forms, failed
+
+
+def why(error: Exception) -> str:
+    """Return the first line of an error's message, or its class if it has none."""
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def dense_in_onnx_runtime(network: nn.Module, images: Tensor) -> Callable[[], object]:
@@ -91,11 +80,14 @@ def dense_in_onnx_runtime(network: nn.Module, images: Tensor) -> Callable[[], ob
     return lambda: session.run(None, feed)
 
 
-def _folded(network: nn.Module) -> nn.Module:
-    from torch.fx.experimental.optimization import fuse  # its import warns, so it is not at the top
-
-    return fuse(network)
+def _traced(form: nn.Module, x: Tensor) -> torch.jit.ScriptModule:
+    return torch.jit.trace(form, x)  # type: ignore[no-untyped-call,no-any-return]
 
 
-def _channels_last(network: nn.Module) -> nn.Module:
-    return _folded(network).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+def _compiled(form: nn.Module, x: Tensor) -> Callable[[Tensor], object]:
+    import torch._inductor.config as config
+
+    with config.patch(freezing=True):
+        function = torch.compile(form)
+        function(x)
+    return function

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import itertools
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,15 +20,12 @@ from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.skipping.program.path import Clock
 from prunegym.models.storage.run_folder import machine, versions
 from prunegym.models.timing.latency_table import Axis, LatencyTable, Part
-from prunegym.models.timing.latency_timers import (
-    Counts,
-    Timer,
-    clock_named,
-    policy_timer,
-)
+from prunegym.models.timing.latency_timers import Counts, Timer, clock_named, policy_timer, seconds_of
 from prunegym.validation import whole_number
 
 QUARTERS = 4
+Samples = dict[tuple[float, float], list[float]]
+"""Seconds by the channels that are read and made."""
 
 
 @torch.inference_mode()
@@ -65,32 +65,27 @@ def measure(
     for name, dependence in timer.parts.items():
         groups[dependence].append(name)
     colours = _colours(len(masked.gates), list(groups))
-    samples: dict[tuple[Counts, Counts], dict[tuple[float, float], list[float]]]
-    samples = defaultdict(lambda: defaultdict(list))
-    fixed: list[float] = []
+    samples: dict[tuple[Counts, Counts], Samples] = {dependence: defaultdict(list) for dependence in groups}
     grids = [kept_widths(gate.width) for gate in masked.gates]
     for places in itertools.product(range(len(grids[0])), repeat=max(colours) + 1):
         kept = [grid[places[colour]] for colour, grid in zip(colours, grids, strict=True)]
         times = _median_parts(timer, _mask_of(masked, kept, generator), rounds)
         widths = torch.tensor([*kept, 1], dtype=torch.float64)
         for dependence, names in groups.items():
-            spent = sum(times[name] for name in names)
-            if not any(any(counts[:-1]) for counts in dependence):
-                fixed.append(spent)
-                continue
             read, made = (float(torch.tensor(counts, dtype=torch.float64) @ widths) for counts in dependence)
-            point = (read, made)
-            samples[dependence][point].append(spent)  # once for each setting of the other gates
+            # Once for each setting of the other gates.
+            samples[dependence][read, made].append(sum(times[name] for name in names))
+    fixed = [itertools.chain(*samples[key].values()) for key in groups if not _gated(key)]
     table = LatencyTable(
         execution=timer.name,
         gates=tuple((gate.name, gate.width) for gate in masked.gates),
-        fixed=statistics.median(fixed) if fixed else 0.0,
-        parts=tuple(_part_of(names[0], key, samples[key]) for key, names in groups.items() if key in samples),
-        policy=0.0 if policy is None else _policy_seconds(policy_timer(timer, policy), rounds),
+        fixed=float(sum(map(statistics.median, fixed))),
+        parts=tuple(_part_of(names[0], key, samples[key]) for key, names in groups.items() if _gated(key)),
+        policy=0.0 if policy is None else _median(policy_timer(timer, policy), rounds),
         machine={**machine(), "prunegym": versions()["prunegym"]},
     )
     masks = [_random_mask(masked, generator) for _ in range(validation_masks)]
-    return _validated(table, timer, masks, rounds, timing)
+    return dataclasses.replace(table, validation=_validation(table, timer, masks, rounds, timing))
 
 
 def kept_widths(width: int) -> list[int]:
@@ -104,15 +99,11 @@ def kept_widths(width: int) -> list[int]:
 
 def _colours(gates: int, dependences: list[tuple[Counts, Counts]]) -> list[int]:
     """Colour gates so that those that a layer reads differ from those that it makes."""
-    apart: dict[int, set[int]] = defaultdict(set)
-    for inputs, outputs in dependences:
-        for one, other in itertools.product(range(gates), repeat=2):
-            if inputs[one] and outputs[other] and one != other:
-                apart[one].add(other)
-                apart[other].add(one)
+    pairs = itertools.permutations(range(gates), 2)
+    apart = {frozenset(pair) for pair in pairs for read, made in dependences if read[pair[0]] and made[pair[1]]}
     colours: list[int] = []
     for gate in range(gates):
-        taken = {colours[other] for other in apart[gate] if other < gate}
+        taken = {colours[other] for other in range(gate) if frozenset((gate, other)) in apart}
         colours.append(next(colour for colour in itertools.count() if colour not in taken))
     if max(colours) > 2:
         raise InvalidInputError(
@@ -120,6 +111,11 @@ def _colours(gates: int, dependences: list[tuple[Counts, Counts]]) -> list[int]:
             "combination of widths. Use the reward 'macs', or fewer gates: MaskedCNN(..., gates=[...])."
         )
     return colours
+
+
+def _gated(dependence: tuple[Counts, Counts]) -> bool:
+    """Whether a part of the network reads or makes channels of a gate."""
+    return any(any(counts[:-1]) for counts in dependence)
 
 
 def _mask_of(masked: MaskedCNN, kept: list[int], generator: torch.Generator) -> Tensor:
@@ -147,7 +143,7 @@ def _median_parts(timer: Timer, mask: Tensor, rounds: int) -> dict[str, float]:
     return {name: value * scale for name, value in medians.items()}
 
 
-def _part_of(name: str, key: tuple[Counts, Counts], times: Mapping[tuple[float, float], list[float]]) -> Part:
+def _part_of(name: str, key: tuple[Counts, Counts], times: Samples) -> Part:
     points = [tuple(sorted({point[side] for point in times})) for side in (0, 1)]
     inputs, outputs = (
         Axis({gate: count for gate, count in enumerate(counts[:-1]) if count}, counts[-1], column)
@@ -157,26 +153,18 @@ def _part_of(name: str, key: tuple[Counts, Counts], times: Mapping[tuple[float, 
     return Part(name, inputs, outputs, seconds)
 
 
-def _policy_seconds(deciding: Callable[[], float], rounds: int) -> float:
-    deciding()
-    return statistics.median(deciding() for _ in range(rounds))
+def _median(seconds: Callable[[], float], rounds: int) -> float:
+    """Return the median of what a function gives, after a first time that warms up."""
+    seconds()
+    return statistics.median(seconds() for _ in range(rounds))
 
 
-def _validated(table: LatencyTable, timer: Timer, masks: list[Tensor], rounds: int, clock: Clock) -> LatencyTable:
-    predicted, measured = [], []
-    for mask in masks:
-        _, run = timer.prepare(mask)
-        run()
-        seconds = []
-        for _ in range(rounds):
-            start = clock()
-            run()
-            seconds.append(clock() - start)
-        measured.append(statistics.median(seconds))
-        predicted.append(table.seconds(mask[None]).item())
+def _validation(table: LatencyTable, timer: Timer, masks: list[Tensor], rounds: int, clock: Clock) -> dict[str, Any]:
+    measured = [_median(functools.partial(seconds_of, timer.prepare(mask)[1], clock), rounds) for mask in masks]
+    predicted = table.seconds(torch.stack(masks)).tolist()
+    # The relative error, |predicted - measured| / measured.
     errors = [abs(guess - truth) / truth for guess, truth in zip(predicted, measured, strict=True)]
-    validation = {
+    return {
         "masks": len(masks), "mean_error": statistics.mean(errors), "max_error": max(errors), "predicted": predicted,
         "measured": measured,
     }  # fmt: skip
-    return LatencyTable(**{**vars(table), "validation": validation})

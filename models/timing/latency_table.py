@@ -41,6 +41,7 @@ class Axis:
         if len(points) == 1:
             return torch.zeros(len(kept), dtype=torch.int64, device=kept.device), torch.zeros_like(width)
         below = (torch.searchsorted(points, width, right=True) - 1).clamp(0, len(points) - 2)
+        # (x - x0) / (x1 - x0), where x0 and x1 are the points around x.
         share = (width - points[below]) / (points[below + 1] - points[below])
         return below, share.clamp(0, 1)
 
@@ -68,6 +69,7 @@ class Part:
         rows, columns = (
             (place + 1).clamp(max=size - 1) for place, size in zip((row, column), table.shape, strict=True)
         )
+        # Bilinear interpolation: along the outputs at both points of the inputs, then between these two.
         near = table[row, column] * (1 - along) + table[row, columns] * along
         far = table[rows, column] * (1 - along) + table[rows, columns] * along
         return near * (1 - down) + far * down
@@ -155,17 +157,14 @@ class LatencyTable:
         try:
             content = json.loads(Path(path).read_text())
             version = content.pop("format")
-            if version != FORMAT:
-                raise InvalidInputError(f"{path} has format {version}; this version reads format {FORMAT}. Update it.")
-            gates = tuple((str(name), int(width)) for name, width in content.pop("gates"))
-            parts = tuple(_part(part) for part in content.pop("parts"))
-            return cls(gates=gates, parts=parts, **content)
+            if version == FORMAT:
+                gates = tuple((str(name), int(width)) for name, width in content.pop("gates"))
+                return cls(gates=gates, parts=tuple(map(_part, content.pop("parts"))), **content)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            if isinstance(error, InvalidInputError):
-                raise
             raise InvalidInputError(
                 f"{path} is no latency table ({type(error).__name__}: {error}). Make one with prunegym latency."
             ) from error
+        raise InvalidInputError(f"{path} has format {version}; this version reads format {FORMAT}. Update it.")
 
 
 def open_table(table: LatencyTable | Path | str, masked: MaskedCNN) -> LatencyTable:

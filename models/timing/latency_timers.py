@@ -105,13 +105,7 @@ class PathTimer:
             InvalidInputError: If the path cannot run the policy.
         """
         if not decides_gate_by_gate(policy):
-
-            def before() -> float:
-                start = self._clock()
-                decide_first(self._masked, policy, self._image, None)
-                return self._clock() - start
-
-            return before
+            return lambda: seconds_of(lambda: decide_first(self._masked, policy, self._image, None), self._clock)
         # The time depends on the channels kept before each gate, and the policy's own masks for noise mean little.
         generous = copy.deepcopy(policy)
         generous.rescale_logits(0, 1)
@@ -141,6 +135,13 @@ def _lowered(masked: MaskedCNN) -> Program:
             f"Masked channels of this network cannot be left out, so there is no time to measure: {error} Leave the "
             "gate out with MaskedCNN(..., gates=[...]), or use the reward 'macs'."
         ) from error
+
+
+def seconds_of(work: Callable[[], object], clock: Clock) -> float:
+    """Run something and return the seconds that it took."""
+    start = clock()
+    work()
+    return clock() - start
 
 
 def clock_named(name: str, masked: MaskedCNN) -> Clock:

@@ -18,7 +18,7 @@ from prunegym.models.skipping.program.path import DECIDE, ExecutionPath, Policy,
 from prunegym.models.skipping.skipping_cnn import SkippingCNN
 from prunegym.models.stopwatch import median_seconds
 from prunegym.models.storage.run_folder import machine
-from prunegym.models.timing.dense_forms import Forms, dense_forms, dense_in_onnx_runtime
+from prunegym.models.timing.dense_forms import Forms, dense_forms, dense_in_onnx_runtime, why
 
 LIMIT = 60.0
 """Seconds after which no further round begins."""
@@ -134,7 +134,7 @@ def profile(
     try:
         reference["ONNX Runtime, dense"] = dense_in_onnx_runtime(masked.network, batches[0])
     except Exception as error:  # it is optional, and torch raises about anything when it exports
-        failed["ONNX Runtime, dense"] = (str(error) or type(error).__name__).splitlines()[0]
+        failed["ONNX Runtime, dense"] = why(error)
     path = next((path for path in map(fast.path, fast.available) if path.skips), None)
     if path is not None:
         ones = [torch.ones_like(mask) for mask in given]

@@ -10,10 +10,9 @@ namespace {
 
 class Checker {
  public:
-  Checker(int buffers, const BufferRecord* buffer_records, int values, const ValueRecord* value_records, int gates,
-          const int32_t* widths)
-      : buffers_(buffer_records, buffer_records + buffers), values_(value_records, value_records + values),
-        widths_(widths, widths + gates), made_(values, 0) {
+  explicit Checker(const NetworkRecord& n)
+      : buffers_(n.buffers, n.buffers + n.buffer_count), values_(n.values, n.values + n.value_count),
+        widths_(n.widths, n.widths + n.gate_count), made_(values_.size(), 0) {
     long mask_size = 0;
     for (int width : widths_) need(width >= 1 && (mask_size += width) <= MAX_CHANNELS * 16, "the width of a gate");
     for (const BufferRecord& b : buffers_) {
@@ -22,7 +21,7 @@ class Checker {
       need(vector || (b.stride > b.width && (b.height + 4L) * b.stride <= MAX_PIXELS), "the row stride of a buffer");
     }
     for (const ValueRecord& v : values_) {
-      need(v.buffer >= 0 && v.buffer < buffers, "the buffer of a value");
+      need(v.buffer >= 0 && v.buffer < n.buffer_count, "the buffer of a value");
       need(v.channels >= 1 && v.channels <= buffers_[v.buffer].channels, "the channels of a value");
       need(v.gate == -1 || (is_gate(v.gate) && widths_[v.gate] == v.channels), "the gate of a value");
     }
@@ -76,6 +75,7 @@ class Checker {
     const BufferRecord &in = shape(r.input), &out = shape(r.output);
     need(r.kernel >= 1 && r.kernel <= MAX_PIXELS && r.stride >= 1 && r.stride <= MAX_PIXELS, "its kernel or stride");
     need(r.padding >= 0 && (r.kind == CONV ? r.padding <= MAX_KERNEL / 2 : r.padding <= r.kernel / 2), "its padding");
+    // As torch counts: floor((size + 2 padding - kernel) / stride) + 1.
     const long height = in.height + 2L * r.padding - r.kernel, width = in.width + 2L * r.padding - r.kernel;
     need(height >= 0 && width >= 0, "its kernel");
     need(out.height == height / r.stride + 1 && out.width == width / r.stride + 1, "its shape");
@@ -122,12 +122,11 @@ class Checker {
 
 }  // namespace
 
-void check_records(int buffers, const BufferRecord* buffer_records, int values, const ValueRecord* value_records,
-                   int gates, const int32_t* widths, int layers, const LayerRecord* layer_records) {
-  Checker checker(buffers, buffer_records, values, value_records, gates, widths);
-  for (int i = 0; i < layers; i++) {
+void check_network(const NetworkRecord& network) {
+  Checker checker(network);
+  for (int i = 0; i < network.layer_count; i++) {
     try {
-      checker.layer(layer_records[i]);
+      checker.layer(network.layers[i]);
     } catch (const std::invalid_argument& e) {
       throw std::invalid_argument("layer " + std::to_string(i) + ": " + e.what());
     }

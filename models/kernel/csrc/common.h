@@ -60,6 +60,30 @@ struct Kept {
   const int* index;
 };
 
+// A map or vector of one image: channel i is the i-th of those that are kept.
+struct View {
+  const Map* map;
+  int channels;  // kept or not
+  Kept kept;
+  float* data;  // null: there is no such input
+
+  COMMON float* row(int channel, int y) const {
+    return data + static_cast<long>(channel) * map->channel + map->first() + static_cast<long>(y) * map->stride;
+  }
+};
+
+enum Kind : int32_t { LOAD, CONV, MAX_POOL, ADD, SUBSAMPLE, AVERAGE, LINEAR, DECIDE, LOOK, STORE };
+
+// A layer as Python describes it (shared_library.py has the same structure). All arrays are float32.
+struct LayerRecord {
+  int32_t kind, input, second, output;  // values; -1: none. second: the residual of CONV, the other operand of ADD
+  int32_t kernel, stride, padding, relu;
+  int32_t offset;                          // SUBSAMPLE
+  int32_t gate, average, grid, hidden;     // DECIDE; LOOK has average, grid, mean, scale
+  const float *weight, *bias;              // CONV, LINEAR, and the first linear layer of DECIDE (hidden, features)
+  const float *weight2, *bias2, *mean, *scale;  // DECIDE
+};
+
 // How a convolution reads its input. A grid is the sequence of positions that it computes, vector by vector.
 enum class Path : int {
   in_place,    // straight from the input map; the grid is the output map from its origin, zero columns included
@@ -81,6 +105,7 @@ struct Conv {
   int bands;                           // path winograd: parts that the rows of squares are cut into
   int plane;                           // floats in one shifted copy
   long input_channel;                  // floats from an input channel to the next, as the tiles read it
+  long planes_size, scratch_size;      // floats that prepare_conv writes, at most, and of scratch
   long taps[MAX_KERNEL * MAX_KERNEL];  // from a grid position to the input under each number of the kernel
   const int32_t* valid;                // path in_place: -1 at pixels of the grid, 0 at zero columns and past its end
 
@@ -101,20 +126,6 @@ struct ConvCall {
   bool prefetch;  // whether weights come from far away: fetch those of the next rows while computing these
 };
 
-struct Pool {
-  int kernel, stride, padding;
-  bool relu;
-  Map in, out;
-};
-
-struct Linear {
-  int in_channels, outputs;
-  const float* weight;  // (outputs, in_channels * pixels)
-  const float* bias;
-  bool relu;
-  Map in;
-};
-
 // A gate's policy: features, standardised and clipped -> linear -> ReLU -> linear -> kept where the logit is above 0.
 struct Gate {
   Map in;
@@ -132,22 +143,16 @@ struct Gate {
   COMMON int features() const { return in_channels * (average + grid * grid); }
 };
 
+typedef void (*LayerFunction)(const LayerRecord&, const View& in, const View& second, const View& out, float* scratch);
+
 // The layer functions, compiled for one vector width.
 struct Variant {
   const char* name;
   int lanes;
   void (*plan_conv)(Conv&, bool has_residual);
-  long (*planes_size)(const Conv&);   // floats that prepare_conv writes, at most
-  long (*scratch_size)(const Conv&);  // floats of scratch
   const float* (*prepare_conv)(const Conv&, Kept, const float* map, float* planes);
   void (*conv)(const Conv&, const ConvCall&);
-  void (*max_pool)(const Pool&, int channels, const float* in, float* out);
-  void (*add)(const Map& out_map, int channels, const float* a, const Map& a_map, const float* b, const Map* b_map,
-              bool relu, float* out);
-  void (*subsample)(const Map& in_map, int in_channels, const float* in, int stride, int offset, const Map& out_map,
-                    int out_channels, float* out);
-  void (*average)(const Map&, int channels, const float* in, float* out);
-  void (*linear)(const Linear&, Kept in, Kept out, const float* input, float* output, float* scratch);
+  LayerFunction layers[LINEAR + 1];  // by kind; null for LOAD and CONV
   int (*decide)(const Gate&, Kept in, const float* input, int* kept, float* scratch);
   void (*look)(const Gate&, Kept in, const float* input, float* features, float* scratch);
 };

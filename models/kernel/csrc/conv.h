@@ -7,8 +7,6 @@ namespace VARIANT {
 
 // ---- The plan of a layer: everything that depends on shapes alone.
 
-INLINE int vectors_for(int positions) { return (positions + LANES - 1) / LANES; }
-
 // Copies cost a little for each input channel, zero columns cost lanes in every multiplication: copies are taken where
 // they save a tenth of the vectors (maps up to 8x8, mostly) and where a flat grid is impossible.
 static Path choose_path(const Conv& c, bool has_residual) {
@@ -36,6 +34,7 @@ static void plan_copies(Conv& c) {
   c.vectors = vectors_for(c.out.pixels());
   c.plane = round_up((c.out.height + (c.kernel - 1) / c.stride) * width + LANES, LINE);
   c.input_channel = (static_cast<long>(c.phases()) * c.kernel * c.plane / LINE | 1) * LINE;
+  c.planes_size = c.in_channels * c.input_channel, c.scratch_size = static_cast<long>(MAX_ROWS) * c.vectors * LANES;
   for (int t = 0; t < c.tap_count(); t++) {
     const int dy = t / c.kernel, dx = t % c.kernel;
     c.taps[t] = (dy % c.stride * c.kernel + dx) * static_cast<long>(c.plane) + dy / c.stride * width;
@@ -46,17 +45,8 @@ static void plan_conv(Conv& c, bool has_residual) {
   c.path = choose_path(c, has_residual);
   if (c.path == Path::in_place) plan_in_place(c);
   if (c.path == Path::copies) plan_copies(c);
-  if (c.path == Path::two_by_two) c.input_channel = LANES;
+  if (c.path == Path::two_by_two) c.input_channel = LANES, c.planes_size = static_cast<long>(c.in_channels) * LANES;
   if (c.path == Path::winograd) plan_winograd(c);
-}
-
-static long planes_size(const Conv& c) {
-  return c.path == Path::in_place || c.path == Path::winograd ? 0 : static_cast<long>(c.in_channels) * c.input_channel;
-}
-
-static long scratch_size(const Conv& c) {
-  if (c.path == Path::winograd) return winograd_scratch(c);
-  return c.path == Path::copies ? static_cast<long>(MAX_ROWS) * c.vectors * LANES : 0;
 }
 
 // ---- Making the input ready.
@@ -129,7 +119,7 @@ static Rows make_rows(const Conv& c, const ConvCall& call, int first, int last, 
     const int channel = call.out_kept.index[r];
     rows.weight[r - first] = c.weight + channel * size;
     if (rows.prefetch) {
-      const int next = r + last - first < next_last ? r + last - first : next_last - 1;
+      const int next = smaller(r + last - first, next_last - 1);
       rows.next[r - first] = c.weight + call.out_kept.index[next] * size;
     }
     rows.bias[r - first] = c.bias[channel];
@@ -173,9 +163,8 @@ static void conv_in_place(const Conv& c, const ConvCall& call, const Source& sou
   }
 }
 
-// A grid without zero columns into the output map. A row is stored in whole vectors with zeros after its last pixel:
-// they fall on the frame, or on the next row, which is stored after it. So the residual, which may lie where the
-// output goes, is added first.
+// A grid without zero columns into the output map. Rows are stored in whole vectors, which reach into the next row: so
+// the residual, which may lie where the output goes, is added first.
 static void store_grid(const Conv& c, float* grid, const float* residual, bool relu, float* out) {
   const int width = c.out.width;
   if (residual) {
@@ -188,9 +177,8 @@ static void store_grid(const Conv& c, float* grid, const float* residual, bool r
   }
   for (int y = 0; y < c.out.height; y++) {
     const float* row = grid + y * width;
-    float* to = out + c.out.first() + static_cast<long>(y) * c.out.stride;
-    for (int x = 0; x < width; x += LANES)
-      store(to + x, keep(relu_if(relu, load(row + x)), first_lanes(width - x)));
+    store_row(out + c.out.first() + static_cast<long>(y) * c.out.stride, width,
+              [&](int x) { return relu_if(relu, load(row + x)); });
   }
 }
 

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 #include <new>
+#include <numeric>
 #include <stdexcept>
 #ifdef __linux__
 #include <sys/mman.h>
@@ -25,16 +26,12 @@ Floats::Floats(size_t count) {
   std::memset(data, 0, bytes);
 }
 
-Plan::~Plan() = default;
-
-Plan::Plan(const Variant& variant, int buffers, const BufferRecord* buffer_records, int values,
-           const ValueRecord* value_records, int gates, const int32_t* widths, int layers,
-           const LayerRecord* layer_records)
-    : variant_(variant), values_(value_records, value_records + values), widths_(widths, widths + gates),
-      decided_(gates, 0) {
-  check_records(buffers, buffer_records, values, value_records, gates, widths, layers, layer_records);
-  for (int i = 0; i < buffers; i++) {
-    const BufferRecord& r = buffer_records[i];
+Plan::Plan(const Variant& variant, const NetworkRecord& network)
+    : variant_(variant), values_(network.values, network.values + network.value_count),
+      widths_(network.widths, network.widths + network.gate_count), decided_(widths_.size(), 0) {
+  check_network(network);
+  for (int i = 0; i < network.buffer_count; i++) {
+    const BufferRecord& r = network.buffers[i];
     const Map map = make_map(r.height, r.width, r.stride);
     buffers_.push_back(Buffer{map, round_up(static_cast<long>(r.channels) * map.channel, LINE) + OVERREAD, false, 0});
   }
@@ -42,13 +39,11 @@ Plan::Plan(const Variant& variant, int buffers, const BufferRecord* buffer_recor
     gate_start_.push_back(mask_size_);
     mask_size_ += width;
   }
-  int most = 1;
-  for (const ValueRecord& v : values_) most = std::max(most, v.channels);
-  for (int c = 0; c < most; c++) all_channels_.push_back(c);
-  layers_.resize(layers);
-  for (int i = 0; i < layers; i++) {
-    layers_[i].record = layer_records[i];
-    place_layer(layers_[i]);
+  for (const ValueRecord& v : values_) all_channels_.resize(std::max<size_t>(all_channels_.size(), v.channels));
+  std::iota(all_channels_.begin(), all_channels_.end(), 0);
+  for (int i = 0; i < network.layer_count; i++) {
+    layers_.emplace_back().record = network.layers[i];
+    place_layer(layers_.back());
   }
   cut_segments();
   place_buffers();
@@ -58,6 +53,16 @@ const float* Plan::keep(const float* data, size_t count) {
   constants_.emplace_back(count);
   if (count) std::memcpy(constants_.back().data(), data, count * sizeof(float));
   return constants_.back().data();
+}
+
+// (rows, columns) -> (columns, rows), with zeros after each row up to whole lines.
+const float* Plan::keep_transposed(const float* data, int rows, int columns) {
+  const size_t padded = round_up(rows, LINE);
+  constants_.emplace_back(columns * padded);
+  float* to = constants_.back().data();
+  for (int row = 0; row < rows; row++)
+    for (int column = 0; column < columns; column++) to[column * padded + row] = *data++;
+  return to;
 }
 
 // 3x3 filters as Winograd's algorithm multiplies them, G g G^T: (out, in, 3, 3) -> (16, out, in).
@@ -94,13 +99,11 @@ void Plan::place_layer(Layer& layer) {
   const ValueRecord none{0, 0, -1};
   const ValueRecord &in = r.input >= 0 ? values_[r.input] : none, &out = r.output >= 0 ? values_[r.output] : none;
   if (r.kind == STORE) output_size_ = in.channels;
-  if (r.kind == MAX_POOL) layer.pool = Pool{r.kernel, r.stride, r.padding, r.relu != 0, map_of(r.input), map_of(r.output)};
   if (r.kind == DECIDE) place_gate(layer);
   if (r.kind == LOOK) place_features(layer);
   if (r.kind == LINEAR) {
     const size_t size = static_cast<size_t>(in.channels) * map_of(r.input).pixels();
-    layer.linear = Linear{in.channels, out.channels, keep(r.weight, size * out.channels), keep(r.bias, out.channels),
-                          r.relu != 0, map_of(r.input)};
+    layer.record.weight = keep(r.weight, size * out.channels), layer.record.bias = keep(r.bias, out.channels);
     scratch_size_ = std::max(scratch_size_, static_cast<long>(size + in.channels * LINE + LINE));
   }
   if (r.kind != CONV) return;
@@ -118,8 +121,8 @@ void Plan::place_layer(Layer& layer) {
     valid_.push_back(valid_positions(c.out, c.vectors * variant_.lanes));
     c.valid = valid_.back().data();
   }
-  planes_size_ = std::max(planes_size_, variant_.planes_size(c));
-  scratch_size_ = std::max(scratch_size_, variant_.scratch_size(c));
+  planes_size_ = std::max(planes_size_, c.planes_size);
+  scratch_size_ = std::max(scratch_size_, c.scratch_size);
 }
 
 static long features_scratch(const Gate& g) { return round_up(g.in.width, LINE) + LINE + 1 + g.grid * g.grid; }
@@ -142,25 +145,12 @@ void Plan::place_gate(Layer& layer) {
   g.width = widths_[r.gate], g.hidden = r.hidden;
   g.hidden_padded = round_up(g.hidden, LINE), g.width_padded = round_up(g.width, LINE);
   const int features = g.features();
-  std::vector<float> weight1(static_cast<size_t>(features) * g.hidden_padded);
-  std::vector<float> start(g.hidden_padded), start_absent;
-  std::copy_n(r.bias, g.hidden, start.begin());
-  start_absent = start;
-  for (int f = 0; f < features; f++) {
-    for (int h = 0; h < g.hidden; h++) {
-      const float w = r.weight[static_cast<size_t>(h) * features + f];
-      weight1[static_cast<size_t>(f) * g.hidden_padded + h] = w;
-      start_absent[h] += w * g.absent[f];
-    }
-  }
-  std::vector<float> weight2(static_cast<size_t>(g.hidden) * g.width_padded), bias2(g.width_padded);
-  std::copy_n(r.bias2, g.width, bias2.begin());
-  for (int c = 0; c < g.width; c++)
-    for (int h = 0; h < g.hidden; h++)
-      weight2[static_cast<size_t>(h) * g.width_padded + c] = r.weight2[static_cast<size_t>(c) * g.hidden + h];
-  g.weight1 = keep(weight1.data(), weight1.size()), g.weight2 = keep(weight2.data(), weight2.size());
-  g.start = keep(start.data(), start.size()), g.start_absent = keep(start_absent.data(), start_absent.size());
-  g.bias2 = keep(bias2.data(), bias2.size());
+  std::vector<float> absent(r.bias, r.bias + g.hidden);
+  for (int h = 0; h < g.hidden; h++)
+    for (int f = 0; f < features; f++) absent[h] += r.weight[static_cast<size_t>(h) * features + f] * g.absent[f];
+  g.weight1 = keep_transposed(r.weight, g.hidden, features), g.weight2 = keep_transposed(r.weight2, g.width, g.hidden);
+  g.start = keep_transposed(r.bias, g.hidden, 1), g.bias2 = keep_transposed(r.bias2, g.width, 1);
+  g.start_absent = keep_transposed(absent.data(), g.hidden, 1);
   decided_[r.gate] = 1;
   scratch_size_ = std::max(scratch_size_, features_scratch(g) + g.hidden_padded + g.width_padded);
 }
@@ -175,7 +165,7 @@ void Plan::cut_segments() {
     const bool looked = i > 0 && layers_[i - 1].record.kind == LOOK;
     if (by_chunks || looked || segments_.empty() || segments_.back().by_chunks) segments_.push_back(Segment{i, i, by_chunks});
     segments_.back().last = i + 1;
-    if (by_chunks) chunk_planes_size_ = std::max(chunk_planes_size_, variant_.planes_size(c));
+    if (by_chunks) chunk_planes_size_ = std::max(chunk_planes_size_, c.planes_size);
   }
 }
 

@@ -10,28 +10,24 @@
 
 namespace prunegym {
 
-enum Kind : int32_t { LOAD, CONV, MAX_POOL, ADD, SUBSAMPLE, AVERAGE, LINEAR, DECIDE, LOOK, STORE };
-
-// The records that Python fills (shared_library.py has the same structures). All arrays are float32 and copied.
+// The records that Python fills (shared_library.py has the same structures), as LayerRecord. All arrays are copied.
 struct BufferRecord {
   int32_t channels, height, width, stride;  // stride 0: a vector
 };
 struct ValueRecord {
   int32_t buffer, channels, gate;  // gate -1: all channels are there
 };
-struct LayerRecord {
-  int32_t kind, input, second, output;  // values; -1: none. second: the residual of CONV, the other operand of ADD
-  int32_t kernel, stride, padding, relu;
-  int32_t offset;                          // SUBSAMPLE
-  int32_t gate, average, grid, hidden;     // DECIDE; LOOK has average, grid, mean, scale
-  const float *weight, *bias;              // CONV, LINEAR, and the first linear layer of DECIDE (hidden, features)
-  const float *weight2, *bias2, *mean, *scale;  // DECIDE
+struct NetworkRecord {
+  int32_t buffer_count, value_count, gate_count, layer_count;
+  const BufferRecord* buffers;
+  const ValueRecord* values;
+  const int32_t* widths;  // of the gates
+  const LayerRecord* layers;
 };
 
 // Throws std::invalid_argument if a record is not what the layer functions take: an index out of range, a value that is
 // read before it is made, sizes that do not fit each other or are too large. So wrong records are an error, not a crash.
-void check_records(int buffers, const BufferRecord*, int values, const ValueRecord*, int gates, const int32_t* widths,
-                   int layers, const LayerRecord*);
+void check_network(const NetworkRecord&);
 
 // Floats, aligned to cache lines, zeroed, in huge pages where they are many, with OVERREAD more after the last.
 class Floats {
@@ -40,10 +36,7 @@ class Floats {
   float* data() const { return data_.get(); }
 
  private:
-  struct Free {
-    void operator()(float* p) const { std::free(p); }
-  };
-  std::unique_ptr<float, Free> data_;
+  std::unique_ptr<float, void (*)(void*)> data_{nullptr, std::free};
 };
 
 struct Buffer {
@@ -56,8 +49,6 @@ struct Buffer {
 struct Layer {
   LayerRecord record;
   Conv conv;
-  Pool pool;
-  Linear linear;
   Gate gate;
 };
 
@@ -77,13 +68,26 @@ struct Segment {
   bool by_chunks;
 };
 
-struct Workspace;
+class Plan;
+
+// What is needed to run a group of images on one thread, or on `parts` threads that share each image.
+struct Workspace {
+  // Throws if the machine has not enough memory for so many such workspaces.
+  static void require_memory(const Plan&, int images, int parts, int workspaces);
+  Workspace(const Plan&, int images, int parts);
+  float* buffer(const Plan&, int index, int image) const;
+
+  float* scratch_of(const Plan&, int part) const;
+
+  int images;
+  std::unique_ptr<Team> team;  // null for one thread
+  Floats shared, own, planes, chunk_planes, scratch;
+  std::vector<int> kept, counts;  // (images, mask_size) and (images, gates)
+};
 
 class Plan {
  public:
-  Plan(const Variant& variant, int buffers, const BufferRecord*, int values, const ValueRecord*, int gates,
-       const int32_t* widths, int layers, const LayerRecord*);
-  ~Plan();
+  Plan(const Variant& variant, const NetworkRecord&);
 
   // Masks (batch, mask_size) are read, and where a gate has a policy, written; outputs are (batch, outputs).
   // layer_seconds, if not null, has one number a layer, to which its time is added.
@@ -99,11 +103,11 @@ class Plan {
   void cut_segments();
   void place_buffers();
   const float* keep(const float* data, size_t count);
+  const float* keep_transposed(const float* data, int rows, int columns);
   const float* keep_transformed(const float* weight, int outputs, int inputs);
   const Map& map_of(int value) const { return buffers_[values_[value].buffer].map; }
   void run_share(int first, int last, int parts, const Images&, uint8_t* masks, float* outputs, double* seconds);
   std::unique_ptr<Workspace> take_workspace(int images, int parts);
-  void return_workspace(std::unique_ptr<Workspace>);
 
   const Variant& variant_;
   std::vector<Buffer> buffers_;
@@ -120,21 +124,6 @@ class Plan {
 
   std::mutex mutex_;
   std::vector<std::unique_ptr<Workspace>> free_workspaces_;
-};
-
-// What is needed to run a group of images on one thread, or on `parts` threads that share each image.
-struct Workspace {
-  // Throws if the machine has not enough memory for so many such workspaces.
-  static void require_memory(const Plan&, int images, int parts, int workspaces);
-  Workspace(const Plan&, int images, int parts);
-  float* buffer(const Plan&, int index, int image) const;
-
-  float* scratch_of(const Plan&, int part) const;
-
-  int images;
-  std::unique_ptr<Team, Team::End> team;  // null for one thread
-  Floats shared, own, planes, chunk_planes, scratch;
-  std::vector<int> kept, counts;  // (images, mask_size) and (images, gates)
 };
 
 // One run of a plan that stops at each LOOK: there it tells what it sees, and goes on when the masks are known. So an

@@ -12,7 +12,7 @@
 namespace prunegym {
 
 Workspace::Workspace(const Plan& plan, int images, int parts)
-    : images(images), team(parts > 1 ? new Team(parts) : nullptr), shared(plan.shared_size_),
+    : images(images), team(parts > 1 ? std::make_unique<Team>(parts) : nullptr), shared(plan.shared_size_),
       own(plan.image_size_ * images), planes(plan.planes_size_),
       chunk_planes(images > 1 ? plan.chunk_planes_size_ * images : 0), scratch(plan.scratch_size_ * parts),
       kept(static_cast<size_t>(images) * plan.mask_size_), counts(static_cast<size_t>(images) * plan.widths_.size()) {}
@@ -41,7 +41,6 @@ std::unique_ptr<Workspace> Plan::take_workspace(int images, int parts) {
   {
     std::lock_guard<std::mutex> lock(mutex_);
     for (auto& free : free_workspaces_) {
-      if (free->team && !free->team->alive()) free->team.reset();  // after fork()
       if (free->images < images || (free->team ? free->team->parts() : 1) != parts) continue;
       std::unique_ptr<Workspace> found = std::move(free);
       std::swap(free, free_workspaces_.back());
@@ -53,11 +52,6 @@ std::unique_ptr<Workspace> Plan::take_workspace(int images, int parts) {
   return std::make_unique<Workspace>(*this, images, parts);
 }
 
-void Plan::return_workspace(std::unique_ptr<Workspace> workspace) {
-  std::lock_guard<std::mutex> lock(mutex_);
-  free_workspaces_.push_back(std::move(workspace));
-}
-
 void Plan::run_share(int first, int last, int parts, const Images& images, uint8_t* masks, float* outputs,
                      double* seconds) {
   auto space = take_workspace(std::min(GROUP, last - first), parts);
@@ -67,7 +61,8 @@ void Plan::run_share(int first, int last, int parts, const Images& images, uint8
            outputs + at * output_size_, seconds)
         .run();
   }
-  return_workspace(std::move(space));
+  std::lock_guard<std::mutex> lock(mutex_);
+  free_workspaces_.push_back(std::move(space));
 }
 
 static void check_counts(int batch, int threads) {

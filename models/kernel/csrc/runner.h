@@ -77,6 +77,10 @@ class Runner {
     return Kept{kept_count(image, v.gate), kept_list(image, v.gate)};
   }
   float* data(int value, int image) { return space_.buffer(plan_, plan_.values_[value].buffer, image); }
+  View view(int value, int image) {
+    if (value < 0) return View{};
+    return View{&plan_.map_of(value), plan_.values_[value].channels, kept(value, image), data(value, image)};
+  }
 
   ConvCall conv_call(const Layer& layer, int image) {
     const LayerRecord& r = layer.record;
@@ -154,16 +158,14 @@ class Runner {
   }
 
   void load(const LayerRecord& r, int image) {
-    const Map& map = plan_.map_of(r.output);
-    const float* from = images_.data + image * images_.image;
-    float* to = data(r.output, image) + map.first();
-    for (int y = 0; y < map.height; y++, from += images_.row, to += map.stride) {
-      for (int c = 0; c < plan_.values_[r.output].channels; c++) {
-        const float* row = from + c * images_.channel;
-        float* out = to + static_cast<long>(c) * map.channel;
-        if (images_.column == 1) std::memcpy(out, row, map.width * sizeof(float));
+    const View out = view(r.output, image);
+    for (int y = 0; y < out.map->height; y++) {
+      for (int c = 0; c < out.channels; c++) {
+        const float* from = images_.data + image * images_.image + c * images_.channel + y * images_.row;
+        float* to = out.row(c, y);
+        if (images_.column == 1) std::memcpy(to, from, out.map->width * sizeof(float));
         else
-          for (int x = 0; x < map.width; x++) out[x] = row[x * images_.column];
+          for (int x = 0; x < out.map->width; x++) to[x] = from[x * images_.column];
       }
     }
   }
@@ -174,19 +176,6 @@ class Runner {
     switch (r.kind) {
       case LOAD: return load(r, image);
       case CONV: return conv_alone(layer, image);
-      case MAX_POOL: return v.max_pool(layer.pool, kept(r.input, image).count, data(r.input, image), data(r.output, image));
-      case ADD:
-        return v.add(plan_.map_of(r.output), kept(r.input, image).count, data(r.input, image), plan_.map_of(r.input),
-                     r.second >= 0 ? data(r.second, image) : nullptr, r.second >= 0 ? &plan_.map_of(r.second) : nullptr,
-                     r.relu != 0, data(r.output, image));
-      case SUBSAMPLE:
-        return v.subsample(plan_.map_of(r.input), plan_.values_[r.input].channels, data(r.input, image), r.stride,
-                           r.offset, plan_.map_of(r.output), plan_.values_[r.output].channels, data(r.output, image));
-      case AVERAGE:
-        return v.average(plan_.map_of(r.input), kept(r.input, image).count, data(r.input, image), data(r.output, image));
-      case LINEAR:
-        return v.linear(layer.linear, kept(r.input, image), kept(r.output, image), data(r.input, image),
-                        data(r.output, image), space_.scratch.data());
       case DECIDE: return decide(layer, image);
       case LOOK:
         if (features_)
@@ -196,7 +185,11 @@ class Runner {
       case STORE: {
         float* to = outputs_ + static_cast<size_t>(image) * plan_.output_size_;
         std::memcpy(to, data(r.input, image), plan_.output_size_ * sizeof(float));
+        return;
       }
+      default:
+        return v.layers[r.kind](r, view(r.input, image), view(r.second, image), view(r.output, image),
+                                space_.scratch.data());
     }
   }
 

@@ -2,6 +2,7 @@
 // VARIANT, the namespace, keeps the copies of different widths apart.
 #pragma once
 #include <cstdint>
+#include <utility>
 
 #include "common.h"
 
@@ -18,25 +19,6 @@
 #else
 #define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (Bits){__VA_ARGS__})
 #endif
-#if LANES == 4
-#define EVEN_LANES 0, 2, 4, 6
-#define ODD_LANES 1, 3, 5, 7
-#define LANE_NUMBERS 0, 1, 2, 3
-#define LOW_PAIRS 0, 4, 1, 5
-#define HIGH_PAIRS 2, 6, 3, 7
-#elif LANES == 8
-#define EVEN_LANES 0, 2, 4, 6, 8, 10, 12, 14
-#define ODD_LANES 1, 3, 5, 7, 9, 11, 13, 15
-#define LANE_NUMBERS 0, 1, 2, 3, 4, 5, 6, 7
-#define LOW_PAIRS 0, 8, 1, 9, 2, 10, 3, 11
-#define HIGH_PAIRS 4, 12, 5, 13, 6, 14, 7, 15
-#else
-#define EVEN_LANES 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
-#define ODD_LANES 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
-#define LANE_NUMBERS 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
-#define LOW_PAIRS 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
-#define HIGH_PAIRS 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
-#endif
 
 namespace prunegym {
 namespace VARIANT {
@@ -46,6 +28,8 @@ typedef int32_t Bits __attribute__((vector_size(LANES * 4)));
 typedef float LooseVec __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 typedef int32_t LooseBits __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 
+INLINE int larger(int a, int b) { return a < b ? b : a; }
+INLINE int smaller(int a, int b) { return a < b ? a : b; }
 INLINE Vec load(const float* p) { return *reinterpret_cast<const LooseVec*>(p); }
 INLINE Bits load_bits(const int32_t* p) { return *reinterpret_cast<const LooseBits*>(p); }
 INLINE void store(float* p, Vec v) { *reinterpret_cast<LooseVec*>(p) = v; }
@@ -53,17 +37,40 @@ INLINE Vec broadcast(float f) { return f - Vec{}; }  // minus zero, not plus: th
 INLINE Vec max(Vec a, Vec b) { return a < b ? b : a; }
 INLINE Vec keep(Vec v, Bits bits) { return (Vec)((Bits)v & bits); }
 INLINE Vec relu_if(bool relu, Vec v) { return relu ? max(v, Vec{}) : v; }
+
+// I: the numbers of the lanes, 0, 1, ...
+template <int... I>
+struct Shuffles {
+  COMMON static Vec even(Vec a, Vec b) { return SHUFFLE(a, b, 2 * I...); }
+  COMMON static Vec odd(Vec a, Vec b) { return SHUFFLE(a, b, 2 * I + 1 ...); }
+  COMMON static Vec low_pairs(Vec a, Vec b) { return SHUFFLE(a, b, I / 2 + I % 2 * LANES...); }
+  COMMON static Vec high_pairs(Vec a, Vec b) { return SHUFFLE(a, b, (I + LANES) / 2 + I % 2 * LANES...); }
+  COMMON static Bits first(int n) { return (Bits{I...} - n) < 0; }
+};
+template <int... I>
+Shuffles<I...> shuffles(std::integer_sequence<int, I...>);
+typedef decltype(shuffles(std::make_integer_sequence<int, LANES>{})) Lanes;
+
 // All ones in the first n lanes.
-INLINE Bits first_lanes(int n) { return (Bits{LANE_NUMBERS} - n) < 0; }
-INLINE Vec even_lanes(Vec a, Vec b) { return SHUFFLE(a, b, EVEN_LANES); }
-INLINE Vec odd_lanes(Vec a, Vec b) { return SHUFFLE(a, b, ODD_LANES); }
+INLINE Bits first_lanes(int n) { return Lanes::first(n); }
+INLINE Vec even_lanes(Vec a, Vec b) { return Lanes::even(a, b); }
+INLINE Vec odd_lanes(Vec a, Vec b) { return Lanes::odd(a, b); }
 // a0 b0 a1 b1 ..., its first and its second half.
-INLINE Vec interleave_low(Vec a, Vec b) { return SHUFFLE(a, b, LOW_PAIRS); }
-INLINE Vec interleave_high(Vec a, Vec b) { return SHUFFLE(a, b, HIGH_PAIRS); }
+INLINE Vec interleave_low(Vec a, Vec b) { return Lanes::low_pairs(a, b); }
+INLINE Vec interleave_high(Vec a, Vec b) { return Lanes::high_pairs(a, b); }
 INLINE float sum(Vec v) {
   float s = 0;
   UNROLL for (int i = 0; i < LANES; i++) s += v[i];
   return s;
+}
+
+INLINE int vectors_for(int positions) { return (positions + LANES - 1) / LANES; }
+
+// A row of pixels, stored in whole vectors with zeros after its last pixel: they fall on the frame, or on the next row,
+// which is stored after it.
+template <typename F>
+INLINE void store_row(float* to, int width, F pixels_at) {
+  for (int x = 0; x < width; x += LANES) store(to + x, keep(pixels_at(x), first_lanes(width - x)));
 }
 
 }  // namespace VARIANT

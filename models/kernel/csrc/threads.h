@@ -1,4 +1,4 @@
-// Threads that share the images of a batch.
+// Threads that share the images of a batch, or one image (team.h): OpenMP's where these are at hand, else new ones.
 #pragma once
 #include <unistd.h>
 
@@ -27,41 +27,33 @@ inline OpenMPEntry openmp;
 // Runs f(0), ..., f(threads - 1) at the same time, and throws what one of them threw.
 template <typename F>
 static void on_threads(int threads, F f) {
-  struct Work {
-    Work(F& f, int threads) : f(f), threads(threads) {}
-
-    static void run(void* work) {
-      Work& w = *static_cast<Work*>(work);
-      for (int thread = w.next++; thread < w.threads; thread = w.next++) {
-        try {
-          w.f(thread);
-        } catch (...) {
-          std::lock_guard<std::mutex> lock(w.mutex);
-          w.failure = std::current_exception();
-        }
+  std::atomic<int> next{0};
+  std::mutex mutex;
+  std::exception_ptr failure;
+  auto work = [&] {
+    for (int thread = next++; thread < threads; thread = next++) {
+      try {
+        f(thread);
+      } catch (...) {  // must not pass through OpenMP, nor out of a thread
+        std::lock_guard<std::mutex> lock(mutex);
+        failure = std::current_exception();
       }
     }
-
-    F& f;
-    const int threads;
-    std::atomic<int> next{0};
-    std::mutex mutex;
-    std::exception_ptr failure;
-  } work(f, threads);
+  };
   if (threads == 1) {
-    Work::run(&work);
+    work();
   } else if (const OpenMP call = openmp.get()) {
-    call(Work::run, &work, threads, 0);
+    call([](void* data) { (*static_cast<decltype(work)*>(data))(); }, &work, threads, 0);
   } else {
     std::vector<std::thread> helpers;
     try {
-      for (int thread = 1; thread < threads; thread++) helpers.emplace_back(Work::run, &work);
+      for (int thread = 1; thread < threads; thread++) helpers.emplace_back(work);
     } catch (const std::system_error&) {  // no more to be had: those that are there do all
     }
-    Work::run(&work);
+    work();
     for (std::thread& helper : helpers) helper.join();
   }
-  if (work.failure) std::rethrow_exception(work.failure);
+  if (failure) std::rethrow_exception(failure);
 }
 
 }  // namespace prunegym

@@ -131,8 +131,8 @@ struct Tiling {
 // and more vectors than rows go slower than that (measured: 5.5 cycles for 2 x 4, 4.4 for 4 x 2).
 INLINE long tile_cost(int rows, int vectors) {
   const int work = rows * vectors, loads = rows + vectors;
-  const int busy = work > loads ? work : loads;
-  return 1 + (busy > 8 ? busy : 8) + (vectors > rows ? vectors - rows : 0);
+  const int busy = larger(work, loads);
+  return 1 + larger(busy, 8) + larger(vectors - rows, 0);
 }
 
 // The same for a row of tiles over all vectors, cut into nearly equal parts.
@@ -146,7 +146,7 @@ static Tiling choose_tiling(int rows, int vectors, bool wide = false) {
   Tiling best{1, 1};
   long best_cost = INT64_MAX;
   for (int r = 1; r <= MAX_ROWS; r++) {
-    const int p = SUMS / r < MAX_VECTORS ? SUMS / r : MAX_VECTORS;
+    const int p = smaller(SUMS / r, MAX_VECTORS);
     const int row_blocks = (rows + r - 1) / r, vector_blocks = (vectors + p - 1) / p;
     const int low = rows / row_blocks, high = rows % row_blocks;
     const long cost = (high ? high * strip_cost(low + 1, vectors, vector_blocks) : 0) +

@@ -3,13 +3,17 @@
 #include "conv.h"
 #include "layers.h"
 
-namespace prunegym {
+#define TEXT(name) TEXT_OF(name)
+#define TEXT_OF(name) #name
 
-extern const Variant VARIANT_TABLE;
-const Variant VARIANT_TABLE = {
-    VARIANT_NAME,           LANES,         VARIANT::plan_conv, VARIANT::planes_size, VARIANT::scratch_size,
-    VARIANT::prepare_conv,  VARIANT::conv, VARIANT::max_pool,  VARIANT::add,         VARIANT::subsample,
-    VARIANT::average,       VARIANT::linear, VARIANT::decide,    VARIANT::look,
+namespace prunegym {
+namespace VARIANT {
+
+extern const Variant variant;
+const Variant variant = {
+    TEXT(VARIANT), LANES, plan_conv, prepare_conv, conv,
+    {nullptr, nullptr, max_pool, add, subsample, average, linear}, decide, look,
 };
 
+}  // namespace VARIANT
 }  // namespace prunegym

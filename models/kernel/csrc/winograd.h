@@ -25,33 +25,29 @@ static bool winograd_pays(const Conv& c) {
          c.in_channels >= FEW_CHANNELS && c.out_channels >= FEW_CHANNELS && c.out.pixels() >= FEW_PIXELS;
 }
 
-INLINE int squares_to_vectors(int squares) { return (squares + LANES - 1) / LANES; }
 INLINE int band_begin(const Conv& c, int band) { return static_cast<int>(c.out.height / 2 * static_cast<long>(band) / c.bands); }
-
-// As few vectors as possible, in as few bands as fit: for each band all weights are read.
-static void plan_winograd(Conv& c) {
-  const int rows = c.out.height / 2, width = c.out.width / 2;
-  int best = INT32_MAX;
-  for (int bands = 1; bands <= rows; bands++) {
-    const int high = (rows + bands - 1) / bands, vectors = squares_to_vectors(high * width);
-    const int squares = vectors * LANES;
-    const bool fits = squares <= BAND_SQUARES && static_cast<long>(PLANES) * c.in_channels * squares <= BAND_FLOATS;
-    if (!fits && high > 1) continue;
-    const int total = (bands - rows % bands) * squares_to_vectors(rows / bands * width) + rows % bands * vectors;
-    if (total >= best) continue;
-    best = total;
-    c.bands = bands, c.vectors = vectors;
-  }
-}
 
 // Of a channel in a plane: an odd number of lines, so that channels spread over the cache.
 INLINE long squares_size(const Conv& c) { return (round_up(c.vectors * LANES, LINE) / LINE | 1) * LINE; }
 // What is written too much after the last channel must not fall on the next plane.
 INLINE long plane_size(const Conv& c, int channels) { return channels * squares_size(c) + LANES; }
 
-// One band's planes of the input, and of the sums of a block of output channels.
-static long winograd_scratch(const Conv& c) {
-  return PLANES * (plane_size(c, c.in_channels) + plane_size(c, BLOCK_ROWS));
+// As few vectors as possible, in as few bands as fit: for each band all weights are read.
+static void plan_winograd(Conv& c) {
+  const int rows = c.out.height / 2, width = c.out.width / 2;
+  int best = INT32_MAX;
+  for (int bands = 1; bands <= rows; bands++) {
+    const int high = (rows + bands - 1) / bands, vectors = vectors_for(high * width);
+    const int squares = vectors * LANES;
+    const bool fits = squares <= BAND_SQUARES && static_cast<long>(PLANES) * c.in_channels * squares <= BAND_FLOATS;
+    if (!fits && high > 1) continue;
+    const int total = (bands - rows % bands) * vectors_for(rows / bands * width) + rows % bands * vectors;
+    if (total >= best) continue;
+    best = total;
+    c.bands = bands, c.vectors = vectors;
+  }
+  // One band's planes of the input, and of the sums of a block of output channels.
+  c.scratch_size = PLANES * (plane_size(c, c.in_channels) + plane_size(c, BLOCK_ROWS));
 }
 
 // One row of the 4x4 patches of LANES neighbouring squares: columns 0 to 3, whose first pixel is at `from`.
@@ -153,7 +149,7 @@ static void multiply_plane(const Conv& c, const ConvCall& call, int first, int l
 static void winograd_block(const Conv& c, const ConvCall& call, int first, int last, int first_row, int last_row,
                            const float* planes, float* sums) {
   static const long tap = 0;
-  const int width = c.out.width / 2, vectors = squares_to_vectors((last_row - first_row) * width);
+  const int width = c.out.width / 2, vectors = vectors_for((last_row - first_row) * width);
   const long squares = squares_size(c), plane = plane_size(c, call.in_kept.count), sums_plane = plane_size(c, last - first);
   const Tiling tiling = choose_tiling(last - first, vectors, true);
   for (int p = 0; p < PLANES; p++) {
@@ -177,7 +173,7 @@ static void conv_winograd(const Conv& c, const ConvCall& call) {
   float* sums = planes + PLANES * plane_size(c, c.in_channels);
   for (int share = call.first; share < call.last;) {
     const int band = share / count, first = share % count;
-    const int last = call.last - share < count - first ? first + call.last - share : count;
+    const int last = smaller(first + (call.last - share), count);
     const int first_row = band_begin(c, band), last_row = band_begin(c, band + 1);
     transform_input(c, call, first_row, last_row, planes);
     for_parts(first, last, (last - first + BLOCK_ROWS - 1) / BLOCK_ROWS, [&](int, int r0, int r1) {

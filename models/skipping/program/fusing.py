@@ -40,6 +40,7 @@ def fuse(layers: Sequence[Layer], output: str, gated: AbstractSet[str]) -> list[
 def _fused(before: Layer, layer: Layer, name: str, gated: AbstractSet[str]) -> Layer | None:
     """Return one layer that does the work of two, or None."""
     if isinstance(layer, Norm) and isinstance(before, Conv) and not before.relu and len(before.inputs) == 1:
+        # s (W x + b) + t = (s W) x + (s b + t), in double so that only the result is rounded.
         scale = layer.scale.view(-1, 1, 1, 1)
         weight = (before.weight.double() * scale).to(before.weight.dtype)
         bias = (before.bias.double() * layer.scale + layer.shift).to(before.bias.dtype)

@@ -141,3 +141,7 @@ class Program:
         for name, index in last.items():
             ending[index].append(name)
         object.__setattr__(self, "ending", tuple(map(tuple, ending)))
+
+    def shaped(self, value: Tensor) -> Tensor:
+        """Return the output in the network's own shape, which flattening has been left out of."""
+        return value.reshape(len(value), *self.output_shape)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import ClassVar, NamedTuple, Self
 
 import torch
@@ -33,6 +33,11 @@ class Executed(NamedTuple):
     """The CNN's output (batch, ...)."""
     mask: Tensor
     """The masks that were used, (batch, mask_size) bool."""
+
+    @classmethod
+    def of(cls, parts: Iterable[Executed]) -> Executed:
+        """Return the parts of a batch as one."""
+        return cls(*map(torch.cat, zip(*parts, strict=True)))
 
 
 class ExecutionPath(ABC):
@@ -120,12 +125,6 @@ def decide_first(masked: MaskedCNN, policy: Policy, images: Tensor, penalty: flo
     reads = masked.begin(images).reads
     assert reads is not None
     return policy.logits(0, policy.features(0, reads), penalty) > 0
-
-
-def decide_as_given(mask: Tensor, widths: tuple[int, ...]) -> Decide:
-    """Return a function that gives each gate its bits of masks (images, mask_size) that are known already."""
-    parts = torch.split(mask, list(widths), dim=1)
-    return lambda gate, _reads: parts[gate]
 
 
 class MaskedPath(ExecutionPath):

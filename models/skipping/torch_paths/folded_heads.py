@@ -6,12 +6,12 @@ import functools
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from prunegym.models.gating.features import CLIP, MaskFeatures
 from prunegym.models.gating.gate_policy import GatePolicy, check_penalty
 from prunegym.models.skipping.program.layers import Program
-from prunegym.models.skipping.program.path import Decide, decide_as_given
+from prunegym.models.skipping.program.path import Decide
 
 LAMBDAS = 4
 """Values of lambda for which folded heads are kept."""
@@ -31,16 +31,13 @@ class FoldedHead:
     def __init__(self, policy: GatePolicy, gate: int, penalty: float | None) -> None:
         self.features: MaskFeatures = policy.features
         self.gate = gate
-        first, last = (layer for layer in policy.heads[gate].modules() if isinstance(layer, nn.Linear))
-        size = self.features.sizes[gate]
-        mean, std = (self.features.get_buffer(f"{name}{gate}") for name in ("mean", "std"))
-        weight, bias = first.weight.detach().double(), first.bias.detach().double()
-        if policy.penalty_range is not None:
-            bias = bias + weight[:, size] * policy.scaled_penalty(penalty).to(bias)
-        weight = weight[:, :size] / std.double()
+        mean, std = self.features.statistics(gate)
+        weight, bias, last_weight, last_bias = policy.layers(gate, penalty)
+        # W ((x - mean) / std) + b = (W / std) x + (b - (W / std) mean), and x is clipped instead of the quotient.
+        folded = weight.double() / std.double()
         self.low, self.high = (mean - CLIP * std).float(), (mean + CLIP * std).float()
-        self.weight, self.bias = weight.float(), (bias - weight @ mean.double()).float()
-        self.last_weight, self.last_bias = last.weight.detach().float(), last.bias.detach().float()
+        self.weight, self.bias = folded.float(), (bias.double() - folded @ mean.double()).float()
+        self.last_weight, self.last_bias = last_weight.float(), last_bias.float()
 
     def __call__(self, reads: Tensor) -> Tensor:
         """Return bits (batch, width) bool from the map that the producer reads (batch, channels, height, width)."""
@@ -66,7 +63,8 @@ class Deciding:
     def start(self, mask: Tensor | None, penalty: float | None) -> Decide:
         """Return what tells each gate's bits: the mask (batch, mask_size) that is given, else the policy."""
         if mask is not None:
-            return decide_as_given(mask, self._program.widths)
+            parts = torch.split(mask, list(self._program.widths), dim=1)
+            return lambda gate, _reads: parts[gate]
         heads = self._heads(penalty)
         return lambda gate, reads: heads[gate](reads)
 

@@ -6,11 +6,10 @@ import torch
 from torch import Tensor
 
 from prunegym.models.gating.gate_policy import GatePolicy
-from prunegym.models.skipping.program.layers import Conv, Program
+from prunegym.models.skipping.program.layers import Add, Conv, MaxPool, Program
 from prunegym.models.skipping.program.path import Executed, ExecutionPath
-from prunegym.models.skipping.torch_paths.bit_masking import BitMasks, Masking
 from prunegym.models.skipping.torch_paths.folded_heads import Deciding, joined
-from prunegym.models.skipping.torch_paths.torch_layers import conv, run_layer, shaped
+from prunegym.models.skipping.torch_paths.torch_layers import conv, run_layer
 
 GROUP = 16
 """Images that pass together where weights are few: maps of more leave the cache, and each layer gets fresh memory for
@@ -33,7 +32,7 @@ class FullPath(ExecutionPath):
 
     def __init__(self, program: Program, policy: GatePolicy | None = None) -> None:
         super().__init__(program, policy)
-        self._masking, self._deciding = Masking(program), Deciding(program, policy)
+        self._deciding = Deciding(program, policy)
         self._weights = {
             layer.name: layer.weight.contiguous(memory_format=torch.channels_last)
             for layer in program.layers
@@ -45,31 +44,29 @@ class FullPath(ExecutionPath):
         """See :class:`~prunegym.models.skipping.program.path.ExecutionPath`."""
         if len(images) <= GROUP or not self._in_groups or images.device.type != "cpu":
             return self._run(images, mask, penalty)
-        starts = range(0, len(images), GROUP)
-        done = [
-            self._run(images[at : at + GROUP], None if mask is None else mask[at : at + GROUP], penalty)
-            for at in starts
-        ]
-        return Executed(torch.cat([one.output for one in done]), torch.cat([one.mask for one in done]))
+        groups = (slice(start, start + GROUP) for start in range(0, len(images), GROUP))
+        return Executed.of(self._run(images[at], None if mask is None else mask[at], penalty) for at in groups)
 
     def _run(self, images: Tensor, mask: Tensor | None, penalty: float | None) -> Executed:
         """Run images together, layer by layer."""
-        program, decide = self.program, self._deciding.start(mask, penalty)
-        masks = BitMasks(self._masking, mask, shared=len(images) == 1)
+        program, bits = self.program, dict[int, Tensor]()
+        # All gates at once: a small network's layers take little longer than the operations for one gate would.
+        decide = self._deciding.start(None if mask is None else mask.to(images.dtype), penalty)
         values = {program.input: images.contiguous(memory_format=torch.channels_last)}
-        bits: dict[int, Tensor] = {}
         for layer, ending in zip(program.layers, program.ending, strict=True):
             if isinstance(layer, Conv):
-                bias = layer.bias
                 if layer.gate is not None:
                     bits[layer.gate] = decide(layer.gate, values[layer.inputs[0]])
-                    masks.tell(layer.gate, bits[layer.gate])
-                    bias = masks.bias(layer.gate, bias)
-                value = conv(layer, values, self._weights[layer.name], bias)
+                value = conv(layer, values, self._weights[layer.name], layer.bias)
             else:
                 value = run_layer(layer, values)
             gate = program.points.get(layer.name)
-            values[layer.name] = value if gate is None else masks.apply(gate, value)
+            if gate is not None:
+                factors = bits[gate].to(value.dtype)[:, :, None, None]
+                # For a large map new memory costs more than the multiplication, so it is in place where the layer has
+                # made the memory: an operation of the network's own may return what it was given.
+                value = value.mul_(factors) if isinstance(layer, Conv | MaxPool | Add) else value * factors
+            values[layer.name] = value
             for name in ending:
                 del values[name]
-        return Executed(shaped(values[program.output], program), joined(bits, mask))
+        return Executed(program.shaped(values[program.output]), joined(bits, mask))

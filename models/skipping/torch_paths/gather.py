@@ -6,7 +6,7 @@ import dataclasses
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from typing import cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -16,7 +16,9 @@ from prunegym.models.skipping.program.layers import Conv, Layer, Linear, Program
 from prunegym.models.skipping.program.path import DECIDE, Clock, Decide, Executed, ExecutionPath
 from prunegym.models.skipping.torch_paths.folded_heads import Deciding, joined
 from prunegym.models.skipping.torch_paths.gathered_weights import KeptChannels, Slices
-from prunegym.models.skipping.torch_paths.torch_layers import conv, finish, linear, run_layer, shaped
+from prunegym.models.skipping.torch_paths.torch_layers import conv, finish, linear, run_layer
+
+Result = TypeVar("Result")
 
 CACHED_COPIES = 8
 """Gathered weights are kept up to this many times the network's own: of masks that keep half of each gate, 32."""
@@ -41,8 +43,9 @@ class GatherPath(ExecutionPath):
     def __init__(self, program: Program, policy: GatePolicy | None = None, cached: int | None = None) -> None:
         super().__init__(program, policy)
         self._deciding = Deciding(program, policy)
-        own = sum(layer.weight.numel() for layer in program.layers if isinstance(layer, Conv | Linear))
-        self._slices = Slices(CACHED_COPIES * own if cached is None else cached)
+        layers = [layer for layer in program.layers if isinstance(layer, Conv | Linear)]
+        own = sum(layer.weight.numel() for layer in layers)
+        self._slices = Slices(layers, CACHED_COPIES * own if cached is None else cached)
 
     @property
     def gathered(self) -> list[Tensor]:
@@ -55,59 +58,40 @@ class GatherPath(ExecutionPath):
 
     def run(self, images: Tensor, mask: Tensor | None, penalty: float | None) -> Executed:
         """See :class:`~prunegym.models.skipping.program.path.ExecutionPath`."""
-        return self._run(images, mask, penalty, _plainly)
+        return self._run(images, mask, penalty, _Watch())
 
     def timed(
         self, images: Tensor, mask: Tensor | None, penalty: float | None = None, clock: Clock = time.perf_counter
     ) -> dict[str, float]:
         """See :class:`~prunegym.models.skipping.program.path.ExecutionPath`."""
-        seconds: dict[str, float] = defaultdict(float)
+        watch = _Watch(clock)
+        self._run(images, mask, penalty, watch)
+        return dict(watch.seconds)
 
-        def clocked(work: _Work, layer: Layer, state: _State) -> Tensor:
-            start = clock()
-            value = work(layer, state)
-            part = f"{DECIDE}{cast(Conv, layer).gate}" if work == self._decide else layer.name
-            seconds[part] += clock() - start
-            return value
-
-        self._run(images, mask, penalty, clocked)
-        return dict(seconds)
-
-    def _run(
-        self, images: Tensor, mask: Tensor | None, penalty: float | None, run: Callable[[_Work, Layer, _State], Tensor]
-    ) -> Executed:
+    def _run(self, images: Tensor, mask: Tensor | None, penalty: float | None, watch: _Watch) -> Executed:
         if mask is None:  # what an image reads after the first gate depends on its mask, so each one goes alone
-            done = [self._group(images[i : i + 1], None, penalty, run) for i in range(len(images))]
-            return Executed(torch.cat([one.output for one in done]), torch.cat([one.mask for one in done]))
-        if len(images) == 1:
-            return self._group(images, mask, penalty, run)
-        distinct, group_of = torch.unique(mask, dim=0, return_inverse=True)
-        if len(distinct) == 1:
-            return Executed(self._group(images, mask[:1], penalty, run).output, mask)
-        output: Tensor | None = None
-        order = group_of.argsort()
-        for rows in torch.split(order, torch.bincount(group_of).tolist()):
-            done_rows = self._group(images[rows], mask[rows[:1]], penalty, run).output
-            if output is None:
-                output = done_rows.new_empty(len(images), *done_rows.shape[1:])
-            output[rows] = done_rows
-        assert output is not None
-        return Executed(output, mask)
+            return Executed.of(self._group(images[i : i + 1], None, penalty, watch) for i in range(len(images)))
+        groups: tuple[Tensor, ...] = ()
+        if len(images) > 1:
+            _, group_of, sizes = torch.unique(mask, dim=0, return_inverse=True, return_counts=True)
+            groups = torch.split(group_of.argsort(), sizes.tolist())
+        if len(groups) < 2:
+            return Executed(self._group(images, mask[:1], penalty, watch).output, mask)
+        outputs = torch.cat([self._group(images[rows], mask[rows[:1]], penalty, watch).output for rows in groups])
+        return Executed(outputs[torch.cat(groups).argsort()], mask)
 
-    def _group(
-        self, images: Tensor, mask: Tensor | None, penalty: float | None, run: Callable[[_Work, Layer, _State], Tensor]
-    ) -> Executed:
+    def _group(self, images: Tensor, mask: Tensor | None, penalty: float | None, watch: _Watch) -> Executed:
         """Run images that share one mask (1, mask_size), or one image whose mask is decided on the way."""
         program = self.program
         values = {program.input: images.contiguous(memory_format=torch.channels_last)}
         state = _State(values, self._deciding.start(mask, penalty), mask is not None)
         for layer, ending in zip(program.layers, program.ending, strict=True):
             if not state.given and isinstance(layer, Conv) and layer.gate is not None:
-                run(self._decide, layer, state)
-            values[layer.name] = run(self._layer, layer, state)
+                watch.time(f"{DECIDE}{layer.gate}", self._decide, layer, state)
+            values[layer.name] = watch.time(layer.name, self._layer, layer, state)
             for name in ending:
                 del values[name]
-        return Executed(shaped(values[program.output], program), joined(state.bits, mask))
+        return Executed(program.shaped(values[program.output]), joined(state.bits, mask))
 
     def _layer(self, layer: Layer, state: _State) -> Tensor:
         program, values = self.program, state.values
@@ -122,14 +106,12 @@ class GatherPath(ExecutionPath):
             return x.new_empty(len(x), 0, *program.shapes[layer.name][1:])
         return run_layer(layer, values)
 
-    def _decide(self, layer: Layer, state: _State) -> Tensor:
-        """Note which channels of a convolution are kept, and return their bits (images, width)."""
-        gate, x = cast(Conv, layer).gate, state.values[layer.inputs[0]]
-        assert gate is not None
+    def _decide(self, layer: Conv, state: _State) -> None:
+        """Note which channels of a convolution are kept."""
+        gate, x = cast(int, layer.gate), state.values[layer.inputs[0]]
         source = self.program.gates.get(layer.inputs[0])
         bits = state.decide(gate, x if state.given or source is None else _spread(x, state.kept[source]))
         state.bits[gate], state.kept[gate] = bits, KeptChannels(bits[0])
-        return bits
 
     def _conv(self, layer: Conv, state: _State, inside: KeptChannels | None) -> Tensor:
         x, outside = state.values[layer.inputs[0]], None
@@ -156,12 +138,18 @@ class _State:
     kept: dict[int, KeptChannels] = dataclasses.field(default_factory=dict)
 
 
-_Work = Callable[[Layer, _State], Tensor]
-"""Deciding a layer's gate, or running the layer."""
+class _Watch:
+    """Seconds by part of the work; none go by without a clock."""
 
+    def __init__(self, clock: Clock = lambda: 0.0) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._clock = clock
 
-def _plainly(work: _Work, layer: Layer, state: _State) -> Tensor:
-    return work(layer, state)
+    def time(self, part: str, work: Callable[[Any, _State], Result], layer: Layer, state: _State) -> Result:
+        start = self._clock()
+        result = work(layer, state)
+        self.seconds[part] += self._clock() - start
+        return result
 
 
 def _spread(x: Tensor, kept: KeptChannels) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from typing import NamedTuple
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -30,28 +30,24 @@ class KeptChannels:
         self.key = b"" if self.index is None else bits.cpu().numpy().tobytes()
 
 
-class _Slice(NamedTuple):
-    weight: Tensor
-    bias: Tensor
-
-
 class Slices:
     """Gathered weights by layer and masks, the latest used up to a size.
 
     Args:
+        layers: Their weights are gathered.
         size: Numbers that are kept.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, layers: Iterable[Conv | Linear], size: int) -> None:
         self._size, self._used = size, 0
-        self._whole: dict[str, Tensor] = {}
+        self._whole = {layer.name: _as_maps(layer.weight) for layer in layers}
         self._lock = threading.Lock()  # one path may run in many threads of Python
-        self._found: OrderedDict[tuple[str, bytes, bytes], _Slice] = OrderedDict()
+        self._found: OrderedDict[tuple[str, bytes, bytes], tuple[Tensor, Tensor]] = OrderedDict()
 
     @property
     def weights(self) -> list[Tensor]:
         """The weights that are kept."""
-        return [found.weight for found in self._found.values()]
+        return [weight for weight, _ in self._found.values()]
 
     def clear(self) -> None:
         """Drop what was gathered."""
@@ -59,49 +55,40 @@ class Slices:
             self._found.clear()
             self._used = 0
 
-    def _all(self, layer: Conv | Linear) -> Tensor:
-        """Return all weights, a convolution's as maps are in memory; gathering is faster from the usual layout."""
-        if layer.name not in self._whole:
-            self._whole[layer.name] = _as_maps(layer.weight)
-        return self._whole[layer.name]
-
     def get(
         self, layer: Conv | Linear, inside: KeptChannels | None, outside: KeptChannels | None
     ) -> tuple[Tensor, Tensor]:
         """Return weight and bias of a layer between the kept channels ``inside`` and ``outside``; None: all."""
-        with self._lock:
-            return self._get(layer, inside, outside)
-
-    def _get(
-        self, layer: Conv | Linear, inside: KeptChannels | None, outside: KeptChannels | None
-    ) -> tuple[Tensor, Tensor]:
         key = (layer.name, b"" if inside is None else inside.key, b"" if outside is None else outside.key)
         if not key[1] and not key[2]:
-            return self._all(layer), layer.bias
-        if key in self._found:
-            found = self._found.pop(key)
-            # A mask that comes again may come often: then the layout of maps pays, to which torch would copy weights.
-            self._found[key] = found._replace(weight=_as_maps(found.weight))
-            return self._found[key]
-        weight, bias = layer.weight, layer.bias
-        if outside is not None and outside.index is not None:
-            weight, bias = weight.index_select(0, outside.index), bias.index_select(0, outside.index)
-        if inside is not None and inside.index is not None:
-            repeat = weight.shape[1] // len(inside.bits)  # above 1 for the linear layer behind a flattened map
-            if repeat == 1:
-                weight = weight.index_select(1, inside.index)
+            return self._whole[layer.name], layer.bias
+        with self._lock:
+            if key in self._found:
+                weight, bias = self._found.pop(key)
+                # A mask that comes again may come often: then the layout of maps pays, to which torch would copy it.
+                weight = _as_maps(weight)
             else:
-                weight = weight.view(len(weight), -1, repeat).index_select(1, inside.index).flatten(1)
-        self._keep(key, _Slice(weight, bias))
+                weight, bias = _gathered(layer, inside, outside)
+                self._used += weight.numel()
+            self._found[key] = weight, bias  # the latest; the longest unused go while they are too many
+            while self._used > self._size and len(self._found) > 1:
+                self._used -= self._found.popitem(last=False)[1][0].numel()
         return weight, bias
 
-    def _keep(self, key: tuple[str, bytes, bytes], made: _Slice) -> None:
-        """Keep what was gathered just now, and drop the longest unused while they are too many."""
-        self._found[key] = made
-        self._used += made.weight.numel()
-        while self._used > self._size and len(self._found) > 1:
-            _, old = self._found.popitem(last=False)
-            self._used -= old.weight.numel()
+
+def _gathered(layer: Conv | Linear, inside: KeptChannels | None, outside: KeptChannels | None) -> tuple[Tensor, Tensor]:
+    # From torch's usual layout, which is faster than from that of maps.
+    weight, bias = layer.weight, layer.bias
+    if outside is not None and outside.index is not None:
+        weight, bias = weight.index_select(0, outside.index), bias.index_select(0, outside.index)
+    if inside is not None and inside.index is not None:
+        # Above 1 for the linear layer behind a flattened map: so many numbers of a channel stand together.
+        repeat = weight.shape[1] // len(inside.bits)
+        if repeat == 1:
+            weight = weight.index_select(1, inside.index)
+        else:
+            weight = weight.view(len(weight), -1, repeat).index_select(1, inside.index).flatten(1)
+    return weight, bias
 
 
 def _as_maps(weight: Tensor) -> Tensor:

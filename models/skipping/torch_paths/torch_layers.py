@@ -7,17 +7,7 @@ from typing import cast
 import torch.nn.functional as F
 from torch import Tensor
 
-from prunegym.models.skipping.program.layers import (
-    Add,
-    Average,
-    Conv,
-    Layer,
-    Linear,
-    MaxPool,
-    Other,
-    Program,
-    Subsample,
-)
+from prunegym.models.skipping.program.layers import Add, Average, Conv, Layer, Linear, MaxPool, Other, Subsample
 
 
 def run_layer(layer: Layer, values: dict[str, Tensor]) -> Tensor:
@@ -58,9 +48,3 @@ def linear(layer: Linear, values: dict[str, Tensor], weight: Tensor, bias: Tenso
     """Run a linear layer with other weights than its own."""
     y = F.linear(values[layer.inputs[0]].flatten(1), weight, bias)
     return y.relu_() if layer.relu else y
-
-
-def shaped(value: Tensor, program: Program) -> Tensor:
-    """Return the output in the network's own shape, which flattening has been left out of."""
-    shape = program.output_shape
-    return value if value.ndim == len(shape) + 1 else value.reshape(value.shape[0], *shape)

@@ -54,10 +54,6 @@ def kept_sets(batch: int, widths: list[int]) -> Tensor:
     return masks
 
 
-def every_gate(masked: MaskedCNN) -> frozenset[int]:
-    return frozenset(range(len(masked.gates)))
-
-
 def zoo(name: str, size: int = 32) -> MaskedCNN:
     return MaskedCNN(randomise(build(name, image_size=size)), torch.zeros(1, 3, size, size))
 

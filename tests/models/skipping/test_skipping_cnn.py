@@ -41,11 +41,6 @@ from tests.models.skipping.skipping_networks import (
 from tests.models.slicing import randomise, remove
 
 
-@pytest.fixture(autouse=True)
-def _deterministic():
-    torch.manual_seed(0)
-
-
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("way", WAYS)
 def test_zoo_equals_the_masked_network(way, name):
@@ -309,14 +304,11 @@ def test_errors():
     assert fast(torch.zeros(0, 3, 32, 32), torch.zeros(0, 48)).output.shape == (0, 10)
     assert torch.equal(fast(torch.zeros(2, 3, 32, 32)).mask, torch.ones(2, 48, dtype=torch.bool))
     images = torch.zeros(2, 3, 32, 32)
-    for wrong, given in (
-        (images[..., :16], r"torch.float32 \(2, 3, 32, 16\)"), (images.double(), "torch.float64"),
-        (images.numpy(), "a ndarray"), (None, "a NoneType"),
-    ):  # fmt: skip
-        with pytest.raises(
-            InvalidInputError, match=rf"Images are {given}.*normalised torch.float32 of shape \(batch, 3"
-        ):
+    for wrong, given in ((images.double(), "torch.float64"), (images.numpy(), "a ndarray"), (None, "a NoneType")):
+        with pytest.raises(InvalidInputError, match=rf"Images are {given}; a tensor of normalised torch\.float32 is"):
             fast(wrong)
+    with pytest.raises(InvalidInputError, match=r"shape \(2, 3, 32, 16\); \(batch, 3, 32, 32\) is needed\. That is"):
+        fast(images[..., :16])
     decided = SkippingCNN(masked, policy_for(masked))
     with pytest.raises(InvalidInputError, match="trained for one lambda"):
         decided(images, penalty=0.5)

@@ -191,12 +191,12 @@ def test_a_pass_that_is_used_wrongly():
         stepwise.advance(masks)
     with pytest.raises(InvalidInputError, match=r"3 images; this pass is for 2"):
         stepwise.begin(torch.zeros(3, 3, 8, 8))
-    with pytest.raises(InvalidInputError, match=r"float32 of shape \(batch, 3, 8, 8\) on the CPU is needed"):
+    with pytest.raises(InvalidInputError, match=r"Images is of shape \(2, 3, 8, 9\); \(batch, 3, 8, 8\) is needed"):
         stepwise.begin(torch.zeros(2, 3, 8, 9))
     stepwise.begin(torch.zeros(2, 3, 8, 8))
     with pytest.raises(InvalidInputError, match=r"The mask is of shape \(1, 4\); \(2, 4\) is needed"):
         stepwise.advance(masks[:1])
-    with pytest.raises(InvalidInputError, match=r"Masks have values other than 0 and 1"):
+    with pytest.raises(InvalidInputError, match=r"The mask has the value 0\.5; only 0 and 1 are allowed"):
         stepwise.advance(masks / 2)
     assert stepwise.advance(masks).shape == (2, 2)  # what was refused has not moved it
     with pytest.raises(InvalidInputError, match=r"The pass is over"):

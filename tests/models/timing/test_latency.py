@@ -102,6 +102,17 @@ def test_measuring_sees_every_pair_of_widths() -> None:
     assert kept_widths(16) == [0, 5, 9, 13, 15, 16]
 
 
+def test_times_that_depend_on_no_mask_are_added() -> None:
+    masked = small()
+    timer = CountingTimer(masked)
+    before = measure(masked, timer, rounds=1, validation_masks=1)
+    timer.parts["stem"] = ((0.0, 0.0, 2.0), (0.0, 0.0, 5.0))
+    timer.parts["end"] = ((0.0, 0.0, 3.0), (0.0, 0.0, 4.0))
+    table = measure(masked, timer, rounds=1, validation_masks=1)
+    assert before.fixed == 0.0
+    assert table.fixed == pytest.approx(2e-9 * 5 + 3e-9 * 4)
+
+
 def test_a_real_measurement(tmp_path: Path) -> None:
     model = shipped_model("digits")
     table = measure(model.masked, make_timer("torch", model.masked), model.policy, rounds=3, validation_masks=3)
