@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prunegym.errors import InvalidInputError
-from prunegym.models.checks import check_images, check_output, layout_of, output_shape
+from prunegym.models.checks import check_dataset, check_images, check_output, layout_of, output_shape
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.training.checkpoints import Checkpoint
 from prunegym.models.training.reports import Report
@@ -209,6 +209,7 @@ def accuracy(network: nn.Module, dataset: Dataset, *, batch_size: int = 250) -> 
     Raises:
         InvalidInputError: If the data set has no targets.
     """
+    check_dataset(dataset)
     if dataset.unlabelled:
         raise InvalidInputError(
             f"Data set {dataset.name!r} has no targets, so nothing is right or wrong. Give targets, or "
