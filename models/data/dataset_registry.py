@@ -7,7 +7,7 @@ import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from prunegym.models.data.files.downloads import FILES, find_file
 from prunegym.models.data.files.image_folders import image_folder
 from prunegym.models.data.files.readers import Splits, array_file, cifar_archive, read_idx
 from prunegym.models.data.normalisation import Normalisation
+from prunegym.models.data.pretrained import pretrained_transform
 from prunegym.models.data.sources.lazy_images import LazyImages
 from prunegym.models.data.splits import from_arrays
 from prunegym.models.data.transform import Transform
@@ -83,6 +84,7 @@ def load_dataset(
     crop: str | None = None,
     interpolation: str | None = None,
     channels: int | None = None,
+    like: Any = None,
 ) -> Dataset:
     """Load one split of a data set by name or path.
 
@@ -98,6 +100,8 @@ def load_dataset(
         crop: ``center`` (the default), or ``none``: images are stretched to ``image_size``.
         interpolation: One of Pillow's filters; by default ``bilinear``.
         channels: 1 for grey or 3 for RGB; by default grey if all images are. For folders and archives.
+        like: A pretrained network's own statement of all these and of its normalisation, see
+            :func:`~prunegym.models.data.pretrained.pretrained_transform`.
 
     Returns:
         The split. It is loaded once per process and shared, so do not write to its tensors.
@@ -116,6 +120,12 @@ def load_dataset(
     # What is kept is keyed by absolute paths: the working folder may have changed since.
     name = str(name)
     transform = Transform.of(image_size, resize, crop, interpolation)
+    if like is not None:
+        if transform is not None or name in SOURCES:
+            raise InvalidInputError("like= states the size of images of a folder. Leave out image_size, or like.")
+        transform, normalisation = pretrained_transform(like)
+        found = _from_path(_find(name, base), transform, len(normalisation.mean))[part]
+        return dataclasses.replace(found, normalisation=normalisation)
     if name not in SOURCES:
         return _from_path(_find(name, base), transform, channels)[part]
     if transform is not None:
