@@ -116,19 +116,3 @@ def test_links_lead_somewhere() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
-
-
-DIGITS = [line for line in COMMANDS if line[1] in ("train", "evaluate") and line[2] == "digits"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("arguments", DIGITS, ids=" ".join)
-def test_commands_on_the_shipped_model_run(arguments: list[str], tmp_path: Path) -> None:
-    """With fewer episodes, beside the example's file."""
-    (tmp_path / "mine.py").write_text((ROOT / "examples/mine.py").read_text())
-    line = [argument.replace("../runs", "runs") for argument in arguments[1:]]
-    if "--episodes" in line:
-        line[line.index("--episodes") + 1] = "256"
-    ran = subprocess.run([sys.executable, "-m", "prunegym", *line], cwd=tmp_path, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
-    assert ran.stdout
