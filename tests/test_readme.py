@@ -19,6 +19,9 @@ from tests.test_results import load_script
 
 SETTINGS = load_script("settings")
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
+NOT_EVERYDAY = re.compile(
+    r"\b(?:rivals?|anew|dear|beside|stands|tells|tracks?|one\'s own|by heart|seldom)\b", re.IGNORECASE
+)
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -78,6 +81,12 @@ def test_readme_is_short() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_pages_are_short(page: Path) -> None:
     assert sum(not line.startswith("|") for line in page.read_text().splitlines()) <= 200
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=lambda page: page.name)
+def test_words_are_everyday_ones(page: Path) -> None:
+    prose = re.sub(r"^```.*?^```|`[^`]*`", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert NOT_EVERYDAY.findall(prose) == []
 
 
 def test_recipes_in_the_docs_load(tmp_path: Path) -> None:
