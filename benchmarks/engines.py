@@ -5,7 +5,7 @@ each gate's kept share drawn from 0.3 to 0.7, other masks each round. Int8 model
 this measures time and not accuracy. It needs packages that PruneGym does not:
 
     pip install 'prunegym[onnx]' openvino nncf
-    python benchmarks/engines.py --cases resnet20-32-1 --threads 1 --json results/speed/engines.json
+    python benchmarks/engines.py --cases resnet20-32-1 vgg16-32-1 --json results/speed/engines.json
 
 On a busy machine `--clock cpu` (one thread only) counts the processor time of this process.
 """

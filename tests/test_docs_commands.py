@@ -41,10 +41,10 @@ SMALLER = {
     "train-cnn": ["--epochs", "1"],
     "prepare": ["--epochs", "1"],
     "train": [*RL, "--set", "imitation.steps=1"],
-    "finetune": [*RL, "--rounds", "1", "--cnn-epochs", "1"],
+    "finetune": [*RL, "--rounds", "1", "--set", "tune.epochs=1"],
     "compare": [*RL, "--seeds", "1", "--images", "30", "--train-images", ":100"],
     "evaluate": ["--images", "15"],
-    "latency": ["--rounds", "1", "--masks", "2"],
+    "latency": ["--rounds", "1"],
     "profile": ["--rounds", "1"],
 }
 """Options that replace those of a command; the last one given counts."""
