@@ -1,4 +1,4 @@
-# Each target does its own set-up: `make demo` and `make test` work on a fresh machine.
+# Each target creates the virtual environment .venv if needed: `make demo` and `make test` work on a fresh machine.
 PYTHON ?= python3
 # Options for pip. Where plain `torch` means a CUDA build of several GB, ask for the CPU build:
 #   make test PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"

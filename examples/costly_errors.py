@@ -1,7 +1,7 @@
-"""Errors with different costs: one on a digit from 5 to 9 costs ten others. ``python examples/costly_errors.py``.
+"""An error on a digit from 5 to 9 costs ten times as much as another error. ``python examples/costly_errors.py``.
 
-The cost depends on the predicted class and has no gradient. The baseline uses it as well as it can: it also trains on
-images that are drawn in proportion to the cost of their errors.
+The cost depends on the predicted class and has no gradient. The baseline uses the costs too: it also trains on images
+that are drawn in proportion to the cost of an error.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from prunegym import Outcome
 
 PRICES = torch.tensor([1.0] * 5 + [10.0] * 5)
 MACS = 10.0
-"""Cost of all MACs of an image, in errors on a digit from 0 to 4."""
+"""Cost of all MACs of one image, as a number of errors on digits from 0 to 4."""
 
 
 def priced(outcome: Outcome) -> Tensor:

@@ -1,7 +1,7 @@
-"""A reward with a step: an answer counts only if it took at most 15 % of the MACs. ``python examples/hard_cap.py``.
+"""A hard limit: an answer counts only if it used at most 15 % of the MACs. ``python examples/hard_cap.py``.
 
-A deadline or an energy budget for each image is such a step. Gates that are trained by gradient follow a mean MAC
-target, which does not limit single images.
+A deadline or an energy budget for each image is such a limit. Gates that are trained by gradient have a target for the
+mean MACs, which does not limit single images.
 """
 
 from __future__ import annotations

@@ -10,17 +10,17 @@ from prunegym import Outcome
 
 
 def squared_macs(outcome: Outcome) -> torch.Tensor:
-    """Reward right answers, and charge the square of the MAC share: at small shares, saving more earns little."""
+    """Return 1 for a right answer, minus lambda * (MAC share)^2: saving more is worth less and less."""
     right = (outcome.logits.argmax(1) == outcome.labels).double()
     return right - outcome.penalty * outcome.mac_share**2
 
 
 class BrightImagesGetMore:
-    """An agent that does not learn: images with high features keep every channel, others three of four."""
+    """An agent that does not learn: images with large features keep every channel, others three of four."""
 
     layerwise = True
     macs = 0
-    """MACs of deciding a mask; the evaluation adds them."""
+    """MACs of deciding one mask; the evaluation adds them."""
 
     def predict(self, observation: dict[str, npt.NDArray[np.float32]]) -> npt.NDArray[np.int8]:
         """Return bits (batch, widest gate) for features (batch, any); bits past a gate's width are ignored."""

@@ -1,9 +1,10 @@
-"""Shared code of the examples of rewards without a gradient: straight-through gates, PPO from there, a comparison.
+"""Shared code of the examples of rewards without a gradient: straight-through gates, then PPO, and a comparison.
 
-The baseline is gates trained straight-through, for several MAC targets. If training images can be weighted by the
-reward, it also trains on weighted images. An offset is added to the logits. Of all gates and offsets, the pair with the
-highest mean reward on the validation images is used. PPO starts from these gates, and its offset is chosen in the same
-way. PPO is also compared with the baseline's best pair on the test images themselves, which no one could know.
+The baseline is gates trained by gradient, straight through their threshold, for several MAC targets. If the reward
+gives training images different weights, it also trains on weighted images. Several offsets are added to the logits. Of
+all gates and offsets, the pair with the highest mean reward on the validation images is used. PPO starts from these
+gates, and its offset is chosen in the same way. PPO is also compared with the pair that is best on the test images,
+which you could not choose in practice.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Draw masks on images, and where the MACs go layer by layer: ``python results/pictures.py``.
+"""Draw masks on images, and the MACs of each layer: ``python results/pictures.py``.
 
 With ``PRUNEGYM_DATA`` (a folder with ``cifar10-jpeg.tar.gz``) the pictures in ``docs/`` are of the stored ResNet-20;
 without it, of the shipped digits model: ``python results/pictures.py OUT`` writes them to another folder.
@@ -22,9 +22,9 @@ ROOT = Path(__file__).parents[1]
 STORED = ROOT / "results/cifar10-jpeg/frozen.safetensors"
 IMAGES = 2000
 QUANTILES = (0.01, 0.35, 0.65, 0.99)
-"""Which images are shown: from the one that needs nearly the fewest MACs to nearly the most."""
+"""Which images are shown: from one of those with the fewest MACs to one of those with the most."""
 TITLE = (
-    "One CNN, four test images. Each row is a layer: blue channels run for this image, grey ones are skipped. "
+    "One CNN, four test images. Each row is a layer: blue channels run for this image, grey channels are skipped. "
     "MACs: share of the dense CNN's."
 )
 
@@ -118,10 +118,10 @@ def draw_layers(model: DynamicCNN, name: str, masks: Tensor, path: Path) -> None
     figure, panel = pyplot.subplots(figsize=(11, 4.2))
     places = np.arange(len(names))
     panel.bar(places, millions, color="0.85", label="all channels on (dense)")
-    panel.bar(places, mean, color="C0", label="kept channels: mean; the line spans 10 % to 90 % of the images")
+    panel.bar(places, mean, color="C0", label="under the masks: mean; black lines span 80 % of the images")
     panel.errorbar(places, mean, yerr=[mean - low, high - mean], fmt="none", ecolor="0.2", capsize=3)
     panel.set_xticks(places, names, rotation=60, ha="right", fontsize=8)
-    panel.set(ylabel="million MACs an image", ylim=(0, 1.25 * float(millions.max())))
+    panel.set(ylabel="million MACs per image", ylim=(0, 1.25 * float(millions.max())))
     panel.set_title(
         f"{name}: {len(masks):,} test images keep {float(kept.sum(1).mean() / dense.sum()):.0%} of the MACs"
     )

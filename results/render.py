@@ -239,7 +239,7 @@ def draw(spec: Document) -> None:
     for panel, content in zip(panels, spec["panels"], strict=True):
         panel.axhline(100 * find(dense, spec["dense"]["at"]), color="0.5", linestyle=":", label="dense (MACs 1.0)")
         for index, curve in enumerate(content["curves"]):
-            _draw_curve(panel, curve, points(curve), f"C{index}")
+            _draw_curve(panel, curve, points(curve), capsize=2 + 2 * index)
         panel.set(title=content["title"], xlabel="total MACs, share of the dense CNN's", ylabel="test accuracy, %")
         panel.grid(alpha=0.3)
         panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, frameon=False, fontsize=9)
@@ -247,15 +247,16 @@ def draw(spec: Document) -> None:
     figure.savefig(ROOT / spec["page"], dpi=100)
 
 
-def _draw_curve(panel: Any, curve: Document, found: list[Point], color: str) -> None:
-    """Join a method's points; one over seeds has its 95 % interval as a bar."""
+def _draw_curve(panel: Any, curve: Document, found: list[Point], capsize: float) -> None:
+    """Draw a method's points, joined unless the curve says not to, with 95 % intervals over seeds."""
     if not found:
         return
-    baseline = curve.get("baseline", False)
+    joined = ("--" if curve.get("baseline") else "-") if curve.get("joined", True) else "none"
+    bars = [100 * point.half_width for point in found]
     panel.errorbar(
-        [point.share for point in found], [100 * point.accuracy for point in found],
-        yerr=[100 * point.half_width for point in found], label=curve["label"], color=color,
-        marker="s" if baseline else "o", linestyle="--" if baseline else "-", capsize=3, markersize=5,
+        [point.share for point in found], [100 * point.accuracy for point in found], yerr=bars if any(bars) else None,
+        label=curve["label"], color=curve["color"], marker="s" if curve.get("baseline") else "o", linestyle=joined,
+        capsize=capsize, markersize=5,
     )  # fmt: skip
 
 

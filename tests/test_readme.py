@@ -19,6 +19,9 @@ from tests.test_results import load_script
 
 SETTINGS = load_script("settings")
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
+NOT_EVERYDAY = re.compile(
+    r"\b(?:rivals?|anew|dear|beside|stands|tells|tracks?|one\'s own|by heart|seldom)\b", re.IGNORECASE
+)
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -80,6 +83,12 @@ def test_pages_are_short(page: Path) -> None:
     assert sum(not line.startswith("|") for line in page.read_text().splitlines()) <= 200
 
 
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=lambda page: page.name)
+def test_words_are_everyday_ones(page: Path) -> None:
+    prose = re.sub(r"^```.*?^```|`[^`]*`", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert NOT_EVERYDAY.findall(prose) == []
+
+
 def test_recipes_in_the_docs_load(tmp_path: Path) -> None:
     (block,) = blocks(ROOT / "docs/recipes.md", "yaml")
     (tmp_path / "mine.yaml").write_text(block)
@@ -116,19 +125,3 @@ def test_links_lead_somewhere() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
-
-
-DIGITS = [line for line in COMMANDS if line[1] in ("train", "evaluate") and line[2] == "digits"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("arguments", DIGITS, ids=" ".join)
-def test_commands_on_the_shipped_model_run(arguments: list[str], tmp_path: Path) -> None:
-    """With fewer episodes, beside the example's file."""
-    (tmp_path / "mine.py").write_text((ROOT / "examples/mine.py").read_text())
-    line = [argument.replace("../runs", "runs") for argument in arguments[1:]]
-    if "--episodes" in line:
-        line[line.index("--episodes") + 1] = "256"
-    ran = subprocess.run([sys.executable, "-m", "prunegym", *line], cwd=tmp_path, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
-    assert ran.stdout
