@@ -52,12 +52,18 @@ class CNNInfo:
     data_path: str | None = None
 
     @classmethod
-    def of(cls, architecture: str, dataset: Dataset, metadata: Mapping[str, Any] | None = None) -> CNNInfo:
-        """Describe a network for a data set."""
+    def of(
+        cls,
+        architecture: str,
+        dataset: Dataset,
+        metadata: Mapping[str, Any] | None = None,
+        outputs: int | None = None,
+    ) -> CNNInfo:
+        """Describe a network for a data set; ``outputs`` is their number where a data set without targets has none."""
         notes = {"splits": list(dataset.notes)} if dataset.notes else {}
         return cls(
-            architecture, dataset.outputs, dataset.image_shape, dataset.normalisation, dataset.classes, dataset.name,
-            {**notes, **(metadata or {})}, dataset.transform, dataset.objective, dataset.path,
+            architecture, outputs or dataset.outputs, dataset.image_shape, dataset.normalisation, dataset.classes,
+            dataset.name, {**notes, **(metadata or {})}, dataset.transform, dataset.objective, dataset.path,
         )  # fmt: skip
 
     def adapt(self, dataset: Dataset) -> Dataset:
@@ -85,14 +91,14 @@ class CNNInfo:
     def with_dense_accuracy(self, measured: Mapping[Dataset, float]) -> CNNInfo:
         """Store the original network's accuracy (0 to 1) on data sets, each with a hash of its images."""
         accuracies = {_place(data): accuracy for data, accuracy in measured.items()}
-        images = {_place(data): _measured_on(data) for data in measured}
+        images = {_place(data): fingerprint_of(data) for data in measured}
         metadata = {**self.metadata, "dense_accuracy": accuracies, "dense_images": images}
         return dataclasses.replace(self, metadata=metadata)
 
     def dense_accuracy(self, dataset: Dataset) -> float | None:
         """Return the original network's accuracy on a data set; None unless it is stored for exactly these images."""
         images: str | None = self.metadata.get("dense_images", {}).get(_place(dataset))
-        if images is None or images != _measured_on(dataset):
+        if images is None or images != fingerprint_of(dataset):
             return None
         return float(self.metadata["dense_accuracy"][_place(dataset)])
 
@@ -150,12 +156,6 @@ class CNNInfo:
 
 def _place(dataset: Dataset) -> str:
     return f"{dataset.name}/{dataset.split}"
-
-
-def _measured_on(dataset: Dataset) -> str:
-    """Return a fingerprint of images, and of the metric unless it is the share of right classes."""
-    metric = dataset.objective.name("metric")
-    return fingerprint_of(dataset) + ("" if metric == "correct" else f" {metric}")
 
 
 def as_json(info: CNNInfo) -> dict[str, Any]:

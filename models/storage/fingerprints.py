@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from prunegym.errors import InvalidInputError
-from prunegym.models.data.dataset import Dataset
+from prunegym.models.data.dataset import CLASSES, Dataset
 from prunegym.models.data.sources.lazy_images import LazyImages
 
 
 def fingerprint_of(thing: nn.Module | Dataset) -> str:
-    """Return a hash of a module's parameters and buffers, or of a data set's images, labels and normalisation.
+    """Return a hash of a module's parameters and buffers, or of a data set's images, targets, normalisation and metric.
 
     Example:
         >>> layer = nn.Linear(2, 1)
@@ -30,6 +30,8 @@ def fingerprint_of(thing: nn.Module | Dataset) -> str:
         name, marks = f"{name} {tuple(images.shape)} {thing.transform}", images.marks()
     else:
         marks = images
+    if thing.objective != CLASSES:
+        name += f" {thing.objective.fingerprint()}"
     return hash_of([(name, marks), ("labels", thing.labels), ("norm", mean_std)])
 
 

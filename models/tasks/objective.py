@@ -12,7 +12,7 @@ from torch import Tensor
 from prunegym.errors import InvalidInputError, PruneGymError
 from prunegym.models.tasks.losses import LOSSES, squared_error
 from prunegym.models.tasks.metrics import METRICS, Metric
-from prunegym.user_code import import_object, name_of
+from prunegym.user_code import described, import_object, name_of
 from prunegym.validation import choice, finite
 
 
@@ -180,6 +180,12 @@ class Objective:
         if own is None:
             return str(getattr(KINDS[self.kind], part))
         return own if isinstance(own, str) else f"{getattr(own, '__module__', '')}:{name_of(own)}"
+
+    def fingerprint(self) -> str:
+        """Return a text that another loss, metric or weight changes, your functions by their source."""
+        own = {part: getattr(self, part) for part in ("loss", "metric")}
+        functions = {name: described(one) for name, one in own.items() if callable(one) or ":" in (one or "")}
+        return f"{self.as_json()} {functions}"
 
     def as_json(self) -> dict[str, Any]:
         """Return it as plain JSON, functions by their names."""
