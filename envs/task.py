@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict
@@ -32,6 +33,8 @@ from prunegym.validation import choice, finite, whole_number
 
 Penalty = float | tuple[float, float]
 OBSERVATIONS = ("features", "image")
+LARGEST_CACHE = 2**28
+"""Numbers of dense outputs that are kept, 1 GiB; outputs of more, such as maps of many images, are computed again."""
 
 
 class TaskArguments(TypedDict, total=False):
@@ -147,7 +150,7 @@ class Task:
         Returns:
             (batch, ...) as the CNN's output.
         """
-        if self.augment:
+        if self.augment or len(self.dataset) * math.prod(self.masked.output_shape) > LARGEST_CACHE:
             return self.masked(images)  # type: ignore[no-any-return]
         if self._dense is None or self._dense_known is None:
             self._dense = torch.empty(len(self.dataset), *self.masked.output_shape, device=self.device)

@@ -16,8 +16,8 @@ IMAGE_SUFFIXES = {
     ".jp2", ".avif",
 }  # fmt: skip
 
-HIDDEN, NO_IMAGE, ELSEWHERE, SPECIAL = (
-    "hidden", "no image by the name", "not at <split>/<class>/<image>", "a link back, or no file",
+HIDDEN, NO_IMAGE, ELSEWHERE, SPECIAL, EMPTY = (
+    "hidden", "no image by the name", "not at <split>/<class>/<image>", "a link back, or no file", "an empty folder",
 )  # fmt: skip
 """Why something is left out."""
 
@@ -73,7 +73,10 @@ def _of_folder(path: Path) -> Contents:
             if real in above:
                 found.leave_out(SPECIAL, inside.rstrip("/"))
                 continue
-            for entry in folder.iterdir():
+            entries = list(folder.iterdir())
+            if not entries and inside:
+                found.leave_out(EMPTY, inside.rstrip("/"))
+            for entry in entries:
                 name = f"{inside}{entry.name}"
                 if is_hidden(entry.name):
                     if inside:

@@ -281,6 +281,9 @@ def test_broken_links_and_other_places_are_told_without_splits_too(tmp_path: Pat
     write_folder(root, {"ant/more/0.png": png(np.zeros((12, 12, 3), np.uint8)), "ant/notes.txt": b""})
     with pytest.warns(DataWarning, match=r"1 \(no image by the name\), such as ant/notes.txt; 1 \(not at"):
         image_folder(root)
+    (root / "cow").mkdir()  # a class whose images are missing
+    with pytest.warns(DataWarning, match=r"1 \(an empty folder\), such as cow"):
+        image_folder(root)
     (root / "ant/x.png").symlink_to("gone")
     with pytest.raises(InvalidInputError, match=r"ant/x\.png is a link to gone"):
         image_folder(root)
