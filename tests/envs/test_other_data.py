@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from prunegym import MaskVecEnv, evaluate, from_arrays, from_torch, make_task, prepare, train
+from prunegym.agents.comparison.comparing import compare
 from prunegym.agents.comparison.results import Result
 from prunegym.envs.simulator import MaskSimulator
 from prunegym.errors import InvalidInputError
@@ -138,3 +139,15 @@ def test_observed_images_are_within_their_space(images: Any) -> None:
     for row in range(4):
         assert task.observation_space.contains({name: array[row] for name, array in observation.items()})
     assert simulator.snapshot().images.dtype == torch.uint8
+
+
+def test_agents_are_compared_without_labels(tmp_path: Path) -> None:
+    data, network = data_of("none"), cnn((5,))
+    masked = MaskedCNN(network, torch.zeros(1, 3, 8, 8)).freeze()
+    found = compare(
+        ["keep-all", "taylor"], masked, data["test"], seeds=(0,), out=tmp_path, train=data["train"],
+        validation=data["validation"], dense=network,
+    )  # fmt: skip
+    keep, taylor = (row.figures["accuracy"].mean for row in found.rows)
+    assert keep == 1
+    assert 0 <= taylor <= 1
