@@ -10,15 +10,14 @@ import numpy.typing as npt
 from gymnasium import spaces
 from typing_extensions import Unpack
 
-from prunegym.envs.rendering import check_render_mode, render
+from prunegym.envs.interface import Action, MaskInterface, read_options
+from prunegym.envs.rendering import render
 from prunegym.envs.simulator import MaskSimulator, Observation
-from prunegym.envs.task import TaskArguments, environment_task
-from prunegym.validation import choice, shape
-
-Action = npt.NDArray[Any]
+from prunegym.envs.task import TaskArguments
+from prunegym.validation import shape
 
 
-class ChannelMaskEnv(gym.Env[Observation, Action]):
+class ChannelMaskEnv(MaskInterface, gym.Env[Observation, Action]):
     """Choose the channels of a frozen CNN that one image needs, all in one step.
 
     ## Description
@@ -101,12 +100,10 @@ class ChannelMaskEnv(gym.Env[Observation, Action]):
     layerwise: ClassVar[bool] = False
 
     def __init__(self, render_mode: str | None = None, **task: Unpack[TaskArguments]) -> None:
-        self.render_mode = check_render_mode(render_mode)
-        self.task = environment_task(self.layerwise, task, "render_mode")
+        self._set_up(self.layerwise, task, render_mode, ())
         self.observation_space: spaces.Dict = self.task.observation_space  # type: ignore[assignment]
         self.action_space = self.task.action_space
-        self.simulator = MaskSimulator(self.task, 1, np.random.default_rng())
-        self._seeded = False
+        self.simulator = MaskSimulator(self.task, 1, self.np_random)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -118,9 +115,8 @@ class ChannelMaskEnv(gym.Env[Observation, Action]):
             UnknownNameError: For an unknown option.
         """
         super().reset(seed=seed)
-        if seed is not None or not self._seeded:
+        if seed is not None:
             self.simulator.reseed(self.np_random)
-            self._seeded = True
         index, penalty = read_options(options)
         observation = self.simulator.reset(None if index is None else [index], penalty)
         return _first(observation), _scalars(self.simulator.info())
@@ -216,18 +212,6 @@ class LayerwiseChannelMaskEnv(ChannelMaskEnv):
     """
 
     layerwise = True
-
-
-def read_options(options: dict[str, Any] | None) -> tuple[Any, Any]:
-    """Return ``index`` and ``penalty`` of reset options.
-
-    Raises:
-        UnknownNameError: For another key.
-    """
-    options = options or {}
-    for key in options:
-        choice("reset option", key, ("index", "penalty"))
-    return options.get("index"), options.get("penalty")
 
 
 def _first(observation: Observation) -> Observation:

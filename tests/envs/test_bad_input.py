@@ -190,8 +190,6 @@ def test_options_of_reset(cnn):
     envs = gym.make_vec(ONE_STEP, 3, model=cnn, dataset="digits")
     with pytest.raises(InvalidInputError, match=r"options\['index'\] is of shape \(\); \(3,\) is needed. Give a list"):
         envs.reset(options={"index": 1})
-    with pytest.raises(InvalidInputError, match=r"seed is \[1, 2, 3\]; a whole number .*for the whole batch"):
-        envs.reset(seed=[1, 2, 3])
     venv = MaskVecEnv(ONE_STEP, 2, model=cnn, dataset="digits")
     venv.set_options([{"index": 1}, {}])
     with pytest.raises(InvalidInputError, match="1 sub-environments have 'index' in their options; all 2 need one"):

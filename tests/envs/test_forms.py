@@ -16,7 +16,7 @@ from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
 from torch.utils.flop_counter import FlopCounterMode
 
-from prunegym.envs import GroupAdvantage, MaskSimulator, MaskVecEnv
+from prunegym.envs import MaskSimulator, MaskVecEnv
 from prunegym.errors import InvalidInputError, UnknownNameError
 from prunegym.models.data.dataset_registry import load_dataset
 from prunegym.models.skipping.stepwise import CHUNK
@@ -271,8 +271,6 @@ def test_attributes_of_the_sb3_form(cnn):
     assert env.group == 2
     with pytest.raises(InvalidInputError, match="'lambda' cannot be set for sub-environments None: they are one batch"):
         env.set_attr("lambda", 2)
-    with pytest.raises(InvalidInputError, match=r'Call env\.env_method\("set_penalty", 0\.02\)'):
-        GroupAdvantage(env).set_attr("penalty", 0.02)
     with pytest.raises(InvalidInputError, match="'group' cannot be set for sub-environments 1"):
         env.set_attr("group", 2, 1)
 
