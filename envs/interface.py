@@ -10,6 +10,7 @@ import numpy.typing as npt
 from prunegym.envs.rendering import Picture, check_render_mode, render
 from prunegym.envs.simulator import MaskSimulator, Observation, Snapshot
 from prunegym.envs.task import Penalty, Task, TaskArguments, make_task
+from prunegym.errors import UnknownArgumentError, suggestion
 from prunegym.validation import choice
 
 Action = npt.NDArray[Any]
@@ -35,11 +36,17 @@ class MaskInterface:
         """Make the task; ``others`` are the form's own arguments, which errors suggest too.
 
         Raises:
-            UnknownNameError: For an unknown argument or render mode.
+            UnknownArgumentError: For an unknown argument.
+            UnknownNameError: For an unknown render mode.
         """
         self.render_mode = check_render_mode(render_mode)
+        known = [*TaskArguments.__annotations__, *others, "render_mode"]
         for name in arguments:
-            choice("argument", name, [*TaskArguments.__annotations__, *others, "render_mode"])
+            if name not in known:
+                own = type(self).__name__
+                raise UnknownArgumentError(
+                    f"{own} got an unexpected keyword argument {name!r}.{suggestion(name, known)}"
+                )
         self.task = make_task(layerwise=layerwise, **arguments)
 
     @property

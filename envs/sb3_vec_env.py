@@ -38,7 +38,8 @@ class MaskVecEnv(MaskInterface, VecEnv):
         **task: As for ``gym.make``.
 
     Raises:
-        UnknownNameError: For an unknown id or argument.
+        UnknownNameError: For an unknown id.
+        UnknownArgumentError: For an unknown argument.
         InvalidInputError: If a number is out of range, or :func:`~prunegym.envs.make_task` refuses an argument.
 
     Example:

@@ -86,10 +86,10 @@ class ChannelMaskEnv(MaskInterface, gym.Env[Observation, Action]):
     ...     render_mode="rgb_array",  # or None, or human
     ... )
     >>> observation, info = env.reset(seed=0, options={"index": 3})
-    >>> info["index"]
+    >>> int(info["index"])
     3
     >>> observation, reward, terminated, truncated, info = env.step(np.ones(env.action_space.n))
-    >>> terminated, info["kept"] == env.action_space.n, info["mac_share"]
+    >>> terminated, int(info["kept"]) == env.action_space.n, float(info["mac_share"])
     (True, True, 1.0)
 
     ## Version History
@@ -119,7 +119,7 @@ class ChannelMaskEnv(MaskInterface, gym.Env[Observation, Action]):
             self.simulator.reseed(self.np_random)
         index, penalty = read_options(options)
         observation = self.simulator.reset(None if index is None else [index], penalty)
-        return _first(observation), _scalars(self.simulator.info())
+        return _first(observation), _first(self.simulator.info())
 
     def step(self, action: Action) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Take a decision; see the class.
@@ -132,7 +132,7 @@ class ChannelMaskEnv(MaskInterface, gym.Env[Observation, Action]):
         shape("The action", action, self.task.action_space.shape, "Give a 0 or 1 for each channel.")
         result = self.simulator.step(action[None])
         info = self.simulator.info() if result.outcome is None else result.outcome.summary()
-        return _first(result.observation), float(result.reward[0]), result.terminated, False, _scalars(info)
+        return _first(result.observation), float(result.reward[0]), result.terminated, False, _first(info)
 
     def render(self) -> npt.NDArray[np.uint8] | None:
         """Return a picture (height, width, 3) of the image, the mask, the prediction and the cost."""
@@ -204,7 +204,7 @@ class LayerwiseChannelMaskEnv(ChannelMaskEnv):
     >>> terminated = False
     >>> while not terminated:
     ...     observation, reward, terminated, truncated, info = env.step(np.ones(env.action_space.n))
-    >>> info["mac_share"]
+    >>> float(info["mac_share"])
     1.0
 
     ## Version History
@@ -214,9 +214,6 @@ class LayerwiseChannelMaskEnv(ChannelMaskEnv):
     layerwise = True
 
 
-def _first(observation: Observation) -> Observation:
-    return {name: array[0] for name, array in observation.items()}
-
-
-def _scalars(info: dict[str, npt.NDArray[Any]]) -> dict[str, Any]:
-    return {name: array[0].item() for name, array in info.items()}
+def _first(arrays: dict[str, npt.NDArray[Any]]) -> dict[str, Any]:
+    """Return the first row of each array: NumPy's numbers in infos, as TorchRL wants them."""
+    return {name: array[0] for name, array in arrays.items()}
