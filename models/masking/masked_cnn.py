@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prunegym.errors import InvalidInputError
+from prunegym.html import table
 from prunegym.models.masking.cost import CostModel
 from prunegym.models.masking.gates import Gate, Layout, choose_gates, find_gates, layouts, wanted_names
 from prunegym.models.masking.graph import Graph, check_module, runner, trace
@@ -98,6 +99,18 @@ class MaskedCNN(nn.Module):
         self.to(device)
         if frozen:
             self.freeze()
+
+    def __repr__(self) -> str:
+        """Return the network's class and what can be masked; ``network`` prints its layers."""
+        return f"MaskedCNN({type(self.network).__name__}: {len(self.gates)} gates, {self.mask_size:,} channels)"
+
+    def _repr_html_(self) -> str:
+        without = torch.ones(len(self.gates), self.mask_size, device=self.device)
+        for row, part in enumerate(self.split(without)):
+            part[row] = 0
+        saved = (1 - self.cost.mac_share(without)).tolist()
+        rows = [(gate.name, gate.width, share) for gate, share in zip(self.gates, saved, strict=True)]
+        return table(("gate", "channels", "MAC share saved without it"), rows, repr(self))
 
     @property
     def device(self) -> torch.device:

@@ -215,6 +215,6 @@ def test_the_other_splits_of_ones_own_data_are_asked_for(masked, few, tmp_path):
     own, train = dataclasses.replace(few, name="mine"), load_dataset("digits")
     for given, wanted in (({}, "train"), ({"train": train}, "validation")):
         with pytest.raises(InvalidInputError, match=rf"{wanted} images .* 'mine' are needed, .* Pass {wanted}=\."):
-            compare(["l1"], masked, own, (1,), out=tmp_path, **given)
-    table = compare(["l1"], masked, own, (1,), out=tmp_path, train=train, validation=few)
+            compare(["l1"], masked, own, (1,), out=tmp_path, share=0.5, **given)
+    table = compare(["l1"], masked, own, (1,), out=tmp_path, train=train, validation=few, share=0.5)
     assert table.dataset == "mine/test"
