@@ -1,6 +1,6 @@
 """RL-Zoo with all sub-environments as one batch, which is several times faster than its ``DummyVecEnv``.
 
-Run: python rl_zoo_batched.py --algo ppo --env prunegym/ChannelMask-v0 -conf rl_zoo.yml
+Run: python examples/rl_zoo_batched.py --algo ppo --env prunegym/ChannelMask-v0 -conf examples/rl_zoo.yml
 
 It takes the options of ``rl_zoo3 train``. RL-Zoo's ``monitor.csv`` stays empty, so plot evaluations.
 """

@@ -101,16 +101,12 @@ class MaskedCNN(nn.Module):
             self.freeze()
 
     def __repr__(self) -> str:
-        """Return the network's class and what can be masked; ``network`` prints its layers."""
         return f"MaskedCNN({type(self.network).__name__}: {len(self.gates)} gates, {self.mask_size:,} channels)"
 
     def _repr_html_(self) -> str:
-        without = torch.ones(len(self.gates), self.mask_size, device=self.device)
-        for row, part in enumerate(self.split(without)):
-            part[row] = 0
-        saved = (1 - self.cost.mac_share(without)).tolist()
-        rows = [(gate.name, gate.width, share) for gate, share in zip(self.gates, saved, strict=True)]
-        return table(("gate", "channels", "MAC share saved without it"), rows, repr(self))
+        prices = zip(self.gates, self.cost.channel_price().tolist(), strict=True)
+        rows = [(gate.name, gate.width, price) for gate, price in prices]
+        return table(("gate", "channels", "MACs of a channel"), rows, repr(self))
 
     @property
     def device(self) -> torch.device:
