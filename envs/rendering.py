@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from prunegym.envs.simulator import Snapshot
 from prunegym.envs.task import Task
+from prunegym.errors import InvalidInputError
 from prunegym.validation import choice
 
 Picture = npt.NDArray[np.uint8]
@@ -34,8 +35,14 @@ def check_render_mode(render_mode: str | None) -> str | None:
     """Return a render mode.
 
     Raises:
-        UnknownNameError: If it is neither None nor ``rgb_array``, from which Gymnasium makes ``human``.
+        InvalidInputError: If it is ``human``, which Gymnasium makes for scalar environments from ``rgb_array``.
+        UnknownNameError: If it is another than None and ``rgb_array``.
     """
+    if render_mode == "human":
+        raise InvalidInputError(
+            "render_mode 'human' shows one environment in a window: gymnasium.make(ID, render_mode='human'), which "
+            "needs pygame (pip install 'gymnasium[classic-control]'). Here give 'rgb_array' and call render()."
+        )
     return None if render_mode is None else choice("render mode", render_mode, ["rgb_array"])
 
 

@@ -9,21 +9,20 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 from typing_extensions import Unpack
 
-from prunegym.envs.rendering import check_render_mode, render
-from prunegym.envs.scalar_env import Action, read_options
-from prunegym.envs.simulator import MaskSimulator, Observation, Snapshot
-from prunegym.envs.task import TaskArguments, environment_task
-from prunegym.envs.vector_env import rows
+from prunegym.envs.interface import Action, MaskInterface, read_options, rows
+from prunegym.envs.simulator import MaskSimulator, Observation
+from prunegym.envs.task import TaskArguments
 from prunegym.errors import InvalidInputError
 from prunegym.registration import LAYERWISE
 from prunegym.validation import choice, whole_number
 
 
-class MaskVecEnv(VecEnv):
+class MaskVecEnv(MaskInterface, VecEnv):
     """``num_envs`` episodes as one batch for Stable-Baselines3: an episode takes one batched forward pass.
 
     All sub-environments move in lockstep. Infos are empty until the step that ends the episodes. Then each has the
@@ -39,7 +38,8 @@ class MaskVecEnv(VecEnv):
         **task: As for ``gym.make``.
 
     Raises:
-        UnknownNameError: For an unknown id or argument.
+        UnknownNameError: For an unknown id.
+        UnknownArgumentError: For an unknown argument.
         InvalidInputError: If a number is out of range, or :func:`~prunegym.envs.make_task` refuses an argument.
 
     Example:
@@ -64,14 +64,12 @@ class MaskVecEnv(VecEnv):
         layerwise = LAYERWISE[choice("environment", env_id, LAYERWISE)]
         if seed is not None:
             whole_number("seed", seed, 0)
-        self.render_mode = check_render_mode(render_mode)
-        self.task = environment_task(layerwise, task, "env_id", "num_envs", "group", "seed", "render_mode")
+        self._set_up(layerwise, task, render_mode, ("env_id", "num_envs", "group", "seed"))
         self.group = group
         self.simulator = MaskSimulator(self.task, num_envs, np.random.default_rng(seed), group)
         super().__init__(num_envs, self.task.observation_space, self.task.action_space)
         self._skipped = 0
         self._actions: Action = np.empty(0)
-        self._shown: Snapshot | None = None
         self._start = time.time()
 
     def reset(self) -> VecEnvObs:
@@ -89,7 +87,7 @@ class MaskVecEnv(VecEnv):
         self._reset_options()
         observation = self._begin(index, penalty)
         self.reset_infos = _info_rows(self.simulator.info())
-        self._shown = self.simulator.snapshot() if self.render_mode else None
+        self._show()
         return observation
 
     def step_async(self, actions: Action) -> None:
@@ -105,7 +103,7 @@ class MaskVecEnv(VecEnv):
         """
         result = self.simulator.step(self._actions)
         self._returns += result.reward
-        self._shown = self.simulator.snapshot() if self.render_mode else None
+        self._show()
         observation = result.observation
         infos: list[dict[str, Any]]
         if result.outcome is None:
@@ -144,19 +142,13 @@ class MaskVecEnv(VecEnv):
             columns.append(np.asarray(given) if given else None)
         return columns[0], columns[1]
 
-    def set_penalty(self, penalty: float) -> None:
-        """Change lambda, see :meth:`MaskSimulator.set_penalty`. From a wrapper: ``env_method("set_penalty", 0.3)``."""
-        self.simulator.set_penalty(penalty)
-
     def skip_episodes(self, episodes: int) -> None:
         """Let the next reset skip this many batches of images: a resumed run has had them already."""
         self._skipped = episodes
 
     def get_images(self) -> Sequence[npt.NDArray[np.uint8] | None]:
         """Return a picture of each sub-environment."""
-        if self._shown is None:
-            return [None] * self.num_envs
-        return [render(self.task, self._shown, row) for row in range(self.num_envs)]
+        return self._pictures() or [None] * self.num_envs
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """Return an attribute of the batch, once for each sub-environment."""
@@ -167,13 +159,8 @@ class MaskVecEnv(VecEnv):
         """Set an attribute of the batch as a whole.
 
         Raises:
-            InvalidInputError: If there is no such attribute, or ``indices`` leaves out sub-environments. For lambda,
-                call ``env_method("set_penalty", 0.3)``.
+            InvalidInputError: If there is no such attribute, or ``indices`` leaves out sub-environments.
         """
-        if attr_name == "penalty":
-            raise InvalidInputError(
-                f'penalty cannot be set as an attribute. Call env.env_method("set_penalty", {value!r}).'
-            )
         if not hasattr(self, attr_name) or len(list(self._get_indices(indices))) != self.num_envs:
             raise InvalidInputError(
                 f"{attr_name!r} cannot be set for sub-environments {indices}: they are one batch, which has only the "
@@ -189,12 +176,10 @@ class MaskVecEnv(VecEnv):
         return [result for _ in self._get_indices(indices)]
 
     def env_is_wrapped(
-        self,
-        wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]],  # noqa: ARG002
-        indices: VecEnvIndices = None,
+        self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None
     ) -> list[bool]:
-        """Return False for each: there are no scalar environments that could be wrapped."""
-        return [False for _ in self._get_indices(indices)]
+        """Return True for SB3's Monitor, whose entries the infos have, and False for any other wrapper."""
+        return [wrapper_class is Monitor for _ in self._get_indices(indices)]
 
     def close(self) -> None:
         """Do nothing: there is nothing to release."""

@@ -10,15 +10,14 @@ import numpy.typing as npt
 from gymnasium import spaces
 from typing_extensions import Unpack
 
-from prunegym.envs.rendering import check_render_mode, render
+from prunegym.envs.interface import Action, MaskInterface, read_options
+from prunegym.envs.rendering import render
 from prunegym.envs.simulator import MaskSimulator, Observation
-from prunegym.envs.task import TaskArguments, environment_task
-from prunegym.validation import choice, shape
-
-Action = npt.NDArray[Any]
+from prunegym.envs.task import TaskArguments
+from prunegym.validation import shape
 
 
-class ChannelMaskEnv(gym.Env[Observation, Action]):
+class ChannelMaskEnv(MaskInterface, gym.Env[Observation, Action]):
     """Choose the channels of a frozen CNN that one image needs, all in one step.
 
     ## Description
@@ -27,8 +26,8 @@ class ChannelMaskEnv(gym.Env[Observation, Action]):
     for a right answer with few channels: R = accuracy term - lambda * ||M||_0. The CNN's weights never change.
 
     To train, use a batched form: ``gym.make_vec`` or :class:`prunegym.envs.MaskVecEnv`. A CNN is many times slower with
-    one image at a time. PPO and A2C of Stable-Baselines3 and TRPO of sb3-contrib work: they sample MultiBinary
-    actions. DQN, SAC, TD3 and DDPG do not, and raise an error when you make them.
+    one image at a time. PPO and A2C of Stable-Baselines3, TRPO and MaskablePPO of sb3-contrib work: they sample
+    MultiBinary actions. DQN, SAC, TD3 and DDPG do not, and raise an error when you make them.
 
     ## Action Space
     ``MultiBinary(mask_size)``: the gates' channels in order; ``env.unwrapped.task.masked.gates`` names them. Any dtype
@@ -45,7 +44,8 @@ class ChannelMaskEnv(gym.Env[Observation, Action]):
 
     Features are standardised over the training split and clipped. At the end of an episode they are zero.
 
-    SB3's image extractor needs images of at least 36 pixels a side. For smaller ones, pass your extractor.
+    SB3's image extractor needs images of at least 36 pixels a side; ``prunegym.agents.SmallImageExtractor`` takes
+    smaller ones.
 
     ## Rewards
     ``accuracy(outcome) - penalty * cost(mask)``; :func:`prunegym.envs.resolve_reward` explains the formula, with a
@@ -87,10 +87,10 @@ class ChannelMaskEnv(gym.Env[Observation, Action]):
     ...     render_mode="rgb_array",  # or None, or human
     ... )
     >>> observation, info = env.reset(seed=0, options={"index": 3})
-    >>> info["index"]
+    >>> int(info["index"])
     3
     >>> observation, reward, terminated, truncated, info = env.step(np.ones(env.action_space.n))
-    >>> terminated, info["kept"] == env.action_space.n, info["mac_share"]
+    >>> terminated, int(info["kept"]) == env.action_space.n, float(info["mac_share"])
     (True, True, 1.0)
 
     ## Version History
@@ -101,12 +101,10 @@ class ChannelMaskEnv(gym.Env[Observation, Action]):
     layerwise: ClassVar[bool] = False
 
     def __init__(self, render_mode: str | None = None, **task: Unpack[TaskArguments]) -> None:
-        self.render_mode = check_render_mode(render_mode)
-        self.task = environment_task(self.layerwise, task, "render_mode")
+        self._set_up(self.layerwise, task, render_mode, ())
         self.observation_space: spaces.Dict = self.task.observation_space  # type: ignore[assignment]
         self.action_space = self.task.action_space
-        self.simulator = MaskSimulator(self.task, 1, np.random.default_rng())
-        self._seeded = False
+        self.simulator = MaskSimulator(self.task, 1, self.np_random)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -118,12 +116,11 @@ class ChannelMaskEnv(gym.Env[Observation, Action]):
             UnknownNameError: For an unknown option.
         """
         super().reset(seed=seed)
-        if seed is not None or not self._seeded:
+        if seed is not None:
             self.simulator.reseed(self.np_random)
-            self._seeded = True
         index, penalty = read_options(options)
         observation = self.simulator.reset(None if index is None else [index], penalty)
-        return _first(observation), _scalars(self.simulator.info())
+        return _first(observation), _first(self.simulator.info())
 
     def step(self, action: Action) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Take a decision; see the class.
@@ -136,7 +133,7 @@ class ChannelMaskEnv(gym.Env[Observation, Action]):
         shape("The action", action, self.task.action_space.shape, "Give a 0 or 1 for each channel.")
         result = self.simulator.step(action[None])
         info = self.simulator.info() if result.outcome is None else result.outcome.summary()
-        return _first(result.observation), float(result.reward[0]), result.terminated, False, _scalars(info)
+        return _first(result.observation), float(result.reward[0]), result.terminated, False, _first(info)
 
     def render(self) -> npt.NDArray[np.uint8] | None:
         """Return a picture (height, width, 3) of the image, the mask, the prediction and the cost."""
@@ -208,7 +205,7 @@ class LayerwiseChannelMaskEnv(ChannelMaskEnv):
     >>> terminated = False
     >>> while not terminated:
     ...     observation, reward, terminated, truncated, info = env.step(np.ones(env.action_space.n))
-    >>> info["mac_share"]
+    >>> float(info["mac_share"])
     1.0
 
     ## Version History
@@ -218,21 +215,6 @@ class LayerwiseChannelMaskEnv(ChannelMaskEnv):
     layerwise = True
 
 
-def read_options(options: dict[str, Any] | None) -> tuple[Any, Any]:
-    """Return ``index`` and ``penalty`` of reset options.
-
-    Raises:
-        UnknownNameError: For another key.
-    """
-    options = options or {}
-    for key in options:
-        choice("reset option", key, ("index", "penalty"))
-    return options.get("index"), options.get("penalty")
-
-
-def _first(observation: Observation) -> Observation:
-    return {name: array[0] for name, array in observation.items()}
-
-
-def _scalars(info: dict[str, npt.NDArray[Any]]) -> dict[str, Any]:
-    return {name: array[0].item() for name, array in info.items()}
+def _first(arrays: dict[str, npt.NDArray[Any]]) -> dict[str, Any]:
+    """Return the first row of each array: NumPy's numbers in infos, as TorchRL wants them."""
+    return {name: array[0] for name, array in arrays.items()}

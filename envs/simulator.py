@@ -12,15 +12,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from prunegym.envs.random_episodes import Indices, RandomEpisodes, check_indices, check_penalties
 from prunegym.envs.rewards.outcome import Outcome
 from prunegym.envs.task import Task
 from prunegym.errors import InvalidInputError
-from prunegym.models.data.augmentation import random_shift_and_flip
 from prunegym.models.skipping.stepwise import stepwise_pass
 from prunegym.validation import bits, shape, whole_number
 
 Observation = dict[str, npt.NDArray[Any]]
-Indices = Sequence[int] | npt.NDArray[np.integer[Any]] | Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,44 +98,88 @@ class MaskSimulator:
         self._pass = stepwise_pass(task.masked, task.features, task.execution)
         self._looked: Tensor | None = None
         self._decided = len(self.decisions)  # no episode is under way
+        self._sources: list[RandomEpisodes] = []
         self.reseed(rng)
 
-    def reseed(self, rng: np.random.Generator) -> None:
-        """Take all randomness from ``rng`` from now on, and start a new epoch."""
-        self._rng = rng
-        self._sampler = EpochSampler(len(self.task.dataset), rng)
-        self._augmentation: torch.Generator | None = None
+    def reseed(self, *rngs: np.random.Generator | None) -> None:
+        """Start a new epoch, with all randomness from one source, or from one for each sub-environment.
+
+        Args:
+            rngs: One, or ``num_envs``; of those, None lets a sub-environment go on with the source that it has.
+        """
+        sources = self._sources if len(self._sources) == len(rngs) else [None] * len(rngs)
+        self._sources = [
+            old if rng is None and old is not None else self._episodes(rng)
+            for old, rng in zip(sources, rngs, strict=True)
+        ]
+
+    def _episodes(self, rng: np.random.Generator | None) -> RandomEpisodes:
+        return RandomEpisodes(self.task.dataset, bool(self.task.augment), rng or np.random.default_rng())
+
+    @property
+    def over(self) -> bool:
+        """Whether no episode is under way: all are over, or none has begun."""
+        return self._decided == len(self.decisions)
+
+    @property
+    def width(self) -> int:
+        """How many bits of the next action count; all, where no episode is under way."""
+        return self.action_space.shape[0] if self.over else self.decisions[self._decided].width
 
     def skip(self, episodes: int) -> None:
         """Skip the images of this many batches of episodes, as if they had been played since the last seed."""
-        for _ in range(episodes):
-            self._sampler.draw(self.num_envs // self.group)
-            self._shifts()
+        for source in self._sources:
+            for _ in range(episodes):
+                source.skip(self.num_envs // self.group // len(self._sources))
 
     @torch.inference_mode()
-    def reset(self, indices: Indices | None = None, penalty: float | Tensor | None = None) -> Observation:
+    def reset(
+        self, indices: Indices | None = None, penalty: float | Tensor | None = None, rows: Tensor | None = None
+    ) -> Observation:
         """Start an episode in every sub-environment.
 
         Args:
             indices: (any,) int, images within the split, counted from 0; ``num_envs`` becomes their number. By default
                 images are random, and each comes once an epoch.
             penalty: lambda, one number or (num_envs,). By default that of the task; of a range, a random one.
+            rows: (some,) int64, start an episode in these sub-environments alone; the others keep theirs. Then
+                ``indices`` and ``penalty`` are of these alone.
 
         Returns:
-            The observation.
+            The observation of all.
 
         Raises:
-            InvalidInputError: If an index is out of range, or lambda is outside the task's range.
+            InvalidInputError: If an index is out of range, lambda is outside the task's range, or with ``rows`` if a
+                decision has been made.
         """
+        if rows is not None and self._decided > 0:
+            raise InvalidInputError(
+                "Some sub-environments alone can be reset before the first decision of their episodes only: all move "
+                "in lockstep. Reset all, or make the environment with vectorization_mode='sync'."
+            )
+        sources = self._sources if rows is None or len(self._sources) == 1 else [self._sources[row] for row in rows]
         repeat = self.group if indices is None else 1
-        chosen = self._sampler.draw(self.num_envs // self.group) if indices is None else self._check_indices(indices)
-        self.num_envs = len(chosen) * repeat
-        device = self.task.device
-        self._raw = self._load(chosen).repeat_interleave(repeat, 0)
-        self._images = self.task.dataset.normalisation(self._raw.to(device))
-        self.penalty = self._draw_penalty(len(chosen), repeat, penalty).to(device)
-        self.indices = chosen.repeat_interleave(repeat)
-        self.labels = self.task.dataset.labels[self.indices]
+        each = (self.num_envs if rows is None else len(rows)) // self.group // len(sources)
+        if indices is None:
+            chosen = torch.cat([source.draw(each) for source in sources])
+        else:
+            chosen = check_indices(self.task.dataset, indices)
+        parts = torch.split(chosen, len(chosen) // len(sources))
+        raw = torch.cat([source.images(part) for source, part in zip(sources, parts, strict=True)])
+        if penalty is None:
+            penalty = self._draw_penalty(sources, len(chosen)).repeat_interleave(repeat)
+        else:
+            penalty = check_penalties(self.task.penalty, penalty, len(chosen) * repeat)
+        chosen, raw = chosen.repeat_interleave(repeat), raw.repeat_interleave(repeat, 0)
+        if rows is not None:
+            chosen = self.indices.index_copy(0, rows, chosen)
+            raw, penalty = self._raw.index_copy(0, rows, raw), self.penalty.cpu().index_copy(0, rows, penalty)
+        return self._begin(chosen, raw, penalty)
+
+    def _begin(self, indices: Tensor, raw: Tensor, penalty: Tensor) -> Observation:
+        self.num_envs, device = len(indices), self.task.device
+        self.indices, self.labels, self.penalty = indices, self.task.dataset.labels[indices], penalty.to(device)
+        self._raw, self._images = raw, self.task.dataset.normalisation(raw.to(device))
         self.mask = torch.zeros(self.num_envs, self.task.masked.mask_size, device=device)
         self._mac_share = self.task.masked.cost.mac_share(self.mask)
         self._paid = torch.zeros(self.num_envs, dtype=torch.float64, device=device)
@@ -158,7 +201,7 @@ class MaskSimulator:
             InvalidInputError: If actions have another shape or other values, or no episode is under way.
             RewardError: If the reward function misbehaves.
         """
-        if self._decided == len(self.decisions):
+        if self.over:
             raise InvalidInputError("No episode is under way: it is over, or has not begun. Call reset() first.")
         decision = self.decisions[self._decided]
         decided = self._check_actions(actions, decision.width)
@@ -168,9 +211,8 @@ class MaskSimulator:
         self._mac_share = self.task.masked.cost.mac_share(self.mask)
         self._looked = self._pass.advance(self.mask)
         self._decided += 1
-        terminated = self._decided == len(self.decisions)
-        reward = self._pay(terminated, decision.gates[-1])
-        return StepResult(self._observe(), reward.cpu().numpy(), terminated, self._outcome if terminated else None)
+        reward = self._pay(self.over, decision.gates[-1])
+        return StepResult(self._observe(), reward.cpu().numpy(), self.over, self._outcome if self.over else None)
 
     def set_penalty(self, penalty: float) -> None:
         """Change lambda for later episodes, and for the current ones if no decision has been made in them yet.
@@ -194,9 +236,8 @@ class MaskSimulator:
         """
         if not hasattr(self, "_raw"):
             raise InvalidInputError("There is nothing to draw yet. Call reset() first.")
-        over = self._decided == len(self.decisions)
         gates = sum(len(decision.gates) for decision in self.decisions[: self._decided])
-        predictions = self._outcome.predictions if over else None
+        predictions = self._outcome.predictions if self.over else None
         return Snapshot(self._raw, self.labels, self.mask, gates, predictions, self._mac_share)
 
     def _pay(self, terminated: bool, gate: int) -> Tensor:
@@ -238,44 +279,11 @@ class MaskSimulator:
             observation["image"] = self._raw.numpy().copy()
         return observation
 
-    def _load(self, indices: Tensor) -> Tensor:
-        dataset, shifts = self.task.dataset, self._shifts()
-        images = dataset.images[indices]
-        return images if shifts is None else random_shift_and_flip(images, dataset.pad, dataset.flip, shifts)
-
-    def _shifts(self) -> torch.Generator | None:
-        """Return the source of augmentations, seeded when it is first needed; None without augmentation."""
-        if self.task.augment and self._augmentation is None:
-            self._augmentation = torch.Generator().manual_seed(int(self._rng.integers(2**63 - 1)))
-        return self._augmentation
-
-    def _draw_penalty(self, number: int, repeat: int, given: float | Tensor | None) -> Tensor:
+    def _draw_penalty(self, sources: Sequence[RandomEpisodes], number: int) -> Tensor:
         wanted = self.task.penalty
-        if given is not None:
-            low, high = wanted if isinstance(wanted, tuple) else (0.0, float("inf"))
-            try:
-                values = torch.as_tensor(given, dtype=torch.float64).cpu().expand(number * repeat)
-            except (RuntimeError, TypeError, ValueError):  # no numbers, or not as many
-                values = torch.tensor(float("nan"))
-            if not ((values >= low) & (values <= high) & values.isfinite()).all():
-                raise InvalidInputError(f"penalty is {given!r}; a number from {low} to {high} is allowed here.")
-            return values
-        if isinstance(wanted, tuple):
-            return torch.from_numpy(self._rng.uniform(*wanted, size=number)).repeat_interleave(repeat)
-        return torch.full((number * repeat,), wanted, dtype=torch.float64)
-
-    def _check_indices(self, indices: Indices) -> Tensor:
-        given, count = np.asarray(indices), len(self.task.dataset)
-        if given.ndim != 1 or len(given) == 0 or given.dtype.kind not in "iu":
-            raise InvalidInputError(f"indices are {indices!r}; a list of integers from 0 to {count - 1} is needed.")
-        chosen = torch.as_tensor(given)
-        if int(chosen.min()) < 0 or int(chosen.max()) >= count:
-            wrong = chosen[(chosen < 0) | (chosen >= count)][0]
-            raise InvalidInputError(
-                f"Image {wrong} is out of range: split {self.task.dataset.split!r} of {self.task.dataset.name!r} has "
-                f"images 0 to {count - 1}."
-            )
-        return chosen.long()
+        if not isinstance(wanted, tuple):
+            return torch.full((number,), wanted, dtype=torch.float64)
+        return torch.cat([source.penalties(*wanted, number // len(sources)) for source in sources])
 
     def _check_actions(self, actions: npt.ArrayLike | Tensor, width: int) -> Tensor:
         values = torch.as_tensor(actions if isinstance(actions, Tensor) else np.asarray(actions))
@@ -283,18 +291,3 @@ class MaskSimulator:
         decided = values[:, :width].to(self.task.device, torch.float32)
         bits("The action", decided, "1 keeps a channel, 0 switches it off: threshold or sample probabilities first.")
         return decided
-
-
-class EpochSampler:
-    """Draws indices so that each epoch has every index once, in a new random order from ``rng``."""
-
-    def __init__(self, count: int, rng: np.random.Generator) -> None:
-        self.count, self.rng = count, rng
-        self._left = np.empty(0, dtype=np.int64)
-
-    def draw(self, number: int) -> Tensor:
-        """Return the next ``number`` indices, int64; a draw may cross the end of an epoch."""
-        while len(self._left) < number:
-            self._left = np.concatenate([self._left, self.rng.permutation(self.count)])
-        drawn, self._left = self._left[:number], self._left[number:]
-        return torch.from_numpy(drawn.copy())

@@ -229,17 +229,6 @@ def make_task(
     return task
 
 
-def environment_task(layerwise: bool, arguments: TaskArguments, *others: str) -> Task:
-    """Make an environment's task; ``others`` are the names of its arguments that :func:`make_task` does not take.
-
-    Raises:
-        UnknownNameError: For an unknown argument; the message suggests the nearest.
-    """
-    for name in arguments:
-        choice("argument", name, [*TaskArguments.__annotations__, *others])
-    return make_task(layerwise=layerwise, **arguments)
-
-
 def _own(info: CNNInfo | None) -> str:
     """Return the data set that a model was made for; for a fresh network the one that needs no files."""
     return "digits" if info is None else info.dataset

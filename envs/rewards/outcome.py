@@ -10,6 +10,7 @@ from typing import Any
 import numpy.typing as npt
 from torch import Tensor
 
+from prunegym.html import MOST_IMAGES, picture, table
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.masking.masked_cnn import MaskedCNN
 
@@ -44,6 +45,16 @@ class Outcome:
     masked: MaskedCNN
     dataset: Dataset
     dense: Callable[[], Tensor] = dataclasses.field(repr=False)
+
+    def __repr__(self) -> str:
+        """Return how many episodes there are, and their means."""
+        right = "" if self.predictions is None else f"{(self.predictions == self.labels).double().mean():.3f} correct, "
+        return f"Outcome({len(self.mask)} episodes: {right}{self.mac_share.mean():.3f} of the MACs)"
+
+    def _repr_html_(self) -> str:
+        columns = {name: values[:MOST_IMAGES].tolist() for name, values in self.summary().items()}
+        images = [picture(self.dataset.images[index]) for index in columns["index"]]
+        return table(("image", *columns), zip(images, *columns.values(), strict=True), repr(self))
 
     @functools.cached_property
     def dense_logits(self) -> Tensor:

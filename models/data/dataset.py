@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from prunegym.errors import InvalidInputError
+from prunegym.html import MOST_IMAGES, picture, table
 from prunegym.models.data.augmentation import random_shift_and_flip
 from prunegym.validation import shape
 
@@ -93,6 +94,18 @@ class Dataset:
     flip: bool = False
     span: str | None = None
     places: Tensor | None = None
+
+    def __repr__(self) -> str:
+        """Return name, split and sizes."""
+        return (
+            f"Dataset({self.name!r}, {self.split!r}: {len(self.images):,} images of {self.image_shape}, "
+            f"{len(self.classes)} classes)"
+        )
+
+    def _repr_html_(self) -> str:
+        some = range(min(MOST_IMAGES, len(self.images)))
+        names = [self.classes[int(self.labels[row])] for row in some]
+        return table(names, [[picture(self.images[row]) for row in some]], repr(self))
 
     def __post_init__(self) -> None:
         """Check shapes, types and the range of the labels.

@@ -23,9 +23,7 @@ class UnknownNameError(PruneGymError, KeyError):
         """
         names = sorted(allowed)
         self._arguments = (kind, name, names)
-        near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.4)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        self.message = f"Unknown {kind} {name!r}.{hint} Known: {', '.join(names)}."
+        self.message = f"Unknown {kind} {name!r}.{suggestion(name, names)}"
         super().__init__(self.message)
 
     def __str__(self) -> str:
@@ -35,6 +33,10 @@ class UnknownNameError(PruneGymError, KeyError):
     def __reduce__(self) -> tuple[type[UnknownNameError], tuple[str, object, list[str]]]:
         """Pickle the arguments, so that worker processes can send the error: ``args`` holds only the message."""
         return type(self), self._arguments
+
+
+class UnknownArgumentError(PruneGymError, TypeError):
+    """A keyword argument that an environment does not take. TorchRL expects Python's own TypeError for that."""
 
 
 class InvalidInputError(PruneGymError, ValueError):
@@ -67,3 +69,11 @@ class PenaltyWarning(UserWarning):
 
 class DataWarning(UserWarning):
     """Files of an image folder that are left out."""
+
+
+def suggestion(name: object, names: Iterable[str]) -> str:
+    """Return the end of a message about an unknown name: the nearest name, if one is near, and all of them."""
+    known = sorted(names)
+    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"{hint} Known: {', '.join(known)}."

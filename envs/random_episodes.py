@@ -1,0 +1,96 @@
+"""What episodes begin with: images, augmentations and lambdas, random or chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from prunegym.errors import InvalidInputError
+from prunegym.models.data.augmentation import random_shift_and_flip
+from prunegym.models.data.dataset import Dataset
+
+Indices = Sequence[int] | npt.NDArray[np.integer[Any]] | Tensor
+
+
+class RandomEpisodes:
+    """Draws images, each once an epoch in a new order, their augmentation, and lambdas.
+
+    Args:
+        dataset: The images.
+        augment: Whether images are shifted and mirrored.
+        rng: Source of all randomness.
+    """
+
+    def __init__(self, dataset: Dataset, augment: bool, rng: np.random.Generator) -> None:
+        self._dataset, self._augment, self._rng = dataset, augment, rng
+        self._left = np.empty(0, dtype=np.int64)
+        self._shifts: torch.Generator | None = None
+
+    def draw(self, number: int) -> Tensor:
+        """Return the next ``number`` indices, int64; a draw may cross the end of an epoch."""
+        while len(self._left) < number:
+            self._left = np.concatenate([self._left, self._rng.permutation(len(self._dataset))])
+        drawn, self._left = self._left[:number], self._left[number:]
+        return torch.from_numpy(drawn.copy())
+
+    def images(self, indices: Tensor) -> Tensor:
+        """Return images (number, channels, height, width) uint8, augmented if the task wants it."""
+        images = self._dataset.images[indices]
+        if not self._augment:
+            return images
+        return random_shift_and_flip(images, self._dataset.pad, self._dataset.flip, self._seeded_shifts())
+
+    def penalties(self, low: float, high: float, number: int) -> Tensor:
+        """Return lambdas (number,) float64 from the range."""
+        return torch.from_numpy(self._rng.uniform(low, high, size=number))
+
+    def skip(self, number: int) -> None:
+        """Skip as many images, as if they had been played."""
+        self.draw(number)
+        if self._augment:
+            self._seeded_shifts()
+
+    def _seeded_shifts(self) -> torch.Generator:
+        """Return the source of augmentations, seeded when it is first needed."""
+        if self._shifts is None:
+            self._shifts = torch.Generator().manual_seed(int(self._rng.integers(2**63 - 1)))
+        return self._shifts
+
+
+def check_indices(dataset: Dataset, indices: Indices) -> Tensor:
+    """Return images chosen by a user as int64.
+
+    Raises:
+        InvalidInputError: If they are not a list of integers, or one is out of range.
+    """
+    given, count = np.asarray(indices), len(dataset)
+    if given.ndim != 1 or len(given) == 0 or given.dtype.kind not in "iu":
+        raise InvalidInputError(f"indices are {indices!r}; a list of integers from 0 to {count - 1} is needed.")
+    wrong = given[(given < 0) | (given >= count)]
+    if len(wrong):
+        raise InvalidInputError(
+            f"Image {wrong[0]} is out of range: split {dataset.split!r} of {dataset.name!r} has images 0 to "
+            f"{count - 1}."
+        )
+    return torch.as_tensor(given).long()
+
+
+def check_penalties(allowed: float | tuple[float, float], given: Any, number: int) -> Tensor:
+    """Return lambdas chosen by a user, one or one for each episode, as (number,) float64.
+
+    Raises:
+        InvalidInputError: If they are no numbers, not as many, or outside the task's range if it has one.
+    """
+    low, high = allowed if isinstance(allowed, tuple) else (0.0, float("inf"))
+    try:
+        values = torch.as_tensor(given, dtype=torch.float64).cpu().expand(number)
+    except (RuntimeError, TypeError, ValueError):  # no numbers, or not as many
+        values = torch.tensor(float("nan"))
+    if not ((values >= low) & (values <= high) & values.isfinite()).all():
+        raise InvalidInputError(f"penalty is {given!r}; a number from {low} to {high} is allowed here.")
+    return values
