@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 # Many small tensors: one thread a test process is faster than two processes fighting over two cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: venv demo test test-slow test-all lint format types check wheel-test kernel-sanitize clean
+.PHONY: venv demo test test-slow test-all lint format types check site wheel-test kernel-sanitize clean
 
 venv: $(STAMP)
 
@@ -46,6 +46,9 @@ types: $(STAMP)
 
 check: lint types test
 
+site: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 wheel-test: $(STAMP)
 	PIP_ARGS="$(PIP_ARGS)" bash .ci/wheel_test $(BIN)/python
 
@@ -54,4 +57,4 @@ kernel-sanitize: $(STAMP)
 	bash .ci/kernel_sanitize $(BIN)/python
 
 clean:
-	rm -rf $(VENV) build dist models/kernel/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
+	rm -rf $(VENV) build dist site models/kernel/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info

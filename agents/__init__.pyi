@@ -24,7 +24,11 @@ from .evaluation.predictors import PredictorOptions as PredictorOptions
 from .evaluation.user_agents import load_agent as load_agent
 from .rl.finetuning import finetune as finetune
 from .rl.lagrangian import Budget as Budget
-from .rl.mask_policy import MaskPolicy as MaskPolicy, new_gate_policy as new_gate_policy
+from .rl.mask_policy import (
+    MaskPolicy as MaskPolicy,
+    SmallImageExtractor as SmallImageExtractor,
+    new_gate_policy as new_gate_policy,
+)
 from .rl.offsets import gates_at_best_offset as gates_at_best_offset, gates_at_mac_share as gates_at_mac_share
 from .rl.recipe import Recipe as Recipe
 from .rl.recipe_files import load_recipe as load_recipe

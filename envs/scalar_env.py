@@ -26,8 +26,8 @@ class ChannelMaskEnv(MaskInterface, gym.Env[Observation, Action]):
     for a right answer with few channels: R = accuracy term - lambda * ||M||_0. The CNN's weights never change.
 
     To train, use a batched form: ``gym.make_vec`` or :class:`prunegym.envs.MaskVecEnv`. A CNN is many times slower with
-    one image at a time. PPO and A2C of Stable-Baselines3 and TRPO of sb3-contrib work: they sample MultiBinary
-    actions. DQN, SAC, TD3 and DDPG do not, and raise an error when you make them.
+    one image at a time. PPO and A2C of Stable-Baselines3, TRPO and MaskablePPO of sb3-contrib work: they sample
+    MultiBinary actions. DQN, SAC, TD3 and DDPG do not, and raise an error when you make them.
 
     ## Action Space
     ``MultiBinary(mask_size)``: the gates' channels in order; ``env.unwrapped.task.masked.gates`` names them. Any dtype
@@ -44,7 +44,8 @@ class ChannelMaskEnv(MaskInterface, gym.Env[Observation, Action]):
 
     Features are standardised over the training split and clipped. At the end of an episode they are zero.
 
-    SB3's image extractor needs images of at least 36 pixels a side. For smaller ones, pass your extractor.
+    SB3's image extractor needs images of at least 36 pixels a side; ``prunegym.agents.SmallImageExtractor`` takes
+    smaller ones.
 
     ## Rewards
     ``accuracy(outcome) - penalty * cost(mask)``; :func:`prunegym.envs.resolve_reward` explains the formula, with a

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import html
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,6 +71,14 @@ class DynamicCNN(nn.Module):
         self.execution = "masked"
         self._skipping: SkippingCNN | None = None
         self.eval()
+
+    def __repr__(self) -> str:
+        """Return what it is made of; ``masked.network`` and ``policy`` print their layers."""
+        steps = "one step" if len(self.policy.decisions) == 1 else f"{len(self.policy.decisions)} steps"
+        return f"DynamicCNN({self.info.dataset!r}, {self.masked}, {type(self.policy).__name__} in {steps})"
+
+    def _repr_html_(self) -> str:
+        return f"<p><code>{html.escape(repr(self))}</code></p>{self.masked._repr_html_()}"
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for copies and pickles, without what skips: the kernel's memory cannot be copied."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
 import sys
 from pathlib import Path
 
@@ -71,3 +72,34 @@ def test_ppo_raises_the_reward_on_other_targets(
     before, after = importlib.import_module("other_targets").run(task, tmp_path / "run")
     assert after > before + 0.1
     assert "first test images: " in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("env_id", ["prunegym/ChannelMask-v0", "prunegym/LayerwiseChannelMask-v0"])
+def test_ppo_in_one_file_saves_macs(env_id: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In the style of CleanRL, over make_vec: a few updates at a high price, and the answers stay right."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    example = importlib.import_module("cleanrl_ppo")
+    steps = 20_000 * (3 if "Layerwise" in env_id else 1)
+    args = example.Args(env_id=env_id, penalty=1.0, total_timesteps=steps, learning_rate=3e-3, log_dir=str(tmp_path))
+    accuracy, share, dense = example.main(args)
+    assert dense > 0.97
+    assert accuracy > 0.9
+    assert share < 0.95
+    assert list(tmp_path.glob("events.*"))
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(tmp_path: Path) -> None:
+    pytest.importorskip("nbclient")
+    code = (
+        "import nbformat, sys; from nbclient import NotebookClient\n"
+        "notebook = nbformat.read(sys.argv[1], 4)\n"
+        "NotebookClient(notebook, timeout=280).execute()\n"
+        "outputs = [output for cell in notebook.cells for output in cell.get('outputs', [])]\n"
+        "print(sum('image/png' in output.get('data', {}) for output in outputs))"
+    )
+    command = [sys.executable, "-c", code, str(EXAMPLES / "masks.ipynb")]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert int(ran.stdout) >= 5

@@ -16,6 +16,7 @@ from prunegym.agents.comparison.results import VERSION, Interval, Result, finger
 from prunegym.agents.evaluation.evaluator import JSON_KEYS, evaluate
 from prunegym.agents.evaluation.predictors import PredictorOptions
 from prunegym.errors import InvalidInputError
+from prunegym.html import table
 from prunegym.models.catalog import Model, resolve_model
 from prunegym.models.checks import check_dense, check_masked
 from prunegym.models.data.dataset import Dataset
@@ -82,6 +83,20 @@ class Comparison:
     seeds: tuple[int, ...]
     rows: tuple[Row, ...]
 
+    def __repr__(self) -> str:
+        """Return each agent's accuracy and MAC share in a line."""
+        shown = [
+            f"{row.name} {row.figures['accuracy'].mean:.4f} at {row.figures['total_mac_share'].mean:.3f} of the MACs"
+            for row in self.rows
+        ]
+        return f"Comparison({self.dataset}, {len(self.seeds)} seeds: {'; '.join(shown)})"
+
+    def _repr_html_(self) -> str:
+        keys = ("accuracy", "total_mac_share", "static_accuracy", "shuffled_accuracy", "reward")
+        rows = [[row.name, *(row.figures[key].mean for key in keys), row.verdict] for row in self.rows]
+        columns = ["agent", *(key.replace("_", " ") for key in keys), "verdict"]
+        return table(columns, rows, f"{self.dataset}, means over {len(self.seeds)} seeds")
+
     def as_json(self) -> dict[str, Any]:
         """Return the comparison as plain JSON."""
         return {**vars(self), "seeds": list(self.seeds), "rows": [row.as_json() for row in self.rows]}
@@ -97,6 +112,7 @@ def compare(
     train: Dataset | None = None,
     validation: Dataset | None = None,
     reference: str | None = None,
+    share: float | None = None,
     penalty: float = 0.5,
     dense: nn.Module | None = None,
     device: str = "cpu",
@@ -119,6 +135,7 @@ def compare(
         train: Training images. By default those of the data set with the same name.
         validation: Validation images; the same default.
         reference: Name of an entry; by default the first.
+        share: The reference's MAC share, if it is a baseline that spends a given one.
         penalty: lambda of the figure ``reward``.
         dense: The original network, see :func:`evaluate`.
         device: Torch device.
@@ -129,14 +146,14 @@ def compare(
         The table.
 
     Raises:
-        InvalidInputError: If there are no entries or seeds, if two entries have the same name, if a seed has no model,
-            if a model or ``dense`` does not fit the images and classes, or if ``train`` or ``validation`` is missing
-            for your own data set.
+        InvalidInputError: If there are no entries or seeds, if two entries have the same name, if the reference needs a
+            share, if a seed has no model, if a model or ``dense`` does not fit the images and classes, or if ``train``
+            or ``validation`` is missing for your own data set.
         UnknownNameError: If ``reference`` is no entry.
         PruneGymError: If an entry cannot be made, see its ``check``.
     """
     rows = [as_entry(entry) for entry in entries]
-    first = check_entries(rows, seeds, reference)
+    first = check_entries(rows, seeds, reference, share)
     train = other_split(dataset, "train", "train=") if train is None else train
     validation = other_split(dataset, "validation", "validation=") if validation is None else validation
     data = {"evaluated": dataset, "train": train, "validation": validation}
@@ -151,7 +168,7 @@ def compare(
     for entry in sorted(rows, key=lambda entry: entry is not first):
         each = isinstance(model, Mapping) or entry.seeded or (entry.at_share and first.seeded)
         for seed in seeds if each else seeds[:1]:
-            spent = 1.0 if entry is first else _of(found[first.name], seed).figures["total_mac_share"]
+            spent = share or 1.0 if entry is first else _of(found[first.name], seed).figures["total_mac_share"]
             terms = Terms(min(1.0, spent), epochs, penalty, Path(out), progress)
             found[entry.name][seed] = _result(
                 entry, dataclasses.replace(models[seed], seed=seed), terms, options | marks[models[seed]], dense
@@ -162,12 +179,14 @@ def compare(
     return Comparison(f"{dataset.name}/{dataset.split}", first.name, tuple(seeds), table)
 
 
-def check_entries(entries: Sequence[Entry], seeds: Sequence[int], reference: str | None = None) -> Entry:
+def check_entries(
+    entries: Sequence[Entry], seeds: Sequence[int], reference: str | None = None, share: float | None = None
+) -> Entry:
     """Check the names of entries, and return the one that differences are counted from.
 
     Raises:
-        InvalidInputError: If there are no entries or seeds, if two entries have the same name, or if different recipes
-            would train in the same folder.
+        InvalidInputError: If there are no entries or seeds, if two entries have the same name, if different recipes
+            would train in the same folder, or if the reference spends a given MAC share and ``share`` is None.
         UnknownNameError: If ``reference`` is no entry.
     """
     if not entries or not seeds:
@@ -189,7 +208,13 @@ def check_entries(entries: Sequence[Entry], seeds: Sequence[int], reference: str
                 f"The recipes of {other.name!r} and {entry.name!r} are both called {entry.run_name!r}, so their runs "
                 "would share a folder. Rename one of the files."
             )
-    return entries[0 if reference is None else names.index(choice("reference", reference, names))]
+    first = entries[0 if reference is None else names.index(choice("reference", reference, names))]
+    if first.at_share and share is None and first.key != {"baseline": "keep-all"}:
+        raise InvalidInputError(
+            f"{first.name!r} spends the MAC share of the first entry, and is the first itself. Put a recipe or an "
+            "agent before it, or give a share: --target-macs 0.5, or share=0.5 in Python."
+        )
+    return first
 
 
 def _models(

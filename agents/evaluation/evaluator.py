@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from prunegym.agents.evaluation.controls import count_distinct, derangement, penalised_accuracy, static_mask, verdict
 from prunegym.agents.evaluation.masks import Agent, Decided, MaskCache, decide_dynamic, decide_fixed, is_masks
 from prunegym.agents.evaluation.predictors import PredictorOptions, decide_by_prediction
+from prunegym.html import table
 from prunegym.models.catalog import Model, resolve_model
 from prunegym.models.checks import check_dataset, check_dense, check_masked
 from prunegym.models.data.dataset import Dataset
@@ -73,6 +74,18 @@ class Evaluation:
     correct: Tensor = dataclasses.field(repr=False)
     logits: Tensor = dataclasses.field(repr=False)
     latency_share: float | None = None
+
+    def __repr__(self) -> str:
+        """Return the main figures in a line; all are fields."""
+        return (
+            f"Evaluation({self.images:,} images: accuracy {self.accuracy:.4f}, total MAC share "
+            f"{self.total_mac_share:.3f}, reward {self.reward:.4f}; static mask {self.static_accuracy:.4f}, shuffled "
+            f"{self.shuffled_accuracy:.4f})"
+        )
+
+    def _repr_html_(self) -> str:
+        rows = [(key.replace("_", " "), value) for key, value in self.as_json().items()]
+        return table(("figure", "value"), rows, " ".join([self.verdict, *self.notes]))
 
     def as_json(self) -> dict[str, float | int]:
         """Return the figures that ``prunegym evaluate --json`` prints."""

@@ -1,8 +1,9 @@
-"""The actor-critic policy with which Stable-Baselines3 trains a gate policy."""
+"""What Stable-Baselines3 trains: a gate policy as actor, with a critic; and a features extractor for small images."""
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.distributions import BernoulliDistribution, Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_image_space
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
@@ -18,9 +21,12 @@ from torch import Tensor, nn
 from prunegym.envs.task import Task
 from prunegym.errors import InvalidInputError
 from prunegym.models.gating.gate_policy import GatePolicy
+from prunegym.validation import whole_number
 
 ALWAYS_KEPT = 40.0
 """Logit of the action bits past a gate's width. Their log-probability and entropy are 0 in float32."""
+SMALLEST_MAP = 4
+"""Maps of :class:`SmallImageExtractor` are halved until they are at most this many pixels wide and high."""
 
 
 class MaskPolicy(ActorCriticPolicy):
@@ -171,3 +177,53 @@ def _check_spaces(observation: spaces.Space[Any], action: spaces.Space[Any], pol
             f"The gate policy's penalty_range is {policy.penalty_range}, but the environment's penalty is "
             f"{'a range' if 'penalty' in observation.spaces else 'one number'}. Both must be the same."
         )
+
+
+class SmallImageExtractor(BaseFeaturesExtractor):
+    """A small CNN over the images of a ``Dict`` observation, beside its vectors. SB3's own needs 36 pixels a side.
+
+    Each image passes 3x3 convolutions with 32 channels, which halve it until 4x4 or less is left, and a linear layer.
+
+    Args:
+        observation_space: A ``Dict``, as of ``observation="image"``.
+        cnn_output_dim: Numbers from each image.
+
+    Raises:
+        InvalidInputError: If there is no image, or ``cnn_output_dim`` is no whole number above 0.
+
+    Example:
+        >>> from stable_baselines3 import PPO
+        >>> from prunegym import MaskVecEnv
+        >>> env = MaskVecEnv("prunegym/ChannelMask-v0", 4, observation="image")
+        >>> policy_kwargs = {"features_extractor_class": SmallImageExtractor}
+        >>> PPO("MultiInputPolicy", env, n_steps=8, batch_size=32, policy_kwargs=policy_kwargs).learn(32).num_timesteps
+        32
+    """
+
+    def __init__(self, observation_space: spaces.Dict, cnn_output_dim: int = 128) -> None:
+        whole_number("cnn_output_dim", cnn_output_dim)
+        parts = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {}
+        images = {name: space for name, space in parts.items() if is_image_space(space)}
+        if not images:
+            raise InvalidInputError(
+                f"SmallImageExtractor reads a Dict observation with an image, not {observation_space}. Make the "
+                "environment with observation='image'."
+            )
+        vectors = sum(get_flattened_obs_dim(space) for name, space in parts.items() if name not in images)
+        super().__init__(observation_space, vectors + cnn_output_dim * len(images))
+        self.cnns = nn.ModuleDict({name: _cnn(space.shape or (), cnn_output_dim) for name, space in images.items()})
+
+    def forward(self, observations: dict[str, Tensor]) -> Tensor:
+        """Return (batch, features_dim): vectors as they are, and what the CNNs make of images in [0, 1]."""
+        return torch.cat(
+            [self.cnns[name](part) if name in self.cnns else part.flatten(1) for name, part in observations.items()], 1
+        )
+
+
+def _cnn(shape: tuple[int, ...], outputs: int) -> nn.Sequential:
+    channels, *sides = shape
+    layers: list[nn.Module] = []
+    for _ in range(max(1, math.ceil(math.log2(max(sides) / SMALLEST_MAP)))):
+        layers += [nn.Conv2d(channels, 32, 3, stride=2, padding=1), nn.ReLU()]
+        channels, sides = 32, [(side + 1) // 2 for side in sides]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(32 * math.prod(sides), outputs), nn.ReLU())

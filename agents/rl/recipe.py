@@ -77,6 +77,10 @@ class Recipe:
     """Images of the validation split that are evaluated, at most."""
     hyperparameters: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Other arguments of the algorithm. ``learning_rate: lin_6.0e-4`` falls linearly to 0, as in RL-Zoo."""
+    callbacks: list[Any] = dataclasses.field(default_factory=list)
+    """Callbacks of Stable-Baselines3, as ``module:Class`` or ``{module:Class: {argument: value}}``."""
+    loggers: list[Any] = dataclasses.field(default_factory=list)
+    """Where figures go besides TensorBoard: ``csv``, ``json``, ``log``, ``stdout``, or a ``KVWriter`` as callbacks."""
 
     def __post_init__(self) -> None:
         """Check what Stable-Baselines3 would refuse late or not at all."""
@@ -88,6 +92,9 @@ class Recipe:
         finite(self._named("sharpen"), self.sharpen, above=0)
         if self.target_macs not in (None, "best"):
             share(self._named("target_macs"), self.target_macs, hint="Give a total MAC share, or 'best'.")
+        for field in ("callbacks", "loggers"):
+            if not isinstance(getattr(self, field), list | tuple):
+                raise InvalidInputError(f"{self._named(field)} is {getattr(self, field)!r}; a list is needed.")
         conflict = self._conflict()
         if conflict is not None:
             raise InvalidInputError(f"Recipe {self.name!r}: {conflict}")
@@ -156,6 +163,8 @@ class Recipe:
         change of either is a change of the settings.
         """
         settings = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        # Runs and results of versions without these settings are found again.
+        settings = {key: value for key, value in settings.items() if value or key not in ("callbacks", "loggers")}
         for name in ("reward", "accuracy"):
             function = self.env_kwargs.get(name)
             if callable(function) or (isinstance(function, str) and ":" in function):

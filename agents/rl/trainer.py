@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import LinearSchedule, set_random_seed
 from stable_baselines3.common.vec_env import VecEnv
 
+from prunegym.agents.rl.callbacks import check_named, make_callbacks, make_logger
 from prunegym.agents.rl.lagrangian import DualAscent, end_at_budget
 from prunegym.agents.rl.mask_policy import MaskPolicy
 from prunegym.agents.rl.monitor import TrainingMonitor
@@ -71,6 +73,7 @@ def train_agent(
             ``start.safetensors`` has the gates before reinforcement learning. Checkpoints and TensorBoard logs are
             there too.
         policy: Gates to start from, such as a prepared model's; they are copied. Imitation and refinement are skipped.
+            Gates that decide layer by layer are left aside if the recipe decides in one step, and the other way round.
         seed: Seed of the whole run.
         resume: Resume from the run's last checkpoint, up to the recipe's number of episodes.
         device: Torch device.
@@ -85,13 +88,20 @@ def train_agent(
         InvalidInputError: If images or classes do not fit the CNN, if the folder has a run with other settings or
             another CNN, or if it has a run and ``resume`` is False.
         PruneGymError: Any error of :func:`try_recipe`.
+
+    Warns:
+        NewGatesWarning: If ``policy`` is left aside.
     """
     recipe, out = as_recipe(recipe), Path(out)
     train, validation = (answered(info.adapt(data), masked) for data in (train, validation))
     check_masked(masked, train)
     check_masked(masked, validation)
     try_recipe(recipe, masked, train, validation, policy)
-    policy = copy.deepcopy(policy)
+    if policy is not None and _gates_of_kind(policy, recipe) is None:
+        way = "layer by layer" if LAYERWISE[recipe.env] else "all in one step"
+        message = f"Recipe {recipe.name!r} decides {way}, and the model's gates do not. New gates are trained."
+        warnings.warn(message, NewGatesWarning, stacklevel=2)
+    policy = copy.deepcopy(_gates_of_kind(policy, recipe))
     settings = {"seed": seed, "dataset": train.name, "train_images": train.span, "cnn": info.architecture}
     inputs = {"CNN": masked, "gates": policy, "training images": train, "validation images": validation}
     begin_run(out, {"recipe": recipe.as_dict(), **settings}, resume, inputs)
@@ -114,19 +124,32 @@ def train_agent(
     return trained
 
 
+class NewGatesWarning(UserWarning):
+    """The model has gates, but they decide at other steps than the recipe's environment asks."""
+
+
+def _gates_of_kind(policy: GatePolicy | StaticPolicy | None, recipe: Recipe) -> GatePolicy | StaticPolicy | None:
+    """Return gates that decide at the steps of the recipe's environment; None for others."""
+    fit = policy is not None and policy.features.config["layerwise"] == LAYERWISE[recipe.env]
+    return policy if fit else None
+
+
 def try_recipe(
     recipe: Recipe, masked: MaskedCNN, train: Dataset, validation: Dataset, policy: GatePolicy | StaticPolicy | None
 ) -> None:
-    """Play one episode of a recipe's task and measure its own reward, to find mistakes before imitation starts.
+    """Play one episode of a recipe's task, measure its own reward and import its callbacks, to find mistakes early.
 
     Raises:
-        UnknownNameError: For another environment, an unknown reward or accuracy term.
+        UnknownNameError: For another environment, an unknown reward, accuracy term or logger.
         InvalidInputError: If the gates are static, if they are for another kind of lambda, or if an argument is wrong.
         RewardError: If your own reward fails on either split, or returns something that is no reward.
     """
     if isinstance(policy, StaticPolicy):
         raise InvalidInputError("The model's policy is static: its mask is the same for all images. Give other gates.")
     layerwise = LAYERWISE[choice("environment", recipe.env, LAYERWISE)]
+    policy = _gates_of_kind(policy, recipe)
+    check_named("callback", recipe.callbacks)
+    check_named("logger", recipe.loggers)
     features = MaskFeatures(masked, layerwise).to(masked.device)
     task = make_task(masked, train, layerwise=layerwise, features=features, **recipe.env_kwargs)
     if policy is not None and (policy.penalty_range is None) == isinstance(task.penalty, tuple):
@@ -224,7 +247,12 @@ def _reinforce(
         env.follow(algorithm.policy)
     done = algorithm.num_timesteps
     if done < total:
-        algorithm.learn(total - done, monitor, reset_num_timesteps=done == 0, tb_log_name=recipe.algo, log_interval=10)
+        if recipe.loggers:
+            algorithm.set_logger(make_logger(recipe.loggers, out, f"{recipe.algo}_1"))
+        callbacks = [monitor, *make_callbacks(recipe.callbacks)]
+        algorithm.learn(
+            total - done, callbacks, reset_num_timesteps=done == 0, tb_log_name=recipe.algo, log_interval=10
+        )
     start.load_state_dict(load_state(out / "best_actor.pt"))
     return start
 

@@ -8,10 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
+from prunegym.html import MOST_IMAGES, picture, table
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.masking.masked_cnn import MaskedCNN
+from prunegym.models.tasks.answers import target_text
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -44,6 +47,20 @@ class Outcome:
     masked: MaskedCNN
     dataset: Dataset
     dense: Callable[[], Tensor] = dataclasses.field(repr=False)
+
+    def __repr__(self) -> str:
+        """Return how many episodes there are, and their means."""
+        right = "" if self.predictions is None else f"{(self.predictions == self.labels).double().mean():.3f} correct, "
+        return f"Outcome({len(self.mask)} episodes: {right}{self.mac_share.mean():.3f} of the MACs)"
+
+    def _repr_html_(self) -> str:
+        columns = {name: values[:MOST_IMAGES].tolist() for name, values in self.summary().items()}
+        pixels = self.dataset.normalisation.as_bytes(self.dataset.images[torch.tensor(columns["index"])])
+        images = [picture(one) for one in pixels]
+        if self.dataset.objective.kind != "classes":
+            kind, classes = self.dataset.objective.kind, self.dataset.classes
+            columns["label"] = [target_text(kind, one, classes) for one in self.labels[: len(images)]]
+        return table(("image", *columns), zip(images, *columns.values(), strict=True), repr(self))
 
     @functools.cached_property
     def dense_logits(self) -> Tensor:

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from prunegym.errors import InvalidInputError
+from prunegym.html import MOST_IMAGES, picture, table
 from prunegym.models.data.augmentation import random_shift_and_flip
 from prunegym.models.data.normalisation import FLOATS, FULL, Normalisation
 from prunegym.models.data.sources.lazy_images import LazyImages, select
 from prunegym.models.data.targets import check_targets, class_places, renumbered, weights_of
 from prunegym.models.data.transform import Transform
+from prunegym.models.tasks.answers import target_text
 from prunegym.models.tasks.objective import Objective
 
 Split = Literal["train", "validation", "test"]
@@ -63,6 +65,19 @@ class Dataset:
     objective: Objective = CLASSES
     path: str | None = None
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        """Return name, split and sizes."""
+        return (
+            f"Dataset({self.name!r}, {self.split!r}: {len(self.images):,} images of {self.image_shape}, "
+            f"{len(self.classes)} classes)"
+        )
+
+    def _repr_html_(self) -> str:
+        some = range(min(MOST_IMAGES, len(self.images)))
+        names = [target_text(self.objective.kind, self.labels[row], self.classes) for row in some]
+        pixels = self.normalisation.as_bytes(self.images[: len(some)])
+        return table(names, [[picture(pixels[row]) for row in some]], repr(self))
 
     def __post_init__(self) -> None:
         """Check shapes, types and the range of the labels.

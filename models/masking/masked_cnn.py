@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prunegym.errors import InvalidInputError
+from prunegym.html import table
 from prunegym.models.masking.cost import CostModel
 from prunegym.models.masking.gates import Gate, Layout, choose_gates, find_gates, layouts, wanted_names
 from prunegym.models.masking.graph import Graph, check_module, runner, trace
@@ -98,6 +99,14 @@ class MaskedCNN(nn.Module):
         self.to(device)
         if frozen:
             self.freeze()
+
+    def __repr__(self) -> str:
+        return f"MaskedCNN({type(self.network).__name__}: {len(self.gates)} gates, {self.mask_size:,} channels)"
+
+    def _repr_html_(self) -> str:
+        prices = zip(self.gates, self.cost.channel_price().tolist(), strict=True)
+        rows = [(gate.name, gate.width, price) for gate, price in prices]
+        return table(("gate", "channels", "MACs of a channel"), rows, repr(self))
 
     @property
     def device(self) -> torch.device:

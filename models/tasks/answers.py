@@ -48,3 +48,25 @@ def answers(kind: str, outputs: Tensor, classes: Sequence[str]) -> tuple[Tensor,
         largest = [at for at in shares.argsort(descending=True).tolist()[:SHOWN] if shares[at] > 0]
         texts.append(", ".join(f"{name(at)} {shares[at]:.0%}" for at in largest))
     return best, texts, None
+
+
+def target_text(kind: str, target: Tensor, classes: Sequence[str]) -> str:
+    """Return an image's target for people, in a few words.
+
+    Args:
+        kind: A key of :data:`prunegym.models.tasks.objective.KINDS`.
+        target: Of one image.
+        classes: Names.
+
+    Example:
+        >>> import torch
+        >>> target_text("classes", torch.tensor(1), ("cat", "dog")), target_text("numbers", torch.tensor([0.5, 2.0]), ())
+        ('dog', '0.5, 2')
+    """
+    if kind == "classes":
+        return classes[int(target)]
+    if kind == "labels":
+        return ", ".join(classes[at] for at in target.nonzero()[:, 0].tolist()) or "none"
+    if kind == "maps":
+        return ", ".join(classes[at] for at in target[target >= 0].unique().tolist()[:SHOWN])
+    return ", ".join(f"{value:.3g}" for value in target.flatten().tolist()[:SHOWN])

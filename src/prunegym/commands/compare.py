@@ -70,7 +70,7 @@ def compare(
         note("The model has no gate policy: agents decide from the standard features.", run.quiet)
     changes = {"episodes": episodes, "target_macs": target_macs, "settings": settings or None}
     things = [_entry(name, changes) for name in entries]
-    check_entries(things, range(seeds))
+    check_entries(things, range(seeds), share=target_macs)
     tested = open_split(stored.info, data.dataset, split, images)
     train = open_split(stored.info, data.dataset, "train", span=data.train_images)
     begin_run(run.out, {"model": model, "dataset": tested.name, "train_images": train.span, **changes}, run.resume)
@@ -83,6 +83,7 @@ def compare(
         out=run.out,
         train=train,
         validation=open_split(stored.info, data.dataset, "validation"),
+        share=target_macs,
         penalty=penalty,
         dense=None if dense is None else read_model(dense).masked.network,
         device=run.device,

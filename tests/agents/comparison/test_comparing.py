@@ -101,6 +101,17 @@ def test_baselines_get_the_macs_of_the_reference_seed_by_seed(masked, few, tmp_p
     assert everything.figures["mac_share"].mean == 1
 
 
+def test_a_baseline_that_is_the_reference_needs_a_share(masked, few, tmp_path):
+    with pytest.raises(
+        InvalidInputError, match=r"'random' spends the MAC share of the first entry.*--target-macs 0\.5"
+    ):
+        compare(["random", "l1"], masked, few, (1,), out=tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+    table = compare(["random", "l1"], masked, few, (1,), out=tmp_path, share=0.5)
+    assert all(0.5 <= row.figures["mac_share"].mean < 0.5 + 1 / 16 for row in table.rows)
+    assert compare(["keep-all"], masked, few, (1,), out=tmp_path).rows[0].figures["mac_share"].mean == 1
+
+
 def test_an_agent_on_which_seeds_have_no_bearing_is_evaluated_once(masked, few, tmp_path, dynamic):
     table = compare([seeded(), agent_entry(dynamic, "gates")], masked, few, (1, 2, 3), out=tmp_path)
     row = table.rows[1]
@@ -215,6 +226,6 @@ def test_the_other_splits_of_ones_own_data_are_asked_for(masked, few, tmp_path):
     own, train = dataclasses.replace(few, name="mine"), load_dataset("digits")
     for given, wanted in (({}, "train"), ({"train": train}, "validation")):
         with pytest.raises(InvalidInputError, match=rf"{wanted} images .* 'mine' are needed, .* Pass {wanted}=\."):
-            compare(["l1"], masked, own, (1,), out=tmp_path, **given)
-    table = compare(["l1"], masked, own, (1,), out=tmp_path, train=train, validation=few)
+            compare(["l1"], masked, own, (1,), out=tmp_path, share=0.5, **given)
+    table = compare(["l1"], masked, own, (1,), out=tmp_path, train=train, validation=few, share=0.5)
     assert table.dataset == "mine/test"

@@ -1,0 +1,42 @@
+"""Tables and pictures for notebooks, which show objects by their ``_repr_html_``."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+MOST_IMAGES = 8
+"""Images of a batch or a data set that are shown."""
+
+
+class Picture(str):
+    """HTML that a table takes as it is."""
+
+    __slots__ = ()
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], caption: str) -> str:
+    """Return a table; numbers have up to four digits, texts are escaped."""
+    head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
+    body = "".join(f"<tr>{''.join(f'<td>{_cell(value)}</td>' for value in row)}</tr>" for row in rows)
+    return f"<table><caption>{html.escape(caption)}</caption><tr>{head}</tr>{body}</table>"
+
+
+def picture(pixels: Any, side: int = 48) -> Picture:
+    """Return an image (channels, height, width) uint8, enlarged without blurring; one or three channels are shown."""
+    from PIL import Image
+
+    shown = pixels[:3] if len(pixels) >= 3 else pixels[:1].repeat(3, 1, 1)
+    buffer = io.BytesIO()
+    Image.fromarray(shown.permute(1, 2, 0).cpu().contiguous().numpy()).save(buffer, "PNG")
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return Picture(f'<img src="data:image/png;base64,{data}" height="{side}" style="image-rendering: pixelated">')
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, Picture):
+        return value
+    return f"{value:.4g}" if isinstance(value, float) else html.escape(str(value))
