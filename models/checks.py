@@ -11,11 +11,11 @@ from prunegym.models.masking.graph import check_module
 from prunegym.models.masking.masked_cnn import MaskedCNN
 
 
-def check_dataset(dataset: object) -> None:
-    """Raise InvalidInputError unless this is a Dataset."""
+def check_dataset(dataset: object, name: str = "The data set") -> None:
+    """Raise InvalidInputError unless this is a Dataset; ``name`` is what it is called in the message."""
     if not isinstance(dataset, Dataset):
         raise InvalidInputError(
-            f"The data set is a {type(dataset).__name__}; a Dataset is needed, for example load_dataset('digits', "
+            f"{name} is a {type(dataset).__name__}; a Dataset is needed, for example load_dataset('digits', "
             "'test'). Make one of a torch Dataset with from_torch, or of arrays with from_arrays."
         )
 

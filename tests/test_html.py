@@ -69,7 +69,7 @@ def test_pictures_are_the_images(things) -> None:
 @pytest.mark.parametrize("targets", [torch.eye(4, dtype=torch.int64), torch.rand(4), torch.ones(4, 6, 6).long(), None])
 def test_other_targets_and_pixels_are_shown(targets) -> None:
     part = torch.rand(4, 3, 6, 6), targets
-    shown = from_arrays(part, part)["test"]._repr_html_()
+    shown = from_arrays(part, part, validation=part)["test"]._repr_html_()
     assert len(re.findall("base64", shown)) == 4
     assert len(shown) < 4000
 

@@ -60,13 +60,13 @@ def target_text(kind: str, target: Tensor, classes: Sequence[str]) -> str:
 
     Example:
         >>> import torch
-        >>> target_text("classes", torch.tensor(1), ("cat", "dog")), target_text("numbers", torch.tensor([0.5, 2.0]), ())
-        ('dog', '0.5, 2')
+        >>> target_text("numbers", torch.tensor([0.5, 2.0]), ())
+        '0.5, 2'
     """
     if kind == "classes":
         return classes[int(target)]
     if kind == "labels":
         return ", ".join(classes[at] for at in target.nonzero()[:, 0].tolist()) or "none"
     if kind == "maps":
-        return ", ".join(classes[at] for at in target[target >= 0].unique().tolist()[:SHOWN])
+        return ", ".join(classes[at] for at in sorted(set(target[target >= 0].tolist()))[:SHOWN])
     return ", ".join(f"{value:.3g}" for value in target.flatten().tolist()[:SHOWN])
