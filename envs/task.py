@@ -252,8 +252,8 @@ def _datasets(
         raise UnknownNameError("split", split, SPLITS)
     if isinstance(dataset, Mapping):
         choice("split of the given data sets", split, dataset)
-        for name, one in dataset.items():
-            check_dataset(one, f"The data set for {name!r}")
+        for key, one in dataset.items():
+            check_dataset(one, f"The data set for {key!r}")
         return {"evaluated": dataset[split]} | ({"train": dataset["train"]} if "train" in dataset else {})
     if dataset is not None and not isinstance(dataset, str | Path):
         check_dataset(dataset)

@@ -127,8 +127,13 @@ def _by_class(path: Path, found: Contents) -> tuple[dict[Split, Files], tuple[st
             parts[split].update((name, found.files[name]) for name in drawn[:count])
             drawn = drawn[count:]
         parts["train"].update((name, found.files[name]) for name in drawn)
-    if not all(parts.values()):
+    if not classes:
         return {}, ()
+    if not all(parts.values()):
+        raise InvalidInputError(
+            f"{path} has {len(classes)} folders of classes, but too few images to split: at least one class with 3 is "
+            "needed. Add images, or make folders train and test."
+        )
     used = {name for files in parts.values() for name in files}
     for name in found.broken:
         if is_image(name) or "/" not in name:
