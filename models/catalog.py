@@ -15,6 +15,7 @@ from prunegym.models.checks import check_images
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.data.dataset_registry import SOURCES, load_dataset
 from prunegym.models.data.normalisation import Normalisation
+from prunegym.models.data.transform import Transform
 from prunegym.models.dynamic_cnn import SHIPPED, DynamicCNN, shipped_path
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.storage.cnn_info import CNNInfo
@@ -83,7 +84,7 @@ def open_model(name: str, dataset: str | None = None, **transform: Any) -> Bundl
     Args:
         name: Of a shipped model, a model file or a network of the zoo.
         dataset: The data set to build a network of the zoo for; None builds it for ten classes of 3x32x32 images.
-        transform: Options of :func:`load_dataset` for images of other sizes.
+        transform: Options of :func:`load_dataset` for images of other sizes, for a network of the zoo.
 
     Raises:
         UnknownNameError: If it is none of these.
@@ -91,8 +92,10 @@ def open_model(name: str, dataset: str | None = None, **transform: Any) -> Bundl
     if name in ZOO and dataset is not None:
         return _with_new_weights(CNNInfo.of(name, load_dataset(dataset, **transform)))
     if name in ZOO:
+        chosen = Transform.of(**transform)
+        size = (32, 32) if chosen is None else chosen.image_size
         blank = Normalisation((0.5,) * 3, (0.5,) * 3)
-        return _with_new_weights(CNNInfo(name, 10, (3, 32, 32), blank, tuple("0123456789"), "none"))
+        return _with_new_weights(CNNInfo(name, 10, (3, *size), blank, tuple("0123456789"), "none"))
     if name in SHIPPED:
         return read_model(shipped_path(name))
     if name.endswith(".safetensors") or Path(name).is_file():

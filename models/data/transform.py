@@ -63,7 +63,7 @@ class Transform:
     @classmethod
     def of(
         cls,
-        image_size: int | tuple[int, int] | None,
+        image_size: int | tuple[int, int] | None = None,
         resize: int | None = None,
         crop: str | None = None,
         interpolation: str | None = None,

@@ -55,3 +55,10 @@ def test_a_model_keeps_the_sizes_and_the_place_of_its_photographs(photos: Path) 
 ])  # fmt: skip
 def test_options_that_do_not_fit_are_refused_before_training(photos: Path, options: list[str], message: str) -> None:
     assert message in fail("train-cnn", "simple-cnn", "--dataset", "photos", "--out", "runs/x", *options)
+
+
+def test_a_network_of_the_zoo_is_inspected_for_a_size_or_a_folder(photos: Path) -> None:
+    assert as_json("inspect", "resnet18", "--image-size", "64x48")["image_shape"] == [3, 64, 48]
+    shown = as_json("inspect", "simple-cnn", "--dataset", "photos", *SIZES)
+    assert (shown["image_shape"], len(shown["classes"])) == ([3, 24, 24], 4)
+    assert "An option on images" in fail("inspect", "digits", "--image-size", "8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from prunegym.commands.options import AnyModel, Data, Machine, grouped
@@ -19,9 +20,10 @@ def inspect(model: AnyModel, data: Data, machine: Machine) -> None:
     from prunegym.models.zoo.network_registry import ZOO
 
     machine.settle(data)
-    if data.dataset is not None and model not in ZOO:
+    if model not in ZOO and dataclasses.replace(data, data_root=None) != Data():
+        option = "--dataset" if data.dataset is not None else "An option on images"
         raise InvalidInputError(
-            f"--dataset is for a network of the zoo, which is built for it; {model} has its images. Leave it out."
+            f"{option} is for a network of the zoo, which is built for it; {model} has its images. Leave it out."
         )
     stored = open_model(model, data.dataset, **data.transform)
     document = describe(stored)
