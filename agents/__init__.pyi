@@ -20,8 +20,7 @@ from .comparison.entries import (
 from .comparison.results import Interval as Interval, interval as interval
 from .evaluation.evaluator import Evaluation as Evaluation, evaluate as evaluate
 from .evaluation.masks import Agent as Agent, Masks as Masks
-from .evaluation.predictors import PredictorOptions as PredictorOptions
-from .evaluation.user_agents import load_agent as load_agent
+from .evaluation.predictors import PredictorOptions as PredictorOptions, load_agent as load_agent
 from .rl.finetuning import finetune as finetune
 from .rl.lagrangian import Budget as Budget
 from .rl.mask_policy import MaskPolicy as MaskPolicy, new_gate_policy as new_gate_policy

@@ -15,7 +15,7 @@ from prunegym.models.dynamic_cnn import DynamicCNN
 from prunegym.models.gating.features import MaskFeatures
 from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.gating.rollouts import StraightThrough, rollout
-from prunegym.models.gating.static_policy import StaticPolicy
+from prunegym.models.gating.static_policy import Policy, StaticPolicy
 from prunegym.models.masking.importance import at_mac_share
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.storage.model_file import CNNInfo
@@ -96,7 +96,7 @@ def gates_by_gradient(
 @torch.no_grad()
 def best_of_k(
     masked: MaskedCNN,
-    policy: GatePolicy | StaticPolicy | None,
+    policy: Policy | None,
     dataset: Dataset,
     share: float,
     *,

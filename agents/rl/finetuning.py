@@ -21,9 +21,8 @@ from prunegym.models.checks import check_dense
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.dynamic_cnn import DynamicCNN
 from prunegym.models.storage.run_folder import begin_run, finish_run
-from prunegym.models.training.cnn_training import dense_logits
+from prunegym.models.training.cnn_training import StageReport, dense_logits, of_stage
 from prunegym.models.training.mac_target import total_mac_share
-from prunegym.models.training.reports import StageReport, of_stage
 from prunegym.models.training.tuning import TuneConfig, tune
 
 

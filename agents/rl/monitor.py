@@ -22,12 +22,12 @@ from prunegym.agents.rl.recipe import Recipe
 from prunegym.agents.rl.run_reward import OwnReward, own_reward
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.gating.gate_policy import GatePolicy
-from prunegym.models.gating.static_policy import StaticPolicy
+from prunegym.models.gating.static_policy import Policy
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.skipping.skipping_cnn import prefer_kernel
 from prunegym.models.storage.model_file import Bundle
 from prunegym.models.storage.weights import save_state, save_text
-from prunegym.models.training.reports import Report
+from prunegym.models.training.cnn_training import Report
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ class ValidationFigures:
 @torch.inference_mode()
 def validation_figures(
     masked: MaskedCNN,
-    policy: GatePolicy | StaticPolicy,
+    policy: Policy,
     dataset: Dataset,
     penalty: float,
     own_reward: OwnReward | None = None,

@@ -30,14 +30,14 @@ from prunegym.models.data.dataset import Dataset
 from prunegym.models.dynamic_cnn import DynamicCNN
 from prunegym.models.gating.features import MaskFeatures
 from prunegym.models.gating.gate_policy import GatePolicy
-from prunegym.models.gating.static_policy import StaticPolicy
+from prunegym.models.gating.static_policy import Policy, StaticPolicy
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.storage.model_file import Bundle, CNNInfo
 from prunegym.models.storage.run_folder import begin_run, finish_run
 from prunegym.models.storage.weights import load_state
+from prunegym.models.training.cnn_training import StageReport, of_stage
 from prunegym.models.training.mac_target import meet_target
 from prunegym.models.training.preparation import PrepareConfig, prepare
-from prunegym.models.training.reports import StageReport, of_stage
 from prunegym.registration import LAYERWISE
 from prunegym.validation import choice, whole_number
 
@@ -50,7 +50,7 @@ def train_agent(
     recipe: Recipe | str | Path,
     out: Path | str,
     *,
-    policy: GatePolicy | StaticPolicy | None = None,
+    policy: Policy | None = None,
     seed: int = 0,
     resume: bool = False,
     device: str = "cpu",
@@ -112,9 +112,7 @@ def train_agent(
     return trained
 
 
-def try_recipe(
-    recipe: Recipe, masked: MaskedCNN, train: Dataset, validation: Dataset, policy: GatePolicy | StaticPolicy | None
-) -> None:
+def try_recipe(recipe: Recipe, masked: MaskedCNN, train: Dataset, validation: Dataset, policy: Policy | None) -> None:
     """Play one episode of a recipe's task and measure its own reward, to find mistakes before imitation starts.
 
     Raises:
@@ -181,7 +179,7 @@ def _prepared(model: Bundle, recipe: Recipe, out: Path, report: StageReport | No
     return _gates(prepare(model.masked, model.data["train"], config, folder=out, report=report)[1])
 
 
-def _gates(made: DynamicCNN | GatePolicy | StaticPolicy) -> GatePolicy:
+def _gates(made: DynamicCNN | Policy) -> GatePolicy:
     policy = made.policy if isinstance(made, DynamicCNN) else made
     assert isinstance(policy, GatePolicy)
     return policy

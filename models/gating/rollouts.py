@@ -8,8 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from prunegym.models.gating.gate_policy import GatePolicy
-from prunegym.models.gating.static_policy import StaticPolicy
+from prunegym.models.gating.static_policy import Policy
 from prunegym.models.masking.masked_cnn import MaskedCNN
 
 Choose = Callable[[Tensor], Tensor]
@@ -57,7 +56,7 @@ class Rollout(NamedTuple):
 
 def rollout(
     masked: MaskedCNN,
-    policy: GatePolicy | StaticPolicy,
+    policy: Policy,
     images: Tensor,
     choose: Choose = greedy,
     penalty: Tensor | float | None = None,

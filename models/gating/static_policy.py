@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.gating.features import MaskFeatures
-from prunegym.models.gating.gate_policy import check_penalty
+from prunegym.models.gating.gate_policy import GatePolicy, check_penalty
 from prunegym.models.masking.importance import at_mac_share, taylor_scores
 from prunegym.models.masking.masked_cnn import MaskedCNN
 
@@ -52,6 +52,10 @@ class StaticPolicy(nn.Module):
         """Multiply all logits by a factor and add an offset, in place; a positive offset keeps more channels."""
         for channels in self.channels:
             channels.mul_(factor).add_(offset / self.SCALE)
+
+
+Policy = GatePolicy | StaticPolicy
+"""Gates of either kind."""
 
 
 def fixed_policy(masked: MaskedCNN, mask: Tensor) -> StaticPolicy:

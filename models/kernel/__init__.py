@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from prunegym.models.kernel.buffers import Value
 from prunegym.models.kernel.builder import PlanBuilder
-from prunegym.models.kernel.passes import Pass
-from prunegym.models.kernel.plan import GateHead, Plan
+from prunegym.models.kernel.plan import GateHead, Pass, Plan
 from prunegym.models.kernel.shared_library import KernelError, available, unavailable_reason, variants
 
 __all__ = [

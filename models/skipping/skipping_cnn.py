@@ -9,6 +9,7 @@ from torch import Tensor
 
 from prunegym.errors import InvalidInputError
 from prunegym.models.gating.gate_policy import GatePolicy, check_penalty
+from prunegym.models.gating.static_policy import Policy
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.skipping.autotune import ExecutionChoice, distinct, fastest_path
 from prunegym.models.skipping.kernel_path import KernelPath
@@ -17,11 +18,10 @@ from prunegym.models.skipping.program.path import (
     Executed,
     ExecutionPath,
     MaskedPath,
-    Policy,
+    check_outputs,
     decide_first,
     decides_gate_by_gate,
 )
-from prunegym.models.skipping.self_check import check_outputs
 from prunegym.models.skipping.torch_paths.full import FullPath
 from prunegym.models.skipping.torch_paths.gather import GatherPath
 from prunegym.validation import bits, choice, shape

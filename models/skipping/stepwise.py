@@ -13,8 +13,7 @@ from prunegym.models.kernel import Pass, Plan
 from prunegym.models.masking.masked_cnn import ForwardPass, MaskedCNN
 from prunegym.models.skipping.kernel_path import KernelPath, translate
 from prunegym.models.skipping.program.lowering import UnsupportedError, lower
-from prunegym.models.skipping.program.path import Executed, MaskedPath
-from prunegym.models.skipping.self_check import check_outputs
+from prunegym.models.skipping.program.path import Executed, MaskedPath, check_outputs
 from prunegym.validation import choice
 
 CHUNK = 64

@@ -19,11 +19,10 @@ from prunegym.models.checks import check_images
 from prunegym.models.data.dataset import Dataset, Normalisation
 from prunegym.models.gating.features import MaskFeatures
 from prunegym.models.gating.gate_policy import GatePolicy
-from prunegym.models.gating.static_policy import StaticPolicy
+from prunegym.models.gating.static_policy import Policy, StaticPolicy
 from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.models.storage.fingerprints import fingerprint_of
 from prunegym.models.storage.int8 import dequantized, quantized_state
-from prunegym.models.storage.weights import load_tensors, read_weights, write_tensors
+from prunegym.models.storage.weights import fingerprint_of, load_tensors, read_weights, write_tensors
 from prunegym.models.zoo.network_registry import ZOO, build
 
 FORMAT, QUANTIZED_FORMAT = 1, 2
@@ -120,7 +119,7 @@ class Bundle:
 
     masked: MaskedCNN
     info: CNNInfo
-    policy: GatePolicy | StaticPolicy | None = None
+    policy: Policy | None = None
     data: Mapping[str, Dataset] = dataclasses.field(default_factory=dict)
     seed: int = 0
     device: str = "cpu"
@@ -130,7 +129,7 @@ def write_model(
     path: Path | str,
     network: nn.Module,
     info: CNNInfo,
-    policy: GatePolicy | StaticPolicy | None = None,
+    policy: Policy | None = None,
     masked: MaskedCNN | None = None,
     int8: bool = False,
 ) -> None:
@@ -224,7 +223,7 @@ def _feature_options(path: Path, options: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-def _policy(masked: MaskedCNN, features: dict[str, Any], options: dict[str, Any]) -> GatePolicy | StaticPolicy:
+def _policy(masked: MaskedCNN, features: dict[str, Any], options: dict[str, Any]) -> Policy:
     kinds = (StaticPolicy.__name__, GatePolicy.__name__)
     kind = options.pop("kind")
     if kind not in kinds:

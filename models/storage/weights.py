@@ -1,9 +1,10 @@
-"""Weights and run states on disk. Loading them never executes code."""
+"""Weights and run states on disk, and hashes of them. Loading never executes code."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from prunegym.errors import InvalidInputError, MissingDataError
+from prunegym.models.data.dataset import Dataset
 
 
 @contextlib.contextmanager
@@ -147,3 +149,35 @@ def load_tensors(network: nn.Module, tensors: Mapping[str, Tensor], source: str)
             f"other shapes {wrong[:3]}. Build the network with the arguments of the checkpoint's network."
         )
     network.load_state_dict(dict(tensors), strict=False)
+
+
+def fingerprint_of(thing: nn.Module | Dataset) -> str:
+    """Return a hash of a module's parameters and buffers, or of a data set's images, labels and normalisation.
+
+    Example:
+        >>> layer = nn.Linear(2, 1)
+        >>> fingerprint_of(layer) == fingerprint_of(layer), len(fingerprint_of(layer))
+        (True, 16)
+    """
+    if isinstance(thing, nn.Module):
+        return hash_of(thing.state_dict().items())
+    mean_std = torch.tensor([thing.normalisation.mean, thing.normalisation.std])
+    return hash_of([(f"{thing.name}/{thing.split}", thing.images), ("labels", thing.labels), ("norm", mean_std)])
+
+
+def check_inputs(path: Path, stored: Mapping[str, str] | None, now: Mapping[str, str]) -> None:
+    """Raise InvalidInputError if a checkpoint's inputs had other hashes. None for ``stored`` skips the check."""
+    other = [name for name, mark in now.items() if stored is not None and stored.get(name) != mark]
+    if other:
+        raise InvalidInputError(
+            f"{path} was made from other inputs ({', '.join(other)}). Give the inputs of that run, or another file."
+        )
+
+
+def hash_of(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """Return a hash of named tensors, 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name, tensor in tensors:
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

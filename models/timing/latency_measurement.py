@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from prunegym.errors import InvalidInputError
-from prunegym.models.gating.gate_policy import GatePolicy
-from prunegym.models.gating.static_policy import StaticPolicy
+from prunegym.models.gating.static_policy import Policy
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.skipping.program.path import Clock
 from prunegym.models.storage.run_folder import machine, versions
@@ -32,7 +31,7 @@ Samples = dict[tuple[float, float], list[float]]
 def measure(
     masked: MaskedCNN,
     timer: Timer,
-    policy: GatePolicy | StaticPolicy | None = None,
+    policy: Policy | None = None,
     *,
     clock: str = "wall",
     rounds: int = 15,

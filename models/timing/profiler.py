@@ -12,9 +12,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from prunegym.models.gating.static_policy import Policy
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.skipping.program.lowering import lower
-from prunegym.models.skipping.program.path import DECIDE, ExecutionPath, Policy, decides_gate_by_gate
+from prunegym.models.skipping.program.path import DECIDE, ExecutionPath, decides_gate_by_gate
 from prunegym.models.skipping.skipping_cnn import SkippingCNN
 from prunegym.models.stopwatch import median_seconds
 from prunegym.models.storage.run_folder import machine

@@ -11,9 +11,8 @@ from torch import nn
 
 from prunegym.errors import InvalidInputError
 from prunegym.models.data.dataset import Dataset
-from prunegym.models.storage.fingerprints import check_inputs, fingerprint_of
 from prunegym.models.storage.run_folder import without_unused
-from prunegym.models.storage.weights import load_state, save_state
+from prunegym.models.storage.weights import check_inputs, fingerprint_of, load_state, save_state
 
 
 class Checkpoint:

@@ -1,8 +1,9 @@
-"""Step 1 of the article: train a network from scratch. An interrupted run can be resumed."""
+"""Step 1 of the article: train a network from scratch. An interrupted run can be resumed. Reports of any training."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,9 +15,13 @@ from prunegym.errors import InvalidInputError
 from prunegym.models.checks import check_images, check_output, layout_of, output_shape
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.training.checkpoints import Checkpoint
-from prunegym.models.training.reports import Report
 from prunegym.validation import choice, finite, whole_number
 
+Report = Callable[[dict[str, float]], None]
+"""Called with the figures of a step or an epoch, by name."""
+
+StageReport = Callable[[str, dict[str, Any]], None]
+"""Called with the name of a stage of training, and its figures by name."""
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 
@@ -194,3 +199,8 @@ def accuracy(network: nn.Module, dataset: Dataset, *, batch_size: int = 250) -> 
     """Return the share (0 to 1) of a data set's images that the network, in eval mode, classifies correctly."""
     right = dense_logits(network, dataset, batch_size).argmax(1) == dataset.labels
     return int(right.sum()) / len(dataset)
+
+
+def of_stage(report: StageReport | None, stage: str) -> Report | None:
+    """Return a callback for the figures of one stage; None if there is nobody to report to."""
+    return None if report is None else lambda figures: report(stage, figures)

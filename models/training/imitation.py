@@ -10,13 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prunegym.models.data.dataset import Augment, Dataset
-from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.gating.rollouts import rollout
-from prunegym.models.gating.static_policy import StaticPolicy
+from prunegym.models.gating.static_policy import Policy
 from prunegym.models.masking.importance import at_mac_share, channel_scores, keep_best
 from prunegym.models.masking.masked_cnn import MaskedCNN
+from prunegym.models.training.cnn_training import Report
 from prunegym.models.training.mac_target import between, check_range, check_shares
-from prunegym.models.training.reports import Report
 from prunegym.validation import finite, share, whole_number
 
 
@@ -83,7 +82,7 @@ class FollowMask:
         return self.mask[:, first : self.used]
 
 
-def imitation_loss(policy: GatePolicy | StaticPolicy, gate_logits: Tensor, mask: Tensor) -> Tensor:
+def imitation_loss(policy: Policy, gate_logits: Tensor, mask: Tensor) -> Tensor:
     """Return the binary cross-entropy between a policy's logits and a teacher's mask, averaged over decisions."""
     # Binary cross-entropy -(m log p + (1 - m) log(1 - p)), with p = sigmoid(logit) and m the teacher's bit. The mean is
     # taken for each decision first, so that a gate of few channels counts as much as one of many.
@@ -97,7 +96,7 @@ def imitation_loss(policy: GatePolicy | StaticPolicy, gate_logits: Tensor, mask:
 
 def imitate(
     masked: MaskedCNN,
-    policy: GatePolicy | StaticPolicy,
+    policy: Policy,
     dataset: Dataset,
     config: ImitationConfig,
     *,

@@ -14,14 +14,13 @@ from prunegym.models.data.dataset import Dataset
 from prunegym.models.gating.feature_kinds import DEFAULT_KINDS
 from prunegym.models.gating.features import MaskFeatures
 from prunegym.models.gating.gate_policy import GatePolicy
-from prunegym.models.gating.static_policy import StaticPolicy, fixed_policy
+from prunegym.models.gating.static_policy import Policy, StaticPolicy, fixed_policy
 from prunegym.models.masking.importance import at_mac_share
 from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.models.storage.fingerprints import fingerprint_of
-from prunegym.models.storage.weights import load_state, save_state
+from prunegym.models.storage.weights import fingerprint_of, load_state, save_state
+from prunegym.models.training.cnn_training import StageReport, of_stage
 from prunegym.models.training.imitation import ImitationConfig, imitate
 from prunegym.models.training.mac_target import meet_target
-from prunegym.models.training.reports import StageReport, of_stage
 from prunegym.models.training.tuning import TuneConfig, tune
 
 
@@ -58,11 +57,11 @@ def prepare(
     dataset: Dataset,
     config: PrepareConfig,
     *,
-    policy: GatePolicy | StaticPolicy | None = None,
+    policy: Policy | None = None,
     teacher: Tensor | None = None,
     folder: Path | str | None = None,
     report: StageReport | None = None,
-) -> tuple[MaskedCNN, GatePolicy | StaticPolicy]:
+) -> tuple[MaskedCNN, Policy]:
     """Make a masked CNN and its gates.
 
     Args:
@@ -110,9 +109,7 @@ def prepare(
     return masked, policy
 
 
-def _at_target(
-    masked: MaskedCNN, policy: GatePolicy | StaticPolicy, dataset: Dataset, target_macs: float
-) -> GatePolicy | StaticPolicy:
+def _at_target(masked: MaskedCNN, policy: Policy, dataset: Dataset, target_macs: float) -> Policy:
     if isinstance(policy, StaticPolicy):
         return fixed_policy(masked, at_mac_share(policy.mask_logits(), masked, target_macs))
     meet_target(masked, policy, dataset, target_macs)

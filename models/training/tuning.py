@@ -14,14 +14,12 @@ from torch import Tensor, nn
 
 from prunegym.errors import InvalidInputError
 from prunegym.models.data.dataset import Augment, Dataset
-from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.gating.rollouts import Rollout, StraightThrough, greedy, rollout
-from prunegym.models.gating.static_policy import StaticPolicy
+from prunegym.models.gating.static_policy import Policy
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.training.checkpoints import Checkpoint
-from prunegym.models.training.cnn_training import autocast, dense_logits, epoch_batches, one_cycle, sgd
+from prunegym.models.training.cnn_training import Report, autocast, dense_logits, epoch_batches, one_cycle, sgd
 from prunegym.models.training.mac_target import between, check_range, check_shares
-from prunegym.models.training.reports import Report
 from prunegym.validation import finite, share, whole_number
 
 
@@ -90,7 +88,7 @@ class TuneConfig:
 
 def tune(
     masked: MaskedCNN,
-    policy: GatePolicy | StaticPolicy,
+    policy: Policy,
     dataset: Dataset,
     config: TuneConfig,
     *,
@@ -140,7 +138,7 @@ def tune(
 class _Training:
     """The CNN and its gates with their optimizers, trained step by step."""
 
-    def __init__(self, masked: MaskedCNN, policy: GatePolicy | StaticPolicy, config: TuneConfig, steps: int) -> None:
+    def __init__(self, masked: MaskedCNN, policy: Policy, config: TuneConfig, steps: int) -> None:
         self.masked, self.policy, self.config, self.steps = masked, policy, config, steps
         self.done, self.two_targets = 0, not isinstance(config.target_macs, float | int | None)
         self.optimizers: list[torch.optim.Optimizer] = []

@@ -8,8 +8,7 @@ from torch import Tensor
 from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.skipping.program.layers import Add, Conv, MaxPool, Program
 from prunegym.models.skipping.program.path import Executed, ExecutionPath
-from prunegym.models.skipping.torch_paths.folded_heads import Deciding, joined
-from prunegym.models.skipping.torch_paths.torch_layers import conv, run_layer
+from prunegym.models.skipping.torch_paths.torch_layers import Deciding, conv, joined, run_layer
 
 GROUP = 16
 """Images that pass together where weights are few: maps of more leave the cache, and each layer gets fresh memory for

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,6 +13,7 @@ from prunegym.commands.options import (
     DenseFile,
     Episodes,
     Images,
+    RecipeOptions,
     Run,
     Settings,
     Split,
@@ -23,7 +23,6 @@ from prunegym.commands.options import (
     grouped,
 )
 from prunegym.commands.output import Table, emit, note
-from prunegym.commands.recipes import recipe_with
 
 if TYPE_CHECKING:
     from prunegym.agents.comparison.comparing import Comparison
@@ -69,7 +68,7 @@ def compare(
     if stored.policy is None and all(":" in entry for entry in entries):
         note("The model has no gate policy: agents decide from the standard features.", run.quiet)
     changes = {"episodes": episodes, "target_macs": target_macs, "settings": settings or None}
-    things = [_entry(name, changes) for name in entries]
+    things = [_entry(name, RecipeOptions(name, episodes, settings=settings), target_macs) for name in entries]
     check_entries(things, range(seeds))
     tested = open_split(stored.info, data.dataset, split, images)
     train = open_split(stored.info, data.dataset, "train", span=data.train_images)
@@ -100,14 +99,14 @@ def compare(
     emit(document, run.as_json, comparison_table(found), *[f"{row.name}: {row.verdict}" for row in found.rows])
 
 
-def _entry(name: str, changes: Mapping[str, Any]) -> Any:
+def _entry(name: str, recipe: RecipeOptions, target_macs: float | None) -> Any:
     from prunegym.agents.baselines.cheap import BASELINES
     from prunegym.agents.comparison.entries import STARTS, TRAINED_BASELINES, as_entry, split_label
 
     label, thing = split_label(name)
     if ":" in thing or thing in {*BASELINES, *TRAINED_BASELINES, *STARTS} or thing.endswith(".safetensors"):
         return as_entry(name)
-    entry = as_entry(recipe_with(thing, **changes))
+    entry = as_entry(dataclasses.replace(recipe, recipe=thing).read(target_macs))
     return entry if label is None else dataclasses.replace(entry, name=label)
 
 

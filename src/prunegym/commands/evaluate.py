@@ -57,8 +57,7 @@ def evaluate(
     """Evaluate a model's own policy, or an agent of yours on it, on every image of a split."""
     import torch
 
-    from prunegym.agents.evaluation.predictors import PredictorOptions
-    from prunegym.agents.evaluation.user_agents import load_agent
+    from prunegym.agents.evaluation.predictors import PredictorOptions, load_agent
     from prunegym.models.catalog import open_split, open_trained
     from prunegym.models.dynamic_cnn import DynamicCNN
     from prunegym.models.gating.gate_policy import check_penalty

@@ -15,7 +15,7 @@ from prunegym.models.gating.gate_policy import GatePolicy, check_penalty
 from prunegym.models.gating.rollouts import StraightThrough, greedy, rollout
 from prunegym.models.gating.static_policy import StaticPolicy
 from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.models.zoo.simple import SimpleCNN
+from prunegym.models.zoo.networks import SimpleCNN
 from tests.models.slicing import randomise
 
 
