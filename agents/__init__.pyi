@@ -1,8 +1,9 @@
-from .baselines.cheap import BASELINES as BASELINES, make_baseline as make_baseline
 from .baselines.literature import best_of_k as best_of_k, decore as decore
 from .baselines.static_masks import (
+    BASELINES as BASELINES,
     greedy_static as greedy_static,
     learned_static as learned_static,
+    make_baseline as make_baseline,
     pruned_and_tuned as pruned_and_tuned,
     taylor_static as taylor_static,
 )

@@ -11,10 +11,11 @@ from .gating.gated_layers import (
     SimpleDynamicCNN as SimpleDynamicCNN,
     l1_norm as l1_norm,
 )
-from .gating.rollouts import StraightThrough as StraightThrough, rollout as rollout
 from .gating.static_policy import (
     StaticPolicy as StaticPolicy,
+    StraightThrough as StraightThrough,
     fixed_policy as fixed_policy,
+    rollout as rollout,
     static_start as static_start,
 )
 from .masking.cost import CostModel as CostModel

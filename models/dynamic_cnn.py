@@ -13,8 +13,7 @@ from prunegym.errors import InvalidInputError
 from prunegym.models.checks import check_device
 from prunegym.models.data.dataset import Normalisation
 from prunegym.models.gating.gate_policy import check_penalty
-from prunegym.models.gating.rollouts import rollout
-from prunegym.models.gating.static_policy import Policy
+from prunegym.models.gating.static_policy import Policy, rollout
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.skipping.program.path import Executed
 from prunegym.models.skipping.skipping_cnn import SkippingCNN

@@ -9,9 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from prunegym.agents.baselines.cheap import BASELINES, make_baseline
 from prunegym.agents.baselines.literature import best_of_k, decore, gates_by_gradient
-from prunegym.agents.baselines.static_masks import greedy_static, learned_static, pruned_and_tuned, taylor_static
+from prunegym.agents.baselines.static_masks import (
+    BASELINES,
+    greedy_static,
+    learned_static,
+    make_baseline,
+    pruned_and_tuned,
+    taylor_static,
+)
 from prunegym.agents.comparison.results import fingerprint, slug
 from prunegym.agents.evaluation.masks import Agent, decide_fixed, is_masks
 from prunegym.agents.evaluation.predictors import agent_name, as_predictor, load_agent

@@ -8,8 +8,19 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
-from prunegym.agents.evaluation.controls import count_distinct, derangement, penalised_accuracy, static_mask, verdict
-from prunegym.agents.evaluation.masks import Agent, Decided, MaskCache, decide_dynamic, decide_fixed, is_masks
+from prunegym.agents.evaluation.masks import (
+    Agent,
+    Decided,
+    MaskCache,
+    count_distinct,
+    decide_dynamic,
+    decide_fixed,
+    derangement,
+    is_masks,
+    penalised_accuracy,
+    static_mask,
+    verdict,
+)
 from prunegym.agents.evaluation.predictors import PredictorOptions, decide_by_prediction
 from prunegym.errors import InvalidInputError
 from prunegym.models.catalog import Model, resolve_model
@@ -38,11 +49,11 @@ class Evaluation:
         total_mac_share: The sum of the two.
         mac_share_std: Standard deviation of ``mac_share`` over images.
         distinct_masks: Number of different masks.
-        static_accuracy: Of the static control, see :func:`prunegym.agents.evaluation.controls.static_mask`.
+        static_accuracy: Of the static control, see :func:`prunegym.agents.evaluation.masks.static_mask`.
         shuffled_accuracy: Of the same masks, shuffled across images.
         reward: accuracy - penalty * total_mac_share.
         images: Number of images.
-        is_static: Whether the policy is static, see :func:`prunegym.agents.evaluation.controls.verdict`.
+        is_static: Whether the policy is static, see :func:`prunegym.agents.evaluation.masks.verdict`.
         verdict: The same as a sentence.
         notes: What a reader of the figures has to know.
         masks: (images, mask_size) bool.

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from prunegym.agents.evaluation.masks import decide_on_the_way
 from prunegym.agents.rl.monitor import validation_figures
-from prunegym.agents.rl.recipe import Recipe
+from prunegym.agents.rl.recipe import Recipe, own_reward
 from prunegym.agents.rl.recipe_files import as_recipe
-from prunegym.agents.rl.run_reward import own_reward
 from prunegym.agents.rl.trainer import train_agent, try_recipe
 from prunegym.models.checks import check_dense
 from prunegym.models.data.dataset import Dataset

@@ -14,12 +14,10 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from tqdm import tqdm
 
-from prunegym.agents.evaluation.controls import count_distinct, penalised_accuracy
-from prunegym.agents.evaluation.masks import MaskCache, decide_on_the_way
+from prunegym.agents.evaluation.masks import MaskCache, count_distinct, decide_on_the_way, penalised_accuracy
 from prunegym.agents.rl.lagrangian import DualAscent, shift_to_budget
 from prunegym.agents.rl.mask_policy import MaskPolicy
-from prunegym.agents.rl.recipe import Recipe
-from prunegym.agents.rl.run_reward import OwnReward, own_reward
+from prunegym.agents.rl.recipe import OwnReward, Recipe, own_reward
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.gating.static_policy import Policy

@@ -6,11 +6,10 @@ import copy
 
 import torch
 
-from prunegym.agents.evaluation.controls import penalised_accuracy
-from prunegym.agents.evaluation.masks import decide_on_the_way
+from prunegym.agents.evaluation.masks import decide_on_the_way, penalised_accuracy
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.dynamic_cnn import DynamicCNN
-from prunegym.models.gating.rollouts import rollout
+from prunegym.models.gating.static_policy import rollout
 from prunegym.models.skipping.skipping_cnn import prefer_kernel
 from prunegym.models.training.mac_target import meet_target
 

@@ -10,11 +10,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from torch import Tensor
 
 from prunegym.agents.rl.lagrangian import Budget
+from prunegym.envs.rewards.outcome import Outcome
+from prunegym.envs.rewards.reward import Reward, resolve_reward
 from prunegym.errors import InvalidInputError
+from prunegym.models.data.dataset import Dataset
+from prunegym.models.masking.masked_cnn import MaskedCNN
+from prunegym.models.training.cnn_training import dense_logits
 from prunegym.models.training.imitation import ImitationConfig
 from prunegym.models.training.tuning import TuneConfig
 from prunegym.user_code import described
@@ -187,3 +194,67 @@ def linear_start(text: str, setting: str = "learning_rate") -> float:
         raise InvalidInputError(
             f"{setting} is {text!r}; a number is needed, or lin_ and a number, which falls linearly to 0."
         ) from None
+
+
+class OwnReward:
+    """Measures the mean reward of masks over all images of a split.
+
+    Args:
+        reward: The reward.
+        masked: The CNN.
+        dataset: The images.
+        penalty: lambda; None takes it from each call, for a policy of a range of lambdas.
+    """
+
+    def __init__(self, reward: Reward, masked: MaskedCNN, dataset: Dataset, penalty: float | None) -> None:
+        self.reward, self.masked, self.dataset, self.penalty = reward, masked, dataset, penalty
+
+    def __call__(self, masks: Tensor, logits: Tensor, penalty: float) -> float:
+        """Return the mean reward.
+
+        Args:
+            masks: (images, mask_size) bool.
+            logits: The CNN's output under them, (images, classes) float32.
+            penalty: lambda, if the constructor got none.
+        """
+        device = self.masked.device
+        mask = masks.float().to(device)
+        price = penalty if self.penalty is None else self.penalty
+        outcome = Outcome(
+            logits=logits.to(device),
+            labels=self.dataset.labels.to(device),
+            indices=torch.arange(len(mask), device=device),
+            mask=mask,
+            kept=mask.double().sum(1),
+            mac_share=self.masked.cost.mac_share(mask),
+            penalty=torch.full((len(mask),), price, dtype=torch.float64, device=device),
+            masked=self.masked,
+            dataset=self.dataset,
+            dense=lambda: self._dense.to(device, copy=True),
+        )
+        return float(self.reward(outcome).mean())
+
+    @functools.cached_property
+    def _dense(self) -> Tensor:
+        return dense_logits(self.masked, self.dataset)
+
+
+def own_reward(recipe: Recipe, masked: MaskedCNN, dataset: Dataset) -> OwnReward | None:
+    """Return a function that measures a recipe's own reward.
+
+    Args:
+        recipe: The recipe. Its ``env_kwargs`` have the reward.
+        masked: The CNN.
+        dataset: The images.
+
+    Returns:
+        None for the reward ``macs`` with ``correct`` or ``probability``. Actors are then compared by
+        correct - penalty * total MAC share, which includes the policy's MACs.
+    """
+    kwargs = recipe.env_kwargs
+    reward, accuracy = kwargs.get("reward", "l0"), kwargs.get("accuracy", "correct")
+    if reward == "macs" and accuracy in ("correct", "probability"):
+        return None
+    resolved = resolve_reward(reward, accuracy, masked, kwargs.get("latency_table"))
+    penalty = resolved.default_penalty if kwargs.get("penalty") is None else kwargs["penalty"]
+    return OwnReward(resolved, masked, dataset, float(penalty) if isinstance(penalty, float | int) else None)

@@ -17,9 +17,8 @@ from prunegym.agents.rl.lagrangian import DualAscent, end_at_budget
 from prunegym.agents.rl.mask_policy import MaskPolicy
 from prunegym.agents.rl.monitor import TrainingMonitor
 from prunegym.agents.rl.offsets import gates_at_best_offset
-from prunegym.agents.rl.recipe import CLASSES, SCHEDULES, Recipe, linear_start
+from prunegym.agents.rl.recipe import CLASSES, SCHEDULES, Recipe, linear_start, own_reward
 from prunegym.agents.rl.recipe_files import as_recipe
-from prunegym.agents.rl.run_reward import own_reward
 from prunegym.envs.sb3_vec_env import MaskVecEnv
 from prunegym.envs.sb3_wrappers import GroupAdvantage, SelfCritical
 from prunegym.envs.simulator import MaskSimulator

@@ -6,10 +6,9 @@ not depend on the rest of PruneGym: you describe a network to :class:`PlanBuilde
 
 from __future__ import annotations
 
-from prunegym.models.kernel.buffers import Value
 from prunegym.models.kernel.builder import PlanBuilder
 from prunegym.models.kernel.plan import GateHead, Pass, Plan
-from prunegym.models.kernel.shared_library import KernelError, available, unavailable_reason, variants
+from prunegym.models.kernel.shared_library import KernelError, Value, available, unavailable_reason, variants
 
 __all__ = [
     "GateHead",

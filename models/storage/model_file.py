@@ -21,8 +21,14 @@ from prunegym.models.gating.features import MaskFeatures
 from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.gating.static_policy import Policy, StaticPolicy
 from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.models.storage.int8 import dequantized, quantized_state
-from prunegym.models.storage.weights import fingerprint_of, load_tensors, read_weights, write_tensors
+from prunegym.models.storage.weights import (
+    dequantized,
+    fingerprint_of,
+    load_tensors,
+    quantized_state,
+    read_weights,
+    write_tensors,
+)
 from prunegym.models.zoo.network_registry import ZOO, build
 
 FORMAT, QUANTIZED_FORMAT = 1, 2

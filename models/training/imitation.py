@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prunegym.models.data.dataset import Augment, Dataset
-from prunegym.models.gating.rollouts import rollout
-from prunegym.models.gating.static_policy import Policy
+from prunegym.models.gating.static_policy import Policy, rollout
 from prunegym.models.masking.importance import at_mac_share, channel_scores, keep_best
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.training.cnn_training import Report

@@ -14,11 +14,17 @@ from torch import Tensor, nn
 
 from prunegym.errors import InvalidInputError
 from prunegym.models.data.dataset import Augment, Dataset
-from prunegym.models.gating.rollouts import Rollout, StraightThrough, greedy, rollout
-from prunegym.models.gating.static_policy import Policy
+from prunegym.models.gating.static_policy import Policy, Rollout, StraightThrough, greedy, rollout
 from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.models.training.checkpoints import Checkpoint
-from prunegym.models.training.cnn_training import Report, autocast, dense_logits, epoch_batches, one_cycle, sgd
+from prunegym.models.training.cnn_training import (
+    Checkpoint,
+    Report,
+    autocast,
+    dense_logits,
+    epoch_batches,
+    one_cycle,
+    sgd,
+)
 from prunegym.models.training.mac_target import between, check_range, check_shares
 from prunegym.validation import finite, share, whole_number
 

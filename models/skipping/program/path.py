@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from prunegym.models.gating.gate_policy import GatePolicy
-from prunegym.models.gating.rollouts import greedy, rollout
-from prunegym.models.gating.static_policy import Policy, StaticPolicy
+from prunegym.models.gating.static_policy import Policy, StaticPolicy, greedy, rollout
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.skipping.program.layers import Program
 from prunegym.models.skipping.program.lowering import UnsupportedError

@@ -100,7 +100,7 @@ def compare(
 
 
 def _entry(name: str, recipe: RecipeOptions, target_macs: float | None) -> Any:
-    from prunegym.agents.baselines.cheap import BASELINES
+    from prunegym.agents.baselines.static_masks import BASELINES
     from prunegym.agents.comparison.entries import STARTS, TRAINED_BASELINES, as_entry, split_label
 
     label, thing = split_label(name)

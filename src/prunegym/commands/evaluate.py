@@ -109,7 +109,7 @@ def evaluations(
         train: Training images for the baselines; None leaves these out.
         options: See :func:`prunegym.evaluate`.
     """
-    from prunegym.agents.baselines.cheap import BASELINES, make_baseline
+    from prunegym.agents.baselines.static_masks import BASELINES, make_baseline
     from prunegym.agents.evaluation.evaluator import evaluate as evaluate_agent
 
     tested = model.data["evaluated"]

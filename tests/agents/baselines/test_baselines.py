@@ -8,8 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from prunegym.agents.baselines.cheap import BASELINES, make_baseline
-from prunegym.agents.baselines.static_masks import greedy_static, learned_static, pruned_and_tuned, taylor_static
+from prunegym.agents.baselines.static_masks import (
+    BASELINES,
+    greedy_static,
+    learned_static,
+    make_baseline,
+    pruned_and_tuned,
+    taylor_static,
+)
 from prunegym.agents.evaluation.evaluator import evaluate
 from prunegym.agents.rl.offsets import gates_at_mac_share
 from prunegym.errors import InvalidInputError, UnknownNameError
