@@ -13,14 +13,7 @@ from prunegym.agents.evaluation.masks import Masks
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.dynamic_cnn import DynamicCNN
 from prunegym.models.gating.static_policy import StaticPolicy, static_start
-from prunegym.models.masking.importance import (
-    activations,
-    at_mac_share,
-    channel_scores,
-    l1_scores,
-    prices,
-    taylor_scores,
-)
+from prunegym.models.masking import importance
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.storage.model_file import Bundle, CNNInfo
 from prunegym.models.training.preparation import PrepareConfig, prepare
@@ -117,7 +110,10 @@ def _cross_entropy(masked: MaskedCNN, images: Tensor, labels: Tensor, masks: Ten
 
 def taylor_static(masked: MaskedCNN, train: Dataset, share: float) -> Masks:
     """Return the static mask with the largest Taylor scores per MAC over all gates, at a MAC share."""
-    return Masks("static, Taylor", at_mac_share(taylor_scores(masked, train) / prices(masked), masked, share))
+    return Masks(
+        "static, Taylor",
+        importance.at_mac_share(importance.taylor_scores(masked, train) / importance.prices(masked), masked, share),
+    )
 
 
 def learned_static(masked: MaskedCNN, train: Dataset, share: float, *, epochs: float = 5, seed: int = 0) -> Masks:
@@ -191,18 +187,18 @@ def random_masks(model: Bundle, share: float) -> Masks:
 
 def random_masks_at(masked: MaskedCNN, images: int, share: float, generator: torch.Generator) -> Tensor:
     """Return random masks (images, mask_size) bool at a MAC share."""
-    return at_mac_share(torch.rand(images, masked.mask_size, generator=generator), masked, share)
+    return importance.at_mac_share(torch.rand(images, masked.mask_size, generator=generator), masked, share)
 
 
 def l1(model: Bundle, share: float) -> Masks:
     """Keep the filters with the largest L1 norm, the same share of each gate (Li et al. 2017). Static."""
-    return Masks("L1", at_mac_share(l1_scores(model.masked), model.masked, share, per_gate=True))
+    return Masks("L1", importance.at_mac_share(importance.l1_scores(model.masked), model.masked, share, per_gate=True))
 
 
 def taylor(model: Bundle, share: float) -> Masks:
     """Keep the channels with the largest Taylor score, the same share of each gate (Molchanov et al. 2017). Static."""
-    scores = taylor_scores(model.masked, model.data["train"])
-    return Masks("Taylor", at_mac_share(scores, model.masked, share, per_gate=True))
+    scores = importance.taylor_scores(model.masked, model.data["train"])
+    return Masks("Taylor", importance.at_mac_share(scores, model.masked, share, per_gate=True))
 
 
 def taylor_global(model: Bundle, share: float) -> Masks:
@@ -215,13 +211,13 @@ ORACLE = "An oracle: it sees a dense forward pass of the image first, which coun
 
 def activation_topk(model: Bundle, share: float) -> Masks:
     """Keep the channels with the largest mean activation in a dense pass, the same share of each gate."""
-    masks = at_mac_share(_over_images(model, activations), model.masked, share, per_gate=True)
+    masks = importance.at_mac_share(_over_images(model, importance.activations), model.masked, share, per_gate=True)
     return Masks("activation top-k", masks, model.masked.cost.total_macs, ORACLE)
 
 
 def ranked_activation(model: Bundle, share: float) -> Masks:
     """Keep the channels with the best :func:`channel_scores` over all gates, as the teacher of imitation does."""
-    masks = at_mac_share(_over_images(model, channel_scores), model.masked, share)
+    masks = importance.at_mac_share(_over_images(model, importance.channel_scores), model.masked, share)
     return Masks("ranked activation", masks, model.masked.cost.total_macs, ORACLE)
 
 

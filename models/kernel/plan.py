@@ -11,20 +11,7 @@ import torch
 from torch import Tensor
 
 from prunegym.errors import InvalidInputError
-from prunegym.models.kernel.shared_library import (
-    ERROR_SIZE,
-    KINDS,
-    MAX_IMAGES,
-    MAX_THREADS,
-    BufferRecord,
-    Images,
-    KernelError,
-    LayerRecord,
-    NetworkRecord,
-    ValueRecord,
-    choose_variant,
-    library,
-)
+from prunegym.models.kernel import shared_library as native
 from prunegym.validation import bits, shape, whole_number
 
 
@@ -73,23 +60,23 @@ class Plan:
     def __init__(
         self,
         variant: str | None,
-        buffers: Sequence[BufferRecord],
-        values: Sequence[ValueRecord],
+        buffers: Sequence[native.BufferRecord],
+        values: Sequence[native.ValueRecord],
         widths: Sequence[int],
-        records: Sequence[LayerRecord],
+        records: Sequence[native.LayerRecord],
     ) -> None:
-        variant = choose_variant(variant)
-        error = ctypes.create_string_buffer(ERROR_SIZE)
-        self.library = library()
-        network = NetworkRecord(
+        variant = native.choose_variant(variant)
+        error = ctypes.create_string_buffer(native.ERROR_SIZE)
+        self.library = native.library()
+        network = native.NetworkRecord(
             *(len(buffers), len(values), len(widths), len(records)),
-            *((BufferRecord * len(buffers))(*buffers), (ValueRecord * len(values))(*values)),
-            *((ctypes.c_int32 * len(widths))(*widths), (LayerRecord * len(records))(*records)),
+            *((native.BufferRecord * len(buffers))(*buffers), (native.ValueRecord * len(values))(*values)),
+            *((ctypes.c_int32 * len(widths))(*widths), (native.LayerRecord * len(records))(*records)),
         )
         self.handle = self.library.prunegym_plan_new(variant.encode(), network, error)
         if not self.handle:
-            raise KernelError(f"The kernel cannot hold the network: {error.value.decode()}.")
-        kinds, images = [KINDS[record.kind] for record in records], values[records[0].output]
+            raise native.KernelError(f"The kernel cannot hold the network: {error.value.decode()}.")
+        kinds, images = [native.KINDS[record.kind] for record in records], values[records[0].output]
         self.variant, self.mask_size, self.outputs = variant, sum(widths), values[records[-1].input].channels
         self.layers = tuple(f"{index} {kind}" for index, kind in enumerate(kinds))
         looks = (record for record, kind in zip(records, kinds, strict=True) if kind == "look")
@@ -150,12 +137,12 @@ class Plan:
         outputs = empty_floats(batch, self.outputs)
         if batch == 0:
             return outputs, used
-        error = ctypes.create_string_buffer(ERROR_SIZE)
+        error = ctypes.create_string_buffer(native.ERROR_SIZE)
         failed = self.library.prunegym_plan_run(
             self.handle, batch, as_they_lie(images), used.data_ptr(), outputs.data_ptr(), threads, seconds, error
         )
         if failed:
-            raise KernelError(f"The kernel cannot run {batch} images: {error.value.decode()}.")
+            raise native.KernelError(f"The kernel cannot run {batch} images: {error.value.decode()}.")
         return outputs, used
 
     def checked_images(self, images: Tensor) -> Tensor:
@@ -170,7 +157,7 @@ class Plan:
             raise InvalidInputError(f"Images are {found}; dense float32 on the CPU is needed.")
         if images.shape[1:] != self._image_shape:  # the check itself takes longer, and a small network microseconds
             shape("Images", images, ("batch", *self._image_shape))
-        whole_number("The number of images", len(images), 0, MAX_IMAGES, "Use smaller batches.")
+        whole_number("The number of images", len(images), 0, native.MAX_IMAGES, "Use smaller batches.")
         return images.resolve_neg()  # else a view like x.conj().imag would be read with the wrong sign
 
     def as_bytes(self, masks: Tensor | None, batch: int) -> Tensor:
@@ -197,17 +184,17 @@ def thread_count(threads: int | None) -> int:
         InvalidInputError: If it is not a whole number from 1 to 1024.
     """
     if threads is None:
-        return min(torch.get_num_threads(), MAX_THREADS)
-    return whole_number("threads", threads, 1, MAX_THREADS, "None takes torch's number.")
+        return min(torch.get_num_threads(), native.MAX_THREADS)
+    return whole_number("threads", threads, 1, native.MAX_THREADS, "None takes torch's number.")
 
 
-def as_they_lie(images: Tensor) -> Images:
+def as_they_lie(images: Tensor) -> native.Images:
     """Return where checked images are in memory.
 
     Torch must not copy images or masks: for large ones it wakes its threads, which then spin for milliseconds on the
     cores that the kernel's own threads need.
     """
-    return Images(images.data_ptr(), *images.stride())
+    return native.Images(images.data_ptr(), *images.stride())
 
 
 def empty_floats(*sizes: int) -> Tensor:
@@ -231,9 +218,9 @@ class Pass:
     def __init__(self, plan: Plan, batch: int) -> None:
         if not plan.looks or plan.decides:
             raise InvalidInputError("A pass needs a plan with looks and no policy; call look() before each decision.")
-        self.plan, self.batch = plan, whole_number("batch", batch, 1, MAX_IMAGES)
+        self.plan, self.batch = plan, whole_number("batch", batch, 1, native.MAX_IMAGES)
         self._stop = len(plan.looks) + 1  # begin() was not called
-        self._error = ctypes.create_string_buffer(ERROR_SIZE)
+        self._error = ctypes.create_string_buffer(native.ERROR_SIZE)
         self._handle = plan.library.prunegym_pass_new(plan.handle, self.batch, thread_count(None), self._error)
         self._check(not self._handle)
         self._finalizer = weakref.finalize(self, plan.library.prunegym_pass_free, self._handle)
@@ -290,4 +277,4 @@ class Pass:
 
     def _check(self, failed: bool | int) -> None:
         if failed:
-            raise KernelError(f"The kernel cannot run {self.batch} images: {self._error.value.decode()}.")
+            raise native.KernelError(f"The kernel cannot run {self.batch} images: {self._error.value.decode()}.")

@@ -11,58 +11,48 @@ from torch import Tensor
 
 from prunegym.models.gating.features import CLIP, MaskFeatures
 from prunegym.models.gating.gate_policy import GatePolicy, check_penalty
-from prunegym.models.skipping.program.layers import (
-    Add,
-    Average,
-    Conv,
-    Layer,
-    Linear,
-    MaxPool,
-    Other,
-    Program,
-    Subsample,
-)
+from prunegym.models.skipping.program import layers as kinds
 from prunegym.models.skipping.program.path import Decide, Executed, ExecutionPath
 
 LAMBDAS = 4
 """Values of lambda for which folded heads are kept."""
 
 
-def run_layer(layer: Layer, values: dict[str, Tensor]) -> Tensor:
+def run_layer(layer: kinds.Layer, values: dict[str, Tensor]) -> Tensor:
     """Run a layer that has the same form whatever is kept."""
     x = values[layer.inputs[0]]
-    if isinstance(layer, Linear):
+    if isinstance(layer, kinds.Linear):
         return linear(layer, values, layer.weight, layer.bias)
-    if isinstance(layer, MaxPool):
+    if isinstance(layer, kinds.MaxPool):
         x = F.max_pool2d(x, layer.kernel, layer.stride, layer.padding)
         return x.relu_() if layer.relu else x
-    if isinstance(layer, Add):
+    if isinstance(layer, kinds.Add):
         if len(layer.inputs) == 1:
             return x.relu()
         x = x + values[layer.inputs[1]]
         return x.relu_() if layer.relu else x
-    if isinstance(layer, Average):
+    if isinstance(layer, kinds.Average):
         return x.mean((2, 3), keepdim=True)
-    if isinstance(layer, Subsample):
+    if isinstance(layer, kinds.Subsample):
         after = layer.channels - x.shape[1] - layer.offset
         return F.pad(x[..., :: layer.stride, :: layer.stride], (0, 0, 0, 0, layer.offset, after))
-    return cast(Other, layer).run(values)
+    return cast(kinds.Other, layer).run(values)
 
 
-def conv(layer: Conv, values: dict[str, Tensor], weight: Tensor, bias: Tensor) -> Tensor:
+def conv(layer: kinds.Conv, values: dict[str, Tensor], weight: Tensor, bias: Tensor) -> Tensor:
     """Run a convolution with other weights than its own, and what is fused into it."""
     y = F.conv2d(values[layer.inputs[0]], weight, bias, layer.stride, layer.padding, layer.dilation)
     return finish(y, layer, values)
 
 
-def finish(y: Tensor, layer: Conv, values: dict[str, Tensor]) -> Tensor:
+def finish(y: Tensor, layer: kinds.Conv, values: dict[str, Tensor]) -> Tensor:
     """Run what is fused into a convolution, in place."""
     if len(layer.inputs) > 1:
         y += values[layer.inputs[1]]
     return y.relu_() if layer.relu else y
 
 
-def linear(layer: Linear, values: dict[str, Tensor], weight: Tensor, bias: Tensor) -> Tensor:
+def linear(layer: kinds.Linear, values: dict[str, Tensor], weight: Tensor, bias: Tensor) -> Tensor:
     """Run a linear layer with other weights than its own."""
     y = F.linear(values[layer.inputs[0]].flatten(1), weight, bias)
     return y.relu_() if layer.relu else y
@@ -105,7 +95,7 @@ class Deciding:
         policy: Decides gate by gate; None: masks are given.
     """
 
-    def __init__(self, program: Program, policy: GatePolicy | None) -> None:
+    def __init__(self, program: kinds.Program, policy: GatePolicy | None) -> None:
         self._program, self._policy = program, policy
         self._heads = functools.lru_cache(LAMBDAS)(self._fold)
         if policy is not None:
@@ -151,13 +141,13 @@ class FullPath(ExecutionPath):
 
     name = "full"
 
-    def __init__(self, program: Program, policy: GatePolicy | None = None) -> None:
+    def __init__(self, program: kinds.Program, policy: GatePolicy | None = None) -> None:
         super().__init__(program, policy)
         self._deciding = Deciding(program, policy)
         self._weights = {
             layer.name: layer.weight.contiguous(memory_format=torch.channels_last)
             for layer in program.layers
-            if isinstance(layer, Conv)
+            if isinstance(layer, kinds.Conv)
         }
         self._in_groups = sum(weight.numel() for weight in self._weights.values()) <= FEW_WEIGHTS
 
@@ -175,7 +165,7 @@ class FullPath(ExecutionPath):
         decide = self._deciding.start(None if mask is None else mask.to(images.dtype), penalty)
         values = {program.input: images.contiguous(memory_format=torch.channels_last)}
         for layer, ending in zip(program.layers, program.ending, strict=True):
-            if isinstance(layer, Conv):
+            if isinstance(layer, kinds.Conv):
                 if layer.gate is not None:
                     bits[layer.gate] = decide(layer.gate, values[layer.inputs[0]])
                 value = conv(layer, values, self._weights[layer.name], layer.bias)
@@ -186,7 +176,8 @@ class FullPath(ExecutionPath):
                 factors = bits[gate].to(value.dtype)[:, :, None, None]
                 # For a large map new memory costs more than the multiplication, so it is in place where the layer has
                 # made the memory: an operation of the network's own may return what it was given.
-                value = value.mul_(factors) if isinstance(layer, Conv | MaxPool | Add) else value * factors
+                own = isinstance(layer, kinds.Conv | kinds.MaxPool | kinds.Add)
+                value = value.mul_(factors) if own else value * factors
             values[layer.name] = value
             for name in ending:
                 del values[name]

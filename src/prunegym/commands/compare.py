@@ -9,19 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prunegym.commands.options import (
-    DenseFile,
-    Episodes,
-    Images,
-    RecipeOptions,
-    Run,
-    Settings,
-    Split,
-    TargetMacs,
-    TrainingData,
-    finite,
-    grouped,
-)
+from prunegym.commands import options as opt
 from prunegym.commands.output import Table, emit, note
 
 if TYPE_CHECKING:
@@ -35,20 +23,20 @@ ENTRIES = (
 )
 
 
-@grouped
+@opt.grouped
 def compare(
     entries: Annotated[list[str], typer.Argument(metavar="RECIPE...", help=ENTRIES)],
-    run: Run,
-    data: TrainingData,
+    run: opt.Run,
+    data: opt.TrainingData,
     model: Annotated[str, typer.Option(help="The CNN, with gates or without; may have {seed} in its path.")] = "digits",
-    split: Split = "test",
-    images: Images = None,
+    split: opt.Split = "test",
+    images: opt.Images = None,
     seeds: Annotated[int, typer.Option(help="Number of seeds, from 0.", min=1)] = 5,
-    penalty: Annotated[float, typer.Option(min=0.0, callback=finite, help="lambda of the figure reward.")] = 0.5,
-    dense: DenseFile = None,
-    episodes: Episodes = None,
-    target_macs: TargetMacs = None,
-    settings: Settings = None,
+    penalty: Annotated[float, typer.Option(min=0.0, callback=opt.finite, help="lambda of the figure reward.")] = 0.5,
+    dense: opt.DenseFile = None,
+    episodes: opt.Episodes = None,
+    target_macs: opt.TargetMacs = None,
+    settings: opt.Settings = None,
 ) -> None:
     """Train and evaluate agents side by side; baselines get the first entry's MAC budget. OUT/comparison.json.
 
@@ -68,7 +56,7 @@ def compare(
     if stored.policy is None and all(":" in entry for entry in entries):
         note("The model has no gate policy: agents decide from the standard features.", run.quiet)
     changes = {"episodes": episodes, "target_macs": target_macs, "settings": settings or None}
-    things = [_entry(name, RecipeOptions(name, episodes, settings=settings), target_macs) for name in entries]
+    things = [_entry(name, opt.RecipeOptions(name, episodes, settings=settings), target_macs) for name in entries]
     check_entries(things, range(seeds))
     tested = open_split(stored.info, data.dataset, split, images)
     train = open_split(stored.info, data.dataset, "train", span=data.train_images)
@@ -99,7 +87,7 @@ def compare(
     emit(document, run.as_json, comparison_table(found), *[f"{row.name}: {row.verdict}" for row in found.rows])
 
 
-def _entry(name: str, recipe: RecipeOptions, target_macs: float | None) -> Any:
+def _entry(name: str, recipe: opt.RecipeOptions, target_macs: float | None) -> Any:
     from prunegym.agents.baselines.static_masks import BASELINES
     from prunegym.agents.comparison.entries import STARTS, TRAINED_BASELINES, as_entry, split_label
 
