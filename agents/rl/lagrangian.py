@@ -14,6 +14,9 @@ from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.training.mac_target import TOLERANCE, meet_target, total_mac_share
 from prunegym.validation import finite, share
 
+ROUNDS = 12
+"""Halvings of the interval, when a policy's logits are shifted to its budget."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
@@ -79,20 +82,13 @@ class BudgetWarning(UserWarning):
     """No offset of the policy's logits brings it to its MAC budget."""
 
 
-def shift_to_budget(
-    masked: MaskedCNN, policy: GatePolicy, dataset: Dataset, budget: Budget, images: int = 1000
-) -> None:
-    """Shift a policy's logits, in place, so that its masks for this many images spend the budget."""
-    meet_target(masked, policy, dataset, budget.target_macs, images=images, rounds=12)
-
-
 def end_at_budget(masked: MaskedCNN, policy: GatePolicy, validation: Dataset, budget: Budget) -> float:
     """Shift a policy's logits, in place, to its budget on the whole validation split. Labels are not used.
 
     Returns:
         The total MAC share there, within :data:`TOLERANCE` of the budget unless there is a warning.
     """
-    shift_to_budget(masked, policy, validation, budget, len(validation))
+    meet_target(masked, policy, validation, budget.target_macs, images=len(validation), rounds=ROUNDS)
     spent = total_mac_share(masked, policy, validation)
     if abs(spent - budget.target_macs) > TOLERANCE:
         warnings.warn(

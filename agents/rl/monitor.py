@@ -15,7 +15,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from tqdm import tqdm
 
 from prunegym.agents.evaluation.masks import MaskCache, count_distinct, decide_on_the_way, penalised_accuracy
-from prunegym.agents.rl.lagrangian import DualAscent, shift_to_budget
+from prunegym.agents.rl.lagrangian import ROUNDS, DualAscent
 from prunegym.agents.rl.mask_policy import MaskPolicy
 from prunegym.agents.rl.recipe import OwnReward, Recipe, own_reward
 from prunegym.models.data.dataset import Dataset
@@ -26,6 +26,7 @@ from prunegym.models.skipping.skipping_cnn import prefer_kernel
 from prunegym.models.storage.model_file import Bundle
 from prunegym.models.storage.weights import save_state, save_text
 from prunegym.models.training.cnn_training import Report
+from prunegym.models.training.mac_target import meet_target
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,7 +199,7 @@ class TrainingMonitor(BaseCallback):
         assert isinstance(self.model.policy, MaskPolicy)
         actor = self.model.policy.gate_policy()
         if self.budget is not None:
-            shift_to_budget(self.masked, actor, self.validation, self.budget.budget)
+            meet_target(self.masked, actor, self.validation, self.budget.budget.target_macs, rounds=ROUNDS)
         result = self._figures(actor, self.recipe.middle_penalty)
         row = {"timesteps": self.num_timesteps, "updates": self.updates, **dataclasses.asdict(result)}
         if actor.penalty_range is not None:

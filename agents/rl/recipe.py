@@ -17,7 +17,7 @@ from torch import Tensor
 
 from prunegym.agents.rl.lagrangian import Budget
 from prunegym.envs.rewards.outcome import Outcome
-from prunegym.envs.rewards.reward import Reward, resolve_reward
+from prunegym.envs.rewards.reward import resolve_reward
 from prunegym.errors import InvalidInputError
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.masking.masked_cnn import MaskedCNN
@@ -196,47 +196,9 @@ def linear_start(text: str, setting: str = "learning_rate") -> float:
         ) from None
 
 
-class OwnReward:
-    """Measures the mean reward of masks over all images of a split.
-
-    Args:
-        reward: The reward.
-        masked: The CNN.
-        dataset: The images.
-        penalty: lambda; None takes it from each call, for a policy of a range of lambdas.
-    """
-
-    def __init__(self, reward: Reward, masked: MaskedCNN, dataset: Dataset, penalty: float | None) -> None:
-        self.reward, self.masked, self.dataset, self.penalty = reward, masked, dataset, penalty
-
-    def __call__(self, masks: Tensor, logits: Tensor, penalty: float) -> float:
-        """Return the mean reward.
-
-        Args:
-            masks: (images, mask_size) bool.
-            logits: The CNN's output under them, (images, classes) float32.
-            penalty: lambda, if the constructor got none.
-        """
-        device = self.masked.device
-        mask = masks.float().to(device)
-        price = penalty if self.penalty is None else self.penalty
-        outcome = Outcome(
-            logits=logits.to(device),
-            labels=self.dataset.labels.to(device),
-            indices=torch.arange(len(mask), device=device),
-            mask=mask,
-            kept=mask.double().sum(1),
-            mac_share=self.masked.cost.mac_share(mask),
-            penalty=torch.full((len(mask),), price, dtype=torch.float64, device=device),
-            masked=self.masked,
-            dataset=self.dataset,
-            dense=lambda: self._dense.to(device, copy=True),
-        )
-        return float(self.reward(outcome).mean())
-
-    @functools.cached_property
-    def _dense(self) -> Tensor:
-        return dense_logits(self.masked, self.dataset)
+OwnReward = Callable[[Tensor, Tensor, float], float]
+"""From masks (images, mask_size) bool, the CNN's output under them (images, classes) float32 and lambda, the mean
+reward over a split. A recipe with one lambda of its own is measured at that."""
 
 
 def own_reward(recipe: Recipe, masked: MaskedCNN, dataset: Dataset) -> OwnReward | None:
@@ -256,5 +218,24 @@ def own_reward(recipe: Recipe, masked: MaskedCNN, dataset: Dataset) -> OwnReward
     if reward == "macs" and accuracy in ("correct", "probability"):
         return None
     resolved = resolve_reward(reward, accuracy, masked, kwargs.get("latency_table"))
-    penalty = resolved.default_penalty if kwargs.get("penalty") is None else kwargs["penalty"]
-    return OwnReward(resolved, masked, dataset, float(penalty) if isinstance(penalty, float | int) else None)
+    own_penalty = resolved.default_penalty if kwargs.get("penalty") is None else kwargs["penalty"]
+    dense = functools.cache(lambda: dense_logits(masked, dataset))
+
+    def measured(masks: Tensor, logits: Tensor, penalty: float) -> float:
+        device, mask = masked.device, masks.float().to(masked.device)
+        price = float(own_penalty) if isinstance(own_penalty, float | int) else penalty
+        outcome = Outcome(
+            logits=logits.to(device),
+            labels=dataset.labels.to(device),
+            indices=torch.arange(len(mask), device=device),
+            mask=mask,
+            kept=mask.double().sum(1),
+            mac_share=masked.cost.mac_share(mask),
+            penalty=torch.full((len(mask),), price, dtype=torch.float64, device=device),
+            masked=masked,
+            dataset=dataset,
+            dense=lambda: dense().to(device, copy=True),
+        )
+        return float(resolved(outcome).mean())
+
+    return measured
