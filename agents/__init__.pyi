@@ -23,9 +23,12 @@ from .evaluation.evaluator import Evaluation as Evaluation, evaluate as evaluate
 from .evaluation.masks import Agent as Agent, Masks as Masks
 from .evaluation.predictors import PredictorOptions as PredictorOptions, load_agent as load_agent
 from .rl.finetuning import finetune as finetune
-from .rl.lagrangian import Budget as Budget
+from .rl.lagrangian import (
+    Budget as Budget,
+    gates_at_best_offset as gates_at_best_offset,
+    gates_at_mac_share as gates_at_mac_share,
+)
 from .rl.mask_policy import MaskPolicy as MaskPolicy, new_gate_policy as new_gate_policy
-from .rl.offsets import gates_at_best_offset as gates_at_best_offset, gates_at_mac_share as gates_at_mac_share
 from .rl.recipe import Recipe as Recipe
 from .rl.recipe_files import load_recipe as load_recipe
 from .rl.trainer import train_agent as train_agent

@@ -26,8 +26,13 @@ from .skipping.skipping_cnn import EXECUTIONS as EXECUTIONS, SkippingCNN as Skip
 from .storage.model_file import CNNInfo as CNNInfo, read_model as read_model, write_model as write_model
 from .storage.weights import load_weights as load_weights, save_weights as save_weights
 from .training.cnn_training import TrainConfig as TrainConfig, accuracy as accuracy, train as train
-from .training.imitation import ImitationConfig as ImitationConfig, imitate as imitate
 from .training.mac_target import meet_target as meet_target
-from .training.preparation import PrepareConfig as PrepareConfig, new_policy as new_policy, prepare as prepare
+from .training.preparation import (
+    ImitationConfig as ImitationConfig,
+    PrepareConfig as PrepareConfig,
+    imitate as imitate,
+    new_policy as new_policy,
+    prepare as prepare,
+)
 from .training.tuning import TuneConfig as TuneConfig, tune as tune
 from .zoo.network_registry import ZOO as ZOO, build as build, register_network as register_network

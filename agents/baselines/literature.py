@@ -18,9 +18,8 @@ from prunegym.models.masking.importance import at_mac_share
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.storage.model_file import CNNInfo
 from prunegym.models.training.cnn_training import epoch_batches
-from prunegym.models.training.imitation import ImitationConfig
 from prunegym.models.training.mac_target import meet_target
-from prunegym.models.training.preparation import PrepareConfig, prepare
+from prunegym.models.training.preparation import ImitationConfig, PrepareConfig, prepare
 from prunegym.models.training.tuning import TuneConfig
 
 SPARSITY = 0.5

@@ -14,7 +14,7 @@ from prunegym.agents.baselines.literature import best_of_k, decore, gates_by_gra
 from prunegym.agents.comparison.results import fingerprint, slug
 from prunegym.agents.evaluation.masks import Agent, decide_fixed, is_masks
 from prunegym.agents.evaluation.predictors import agent_name, as_predictor, load_agent
-from prunegym.agents.rl.offsets import gates_at_best_offset, gates_at_mac_share
+from prunegym.agents.rl.lagrangian import gates_at_best_offset, gates_at_mac_share
 from prunegym.agents.rl.recipe import Recipe
 from prunegym.agents.rl.recipe_files import as_recipe
 from prunegym.agents.rl.trainer import train_agent, try_recipe

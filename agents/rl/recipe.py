@@ -22,7 +22,7 @@ from prunegym.errors import InvalidInputError
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.training.cnn_training import dense_logits
-from prunegym.models.training.imitation import ImitationConfig
+from prunegym.models.training.preparation import ImitationConfig
 from prunegym.models.training.tuning import TuneConfig
 from prunegym.user_code import described
 from prunegym.validation import choice, finite, share, whole_number

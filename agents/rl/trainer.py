@@ -13,10 +13,9 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import LinearSchedule, set_random_seed
 from stable_baselines3.common.vec_env import VecEnv
 
-from prunegym.agents.rl.lagrangian import DualAscent, end_at_budget
+from prunegym.agents.rl.lagrangian import DualAscent, end_at_budget, gates_at_best_offset
 from prunegym.agents.rl.mask_policy import MaskPolicy
 from prunegym.agents.rl.monitor import TrainingMonitor
-from prunegym.agents.rl.offsets import gates_at_best_offset
 from prunegym.agents.rl.recipe import CLASSES, SCHEDULES, Recipe, linear_start, own_reward
 from prunegym.agents.rl.recipe_files import as_recipe
 from prunegym.envs.sb3_vec_env import MaskVecEnv

@@ -80,6 +80,11 @@ class Profile:
     machine: dict[str, Any]
 
     @property
+    def times(self) -> dict[str, float]:
+        """The seconds of all forms."""
+        return {**{f"dense, {name}": value for name, value in self.dense.items()}, **self.skipping, **self.reference}
+
+    @property
     def fastest_dense(self) -> str:
         """Name of the fastest dense form."""
         return min(self.dense, key=lambda name: self.dense[name])
@@ -90,8 +95,7 @@ class Profile:
 
     def as_json(self) -> dict[str, Any]:
         """Return everything as plain JSON, with ratios to the fastest dense form."""
-        times = {**{f"dense, {name}": value for name, value in self.dense.items()}, **self.skipping, **self.reference}
-        ratios = {name: self.ratio(value) for name, value in times.items()}
+        ratios = {name: self.ratio(value) for name, value in self.times.items()}
         return {**dataclasses.asdict(self), "fastest_dense": self.fastest_dense, "ratios": ratios}
 
 
