@@ -110,10 +110,8 @@ def _cross_entropy(masked: MaskedCNN, images: Tensor, labels: Tensor, masks: Ten
 
 def taylor_static(masked: MaskedCNN, train: Dataset, share: float) -> Masks:
     """Return the static mask with the largest Taylor scores per MAC over all gates, at a MAC share."""
-    return Masks(
-        "static, Taylor",
-        importance.at_mac_share(importance.taylor_scores(masked, train) / importance.prices(masked), masked, share),
-    )
+    scores = importance.taylor_scores(masked, train) / importance.prices(masked)
+    return Masks("static, Taylor", importance.at_mac_share(scores, masked, share))
 
 
 def learned_static(masked: MaskedCNN, train: Dataset, share: float, *, epochs: float = 5, seed: int = 0) -> Masks:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import warnings
-from collections.abc import Mapping
 
 import torch
 
@@ -75,14 +74,6 @@ class DualAscent:
         self.steady = max(0.0, self.steady + self.budget.rate * above)
         self.penalty = max(0.0, self.steady + self.budget.damping * above)
         return self.penalty
-
-    def state(self) -> dict[str, float]:
-        """Return the state for a checkpoint, as plain JSON."""
-        return {"penalty": self.penalty, "steady": self.steady}
-
-    def restore(self, state: Mapping[str, float]) -> None:
-        """Continue from the state of a checkpoint."""
-        self.penalty, self.steady = state["penalty"], state["steady"]
 
 
 class BudgetWarning(UserWarning):

@@ -138,7 +138,7 @@ class TrainingMonitor(BaseCallback):
         state = json.loads(self.state_path.read_text())
         self.best_reward, self.history, self.updates = state["best_reward"], state["history"], state["updates"]
         if self.budget is not None:
-            self.budget.restore(state["budget"])
+            self.budget.penalty, self.budget.steady = (state["budget"][key] for key in ("penalty", "steady"))
         self._restored = True
 
     def _on_training_start(self) -> None:
@@ -244,5 +244,5 @@ class TrainingMonitor(BaseCallback):
         (self.folder / "checkpoint.partial.zip").replace(self.folder / "checkpoint.zip")
         state: dict[str, Any] = {"best_reward": self.best_reward, "history": self.history, "updates": self.updates}
         if self.budget is not None:
-            state["budget"] = self.budget.state()
+            state["budget"] = {"penalty": self.budget.penalty, "steady": self.budget.steady}
         save_text(self.state_path, json.dumps(state))

@@ -23,6 +23,8 @@ from prunegym.models.skipping.skipping_cnn import SkippingCNN
 from prunegym.models.stopwatch import median_seconds
 from prunegym.models.storage.run_folder import machine
 
+Forms = dict[str, Callable[[], object]]
+"""By name, what runs a batch."""
 LIMIT = 60.0
 """Seconds after which no further round begins."""
 
@@ -216,21 +218,6 @@ def _layers(
         share = None if gate is None else kept[gate]
         rows.append(LayerTime(label, share, seconds / count, full[name] / count if name in full else None))
     return tuple(rows)
-
-
-def random_masks(
-    batch: int, widths: list[int], generator: torch.Generator, low: float = 0.3, high: float = 0.7
-) -> Tensor:
-    """Draw masks whose kept share of each gate is drawn for each image: (batch, mask_size) bool."""
-    parts = []
-    for width in widths:
-        share = low + (high - low) * torch.rand(batch, 1, generator=generator)
-        ranks = torch.rand(batch, width, generator=generator).argsort(1).argsort(1)
-        parts.append(ranks < (share * width).round().clamp(min=1))
-    return torch.cat(parts, 1)
-
-
-Forms = dict[str, Callable[[], object]]
 
 
 def dense_forms(network: nn.Module, images: Tensor, compiled: bool = False) -> tuple[Forms, dict[str, str]]:

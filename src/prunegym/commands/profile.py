@@ -36,7 +36,8 @@ def profile(
     import torch
 
     from prunegym.models.catalog import open_model, open_split
-    from prunegym.models.timing.profiler import profile as measure_profile, random_masks
+    from prunegym.models.timing.latency_measurement import random_masks
+    from prunegym.models.timing.profiler import profile as measure_profile
 
     machine.settle(data)
     stored = open_model(model, data.dataset)
