@@ -1,4 +1,4 @@
-"""Static baselines that are trained or searched, for both tracks."""
+"""Baselines without reinforcement learning: cheap ones, and static ones that are trained or searched."""
 
 from __future__ import annotations
 

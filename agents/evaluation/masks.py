@@ -1,4 +1,4 @@
-"""The masks that an agent gives the images of a split, the MACs of deciding them, and the outputs under them."""
+"""The masks that an agent gives the images of a split, the outputs under them, and what to compare them with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A MAC budget instead of a fixed penalty: training adapts lambda until masks spend the budget."""
+"""A MAC budget instead of a fixed penalty, met by lambda in training and by an offset of the logits after it."""
 
 from __future__ import annotations
 

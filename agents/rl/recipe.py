@@ -1,4 +1,4 @@
-"""Recipes: the settings of a training run."""
+"""Recipes: the settings of a training run, and the mean reward by which a run chooses its best actor."""
 
 from __future__ import annotations
 

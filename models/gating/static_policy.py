@@ -1,4 +1,4 @@
-"""Gates that ignore the image: one mask for all images, learned or given."""
+"""Gates of either kind run; and those that ignore the image: one mask for all images, learned or given."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finding and loading the shared library, and the C structures that it takes."""
+"""Finding and loading the shared library, the C structures that it takes, and the buffers of its values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights and run states on disk, and hashes of them. Loading never executes code."""
+"""Weights, as float32 or int8, and run states on disk, and hashes of them. Loading never executes code."""
 
 from __future__ import annotations
 

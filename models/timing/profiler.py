@@ -1,4 +1,4 @@
-"""Where the time of a masked CNN goes: dense, masked, skipping, and layer by layer."""
+"""Where the time of a masked CNN goes: dense in all of torch's ways, masked, skipping, and layer by layer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Step 1 of the article: train a network from scratch. An interrupted run can be resumed. Reports of any training."""
+"""Step 1 of the article: train a network from scratch. Reports and checkpoints, by which any training resumes."""
 
 from __future__ import annotations
 
