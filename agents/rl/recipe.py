@@ -99,9 +99,9 @@ class Recipe:
         finite(self._named("sharpen"), self.sharpen, above=0)
         if self.target_macs not in (None, "best"):
             share(self._named("target_macs"), self.target_macs, hint="Give a total MAC share, or 'best'.")
-        for field in ("callbacks", "loggers"):
-            if not isinstance(getattr(self, field), list | tuple):
-                raise InvalidInputError(f"{self._named(field)} is {getattr(self, field)!r}; a list is needed.")
+        for setting in ("callbacks", "loggers"):
+            if not isinstance(getattr(self, setting), list | tuple):
+                raise InvalidInputError(f"{self._named(setting)} is {getattr(self, setting)!r}; a list is needed.")
         conflict = self._conflict()
         if conflict is not None:
             raise InvalidInputError(f"Recipe {self.name!r}: {conflict}")

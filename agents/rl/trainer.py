@@ -244,9 +244,10 @@ def _reinforce(
         if recipe.loggers:
             algorithm.set_logger(make_logger(recipe.loggers, out, f"{recipe.algo}_1"))
         callbacks = [monitor, *make_callbacks(recipe.callbacks)]
-        algorithm.learn(
-            total - done, callbacks, reset_num_timesteps=done == 0, tb_log_name=recipe.algo, log_interval=10
-        )
+        algorithm.learn(total - done, callbacks, 10, tb_log_name=recipe.algo, reset_num_timesteps=done == 0)
+        algorithm.logger.dump(algorithm.num_timesteps)  # the last figures, whatever the interval
+        if recipe.loggers:
+            algorithm.logger.close()
     start.load_state_dict(load_state(out / "best_actor.pt"))
     return start
 
