@@ -18,7 +18,7 @@ from prunegym.models.data.dataset import CLASSES, Dataset
 from prunegym.models.data.files.decoding import decode, to_pixels
 from prunegym.models.data.normalisation import Normalisation
 from prunegym.models.data.transform import Transform
-from prunegym.models.storage.fingerprints import fingerprint_of
+from prunegym.models.storage.weights import fingerprint_of
 from prunegym.models.tasks.objective import KINDS, Objective
 from prunegym.models.zoo.network_registry import ZOO, build
 

@@ -16,11 +16,10 @@ from prunegym.errors import InvalidInputError, MissingDataError, PruneGymError
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.gating.features import MaskFeatures
 from prunegym.models.gating.gate_policy import GatePolicy
-from prunegym.models.gating.static_policy import StaticPolicy
+from prunegym.models.gating.static_policy import Policy, StaticPolicy
 from prunegym.models.masking.masked_cnn import MaskedCNN
+from prunegym.models.storage import weights as files
 from prunegym.models.storage.cnn_info import CNNInfo, as_json, from_json
-from prunegym.models.storage.int8 import dequantized, quantized_state
-from prunegym.models.storage.weights import load_tensors, read_weights, write_tensors
 
 FORMAT, QUANTIZED_FORMAT = 1, 2
 """Float files keep format 1, so that versions without int8 weights still read them."""
@@ -41,7 +40,7 @@ class Bundle:
 
     masked: MaskedCNN
     info: CNNInfo
-    policy: GatePolicy | StaticPolicy | None = None
+    policy: Policy | None = None
     data: Mapping[str, Dataset] = dataclasses.field(default_factory=dict)
     seed: int = 0
     device: str = "cpu"
@@ -51,7 +50,7 @@ def write_model(
     path: Path | str,
     network: nn.Module,
     info: CNNInfo,
-    policy: GatePolicy | StaticPolicy | None = None,
+    policy: Policy | None = None,
     masked: MaskedCNN | None = None,
     int8: bool = False,
 ) -> None:
@@ -71,7 +70,7 @@ def write_model(
     """
     path = Path(path)
     _check_name(path)
-    state = quantized_state if int8 else nn.Module.state_dict
+    state = files.quantized_state if int8 else nn.Module.state_dict
     tensors = {f"network.{name}": tensor for name, tensor in state(network).items()}
     description: dict[str, Any] = {"format": QUANTIZED_FORMAT if int8 else FORMAT, "info": as_json(info)}
     if policy is not None and masked is None:
@@ -81,7 +80,7 @@ def write_model(
         description["gates"] = [gate.name for gate in masked.gates]
         description["features"] = policy.features.config
         description["policy"] = {"kind": type(policy).__name__, **getattr(policy, "config", {})}
-    write_tensors(path, tensors, {"prunegym": json.dumps(description)})
+    files.write_tensors(path, tensors, {"prunegym": json.dumps(description)})
 
 
 def read_model(path: Path | str, network: nn.Module | None = None) -> Bundle:
@@ -99,14 +98,14 @@ def read_model(path: Path | str, network: nn.Module | None = None) -> Bundle:
     if not path.is_file():
         raise MissingDataError(f"There is no model file {path}. Check the path.")
     _check_name(path)
-    tensors = read_weights(path)
+    tensors = files.read_weights(path)
     description = _description(path)
     if description["format"] == QUANTIZED_FORMAT:
-        tensors = dequantized(tensors, str(path))
+        tensors = files.dequantized(tensors, str(path))
     with _reading(path, "network"):
         info = from_json(description["info"])
     network = info.build() if network is None else network
-    load_tensors(network, _part(tensors, "network."), str(path))
+    files.load_tensors(network, _part(tensors, "network."), str(path))
     gates = description.get("gates", "auto")
     masked = MaskedCNN(network, info.example(), gates=gates)
     if "policy" not in description:
@@ -114,7 +113,7 @@ def read_model(path: Path | str, network: nn.Module | None = None) -> Bundle:
     with _reading(path, "policy"):
         features = _feature_options(path, dict(description["features"]))
         policy = _policy(masked, features, dict(description["policy"]))
-    load_tensors(policy, _part(tensors, "policy."), str(path))
+    files.load_tensors(policy, _part(tensors, "policy."), str(path))
     deviations = [value for name, value in policy.features.named_buffers() if name.startswith("std")]
     if any((value <= 0).any() for value in deviations):
         raise InvalidInputError(f"{path} is damaged: its policy divides by standard deviations of 0. Write it again.")
@@ -145,7 +144,7 @@ def _feature_options(path: Path, options: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-def _policy(masked: MaskedCNN, features: dict[str, Any], options: dict[str, Any]) -> GatePolicy | StaticPolicy:
+def _policy(masked: MaskedCNN, features: dict[str, Any], options: dict[str, Any]) -> Policy:
     kinds = (StaticPolicy.__name__, GatePolicy.__name__)
     kind = options.pop("kind")
     if kind not in kinds:

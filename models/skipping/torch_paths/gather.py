@@ -14,9 +14,8 @@ from torch import Tensor
 from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.skipping.program.layers import Conv, Layer, Linear, Program
 from prunegym.models.skipping.program.path import DECIDE, Clock, Decide, Executed, ExecutionPath
-from prunegym.models.skipping.torch_paths.folded_heads import Deciding, joined
 from prunegym.models.skipping.torch_paths.gathered_weights import KeptChannels, Slices
-from prunegym.models.skipping.torch_paths.torch_layers import conv, finish, linear, run_layer
+from prunegym.models.skipping.torch_paths.torch_layers import Deciding, conv, finish, joined, linear, run_layer
 
 Result = TypeVar("Result")
 

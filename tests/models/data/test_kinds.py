@@ -17,7 +17,7 @@ from prunegym.models.data.normalisation import Normalisation
 from prunegym.models.data.sources.lazy_images import LazyImages
 from prunegym.models.data.sources.torch_datasets import torch_items
 from prunegym.models.data.splits import from_arrays
-from prunegym.models.storage.fingerprints import fingerprint_of
+from prunegym.models.storage.weights import fingerprint_of
 from tests.models.data.data_files import RANDOM
 
 IMAGES = torch.from_numpy(RANDOM.integers(0, 256, (60, 3, 6, 8), dtype=np.uint8))

@@ -20,7 +20,7 @@ from prunegym.models.data.dataset_registry import load_dataset
 from prunegym.models.data.files.image_folders import image_folder
 from prunegym.models.data.sources.lazy_images import LazyImages
 from prunegym.models.data.transform import Transform
-from prunegym.models.storage.fingerprints import fingerprint_of
+from prunegym.models.storage.weights import fingerprint_of
 from tests.models.data.data_files import RANDOM, png, write_tar
 
 pytestmark = pytest.mark.usefixtures("fresh_datasets")
