@@ -14,8 +14,9 @@ from prunegym.models.masking.masked_cnn import MaskedCNN
 def check_dataset(dataset: object, name: str = "The data set") -> None:
     """Raise InvalidInputError unless this is a Dataset; ``name`` is what it is called in the message."""
     if not isinstance(dataset, Dataset):
+        given = repr(dataset) if isinstance(dataset, str) else f"a {type(dataset).__name__}"
         raise InvalidInputError(
-            f"{name} is a {type(dataset).__name__}; a Dataset is needed, for example load_dataset('digits', "
+            f"{name} is {given}; a Dataset is needed, for example load_dataset('digits', "
             "'test'). Make one of a torch Dataset with from_torch, or of arrays with from_arrays."
         )
 
