@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from prunegym.models.masking.gates import Block, Gate, Layout, channel_counts
-from prunegym.models.masking.graph import Graph, Step
+from prunegym.models.masking.graph import Graph, Step, attribute_of
 from prunegym.models.masking.operators import Kind
 
 _LAYERS = (Kind.CONV, Kind.DEPTHWISE, Kind.LINEAR)
@@ -39,18 +39,17 @@ class CostModel:
         reads, makes, macs, weights = [], [], [], []
         counted: set[str] = set()
         for step in graph.steps:
-            if step.kind not in _LAYERS:
+            if step.kind not in _LAYERS or not step.weight:
                 continue
-            layer = network.get_submodule(step.target)
-            assert isinstance(layer, nn.Conv2d | nn.Linear)
+            weight = attribute_of(network, step.weight)
             # Weights of one pair of an input and an output channel: the size of a kernel.
-            pairs = layer.weight.numel() / (len(layer.weight) * layer.weight.shape[1])
+            pairs = weight.numel() / (len(weight) * weight.shape[1])
             reads.append(_channels(graph[step.inputs[0]], layouts, len(gates), step))
             makes.append(_channels(step, layouts, len(gates), step) if step.kind is not Kind.DEPTHWISE else _one(gates))
             macs.append(pairs * _positions(step))
             # A layer that is called twice costs its MACs twice, but has its weights once.
-            weights.append(0.0 if step.target in counted else pairs)
-            counted.add(step.target)
+            weights.append(0.0 if step.weight in counted else pairs)
+            counted.add(step.weight)
         self._reads, self._makes = torch.stack(reads), torch.stack(makes)
         self._macs = torch.tensor(macs, dtype=torch.float64)
         self._weights = torch.tensor(weights, dtype=torch.float64)
@@ -125,8 +124,8 @@ def _positions(step: Step) -> int:
 def _uncounted_weights(network: nn.Module, counted: set[str]) -> int:
     """Return the weights of convolutions and linears in which no channel can be masked, e.g. grouped ones."""
     kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
-    layers = [layer for name, layer in network.named_modules() if name not in counted and isinstance(layer, kinds)]
-    return sum(layer.weight.numel() for layer in layers)
+    layers = [layer for name, layer in network.named_modules() if f"{name}.weight".lstrip(".") not in counted]
+    return sum(layer.weight.numel() for layer in layers if isinstance(layer, kinds))
 
 
 def _counted_macs(graph: Graph, network: nn.Module) -> float:

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterable
 
 import torch
-from torch import nn
 
 from prunegym.errors import InvalidInputError, UnknownNameError, UntraceableModelError
 from prunegym.models.masking.graph import Graph, OutputOf, Step
@@ -61,7 +60,7 @@ _CHAIN = {Kind.DEPTHWISE, Kind.CHANNELWISE, Kind.ACTIVATION, Kind.POOL}
 _LAYERS = {Kind.CONV, Kind.DEPTHWISE, Kind.LINEAR}
 
 
-def find_gates(graph: Graph, network: nn.Module) -> tuple[list[Gate], dict[str, str]]:
+def find_gates(graph: Graph) -> tuple[list[Gate], dict[str, str]]:
     """Find every convolution whose channels can be masked.
 
     Returns:
@@ -69,44 +68,40 @@ def find_gates(graph: Graph, network: nn.Module) -> tuple[list[Gate], dict[str, 
     """
     gates: list[Gate] = []
     rejected: dict[str, str] = {}
-    shared = _shared_layers(graph, network)
+    shared = _shared_layers(graph)
     for step in graph.steps:
-        if step.kind is not Kind.CONV:
+        if step.kind is not Kind.CONV or not step.weight:
             continue
         producers, point = _point(graph, step)
         consumers, obstacle = _consumers(graph, point)
         if obstacle is None and not consumers:
             obstacle = "no convolution or linear layer reads its channels"
-        if obstacle is None and {graph[name].target for name in (*producers, *consumers)} & shared:
+        if obstacle is None and {graph[name].weight for name in (*producers, *consumers)} & shared:
             obstacle = "one of its layers is called twice, or shares its weights with another"
         if obstacle is not None:
-            rejected[str(step.target)] = obstacle
+            rejected[step.layer] = obstacle
             continue
-        gates.append(Gate(str(step.target), step.shape[1], producers, point, consumers))
-    followers = {graph[name].target for gate in gates for name in gate.producers}
+        gates.append(Gate(step.layer, step.shape[1], producers, point, consumers))
+    followers = {graph[name].layer for gate in gates for name in gate.producers}
     for step in graph.steps:
-        if step.kind is Kind.DEPTHWISE and step.target not in followers:
-            rejected[str(step.target)] = "it is depthwise, and no gate can be found for the channels that it reads"
-        elif step.kind is Kind.OTHER and step.op == "module":
-            layer = network.get_submodule(step.target)
-            if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
-                groups = f" with {layer.groups} groups" if layer.groups > 1 else ""
-                rejected[str(step.target)] = f"{type(layer).__name__}{groups} is not a plain convolution"
+        if step.kind is Kind.DEPTHWISE and step.layer not in followers:
+            rejected[step.layer] = "it is depthwise, and no gate can be found for the channels that it reads"
+        elif step.kind is Kind.GROUPED:
+            rejected[step.layer] = f"{step.operation} is grouped or transposed, no plain convolution"
+        elif step.kind is Kind.CONV and not step.weight:
+            rejected[step.layer] = "its weight is computed"
     return gates, rejected
 
 
-def _shared_layers(graph: Graph, network: nn.Module) -> set[str]:
-    """Return the layers that are called twice or share their weights with another layer."""
-    layers = [step.target for step in graph.steps if step.kind in _LAYERS]
-    calls = Counter(layers)
-    weights = {target: id(network.get_submodule(target).weight) for target in layers}
-    owners = Counter(weights.values())
-    return {target for target in layers if calls[target] > 1 or owners[weights[target]] > 1}
+def _shared_layers(graph: Graph) -> set[str]:
+    """Return the weights that are read more than once."""
+    calls = Counter(step.weight for step in graph.steps if step.kind in _LAYERS)
+    return {weight for weight, count in calls.items() if count > 1}
 
 
 def _readers(graph: Graph, name: str) -> list[Step]:
-    """Return the steps that read a value, without those that only read its size."""
-    return [graph[user] for user in graph.users[name] if graph[user].kind is not Kind.SIZE]
+    """Return the steps that read a value."""
+    return [graph[user] for user in graph.users[name]]
 
 
 def _point(graph: Graph, producer: Step) -> tuple[tuple[str, ...], str]:
@@ -143,8 +138,7 @@ def _consumers(graph: Graph, point: str) -> tuple[tuple[str, ...], str | None]:
                     pending.append(step.name)
                     seen.add(step.name)
             else:
-                target = getattr(step.target, "__name__", step.target)
-                return (), f"its channels reach {target!r} ({step.kind.value})"
+                return (), f"its channels reach {step} ({step.kind.value})"
     return tuple(sorted(set(consumers), key=lambda consumer: graph.index[consumer])), None
 
 
@@ -166,7 +160,7 @@ def _keeps_channels(before: Step, step: Step) -> bool:
     if len(before.shape) < 2 or len(step.shape) < 2 or step.shape[0] != before.shape[0]:
         return False
     if step.kind is Kind.CONCAT:
-        return _dimensions(step, len(step.shape), default=0) == {1}
+        return _dimensions(step, len(step.shape)) == {1}
     if step.kind is Kind.RESHAPE:
         return step.shape[1] % before.shape[1] == 0
     if step.shape[1] != before.shape[1]:
@@ -174,20 +168,17 @@ def _keeps_channels(before: Step, step: Step) -> bool:
     if step.kind is Kind.MULTIPLY:
         return len(step.shape) == len(before.shape)
     if step.kind is Kind.POOL and step.shape != before.shape:
-        if step.target in ("mean", torch.mean):
-            return _dimensions(step, len(before.shape), default=None).isdisjoint({0, 1})
+        if step.operation in ("mean", "amax", "sum"):
+            return _dimensions(step, len(before.shape)).isdisjoint({0, 1})
         return len(before.shape) == len(step.shape) == 4
     return True
 
 
-def _dimensions(step: Step, count: int, default: int | None) -> set[int]:
-    """Return the dimensions that a step's arguments name, or its default; all if there is neither."""
-    named = step.kwargs.get("dim", step.kwargs.get("axis", step.args[1] if len(step.args) > 1 else default))
-    if isinstance(named, int):
-        named = (named,)
-    if not isinstance(named, list | tuple) or not all(isinstance(dimension, int) for dimension in named):
-        return set(range(count))
-    return {dimension % count for dimension in named}
+def _dimensions(step: Step, count: int) -> set[int]:
+    """Return the dimensions that a step's arguments name; all if they name none."""
+    named = step.arguments.get("dim")
+    dimensions = range(count) if named is None else named if isinstance(named, list) else [named]
+    return {dimension % count for dimension in dimensions}
 
 
 def layouts(graph: Graph, gates: list[Gate]) -> dict[str, Layout]:
@@ -208,10 +199,8 @@ def layouts(graph: Graph, gates: list[Gate]) -> dict[str, Layout]:
 def _layout(graph: Graph, step: Step, found: dict[str, Layout]) -> Layout:
     inputs = [name for name in step.inputs if name in found]
     layout: Layout = ()
-    if step.kind is Kind.CONCAT and _dimensions(step, len(step.shape), default=0) == {1}:
-        parts = step.kwargs.get("tensors", step.args[0] if step.args else ())
-        # The outputs of an operation that splits come as one value, whose parts are unknown.
-        parts = () if isinstance(parts, OutputOf) else parts
+    if step.kind is Kind.CONCAT and _dimensions(step, len(step.shape)) == {1}:
+        parts = step.arguments["tensors"]
         layout = tuple(block for part in parts if isinstance(part, OutputOf) for block in found[part.name])
     elif step.kind is Kind.MULTIPLY:
         # Of two operands with gates the full map counts, not the one that scales it; of two full maps, the earlier one.

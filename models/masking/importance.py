@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from prunegym.errors import InvalidInputError
 from prunegym.models.data.dataset import Dataset
+from prunegym.models.masking.graph import attribute_of
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.validation import finite
 
@@ -141,8 +142,8 @@ def l1_scores(masked: MaskedCNN) -> Tensor:
     for gate in masked.gates:
         norms = torch.zeros(gate.width)
         for producer in gate.producers:
-            layer = masked.network.get_submodule(masked.graph[producer].target)
-            norms += layer.get_parameter("weight").detach().abs().sum((1, 2, 3)).cpu()
+            weight = attribute_of(masked.network, masked.graph[producer].weight)
+            norms += weight.detach().abs().sum((1, 2, 3)).cpu()
         parts.append(norms)
     return torch.cat(parts)
 

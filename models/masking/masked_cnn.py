@@ -14,7 +14,8 @@ from prunegym.errors import InvalidInputError
 from prunegym.html import table
 from prunegym.models.masking.cost import CostModel
 from prunegym.models.masking.gates import Gate, Layout, choose_gates, find_gates, layouts, wanted_names
-from prunegym.models.masking.graph import Graph, check_module, runner, trace
+from prunegym.models.masking.graph import Graph, first_values, runner
+from prunegym.models.masking.tracing import Output, check_module, check_same, plain, trace
 from prunegym.models.masking.verification import failing_gates
 from prunegym.validation import shape
 
@@ -45,10 +46,11 @@ class MaskedCNN(nn.Module):
     activation, so masking a channel equals removing its filter. A mask of ones gives the original network.
 
     Args:
-        module: A CNN that torch.fx can trace: one tensor in, one tensor out.
+        module: A CNN that takes one tensor.
         example_input: (batch, channels, height, width) float, normalised; MACs are counted for its size.
         gates: ``"auto"`` for all gates that are found, or names of convolutions.
         frozen: Parameters get no gradients, and batch norm and dropout stay in eval mode even after :meth:`train`.
+        output: Where the network returns several tensors, the key, position or attribute of the one that counts.
 
     Attributes:
         network: The copy. Its state dict has the original names.
@@ -73,9 +75,16 @@ class MaskedCNN(nn.Module):
     """
 
     def __init__(
-        self, module: nn.Module, example_input: Tensor, gates: str | Iterable[str] = "auto", frozen: bool = True
+        self,
+        module: nn.Module,
+        example_input: Tensor,
+        gates: str | Iterable[str] = "auto",
+        frozen: bool = True,
+        output: Output = None,
     ) -> None:
         super().__init__()
+        check_module(module, "module")
+        module = plain(module)
         _check(module, example_input)
         wanted = wanted_names(gates)
         self.network = copy.deepcopy(module).eval()
@@ -84,13 +93,14 @@ class MaskedCNN(nn.Module):
         device = first.device
         example = example_input[:1].detach().to("cpu", first.dtype).contiguous()
         self.network.cpu()
-        self.graph: Graph = trace(self.network, example)
-        found, self.rejected = find_gates(self.graph, self.network)
         with torch.autocast("cpu", enabled=False):  # autocast's rounding would make gates fail
-            failing = failing_gates(self.graph, self.network, found, example)
+            self.graph: Graph = trace(self.network, example, output)
+            check_same(self.graph, self.network, output)
+            found, self.rejected = find_gates(self.graph)
+            failing = failing_gates(self.graph, self.network, found)
         for gate, reason in failing:
             found.remove(gate)
-            self.rejected.update({str(self.graph[name].target): reason for name in gate.producers})
+            self.rejected.update({self.graph[name].layer: reason for name in gate.producers})
         self.gates: tuple[Gate, ...] = tuple(choose_gates(found, wanted, self.rejected, type(module).__name__))
         self.layouts: dict[str, Layout] = layouts(self.graph, list(self.gates))
         self.cost = CostModel(self.graph, self.network, list(self.gates), self.layouts)
@@ -219,7 +229,7 @@ class MaskedCNN(nn.Module):
             The pass, at gate 0.
         """
         _check_floats(images)
-        values = {self.graph.input: images}
+        values = first_values(self.graph, images)
         state = ForwardPass(-1, None, None, values, [None] * len(self.gates), {} if record else None)
         self._run_segment(state)
         return state
@@ -266,8 +276,7 @@ class MaskedCNN(nn.Module):
             if point is not None:
                 mask = state.masks[point]
                 if state.points is not None:
-                    # Without a mask this very tensor is passed on, and an in-place activation may overwrite it.
-                    state.points[point] = value.clone() if mask is None else value
+                    state.points[point] = value
                 if mask is not None:
                     value = value * mask.to(value.dtype)[:, :, None, None]
             values[step.name] = value
@@ -290,7 +299,6 @@ def _check_floats(images: Tensor) -> None:
 
 
 def _check(module: nn.Module, example_input: Tensor) -> None:
-    check_module(module, "module")
     name = type(module).__name__
     if any(isinstance(part, MaskedCNN) for part in module.modules()):
         raise InvalidInputError(

@@ -162,7 +162,7 @@ def _add(builder: PlanBuilder, layer: Layer, inputs: list[Value]) -> Value:
     if isinstance(layer, Add):
         return builder.add(x, second, relu=layer.relu)
     if isinstance(layer, Subsample):
-        return builder.subsample(x, layer.stride, layer.channels, layer.offset)
+        return builder.subsample(x, _square(layer.stride), layer.channels, layer.offset)
     raise InvalidInputError("it is of another kind.")
 
 

@@ -202,5 +202,5 @@ def step_counts(masked: MaskedCNN, step: Step) -> tuple[Counts, Counts]:
 def _step_of(masked: MaskedCNN, layer: Layer) -> Step:
     """Return the step that reads what a layer reads: its last one may be the sum or ReLU that was fused into it."""
     if isinstance(layer, Conv | Linear):
-        return next(step for step in masked.graph.steps if layer.label in (step.target, step.name))
+        return next(step for step in masked.graph.steps if layer.label in (step.layer, step.name))
     return masked.graph[layer.name]

@@ -52,8 +52,8 @@ def _fused(before: Layer, layer: Layer, name: str, gated: AbstractSet[str]) -> L
             return None
         (other,) = (value for value in layer.inputs if value != name)
         return dataclasses.replace(before, name=layer.name, inputs=(*before.inputs, other), relu=layer.relu)
-    if isinstance(layer, Subsample) and isinstance(before, Subsample) and layer.stride == 1:
-        return dataclasses.replace(
-            before, name=layer.name, channels=layer.channels, offset=before.offset + layer.offset
-        )
+    if isinstance(layer, Subsample) and isinstance(before, Subsample):
+        stride = (before.stride[0] * layer.stride[0], before.stride[1] * layer.stride[1])
+        offset = before.offset + layer.offset
+        return dataclasses.replace(before, name=layer.name, stride=stride, channels=layer.channels, offset=offset)
     return None

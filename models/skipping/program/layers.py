@@ -75,9 +75,9 @@ class Add(Layer):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Subsample(Layer):
-    """Every ``stride``-th pixel; channels moved up by ``offset``, zeros in the others of ``channels``."""
+    """Each ``stride``-th row and column; channels moved up by ``offset``, zeros in the others of ``channels``."""
 
-    stride: int
+    stride: Pair
     channels: int
     offset: int
 

@@ -27,7 +27,7 @@ def run_layer(layer: Layer, values: dict[str, Tensor]) -> Tensor:
         return x.mean((2, 3), keepdim=True)
     if isinstance(layer, Subsample):
         after = layer.channels - x.shape[1] - layer.offset
-        return F.pad(x[..., :: layer.stride, :: layer.stride], (0, 0, 0, 0, layer.offset, after))
+        return F.pad(x[..., :: layer.stride[0], :: layer.stride[1]], (0, 0, 0, 0, layer.offset, after))
     return cast(Other, layer).run(values)
 
 

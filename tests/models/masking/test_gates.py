@@ -29,7 +29,7 @@ def test_gates_equal_removal(name: str) -> None:
     convolutions = {
         path for path, layer in network.named_modules() if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)
     }
-    depthwise = {str(masked.graph[step].target) for gate in masked.gates for step in gate.producers}
+    depthwise = {masked.graph[step].layer for gate in masked.gates for step in gate.producers}
     assert set(masked.rejected) == convolutions - expected - depthwise
     images = torch.randn(2, 3, 8, 8, dtype=torch.float64)
     torch.testing.assert_close(masked.double()(images, torch.ones(2, masked.mask_size)), network.double()(images))
@@ -54,7 +54,7 @@ def check_removal(network: nn.Module, masked: MaskedCNN, index: int, images: Ten
     if filters.bias is not None:
         filters.bias.data[channel] = 1.5
     for step in gate.consumers:
-        path = str(masked.graph[step].target)
+        path = masked.graph[step].layer
         seen = [recorded_input(net, path, images) for net in (plain, other)]
         places = (seen[0] - seen[1]).abs().movedim(1, 0).flatten(1).amax(1) > 1e-12
         for net in (plain, other):

@@ -24,13 +24,14 @@ IN_THE_KERNEL = {
     "bottleneck", "functional pooling", "module pooling", "pooling by strides", "mean over the map", "mean by keyword",
     "flatten", "flatten module", "view with the batch's size", "view with minus one", "two consumers",
     "in-place activation", "in-place method", "dropout", "functional dropout", "zero-started branch",
-    "convolutional head", "wider map", "narrower map",
+    "convolutional head", "wider map", "narrower map", "view with the shape's first", "in-place with a second user",
+    "in place behind dropout",
 }  # fmt: skip
 IN_TORCH = IN_THE_KERNEL | {
     "concatenated along the height", "two activations on one convolution", "output", "output in the middle", "grouped",
     "depthwise multiplier", "depthwise with two users", "clamped", "hardtanh away from zero",
     "zero to one behind a second user", "swish by hand", "sigmoid to a sum", "upsampled", "padded", "scaled",
-    "output of flattened maps", "sum of vectors", "sum of vectors in place",
+    "output of flattened maps", "sum of vectors", "sum of vectors in place", "transposed", "reflected borders",
 }  # fmt: skip
 
 
