@@ -93,13 +93,19 @@ def cut_gates(masked: MaskedCNN) -> frozenset[int]:
 
     A gate can be cut if every step that its channels pass treats them one by one, whatever their number.
     """
+    graph, found = masked.graph, masked.found
     cut = set(range(len(masked.gates)))
-    cut -= {index for index, gate in enumerate(masked.gates) if len(gate.producers) > 1}
-    for step in masked.graph.steps:
+    for index, gate in enumerate(masked.gates):
+        if len(gate.producers) > 1 or len(gate.points) > 1 or graph[gate.producers[0]].kind is not Kind.CONV:
+            cut.discard(index)
+    for name in found.values:
+        if name not in masked.layouts or len(masked.places.get(name, ())) > 1:
+            cut -= found.gates_of(name)
+    for step in graph.steps:
         for name in step.inputs:
             layout = masked.layouts.get(name, ())
             gates = {block.gate for block in layout if block.gate is not None}
-            if gates and not _takes_any_number(masked.graph, step, masked.layouts, layout):
+            if gates and not _takes_any_number(graph, step, masked.layouts, layout):
                 cut -= gates
     return frozenset(cut)
 

@@ -17,6 +17,7 @@ from prunegym.models.export.onnx_graph import GraphBuilder, Known, geometry, num
 from prunegym.models.export.onnx_operators import Call, find_operator
 from prunegym.models.gating.gate_policy import check_penalty
 from prunegym.models.masking.folding import constant, folded, norm_behind, scale_and_shift
+from prunegym.models.masking.gates import Bits, Block
 from prunegym.models.masking.graph import INPUT, Step
 from prunegym.models.masking.operators import Kind
 from prunegym.models.storage.model_file import Bundle
@@ -97,7 +98,7 @@ class _Export:
         self.starts: dict[str, int] = {}
         if decide != "all":
             self.starts = {gate.producers[0]: index for index, gate in enumerate(self.masked.gates)}
-        self.points = {gate.point: index for index, gate in enumerate(self.masked.gates)}
+        self.points = frozenset(self.masked.places)
 
     def write(self, pixels: Pixels) -> Any:
         builder, shape = self.builder, self.graph[self.graph.input].shape
@@ -138,12 +139,19 @@ class _Export:
         if step.name in self.starts:
             self._decide(self.starts[step.name], step)
         value = self._output(step)
-        gate = self.points.get(step.name)
-        if gate is not None and gate in self.masks and gate not in self.cut:
-            mask = self.masks[gate]
-            bits = self.builder.op("Cast", mask, to=1) if isinstance(mask, str) else mask.astype(np.float32)
-            value = self.builder.op("Mul", value, self.builder.reshape(bits, [1, -1, 1, 1]))
+        for gate, bits in self.masked.places.get(step.name, ()):
+            if gate in self.masks and gate not in self.cut:
+                value = self.builder.op("Mul", value, self._factors(self.masks[gate], bits, len(step.shape)))
         self.values[step.name] = value
+
+    def _factors(self, mask: Known, bits: Bits, dimensions: int) -> Known:
+        """Return the factors of a value's channels from the bits of a gate (width,) bool."""
+        floats = self.builder.op("Cast", mask, to=1) if isinstance(mask, str) else mask.astype(np.float32)
+        wide = self.builder.concat([floats, np.ones(1, np.float32)])
+        index = bits.index.numpy()
+        places = np.where(index < 0, index.max() + 1, index)
+        shape = [-1 if place == bits.axis else 1 for place in range(dimensions)]
+        return self.builder.reshape(self.builder.gather(wide, places, 0), shape)
 
     def _decide(self, gate: int, producer: Step) -> None:
         """Find the mask of a gate, and of all that are decided with it, before its producer runs."""
@@ -157,13 +165,21 @@ class _Export:
             index = next(i for i, decision in enumerate(policy.decisions) if gate in decision.gates)
             reads = producer.inputs[0]
             columns = self._columns(reads)
-            shape = self.graph[reads].shape
-            mask = decide(self.builder, policy, index, self.values[reads], shape, columns, self.lambda_)
+            shape = (1, *self.masked.read_shape(gate))
+            seen = self._as_map(self.values[reads], self.graph[reads].shape, shape)
+            mask = decide(self.builder, policy, index, seen, shape, columns, self.lambda_)
             parts = self._split(mask, policy.decisions[index].gates)
         for other, part in parts.items():
             self.masks[other] = part
             if other in self.cut:
                 self.kept[other] = Kept(self.builder, part, self.masked.gates[other].width)
+
+    def _as_map(self, value: Known, before: tuple[int, ...], after: tuple[int, ...]) -> Known:
+        """Show a policy vectors and tokens as maps."""
+        if len(before) == 4:
+            return value
+        rows = self.builder.reshape(value, [1, -1, before[-1]])
+        return self.builder.reshape(self.builder.op("Transpose", rows, perm=[0, 2, 1]), after)
 
     def _split(self, mask: Known, gates: Sequence[int]) -> dict[int, Known]:
         if len(gates) == 1:
@@ -181,7 +197,9 @@ class _Export:
         return parts
 
     def _columns(self, name: str) -> Columns:
-        return Columns(self.builder, self.masked.layouts.get(name, ()), self.kept)
+        shape = self.graph[name].shape
+        whole = (Block(None, shape[1] if len(shape) > 1 else 1),)
+        return Columns(self.builder, self.masked.layouts.get(name, whole), self.kept)
 
     def _output(self, step: Step) -> Known:
         if step.operation == "conv2d" and step.weight:

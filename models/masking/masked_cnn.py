@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from prunegym.errors import InvalidInputError
 from prunegym.html import table
 from prunegym.models.masking.cost import CostModel
-from prunegym.models.masking.gates import Gate, Layout, choose_gates, find_gates, layouts, wanted_names
+from prunegym.models.masking.gates import Bits, Gate, GateFinder, Layout, choose_gates, layouts, wanted_names
 from prunegym.models.masking.graph import Graph, first_values, runner
 from prunegym.models.masking.tracing import Output, check_module, check_same, plain, trace
 from prunegym.models.masking.verification import failing_gates
@@ -42,13 +42,15 @@ class ForwardPass:
 class MaskedCNN(nn.Module):
     """A CNN whose channels can be masked for each image.
 
-    The module is copied and traced; your module is not changed. A gate zeroes a channel behind its norm and
-    activation, so masking a channel equals removing its filter. A mask of ones gives the original network.
+    The module is copied and recorded; your module is not changed. A gate zeroes a channel behind its norm and
+    activation, so masking a channel equals removing its filter. A mask of ones gives the original network. Norms over
+    several channels (GroupNorm, LayerNorm) count a masked channel as zeros.
 
     Args:
         module: A CNN that takes one tensor.
         example_input: (batch, channels, height, width) float, normalised; MACs are counted for its size.
-        gates: ``"auto"`` for all gates that are found, or names of convolutions.
+        gates: ``"auto"`` for all gates inside of blocks; ``"all"`` for those of residual sums too, where one bit masks
+            a channel of all layers that are summed up; or names of layers.
         frozen: Parameters get no gradients, and batch norm and dropout stay in eval mode even after :meth:`train`.
         output: Where the network returns several tensors, the key, position or attribute of the one that counts.
 
@@ -96,15 +98,18 @@ class MaskedCNN(nn.Module):
         with torch.autocast("cpu", enabled=False):  # autocast's rounding would make gates fail
             self.graph: Graph = trace(self.network, example, output)
             check_same(self.graph, self.network, output)
-            found, self.rejected = find_gates(self.graph)
-            failing = failing_gates(self.graph, self.network, found)
-        for gate, reason in failing:
-            found.remove(gate)
-            self.rejected.update({self.graph[name].layer: reason for name in gate.producers})
-        self.gates: tuple[Gate, ...] = tuple(choose_gates(found, wanted, self.rejected, type(module).__name__))
-        self.layouts: dict[str, Layout] = layouts(self.graph, list(self.gates))
-        self.cost = CostModel(self.graph, self.network, list(self.gates), self.layouts)
+            finder = GateFinder(self.graph, self.network)
+            failing = failing_gates(self.graph, self.network, finder.bits(finder.gates)) if finder.gates else {}
+        self.rejected = finder.rejected
+        for index, reason in failing.items():
+            self.rejected.update(dict.fromkeys(finder.gates[index].layers, reason))
+        passed = [gate for index, gate in enumerate(finder.gates) if index not in failing]
+        self.gates: tuple[Gate, ...] = tuple(choose_gates(passed, wanted, self.rejected, type(module).__name__))
+        self.found = finder.bits(list(self.gates))
+        self.layouts: dict[str, Layout] = layouts(self.found)
+        self.cost = CostModel(self.graph, self.network, self.found)
         self.mask_size = sum(gate.width for gate in self.gates)
+        self.places = _places(self.gates, self.found.values)
         self._bind()
         self.to(device)
         if frozen:
@@ -137,6 +142,11 @@ class MaskedCNN(nn.Module):
         """(channels, height, width) of the images for which MACs are counted."""
         return self.graph[self.graph.input].shape[1:]
 
+    def read_shape(self, gate: int) -> tuple[int, ...]:
+        """Return the shape (channels, height, width) of what a gate's producer reads, as a pass shows it."""
+        shape = self.graph[self.graph[self.gates[gate].producers[0]].inputs[0]].shape
+        return tuple(as_map(torch.empty(shape, device="meta")).shape[1:])
+
     @property
     def output_shape(self) -> tuple[int, ...]:
         """Shape of the network's output for an image: (classes,) where it classifies."""
@@ -145,7 +155,6 @@ class MaskedCNN(nn.Module):
     def _bind(self) -> None:
         """Prepare what a forward pass needs: a function for each step, the gates' points, when values can be freed."""
         self._runners = [runner(step, self.network) for step in self.graph.steps]
-        self._points = {gate.point: index for index, gate in enumerate(self.gates)}
         starts = [self.graph.index[gate.producers[0]] for gate in self.gates]
         self._cuts = [0, *starts, len(self.graph.steps)]
         last = {name: step for step, names in enumerate(s.inputs for s in self.graph.steps) for name in names}
@@ -272,13 +281,12 @@ class MaskedCNN(nn.Module):
         for position in range(first, last):
             step = steps[position]
             value = self._runners[position](values)
-            point = self._points.get(step.name)
-            if point is not None:
+            for point, bits in self.places.get(step.name, ()):
                 mask = state.masks[point]
-                if state.points is not None:
-                    state.points[point] = value
+                if state.points is not None and point not in state.points:
+                    state.points[point] = _as_map(value, bits, self.gates[point].width)
                 if mask is not None:
-                    value = value * mask.to(value.dtype)[:, :, None, None]
+                    value = value * bits.factors(mask.to(value.dtype), value)
             values[step.name] = value
             for name in self._drop[position]:
                 del values[name]
@@ -286,7 +294,35 @@ class MaskedCNN(nn.Module):
         if state.gate == len(self.gates):
             state.reads, state.logits = None, values[self.graph.output]
         else:
-            state.reads = values[self.graph[self.gates[state.gate].producers[0]].inputs[0]]
+            state.reads = as_map(values[self.graph[self.gates[state.gate].producers[0]].inputs[0]])
+
+
+def as_map(value: Tensor) -> Tensor:
+    """Return what a layer reads as a map (batch, channels, height, width): a vector is one pixel, tokens a column."""
+    if value.ndim == 4:
+        return value
+    return value.reshape(len(value), -1, value.shape[-1]).transpose(1, 2)[..., None]
+
+
+def _as_map(value: Tensor, bits: Bits, width: int) -> Tensor:
+    """Return the channels of a gate at its point as a map (batch, width, height, width)."""
+    moved = value.movedim(bits.axis, 1)
+    order = [int((bits.index == bit).nonzero()[0]) for bit in range(width)]
+    moved = moved if order == list(range(moved.shape[1])) else moved[:, order]
+    return moved.reshape(len(moved), width, -1, moved.shape[-1]) if moved.ndim > 2 else moved[..., None, None]
+
+
+def _places(gates: tuple[Gate, ...], values: dict[str, Bits]) -> dict[str, list[tuple[int, Bits]]]:
+    """Return for each value that is masked the gates, each with its bits, counted within the gate."""
+    places: dict[str, list[tuple[int, Bits]]] = {}
+    start = 0
+    for number, gate in enumerate(gates):
+        for point in gate.points:
+            index = values[point].index - start
+            index[(index < 0) | (index >= gate.width)] = -1
+            places.setdefault(point, []).append((number, Bits(values[point].axis, index)))
+        start += gate.width
+    return places
 
 
 def _check_floats(images: Tensor) -> None:

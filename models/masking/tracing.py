@@ -143,7 +143,7 @@ def _joined(network: nn.Module, recordings: list[Recording], output: Output, nam
         shape = tuple(size.times + size.plus if isinstance(size, Batch) else size for size in sizes)
         before = shaped.get(one.inputs[0], ()) if one.inputs else ()
         shaped[one.name] = shape
-        kind = kind_of(one.operation, arguments, before, shape)
+        kind = kind_of(one.operation, arguments, before)
         steps.append(Step(one.name, one.target, arguments, one.layer, one.place, shape, kind))
     if len(two.steps) != len(three.steps):
         _refuse_batch(name, max(recordings, key=lambda r: len(r.steps)).steps[len(steps)])

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from prunegym.models.masking.gates import Gate, Layout, layouts
-from prunegym.models.masking.graph import BATCH, LIKE, Attribute, Graph, Step, attribute_of, first_values, runner
-from prunegym.models.masking.operators import Kind
+from prunegym.models.masking.gates import Found
+from prunegym.models.masking.graph import Attribute, Graph, attribute_of, first_values, runner
 
 _TOLERANCE = 1e-4
+_UNSEEN = "its channels have no effect on the output"
 
 
-def failing_gates(graph: Graph, network: nn.Module, gates: list[Gate]) -> list[tuple[Gate, str]]:
+def failing_gates(graph: Graph, network: nn.Module, found: Found) -> dict[int, str]:
     """Return the gates that fail verification, each with the reason.
 
-    For a random half of a gate's channels three outputs have to agree: with the channels masked; with the weights that
-    read them set to zero; with the channels masked and their filters replaced by others.
+    For some random channels of each gate three outputs have to agree: with the channels masked; with zeros in their
+    place in all that layers read; with the channels masked and other numbers in place of what their filters make.
+    All gates are tried at once, and one by one only if that fails.
 
     The weights are random at first. With a network's own weights (norms that start at zero, weights that fade with
     depth) hardly anything may reach the output, and then every gate would pass. The network's own weights are used
@@ -28,82 +30,96 @@ def failing_gates(graph: Graph, network: nn.Module, gates: list[Gate]) -> list[t
     Args:
         graph: The network's steps.
         network: In eval mode; not changed.
-        gates: The gates to verify.
+        found: The gates to verify, and the bits of all values.
     """
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(1, *graph[graph.input].shape[1:], generator=generator)
+    image = torch.randn(1, *graph[graph.input].shape[1:], generator=generator)
     own = copy.deepcopy(network).float()
-    found = layouts(graph, gates)
-    channels = [torch.randperm(gate.width, generator=generator)[: (gate.width + 1) // 2] for gate in gates]
-    reasons: list[str | None] = [_UNSEEN] * len(gates)
+    unseen, wrong = set(range(len(found.gates))), dict[int, str]()
     for trial in (_randomised(graph, copy.deepcopy(own), generator), own):
-        passing = _Pass(graph, trial, images)
-        dense = passing.rest()
-        for index, (gate, off) in enumerate(zip(gates, channels, strict=True)):
-            if reasons[index] == _UNSEEN:
-                passing.advance(graph.index[gate.producers[0]])
-                readers, makers = ([graph[name] for name in names] for names in (gate.consumers, gate.producers))
-                reading = [(_weight(trial, step), 1, columns(found[step.inputs[0]], index, off)) for step in readers]
-                making = [(_weight(trial, step), 0, off) for step in makers]
-                reasons[index] = _try(passing, dense, gate, off, reading, making)
-        if _UNSEEN not in reasons:
+        tried = _Trial(graph, trial, found, image, generator)
+        seen = unseen & tried.seen()
+        unseen -= seen
+        if tried.fault(seen) is not None:
+            wrong |= {gate: fault for gate in seen if (fault := tried.fault({gate})) is not None}
+        if not unseen:
             break
-    return [(gate, reason) for gate, reason in zip(gates, reasons, strict=True) if reason is not None]
+    return wrong | dict.fromkeys(unseen, _UNSEEN)
 
 
-_UNSEEN = "its channels have no effect on the output"
-_Places = tuple[Tensor, int, Tensor]
-"""A weight, one of its dimensions, and indices along it."""
+class _Trial:
+    """A network with some channels of each gate chosen to be off.
 
+    Passes replace the values at points, at readers or at makers by others.
+    """
 
-class _Pass:
-    """A forward pass that stops at a step, and from there can be run to the output repeatedly."""
-
-    def __init__(self, graph: Graph, network: nn.Module, images: Tensor) -> None:
-        self.graph = graph
+    def __init__(
+        self, graph: Graph, network: nn.Module, found: Found, image: Tensor, generator: torch.Generator
+    ) -> None:
+        self.graph, self.found, self.image = graph, found, image
         self.runners = [runner(step, network) for step in graph.steps]
         self.last = {name: position for position, step in enumerate(graph.steps) for name in step.inputs}
-        self.values = first_values(graph, images)
-        self.position = 0
+        parts = []
+        for gate in found.gates:
+            off = torch.zeros(gate.width)
+            off[torch.randperm(gate.width, generator=generator)[: (gate.width + 7) // 8]] = 1
+            parts.append(off)
+        self.widths = [gate.width for gate in found.gates]
+        self.off = torch.cat(parts)
 
-    def advance(self, position: int) -> None:
-        """Run up to a step."""
-        self.values = self._run(self.values, position)
-        self.position = position
+    def seen(self) -> set[int]:
+        """Return the gates whose mask has an effect on the output."""
+        mask = torch.ones_like(self.off).requires_grad_()
+        output = self._run(mask)
+        if not torch.isfinite(output).all():
+            return set()
+        # All outputs at once, each with another weight so that they do not cancel.
+        weights = torch.linspace(0.5, 1.5, output.numel()).view(output.shape)
+        if not output.requires_grad:
+            return set()
+        (gradient,) = torch.autograd.grad((output * weights).sum(), mask)
+        scale = float(output.detach().abs().max())
+        return {gate for gate, part in enumerate(torch.split(gradient, self.widths)) if part.abs().max() > 1e-6 * scale}
 
-    def rest(self, point: str = "", mask: Tensor | None = None) -> Tensor:
-        """Return the output (batch, ...), with the value at ``point`` multiplied by a mask (width,); the pass stays."""
-        output: Tensor = self._run(dict(self.values), len(self.runners), point, mask)[self.graph.output]
+    def fault(self, gates: Collection[int]) -> str | None:
+        """Return what is wrong when channels of some gates are off, or None."""
+        if not gates:
+            return None
+        chosen = torch.cat([torch.full((width,), float(gate in gates)) for gate, width in enumerate(self.widths)])
+        off = self.off * chosen
+        with torch.no_grad():
+            masked = self._run(1 - off)
+            scale = _TOLERANCE * float(masked.abs().max())
+            if not torch.allclose(masked, self._run(None, reading=1 - off), rtol=0, atol=scale):
+                return "something besides its consumers depends on its channels"
+            if not torch.allclose(masked, self._run(1 - off, making=1 - 4 * off), rtol=0, atol=scale):
+                return "its filters are used elsewhere too"
+        return None
+
+    def _run(self, mask: Tensor | None, reading: Tensor | None = None, making: Tensor | None = None) -> Tensor:
+        """Return the output with factors (mask_size,) at points, on what layers read, and on what they make."""
+        values = first_values(self.graph, self.image)
+        points = {point for gate in self.found.gates for point in gate.points}
+        for position, step in enumerate(self.graph.steps):
+            read = step.arguments.get("input")
+            changed: dict[str, Any] = {}
+            if reading is not None and step.name in self.found.reads and read is not None:
+                changed[read.name] = self._scaled(values[read.name], read.name, reading)
+            value = self.runners[position]({**values, **changed} if changed else values)
+            if making is not None and step.name in self.found.makes:
+                value = self._scaled(value, step.name, making)
+            if mask is not None and step.name in points:
+                value = self._scaled(value, step.name, mask)
+            values[step.name] = value
+            for name in step.inputs:
+                if self.last[name] == position and name != self.graph.output:
+                    values.pop(name, None)
+        output: Tensor = values[self.graph.output]
         return output
 
-    @torch.no_grad()
-    def _run(self, values: dict[str, Any], end: int, point: str = "", mask: Tensor | None = None) -> dict[str, Any]:
-        for position in range(self.position, end):
-            step = self.graph.steps[position]
-            value = self.runners[position](values)
-            values[step.name] = value if step.name != point or mask is None else value * mask[:, None, None]
-        kept = {self.graph.output, BATCH, LIKE}
-        return {name: value for name, value in values.items() if name in kept or self.last.get(name, -1) >= end}
-
-
-def _try(
-    passing: _Pass, dense: Tensor, gate: Gate, off: Tensor, reading: list[_Places], making: list[_Places]
-) -> str | None:
-    """Return what is wrong with a gate, or None. The pass must stand before the gate's producer."""
-    mask = torch.ones(gate.width).index_fill_(0, off, 0.0)
-    masked = passing.rest(gate.point, mask)
-    tolerance = _TOLERANCE * float(dense.abs().max())
-    if not torch.isfinite(dense).all() or torch.allclose(masked, dense, rtol=0, atol=10 * tolerance):
-        return _UNSEEN
-    with _Changed(reading, 0.0):
-        unread = passing.rest()
-    if not torch.allclose(masked, unread, rtol=0, atol=tolerance):
-        return "something besides its consumers depends on its channels"
-    with _Changed(making, -3.0):
-        other = passing.rest(gate.point, mask)
-    if not torch.allclose(masked, other, rtol=0, atol=tolerance):
-        return "its filters are used elsewhere too"
-    return None
+    def _scaled(self, value: Tensor, name: str, factors: Tensor) -> Tensor:
+        bits = self.found.values.get(name)
+        return value if bits is None else value * bits.factors(factors[None], value)
 
 
 @torch.no_grad()
@@ -125,36 +141,3 @@ def _randomised(graph: Graph, network: nn.Module, generator: torch.Generator) ->
             if "bias" in own:
                 own["bias"].normal_(0, 0.2, generator=generator)
     return network
-
-
-def columns(layout: Layout, gate: int, channels: Tensor) -> Tensor:
-    """Return the indices (int64) of some of a gate's channels among the features of a value with that layout."""
-    places, start = [], 0
-    for block in layout:
-        if block.gate == gate:
-            first = start + channels * block.repeat
-            places.append((first[:, None] + torch.arange(block.repeat)).flatten())
-        start += block.width * block.repeat
-    return torch.cat(places) if places else torch.zeros(0, dtype=torch.int64)
-
-
-def _weight(network: nn.Module, step: Step) -> Tensor:
-    assert step.kind in (Kind.CONV, Kind.DEPTHWISE, Kind.LINEAR)
-    return attribute_of(network, step.weight).data
-
-
-class _Changed:
-    """Multiply rows or columns of weights by a factor, and restore them on exit."""
-
-    def __init__(self, places: list[_Places], factor: float) -> None:
-        self.places = places
-        self.factor = factor
-
-    def __enter__(self) -> None:
-        self.saved = [weight.clone() for weight, _, _ in self.places]
-        for weight, dimension, index in self.places:
-            weight.index_copy_(dimension, index, weight.index_select(dimension, index) * self.factor)
-
-    def __exit__(self, *exception: object) -> None:
-        for (weight, _, _), saved in zip(self.places, self.saved, strict=True):
-            weight.copy_(saved)

@@ -50,6 +50,9 @@ def lower(masked: MaskedCNN) -> Program:
         UnsupportedError: If a step mixes images, or does something with a gate's channels that is not known here.
     """
     graph = masked.graph
+    for gate in masked.gates:
+        if len(gate.points) > 1 or len(gate.producers) > 1 or any(name not in masked.layouts for name in gate.points):
+            raise UnsupportedError(f"Gate {gate.name!r} masks several layers or points.")
     lowering = _Lowering(masked)
     for step in graph.steps:
         lowering.add(step)

@@ -210,6 +210,11 @@ def test_subclasses_are_what_they_do(conv: type[nn.Conv2d], act: nn.Module) -> N
     torch.testing.assert_close(SkippingCNN(masked, execution="full")(batch, mask).output, expected)
 
 
-def test_a_subclass_that_computes_something_else_has_no_gate() -> None:
-    with pytest.raises(UntraceableModelError, match="No gate was found"):
-        MaskedCNN(chain(Standardised, nn.BatchNorm2d), torch.zeros(1, 3, 12, 12))
+def test_weights_that_are_computed() -> None:
+    network = chain(Standardised, nn.BatchNorm2d)
+    masked = MaskedCNN(network, torch.zeros(1, 3, 12, 12))
+    assert [gate.name for gate in masked.gates] == ["0", "2"]
+    batch, mask = torch.randn(3, 3, 12, 12), (torch.rand(3, 11) < 0.5).float()
+    for place, part in zip((1, 3), masked.split(mask), strict=True):
+        network[place].register_forward_hook(lambda _m, _i, y, part=part: y * part[:, :, None, None])
+    torch.testing.assert_close(masked(batch, mask), network(batch))
