@@ -59,7 +59,7 @@ class Bits:
     def factors(self, mask: Tensor, value: Tensor) -> Tensor:
         """Return what a value is multiplied with: mask (batch, mask_size), value (batch, ...); both have one dtype."""
         wide = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)[:, self.index]  # -1 is the one at the end
-        return wide.view(len(mask), *[-1 if place == self.axis else 1 for place in range(1, value.ndim)])
+        return wide.view(len(mask), *[len(self.index) if place == self.axis else 1 for place in range(1, value.ndim)])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -301,7 +301,7 @@ def as_map(value: Tensor) -> Tensor:
     """Return what a layer reads as a map (batch, channels, height, width): a vector is one pixel, tokens a column."""
     if value.ndim == 4:
         return value
-    return value.reshape(len(value), -1, value.shape[-1]).transpose(1, 2)[..., None]
+    return value.flatten(1, -2).transpose(1, 2)[..., None] if value.ndim > 2 else value[..., None, None]
 
 
 def _as_map(value: Tensor, bits: Bits, width: int) -> Tensor:
@@ -309,7 +309,7 @@ def _as_map(value: Tensor, bits: Bits, width: int) -> Tensor:
     moved = value.movedim(bits.axis, 1)
     order = [int((bits.index == bit).nonzero()[0]) for bit in range(width)]
     moved = moved if order == list(range(moved.shape[1])) else moved[:, order]
-    return moved.reshape(len(moved), width, -1, moved.shape[-1]) if moved.ndim > 2 else moved[..., None, None]
+    return moved.flatten(2, -2) if moved.ndim > 3 else moved[(..., *[None] * (4 - moved.ndim))]
 
 
 def _places(gates: tuple[Gate, ...], values: dict[str, Bits]) -> dict[str, list[tuple[int, Bits]]]:

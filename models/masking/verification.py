@@ -16,6 +16,8 @@ _TOLERANCE = 1e-4
 _UNSEEN = "its channels have no effect on the output"
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def failing_gates(graph: Graph, network: nn.Module, found: Found) -> dict[int, str]:
     """Return the gates that fail verification, each with the reason.
 
