@@ -13,6 +13,7 @@ from prunegym.models.masking.operators import MIXING, Kind
 
 _BY_ITSELF = (Kind.CHANNELWISE, Kind.ACTIVATION)
 SUMMED = "its channels are part of a sum with those of other layers; gates='all' opens it, or its name"
+HIDDEN = "it is a hidden linear layer; gates='all' opens it, or its name"
 
 
 class Channels:
@@ -64,7 +65,9 @@ class Channels:
 
     def _follow(self, step: Step) -> None:
         inputs = [self.labels[name] for name in step.inputs if name in self.labels]
-        if step.kind in (*MIXING, Kind.DEPTHWISE):
+        if step.shape[:1] != (1,) or any(self.graph[name].shape[:1] != (1,) for name in step.inputs):
+            self._block_all(inputs, step)  # the batch is not the first dimension, or there are several values
+        elif step.kind in (*MIXING, Kind.DEPTHWISE):
             self._mix(step)
         elif not inputs:
             return

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prunegym.errors import InvalidInputError, UnknownNameError, UntraceableModelError
-from prunegym.models.masking.channels import SUMMED, Channels, distinct
+from prunegym.models.masking.channels import HIDDEN, SUMMED, Channels, distinct
 from prunegym.models.masking.graph import Graph, OutputOf, Step, leaves
 from prunegym.models.masking.operators import MIXING, Kind
 
@@ -28,6 +28,7 @@ class Gate:
         consumers: Layers that read the channels, and norms over channels.
         layers: Paths of the layers that make them.
         summed: Whether its channels are part of a sum with those of other layers.
+        hidden: Whether its first layer is a linear one that reads vectors.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Gate:
     consumers: tuple[str, ...]
     layers: tuple[str, ...] = ()
     summed: bool = False
+    hidden: bool = False
 
     @property
     def point(self) -> str:
@@ -148,7 +150,9 @@ class GateFinder:
         own = tuple(point for point, masked in points.items() if not masked.isdisjoint(labels))
         summed = not self._channels.summed.isdisjoint(labels)
         layers = tuple(dict.fromkeys(self.graph[producer].layer for producer in producers))
-        return Gate(name, len(labels), producers, own, consumers, layers, summed)
+        first = self.graph[producers[0]]
+        hidden = first.kind is Kind.LINEAR and len(first.shape) == 2
+        return Gate(name, len(labels), producers, own, consumers, layers, summed, hidden)
 
     def _points(self, gated: set[int]) -> dict[str, set[int]]:
         """Return the values that masks multiply, each with the labels that are not zero there yet.
@@ -322,8 +326,10 @@ def choose_gates(found: list[Gate], wanted: str | list[str], rejected: dict[str,
         UntraceableModelError: If the network has no gate.
     """
     if isinstance(wanted, str):
-        chosen = [gate for gate in found if wanted == "all" or not gate.summed]
-        rejected.update({layer: SUMMED for gate in found if gate not in chosen for layer in gate.layers})
+        chosen = [gate for gate in found if wanted == "all" or not (gate.summed or gate.hidden)]
+        for gate in found:
+            if gate not in chosen:
+                rejected.update(dict.fromkeys(gate.layers, SUMMED if gate.summed else HIDDEN))
     else:
         owners = {layer: gate for gate in reversed(found) for layer in (*gate.layers, gate.name)}
         for gate in wanted:

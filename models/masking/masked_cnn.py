@@ -49,8 +49,8 @@ class MaskedCNN(nn.Module):
     Args:
         module: A CNN that takes one tensor.
         example_input: (batch, channels, height, width) float, normalised; MACs are counted for its size.
-        gates: ``"auto"`` for all gates inside of blocks; ``"all"`` for those of residual sums too, where one bit masks
-            a channel of all layers that are summed up; or names of layers.
+        gates: ``"auto"`` for all gates inside of blocks; ``"all"`` also for those of residual sums, where one bit masks
+            a channel of all layers that are summed up, and of hidden linear layers; or names of layers.
         frozen: Parameters get no gradients, and batch norm and dropout stay in eval mode even after :meth:`train`.
         output: Where the network returns several tensors, the key, position or attribute of the one that counts.
 
@@ -76,6 +76,7 @@ class MaskedCNN(nn.Module):
         torch.Size([2, 10])
     """
 
+    @torch.inference_mode(False)
     def __init__(
         self,
         module: nn.Module,

@@ -45,7 +45,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
     "mobilenet": (mobile, {"0", "6", "12"}),
     "inverted residual": (InvertedResidual, {"expand"}),
     "squeeze-excite convolutions": (lambda: SqueezeExcite(False, False), {"first", "down", "last"}),
-    "squeeze-excite linears": (lambda: SqueezeExcite(True, False), {"first", "down", "last"}),
+    "squeeze-excite linears": (lambda: SqueezeExcite(True, False), {"first", "last"}),
     "squeeze-excite swapped": (lambda: SqueezeExcite(False, True), {"first", "down", "last"}),
     "spatial attention": (Attention, {"last"}),
     "functional pooling": (lambda: through(lambda _, x: F.relu(F.max_pool2d(x, 2))), {"a", "b"}),

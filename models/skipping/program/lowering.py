@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from prunegym.errors import InvalidInputError, PruneGymError
 from prunegym.models.masking.folding import constant, padding_of, pair, scale_and_shift
+from prunegym.models.masking.gates import Block
 from prunegym.models.masking.graph import BATCH, INPUT, LIKE, Attribute, OutputOf, Step, leaves, runner
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.masking.operators import IDENTITY, Kind
@@ -17,6 +19,7 @@ from prunegym.models.skipping.program.fusing import fuse
 from prunegym.models.skipping.program.layers import (
     Add,
     Average,
+    Concat,
     Conv,
     Layer,
     Linear,
@@ -27,18 +30,18 @@ from prunegym.models.skipping.program.layers import (
     Program,
     Subsample,
 )
+from prunegym.models.skipping.program.spaces import find_spaces
 
 
 class UnsupportedError(PruneGymError):
     """A network, or a policy, that a skipping path cannot run; the message says which step and why."""
 
 
-_BY_CHANNEL = {Kind.ACTIVATION, Kind.POOL, Kind.CHANNELWISE, Kind.MULTIPLY}
-_BY_IMAGE = {*_BY_CHANNEL, Kind.DEPTHWISE, Kind.GROUPED, Kind.CONCAT}
+_BY_CHANNEL = {Kind.ACTIVATION, Kind.POOL, Kind.REDUCE, Kind.LARGEST, Kind.CHANNELWISE, Kind.MULTIPLY, Kind.DIVIDE}
 
 
 def lower(masked: MaskedCNN) -> Program:
-    """Translate a masked CNN in eval mode.
+    """Translate a masked CNN in eval mode. A step that is not known here becomes a layer that torch runs.
 
     Args:
         masked: The CNN. Folded weights are copies: what happens to its weights later is not seen.
@@ -47,30 +50,22 @@ def lower(masked: MaskedCNN) -> Program:
         The program.
 
     Raises:
-        UnsupportedError: If a step mixes images, or does something with a gate's channels that is not known here.
+        UnsupportedError: If a batch norm has no running statistics, or a convolution a weight that is computed.
     """
     graph = masked.graph
-    for gate in masked.gates:
-        if len(gate.points) > 1 or len(gate.producers) > 1 or any(name not in masked.layouts for name in gate.points):
-            raise UnsupportedError(f"Gate {gate.name!r} masks several layers or points.")
     lowering = _Lowering(masked)
     for step in graph.steps:
         lowering.add(step)
     output = lowering.resolve(graph.output)
-    layers = fuse(lowering.layers, output, set(lowering.gates))
-    for layer in layers:
-        if isinstance(layer, Norm):
-            raise UnsupportedError(f"Layer {layer.label!r} is a batch norm that no convolution comes right before.")
-    for gate in {*range(len(masked.gates))} - {layer.gate for layer in layers if isinstance(layer, Conv)}:
-        raise UnsupportedError(f"Gate {masked.gates[gate].name!r} is on a layer that is no plain convolution.")
-    points = {lowering.resolve(gate.point): index for index, gate in enumerate(masked.gates)}
-    missing = points.keys() - {layer.name for layer in layers}
-    if missing:
-        raise UnsupportedError(f"The mask of a gate works at step {missing.pop()!r}, which was fused away.")
+    points = {lowering.resolve(name): places for name, places in masked.places.items()}
+    layers = fuse(lowering.layers, output, set(masked.found.values), points.keys())
     shapes = {step.name: step.shape[1:] for step in graph.steps}
     widths = tuple(gate.width for gate in masked.gates)
-    ended = shapes[graph.output]
-    return Program(graph.input, output, tuple(layers), shapes, lowering.gates, widths, points, ended)
+    spaces, indices = find_spaces(layers, masked)
+    reads = tuple(masked.read_shape(gate) for gate in range(len(widths)))
+    return Program(
+        graph.input, output, tuple(layers), shapes, spaces, indices, widths, reads, points, shapes[graph.output]
+    )
 
 
 class _Lowering:
@@ -79,9 +74,10 @@ class _Lowering:
     def __init__(self, masked: MaskedCNN) -> None:
         self.masked, self.graph = masked, masked.graph
         self.layers: list[Layer] = []
-        self.gates: dict[str, int] = {}
         self._alias: dict[str, str] = {}
-        self._producers = {gate.producers[0]: index for index, gate in enumerate(masked.gates)}
+        self._starts: dict[str, tuple[int, ...]] = {}
+        for index, gate in enumerate(masked.gates):
+            self._starts[gate.producers[0]] = (*self._starts.get(gate.producers[0], ()), index)
 
     def resolve(self, name: str) -> str:
         """Return the value that a name stands for."""
@@ -95,17 +91,7 @@ class _Lowering:
             self._alias[step.name] = self.resolve(step.inputs[0])
             return
         layer = self._translate(step)
-        self.layers.append(layer)
-        gates = {self.gates.get(name) for name in layer.inputs}
-        if isinstance(layer, Conv):
-            gates = {layer.gate}
-        elif isinstance(layer, Linear):
-            gates = {None}
-        if len(gates) > 1:
-            raise UnsupportedError(f"{_described(step)} brings channels of a gate together with others.")
-        gate = gates.pop()
-        if gate is not None:
-            self.gates[step.name] = gate
+        self.layers.append(dataclasses.replace(layer, starts=self._starts.get(step.name, ())))
 
     def _is_nothing(self, step: Step) -> bool:
         """Whether a step leaves numbers as they are: dropout in eval mode, flattening each image."""
@@ -117,18 +103,18 @@ class _Lowering:
 
     def _translate(self, step: Step) -> Layer:
         if not step.inputs or any(not self.graph[name].shape for name in step.inputs):
-            raise UnsupportedError(f"{_described(step)} reads something that is no tensor.")
+            return self._other(step, (step.name, step.name, self._inputs(step)))
         head = (step.name, step.layer if self._is_layer(step) else step.name, self._inputs(step))
         shape = self.graph[step.inputs[0]].shape
-        if step.kind is Kind.CONV and step.weight:
+        if step.operation == "conv2d" and step.weight and self._pads_evenly(step):
             return self._conv(step, head)
         if step.kind is Kind.LINEAR and step.weight and len(shape) == 2:
             weight, bias = self._constant(step, "weight"), self._constant(step, "bias")
             assert weight is not None
             return Linear(*head, weight, torch.zeros(len(weight)).to(weight) if bias is None else bias)
-        if step.operation == "batch_norm":
+        if step.operation == "batch_norm" and step.arguments["training"] is not True and len(shape) == 4:
             return Norm(*head, *self._scale_and_shift(step))
-        if step.operation == "relu":
+        if step.operation == "relu" and self.graph[head[2][0]].shape == shape:  # not of a map that is flattened
             return Add(*head, relu=True)
         if len(step.shape) == 4 and self._is_sum(step):
             return Add(*head)
@@ -162,12 +148,25 @@ class _Lowering:
     def _conv(self, step: Step, head: tuple[str, str, tuple[str, ...]]) -> Conv:
         weight, bias = self._constant(step, "weight"), self._constant(step, "bias")
         assert weight is not None
-        before, after = padding_of(step, tuple(weight.shape[2:]))
-        if before != after or (step.arguments["padding"] == "same" and max(step.arguments["stride"]) > 1):
-            raise UnsupportedError(f"Layer {step.layer!r} is a convolution with uneven padding.")
+        before, _ = padding_of(step, tuple(weight.shape[2:]))
         geometry = (pair(step.arguments["stride"]), pair(before), pair(step.arguments["dilation"]))
         bias = weight.new_zeros(len(weight)) if bias is None else bias
-        return Conv(*head, weight, bias, *geometry, gate=self._producers.get(step.name))
+        return Conv(*head, weight, bias, *geometry, gate=self._own_gate(step), groups=step.arguments["groups"])
+
+    def _pads_evenly(self, step: Step) -> bool:
+        weight = self._constant(step, "weight")
+        assert weight is not None
+        before, after = padding_of(step, tuple(weight.shape[2:]))
+        return before == after and (step.arguments["padding"] != "same" or max(step.arguments["stride"]) == 1)
+
+    def _own_gate(self, step: Step) -> int | None:
+        """Return the gate of which a convolution alone makes the channels, one a bit, masked at one point."""
+        for index in self._starts.get(step.name, ()):
+            gate = self.masked.gates[index]
+            layout = self.masked.layouts.get(step.name)
+            if layout == (Block(index, gate.width),) and len(gate.producers) == len(gate.points) == 1:
+                return index if step.kind is Kind.CONV else None
+        return None
 
     def _is_sum(self, step: Step) -> bool:
         """Whether a step is the plain sum of two values of one shape."""
@@ -176,16 +175,13 @@ class _Lowering:
             return False
         return all(isinstance(part, OutputOf) and self.graph[part.name].shape == step.shape for part in parts)
 
-    def _other(self, step: Step, head: tuple[str, str, tuple[str, ...]]) -> Other:
-        known = step.kind in _BY_IMAGE or step.kind is Kind.CONV or self._is_sum(step)
-        if not known or step.operation in ("mean", "amax", "sum"):
-            raise UnsupportedError(f"{_described(step)}: {step.kind.value}.")
-        if any(name in self.gates for name in head[2]):
-            stateless = not any(isinstance(part, Attribute) for part in leaves(step.arguments))
-            shapes = {self.graph[name].shape for name in step.inputs}
-            if step.kind not in _BY_CHANNEL or not stateless or len(step.shape) != 4 or len(shapes) > 1:
-                raise UnsupportedError(f"{_described(step)} works on channels of a gate.")
-        return Other(step.name, head[1], tuple(map(self.resolve, step.inputs)), self._runner(step))
+    def _other(self, step: Step, head: tuple[str, str, tuple[str, ...]]) -> Layer:
+        names = tuple(dict.fromkeys(map(self.resolve, step.inputs)))
+        channels = step.operation == "cat" and len(step.shape) == 4 and step.arguments["dim"] % 4 == 1
+        if channels and not _has_attributes(step):
+            return Concat(*head)
+        by_channel = step.kind in _BY_CHANNEL and not _has_attributes(step) and len(step.shape) == 4
+        return Other(step.name, head[1], names, self._runner(step), by_channel)
 
     def _runner(self, step: Step) -> Callable[[dict[str, Tensor]], Tensor]:
         """Return the step's function of values under their names in the program, which drops steps without effect."""
@@ -197,22 +193,22 @@ class _Lowering:
             found = {name: values[own] for name, own in names.items()}
             # A flattened map is a map in the program. Behind a gate, where sizes differ, only maps come here.
             views: dict[str, Any] = {
-                name: value.reshape(value.shape[0], *shapes[name]) if value.ndim != len(shapes[name]) + 1 else value
+                name: value.reshape(value.shape[0], *shapes[name])
+                if isinstance(value, Tensor) and value.ndim != len(shapes[name]) + 1
+                else value
                 for name, value in found.items()
             }
-            first = next(iter(found.values()))
-            return cast(Tensor, function(views | {BATCH: len(first), LIKE: first}))
+            return cast(Tensor, function(views | {BATCH: values[BATCH], LIKE: values[LIKE]}))
 
         return run
 
 
+def _has_attributes(step: Step) -> bool:
+    return any(isinstance(part, Attribute) for part in leaves(step.arguments))
+
+
 def _module_path(step: Step) -> str:
     return step.layer if not step.weight else step.weight.rpartition(".")[0]
-
-
-def _described(step: Step) -> str:
-    """Return a step as a message names it."""
-    return f"Layer {step.layer!r}" if step.weight else f"Step {step}"
 
 
 def _averages(step: Step, shape: tuple[int, ...]) -> bool:

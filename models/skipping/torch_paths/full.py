@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from prunegym.models.gating.gate_policy import GatePolicy
-from prunegym.models.skipping.program.layers import Add, Conv, MaxPool, Program
+from prunegym.models.skipping.program.layers import Add, Conv, MaxPool, Norm, Program
 from prunegym.models.skipping.program.path import Executed, ExecutionPath
 from prunegym.models.skipping.torch_paths.folded_heads import Deciding, joined
-from prunegym.models.skipping.torch_paths.torch_layers import conv, run_layer
+from prunegym.models.skipping.torch_paths.torch_layers import conv, first_values, run_layer
 
 GROUP = 16
 """Images that pass together where weights are few: maps of more leave the cache, and each layer gets fresh memory for
@@ -52,20 +52,19 @@ class FullPath(ExecutionPath):
         program, bits = self.program, dict[int, Tensor]()
         # All gates at once: a small network's layers take little longer than the operations for one gate would.
         decide = self._deciding.start(None if mask is None else mask.to(images.dtype), penalty)
-        values = {program.input: images.contiguous(memory_format=torch.channels_last)}
+        values = first_values(program, images)
         for layer, ending in zip(program.layers, program.ending, strict=True):
+            for gate in layer.starts:
+                bits[gate] = decide(gate, program.seen(gate, values[layer.inputs[0]]))
             if isinstance(layer, Conv):
-                if layer.gate is not None:
-                    bits[layer.gate] = decide(layer.gate, values[layer.inputs[0]])
                 value = conv(layer, values, self._weights[layer.name], layer.bias)
             else:
                 value = run_layer(layer, values)
-            gate = program.points.get(layer.name)
-            if gate is not None:
-                factors = bits[gate].to(value.dtype)[:, :, None, None]
+            for gate, places in program.points.get(layer.name, ()):
+                factors = places.factors(bits[gate].to(value.dtype), value)
                 # For a large map new memory costs more than the multiplication, so it is in place where the layer has
                 # made the memory: an operation of the network's own may return what it was given.
-                value = value.mul_(factors) if isinstance(layer, Conv | MaxPool | Add) else value * factors
+                value = value.mul_(factors) if isinstance(layer, Conv | MaxPool | Add | Norm) else value * factors
             values[layer.name] = value
             for name in ending:
                 del values[name]

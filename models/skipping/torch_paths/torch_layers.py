@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prunegym.models.skipping.program.layers import Add, Average, Conv, Layer, Linear, MaxPool, Other, Subsample
+from prunegym.models.masking.graph import BATCH, LIKE
+from prunegym.models.skipping.program.layers import (
+    Add,
+    Average,
+    Concat,
+    Conv,
+    Layer,
+    Linear,
+    MaxPool,
+    Norm,
+    Other,
+    Program,
+    Subsample,
+)
+
+
+def first_values(program: Program, images: Tensor) -> dict[str, Any]:
+    """Return the values with which a pass begins; maps lie channels last."""
+    images = images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images
+    return {program.input: images, BATCH: len(images), LIKE: images[:0]}
 
 
 def run_layer(layer: Layer, values: dict[str, Tensor]) -> Tensor:
@@ -28,12 +48,27 @@ def run_layer(layer: Layer, values: dict[str, Tensor]) -> Tensor:
     if isinstance(layer, Subsample):
         after = layer.channels - x.shape[1] - layer.offset
         return F.pad(x[..., :: layer.stride[0], :: layer.stride[1]], (0, 0, 0, 0, layer.offset, after))
+    if isinstance(layer, Concat):
+        return torch.cat([values[name] for name in layer.inputs], 1)
+    if isinstance(layer, Norm):
+        return norm(layer, x, layer.scale, layer.shift)
+    if isinstance(layer, Conv):
+        return conv(layer, values, layer.weight, layer.bias)
     return cast(Other, layer).run(values)
+
+
+def norm(layer: Norm, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Run a norm that could not be folded, with the factors (channels,) and offsets of the channels that are there."""
+    y = torch.addcmul(shift.to(x.dtype)[:, None, None], x, scale.to(x.dtype)[:, None, None])
+    return y.relu_() if layer.relu else y
 
 
 def conv(layer: Conv, values: dict[str, Tensor], weight: Tensor, bias: Tensor) -> Tensor:
     """Run a convolution with other weights than its own, and what is fused into it."""
-    y = F.conv2d(values[layer.inputs[0]], weight, bias, layer.stride, layer.padding, layer.dilation)
+    x = values[layer.inputs[0]]
+    # Of a grouped convolution's groups each keeps as many channels; of a depthwise one whole groups are left out.
+    groups = x.shape[1] if layer.groups > 1 and layer.weight.shape[1] == 1 else layer.groups
+    y = F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, groups)
     return finish(y, layer, values)
 
 

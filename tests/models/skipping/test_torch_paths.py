@@ -73,7 +73,7 @@ def test_masked_channels_are_exactly_zero():
         nn.init.constant_(norm.bias, bias)
     program = lower(masked)
     mask = random_masks(masked)[3:4]
-    for point, gate in program.points.items():
+    for point, ((gate, _),) in program.points.items():
         cut = dataclasses.replace(program, output=point, output_shape=program.shapes[point])
         path = FullPath(cut)
         value = path.run(torch.randn(1, 3, 32, 32), mask, None).output
