@@ -65,7 +65,9 @@ class Channels:
 
     def _follow(self, step: Step) -> None:
         inputs = [self.labels[name] for name in step.inputs if name in self.labels]
-        if step.shape[:1] != (1,) or any(self.graph[name].shape[:1] != (1,) for name in step.inputs):
+        if step.shape[:1] != (1,) or any(
+            self.graph[name].shape[:1] != (1,) for name in self._live.intersection(step.inputs)
+        ):
             self._block_all(inputs, step)  # the batch is not the first dimension, or there are several values
         elif step.kind in (*MIXING, Kind.DEPTHWISE):
             self._mix(step)

@@ -327,9 +327,9 @@ def choose_gates(found: list[Gate], wanted: str | list[str], rejected: dict[str,
     """
     if isinstance(wanted, str):
         chosen = [gate for gate in found if wanted == "all" or not (gate.summed or gate.hidden)]
-        for gate in found:
-            if gate not in chosen:
-                rejected.update(dict.fromkeys(gate.layers, SUMMED if gate.summed else HIDDEN))
+        for other in found:
+            if other not in chosen:
+                rejected.update(dict.fromkeys(other.layers, SUMMED if other.summed else HIDDEN))
     else:
         owners = {layer: gate for gate in reversed(found) for layer in (*gate.layers, gate.name)}
         for gate in wanted:
