@@ -9,8 +9,8 @@ import numpy as np
 
 from prunegym.models.export.onnx_graph import Array, GraphBuilder, Known
 from prunegym.models.export.onnx_operators import OPERATORS
-from prunegym.models.masking.gates import Layout
 from prunegym.models.masking.graph import Graph, Step
+from prunegym.models.masking.layouts import Layout
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.masking.operators import Kind
 

@@ -17,8 +17,9 @@ from prunegym.models.export.onnx_graph import GraphBuilder, Known, geometry, num
 from prunegym.models.export.onnx_operators import Call, find_operator
 from prunegym.models.gating.gate_policy import check_penalty
 from prunegym.models.masking.folding import constant, folded, norm_behind, scale_and_shift
-from prunegym.models.masking.gates import Bits, Block
+from prunegym.models.masking.gates import Bits
 from prunegym.models.masking.graph import INPUT, Step
+from prunegym.models.masking.layouts import Block
 from prunegym.models.masking.operators import Kind
 from prunegym.models.storage.model_file import Bundle
 

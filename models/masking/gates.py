@@ -244,56 +244,6 @@ class GateFinder:
 _PASSING = frozenset(("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "contiguous", "alias"))
 
 
-@dataclasses.dataclass(frozen=True)
-class Block:
-    """Adjacent channels of a value: those of a gate, or (``gate`` None) channels that are never masked.
-
-    In a flattened value each channel has ``repeat`` features.
-    """
-
-    gate: int | None
-    width: int
-    repeat: int = 1
-
-
-Layout = tuple[Block, ...]
-
-
-def layouts(found: Found) -> dict[str, Layout]:
-    """Return the values whose channels are whole gates side by side, each with its gates."""
-    starts, start = {}, 0
-    for number, gate in enumerate(found.gates):
-        starts[start] = number
-        start += gate.width
-    result = {}
-    for name, bits in found.values.items():
-        if bits.axis == 1 and (layout := _layout(bits.index.tolist(), starts, found.gates)):
-            result[name] = layout
-    return result
-
-
-def _layout(index: list[int], starts: dict[int, int], gates: list[Gate]) -> Layout:
-    blocks: list[Block] = []
-    place = 0
-    while place < len(index):
-        first = index[place]
-        if first < 0:
-            end = next((p for p in range(place, len(index)) if index[p] >= 0), len(index))
-            blocks.append(Block(None, end - place))
-        elif first in starts:
-            gate = starts[first]
-            repeat = next((p for p in range(place, len(index)) if index[p] != first), len(index)) - place
-            width = gates[gate].width
-            end = place + width * repeat
-            if index[place:end] != [first + bit for bit in range(width) for _ in range(repeat)]:
-                return ()
-            blocks.append(Block(gate, width, repeat))
-        else:
-            return ()
-        place = end
-    return tuple(blocks)
-
-
 def wanted_names(gates: str | Iterable[str]) -> str | list[str]:
     """Return ``auto`` or ``all``, or the names of the requested gates.
 

@@ -13,9 +13,18 @@ from torch import Tensor, nn
 from prunegym.errors import InvalidInputError
 from prunegym.html import table
 from prunegym.models.masking.cost import CostModel
-from prunegym.models.masking.gates import Bits, Gate, GateFinder, Layout, choose_gates, layouts, wanted_names
+from prunegym.models.masking.gates import Gate, GateFinder, choose_gates, wanted_names
 from prunegym.models.masking.graph import Graph, first_values, runner
-from prunegym.models.masking.tracing import Output, check_module, check_same, plain, trace
+from prunegym.models.masking.layouts import Layout, as_map, gate_map, layouts, places_of
+from prunegym.models.masking.recording.proof import check_same
+from prunegym.models.masking.recording.tracing import (
+    Output,
+    check_example,
+    check_module,
+    check_weights,
+    plain,
+    trace,
+)
 from prunegym.models.masking.verification import failing_gates
 from prunegym.validation import shape
 
@@ -88,7 +97,13 @@ class MaskedCNN(nn.Module):
         super().__init__()
         check_module(module, "module")
         module = plain(module)
-        _check(module, example_input)
+        if any(isinstance(part, MaskedCNN) for part in module.modules()):
+            raise InvalidInputError(
+                f"module is a {type(module).__name__}, which is masked already. Use it directly, or pass the plain "
+                "network: `network` of a MaskedCNN, `masked.network` of a DynamicCNN."
+            )
+        check_weights(module)
+        check_example(example_input)
         wanted = wanted_names(gates)
         self.network = copy.deepcopy(module).eval()
         self.frozen = False
@@ -110,7 +125,7 @@ class MaskedCNN(nn.Module):
         self.layouts: dict[str, Layout] = layouts(self.found)
         self.cost = CostModel(self.graph, self.network, self.found)
         self.mask_size = sum(gate.width for gate in self.gates)
-        self.places = _places(self.gates, self.found.values)
+        self.places = places_of(self.gates, self.found.values)
         self._bind()
         self.to(device)
         if frozen:
@@ -285,7 +300,7 @@ class MaskedCNN(nn.Module):
             for point, bits in self.places.get(step.name, ()):
                 mask = state.masks[point]
                 if state.points is not None and point not in state.points:
-                    state.points[point] = _as_map(value, bits, self.gates[point].width)
+                    state.points[point] = gate_map(value, bits, self.gates[point].width)
                 if mask is not None:
                     value = value * bits.factors(mask.to(value.dtype), value)
             values[step.name] = value
@@ -298,34 +313,6 @@ class MaskedCNN(nn.Module):
             state.reads = as_map(values[self.graph[self.gates[state.gate].producers[0]].inputs[0]])
 
 
-def as_map(value: Tensor) -> Tensor:
-    """Return what a layer reads as a map (batch, channels, height, width): a vector is one pixel, tokens a column."""
-    if value.ndim == 4:
-        return value
-    return value.flatten(1, -2).transpose(1, 2)[..., None] if value.ndim > 2 else value[..., None, None]
-
-
-def _as_map(value: Tensor, bits: Bits, width: int) -> Tensor:
-    """Return the channels of a gate at its point as a map (batch, width, height, width)."""
-    moved = value.movedim(bits.axis, 1)
-    order = [int((bits.index == bit).nonzero()[0]) for bit in range(width)]
-    moved = moved if order == list(range(moved.shape[1])) else moved[:, order]
-    return moved.flatten(2, -2) if moved.ndim > 3 else moved[(..., *[None] * (4 - moved.ndim))]
-
-
-def _places(gates: tuple[Gate, ...], values: dict[str, Bits]) -> dict[str, list[tuple[int, Bits]]]:
-    """Return for each value that is masked the gates, each with its bits, counted within the gate."""
-    places: dict[str, list[tuple[int, Bits]]] = {}
-    start = 0
-    for number, gate in enumerate(gates):
-        for point in gate.points:
-            index = values[point].index - start
-            index[(index < 0) | (index >= gate.width)] = -1
-            places.setdefault(point, []).append((number, Bits(values[point].axis, index)))
-        start += gate.width
-    return places
-
-
 def _check_floats(images: Tensor) -> None:
     if not isinstance(images, Tensor) or not images.is_floating_point():
         given = images.dtype if isinstance(images, Tensor) else f"a {type(images).__name__}"
@@ -333,20 +320,3 @@ def _check_floats(images: Tensor) -> None:
             f"The images are {given}; a float tensor, normalised, is needed, as dataset.batch(indices) returns it. "
             "DynamicCNN.predict takes images that are not normalised."
         )
-
-
-def _check(module: nn.Module, example_input: Tensor) -> None:
-    name = type(module).__name__
-    if any(isinstance(part, MaskedCNN) for part in module.modules()):
-        raise InvalidInputError(
-            f"module is a {name}, which is masked already. Use it directly, or pass the plain network: `network` of a "
-            "MaskedCNN, `masked.network` of a DynamicCNN."
-        )
-    if not isinstance(example_input, Tensor) or example_input.ndim != 4:
-        shaped = f"has shape {tuple(example_input.shape)}" if isinstance(example_input, Tensor) else "is no tensor"
-        raise InvalidInputError(
-            f"The example input {shaped}; (batch, channels, height, width) is needed, e.g. torch.zeros(1, 3, 32, 32)."
-        )
-    for key, tensor in module.state_dict().items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise InvalidInputError(f"{name}: {key!r} has NaN or infinite values. Load weights without them.")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import itertools
 import math
 import time
 from typing import Any, NamedTuple
@@ -19,6 +17,7 @@ from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.kernel import GateHead, Plan, PlanBuilder, Value
 from prunegym.models.skipping.program.layers import Add, Average, Conv, Layer, Linear, MaxPool, Pair, Program, Subsample
 from prunegym.models.skipping.program.lowering import UnsupportedError
+from prunegym.models.skipping.program.parts import columns_of, gates_of, part_of
 from prunegym.models.skipping.program.path import DECIDE, Clock, Executed, ExecutionPath
 from prunegym.models.skipping.torch_paths.full import FullPath
 
@@ -63,7 +62,7 @@ def segments(program: Program, policy: GatePolicy | None = None, variant: str | 
     ]
 
     def found(start: int, end: int) -> Segments:
-        middle = _part(program, start, end)
+        middle = part_of(program, start, end)
         if not sum(macs[start:end]):
             raise UnsupportedError("There is no layer with weights for the kernel.")
         if middle is None:
@@ -80,35 +79,10 @@ def segments(program: Program, policy: GatePolicy | None = None, variant: str | 
                 except UnsupportedError:
                     continue
             raise
-        head = _part(program, 0, start) if start else None
-        return Segments(head, middle, _part(program, end, len(program.layers)) if end < len(program.layers) else None)
+        head = part_of(program, 0, start) if start else None
+        return Segments(head, middle, part_of(program, end, len(program.layers)) if end < len(program.layers) else None)
 
     return found(0, len(program.layers))
-
-
-def _part(program: Program, start: int, end: int) -> Program | None:
-    """Return some of the layers as a program of their own, if one value goes in and one comes out."""
-    layers = program.layers[start:end]
-    made = {layer.name for layer in layers}
-    given = {name for layer in layers for name in layer.inputs} - made
-    later = {name for layer in program.layers[end:] for name in layer.inputs} | {program.output}
-    results = made & later
-    if len(given) != 1 or len(results) != 1 or later & given:
-        return None
-    (source,), (result,) = given, results
-    shape = program.output_shape if result == program.output else program.shapes[result]
-    return dataclasses.replace(program, input=source, output=result, layers=layers, output_shape=shape)
-
-
-def _gates(program: Program) -> list[int]:
-    """Return the gates that begin in a program."""
-    return sorted(gate for layer in program.layers for gate in layer.starts)
-
-
-def _columns(program: Program) -> Tensor:
-    """Return the places in a mask of the gates that begin in a program."""
-    starts = [0, *itertools.accumulate(program.widths)]
-    return torch.cat([torch.zeros(0, dtype=torch.int64), *(torch.arange(*starts[g : g + 2]) for g in _gates(program))])
 
 
 class KernelPath(ExecutionPath):
@@ -133,7 +107,7 @@ class KernelPath(ExecutionPath):
         super().__init__(program, policy)
         head, middle, end = segments(program, policy, variant)
         self._parts = [None if part is None else FullPath(part, policy) for part in (head, end)]
-        self._middle, self._columns = middle, _columns(middle)
+        self._middle, self._columns = middle, columns_of(middle)
         convolutions = (layer for layer in middle.layers if isinstance(layer, Conv))
         macs = sum(layer.weight.numel() * math.prod(program.shapes[layer.name][1:]) for layer in convolutions)
         self._shared = macs >= SHARED_FROM
@@ -172,7 +146,7 @@ class KernelPath(ExecutionPath):
         part = self._parts[place]
         if part is None:
             return value
-        columns = _columns(part.program)
+        columns = columns_of(part.program)
         done = part.run(value, used if len(columns) == 0 else mask, penalty)
         if mask is None and len(columns):
             used[:, columns] = done.mask
@@ -222,7 +196,7 @@ def translate(
     if len(program.shapes[program.input]) != 3:
         raise UnsupportedError("The kernel begins with maps.")
     channels, height, width = program.shapes[program.input]
-    gates = _gates(program)
+    gates = gates_of(program)
     numbers = {gate: number for number, gate in enumerate(gates)}
     try:
         heads = {} if policy is None else {gate: gate_head(policy, gate, penalty) for gate in gates}

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from torch import Tensor
 
 from prunegym.models.masking.gates import Bits
-from prunegym.models.masking.masked_cnn import as_map
+from prunegym.models.masking.layouts import as_map
 
 Pair = tuple[int, int]
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from prunegym.errors import InvalidInputError, PruneGymError
 from prunegym.models.masking.folding import constant, padding_of, pair, scale_and_shift
-from prunegym.models.masking.gates import Block
 from prunegym.models.masking.graph import BATCH, INPUT, LIKE, Attribute, OutputOf, Step, leaves, runner
+from prunegym.models.masking.layouts import Block
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.masking.operators import IDENTITY, Kind
 from prunegym.models.skipping.program.fusing import fuse

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from prunegym.errors import UntraceableModelError
 from prunegym.models.masking.gates import GateFinder
 from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.models.masking.tracing import trace
+from prunegym.models.masking.recording.tracing import trace
 from prunegym.models.masking.verification import failing_gates
 from tests.models.many_networks import NETWORKS
 from tests.models.network_parts import c

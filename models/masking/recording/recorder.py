@@ -17,17 +17,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunegym.errors import UntraceableModelError
 from prunegym.models.masking.graph import INPUT, ITEM, Attribute, ModeOf, OutputOf, Own, Step, leaves, operation_of
+from prunegym.models.masking.recording.writes import MODES, put_back, replaced
 
 _SKIPPED = (str(Path(torch.__file__).parent) + os.sep, __file__)
 _CALLER = str(Path(__file__).parent / "tracing.py")
 _READS_NUMBERS = {"_local_scalar_dense", "item", "is_nonzero", "equal", "allclose"}
 _PIECES = {"chunk", "split", "split_with_sizes", "tensor_split", "unsafe_chunk", "unsafe_split", "unbind"}
-_MODES = {
-    **dict.fromkeys(("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"), "train"),
-    "batch_norm": "training",
-}
-_SAME = {*_MODES, "alias", "detach", "contiguous", "to", "view_as", "positive", "real"}
-_SHAPED = {"view", "reshape", "flatten", "unflatten", "_unsafe_view", "squeeze", "unsqueeze"}
 
 
 @dataclasses.dataclass
@@ -158,7 +153,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-igno
             if storage in self._lost or known.base is None or known.step is None:
                 self._refuse(f"reads memory that {self._lost.get(storage)} overwrote through a view; write on a clone")
             source = self.reference(known.base)
-            arguments = _replaced(known.step.arguments, known.source, source)
+            arguments = replaced(known.step.arguments, known.source, source)
             known.name = self._add(known.step.target, arguments, tensor)
             known.source = source.name if isinstance(source, OutputOf) else ""
             known.writes = self._writes[storage]
@@ -201,8 +196,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-igno
     def _add(self, target: str, arguments: dict[str, Any], output: Any) -> str:
         """Record a step and return the name of its output."""
         operation, layer = operation_of(target), self._layers[-1]
-        if operation in _MODES and arguments[_MODES[operation]] is False:
-            arguments = {**arguments, _MODES[operation]: ModeOf(layer)}
+        if operation in MODES and arguments[MODES[operation]] is False:
+            arguments = {**arguments, MODES[operation]: ModeOf(layer)}
         weight = arguments.get("weight")
         if isinstance(weight, Attribute) and not weight.path.startswith("_tensor_constant"):
             layer = weight.path.removesuffix("weight").removesuffix(".")
@@ -272,7 +267,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-igno
         known.writes = self._writes[storage]
         while known.base is not None and known.step is not None:
             base = self._known[id(known.base)]
-            back = _back(known.step, OutputOf(base.name), OutputOf(known.name), base.tensor)
+            back = put_back(known.step, OutputOf(base.name), OutputOf(known.name), base.tensor)
             if back is None:
                 self._lost[storage] = _place()
                 return
@@ -283,43 +278,6 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-igno
             base.writes = self._writes[storage]
             known.source = base.name
             known = base
-
-
-def _back(step: Step, base: OutputOf, part: OutputOf, whole: Tensor) -> OutputOf | tuple[str, dict[str, Any]] | None:
-    """Return the step that puts a changed view back into what it is a view of; None if it is not known here.
-
-    Args:
-        step: What made the view.
-        base: What it was made from.
-        part: The changed view.
-        whole: The tensor of ``base``.
-    """
-    operation = step.operation
-    if operation in _SAME:
-        return part
-    if operation in _SHAPED:
-        return "aten::reshape", {"self": part, "shape": list(whole.shape)}
-    if operation == "transpose":
-        return step.target, {**step.arguments, "self": part}
-    if operation == "permute":
-        dims = [dim % whole.ndim for dim in step.arguments["dims"]]
-        return step.target, {"self": part, "dims": [dims.index(place) for place in range(len(dims))]}
-    if operation in ("slice", "select"):
-        return f"aten::{operation}_scatter", {"self": base, "src": part, **_without(step.arguments, "self")}
-    return None
-
-
-def _without(arguments: dict[str, Any], name: str) -> dict[str, Any]:
-    return {key: value for key, value in arguments.items() if key != name}
-
-
-def _replaced(argument: Any, name: str, fresh: Any) -> Any:
-    """Return an argument with another value in place of a step's output."""
-    if isinstance(argument, dict):
-        return {key: _replaced(value, name, fresh) for key, value in argument.items()}
-    if isinstance(argument, list):
-        return [_replaced(value, name, fresh) for value in argument]
-    return fresh if isinstance(argument, OutputOf) and argument.name == name else argument
 
 
 def _by_name(schema: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

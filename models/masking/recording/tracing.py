@@ -13,17 +13,14 @@ from torch.nn.parameter import is_lazy
 
 from prunegym.errors import InvalidInputError, UntraceableModelError
 from prunegym.models.masking.graph import (
-    INPUT,
     Attribute,
     Batch,
     Graph,
     Step,
-    first_values,
     leaves,
-    runner,
 )
 from prunegym.models.masking.operators import kind_of
-from prunegym.models.masking.recording import Recording, record
+from prunegym.models.masking.recording.recorder import Recording, record
 
 BATCHES = (2, 3)
 """Two passes are recorded: whole numbers that differ between them depend on the batch."""
@@ -37,6 +34,24 @@ def check_module(thing: object, argument: str) -> None:
         raise InvalidInputError(
             f"{argument} is a {type(thing).__name__}; a torch module is needed, e.g. prunegym.build(name) for one of "
             "the zoo, or prunegym.models.read_model(path).masked.network for that of a model file."
+        )
+
+
+def check_weights(module: nn.Module) -> None:
+    """Raise InvalidInputError if a weight or buffer is NaN or infinite."""
+    for key, tensor in module.state_dict().items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise InvalidInputError(
+                f"{type(module).__name__}: {key!r} has NaN or infinite values. Load weights without them."
+            )
+
+
+def check_example(example: object) -> None:
+    """Raise InvalidInputError unless an example input is a batch of images."""
+    if not isinstance(example, Tensor) or example.ndim != 4:
+        shaped = f"has shape {tuple(example.shape)}" if isinstance(example, Tensor) else "is no tensor"
+        raise InvalidInputError(
+            f"The example input {shaped}; (batch, channels, height, width) is needed, e.g. torch.zeros(1, 3, 32, 32)."
         )
 
 
@@ -210,79 +225,3 @@ def _check_run(network: nn.Module, example: Tensor, output: Output, name: str) -
     if value.ndim == 0 or len(value) != len(example):
         picked(value, "", name) if output is None else None
         raise UntraceableModelError(f"{name} returns a tensor {tuple(value.shape)}; one tensor (batch, ...) is needed.")
-
-
-@torch.no_grad()
-def run(graph: Graph, network: nn.Module, images: Tensor) -> Tensor:
-    """Return what the steps give for images (batch, channels, height, width)."""
-    values = first_values(graph, images)
-    for step in graph.steps:
-        values[step.name] = runner(step, network)(values)
-    output: Tensor = values[graph.output]
-    return output
-
-
-def check_same(graph: Graph, network: nn.Module, output: Output) -> None:
-    """Compare the graph with the network on noise, twice, with batches of one and two.
-
-    Raises:
-        UntraceableModelError: If they differ, with the first step that does; if the output is random, or depends on
-            the other images of the batch.
-    """
-    name = type(network).__name__
-    generator = torch.Generator().manual_seed(1)
-    images = torch.randn(2, *graph[graph.input].shape[1:], generator=generator)
-    images = images.to(next(network.parameters(), images).dtype)
-    outputs = []
-    for batch in (images, images[:1], images):
-        with torch.no_grad():
-            wanted = picked(network(batch.clone()), output, name)
-        got = run(graph, network, batch)
-        outputs.append(wanted)
-        if not same(got, wanted):
-            if not same(run(graph, network, batch), got):
-                _refuse_random(name)
-            raise UntraceableModelError(
-                f"The recorded steps of {name} are others than it runs on a batch of {len(batch)}: "
-                f"{_first_difference(graph, network, batch)} differs. A counter in forward, a branch on the size of "
-                "the batch, or numbers made outside of torch are the usual reasons: write forward without them."
-            )
-    if not torch.allclose(outputs[0], outputs[2], equal_nan=True):
-        _refuse_random(name)
-    if outputs[0].shape[1:] != outputs[1].shape[1:] or not torch.allclose(
-        outputs[0][:1], outputs[1], 1e-3, 1e-4, equal_nan=True
-    ):
-        raise UntraceableModelError(
-            f"{name}'s output for an image depends on the other images in the batch, so images cannot have separate "
-            "masks. A mean over the batch is the usual reason."
-        )
-
-
-def _refuse_random(name: str) -> None:
-    raise UntraceableModelError(
-        f"{name} gives different outputs for the same images in eval mode. F.dropout without "
-        "training=self.training is the usual reason."
-    )
-
-
-def same(one: Any, other: Any) -> bool:
-    """Whether two values are equal, but for rounding."""
-    if not isinstance(one, Tensor) or not isinstance(other, Tensor):
-        return type(one) is type(other)
-    if one.shape != other.shape or one.dtype != other.dtype:
-        return False
-    finite = other[torch.isfinite(other)].abs()
-    scale = float(finite.max()) if finite.numel() else 0.0
-    return torch.allclose(one, other, rtol=1e-4, atol=1e-5 * scale, equal_nan=True)
-
-
-@torch.no_grad()
-def _first_difference(graph: Graph, network: nn.Module, images: Tensor) -> str:
-    """Say at which step the graph first differs from the network's own pass."""
-    own = record(copy.deepcopy(network), images, keep=True)
-    values = first_values(graph, images)
-    for step in graph.steps:
-        values[step.name] = runner(step, network)(values)
-        if step.shape and step.target != INPUT and not same(values[step.name], own.values.get(step.name)):
-            return f"step {step}"
-    return "the output"
