@@ -37,7 +37,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 def pages() -> dict[str, str]:
     """Return each page's path and text."""
-    readme = (ROOT / "README.md").read_text().replace("](docs/", "](").replace("[MIT licence](LICENSE)", "MIT licence")
+    readme = re.sub(r"\[([^]]*)\]\(LICENSE\)", r"\1", (ROOT / "README.md").read_text()).replace("](docs/", "](")
     made = {
         "index.md": readme,
         **{name: (ROOT / name).read_text() for name in ("CHANGELOG.md", "CONTRIBUTING.md")},

@@ -1,8 +1,9 @@
-from .baselines.cheap import BASELINES as BASELINES, make_baseline as make_baseline
 from .baselines.literature import best_of_k as best_of_k, decore as decore
 from .baselines.static_masks import (
+    BASELINES as BASELINES,
     greedy_static as greedy_static,
     learned_static as learned_static,
+    make_baseline as make_baseline,
     pruned_and_tuned as pruned_and_tuned,
     taylor_static as taylor_static,
 )
@@ -20,16 +21,18 @@ from .comparison.entries import (
 from .comparison.results import Interval as Interval, interval as interval
 from .evaluation.evaluator import Evaluation as Evaluation, evaluate as evaluate
 from .evaluation.masks import Agent as Agent, Masks as Masks
-from .evaluation.predictors import PredictorOptions as PredictorOptions
-from .evaluation.user_agents import load_agent as load_agent
+from .evaluation.predictors import PredictorOptions as PredictorOptions, load_agent as load_agent
 from .rl.finetuning import finetune as finetune
-from .rl.lagrangian import Budget as Budget
+from .rl.lagrangian import (
+    Budget as Budget,
+    gates_at_best_offset as gates_at_best_offset,
+    gates_at_mac_share as gates_at_mac_share,
+)
 from .rl.mask_policy import (
     MaskPolicy as MaskPolicy,
     SmallImageExtractor as SmallImageExtractor,
     new_gate_policy as new_gate_policy,
 )
-from .rl.offsets import gates_at_best_offset as gates_at_best_offset, gates_at_mac_share as gates_at_mac_share
 from .rl.recipe import Recipe as Recipe
 from .rl.recipe_files import load_recipe as load_recipe
 from .rl.trainer import train_agent as train_agent

@@ -18,7 +18,7 @@ import torch
 from prunegym.models import MaskedCNN, SkippingCNN, build
 from prunegym.models.kernel.shared_library import library, openmp
 from prunegym.models.storage.run_folder import machine
-from prunegym.models.timing.profiler import random_masks
+from prunegym.models.timing.latency_measurement import random_masks
 
 APART = 0.002
 """Seconds between the kinds of threads, so that one does not slow the other."""

@@ -27,7 +27,7 @@ from prunegym.models import CNNInfo, GatePolicy, MaskedCNN, MaskFeatures, Normal
 from prunegym.models.export.onnx_model import export_onnx
 from prunegym.models.storage.model_file import Bundle
 from prunegym.models.storage.run_folder import machine
-from prunegym.models.timing.profiler import random_masks
+from prunegym.models.timing.latency_measurement import random_masks
 
 
 def open_session(path: Path, threads: int) -> onnxruntime.InferenceSession:

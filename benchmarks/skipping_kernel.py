@@ -27,7 +27,8 @@ from torch import Tensor
 from prunegym.models import GatePolicy, MaskedCNN, MaskFeatures, SkippingCNN, build, kernel
 from prunegym.models.storage.run_folder import machine
 from prunegym.models.storage.weights import save_text
-from prunegym.models.timing.profiler import Profile, profile, random_masks
+from prunegym.models.timing.latency_measurement import random_masks
+from prunegym.models.timing.profiler import Profile, profile
 
 BATCHES = 8
 TORCH_ALONE = ("torch", "full")

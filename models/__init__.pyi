@@ -11,10 +11,11 @@ from .gating.gated_layers import (
     SimpleDynamicCNN as SimpleDynamicCNN,
     l1_norm as l1_norm,
 )
-from .gating.rollouts import StraightThrough as StraightThrough, rollout as rollout
 from .gating.static_policy import (
     StaticPolicy as StaticPolicy,
+    StraightThrough as StraightThrough,
     fixed_policy as fixed_policy,
+    rollout as rollout,
     static_start as static_start,
 )
 from .masking.cost import CostModel as CostModel
@@ -25,8 +26,13 @@ from .skipping.skipping_cnn import EXECUTIONS as EXECUTIONS, SkippingCNN as Skip
 from .storage.model_file import CNNInfo as CNNInfo, read_model as read_model, write_model as write_model
 from .storage.weights import load_weights as load_weights, save_weights as save_weights
 from .training.cnn_training import TrainConfig as TrainConfig, accuracy as accuracy, train as train
-from .training.imitation import ImitationConfig as ImitationConfig, imitate as imitate
 from .training.mac_target import meet_target as meet_target
-from .training.preparation import PrepareConfig as PrepareConfig, new_policy as new_policy, prepare as prepare
+from .training.preparation import (
+    ImitationConfig as ImitationConfig,
+    PrepareConfig as PrepareConfig,
+    imitate as imitate,
+    new_policy as new_policy,
+    prepare as prepare,
+)
 from .training.tuning import TuneConfig as TuneConfig, tune as tune
 from .zoo.network_registry import ZOO as ZOO, build as build, register_network as register_network

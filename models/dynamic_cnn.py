@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from prunegym.errors import InvalidInputError
 from prunegym.models.checks import check_device
 from prunegym.models.data.dataset import Normalisation
-from prunegym.models.gating.gate_policy import GatePolicy, check_penalty
-from prunegym.models.gating.rollouts import rollout
-from prunegym.models.gating.static_policy import StaticPolicy
+from prunegym.models.gating.gate_policy import check_penalty
+from prunegym.models.gating.static_policy import Policy, rollout
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.skipping.program.path import Executed
 from prunegym.models.skipping.skipping_cnn import SkippingCNN
@@ -58,7 +57,7 @@ class DynamicCNN(nn.Module):
         True
     """
 
-    def __init__(self, masked: MaskedCNN, policy: GatePolicy | StaticPolicy, info: CNNInfo) -> None:
+    def __init__(self, masked: MaskedCNN, policy: Policy, info: CNNInfo) -> None:
         super().__init__()
         # Always the same memory layout, so that a loaded model gives exactly the outputs of the saved one.
         self.masked = masked.freeze().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -259,7 +258,7 @@ def shipped_path(name: str) -> Path:
     return Path(__file__).parent / "shipped" / f"{choice('shipped model', name, SHIPPED)}.safetensors"
 
 
-def _beside(policy: GatePolicy | StaticPolicy, masked: MaskedCNN) -> GatePolicy | StaticPolicy:
+def _beside(policy: Policy, masked: MaskedCNN) -> Policy:
     """Return a policy on its CNN's device; one on another device, e.g. an agent's on a GPU, is copied."""
     device = masked.device
     there = {value.device for value in (*policy.parameters(), *policy.buffers())}

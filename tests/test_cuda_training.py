@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from prunegym.agents.baselines.cheap import BASELINES
+from prunegym.agents.baselines.static_masks import BASELINES
 from prunegym.agents.comparison.comparing import compare
 from prunegym.agents.comparison.entries import STARTS, TRAINED_BASELINES
 from prunegym.agents.rl.finetuning import finetune

@@ -7,22 +7,19 @@ import copy
 import torch
 from torch import nn
 
-from prunegym.agents.baselines.cheap import random_masks_at
-from prunegym.agents.evaluation.controls import penalised_accuracy
-from prunegym.agents.evaluation.masks import Masks
+from prunegym.agents.baselines.static_masks import random_masks_at
+from prunegym.agents.evaluation.masks import Masks, penalised_accuracy
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.dynamic_cnn import DynamicCNN
 from prunegym.models.gating.features import MaskFeatures
 from prunegym.models.gating.gate_policy import GatePolicy
-from prunegym.models.gating.rollouts import StraightThrough, rollout
-from prunegym.models.gating.static_policy import StaticPolicy
+from prunegym.models.gating.static_policy import Policy, StaticPolicy, StraightThrough, rollout
 from prunegym.models.masking.importance import at_mac_share
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.storage.model_file import CNNInfo
 from prunegym.models.training.cnn_training import epoch_batches
-from prunegym.models.training.imitation import ImitationConfig
 from prunegym.models.training.mac_target import meet_target
-from prunegym.models.training.preparation import PrepareConfig, prepare
+from prunegym.models.training.preparation import ImitationConfig, PrepareConfig, prepare
 from prunegym.models.training.tuning import TuneConfig
 
 SPARSITY = 0.5
@@ -96,7 +93,7 @@ def gates_by_gradient(
 @torch.no_grad()
 def best_of_k(
     masked: MaskedCNN,
-    policy: GatePolicy | StaticPolicy | None,
+    policy: Policy | None,
     dataset: Dataset,
     share: float,
     *,

@@ -1,7 +1,9 @@
-"""Static baselines that are trained or searched, for both tracks."""
+"""Baselines without reinforcement learning: cheap ones, and static ones that are trained or searched."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -11,11 +13,12 @@ from prunegym.agents.evaluation.masks import Masks
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.dynamic_cnn import DynamicCNN
 from prunegym.models.gating.static_policy import StaticPolicy, static_start
-from prunegym.models.masking.importance import at_mac_share, prices, taylor_scores
+from prunegym.models.masking import importance
 from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.models.storage.model_file import CNNInfo
+from prunegym.models.storage.model_file import Bundle, CNNInfo
 from prunegym.models.training.preparation import PrepareConfig, prepare
 from prunegym.models.training.tuning import TuneConfig
+from prunegym.validation import choice
 
 
 @torch.no_grad()
@@ -107,7 +110,8 @@ def _cross_entropy(masked: MaskedCNN, images: Tensor, labels: Tensor, masks: Ten
 
 def taylor_static(masked: MaskedCNN, train: Dataset, share: float) -> Masks:
     """Return the static mask with the largest Taylor scores per MAC over all gates, at a MAC share."""
-    return Masks("static, Taylor", at_mac_share(taylor_scores(masked, train) / prices(masked), masked, share))
+    scores = importance.taylor_scores(masked, train) / importance.prices(masked)
+    return Masks("static, Taylor", importance.at_mac_share(scores, masked, share))
 
 
 def learned_static(masked: MaskedCNN, train: Dataset, share: float, *, epochs: float = 5, seed: int = 0) -> Masks:
@@ -166,3 +170,83 @@ def _prepare_static(
     config = PrepareConfig(imitation=None, tune=tuning, seed=tuning.seed)
     tuned, gates = prepare(masked, train, config, policy=start)
     return tuned, cast(StaticPolicy, gates)
+
+
+def keep_all(model: Bundle, share: float) -> Masks:  # noqa: ARG001
+    """Keep every channel."""
+    return Masks("keep all", torch.ones(model.masked.mask_size, dtype=torch.bool))
+
+
+def random_masks(model: Bundle, share: float) -> Masks:
+    """Keep random channels: the same number for each image, but other channels."""
+    generator = torch.Generator().manual_seed(model.seed)
+    return Masks("random", random_masks_at(model.masked, len(model.data["evaluated"]), share, generator))
+
+
+def random_masks_at(masked: MaskedCNN, images: int, share: float, generator: torch.Generator) -> Tensor:
+    """Return random masks (images, mask_size) bool at a MAC share."""
+    return importance.at_mac_share(torch.rand(images, masked.mask_size, generator=generator), masked, share)
+
+
+def l1(model: Bundle, share: float) -> Masks:
+    """Keep the filters with the largest L1 norm, the same share of each gate (Li et al. 2017). Static."""
+    return Masks("L1", importance.at_mac_share(importance.l1_scores(model.masked), model.masked, share, per_gate=True))
+
+
+def taylor(model: Bundle, share: float) -> Masks:
+    """Keep the channels with the largest Taylor score, the same share of each gate (Molchanov et al. 2017). Static."""
+    scores = importance.taylor_scores(model.masked, model.data["train"])
+    return Masks("Taylor", importance.at_mac_share(scores, model.masked, share, per_gate=True))
+
+
+def taylor_global(model: Bundle, share: float) -> Masks:
+    """Keep the channels with the largest Taylor score per MAC, over all gates. Static."""
+    return dataclasses.replace(taylor_static(model.masked, model.data["train"], share), name="Taylor, all gates")
+
+
+ORACLE = "An oracle: it sees a dense forward pass of the image first, which counts as the cost of deciding."
+
+
+def activation_topk(model: Bundle, share: float) -> Masks:
+    """Keep the channels with the largest mean activation in a dense pass, the same share of each gate."""
+    masks = importance.at_mac_share(_over_images(model, importance.activations), model.masked, share, per_gate=True)
+    return Masks("activation top-k", masks, model.masked.cost.total_macs, ORACLE)
+
+
+def ranked_activation(model: Bundle, share: float) -> Masks:
+    """Keep the channels with the best :func:`channel_scores` over all gates, as the teacher of imitation does."""
+    masks = importance.at_mac_share(_over_images(model, importance.channel_scores), model.masked, share)
+    return Masks("ranked activation", masks, model.masked.cost.total_macs, ORACLE)
+
+
+@torch.no_grad()
+def _over_images(model: Bundle, score: Callable[[MaskedCNN, Tensor], Tensor]) -> Tensor:
+    batches = model.data["evaluated"].batches(device=model.masked.device)
+    return torch.cat([score(model.masked, images).cpu() for _, images in batches])
+
+
+BASELINES: dict[str, Callable[[Bundle, float], Masks]] = {
+    "keep-all": keep_all,
+    "random": random_masks,
+    "l1": l1,
+    "taylor": taylor,
+    "taylor-global": taylor_global,
+    "activation-topk": activation_topk,
+    "ranked-activation": ranked_activation,
+}
+"""The untrained baselines by name. For the others see :data:`prunegym.agents.comparison.entries.TRAINED_BASELINES`."""
+
+
+def make_baseline(name: str, model: Bundle, share: float) -> Masks:
+    """Make the masks of a baseline.
+
+    Args:
+        name: A key of :data:`BASELINES`.
+        model: The frozen CNN with a seed and two data sets: the ``evaluated`` images, whose labels are not used, and
+            ``train``, for scores that need labels.
+        share: MAC share to spend, above 0 and at most 1.
+
+    Raises:
+        UnknownNameError: If there is no such baseline.
+    """
+    return BASELINES[choice("baseline", name, BASELINES)](model, share)

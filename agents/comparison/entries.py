@@ -9,13 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from prunegym.agents.baselines.cheap import BASELINES, make_baseline
+from prunegym.agents.baselines import static_masks as static
 from prunegym.agents.baselines.literature import best_of_k, decore, gates_by_gradient
-from prunegym.agents.baselines.static_masks import greedy_static, learned_static, pruned_and_tuned, taylor_static
 from prunegym.agents.comparison.results import fingerprint, slug
 from prunegym.agents.evaluation.masks import Agent, decide_fixed, is_masks
-from prunegym.agents.evaluation.user_agents import agent_name, as_predictor, load_agent
-from prunegym.agents.rl.offsets import gates_at_best_offset, gates_at_mac_share
+from prunegym.agents.evaluation.predictors import agent_name, as_predictor, load_agent
+from prunegym.agents.rl.lagrangian import gates_at_best_offset, gates_at_mac_share
 from prunegym.agents.rl.recipe import Recipe
 from prunegym.agents.rl.recipe_files import as_recipe
 from prunegym.agents.rl.trainer import train_agent, try_recipe
@@ -166,9 +165,9 @@ def file_of(path: str, seed: int) -> str:
 
 def baseline_entry(name: str) -> Entry:
     """Make a baseline of :data:`BASELINES` at the reference's MAC share."""
-    choice("baseline", name, BASELINES)
+    choice("baseline", name, static.BASELINES)
     return Entry(
-        name, lambda model, terms: make_baseline(name, model, terms.share), {"baseline": name},
+        name, lambda model, terms: static.make_baseline(name, model, terms.share), {"baseline": name},
         seeded=name == "random", at_share=True,
     )  # fmt: skip
 
@@ -205,9 +204,9 @@ def _described(make: Callable[..., Agent], **options: bool) -> Callable[[Bundle,
 
 
 TRAINED_BASELINES: dict[str, Callable[[Bundle, Terms, float], Agent]] = {
-    "greedy-static": lambda model, terms, _epochs: greedy_static(model.masked, model.data["train"], terms.share),
-    "taylor-static": lambda model, terms, _epochs: taylor_static(model.masked, model.data["train"], terms.share),
-    "learned-static": lambda model, terms, epochs: learned_static(
+    "greedy-static": lambda model, terms, _epochs: static.greedy_static(model.masked, model.data["train"], terms.share),
+    "taylor-static": lambda model, terms, _epochs: static.taylor_static(model.masked, model.data["train"], terms.share),
+    "learned-static": lambda model, terms, epochs: static.learned_static(
         model.masked, model.data["train"], terms.share, epochs=epochs, seed=model.seed
     ),
     "decore": lambda model, terms, epochs: decore(
@@ -218,8 +217,8 @@ TRAINED_BASELINES: dict[str, Callable[[Bundle, Terms, float], Agent]] = {
     "best-of-16": lambda model, terms, _epochs: best_of_k(
         model.masked, model.policy, model.data["evaluated"], terms.share, seed=model.seed, penalty=terms.penalty
     ),
-    "tuned-taylor": _described(pruned_and_tuned, learned=False),
-    "tuned-learned": _described(pruned_and_tuned, learned=True),
+    "tuned-taylor": _described(static.pruned_and_tuned, learned=False),
+    "tuned-learned": _described(static.pruned_and_tuned, learned=True),
 }
 """Baselines that train, search or draw masks, by name. Each takes the model, the terms and a number of epochs."""
 SEED_MARK = "{seed}"
@@ -250,7 +249,7 @@ def as_entry(thing: Any) -> Entry:
     label, text = split_label(str(thing))
     if label is not None:
         return dataclasses.replace(as_entry(text), name=label)
-    if text in BASELINES:
+    if text in static.BASELINES:
         return baseline_entry(text)
     if text in TRAINED_BASELINES:
         return trained_baseline_entry(text)

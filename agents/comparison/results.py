@@ -16,13 +16,11 @@ from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import Tensor, nn
 
-from prunegym.agents.evaluation.controls import penalised_accuracy
 from prunegym.agents.evaluation.evaluator import Evaluation
-from prunegym.agents.evaluation.masks import Masks, is_masks
+from prunegym.agents.evaluation.masks import Masks, is_masks, penalised_accuracy
 from prunegym.models.data.dataset import Dataset
-from prunegym.models.storage.fingerprints import fingerprint_of, hash_of
 from prunegym.models.storage.run_folder import without_unused
-from prunegym.models.storage.weights import save_text
+from prunegym.models.storage.weights import fingerprint_of, hash_of, save_text
 
 VERSION = 2
 """Increase it when evaluation gives other figures for the same configuration, so that old results are not reused."""

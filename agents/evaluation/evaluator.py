@@ -8,8 +8,7 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
-from prunegym.agents.evaluation.controls import count_distinct, derangement, penalised_accuracy, static_mask, verdict
-from prunegym.agents.evaluation.masks import Agent, Decided, MaskCache, decide_dynamic, decide_fixed, is_masks
+from prunegym.agents.evaluation import masks as decisions
 from prunegym.agents.evaluation.predictors import PredictorOptions, decide_by_prediction
 from prunegym.errors import InvalidInputError
 from prunegym.html import table
@@ -39,11 +38,11 @@ class Evaluation:
         total_mac_share: The sum of the two.
         mac_share_std: Standard deviation of ``mac_share`` over images.
         distinct_masks: Number of different masks.
-        static_accuracy: Of the static control, see :func:`prunegym.agents.evaluation.controls.static_mask`.
+        static_accuracy: Of the static control, see :func:`prunegym.agents.evaluation.masks.static_mask`.
         shuffled_accuracy: Of the same masks, shuffled across images.
         reward: accuracy - penalty * total_mac_share.
         images: Number of images.
-        is_static: Whether the policy is static, see :func:`prunegym.agents.evaluation.controls.verdict`.
+        is_static: Whether the policy is static, see :func:`prunegym.agents.evaluation.masks.verdict`.
         verdict: The same as a sentence.
         notes: What a reader of the figures has to know.
         masks: (images, mask_size) bool.
@@ -99,7 +98,7 @@ JSON_KEYS = tuple(field.name for field in dataclasses.fields(Evaluation) if fiel
 
 @torch.no_grad()
 def evaluate(
-    agent: Agent,
+    agent: decisions.Agent,
     model: Model | None,
     dataset: Dataset,
     *,
@@ -164,12 +163,12 @@ def evaluate(
     with contextlib.ExitStack() as after:
         after.callback(masked.train, masked.training)
         masked.eval()
-        cache = MaskCache(masked, dataset, batch_size)
+        cache = decisions.MaskCache(masked, dataset, batch_size)
         options = options or PredictorOptions()
         if isinstance(agent, DynamicCNN):
-            decided = decide_dynamic(agent, dataset, batch_size, options.agent_penalty, penalty)
-        elif is_masks(agent):
-            decided = decide_fixed(agent, masked, dataset)  # type: ignore[arg-type]
+            decided = decisions.decide_dynamic(agent, dataset, batch_size, options.agent_penalty, penalty)
+        elif decisions.is_masks(agent):
+            decided = decisions.decide_fixed(agent, masked, dataset)  # type: ignore[arg-type]
         else:
             decided = decide_by_prediction(agent, owner, layerwise, batch_size, options, penalty)
         if decided.logits is not None:
@@ -201,14 +200,16 @@ def _accuracy(logits: Tensor, dataset: Dataset) -> float:
     return (logits.argmax(1) == dataset.labels).double().mean().item()
 
 
-def _summary(decided: Decided, cache: MaskCache, full: Tensor, dense_accuracy: float, penalty: float) -> Evaluation:
+def _summary(
+    decided: decisions.Decided, cache: decisions.MaskCache, full: Tensor, dense_accuracy: float, penalty: float
+) -> Evaluation:
     masked, dataset, masks = cache.masked, cache.dataset, decided.masks
     logits = cache(masks)
-    shuffled = cache(masks[derangement(len(masks))])
+    shuffled = cache(masks[decisions.derangement(len(masks))])
     correct = logits.argmax(1) == dataset.labels
     mac_share, policy_share = masked.cost.mac_share(masks), decided.macs / masked.cost.total_macs
-    distinct = count_distinct(masks)
-    is_static, sentence = verdict(correct, shuffled.argmax(1) == dataset.labels, distinct)
+    distinct = decisions.count_distinct(masks)
+    is_static, sentence = decisions.verdict(correct, shuffled.argmax(1) == dataset.labels, distinct)
     return Evaluation(
         accuracy=_accuracy(logits, dataset),
         dense_accuracy=dense_accuracy,
@@ -219,9 +220,9 @@ def _summary(decided: Decided, cache: MaskCache, full: Tensor, dense_accuracy: f
         total_mac_share=mac_share.mean().item() + policy_share,
         mac_share_std=mac_share.std(unbiased=False).item(),
         distinct_masks=distinct,
-        static_accuracy=_accuracy(cache(static_mask(masks, masked)), dataset),
+        static_accuracy=_accuracy(cache(decisions.static_mask(masks, masked)), dataset),
         shuffled_accuracy=_accuracy(shuffled, dataset),
-        reward=penalised_accuracy(correct, mac_share + policy_share, penalty).mean().item(),
+        reward=decisions.penalised_accuracy(correct, mac_share + policy_share, penalty).mean().item(),
         images=len(dataset),
         is_static=is_static,
         verdict=sentence,

@@ -13,17 +13,15 @@ from torch import Tensor, nn
 
 from prunegym.agents.evaluation.masks import decide_on_the_way
 from prunegym.agents.rl.monitor import validation_figures
-from prunegym.agents.rl.recipe import Recipe
+from prunegym.agents.rl.recipe import Recipe, own_reward
 from prunegym.agents.rl.recipe_files import as_recipe
-from prunegym.agents.rl.run_reward import own_reward
 from prunegym.agents.rl.trainer import train_agent, try_recipe
 from prunegym.models.checks import check_dense
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.dynamic_cnn import DynamicCNN
 from prunegym.models.storage.run_folder import begin_run, finish_run
-from prunegym.models.training.cnn_training import dense_logits
+from prunegym.models.training.cnn_training import StageReport, dense_logits, of_stage
 from prunegym.models.training.mac_target import total_mac_share
-from prunegym.models.training.reports import StageReport, of_stage
 from prunegym.models.training.tuning import TuneConfig, tune
 
 

@@ -14,20 +14,19 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from tqdm import tqdm
 
-from prunegym.agents.evaluation.controls import count_distinct, penalised_accuracy
-from prunegym.agents.evaluation.masks import MaskCache, decide_on_the_way
-from prunegym.agents.rl.lagrangian import DualAscent, shift_to_budget
+from prunegym.agents.evaluation.masks import MaskCache, count_distinct, decide_on_the_way, penalised_accuracy
+from prunegym.agents.rl.lagrangian import ROUNDS, DualAscent
 from prunegym.agents.rl.mask_policy import MaskPolicy
-from prunegym.agents.rl.recipe import Recipe
-from prunegym.agents.rl.run_reward import OwnReward, own_reward
+from prunegym.agents.rl.recipe import OwnReward, Recipe, own_reward
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.gating.gate_policy import GatePolicy
-from prunegym.models.gating.static_policy import StaticPolicy
+from prunegym.models.gating.static_policy import Policy
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.skipping.skipping_cnn import prefer_kernel
 from prunegym.models.storage.model_file import Bundle
 from prunegym.models.storage.weights import save_state, save_text
-from prunegym.models.training.reports import Report
+from prunegym.models.training.cnn_training import Report
+from prunegym.models.training.mac_target import meet_target
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +51,7 @@ class ValidationFigures:
 @torch.inference_mode()
 def validation_figures(
     masked: MaskedCNN,
-    policy: GatePolicy | StaticPolicy,
+    policy: Policy,
     dataset: Dataset,
     penalty: float,
     own_reward: OwnReward | None = None,
@@ -139,7 +138,7 @@ class TrainingMonitor(BaseCallback):
         state = json.loads(self.state_path.read_text())
         self.best_reward, self.history, self.updates = state["best_reward"], state["history"], state["updates"]
         if self.budget is not None:
-            self.budget.restore(state["budget"])
+            self.budget.penalty, self.budget.steady = (state["budget"][key] for key in ("penalty", "steady"))
         self._restored = True
 
     def _on_training_start(self) -> None:
@@ -200,7 +199,7 @@ class TrainingMonitor(BaseCallback):
         assert isinstance(self.model.policy, MaskPolicy)
         actor = self.model.policy.gate_policy()
         if self.budget is not None:
-            shift_to_budget(self.masked, actor, self.validation, self.budget.budget)
+            meet_target(self.masked, actor, self.validation, self.budget.budget.target_macs, rounds=ROUNDS)
         result = self._figures(actor, self.recipe.middle_penalty)
         row = {"timesteps": self.num_timesteps, "updates": self.updates, **dataclasses.asdict(result)}
         if actor.penalty_range is not None:
@@ -245,5 +244,5 @@ class TrainingMonitor(BaseCallback):
         (self.folder / "checkpoint.partial.zip").replace(self.folder / "checkpoint.zip")
         state: dict[str, Any] = {"best_reward": self.best_reward, "history": self.history, "updates": self.updates}
         if self.budget is not None:
-            state["budget"] = self.budget.state()
+            state["budget"] = {"penalty": self.budget.penalty, "steady": self.budget.steady}
         save_text(self.state_path, json.dumps(state))

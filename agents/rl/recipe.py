@@ -1,4 +1,4 @@
-"""Recipes: the settings of a training run."""
+"""Recipes: the settings of a training run, and the mean reward by which a run chooses its best actor."""
 
 from __future__ import annotations
 
@@ -10,12 +10,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from torch import Tensor
 
 from prunegym.agents.rl.lagrangian import Budget
+from prunegym.envs.rewards.outcome import Outcome
+from prunegym.envs.rewards.reward import resolve_reward
 from prunegym.errors import InvalidInputError
-from prunegym.models.training.imitation import ImitationConfig
+from prunegym.models.data.dataset import Dataset
+from prunegym.models.masking.masked_cnn import MaskedCNN
+from prunegym.models.training.cnn_training import dense_logits
+from prunegym.models.training.preparation import ImitationConfig
 from prunegym.models.training.tuning import TuneConfig
 from prunegym.user_code import described
 from prunegym.validation import choice, finite, share, whole_number
@@ -92,9 +99,9 @@ class Recipe:
         finite(self._named("sharpen"), self.sharpen, above=0)
         if self.target_macs not in (None, "best"):
             share(self._named("target_macs"), self.target_macs, hint="Give a total MAC share, or 'best'.")
-        for field in ("callbacks", "loggers"):
-            if not isinstance(getattr(self, field), list | tuple):
-                raise InvalidInputError(f"{self._named(field)} is {getattr(self, field)!r}; a list is needed.")
+        for setting in ("callbacks", "loggers"):
+            if not isinstance(getattr(self, setting), list | tuple):
+                raise InvalidInputError(f"{self._named(setting)} is {getattr(self, setting)!r}; a list is needed.")
         conflict = self._conflict()
         if conflict is not None:
             raise InvalidInputError(f"Recipe {self.name!r}: {conflict}")
@@ -196,3 +203,48 @@ def linear_start(text: str, setting: str = "learning_rate") -> float:
         raise InvalidInputError(
             f"{setting} is {text!r}; a number is needed, or lin_ and a number, which falls linearly to 0."
         ) from None
+
+
+OwnReward = Callable[[Tensor, Tensor, float], float]
+"""From masks (images, mask_size) bool, the CNN's output under them (images, classes) float32 and lambda, the mean
+reward over a split. A recipe with one lambda of its own is measured at that."""
+
+
+def own_reward(recipe: Recipe, masked: MaskedCNN, dataset: Dataset) -> OwnReward | None:
+    """Return a function that measures a recipe's own reward.
+
+    Args:
+        recipe: The recipe. Its ``env_kwargs`` have the reward.
+        masked: The CNN.
+        dataset: The images.
+
+    Returns:
+        None for the reward ``macs`` with ``correct`` or ``probability``. Actors are then compared by
+        correct - penalty * total MAC share, which includes the policy's MACs.
+    """
+    kwargs = recipe.env_kwargs
+    reward, accuracy = kwargs.get("reward", "l0"), kwargs.get("accuracy", "correct")
+    if reward == "macs" and accuracy in ("correct", "probability"):
+        return None
+    resolved = resolve_reward(reward, accuracy, masked, kwargs.get("latency_table"))
+    own_penalty = resolved.default_penalty if kwargs.get("penalty") is None else kwargs["penalty"]
+    dense = functools.cache(lambda: dense_logits(masked, dataset))
+
+    def measured(masks: Tensor, logits: Tensor, penalty: float) -> float:
+        device, mask = masked.device, masks.float().to(masked.device)
+        price = float(own_penalty) if isinstance(own_penalty, float | int) else penalty
+        outcome = Outcome(
+            logits=logits.to(device),
+            labels=dataset.labels.to(device),
+            indices=torch.arange(len(mask), device=device),
+            mask=mask,
+            kept=mask.double().sum(1),
+            mac_share=masked.cost.mac_share(mask),
+            penalty=torch.full((len(mask),), price, dtype=torch.float64, device=device),
+            masked=masked,
+            dataset=dataset,
+            dense=lambda: dense().to(device, copy=True),
+        )
+        return float(resolved(outcome).mean())
+
+    return measured

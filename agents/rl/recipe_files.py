@@ -14,7 +14,7 @@ from prunegym.agents.rl.lagrangian import Budget
 from prunegym.agents.rl.recipe import CLASSES, Recipe
 from prunegym.envs.task import TaskArguments
 from prunegym.errors import InvalidInputError, MissingDataError, UnknownNameError
-from prunegym.models.training.imitation import ImitationConfig
+from prunegym.models.training.preparation import ImitationConfig
 from prunegym.models.training.tuning import TuneConfig
 from prunegym.settings import Loader, make_config, numbers
 from prunegym.validation import choice

@@ -15,13 +15,11 @@ from stable_baselines3.common.utils import LinearSchedule, set_random_seed
 from stable_baselines3.common.vec_env import VecEnv
 
 from prunegym.agents.rl.callbacks import check_named, make_callbacks, make_logger
-from prunegym.agents.rl.lagrangian import DualAscent, end_at_budget
+from prunegym.agents.rl.lagrangian import DualAscent, end_at_budget, gates_at_best_offset
 from prunegym.agents.rl.mask_policy import MaskPolicy
 from prunegym.agents.rl.monitor import TrainingMonitor
-from prunegym.agents.rl.offsets import gates_at_best_offset
-from prunegym.agents.rl.recipe import CLASSES, SCHEDULES, Recipe, linear_start
+from prunegym.agents.rl.recipe import CLASSES, SCHEDULES, Recipe, linear_start, own_reward
 from prunegym.agents.rl.recipe_files import as_recipe
-from prunegym.agents.rl.run_reward import own_reward
 from prunegym.envs.sb3_vec_env import MaskVecEnv
 from prunegym.envs.sb3_wrappers import GroupAdvantage, SelfCritical
 from prunegym.envs.simulator import MaskSimulator
@@ -32,14 +30,14 @@ from prunegym.models.data.dataset import Dataset
 from prunegym.models.dynamic_cnn import DynamicCNN
 from prunegym.models.gating.features import MaskFeatures
 from prunegym.models.gating.gate_policy import GatePolicy
-from prunegym.models.gating.static_policy import StaticPolicy
+from prunegym.models.gating.static_policy import Policy, StaticPolicy
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.storage.model_file import Bundle, CNNInfo
 from prunegym.models.storage.run_folder import begin_run, finish_run
 from prunegym.models.storage.weights import load_state
+from prunegym.models.training.cnn_training import StageReport, of_stage
 from prunegym.models.training.mac_target import meet_target
 from prunegym.models.training.preparation import PrepareConfig, prepare
-from prunegym.models.training.reports import StageReport, of_stage
 from prunegym.registration import LAYERWISE
 from prunegym.validation import choice, whole_number
 
@@ -52,7 +50,7 @@ def train_agent(
     recipe: Recipe | str | Path,
     out: Path | str,
     *,
-    policy: GatePolicy | StaticPolicy | None = None,
+    policy: Policy | None = None,
     seed: int = 0,
     resume: bool = False,
     device: str = "cpu",
@@ -126,15 +124,13 @@ class NewGatesWarning(UserWarning):
     """The model has gates, but they decide at other steps than the recipe's environment asks."""
 
 
-def _gates_of_kind(policy: GatePolicy | StaticPolicy | None, recipe: Recipe) -> GatePolicy | StaticPolicy | None:
+def _gates_of_kind(policy: Policy | None, recipe: Recipe) -> Policy | None:
     """Return gates that decide at the steps of the recipe's environment; None for others."""
     fit = policy is not None and policy.features.config["layerwise"] == LAYERWISE[recipe.env]
     return policy if fit else None
 
 
-def try_recipe(
-    recipe: Recipe, masked: MaskedCNN, train: Dataset, validation: Dataset, policy: GatePolicy | StaticPolicy | None
-) -> None:
+def try_recipe(recipe: Recipe, masked: MaskedCNN, train: Dataset, validation: Dataset, policy: Policy | None) -> None:
     """Play one episode of a recipe's task, measure its own reward and import its callbacks, to find mistakes early.
 
     Raises:
@@ -204,7 +200,7 @@ def _prepared(model: Bundle, recipe: Recipe, out: Path, report: StageReport | No
     return _gates(prepare(model.masked, model.data["train"], config, folder=out, report=report)[1])
 
 
-def _gates(made: DynamicCNN | GatePolicy | StaticPolicy) -> GatePolicy:
+def _gates(made: DynamicCNN | Policy) -> GatePolicy:
     policy = made.policy if isinstance(made, DynamicCNN) else made
     assert isinstance(policy, GatePolicy)
     return policy
@@ -248,9 +244,10 @@ def _reinforce(
         if recipe.loggers:
             algorithm.set_logger(make_logger(recipe.loggers, out, f"{recipe.algo}_1"))
         callbacks = [monitor, *make_callbacks(recipe.callbacks)]
-        algorithm.learn(
-            total - done, callbacks, reset_num_timesteps=done == 0, tb_log_name=recipe.algo, log_interval=10
-        )
+        algorithm.learn(total - done, callbacks, 10, tb_log_name=recipe.algo, reset_num_timesteps=done == 0)
+        algorithm.logger.dump(algorithm.num_timesteps)  # the last figures, whatever the interval
+        if recipe.loggers:
+            algorithm.logger.close()
     start.load_state_dict(load_state(out / "best_actor.pt"))
     return start
 

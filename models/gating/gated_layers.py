@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from prunegym.errors import InvalidInputError
 from prunegym.models.gating.gate_policy import gate_head
-from prunegym.models.gating.rollouts import StraightThrough, greedy
-from prunegym.models.zoo.simple import SimpleCNN
+from prunegym.models.gating.static_policy import StraightThrough, greedy
+from prunegym.models.zoo.networks import SimpleCNN
 from prunegym.validation import choice, whole_number
 
 Estimator = Literal["straight-through", "gumbel"]

@@ -6,20 +6,12 @@ not depend on the rest of PruneGym: you describe a network to :class:`PlanBuilde
 
 from __future__ import annotations
 
-from prunegym.models.kernel.buffers import Value
-from prunegym.models.kernel.builder import PlanBuilder
-from prunegym.models.kernel.passes import Pass
-from prunegym.models.kernel.plan import GateHead, Plan
-from prunegym.models.kernel.shared_library import KernelError, available, unavailable_reason, variants
-
-__all__ = [
-    "GateHead",
-    "KernelError",
-    "Pass",
-    "Plan",
-    "PlanBuilder",
-    "Value",
-    "available",
-    "unavailable_reason",
-    "variants",
-]
+from prunegym.models.kernel.builder import PlanBuilder as PlanBuilder
+from prunegym.models.kernel.plan import GateHead as GateHead, Pass as Pass, Plan as Plan
+from prunegym.models.kernel.shared_library import (
+    KernelError as KernelError,
+    Value as Value,
+    available as available,
+    unavailable_reason as unavailable_reason,
+    variants as variants,
+)

@@ -8,9 +8,17 @@ import torch
 from torch import Tensor
 
 from prunegym.errors import InvalidInputError
-from prunegym.models.kernel.buffers import Value, assign_buffers
 from prunegym.models.kernel.plan import GateHead, Plan
-from prunegym.models.kernel.shared_library import ARRAYS, KINDS, MAX_CHANNELS, MAX_PIXELS, LayerRecord, ValueRecord
+from prunegym.models.kernel.shared_library import (
+    ARRAYS,
+    KINDS,
+    MAX_CHANNELS,
+    MAX_PIXELS,
+    LayerRecord,
+    Value,
+    ValueRecord,
+    assign_buffers,
+)
 from prunegym.validation import shape, whole_number
 
 MAX_KERNEL, MAX_GRID = 7, 1024

@@ -1,4 +1,4 @@
-"""A plan, which is a network ready to run in the compiled kernel, and the parameters of a gate's policy."""
+"""A plan, which is a network ready to run in the compiled kernel, and a pass, which stops before each decision."""
 
 from __future__ import annotations
 
@@ -11,20 +11,7 @@ import torch
 from torch import Tensor
 
 from prunegym.errors import InvalidInputError
-from prunegym.models.kernel.shared_library import (
-    ERROR_SIZE,
-    KINDS,
-    MAX_IMAGES,
-    MAX_THREADS,
-    BufferRecord,
-    Images,
-    KernelError,
-    LayerRecord,
-    NetworkRecord,
-    ValueRecord,
-    choose_variant,
-    library,
-)
+from prunegym.models.kernel import shared_library as native
 from prunegym.validation import bits, shape, whole_number
 
 
@@ -66,30 +53,30 @@ class Plan:
         layers: Names of the layers, in the order of their times in :meth:`timed`.
         mask_size: Mask bits of all gates.
         decides: Whether a gate has a policy.
-        looks: Number of features at each stop of a :class:`~prunegym.models.kernel.passes.Pass`.
+        looks: Number of features at each stop of a :class:`~prunegym.models.kernel.plan.Pass`.
         outputs: Numbers returned for each image.
     """
 
     def __init__(
         self,
         variant: str | None,
-        buffers: Sequence[BufferRecord],
-        values: Sequence[ValueRecord],
+        buffers: Sequence[native.BufferRecord],
+        values: Sequence[native.ValueRecord],
         widths: Sequence[int],
-        records: Sequence[LayerRecord],
+        records: Sequence[native.LayerRecord],
     ) -> None:
-        variant = choose_variant(variant)
-        error = ctypes.create_string_buffer(ERROR_SIZE)
-        self.library = library()
-        network = NetworkRecord(
+        variant = native.choose_variant(variant)
+        error = ctypes.create_string_buffer(native.ERROR_SIZE)
+        self.library = native.library()
+        network = native.NetworkRecord(
             *(len(buffers), len(values), len(widths), len(records)),
-            *((BufferRecord * len(buffers))(*buffers), (ValueRecord * len(values))(*values)),
-            *((ctypes.c_int32 * len(widths))(*widths), (LayerRecord * len(records))(*records)),
+            *((native.BufferRecord * len(buffers))(*buffers), (native.ValueRecord * len(values))(*values)),
+            *((ctypes.c_int32 * len(widths))(*widths), (native.LayerRecord * len(records))(*records)),
         )
         self.handle = self.library.prunegym_plan_new(variant.encode(), network, error)
         if not self.handle:
-            raise KernelError(f"The kernel cannot hold the network: {error.value.decode()}.")
-        kinds, images = [KINDS[record.kind] for record in records], values[records[0].output]
+            raise native.KernelError(f"The kernel cannot hold the network: {error.value.decode()}.")
+        kinds, images = [native.KINDS[record.kind] for record in records], values[records[0].output]
         self.variant, self.mask_size, self.outputs = variant, sum(widths), values[records[-1].input].channels
         self.layers = tuple(f"{index} {kind}" for index, kind in enumerate(kinds))
         looks = (record for record, kind in zip(records, kinds, strict=True) if kind == "look")
@@ -100,7 +87,11 @@ class Plan:
         self._finalizer.atexit = False  # a daemon thread may still be running it
 
     def __call__(
-        self, images: Tensor, masks: Tensor | None = None, threads: int | None = None
+        self,
+        images: Tensor,
+        masks: Tensor | None = None,
+        threads: int | None = None,
+        seconds: ctypes.Array[ctypes.c_double] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Run the network.
 
@@ -109,6 +100,7 @@ class Plan:
             masks: (batch, mask_size) of zeros and ones, any dtype; the bits of gates with a policy are ignored. May be
                 left out where every gate has a policy.
             threads: From 1 to 1024, each taking a share of the images; None for torch's number.
+            seconds: If given, each layer's seconds are added to its own.
 
         Returns:
             Outputs (batch, outputs) float32, and the masks that were used, (batch, mask_size) bool. If you gave a
@@ -118,7 +110,20 @@ class Plan:
             InvalidInputError: If a shape, a dtype or the number of threads is wrong, or masks are missing.
             KernelError: If there is not enough memory.
         """
-        return self._run(images, masks, thread_count(threads), None)
+        threads = thread_count(threads)
+        images = self.checked_images(images)
+        batch = len(images)
+        used = self.as_bytes(masks, batch)
+        outputs = empty_floats(batch, self.outputs)
+        if batch == 0:
+            return outputs, used
+        error = ctypes.create_string_buffer(native.ERROR_SIZE)
+        failed = self.library.prunegym_plan_run(
+            self.handle, batch, as_they_lie(images), used.data_ptr(), outputs.data_ptr(), threads, seconds, error
+        )
+        if failed:
+            raise native.KernelError(f"The kernel cannot run {batch} images: {error.value.decode()}.")
+        return outputs, used
 
     def timed(self, images: Tensor, masks: Tensor | None = None, threads: int = 1) -> dict[str, float]:
         """Run and return the seconds spent in each layer.
@@ -138,25 +143,8 @@ class Plan:
                 "own. Give threads=1, or one image."
             )
         seconds = (ctypes.c_double * len(self.layers))()
-        self._run(images, masks, threads, seconds)
+        self(images, masks, threads, seconds)
         return dict(zip(self.layers, seconds, strict=True))
-
-    def _run(
-        self, images: Tensor, masks: Tensor | None, threads: int, seconds: ctypes.Array[ctypes.c_double] | None
-    ) -> tuple[Tensor, Tensor]:
-        images = self.checked_images(images)
-        batch = len(images)
-        used = self.as_bytes(masks, batch)
-        outputs = empty_floats(batch, self.outputs)
-        if batch == 0:
-            return outputs, used
-        error = ctypes.create_string_buffer(ERROR_SIZE)
-        failed = self.library.prunegym_plan_run(
-            self.handle, batch, as_they_lie(images), used.data_ptr(), outputs.data_ptr(), threads, seconds, error
-        )
-        if failed:
-            raise KernelError(f"The kernel cannot run {batch} images: {error.value.decode()}.")
-        return outputs, used
 
     def checked_images(self, images: Tensor) -> Tensor:
         """Return images whose memory can be read as it is.
@@ -170,7 +158,7 @@ class Plan:
             raise InvalidInputError(f"Images are {found}; dense float32 on the CPU is needed.")
         if images.shape[1:] != self._image_shape:  # the check itself takes longer, and a small network microseconds
             shape("Images", images, ("batch", *self._image_shape))
-        whole_number("The number of images", len(images), 0, MAX_IMAGES, "Use smaller batches.")
+        whole_number("The number of images", len(images), 0, native.MAX_IMAGES, "Use smaller batches.")
         return images.resolve_neg()  # else a view like x.conj().imag would be read with the wrong sign
 
     def as_bytes(self, masks: Tensor | None, batch: int) -> Tensor:
@@ -197,19 +185,97 @@ def thread_count(threads: int | None) -> int:
         InvalidInputError: If it is not a whole number from 1 to 1024.
     """
     if threads is None:
-        return min(torch.get_num_threads(), MAX_THREADS)
-    return whole_number("threads", threads, 1, MAX_THREADS, "None takes torch's number.")
+        return min(torch.get_num_threads(), native.MAX_THREADS)
+    return whole_number("threads", threads, 1, native.MAX_THREADS, "None takes torch's number.")
 
 
-def as_they_lie(images: Tensor) -> Images:
+def as_they_lie(images: Tensor) -> native.Images:
     """Return where checked images are in memory.
 
     Torch must not copy images or masks: for large ones it wakes its threads, which then spin for milliseconds on the
     cores that the kernel's own threads need.
     """
-    return Images(images.data_ptr(), *images.stride())
+    return native.Images(images.data_ptr(), *images.stride())
 
 
 def empty_floats(*sizes: int) -> Tensor:
     """Return memory that the kernel writes to, whatever torch's default dtype and device are."""
     return torch.empty(sizes, dtype=torch.float32, device="cpu")
+
+
+class Pass:
+    """A run of a plan that stops before each decision of an agent, then continues: no masked channel is computed.
+
+    Args:
+        plan: Made with :meth:`PlanBuilder.look` before each decision, and no policy.
+        batch: Number of images. Memory for all of their maps is kept until the pass is deleted. The images are split
+            into groups, for the number of threads that torch has when the pass is made.
+
+    Raises:
+        InvalidInputError: If the plan never looks, or decides gates itself, or the batch is no whole number above 0.
+        KernelError: If there is not enough memory for all maps.
+    """
+
+    def __init__(self, plan: Plan, batch: int) -> None:
+        if not plan.looks or plan.decides:
+            raise InvalidInputError("A pass needs a plan with looks and no policy; call look() before each decision.")
+        self.plan, self.batch = plan, whole_number("batch", batch, 1, native.MAX_IMAGES)
+        self._stop = len(plan.looks) + 1  # begin() was not called
+        self._error = ctypes.create_string_buffer(native.ERROR_SIZE)
+        self._handle = plan.library.prunegym_pass_new(plan.handle, self.batch, thread_count(None), self._error)
+        self._check(not self._handle)
+        self._finalizer = weakref.finalize(self, plan.library.prunegym_pass_free, self._handle)
+        self._finalizer.atexit = False  # see Plan
+
+    def begin(self, images: Tensor, threads: int | None = None) -> Tensor:
+        """Start with new images; a run that is not finished is dropped.
+
+        Args:
+            images: (batch, channels, height, width) float32 on the CPU.
+            threads: None for torch's number.
+
+        Returns:
+            The features at the first stop, (batch, ``plan.looks[0]``) float32.
+
+        Raises:
+            InvalidInputError: If shape or dtype is wrong.
+        """
+        images = self.plan.checked_images(images)
+        if len(images) != self.batch:
+            raise InvalidInputError(f"{len(images)} images; this pass is for {self.batch}.")
+        features = empty_floats(self.batch, self.plan.looks[0])
+        place, threads = as_they_lie(images), thread_count(threads)
+        self._check(
+            self.plan.library.prunegym_pass_begin(self._handle, place, features.data_ptr(), threads, self._error)
+        )
+        self._stop = 0
+        return features
+
+    def advance(self, masks: Tensor, threads: int | None = None) -> Tensor:
+        """Continue to the next stop, or to the end.
+
+        Args:
+            masks: (batch, mask_size) of zeros and ones, any dtype; bits of gates behind the next stop do not matter.
+            threads: None for torch's number.
+
+        Returns:
+            The features at the next stop (batch, its number), or at the end the outputs (batch, outputs), float32.
+
+        Raises:
+            InvalidInputError: If the mask has a wrong shape or other values, or :meth:`begin` was not called.
+        """
+        if self._stop >= len(self.plan.looks):
+            raise InvalidInputError("The pass is over, or has not begun. Call begin().")
+        used, threads = self.plan.as_bytes(masks, self.batch), thread_count(threads)
+        self._stop += 1
+        over = self._stop == len(self.plan.looks)
+        result = empty_floats(self.batch, self.plan.outputs if over else self.plan.looks[self._stop])
+        places = (None, result.data_ptr()) if over else (result.data_ptr(), None)
+        self._check(
+            self.plan.library.prunegym_pass_advance(self._handle, used.data_ptr(), *places, threads, self._error)
+        )
+        return result
+
+    def _check(self, failed: bool | int) -> None:
+        if failed:
+            raise native.KernelError(f"The kernel cannot run {self.batch} images: {self._error.value.decode()}.")

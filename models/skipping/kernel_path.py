@@ -19,7 +19,7 @@ from prunegym.models.skipping.program.layers import Add, Average, Conv, Layer, L
 from prunegym.models.skipping.program.lowering import UnsupportedError
 from prunegym.models.skipping.program.parts import columns_of, gates_of, part_of
 from prunegym.models.skipping.program.path import DECIDE, Clock, Executed, ExecutionPath
-from prunegym.models.skipping.torch_paths.full import FullPath
+from prunegym.models.skipping.torch_paths.torch_layers import FullPath
 
 KEPT_PLANS = 5
 

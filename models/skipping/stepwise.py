@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,8 +13,7 @@ from prunegym.models.kernel import Pass, Plan
 from prunegym.models.masking.masked_cnn import ForwardPass, MaskedCNN
 from prunegym.models.skipping.kernel_path import KernelPath, translate
 from prunegym.models.skipping.program.lowering import UnsupportedError, lower
-from prunegym.models.skipping.program.path import Executed, MaskedPath
-from prunegym.models.skipping.self_check import check_outputs
+from prunegym.models.skipping.program.path import Executed, MaskedPath, check_outputs
 from prunegym.validation import choice
 
 CHUNK = 64
@@ -22,41 +21,15 @@ CHUNK = 64
 system, which takes as long as half of the computation (512 images of 32x32 through ResNet-20)."""
 
 
-class StepwisePass(Protocol):
-    """A forward pass of a batch that is under way.
-
-    Attributes:
-        logits: The CNN's output (batch, ...), once all gates are decided.
-    """
-
-    logits: Tensor | None
-
-    def begin(self, images: Tensor) -> Tensor:
-        """Start with normalised images (batch, channels, height, width).
-
-        Returns:
-            What the first decision is made from, (batch, sizes[0]) float32, standardised and clipped.
-        """
-        ...
-
-    def advance(self, mask: Tensor) -> Tensor | None:
-        """Go on when a decision is made.
-
-        Args:
-            mask: (batch, mask_size) of 0 and 1; the bits of gates that are not decided yet do not matter.
-
-        Returns:
-            What the next decision is made from, or None at the end.
-        """
-        ...
-
-
 class MaskedPass:
-    """See :class:`StepwisePass`. Every channel is computed, and masked ones made 0.
+    """A forward pass of a batch that is under way. Every channel is computed, and masked ones made 0.
 
     Args:
         masked: The CNN.
         features: What decisions are made from.
+
+    Attributes:
+        logits: The CNN's output (batch, ...), once all gates are decided.
     """
 
     name = MaskedPath.name
@@ -68,14 +41,25 @@ class MaskedPass:
         self._decision = 0
 
     def begin(self, images: Tensor) -> Tensor:
-        """See :class:`StepwisePass`."""
+        """Start with normalised images (batch, channels, height, width).
+
+        Returns:
+            What the first decision is made from, (batch, sizes[0]) float32, standardised and clipped.
+        """
         self._chunk = CHUNK if images.device.type == "cpu" else len(images)
         self._decision, self.logits = 0, None
         self._states = [self._masked.begin(some) for some in torch.split(images, self._chunk)]
         return self._look()
 
     def advance(self, mask: Tensor) -> Tensor | None:
-        """See :class:`StepwisePass`."""
+        """Go on when a decision is made.
+
+        Args:
+            mask: (batch, mask_size) of 0 and 1; the bits of gates that are not decided yet do not matter.
+
+        Returns:
+            What the next decision is made from, or None at the end.
+        """
         for state, rows in zip(self._states, torch.split(mask, self._chunk), strict=True):
             parts = self._masked.split(rows)
             for gate in self._features.decisions[self._decision].gates:
@@ -92,7 +76,7 @@ class MaskedPass:
 
 
 class KernelPass:
-    """See :class:`StepwisePass`. The compiled kernel computes kept channels alone.
+    """See :class:`MaskedPass`. The compiled kernel computes kept channels alone.
 
     Args:
         masked: The CNN, float32 on the CPU.
@@ -128,7 +112,7 @@ class KernelPass:
         return [(value.data_ptr(), 0 if value.is_inference() else value._version) for value in values]
 
     def begin(self, images: Tensor) -> Tensor:
-        """See :class:`StepwisePass`."""
+        """See :class:`MaskedPass`."""
         weights = self._weights()
         if self._plan is None or self._seen != weights:
             program = lower(self._masked)
@@ -140,7 +124,7 @@ class KernelPass:
         return self._pass.begin(images)
 
     def advance(self, mask: Tensor) -> Tensor | None:
-        """See :class:`StepwisePass`."""
+        """See :class:`MaskedPass`."""
         result = self._under_way(mask).advance(mask)
         self._decision += 1
         if self._decision < len(self._features.decisions):
@@ -168,6 +152,7 @@ class KernelPass:
         return self._pass
 
 
+StepwisePass = MaskedPass | KernelPass
 STEPWISE = ("auto", KernelPass.name, MaskedPass.name)
 """``kernel`` computes kept channels alone, ``masked`` all of them, ``auto`` takes the kernel where it can run."""
 

@@ -19,11 +19,9 @@ from prunegym.models.checks import check_images
 from prunegym.models.data.dataset import Dataset, Normalisation
 from prunegym.models.gating.features import MaskFeatures
 from prunegym.models.gating.gate_policy import GatePolicy
-from prunegym.models.gating.static_policy import StaticPolicy
+from prunegym.models.gating.static_policy import Policy, StaticPolicy
 from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.models.storage.fingerprints import fingerprint_of
-from prunegym.models.storage.int8 import dequantized, quantized_state
-from prunegym.models.storage.weights import load_tensors, read_weights, write_tensors
+from prunegym.models.storage import weights as files
 from prunegym.models.zoo.network_registry import ZOO, build
 
 FORMAT, QUANTIZED_FORMAT = 1, 2
@@ -72,14 +70,14 @@ class CNNInfo:
     def with_dense_accuracy(self, measured: Mapping[Dataset, float]) -> CNNInfo:
         """Store the original network's accuracy (0 to 1) on data sets, each with a hash of its images."""
         accuracies = {_place(data): accuracy for data, accuracy in measured.items()}
-        images = {_place(data): fingerprint_of(data) for data in measured}
+        images = {_place(data): files.fingerprint_of(data) for data in measured}
         metadata = {**self.metadata, "dense_accuracy": accuracies, "dense_images": images}
         return dataclasses.replace(self, metadata=metadata)
 
     def dense_accuracy(self, dataset: Dataset) -> float | None:
         """Return the original network's accuracy on a data set; None unless it is stored for exactly these images."""
         images: str | None = self.metadata.get("dense_images", {}).get(_place(dataset))
-        if images is None or images != fingerprint_of(dataset):
+        if images is None or images != files.fingerprint_of(dataset):
             return None
         return float(self.metadata["dense_accuracy"][_place(dataset)])
 
@@ -120,7 +118,7 @@ class Bundle:
 
     masked: MaskedCNN
     info: CNNInfo
-    policy: GatePolicy | StaticPolicy | None = None
+    policy: Policy | None = None
     data: Mapping[str, Dataset] = dataclasses.field(default_factory=dict)
     seed: int = 0
     device: str = "cpu"
@@ -130,7 +128,7 @@ def write_model(
     path: Path | str,
     network: nn.Module,
     info: CNNInfo,
-    policy: GatePolicy | StaticPolicy | None = None,
+    policy: Policy | None = None,
     masked: MaskedCNN | None = None,
     int8: bool = False,
 ) -> None:
@@ -150,7 +148,7 @@ def write_model(
     """
     path = Path(path)
     _check_name(path)
-    state = quantized_state if int8 else nn.Module.state_dict
+    state = files.quantized_state if int8 else nn.Module.state_dict
     tensors = {f"network.{name}": tensor for name, tensor in state(network).items()}
     description: dict[str, Any] = {"format": QUANTIZED_FORMAT if int8 else FORMAT, "info": dataclasses.asdict(info)}
     if policy is not None and masked is None:
@@ -160,7 +158,7 @@ def write_model(
         description["gates"] = [gate.name for gate in masked.gates]
         description["features"] = policy.features.config
         description["policy"] = {"kind": type(policy).__name__, **getattr(policy, "config", {})}
-    write_tensors(path, tensors, {"prunegym": json.dumps(description)})
+    files.write_tensors(path, tensors, {"prunegym": json.dumps(description)})
 
 
 def read_model(path: Path | str, network: nn.Module | None = None) -> Bundle:
@@ -178,14 +176,14 @@ def read_model(path: Path | str, network: nn.Module | None = None) -> Bundle:
     if not path.is_file():
         raise MissingDataError(f"There is no model file {path}. Check the path.")
     _check_name(path)
-    tensors = read_weights(path)
+    tensors = files.read_weights(path)
     description = _description(path)
     if description["format"] == QUANTIZED_FORMAT:
-        tensors = dequantized(tensors, str(path))
+        tensors = files.dequantized(tensors, str(path))
     with _reading(path, "network"):
         info = _info(description["info"])
     network = info.build() if network is None else network
-    load_tensors(network, _part(tensors, "network."), str(path))
+    files.load_tensors(network, _part(tensors, "network."), str(path))
     gates = description.get("gates", "auto")
     masked = MaskedCNN(network, info.example(), gates=gates)
     if "policy" not in description:
@@ -193,7 +191,7 @@ def read_model(path: Path | str, network: nn.Module | None = None) -> Bundle:
     with _reading(path, "policy"):
         features = _feature_options(path, dict(description["features"]))
         policy = _policy(masked, features, dict(description["policy"]))
-    load_tensors(policy, _part(tensors, "policy."), str(path))
+    files.load_tensors(policy, _part(tensors, "policy."), str(path))
     deviations = [value for name, value in policy.features.named_buffers() if name.startswith("std")]
     if any((value <= 0).any() for value in deviations):
         raise InvalidInputError(f"{path} is damaged: its policy divides by standard deviations of 0. Write it again.")
@@ -224,7 +222,7 @@ def _feature_options(path: Path, options: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-def _policy(masked: MaskedCNN, features: dict[str, Any], options: dict[str, Any]) -> GatePolicy | StaticPolicy:
+def _policy(masked: MaskedCNN, features: dict[str, Any], options: dict[str, Any]) -> Policy:
     kinds = (StaticPolicy.__name__, GatePolicy.__name__)
     kind = options.pop("kind")
     if kind not in kinds:

@@ -18,8 +18,7 @@ from torch import nn
 from prunegym.errors import InvalidInputError
 from prunegym.models import kernel
 from prunegym.models.data.dataset import Dataset
-from prunegym.models.storage.fingerprints import fingerprint_of
-from prunegym.models.storage.weights import save_text
+from prunegym.models.storage.weights import fingerprint_of, save_text
 
 PACKAGES = ("prunegym", "torch", "gymnasium", "stable-baselines3", "numpy")
 SHOWN = 4

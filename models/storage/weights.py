@@ -1,9 +1,10 @@
-"""Weights and run states on disk. Loading them never executes code."""
+"""Weights, as float32 or int8, and run states on disk, and hashes of them. Loading never executes code."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from prunegym.errors import InvalidInputError, MissingDataError
+from prunegym.models.data.dataset import Dataset
 
 
 @contextlib.contextmanager
@@ -147,3 +149,111 @@ def load_tensors(network: nn.Module, tensors: Mapping[str, Tensor], source: str)
             f"other shapes {wrong[:3]}. Build the network with the arguments of the checkpoint's network."
         )
     network.load_state_dict(dict(tensors), strict=False)
+
+
+def fingerprint_of(thing: nn.Module | Dataset) -> str:
+    """Return a hash of a module's parameters and buffers, or of a data set's images, labels and normalisation.
+
+    Example:
+        >>> layer = nn.Linear(2, 1)
+        >>> fingerprint_of(layer) == fingerprint_of(layer), len(fingerprint_of(layer))
+        (True, 16)
+    """
+    if isinstance(thing, nn.Module):
+        return hash_of(thing.state_dict().items())
+    mean_std = torch.tensor([thing.normalisation.mean, thing.normalisation.std])
+    return hash_of([(f"{thing.name}/{thing.split}", thing.images), ("labels", thing.labels), ("norm", mean_std)])
+
+
+def check_inputs(path: Path, stored: Mapping[str, str] | None, now: Mapping[str, str]) -> None:
+    """Raise InvalidInputError if a checkpoint's inputs had other hashes. None for ``stored`` skips the check."""
+    other = [name for name, mark in now.items() if stored is not None and stored.get(name) != mark]
+    if other:
+        raise InvalidInputError(
+            f"{path} was made from other inputs ({', '.join(other)}). Give the inputs of that run, or another file."
+        )
+
+
+def hash_of(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """Return a hash of named tensors, 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name, tensor in tensors:
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+INT8_MAX = 127
+"""Symmetric, without -128: no zero point is needed, and zero stays exactly zero."""
+SCALE = "_scale"
+_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+
+
+def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Round a weight to int8, with one scale for each output channel.
+
+    Args:
+        weight: (out, ...) float.
+
+    Returns:
+        (out, ...) int8 and the scales (out,) float32: weight = int8 * scale, to within half a scale.
+
+    Example:
+        >>> whole, scale = quantize(torch.tensor([[1.0, -0.5, 0.1], [0.0, 0.0, 0.0]]))
+        >>> whole.tolist(), [round(value, 5) for value in scale.tolist()]
+        ([[127, -64, 13], [0, 0, 0]], [0.00787, 1.0])
+    """
+    rows = weight.detach().float().flatten(1)
+    largest = rows.abs().amax(1)
+    # The largest absolute weight of a channel becomes 127; a channel of zeros gets scale 1.
+    scale = torch.where(largest > 0, largest / INT8_MAX, torch.ones_like(largest))
+    whole = (rows / scale[:, None]).round().clamp(-INT8_MAX, INT8_MAX).to(torch.int8)
+    return whole.view(weight.shape), scale
+
+
+def dequantize(whole: Tensor, scale: Tensor) -> Tensor:
+    """Return the weight int8 * scale: int8 (out, ...) and scales (out,) -> (out, ...) float32."""
+    return whole.float() * scale.view(-1, *[1] * (whole.ndim - 1))
+
+
+def quantized_state(module: nn.Module) -> dict[str, Tensor]:
+    """Return a module's state dict with the weights of its convolutions and linears as int8, and their scales.
+
+    Biases, norms and statistics are small and stay float. Counters of batches, which eval mode never reads, are
+    omitted.
+    """
+    layers = {f"{name}.weight" for name, layer in module.named_modules() if isinstance(layer, _LAYERS)}
+    state: dict[str, Tensor] = {}
+    for name, tensor in module.state_dict().items():
+        if name in layers:
+            state[name], state[name + SCALE] = quantize(tensor)
+        elif not name.endswith("num_batches_tracked"):
+            state[name] = tensor
+    return state
+
+
+def dequantized(tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    """Turn int8 tensors back into float32, and drop their scales.
+
+    Args:
+        tensors: Of :func:`quantized_state`, possibly with a prefix.
+        source: Where they come from, for the message.
+
+    Raises:
+        InvalidInputError: If a scale is missing or has the wrong shape.
+    """
+    whole = {name for name, tensor in tensors.items() if tensor.dtype == torch.int8}
+    for name in whole:
+        scale = tensors.get(name + SCALE)
+        if scale is None or scale.shape != tensors[name].shape[:1]:
+            found = "none" if scale is None else f"scales of shape {tuple(scale.shape)}"
+            raise InvalidInputError(
+                f"{source}: int8 weight {name!r} of shape {tuple(tensors[name].shape)} has {found}; one scale for "
+                "each output channel is needed. The file is damaged: write it again with prunegym quantize."
+            )
+    scales = {name + SCALE for name in whole}
+    return {
+        name: dequantize(tensor, tensors[name + SCALE]) if name in whole else tensor
+        for name, tensor in tensors.items()
+        if name not in scales
+    }

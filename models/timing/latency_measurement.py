@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from prunegym.errors import InvalidInputError
-from prunegym.models.gating.gate_policy import GatePolicy
-from prunegym.models.gating.static_policy import StaticPolicy
+from prunegym.models.gating.static_policy import Policy
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.skipping.program.path import Clock
 from prunegym.models.storage.run_folder import machine, versions
@@ -32,7 +31,7 @@ Samples = dict[tuple[float, float], list[float]]
 def measure(
     masked: MaskedCNN,
     timer: Timer,
-    policy: GatePolicy | StaticPolicy | None = None,
+    policy: Policy | None = None,
     *,
     clock: str = "wall",
     rounds: int = 15,
@@ -84,7 +83,7 @@ def measure(
         policy=0.0 if policy is None else _median(policy_timer(timer, policy), rounds),
         machine={**machine(), "prunegym": versions()["prunegym"]},
     )
-    masks = [_random_mask(masked, generator) for _ in range(validation_masks)]
+    masks = list(random_masks(validation_masks, [gate.width for gate in masked.gates], generator, 0.1, 1.0))
     return dataclasses.replace(table, validation=_validation(table, timer, masks, rounds, timing))
 
 
@@ -126,10 +125,16 @@ def _mask_of(masked: MaskedCNN, kept: list[int], generator: torch.Generator) -> 
     return torch.cat(parts)
 
 
-def _random_mask(masked: MaskedCNN, generator: torch.Generator) -> Tensor:
-    shares = 0.1 + 0.9 * torch.rand(len(masked.gates), generator=generator)
-    kept = [round(float(share) * gate.width) for share, gate in zip(shares, masked.gates, strict=True)]
-    return _mask_of(masked, kept, generator)
+def random_masks(
+    batch: int, widths: list[int], generator: torch.Generator, low: float = 0.3, high: float = 0.7
+) -> Tensor:
+    """Draw masks whose kept share of each gate is drawn for each image: (batch, mask_size) bool."""
+    parts = []
+    for width in widths:
+        share = low + (high - low) * torch.rand(batch, 1, generator=generator)
+        ranks = torch.rand(batch, width, generator=generator).argsort(1).argsort(1)
+        parts.append(ranks < (share * width).round().clamp(min=1))
+    return torch.cat(parts, 1)
 
 
 def _median_parts(timer: Timer, mask: Tensor, rounds: int) -> dict[str, float]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from prunegym.errors import InvalidInputError
 from prunegym.models.gating.gate_policy import GatePolicy
-from prunegym.models.gating.static_policy import StaticPolicy
+from prunegym.models.gating.static_policy import Policy, StaticPolicy
 from prunegym.models.masking.graph import Step
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.masking.operators import Kind
@@ -167,7 +167,7 @@ def make_timer(execution: str, masked: MaskedCNN, clock: str = "wall") -> Timer:
     return PathTimer(kind, masked, clock_named(clock, masked))
 
 
-def policy_timer(timer: Timer, policy: GatePolicy | StaticPolicy) -> Callable[[], float]:
+def policy_timer(timer: Timer, policy: Policy) -> Callable[[], float]:
     """Return a function that gives the seconds in which a policy decides the mask of one image.
 
     Args:

@@ -8,8 +8,7 @@ import torch
 
 from prunegym.errors import InvalidInputError
 from prunegym.models.data.dataset import Dataset
-from prunegym.models.gating.gate_policy import GatePolicy
-from prunegym.models.gating.static_policy import StaticPolicy
+from prunegym.models.gating.static_policy import Policy
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.skipping.skipping_cnn import prefer_kernel
 from prunegym.validation import share
@@ -21,9 +20,7 @@ REACH, FARTHEST = 5.0, 80.0
 
 
 @torch.inference_mode()
-def total_mac_share(
-    masked: MaskedCNN, policy: GatePolicy | StaticPolicy, dataset: Dataset, penalty: float | None = None
-) -> float:
+def total_mac_share(masked: MaskedCNN, policy: Policy, dataset: Dataset, penalty: float | None = None) -> float:
     """Return the mean total MAC share over a data set, policy included; ``penalty`` is the policy's lambda."""
     run = prefer_kernel(masked, policy)
     masks = [run(images, None, penalty).mask for _, images in dataset.batches(device=masked.device)]
@@ -32,7 +29,7 @@ def total_mac_share(
 
 def meet_target(
     masked: MaskedCNN,
-    policy: GatePolicy | StaticPolicy,
+    policy: Policy,
     dataset: Dataset,
     target_macs: float,
     *,
@@ -69,7 +66,7 @@ def meet_target(
 
 def _bisect(
     masked: MaskedCNN,
-    policy: GatePolicy | StaticPolicy,
+    policy: Policy,
     sample: Dataset,
     target_macs: float,
     rounds: int,
@@ -91,7 +88,7 @@ def _bisect(
 
 
 def penalty_for(
-    masked: MaskedCNN, policy: GatePolicy, dataset: Dataset, target_macs: float, *, images: int = 1000, rounds: int = 10
+    masked: MaskedCNN, policy: Policy, dataset: Dataset, target_macs: float, *, images: int = 1000, rounds: int = 10
 ) -> float:
     """Return the lambda at which a policy for a range of lambdas has a given total MAC share.
 
@@ -140,9 +137,7 @@ def check_shares(name: str, value: float | Sequence[float]) -> None:
         raise InvalidInputError(f"{name} is {value}; one share, or two for a range of lambdas, is needed.")
 
 
-def check_range(
-    name: str, value: float | Sequence[float] | None, policy: GatePolicy | StaticPolicy
-) -> tuple[float, float] | None:
+def check_range(name: str, value: float | Sequence[float] | None, policy: Policy) -> tuple[float, float] | None:
     """Check that a setting with two shares goes with a policy for a range of lambdas; return the range, or None.
 
     Raises:

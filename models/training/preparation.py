@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunegym.models.checks import check_images, check_output
-from prunegym.models.data.dataset import Dataset
+from prunegym.models.data.dataset import Augment, Dataset
 from prunegym.models.gating.feature_kinds import DEFAULT_KINDS
 from prunegym.models.gating.features import MaskFeatures
 from prunegym.models.gating.gate_policy import GatePolicy
-from prunegym.models.gating.static_policy import StaticPolicy, fixed_policy
-from prunegym.models.masking.importance import at_mac_share
+from prunegym.models.gating.static_policy import Policy, StaticPolicy, fixed_policy, rollout
+from prunegym.models.masking.importance import at_mac_share, channel_scores, keep_best
 from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.models.storage.fingerprints import fingerprint_of
-from prunegym.models.storage.weights import load_state, save_state
-from prunegym.models.training.imitation import ImitationConfig, imitate
-from prunegym.models.training.mac_target import meet_target
-from prunegym.models.training.reports import StageReport, of_stage
+from prunegym.models.storage.weights import fingerprint_of, load_state, save_state
+from prunegym.models.training.cnn_training import Report, StageReport, of_stage
+from prunegym.models.training.mac_target import between, check_range, check_shares, meet_target
 from prunegym.models.training.tuning import TuneConfig, tune
+from prunegym.validation import finite, share, whole_number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,11 +59,11 @@ def prepare(
     dataset: Dataset,
     config: PrepareConfig,
     *,
-    policy: GatePolicy | StaticPolicy | None = None,
+    policy: Policy | None = None,
     teacher: Tensor | None = None,
     folder: Path | str | None = None,
     report: StageReport | None = None,
-) -> tuple[MaskedCNN, GatePolicy | StaticPolicy]:
+) -> tuple[MaskedCNN, Policy]:
     """Make a masked CNN and its gates.
 
     Args:
@@ -110,10 +111,123 @@ def prepare(
     return masked, policy
 
 
-def _at_target(
-    masked: MaskedCNN, policy: GatePolicy | StaticPolicy, dataset: Dataset, target_macs: float
-) -> GatePolicy | StaticPolicy:
+def _at_target(masked: MaskedCNN, policy: Policy, dataset: Dataset, target_macs: float) -> Policy:
     if isinstance(policy, StaticPolicy):
         return fixed_policy(masked, at_mac_share(policy.mask_logits(), masked, target_macs))
     meet_target(masked, policy, dataset, target_macs)
     return policy
+
+
+@dataclasses.dataclass(frozen=True)
+class ImitationConfig:
+    """How a policy imitates the teacher."""
+
+    steps: int = 600
+    batch_size: int = 128
+    kept_share: float = 0.7
+    """Share of all channels that the teacher keeps of each image; in the first half of the steps it is halfway to 1."""
+    mac_share: float | Sequence[float] | None = None
+    """If given, the teacher keeps channels for this share of the MACs instead. (The same share of channels costs
+    different MACs in different networks: a plain one multiplies the shares of neighbouring layers.) For a policy with a
+    range of lambdas give two shares: at the lowest lambda and at the highest."""
+    learning_rate: float = 3e-3
+    augment: Augment = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        whole_number("steps of imitation", self.steps)
+        whole_number("batch_size of imitation", self.batch_size)
+        finite("learning_rate of imitation", self.learning_rate, above=0)
+        share("kept_share", self.kept_share)
+        if self.mac_share is not None:
+            check_shares("mac_share", self.mac_share)
+
+    def at(self, position: float) -> ImitationConfig:
+        """Return the configuration for a lambda at a position (0 to 1) of its range."""
+        return dataclasses.replace(self, mac_share=between(self.mac_share, position))
+
+
+def teacher_mask(masked: MaskedCNN, scores: Tensor, config: ImitationConfig, easy: bool) -> Tensor:
+    """Return the masks that are imitated.
+
+    Args:
+        masked: The CNN.
+        scores: (batch, mask_size), see :func:`channel_scores`.
+        config: How much is kept.
+        easy: Keep more: halfway between that and all channels.
+
+    Returns:
+        (batch, mask_size) float32 of 0 and 1.
+    """
+    macs = between(config.mac_share, 0.5)
+    wanted = config.kept_share if macs is None else macs
+    # Halfway between the share that is wanted and 1.
+    wanted = (1 + wanted) / 2 if easy else wanted
+    return keep_best(scores, wanted) if macs is None else at_mac_share(scores, masked, wanted).to(scores)
+
+
+class FollowMask:
+    """Chooses the bits of a given mask, decision by decision, whatever the logits."""
+
+    def __init__(self, mask: Tensor) -> None:
+        self.mask = mask
+        self.used = 0
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Return the next bits (batch, width) of the mask."""
+        first = self.used
+        self.used += logits.shape[1]
+        return self.mask[:, first : self.used]
+
+
+def imitation_loss(policy: Policy, gate_logits: Tensor, mask: Tensor) -> Tensor:
+    """Return the binary cross-entropy between a policy's logits and a teacher's mask, averaged over decisions."""
+    # Binary cross-entropy -(m log p + (1 - m) log(1 - p)), with p = sigmoid(logit) and m the teacher's bit. The mean is
+    # taken for each decision first, so that a gate of few channels counts as much as one of many.
+    widths = [decision.width for decision in policy.decisions]
+    losses = [
+        F.binary_cross_entropy_with_logits(logits, target)
+        for logits, target in zip(torch.split(gate_logits, widths, 1), torch.split(mask, widths, 1), strict=True)
+    ]
+    return torch.stack(losses).mean()
+
+
+def imitate(
+    masked: MaskedCNN,
+    policy: Policy,
+    dataset: Dataset,
+    config: ImitationConfig,
+    *,
+    report: Report | None = None,
+) -> None:
+    """Train a policy, in place, to keep the teacher's channels. Its features are those under the teacher's masks.
+
+    Args:
+        masked: Frozen CNN.
+        policy: Trained by Adam. A policy with a range of lambdas gets a random lambda at each step.
+        dataset: Training images.
+        config: Schedule.
+        report: Called every 50 steps with ``step`` and ``loss``.
+
+    Raises:
+        InvalidInputError: If there are two MAC shares, but the policy is for one lambda.
+    """
+    bounds = check_range("mac_share", config.mac_share, policy)
+    device = next(policy.parameters()).device
+    dataset = dataset.augmenting(config.augment)
+    generator = torch.Generator().manual_seed(config.seed)
+    optimizer = torch.optim.Adam(policy.parameters(), config.learning_rate)
+    for step in range(config.steps):
+        indices = torch.randint(len(dataset), (min(config.batch_size, len(dataset)),), generator=generator)
+        images = dataset.batch(indices, device=device, augment=generator)
+        position = 0.5 if bounds is None else float(torch.rand((), generator=generator))
+        easy = step < config.steps // 2
+        mask = teacher_mask(masked, channel_scores(masked, images), config.at(position), easy)
+        penalty = between(bounds, position)
+        loss = imitation_loss(policy, rollout(masked, policy, images, FollowMask(mask), penalty).gate_logits, mask)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        if report is not None and (step + 1) % 50 == 0:
+            report({"step": step + 1, "loss": loss.item()})

@@ -14,14 +14,10 @@ from torch import Tensor, nn
 
 from prunegym.errors import InvalidInputError
 from prunegym.models.data.dataset import Augment, Dataset
-from prunegym.models.gating.gate_policy import GatePolicy
-from prunegym.models.gating.rollouts import Rollout, StraightThrough, greedy, rollout
-from prunegym.models.gating.static_policy import StaticPolicy
+from prunegym.models.gating.static_policy import Policy, Rollout, StraightThrough, greedy, rollout
 from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.models.training.checkpoints import Checkpoint
-from prunegym.models.training.cnn_training import autocast, dense_logits, epoch_batches, one_cycle, sgd
+from prunegym.models.training import cnn_training
 from prunegym.models.training.mac_target import between, check_range, check_shares
-from prunegym.models.training.reports import Report
 from prunegym.validation import finite, share, whole_number
 
 
@@ -90,13 +86,13 @@ class TuneConfig:
 
 def tune(
     masked: MaskedCNN,
-    policy: GatePolicy | StaticPolicy,
+    policy: Policy,
     dataset: Dataset,
     config: TuneConfig,
     *,
     teacher: Tensor | None = None,
     checkpoint: Path | str | None = None,
-    report: Report | None = None,
+    report: cnn_training.Report | None = None,
 ) -> None:
     """Train gates straight-through, in place, to a MAC target or with a price of channels; then freeze the CNN.
 
@@ -116,18 +112,18 @@ def tune(
     check_range("target_macs", config.target_macs, policy)
     dataset = dataset.augmenting(config.augment)
     if teacher is None and config.distillation > 0:
-        teacher = dense_logits(masked, dataset)
+        teacher = cnn_training.dense_logits(masked, dataset)
     if config.train_cnn:
         masked.unfreeze()
         masked.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    batches_an_epoch = epoch_batches(len(dataset), config.batch_size, 0, 0)[0].shape[0]
+    batches_an_epoch = cnn_training.epoch_batches(len(dataset), config.batch_size, 0, 0)[0].shape[0]
     steps = max(1, round(config.epochs * batches_an_epoch))
     training = _Training(masked, policy, config, steps)
-    stored = Checkpoint(checkpoint, training.parts, config, {"CNN": masked, "training images": dataset})
+    stored = cnn_training.Checkpoint(checkpoint, training.parts, config, {"CNN": masked, "training images": dataset})
     training.done = stored.restore()
     while training.done < steps:
         epoch = training.done // batches_an_epoch
-        batches, generator = epoch_batches(len(dataset), config.batch_size, config.seed, epoch)
+        batches, generator = cnn_training.epoch_batches(len(dataset), config.batch_size, config.seed, epoch)
         rows = []
         for indices in batches[: steps - training.done]:
             target = None if teacher is None else teacher[indices]
@@ -140,15 +136,15 @@ def tune(
 class _Training:
     """The CNN and its gates with their optimizers, trained step by step."""
 
-    def __init__(self, masked: MaskedCNN, policy: GatePolicy | StaticPolicy, config: TuneConfig, steps: int) -> None:
+    def __init__(self, masked: MaskedCNN, policy: Policy, config: TuneConfig, steps: int) -> None:
         self.masked, self.policy, self.config, self.steps = masked, policy, config, steps
         self.done, self.two_targets = 0, not isinstance(config.target_macs, float | int | None)
         self.optimizers: list[torch.optim.Optimizer] = []
         if config.train_cnn:
-            self.optimizers.append(sgd(masked, config.cnn_learning_rate, config.weight_decay))
+            self.optimizers.append(cnn_training.sgd(masked, config.cnn_learning_rate, config.weight_decay))
         if config.train_gates:
             self.optimizers.append(torch.optim.Adam(policy.parameters(), config.gate_learning_rate))
-        self.schedules = [one_cycle(optimizer, steps) for optimizer in self.optimizers]
+        self.schedules = [cnn_training.one_cycle(optimizer, steps) for optimizer in self.optimizers]
         self.parts: list[Any] = [masked, policy, *self.optimizers, *self.schedules]
 
     def step(
@@ -161,7 +157,7 @@ class _Training:
             position = float(torch.rand((), generator=generator))
             config, penalty = config.at(position), between(self.policy.penalty_range, position)
         noise = StraightThrough(generator) if config.train_gates else greedy
-        with autocast(device, config.precision):
+        with cnn_training.autocast(device, config.precision):
             run = rollout(self.masked, self.policy, images, noise, penalty)
         labels = dataset.labels[indices].to(device)
         loss = _task_loss(run, labels, None if teacher is None else teacher.to(device), config)
@@ -202,7 +198,7 @@ def _cost_loss(run: Rollout, mac_share: Tensor, progress: float, config: TuneCon
     return config.over_weight * over.square() + config.under_weight * under.square()
 
 
-def _report_epoch(epoch: int, rows: list[tuple[float, float]], report: Report | None) -> None:
+def _report_epoch(epoch: int, rows: list[tuple[float, float]], report: cnn_training.Report | None) -> None:
     loss, share = (sum(values) / len(rows) for values in zip(*rows, strict=True))
     if not math.isfinite(loss):
         raise InvalidInputError(f"The loss became {loss} in epoch {epoch + 1}. Lower the learning rates.")

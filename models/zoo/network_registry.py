@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from prunegym.errors import InvalidInputError
-from prunegym.models.zoo.resnet import CifarResNet, ResNet18
-from prunegym.models.zoo.simple import VGG, MCifarNet, SimpleCNN
+from prunegym.models.zoo.networks import VGG, CifarResNet, MCifarNet, ResNet18, SimpleCNN
 from prunegym.validation import choice
 
 ZOO: dict[str, Callable[..., nn.Module]] = {

@@ -6,6 +6,9 @@ import gymnasium as gym
 
 LAYERWISE = {"prunegym/ChannelMask-v0": False, "prunegym/LayerwiseChannelMask-v0": True}
 """Each id, and whether a step decides one gate or all of them."""
+SOLVED = 0.75
+"""Mean return, with all defaults, from which an agent counts as having solved the task. The best static mask of the
+untrained baselines has 0.70, all channels on 0.5, and PPO reached 0.80 in two minutes."""
 
 
 def register_environments() -> None:
@@ -17,5 +20,6 @@ def register_environments() -> None:
             gym.register(
                 env_id,
                 entry_point=f"prunegym.envs.scalar_env:{name}Env",
+                reward_threshold=SOLVED,
                 vector_entry_point=f"prunegym.envs.vector_env:{name}VectorEnv",
             )

@@ -40,6 +40,21 @@ def test_these_are_all_ids():
 
 
 @pytest.mark.parametrize("env_id", REGISTERED)
+def test_a_threshold_is_above_what_no_decision_gets(env_id):
+    """All channels on cost 0.5 of an accuracy of at most 1; half of them at random are a poor mask."""
+    envs, totals = gym.make_vec(env_id, 512), []
+    for keep in (1.0, 0.5):
+        envs.reset(seed=0)
+        rng, total, over = np.random.default_rng(0), np.zeros(512), False
+        while not over:
+            _, rewards, ended, *_ = envs.step(rng.random(envs.action_space.shape) < keep)
+            total, over = total + rewards, ended.all()
+        totals.append(total.mean())
+    assert totals[0] == pytest.approx(0.5, abs=0.01)
+    assert max(totals) < gym.spec(env_id).reward_threshold < 1
+
+
+@pytest.mark.parametrize("env_id", REGISTERED)
 def test_both_checkers_pass_with_all_defaults(env_id):
     check_env(gym.make(env_id).unwrapped)
     check_env_sb3(gym.make(env_id, render_mode="rgb_array").unwrapped, skip_render_check=False)

@@ -11,8 +11,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from prunegym.models.zoo.resnet import CifarResNet, ResNet18
-from prunegym.models.zoo.simple import VGG, MCifarNet, SimpleCNN
+from prunegym.models.zoo.networks import VGG, CifarResNet, MCifarNet, ResNet18, SimpleCNN
 
 
 def randomise(network: nn.Module, seed: int = 0) -> nn.Module:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.models.zoo.simple import SimpleCNN
+from prunegym.models.zoo.networks import SimpleCNN
 from tests.models.slicing import randomise
 
 EXAMPLE = torch.zeros(1, 3, 32, 32)

@@ -1,4 +1,4 @@
-"""What all execution paths have in common: where masks come from, and what comes out."""
+"""What all execution paths have in common: where masks come from, what comes out, and a check of it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 
 from prunegym.models.gating.gate_policy import GatePolicy
-from prunegym.models.gating.rollouts import greedy, rollout
-from prunegym.models.gating.static_policy import StaticPolicy
+from prunegym.models.gating.static_policy import Policy, StaticPolicy, greedy, rollout
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.skipping.program.layers import Program
+from prunegym.models.skipping.program.lowering import UnsupportedError
 
-Policy = GatePolicy | StaticPolicy
 Clock = Callable[[], float]
 """Returns seconds."""
 Decide = Callable[[int, Tensor], Tensor]
@@ -24,6 +23,10 @@ Decide = Callable[[int, Tensor], Tensor]
 are masked, to its bits (images, width) bool."""
 DECIDE = "decide "
 """Begins the name of what decides a gate, among the parts of :meth:`ExecutionPath.timed`; the gate's index follows."""
+TOLERANCE = 1e-3
+"""Largest error in float32, as a share of the largest output. Rounding errors are a hundred times smaller."""
+ROUNDINGS = 8
+"""The same for other types, as a multiple of the type's rounding error (``torch.finfo(dtype).eps``)."""
 
 
 class Executed(NamedTuple):
@@ -148,3 +151,35 @@ class MaskedPath(ExecutionPath):
         assert self.decider is not None
         done = rollout(self.masked, self.decider, images, greedy, penalty)
         return Executed(done.output, done.mask.bool())
+
+
+def check_outputs(
+    run: Callable[[Tensor, Tensor | None, float | None], Executed], masked: MaskedCNN, policy: GatePolicy | None = None
+) -> None:
+    """Run two images of noise, and the masked CNN on the same images and masks.
+
+    Args:
+        run: Takes images, masks and lambda, as :meth:`prunegym.models.skipping.program.path.ExecutionPath.run` does.
+        masked: The network.
+        policy: Decides the masks gate by gate; None: half of the channels are masked.
+
+    Raises:
+        UnsupportedError: If it fails, or gives other outputs than the masked CNN.
+    """
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(2, *masked.image_shape, generator=generator).to(masked.device, masked.dtype)
+    mask = None if policy else (torch.rand(2, masked.mask_size, generator=generator) < 0.5).to(masked.device)
+    # Under autocast the two would differ by its rounding.
+    with torch.no_grad(), torch.autocast(masked.device.type, enabled=False):
+        try:
+            found = run(images, mask, None)
+        except RuntimeError as error:
+            raise UnsupportedError(f"It fails on this network: {' '.join(str(error).split())}") from error
+        expected = masked(images, found.mask)
+    if found.output.shape != expected.shape:
+        shapes = f"{tuple(found.output.shape)}, the masked CNN {tuple(expected.shape)}"
+        raise UnsupportedError(f"It gives outputs of shape {shapes}.")
+    # The largest error over the largest output, max |y - y'| / max |y'|.
+    difference = float((found.output - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
+    if not difference <= max(TOLERANCE, ROUNDINGS * torch.finfo(masked.dtype).eps):
+        raise UnsupportedError(f"Its outputs are not the masked CNN's: off by {difference:.2g} of the largest.")

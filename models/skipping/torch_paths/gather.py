@@ -15,9 +15,17 @@ from torch import Tensor
 from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.skipping.program.layers import Conv, Layer, Linear, Norm, Program
 from prunegym.models.skipping.program.path import DECIDE, Clock, Decide, Executed, ExecutionPath
-from prunegym.models.skipping.torch_paths.folded_heads import Deciding, joined
 from prunegym.models.skipping.torch_paths.gathered_weights import KeptChannels, Slices
-from prunegym.models.skipping.torch_paths.torch_layers import conv, finish, first_values, linear, norm, run_layer
+from prunegym.models.skipping.torch_paths.torch_layers import (
+    Deciding,
+    conv,
+    finish,
+    first_values,
+    joined,
+    linear,
+    norm,
+    run_layer,
+)
 
 Result = TypeVar("Result")
 

@@ -1,69 +1,64 @@
-"""Layers of a program in plain torch, as all of the torch paths run them."""
+"""Layers of a program and decisions of its gates in plain torch, as all of the torch paths run them."""
 
 from __future__ import annotations
 
+import functools
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from prunegym.models.gating.features import CLIP, MaskFeatures
+from prunegym.models.gating.gate_policy import GatePolicy, check_penalty
 from prunegym.models.masking.graph import BATCH, LIKE
-from prunegym.models.skipping.program.layers import (
-    Add,
-    Average,
-    Concat,
-    Conv,
-    Layer,
-    Linear,
-    MaxPool,
-    Norm,
-    Other,
-    Program,
-    Subsample,
-)
+from prunegym.models.skipping.program import layers as kinds
+from prunegym.models.skipping.program.path import Decide, Executed, ExecutionPath
+
+LAMBDAS = 4
+"""Values of lambda for which folded heads are kept."""
 
 
-def first_values(program: Program, images: Tensor) -> dict[str, Any]:
+def first_values(program: kinds.Program, images: Tensor) -> dict[str, Any]:
     """Return the values with which a pass begins; maps lie channels last."""
     images = images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images
     return {program.input: images, BATCH: len(images), LIKE: images[:0]}
 
 
-def run_layer(layer: Layer, values: dict[str, Tensor]) -> Tensor:
+def run_layer(layer: kinds.Layer, values: dict[str, Tensor]) -> Tensor:
     """Run a layer that has the same form whatever is kept."""
     x = values[layer.inputs[0]]
-    if isinstance(layer, Linear):
+    if isinstance(layer, kinds.Linear):
         return linear(layer, values, layer.weight, layer.bias)
-    if isinstance(layer, MaxPool):
+    if isinstance(layer, kinds.MaxPool):
         x = F.max_pool2d(x, layer.kernel, layer.stride, layer.padding)
         return x.relu_() if layer.relu else x
-    if isinstance(layer, Add):
+    if isinstance(layer, kinds.Add):
         if len(layer.inputs) == 1:
             return x.relu()
         x = x + values[layer.inputs[1]]
         return x.relu_() if layer.relu else x
-    if isinstance(layer, Average):
+    if isinstance(layer, kinds.Average):
         return x.mean((2, 3), keepdim=True)
-    if isinstance(layer, Subsample):
+    if isinstance(layer, kinds.Subsample):
         after = layer.channels - x.shape[1] - layer.offset
         return F.pad(x[..., :: layer.stride[0], :: layer.stride[1]], (0, 0, 0, 0, layer.offset, after))
-    if isinstance(layer, Concat):
+    if isinstance(layer, kinds.Concat):
         return torch.cat([values[name] for name in layer.inputs], 1)
-    if isinstance(layer, Norm):
+    if isinstance(layer, kinds.Norm):
         return norm(layer, x, layer.scale, layer.shift)
-    if isinstance(layer, Conv):
+    if isinstance(layer, kinds.Conv):
         return conv(layer, values, layer.weight, layer.bias)
-    return cast(Other, layer).run(values)
+    return cast(kinds.Other, layer).run(values)
 
 
-def norm(layer: Norm, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+def norm(layer: kinds.Norm, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """Run a norm that could not be folded, with the factors (channels,) and offsets of the channels that are there."""
     y = torch.addcmul(shift.to(x.dtype)[:, None, None], x, scale.to(x.dtype)[:, None, None])
     return y.relu_() if layer.relu else y
 
 
-def conv(layer: Conv, values: dict[str, Tensor], weight: Tensor, bias: Tensor) -> Tensor:
+def conv(layer: kinds.Conv, values: dict[str, Tensor], weight: Tensor, bias: Tensor) -> Tensor:
     """Run a convolution with other weights than its own, and what is fused into it."""
     x = values[layer.inputs[0]]
     # Of a grouped convolution's groups each keeps as many channels; of a depthwise one whole groups are left out.
@@ -72,14 +67,139 @@ def conv(layer: Conv, values: dict[str, Tensor], weight: Tensor, bias: Tensor) -
     return finish(y, layer, values)
 
 
-def finish(y: Tensor, layer: Conv, values: dict[str, Tensor]) -> Tensor:
+def finish(y: Tensor, layer: kinds.Conv, values: dict[str, Tensor]) -> Tensor:
     """Run what is fused into a convolution, in place."""
     if len(layer.inputs) > 1:
         y += values[layer.inputs[1]]
     return y.relu_() if layer.relu else y
 
 
-def linear(layer: Linear, values: dict[str, Tensor], weight: Tensor, bias: Tensor) -> Tensor:
+def linear(layer: kinds.Linear, values: dict[str, Tensor], weight: Tensor, bias: Tensor) -> Tensor:
     """Run a linear layer with other weights than its own."""
     y = F.linear(values[layer.inputs[0]].flatten(1), weight, bias)
     return y.relu_() if layer.relu else y
+
+
+class FoldedHead:
+    """A gate's head, with standardisation and lambda in its first layer.
+
+    On a small network each operation of a decision costs as much as a tenth of a convolution.
+
+    Args:
+        policy: Decides gate by gate.
+        gate: Index of the gate.
+        penalty: lambda, for a policy with a ``penalty_range``.
+    """
+
+    def __init__(self, policy: GatePolicy, gate: int, penalty: float | None) -> None:
+        self.features: MaskFeatures = policy.features
+        self.gate = gate
+        mean, std = self.features.statistics(gate)
+        weight, bias, last_weight, last_bias = policy.layers(gate, penalty)
+        # W ((x - mean) / std) + b = (W / std) x + (b - (W / std) mean), and x is clipped instead of the quotient.
+        folded = weight.double() / std.double()
+        self.low, self.high = (mean - CLIP * std).float(), (mean + CLIP * std).float()
+        self.weight, self.bias = folded.float(), (bias.double() - folded @ mean.double()).float()
+        self.last_weight, self.last_bias = last_weight.float(), last_bias.float()
+
+    def __call__(self, reads: Tensor) -> Tensor:
+        """Return bits (batch, width) bool from the map that the producer reads (batch, channels, height, width)."""
+        clipped = self.features.raw(self.gate, reads).float().clamp(self.low, self.high)
+        hidden = F.linear(clipped, self.weight, self.bias).relu_()
+        return F.linear(hidden, self.last_weight, self.last_bias) > 0
+
+
+class Deciding:
+    """Where the bits of a call come from.
+
+    Args:
+        program: The network.
+        policy: Decides gate by gate; None: masks are given.
+    """
+
+    def __init__(self, program: kinds.Program, policy: GatePolicy | None) -> None:
+        self._program, self._policy = program, policy
+        self._heads = functools.lru_cache(LAMBDAS)(self._fold)
+        if policy is not None:
+            self._heads(None)  # so that weights which change later are not seen
+
+    def start(self, mask: Tensor | None, penalty: float | None) -> Decide:
+        """Return what tells each gate's bits: the mask (batch, mask_size) that is given, else the policy."""
+        if mask is not None:
+            parts = torch.split(mask, list(self._program.widths), dim=1)
+            return lambda gate, _reads: parts[gate]
+        heads = self._heads(penalty)
+        return lambda gate, reads: heads[gate](reads)
+
+    @torch.no_grad()
+    def _fold(self, penalty: float | None) -> list[FoldedHead]:
+        assert self._policy is not None
+        if self._policy.penalty_range is None:
+            check_penalty(None, penalty)
+        return [FoldedHead(self._policy, gate, penalty) for gate in range(len(self._program.widths))]
+
+
+def joined(bits: dict[int, Tensor], mask: Tensor | None) -> Tensor:
+    """Return the masks that were used, (batch, mask_size) bool."""
+    return mask if mask is not None else torch.cat([bits[gate] for gate in sorted(bits)], dim=1)
+
+
+GROUP = 16
+"""Images that pass together where weights are few: maps of more leave the cache, and each layer gets fresh memory for
+them. Many weights are read again for each group, which costs more than that."""
+FEW_WEIGHTS = 1_000_000
+
+
+class FullPath(ExecutionPath):
+    """Computes every channel, norms folded, and masks them: the dense network's speed, never much less.
+
+    Maps and weights lie channels last in memory. Of the networks that were timed in both layouts, only VGG-16 and
+    ResNet-18 with 64 images of 32x32 were faster in the other, by a few per cent on an Intel Xeon.
+
+    Args:
+        program: The network.
+        policy: Decides gate by gate; None: masks are given.
+    """
+
+    name = "full"
+
+    def __init__(self, program: kinds.Program, policy: GatePolicy | None = None) -> None:
+        super().__init__(program, policy)
+        self._deciding = Deciding(program, policy)
+        self._weights = {
+            layer.name: layer.weight.contiguous(memory_format=torch.channels_last)
+            for layer in program.layers
+            if isinstance(layer, kinds.Conv)
+        }
+        self._in_groups = sum(weight.numel() for weight in self._weights.values()) <= FEW_WEIGHTS
+
+    def run(self, images: Tensor, mask: Tensor | None, penalty: float | None) -> Executed:
+        """See :class:`~prunegym.models.skipping.program.path.ExecutionPath`."""
+        if len(images) <= GROUP or not self._in_groups or images.device.type != "cpu":
+            return self._run(images, mask, penalty)
+        groups = (slice(start, start + GROUP) for start in range(0, len(images), GROUP))
+        return Executed.of(self._run(images[at], None if mask is None else mask[at], penalty) for at in groups)
+
+    def _run(self, images: Tensor, mask: Tensor | None, penalty: float | None) -> Executed:
+        """Run images together, layer by layer."""
+        program, bits = self.program, dict[int, Tensor]()
+        # All gates at once: a small network's layers take little longer than the operations for one gate would.
+        decide = self._deciding.start(None if mask is None else mask.to(images.dtype), penalty)
+        values = first_values(program, images)
+        for layer, ending in zip(program.layers, program.ending, strict=True):
+            for gate in layer.starts:
+                bits[gate] = decide(gate, program.seen(gate, values[layer.inputs[0]]))
+            if isinstance(layer, kinds.Conv):
+                value = conv(layer, values, self._weights[layer.name], layer.bias)
+            else:
+                value = run_layer(layer, values)
+            for gate, places in program.points.get(layer.name, ()):
+                factors = places.factors(bits[gate].to(value.dtype), value)
+                # For a large map new memory costs more than the multiplication, so it is in place where the layer has
+                # made the memory: an operation of the network's own may return what it was given.
+                own = isinstance(layer, kinds.Conv | kinds.MaxPool | kinds.Add | kinds.Norm)
+                value = value.mul_(factors) if own else value * factors
+            values[layer.name] = value
+            for name in ending:
+                del values[name]
+        return Executed(program.shaped(values[program.output]), joined(bits, mask))

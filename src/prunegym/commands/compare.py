@@ -5,25 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prunegym.commands.options import (
-    DenseFile,
-    Episodes,
-    Images,
-    Run,
-    Settings,
-    Split,
-    TargetMacs,
-    TrainingData,
-    finite,
-    grouped,
-)
+from prunegym.commands import options as opt
 from prunegym.commands.output import Table, emit, note
-from prunegym.commands.recipes import recipe_with
 
 if TYPE_CHECKING:
     from prunegym.agents.comparison.comparing import Comparison
@@ -36,20 +23,20 @@ ENTRIES = (
 )
 
 
-@grouped
+@opt.grouped
 def compare(
     entries: Annotated[list[str], typer.Argument(metavar="RECIPE...", help=ENTRIES)],
-    run: Run,
-    data: TrainingData,
+    run: opt.Run,
+    data: opt.TrainingData,
     model: Annotated[str, typer.Option(help="The CNN, with gates or without; may have {seed} in its path.")] = "digits",
-    split: Split = "test",
-    images: Images = None,
+    split: opt.Split = "test",
+    images: opt.Images = None,
     seeds: Annotated[int, typer.Option(help="Number of seeds, from 0.", min=1)] = 5,
-    penalty: Annotated[float, typer.Option(min=0.0, callback=finite, help="lambda of the figure reward.")] = 0.5,
-    dense: DenseFile = None,
-    episodes: Episodes = None,
-    target_macs: TargetMacs = None,
-    settings: Settings = None,
+    penalty: Annotated[float, typer.Option(min=0.0, callback=opt.finite, help="lambda of the figure reward.")] = 0.5,
+    dense: opt.DenseFile = None,
+    episodes: opt.Episodes = None,
+    target_macs: opt.TargetMacs = None,
+    settings: opt.Settings = None,
 ) -> None:
     """Train and evaluate agents side by side; baselines get the first entry's MAC budget. OUT/comparison.json.
 
@@ -69,7 +56,7 @@ def compare(
     if stored.policy is None and all(":" in entry for entry in entries):
         note("The model has no gate policy: agents decide from the standard features.", run.quiet)
     changes = {"episodes": episodes, "target_macs": target_macs, "settings": settings or None}
-    things = [_entry(name, changes) for name in entries]
+    things = [_entry(name, opt.RecipeOptions(name, episodes, settings=settings), target_macs) for name in entries]
     check_entries(things, range(seeds), share=target_macs)
     tested = open_split(stored.info, data.dataset, split, images)
     train = open_split(stored.info, data.dataset, "train", span=data.train_images)
@@ -101,14 +88,14 @@ def compare(
     emit(document, run.as_json, comparison_table(found), *[f"{row.name}: {row.verdict}" for row in found.rows])
 
 
-def _entry(name: str, changes: Mapping[str, Any]) -> Any:
-    from prunegym.agents.baselines.cheap import BASELINES
+def _entry(name: str, recipe: opt.RecipeOptions, target_macs: float | None) -> Any:
+    from prunegym.agents.baselines.static_masks import BASELINES
     from prunegym.agents.comparison.entries import STARTS, TRAINED_BASELINES, as_entry, split_label
 
     label, thing = split_label(name)
     if ":" in thing or thing in {*BASELINES, *TRAINED_BASELINES, *STARTS} or thing.endswith(".safetensors"):
         return as_entry(name)
-    entry = as_entry(recipe_with(thing, **changes))
+    entry = as_entry(dataclasses.replace(recipe, recipe=thing).read(target_macs))
     return entry if label is None else dataclasses.replace(entry, name=label)
 
 

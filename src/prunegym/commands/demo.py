@@ -14,7 +14,6 @@ from prunegym.commands.evaluate import evaluation_table, evaluations
 from prunegym.commands.options import Machine, Quiet, RecipeOptions, Seed, TargetMacs, grouped
 from prunegym.commands.output import Facts, emit, note, progress_of
 from prunegym.commands.predict import describe, prediction_table, read_image
-from prunegym.commands.recipes import recipe_with
 from prunegym.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ def demo(
     started = time.perf_counter()
     stored = open_model("digits")
     train, validation, test = (open_split(stored.info, None, split) for split in ("train", "validation", "test"))
-    chosen = recipe_with(**vars(recipe), target_macs=target_macs)
+    chosen = recipe.read(target_macs)
     training = _cleared(out)
     note(f"PPO, {chosen.n_episodes:,} episodes on {train.name}: about a minute.", quiet)
     trained = train_agent(

@@ -9,18 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prunegym.commands.options import (
-    AnyMachine,
-    Data,
-    DenseFile,
-    Execution,
-    Images,
-    Seed,
-    Split,
-    TrainedModel,
-    finite,
-    grouped,
-)
+from prunegym.commands import options as opt
 from prunegym.commands.output import Table, emit, percent
 from prunegym.errors import InvalidInputError
 
@@ -39,26 +28,25 @@ PENALTY = "lambda of the figure reward, by default 0.5; a policy for a range of 
 TIME_CAPTION = " time: by the latency table, of masked CNN and own policy, as a share of that with all channels on."
 
 
-@grouped
+@opt.grouped
 def evaluate(
-    model: TrainedModel,
-    data: Data,
-    machine: AnyMachine,
+    model: opt.TrainedModel,
+    data: opt.Data,
+    machine: opt.AnyMachine,
     agent: Annotated[str | None, typer.Option(help="module:name of an agent with predict(observation).")] = None,
-    split: Split = "test",
-    penalty: Annotated[float | None, typer.Option(min=0.0, callback=finite, help=PENALTY)] = None,
-    images: Images = None,
-    dense: DenseFile = None,
+    split: opt.Split = "test",
+    penalty: Annotated[float | None, typer.Option(min=0.0, callback=opt.finite, help=PENALTY)] = None,
+    images: opt.Images = None,
+    dense: opt.DenseFile = None,
     baselines: Annotated[bool, typer.Option("--baselines", help="Add baselines that spend the same MACs.")] = False,
     latency: Annotated[Path | None, typer.Option(help="A table of prunegym latency; adds a column.")] = None,
-    execution: Execution = "masked",
-    seed: Seed = 0,
+    execution: opt.Execution = "masked",
+    seed: opt.Seed = 0,
 ) -> None:
     """Evaluate a model's own policy, or an agent of yours on it, on every image of a split."""
     import torch
 
-    from prunegym.agents.evaluation.predictors import PredictorOptions
-    from prunegym.agents.evaluation.user_agents import load_agent
+    from prunegym.agents.evaluation.predictors import PredictorOptions, load_agent
     from prunegym.models.catalog import open_split, open_trained
     from prunegym.models.dynamic_cnn import DynamicCNN
     from prunegym.models.gating.gate_policy import check_penalty
@@ -110,7 +98,7 @@ def evaluations(
         train: Training images for the baselines; None leaves these out.
         options: See :func:`prunegym.evaluate`.
     """
-    from prunegym.agents.baselines.cheap import BASELINES, make_baseline
+    from prunegym.agents.baselines.static_masks import BASELINES, make_baseline
     from prunegym.agents.evaluation.evaluator import evaluate as evaluate_agent
 
     tested = model.data["evaluated"]

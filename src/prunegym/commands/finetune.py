@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,6 @@ import typer
 
 from prunegym.commands.options import RecipeOptions, Run, Seed, TrainedModel, TrainingData, grouped
 from prunegym.commands.output import emit, progress_of
-from prunegym.commands.recipes import recipe_with
 from prunegym.commands.train import validation_table
 from prunegym.settings import changed, make_config, parse
 
@@ -46,7 +46,7 @@ def finetune(
     stored.info = with_history(stored.info, "finetune", seed)
     of_cnn = [text for text in recipe.settings or () if text.startswith("tune.")]
     of_recipe = [text for text in recipe.settings or () if text not in of_cnn]
-    chosen = recipe_with(**{**vars(recipe), "settings": of_recipe})
+    chosen = dataclasses.replace(recipe, settings=of_recipe).read()
     tune = {
         "target_macs": 1.0 if target_macs is None else target_macs, "epochs": 1.0, "anneal": 0.0,
         "train_gates": target_macs is not None, "cnn_learning_rate": 0.01, "gate_learning_rate": 5e-4, "seed": seed,

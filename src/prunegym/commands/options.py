@@ -8,12 +8,16 @@ import inspect
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
 from prunegym.errors import InvalidInputError
+from prunegym.settings import Change, changed, parse
 from prunegym.validation import finite as check_finite, whole_number
+
+if TYPE_CHECKING:
+    from prunegym.agents.rl.recipe import Recipe
 
 
 def finite(param: typer.CallbackParam, value: float | None) -> float | None:
@@ -67,6 +71,37 @@ class RecipeOptions:
     reward: Annotated[str | None, typer.Option(help="A reward's name, or your module:function.")] = None
     penalty: Annotated[float | None, typer.Option(callback=finite, help="lambda, instead of the recipe's.")] = None
     settings: Settings = None
+
+    def read(self, target_macs: float | None = None) -> Recipe:
+        """Return the recipe with what the command line says instead; settings of ``--set`` come last."""
+        from prunegym.agents.rl.recipe_files import make_recipe, read_recipe
+        from prunegym.envs.rewards.reward import REWARDS, NamedReward
+
+        stem, env, own = read_recipe(self.recipe)
+        options = ((("n_episodes",), self.episodes), (("env_kwargs", "reward"), self.reward))
+        changes: list[Change] = [
+            (key, value) for key, value in (*options, (("env_kwargs", "penalty"), self.penalty)) if value is not None
+        ]
+        if target_macs is not None:
+            changes += [(("budget", "target_macs"), target_macs), (("target_macs",), None)]
+            if (own.get("imitation") or {}).get("mac_share") is not None:
+                # What the teacher spends is part of the budget: gates that imitated another share would start off it.
+                changes.append((("imitation", "mac_share"), target_macs))
+            if own.get("refine") is not None:
+                changes.append((("refine", "target_macs"), target_macs))
+        changes += parse(self.settings or ())
+        made = changed(own, changes)
+        before, now = (str((one.get("env_kwargs") or {}).get("reward", "l0")) for one in (own, made))
+        given = {key[-1] for key, _ in changes if key[0] == "env_kwargs"}
+        dropped, named = set(), REWARDS.get(now, NamedReward())
+        if now != before and (":" in now or named.whole):
+            dropped.add("accuracy")  # what it returns is the whole reward
+        if now != before and named.unit:
+            # The recipe's lambda is for a share of the MACs: so dear, one channel would cost as much as all of them.
+            dropped.add("penalty")
+        if dropped - given:
+            made["env_kwargs"] = {key: value for key, value in made["env_kwargs"].items() if key not in dropped - given}
+        return make_recipe(stem, env, made)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -36,7 +36,8 @@ def profile(
     import torch
 
     from prunegym.models.catalog import open_model, open_split
-    from prunegym.models.timing.profiler import profile as measure_profile, random_masks
+    from prunegym.models.timing.latency_measurement import random_masks
+    from prunegym.models.timing.profiler import profile as measure_profile
 
     machine.settle(data)
     stored = open_model(model, data.dataset)
@@ -57,9 +58,7 @@ def profile(
 
 
 def _forms(model: str, found: Profile) -> list[Table | str]:
-    dense = {f"dense, {name}": seconds for name, seconds in found.dense.items()}
-    times = {**dense, **found.skipping, **found.reference}
-    rows = [[name, f"{1e3 * seconds:.3f}", f"{found.ratio(seconds):.3f}"] for name, seconds in times.items()]
+    rows = [[name, f"{1e3 * seconds:.3f}", f"{found.ratio(seconds):.3f}"] for name, seconds in found.times.items()]
     title = (
         f"{model}, batch {found.batch}, {found.machine['threads']} threads, masks {found.masks}: "
         f"{percent(found.kept_share)} of the channels, {percent(found.mac_share)} of the MACs"

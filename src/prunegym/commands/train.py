@@ -9,7 +9,6 @@ from typing import Any
 
 from prunegym.commands.options import RecipeOptions, Run, Seed, TargetMacs, TrainedModel, TrainingData, grouped
 from prunegym.commands.output import Table, emit, percent, progress_of
-from prunegym.commands.recipes import recipe_with
 
 FROZEN = RecipeOptions("frozen")
 
@@ -28,7 +27,7 @@ def train(
     from prunegym.models.catalog import open_split, open_trained, with_history
 
     run.settle(data)
-    chosen = recipe_with(**vars(recipe), target_macs=target_macs)
+    chosen = recipe.read(target_macs)
     stored = open_trained(model)
     train_agent(
         stored.masked,

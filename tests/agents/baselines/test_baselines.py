@@ -8,10 +8,16 @@ import pytest
 import torch
 from torch import nn
 
-from prunegym.agents.baselines.cheap import BASELINES, make_baseline
-from prunegym.agents.baselines.static_masks import greedy_static, learned_static, pruned_and_tuned, taylor_static
+from prunegym.agents.baselines.static_masks import (
+    BASELINES,
+    greedy_static,
+    learned_static,
+    make_baseline,
+    pruned_and_tuned,
+    taylor_static,
+)
 from prunegym.agents.evaluation.evaluator import evaluate
-from prunegym.agents.rl.offsets import gates_at_mac_share
+from prunegym.agents.rl.lagrangian import gates_at_mac_share
 from prunegym.errors import InvalidInputError, UnknownNameError
 from prunegym.models import CNNInfo, DynamicCNN, MaskedCNN, build, fixed_policy, load_dataset, taylor_scores
 from prunegym.models.masking.importance import activations, at_mac_share, channel_scores, keep_best, l1_scores

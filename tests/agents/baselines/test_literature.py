@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from prunegym.agents.baselines.cheap import make_baseline
 from prunegym.agents.baselines.literature import best_of_k, decore, gates_by_gradient
+from prunegym.agents.baselines.static_masks import make_baseline
 from prunegym.agents.comparison.entries import as_entry
 from prunegym.agents.evaluation.evaluator import evaluate
 from prunegym.agents.rl.monitor import CollapseWarning

@@ -20,8 +20,8 @@ from prunegym.agents.comparison.entries import (
 )
 from prunegym.agents.comparison.results import fingerprint
 from prunegym.agents.evaluation.evaluator import evaluate
-from prunegym.agents.evaluation.user_agents import AgentError
-from prunegym.agents.rl.offsets import gates_at_best_offset, gates_at_mac_share
+from prunegym.agents.evaluation.predictors import AgentError
+from prunegym.agents.rl.lagrangian import gates_at_best_offset, gates_at_mac_share
 from prunegym.agents.rl.recipe import Recipe
 from prunegym.errors import InvalidInputError, UnknownNameError
 from prunegym.models import (

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import prunegym  # noqa: F401  (registers the ids)
-from prunegym.agents.evaluation.controls import count_distinct, derangement, static_mask, verdict
 from prunegym.agents.evaluation.evaluator import evaluate
+from prunegym.agents.evaluation.masks import count_distinct, derangement, static_mask, verdict
 
 
 def test_controls_of_masks_that_carry_the_label(two_channels, votes):

@@ -12,9 +12,8 @@ import torch
 from torch import nn
 
 import prunegym  # noqa: F401  (registers the ids)
-from prunegym.agents.evaluation.controls import derangement
 from prunegym.agents.evaluation.evaluator import JSON_KEYS, evaluate
-from prunegym.agents.evaluation.masks import MaskCache, Masks
+from prunegym.agents.evaluation.masks import MaskCache, Masks, derangement
 from prunegym.errors import InvalidInputError
 from prunegym.models import CNNInfo, DynamicCNN, MaskedCNN, build, load_dataset
 from prunegym.models.timing.latency_table import Axis, LatencyTable, Part

@@ -15,8 +15,7 @@ from torch import nn
 
 import prunegym  # noqa: F401  (registers the ids)
 from prunegym.agents.evaluation.evaluator import evaluate
-from prunegym.agents.evaluation.predictors import PredictorOptions
-from prunegym.agents.evaluation.user_agents import AgentError
+from prunegym.agents.evaluation.predictors import AgentError, PredictorOptions
 from prunegym.agents.rl.mask_policy import MaskPolicy
 from prunegym.envs import MaskVecEnv
 from prunegym.errors import InvalidInputError

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from prunegym.agents.evaluation.evaluator import evaluate
-from prunegym.agents.evaluation.user_agents import AgentError, CheckedAgent, load_agent
+from prunegym.agents.evaluation.predictors import AgentError, CheckedAgent, load_agent
 from prunegym.errors import InvalidInputError
 
 SOURCE = """

@@ -14,6 +14,8 @@ from prunegym.agents.rl.trainer import NewGatesWarning
 from prunegym.errors import InvalidInputError, UnknownNameError
 
 MINE = """
+import pathlib
+
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter
 
@@ -24,12 +26,12 @@ class Count(BaseCallback):
 
     def _on_step(self):
         self.count += 1
-        open(self.file, "w").write(str(self.count))
+        pathlib.Path(self.file).write_text(str(self.count))
         return True
 
 class Write(KVWriter):
     def write(self, key_values, key_excluded, step=0):
-        open("written", "a").write(" ".join(key_values))
+        pathlib.Path("written").write_text(" ".join(key_values))
 
     def close(self):
         pass

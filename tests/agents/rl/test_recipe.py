@@ -18,7 +18,7 @@ import torch
 from prunegym.agents.rl.lagrangian import Budget
 from prunegym.agents.rl.recipe import Recipe, linear_start
 from prunegym.agents.rl.recipe_files import FOLDER, load_recipe
-from prunegym.commands.recipes import recipe_with
+from prunegym.commands.options import RecipeOptions
 from prunegym.envs import Outcome, make_task
 from prunegym.errors import InvalidInputError, MissingDataError, UnknownNameError
 from prunegym.models import TuneConfig
@@ -96,9 +96,9 @@ def test_a_budget_in_a_file_and_on_the_command_line(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(text)
     recipe = load_recipe(tmp_path / "mine.yaml")
     assert recipe.budget == Budget(0.6)
-    overridden = recipe_with("frozen", target_macs=0.6)
+    overridden = RecipeOptions("frozen").read(0.6)
     assert (overridden.budget, overridden.target_macs) == (Budget(0.6), None)
-    refined = recipe_with("refined", target_macs=0.8)
+    refined = RecipeOptions("refined").read(0.8)
     assert (refined.imitation.mac_share, refined.refine.target_macs, refined.budget) == (0.8, 0.8, Budget(0.8))
     assert overridden.imitation.mac_share == 0.6
     (tmp_path / "mine.yaml").write_text(text.replace("target_macs: 0.6}", "target: 0.6}"))
@@ -141,18 +141,20 @@ def test_the_best_place_to_begin_needs_a_reward_that_is_known() -> None:
 @pytest.mark.parametrize("reward", ["blockdrop", "mine:squared_macs"])
 def test_a_whole_reward_takes_no_accuracy_term_of_the_recipe(reward):
     assert load_recipe("frozen").env_kwargs["accuracy"] == "probability"
-    assert "accuracy" not in recipe_with("frozen", reward=reward).env_kwargs
-    assert recipe_with("frozen", reward="l0").env_kwargs["accuracy"] == "probability"
+    assert "accuracy" not in RecipeOptions("frozen", reward=reward).read().env_kwargs
+    assert RecipeOptions("frozen", reward="l0").read().env_kwargs["accuracy"] == "probability"
 
 
 def test_lambda_of_a_share_is_no_price_of_a_channel(tmp_path: Path) -> None:
     frozen = load_recipe("frozen")
     assert frozen.env_kwargs["penalty"] == 0.5
-    assert "penalty" not in recipe_with("frozen", reward="l0").env_kwargs  # the default: the full mask costs 0.5
-    assert recipe_with("frozen", reward="l0", penalty=0.003).env_kwargs["penalty"] == 0.003
-    assert recipe_with("frozen", reward="macs").env_kwargs["penalty"] == 0.5
+    assert (
+        "penalty" not in RecipeOptions("frozen", reward="l0").read().env_kwargs
+    )  # the default: the full mask costs 0.5
+    assert RecipeOptions("frozen", reward="l0", penalty=0.003).read().env_kwargs["penalty"] == 0.003
+    assert RecipeOptions("frozen", reward="macs").read().env_kwargs["penalty"] == 0.5
     priced = write(tmp_path, "prunegym/ChannelMask-v0:\n  env_kwargs: {reward: l0, penalty: 0.002}\n")
-    assert recipe_with(str(priced), reward="l0").env_kwargs["penalty"] == 0.002
+    assert RecipeOptions(str(priced), reward="l0").read().env_kwargs["penalty"] == 0.002
 
 
 def test_numbers_without_a_dot_are_numbers(tmp_path: Path) -> None:

@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from prunegym.agents.rl.monitor import validation_figures
-from prunegym.agents.rl.recipe import Recipe
+from prunegym.agents.rl.recipe import Recipe, own_reward
 from prunegym.agents.rl.recipe_files import load_recipe
-from prunegym.agents.rl.run_reward import own_reward
 from prunegym.agents.rl.trainer import train_agent
 from prunegym.envs import Outcome
 from prunegym.errors import RewardError

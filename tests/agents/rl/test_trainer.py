@@ -13,8 +13,8 @@ import torch
 from prunegym.agents.comparison.results import fingerprint
 from prunegym.agents.evaluation.evaluator import evaluate
 from prunegym.agents.rl.finetuning import finetune
+from prunegym.agents.rl.lagrangian import gates_at_mac_share
 from prunegym.agents.rl.monitor import CollapseWarning, validation_figures
-from prunegym.agents.rl.offsets import gates_at_mac_share
 from prunegym.agents.rl.trainer import train_agent
 from prunegym.envs import Outcome
 from prunegym.envs.simulator import EpochSampler

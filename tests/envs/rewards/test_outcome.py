@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from prunegym.agents.rl.run_reward import OwnReward
+from prunegym.agents.rl.recipe import OwnReward
 from prunegym.envs import MaskSimulator, Outcome, make_task
 from prunegym.envs.rewards.reward import resolve_reward
 from prunegym.models import load_dataset, shipped_model

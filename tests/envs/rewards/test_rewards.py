@@ -16,7 +16,7 @@ from prunegym.envs import ACCURACY_TERMS, REWARDS, MaskSimulator, make_task
 from prunegym.errors import InvalidInputError, MissingDataError, PenaltyWarning, RewardError, UnknownNameError
 from prunegym.models.data.dataset_registry import load_dataset
 from prunegym.models.timing.latency_table import Axis, LatencyTable, Part
-from prunegym.models.zoo.simple import SimpleCNN
+from prunegym.models.zoo.networks import SimpleCNN
 from tests.envs.mask_oracle import LAYERWISE, ONE_STEP, WIDTHS, counted, hooked_logits, layer_actions, random_masks
 
 INDICES = list(range(24))

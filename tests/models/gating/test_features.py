@@ -14,7 +14,7 @@ from prunegym.models.data.dataset import Dataset, Normalisation
 from prunegym.models.gating.features import CLIP, Decision, MaskFeatures, decisions_of
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.zoo.network_registry import build
-from prunegym.models.zoo.simple import SimpleCNN
+from prunegym.models.zoo.networks import SimpleCNN
 
 
 def cnn(size: int = 8, widths: tuple[int, ...] = (4, 6)) -> MaskedCNN:

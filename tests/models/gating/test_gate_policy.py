@@ -12,10 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from prunegym.errors import InvalidInputError
 from prunegym.models.gating.features import MaskFeatures
 from prunegym.models.gating.gate_policy import GatePolicy, check_penalty
-from prunegym.models.gating.rollouts import StraightThrough, greedy, rollout
-from prunegym.models.gating.static_policy import StaticPolicy
+from prunegym.models.gating.static_policy import StaticPolicy, StraightThrough, greedy, rollout
 from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.models.zoo.simple import SimpleCNN
+from prunegym.models.zoo.networks import SimpleCNN
 from tests.models.slicing import randomise
 
 

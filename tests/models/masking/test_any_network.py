@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from prunegym.errors import InvalidInputError, UntraceableModelError
 from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.models.zoo.simple import SimpleCNN
+from prunegym.models.zoo.networks import SimpleCNN
 from tests.models.slicing import randomise
 from tests.models.small_networks import images, small
 

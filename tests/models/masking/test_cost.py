@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.zoo.network_registry import ZOO, build
-from prunegym.models.zoo.simple import SimpleCNN
+from prunegym.models.zoo.networks import SimpleCNN
 from tests.models.slicing import randomise, remove, weights_alive
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from prunegym.errors import InvalidInputError, UnknownNameError
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.zoo.network_registry import ZOO, build
-from prunegym.models.zoo.simple import SimpleCNN
+from prunegym.models.zoo.networks import SimpleCNN
 from tests.models.slicing import gate_names, randomise, remove
 from tests.models.small_networks import EXAMPLE, images, small
 

@@ -13,8 +13,8 @@ from prunegym.models.skipping.kernel_path import KernelPath
 from prunegym.models.skipping.program.path import Executed, ExecutionPath
 from prunegym.models.skipping.skipping_cnn import SkippingCNN, prefer_kernel
 from prunegym.models.skipping.stepwise import KernelPass, MaskedPass, stepwise_pass
-from prunegym.models.skipping.torch_paths.full import FullPath
 from prunegym.models.skipping.torch_paths.gather import GatherPath
+from prunegym.models.skipping.torch_paths.torch_layers import FullPath
 from tests.models.many_networks import NETWORKS
 from tests.models.skipping.skipping_networks import close, needs_kernel, policy_for, random_masks, zoo
 from tests.models.slicing import randomise

@@ -15,8 +15,8 @@ from prunegym.models import (
     rollout,
 )
 from prunegym.models.skipping.program.lowering import lower
-from prunegym.models.skipping.torch_paths.full import GROUP, FullPath
 from prunegym.models.skipping.torch_paths.gather import GatherPath
+from prunegym.models.skipping.torch_paths.torch_layers import GROUP, FullPath
 from tests.models.skipping.skipping_networks import (
     WAYS,
     Mixed,

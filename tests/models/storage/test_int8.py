@@ -27,7 +27,7 @@ from prunegym.models import (
     write_model,
 )
 from prunegym.models.dynamic_cnn import shipped_path
-from prunegym.models.storage.int8 import dequantize, dequantized, quantize, quantized_state
+from prunegym.models.storage.weights import dequantize, dequantized, quantize, quantized_state
 from tests import ROOT
 
 CIFAR = ROOT / "results/cifar10-jpeg/frozen.safetensors"

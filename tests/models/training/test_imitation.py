@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from prunegym.errors import InvalidInputError
 from prunegym.models import Dataset, GatePolicy, ImitationConfig, MaskedCNN, MaskFeatures, imitate, rollout
 from prunegym.models.masking.importance import channel_scores, keep_best
-from prunegym.models.training.imitation import FollowMask, imitation_loss
+from prunegym.models.training.preparation import FollowMask, imitation_loss
 
 
 def test_scores_equal_a_computation_with_hooks(digits_masked: MaskedCNN, digits: Dataset) -> None:

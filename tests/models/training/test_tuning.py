@@ -26,8 +26,8 @@ from prunegym.models import (
 )
 from prunegym.models.storage.weights import load_state, save_state
 from prunegym.models.training.cnn_training import dense_logits
-from prunegym.models.training.imitation import imitate
 from prunegym.models.training.mac_target import meet_target, penalty_for, total_mac_share
+from prunegym.models.training.preparation import imitate
 
 
 def make_policy(masked: MaskedCNN, dataset: Dataset) -> GatePolicy:

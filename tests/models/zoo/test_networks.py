@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from prunegym.errors import InvalidInputError, PruneGymError, UnknownNameError
 from prunegym.models import MaskedCNN
 from prunegym.models.zoo.network_registry import ZOO, build, register_network
-from prunegym.models.zoo.simple import SimpleCNN
+from prunegym.models.zoo.networks import SimpleCNN
 
 
 def conv(*widths: int, bias: bool = False, norm: bool = True) -> int:
