@@ -17,7 +17,7 @@ from prunegym.agents.rl.lagrangian import gates_at_mac_share
 from prunegym.agents.rl.monitor import CollapseWarning, validation_figures
 from prunegym.agents.rl.trainer import train_agent
 from prunegym.envs import Outcome
-from prunegym.envs.simulator import EpochSampler
+from prunegym.envs.random_episodes import RandomEpisodes
 from prunegym.errors import InvalidInputError, RewardError, UnknownNameError
 from prunegym.models import DynamicCNN, ImitationConfig, StaticPolicy, TuneConfig, build, load_dataset, shipped_model
 from prunegym.models.storage.weights import save_text
@@ -152,9 +152,9 @@ def test_a_resumed_run_has_its_own_inputs(tmp_path: Path, part: str) -> None:
 def test_a_run_that_goes_on_has_the_images_that_are_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each image once an epoch, and as many updates, as if nothing had happened."""
     seen: list[list[int]] = []
-    draw = EpochSampler.draw
+    draw = RandomEpisodes.draw
 
-    def watched(self: EpochSampler, number: int) -> torch.Tensor:
+    def watched(self: RandomEpisodes, number: int) -> torch.Tensor:
         indices = draw(self, number)
         seen.append(indices.tolist())
         return indices
@@ -163,7 +163,7 @@ def test_a_run_that_goes_on_has_the_images_that_are_left(tmp_path: Path, monkeyp
         if row.get("updates") == 6:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(EpochSampler, "draw", watched)
+    monkeypatch.setattr(RandomEpisodes, "draw", watched)
     whole = tmp_path / "whole"
     run(SMALL, whole)
     straight = list(seen)
