@@ -12,7 +12,26 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepR
 from prunegym.errors import InvalidInputError
 
 
-class GroupAdvantage(VecEnvWrapper):
+class _GroupWrapper(VecEnvWrapper):
+    """Keeps the returns of the current episodes, to compare those of a group."""
+
+    def __init__(self, venv: VecEnv) -> None:
+        super().__init__(venv)
+        self.group = int(venv.get_attr("group")[0]) if venv.has_attr("group") else 1
+        if self.group < 2:
+            raise InvalidInputError(
+                f"{type(self).__name__} needs several masks of an image, but the group is {self.group}. "
+                "Make the environment with MaskVecEnv(..., group=8) or another number of at least 2."
+            )
+        self._returns = np.zeros(self.num_envs)
+
+    def reset(self) -> VecEnvObs:
+        """Start episodes."""
+        self._returns = np.zeros(self.num_envs)
+        return self.venv.reset()
+
+
+class GroupAdvantage(_GroupWrapper):
     """Subtract from each episode's last reward the mean return of the other masks of the same image.
 
     The agent then learns from differences between masks, not between images. The mean leaves out the episode's own
@@ -32,16 +51,6 @@ class GroupAdvantage(VecEnvWrapper):
         >>> bool(abs(rewards.reshape(2, 4).sum(1)).max() < 1e-6)
         True
     """
-
-    def __init__(self, venv: VecEnv) -> None:
-        super().__init__(venv)
-        self.group = _group_of(venv, "GroupAdvantage")
-        self._returns = np.zeros(self.num_envs)
-
-    def reset(self) -> VecEnvObs:
-        """Start episodes."""
-        self._returns = np.zeros(self.num_envs)
-        return self.venv.reset()
 
     def step_wait(self) -> VecEnvStepReturn:
         """Return the rewards; at the end of episodes the group's baseline is subtracted."""
@@ -63,7 +72,7 @@ class Greedy(Protocol):
         """From observations to (actions, state)."""
 
 
-class SelfCritical(VecEnvWrapper):
+class SelfCritical(_GroupWrapper):
     """Subtract from each episode's last reward the return of the policy's own most likely masks of the same image.
 
     The self-critical baseline of BlockDrop (Wu et al. 2018; Rennie et al. 2017). The first sub-environment of each
@@ -88,8 +97,6 @@ class SelfCritical(VecEnvWrapper):
 
     def __init__(self, venv: VecEnv) -> None:
         super().__init__(venv)
-        self.group = _group_of(venv, "SelfCritical")
-        self._returns = np.zeros(self.num_envs)
         self._policy: Greedy | None = None
         self._observation: dict[str, npt.NDArray[Any]] = {}
 
@@ -99,8 +106,7 @@ class SelfCritical(VecEnvWrapper):
 
     def reset(self) -> VecEnvObs:
         """Start episodes."""
-        self._returns = np.zeros(self.num_envs)
-        self._observation = cast(dict[str, npt.NDArray[Any]], self.venv.reset())
+        self._observation = cast(dict[str, npt.NDArray[Any]], super().reset())
         return self._observation
 
     def step_async(self, actions: npt.NDArray[Any]) -> None:
@@ -127,13 +133,3 @@ class SelfCritical(VecEnvWrapper):
         rewards = np.array(rewards)
         rewards[:: self.group] = 0
         return observation, rewards, dones, infos
-
-
-def _group_of(venv: VecEnv, wrapper: str) -> int:
-    group = int(venv.get_attr("group")[0]) if venv.has_attr("group") else 1
-    if group < 2:
-        raise InvalidInputError(
-            f"{wrapper} needs several masks of an image, but the group is {group}. "
-            "Make the environment with MaskVecEnv(..., group=8) or another number of at least 2."
-        )
-    return group

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from prunegym.errors import InvalidInputError
 from prunegym.models.data.dataset import Dataset
-from prunegym.models.masking.graph import check_module
 from prunegym.models.masking.masked_cnn import MaskedCNN
+from prunegym.models.masking.recording.tracing import check_module
 
 
 def check_dataset(dataset: object, name: str = "The data set") -> None:

@@ -97,7 +97,7 @@ def layer_macs(model: DynamicCNN, masks: Tensor) -> tuple[list[str], Tensor, Ten
         kept[name] = torch.full((len(masks),), dense[name], dtype=torch.float64)
         for gate in masked.gates:
             # A layer's MACs are in proportion to the channels that it makes and to those that it reads.
-            ends = [str(masked.graph[step].target) for step in (*gate.producers, *gate.consumers)]
+            ends = [masked.graph[step].layer for step in (*gate.producers, *gate.consumers)]
             kept[name] *= parts[gate.name] ** ends.count(name)
     per_image = torch.stack(list(kept.values()), 1)
     if not torch.allclose(per_image.sum(1), masked.cost.macs(masks.float())):

@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from prunegym.models.export.onnx_graph import Array, GraphBuilder, Known
-from prunegym.models.export.onnx_operators import find_operator
-from prunegym.models.masking.gates import Layout
+from prunegym.models.export.onnx_operators import OPERATORS
 from prunegym.models.masking.graph import Graph, Step
+from prunegym.models.masking.layouts import Layout
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.masking.operators import Kind
 
@@ -94,26 +93,31 @@ def cut_gates(masked: MaskedCNN) -> frozenset[int]:
 
     A gate can be cut if every step that its channels pass treats them one by one, whatever their number.
     """
+    graph, found = masked.graph, masked.found
     cut = set(range(len(masked.gates)))
-    cut -= {index for index, gate in enumerate(masked.gates) if len(gate.producers) > 1}
-    for step in masked.graph.steps:
+    for index, gate in enumerate(masked.gates):
+        if len(gate.producers) > 1 or len(gate.points) > 1 or graph[gate.producers[0]].kind is not Kind.CONV:
+            cut.discard(index)
+    for name in found.values:
+        if name not in masked.layouts or len(masked.places.get(name, ())) > 1:
+            cut -= found.gates_of(name)
+    for step in graph.steps:
         for name in step.inputs:
             layout = masked.layouts.get(name, ())
             gates = {block.gate for block in layout if block.gate is not None}
-            if gates and not _takes_any_number(masked.graph, masked.network, step, masked.layouts, layout):
+            if gates and not _takes_any_number(graph, step, masked.layouts, layout):
                 cut -= gates
     return frozenset(cut)
 
 
-def _takes_any_number(
-    graph: Graph, network: nn.Module, step: Step, layouts: Mapping[str, Layout], before: Layout
-) -> bool:
-    if step.kind in (Kind.SIZE, Kind.CONV):
+def _takes_any_number(graph: Graph, step: Step, layouts: Mapping[str, Layout], before: Layout) -> bool:
+    if step.kind is Kind.CONV and step.weight:
         return True
     if step.kind is Kind.LINEAR:
         return len(graph[step.inputs[0]].shape) == 2 and len({block.repeat for block in before}) == 1
-    module = network.get_submodule(step.target) if step.op == "module" else None
-    if isinstance(module, nn.Conv2d) or not _channelwise(step, network, module):
+    if step.operation != "batch_norm" and (
+        step.operation not in OPERATORS or not OPERATORS[step.operation].channelwise
+    ):
         return False
     after = layouts.get(step.name, ())
     if step.kind is Kind.MULTIPLY:
@@ -121,7 +125,3 @@ def _takes_any_number(
     if step.kind is Kind.RESHAPE and len(step.shape) != 2:
         return False
     return {block.gate for block in before} <= {block.gate for block in after}
-
-
-def _channelwise(step: Step, network: nn.Module, module: nn.Module | None) -> bool:
-    return isinstance(module, nn.BatchNorm2d) or find_operator(step, network).channelwise

@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from prunegym.errors import InvalidInputError, MissingDependencyError
+from prunegym.errors import MissingDependencyError
+from prunegym.models.masking.folding import padding_of, pair
 from prunegym.models.masking.graph import Step
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -142,23 +143,10 @@ def numpy_of(tensor: Tensor) -> Array:
     return array
 
 
-def geometry(step: Step, conv: nn.Conv2d) -> dict[str, Any]:
-    """Return the attributes of an ONNX convolution.
-
-    Raises:
-        InvalidInputError: If it pads with something else than zeros.
-    """
-    if conv.padding_mode != "zeros":
-        raise InvalidInputError(
-            f"Convolution {step.target!r} pads with padding_mode={conv.padding_mode!r}; the ONNX export knows 'zeros'."
-        )
-    if isinstance(conv.padding, str):
-        spans = zip(conv.dilation, conv.kernel_size, strict=True)
-        totals = [dilation * (kernel - 1) if conv.padding == "same" else 0 for dilation, kernel in spans]
-        pads = [total // 2 for total in totals] + [total - total // 2 for total in totals]
-    else:
-        pads = [int(side) for side in conv.padding] * 2
+def geometry(step: Step, size: tuple[int, ...]) -> dict[str, Any]:
+    """Return the attributes of an ONNX convolution with a kernel of that height and width."""
+    before, after = padding_of(step, size)
     return {
-        "kernel_shape": list(conv.kernel_size), "strides": list(conv.stride), "pads": pads,
-        "dilations": list(conv.dilation), "group": conv.groups,
+        "kernel_shape": list(size), "strides": list(pair(step.arguments["stride"])), "pads": [*before, *after],
+        "dilations": list(pair(step.arguments["dilation"])), "group": step.arguments["groups"],
     }  # fmt: skip

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from torch import nn
 
 from prunegym.errors import InvalidInputError, UnknownNameError
 from prunegym.models.dynamic_cnn import DynamicCNN
@@ -17,8 +16,10 @@ from prunegym.models.export.onnx_decisions import decide
 from prunegym.models.export.onnx_graph import GraphBuilder, Known, geometry, numpy_of
 from prunegym.models.export.onnx_operators import Call, find_operator
 from prunegym.models.gating.gate_policy import check_penalty
-from prunegym.models.masking.folding import folded, norm_behind, scale_and_shift
-from prunegym.models.masking.graph import Step, attribute_of, overwrites
+from prunegym.models.masking.folding import constant, folded, norm_behind, scale_and_shift
+from prunegym.models.masking.gates import Bits
+from prunegym.models.masking.graph import INPUT, Step
+from prunegym.models.masking.layouts import Block
 from prunegym.models.masking.operators import Kind
 from prunegym.models.storage.model_file import Bundle
 
@@ -98,7 +99,7 @@ class _Export:
         self.starts: dict[str, int] = {}
         if decide != "all":
             self.starts = {gate.producers[0]: index for index, gate in enumerate(self.masked.gates)}
-        self.points = {gate.point: index for index, gate in enumerate(self.masked.gates)}
+        self.points = frozenset(self.masked.places)
 
     def write(self, pixels: Pixels) -> Any:
         builder, shape = self.builder, self.graph[self.graph.input].shape
@@ -109,7 +110,7 @@ class _Export:
         elif self.decide == "policy":
             self._take_penalty()
         for step in self.graph.steps:
-            if step.op != "input" and step.shape:  # sizes and other plain numbers are known from the shapes
+            if step.target != INPUT:
                 self._step(step)
         builder.output("logits", self.values[self.graph.output], np.float32, self.graph[self.graph.output].shape)
         if self.decide == "policy":
@@ -142,31 +143,19 @@ class _Export:
         if step.name in self.starts:
             self._decide(self.starts[step.name], step)
         value = self._output(step)
-        if step.inputs and overwrites(step, self.network):
-            before = self.values[step.inputs[0]]
-            self._check_views(step, before)
-            self.values.update({name: value for name, other in self.values.items() if other is before})
-        gate = self.points.get(step.name)
-        if gate is not None and gate in self.masks and gate not in self.cut:
-            mask = self.masks[gate]
-            bits = self.builder.op("Cast", mask, to=1) if isinstance(mask, str) else mask.astype(np.float32)
-            value = self.builder.op("Mul", value, self.builder.reshape(bits, [1, -1, 1, 1]))
+        for gate, bits in self.masked.places.get(step.name, ()):
+            if gate in self.masks and gate not in self.cut:
+                value = self.builder.op("Mul", value, self._factors(self.masks[gate], bits, len(step.shape)))
         self.values[step.name] = value
 
-    def _check_views(self, step: Step, overwritten: Known) -> None:
-        base = step.inputs[0]
-        while self.graph[base].kind is Kind.RESHAPE:
-            base = self.graph[base].inputs[0]
-        views = [base]
-        for name in views:
-            views += [user for user in self.graph.users[name] if self.graph[user].kind is Kind.RESHAPE]
-        other = [name for name in views if name in self.values and self.values[name] is not overwritten]
-        place = self.graph.index[step.name]
-        if any(self.graph.index[user] > place for name in other for user in self.graph.users[name]):
-            raise InvalidInputError(
-                f"The ONNX export cannot write step {step.name!r}: it works in place on a flattened value whose "
-                "original is read later. Leave inplace=True out."
-            )
+    def _factors(self, mask: Known, bits: Bits, dimensions: int) -> Known:
+        """Return the factors of a value's channels from the bits of a gate (width,) bool."""
+        floats = self.builder.op("Cast", mask, to=1) if isinstance(mask, str) else mask.astype(np.float32)
+        wide = self.builder.concat([floats, np.ones(1, np.float32)])
+        index = bits.index.numpy()
+        places = np.where(index < 0, index.max() + 1, index)
+        shape = [-1 if place == bits.axis else 1 for place in range(dimensions)]
+        return self.builder.reshape(self.builder.gather(wide, places, 0), shape)
 
     def _decide(self, gate: int, producer: Step) -> None:
         """Find the mask of a gate, and of all that are decided with it, before its producer runs."""
@@ -180,13 +169,21 @@ class _Export:
             index = next(i for i, decision in enumerate(policy.decisions) if gate in decision.gates)
             reads = producer.inputs[0]
             columns = self._columns(reads)
-            shape = self.graph[reads].shape
-            mask = decide(self.builder, policy, index, self.values[reads], shape, columns, self.lambda_)
+            shape = (1, *self.masked.read_shape(gate))
+            seen = self._as_map(self.values[reads], self.graph[reads].shape, shape)
+            mask = decide(self.builder, policy, index, seen, shape, columns, self.lambda_)
             parts = self._split(mask, policy.decisions[index].gates)
         for other, part in parts.items():
             self.masks[other] = part
             if other in self.cut:
                 self.kept[other] = Kept(self.builder, part, self.masked.gates[other].width)
+
+    def _as_map(self, value: Known, before: tuple[int, ...], after: tuple[int, ...]) -> Known:
+        """Show a policy vectors and tokens as maps."""
+        if len(before) == 4:
+            return value
+        rows = self.builder.reshape(value, [1, -1, before[-1]])
+        return self.builder.reshape(self.builder.op("Transpose", rows, perm=[0, 2, 1]), after)
 
     def _split(self, mask: Known, gates: Sequence[int]) -> dict[int, Known]:
         if len(gates) == 1:
@@ -204,58 +201,53 @@ class _Export:
         return parts
 
     def _columns(self, name: str) -> Columns:
-        return Columns(self.builder, self.masked.layouts.get(name, ()), self.kept)
+        shape = self.graph[name].shape
+        whole = (Block(None, shape[1] if len(shape) > 1 else 1),)
+        return Columns(self.builder, self.masked.layouts.get(name, whole), self.kept)
 
     def _output(self, step: Step) -> Known:
-        if step.op == "attribute":
-            return numpy_of(attribute_of(self.network, step.target))
-        module = self.network.get_submodule(step.target) if step.op == "module" else None
-        if isinstance(module, nn.Conv2d):
-            return self._convolution(step, module)
-        if isinstance(module, nn.Linear):
-            return self._linear(step, module)
-        if isinstance(module, nn.BatchNorm2d):
-            return self._norm(step, module)
-        entry = find_operator(step, self.network)
+        if step.operation == "conv2d" and step.weight:
+            return self._convolution(step)
+        if step.kind is Kind.LINEAR and step.weight:
+            return self._linear(step)
+        if step.operation == "batch_norm":
+            return self._norm(step)
         cut = bool(step.inputs) and self._is_cut(step.inputs[0])
-        return entry.write(Call(self.builder, self.graph, step, module, entry.names, self.values, cut))
+        return find_operator(step).write(Call(self.builder, self.graph, self.network, step, self.values, cut))
 
     def _is_cut(self, name: str) -> bool:
         return any(block.gate in self.kept for block in self.masked.layouts.get(name, ()))
 
-    def _convolution(self, step: Step, conv: nn.Conv2d) -> Known:
+    def _convolution(self, step: Step) -> Known:
         builder = self.builder
-        weight, bias = map(numpy_of, folded(conv, self._norm_behind(step)))
+        weight, bias = map(numpy_of, folded(self.network, step, norm_behind(self.graph, step, self.points)))
         columns = self._columns(step.inputs[0])
         gate = self.starts.get(step.name)
         filters = self.kept[gate].produced if gate in self.kept else None
         # Whole filters first: they lie together, and only half of them are left for the scattered second gathering.
         kept: Known = builder.gather(columns.extend(weight, 1), filters, 0)
         kept = builder.gather(kept, columns.index, 1)
-        return builder.op(
-            "Conv", self.values[step.inputs[0]], kept, builder.gather(bias, filters, 0), **geometry(step, conv)
-        )
+        inputs = (self.values[step.inputs[0]], kept, builder.gather(bias, filters, 0))
+        return builder.op("Conv", *inputs, **geometry(step, weight.shape[2:]))
 
-    def _norm_behind(self, step: Step) -> nn.BatchNorm2d | None:
-        if step.kind not in (Kind.CONV, Kind.DEPTHWISE):  # a grouped one may have a norm too, which is then on its own
-            return None
-        return norm_behind(self.graph, self.network, step, self.points)
-
-    def _norm(self, step: Step, norm: nn.BatchNorm2d) -> Known:
+    def _norm(self, step: Step) -> Known:
         before = self.graph[step.inputs[0]]
         x = self.values[before.name]
-        if self._norm_behind(before) is norm:
+        if norm_behind(self.graph, before, self.points) is step:
             return x
         columns = self._columns(before.name)
+        shape = (-1, *[1] * (len(step.shape) - 2))
         scale, shift = (
-            self.builder.gather(columns.extend(numpy_of(side).reshape(-1, 1, 1), 0), columns.index, 0)
-            for side in scale_and_shift(norm)
+            self.builder.gather(columns.extend(numpy_of(side).reshape(shape), 0), columns.index, 0)
+            for side in scale_and_shift(self.network, step)
         )
         return self.builder.op("Add", self.builder.op("Mul", x, scale), shift)
 
-    def _linear(self, step: Step, linear: nn.Linear) -> Known:
-        x, weight = self.values[step.inputs[0]], numpy_of(linear.weight)
-        bias = np.zeros(len(weight), np.float32) if linear.bias is None else numpy_of(linear.bias)
+    def _linear(self, step: Step) -> Known:
+        own, given = constant(self.network, step, "weight"), constant(self.network, step, "bias")
+        assert own is not None
+        x, weight = self.values[step.inputs[0]], numpy_of(own)
+        bias = np.zeros(len(weight), np.float32) if given is None else numpy_of(given)
         if len(self.graph[step.inputs[0]].shape) != 2:
             return self.builder.op("Add", self.builder.op("MatMul", x, weight.T), bias)
         columns = self._columns(step.inputs[0])

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from torch import nn
 
 from prunegym.errors import InvalidInputError
-from prunegym.models.export.onnx_graph import GraphBuilder, Known
-from prunegym.models.masking.graph import Graph, OutputOf, Step
+from prunegym.models.export.onnx_graph import GraphBuilder, Known, numpy_of
+from prunegym.models.masking.folding import pair
+from prunegym.models.masking.graph import Attribute, Graph, OutputOf, Step, attribute_of
+from prunegym.models.masking.operators import IDENTITY
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,18 +23,16 @@ class Call:
     Attributes:
         builder: Where nodes go.
         graph: The network.
+        network: Its parameters.
         step: The step.
-        module: Its module, for a step that calls one.
-        names: Names of its arguments, for one that calls a function.
         values: What earlier steps have become.
         cut: Whether channels of its input may be missing.
     """
 
     builder: GraphBuilder
     graph: Graph
+    network: nn.Module
     step: Step
-    module: nn.Module | None
-    names: tuple[str, ...]
     values: dict[str, Known]
     cut: bool
 
@@ -49,44 +46,43 @@ class Call:
         """Shape of its first tensor with all channels."""
         return self.graph[self.step.inputs[0]].shape
 
-    def option(self, name: str, default: Any) -> Any:
-        """Return an attribute of the module or an argument of the function by name."""
-        if self.module is not None:
-            return getattr(self.module, name, default)
-        position = self.names.index(name) if name in self.names else len(self.step.args)
-        return self.step.kwargs.get(name, self.step.args[position] if position < len(self.step.args) else default)
+    @property
+    def given(self) -> dict[str, Any]:
+        """Its arguments."""
+        return self.step.arguments
 
     def operand(self, argument: Any) -> Known:
         """Return a tensor or number among the arguments."""
-        return self.values[argument.name] if isinstance(argument, OutputOf) else np.array(argument, np.float32)
+        if isinstance(argument, OutputOf):
+            return self.values[argument.name]
+        if isinstance(argument, Attribute):
+            return numpy_of(attribute_of(self.network, argument.path))
+        return np.array(argument, np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
 class Operator:
-    """How to write an operation: a function from the call to its output, and the names of a function's arguments.
+    """How to write an operation: a function from the call to its output.
 
     ``channelwise``: it treats each channel by itself, and works whatever their number.
     """
 
     write: Callable[[Call], Known]
-    names: tuple[str, ...] = ("input",)
     channelwise: bool = True
 
 
-def find_operator(step: Step, network: nn.Module) -> Operator:
+def find_operator(step: Step) -> Operator:
     """Return how a step is written.
 
     Raises:
         InvalidInputError: If the table does not have it.
     """
-    key: Any = type(network.get_submodule(step.target)) if step.op == "module" else step.target
-    if key in OPERATORS:
-        return OPERATORS[key]
-    name = getattr(key, "__name__", str(key))
-    known = sorted({getattr(entry, "__name__", str(entry)) for entry in OPERATORS})
+    if step.operation in OPERATORS:
+        return OPERATORS[step.operation]
     raise InvalidInputError(
-        f"The network calls {name!r} (step {step.name!r}), which the ONNX export cannot write. It knows Conv2d, "
-        f"Linear, BatchNorm2d and: {', '.join(known)}. Use one of these, or leave the model in PruneGym's own format."
+        f"The network calls {step.operation!r} (step {step}), which the ONNX export cannot write. It knows conv2d, "
+        f"linear, batch_norm and: {', '.join(sorted(OPERATORS))}. Use one of these, or leave the model in PruneGym's "
+        "own format."
     )
 
 
@@ -98,21 +94,23 @@ def _same(call: Call) -> Known:
     return call.x
 
 
-def _clip(names: tuple[str, str], default: tuple[float, float]) -> Callable[[Call], Known]:
+def _clip(low: str | float, high: str | float) -> Callable[[Call], Known]:
+    """Clip to numbers, or to arguments with these names, which may be left out."""
+
     def write(call: Call) -> Known:
-        given = [call.option(name, None) for name in names]
-        limits = [other if bound is None else bound for bound, other in zip(given, default, strict=True)]
-        return call.builder.op("Clip", call.x, *(np.array(limit, np.float32) for limit in limits))
+        bounds = [call.given[side] if isinstance(side, str) else side for side in (low, high)]
+        ends = [end if bound is None else bound for bound, end in zip(bounds, (-np.inf, np.inf), strict=True)]
+        return call.builder.op("Clip", call.x, *(np.array(end, np.float32) for end in ends))
 
     return write
 
 
-def _alpha(kind: str, option: str, default: float) -> Callable[[Call], Known]:
-    return lambda call: call.builder.op(kind, call.x, alpha=float(call.option(option, default)))
+def _alpha(kind: str, option: str) -> Callable[[Call], Known]:
+    return lambda call: call.builder.op(kind, call.x, alpha=float(call.given[option]))
 
 
 def _gelu(call: Call) -> Known:
-    return call.builder.op("Gelu", call.x, approximate=str(call.option("approximate", "none")))
+    return call.builder.op("Gelu", call.x, approximate=str(call.given["approximate"]))
 
 
 def _silu(call: Call) -> Known:
@@ -120,26 +118,23 @@ def _silu(call: Call) -> Known:
 
 
 def _softmax(kind: str) -> Callable[[Call], Known]:
-    return lambda call: call.builder.op(kind, call.x, axis=int(call.option("dim", -1)))
-
-
-def pair(value: int | tuple[int, ...] | list[int]) -> list[int]:
-    """Return a size for height and width that may be given as one number."""
-    return [value, value] if isinstance(value, int) else list(value)
+    return lambda call: call.builder.op(kind, call.x, axis=int(call.given["dim"]))
 
 
 def _pool(kind: str) -> Callable[[Call], Known]:
     def write(call: Call) -> Known:
-        kernel, padding = pair(call.option("kernel_size", 1)), pair(call.option("padding", 0))
-        stride = call.option("stride", None)
+        given = call.given
+        kernel, padding = list(pair(given["kernel_size"])), list(pair(given["padding"]))
         attributes: dict[str, Any] = {
-            "kernel_shape": kernel, "strides": pair(stride) if stride else kernel, "pads": padding * 2,
-            "ceil_mode": int(call.option("ceil_mode", False)), "dilations": pair(call.option("dilation", 1)),
+            "kernel_shape": kernel, "strides": list(pair(given["stride"])) if given["stride"] else kernel,
+            "pads": padding * 2, "ceil_mode": int(given["ceil_mode"]),
         }  # fmt: skip
         if kind == "AveragePool":
-            attributes["count_include_pad"] = int(call.option("count_include_pad", True))
-            if call.option("divisor_override", None) is not None:
+            attributes["count_include_pad"] = int(given["count_include_pad"])
+            if given["divisor_override"] is not None:
                 raise InvalidInputError("The ONNX export cannot write average pooling with divisor_override.")
+        else:
+            attributes["dilations"] = list(pair(given["dilation"]))
         return call.builder.op(kind, call.x, **attributes)
 
     return write
@@ -150,118 +145,125 @@ def _adaptive_average(call: Call) -> Known:
     return call.builder.adaptive_average(call.x, call.before, sizes)
 
 
-def _adaptive_max(call: Call) -> Known:
-    if any(new != 1 for _, new in _adaptive_sizes(call)):
-        raise InvalidInputError("The ONNX export can write adaptive max pooling to size 1 only.")
-    return call.builder.op("GlobalMaxPool", call.x)
-
-
 def _adaptive_sizes(call: Call) -> list[tuple[int, int | None]]:
-    return list(zip(call.before[2:], pair(call.option("output_size", 1)), strict=True))
+    return list(zip(call.before[2:], pair(call.given["output_size"]), strict=True))
 
 
 def _reshape(call: Call) -> Known:
     return call.builder.reshape(call.x, [1, -1] if call.cut else call.step.shape)
 
 
-def _mean(call: Call) -> Known:
-    dims = call.option("dim", call.option("axis", None))
-    dims = list(range(len(call.before))) if dims is None else pair(dims) if not isinstance(dims, int) else [dims]
-    return call.builder.op("ReduceMean", call.x, np.array(dims, np.int64), keepdims=int(call.option("keepdim", False)))
+def _reduce(kind: str) -> Callable[[Call], Known]:
+    def write(call: Call) -> Known:
+        dims = np.array([*(call.given.get("dim") or range(len(call.before)))], np.int64)
+        return call.builder.op(kind, call.x, dims, keepdims=int(call.given.get("keepdim", False)))
+
+    return write
 
 
 def _concat(call: Call) -> Known:
-    parts = call.option("tensors", ())
-    if isinstance(parts, OutputOf):
-        raise InvalidInputError("The ONNX export cannot write a concatenation of what another operation split (chunk).")
-    return call.builder.concat([call.operand(part) for part in parts], int(call.option("dim", 0)))
+    return call.builder.concat([call.operand(part) for part in call.given["tensors"]], int(call.given["dim"]))
 
 
 def _binary(kind: str) -> Callable[[Call], Known]:
     def write(call: Call) -> Known:
-        first, second = (call.option(name, None) for name in ("input", "other"))
-        if call.option("alpha", 1) != 1:
+        if call.given.get("alpha", 1) != 1:
             raise InvalidInputError(f"The ONNX export cannot write {kind.lower()} with alpha.")
-        return call.builder.op(kind, call.operand(first), call.operand(second))
+        return call.builder.op(kind, call.operand(call.given["self"]), call.operand(call.given["other"]))
 
     return write
 
 
 def _pad(call: Call) -> Known:
-    if call.option("mode", "constant") != "constant":
-        raise InvalidInputError("The ONNX export can write padding with a constant only.")
-    amounts = list(call.option("pad", call.option("padding", ())))
+    mode = {"replicate": "edge", "circular": "wrap"}.get(call.given.get("mode", "constant"), call.given.get("mode"))
+    amounts = list(call.given["pad"])
     begins, ends = [0] * len(call.before), [0] * len(call.before)
     for position in range(len(amounts) // 2):  # pairs, from the last dimension on
         begins[-1 - position], ends[-1 - position] = amounts[2 * position : 2 * position + 2]
-    value = np.array(call.option("value", None) or 0.0, np.float32)
-    return call.builder.op("Pad", call.x, np.array([*begins, *ends], np.int64), value)
+    value = np.array(call.given.get("value") or 0.0, np.float32)
+    return call.builder.op("Pad", call.x, np.array([*begins, *ends], np.int64), value, mode=mode or "constant")
 
 
-def _getitem(call: Call) -> Known:
-    index = call.step.args[1]
-    index = index if isinstance(index, tuple) else (index,)
-    if Ellipsis in index:
-        at = index.index(Ellipsis)
-        index = (*index[:at], *[slice(None)] * (len(call.before) - len(index) + 1), *index[at + 1 :])
-    if not all(isinstance(part, slice) for part in index):
-        raise InvalidInputError(
-            f"The ONNX export can write slices only, not the index {index} (step {call.step.name})."
-        )
-    chosen = {axis: part.indices(call.before[axis]) for axis, part in enumerate(index) if part != slice(None)}
-    if not chosen:
-        return call.x
-    starts, stops, steps = (np.array(column, np.int64) for column in zip(*chosen.values(), strict=True))
-    return call.builder.op("Slice", call.x, starts, stops, np.array(list(chosen), np.int64), steps)
+def _prelu(call: Call) -> Known:
+    slope = call.operand(call.given["weight"])
+    return call.builder.op("PRelu", call.x, call.builder.reshape(slope, [-1, *[1] * (len(call.before) - 2)]))
 
 
-def _all(keys: Iterable[Any], entry: Operator) -> dict[Any, Operator]:
-    return dict.fromkeys(keys, entry)
+def _layer_norm(call: Call) -> Known:
+    shape = call.given["normalized_shape"]
+    sides = (call.given["weight"], call.given["bias"])
+    scale, shift = (
+        np.full(shape, empty, np.float32) if side is None else call.operand(side)
+        for side, empty in zip(sides, (1.0, 0.0), strict=True)
+    )
+    return call.builder.op(
+        "LayerNormalization", call.x, scale, shift, axis=-len(shape), epsilon=float(call.given["eps"])
+    )
 
 
-_MAX = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode")
-_AVERAGE = ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
-_ADAPTIVE = ("input", "output_size")
-_BINARY = ("input", "other")
-_DIM = ("input", "dim", "keepdim")
+def _transposed(call: Call) -> Known:
+    weight, bias = call.operand(call.given["weight"]), call.given["bias"]
+    if not isinstance(call.given["weight"], Attribute):
+        raise InvalidInputError(f"The ONNX export cannot write step {call.step}: its weight is computed.")
+    inputs = [call.x, weight, *([] if bias is None else [call.operand(bias)])]
+    padding = list(pair(call.given["padding"]))
+    return call.builder.op(
+        "ConvTranspose", *inputs, strides=list(pair(call.given["stride"])), pads=padding * 2,
+        dilations=list(pair(call.given["dilation"])), group=call.given["groups"],
+        output_padding=list(pair(call.given["output_padding"])),
+    )  # fmt: skip
 
-OPERATORS: dict[Any, Operator] = {
-    **_all((nn.ReLU, F.relu, torch.relu, F.relu_, "relu", "relu_"), Operator(_node("Relu"))),
-    **_all((nn.ReLU6, F.relu6), Operator(_clip(("", ""), (0.0, 6.0)))),
-    **_all(
-        (nn.LeakyReLU, F.leaky_relu),
-        Operator(_alpha("LeakyRelu", "negative_slope", 0.01), ("input", "negative_slope")),
-    ),
-    **_all((nn.ELU, F.elu), Operator(_alpha("Elu", "alpha", 1.0), ("input", "alpha"))),
-    **_all((nn.GELU, F.gelu), Operator(_gelu, ("input", "approximate"))),
-    **_all((nn.SiLU, F.silu), Operator(_silu)),
-    **_all((nn.Mish, F.mish), Operator(_node("Mish"))),
-    **_all((nn.Hardswish, F.hardswish), Operator(_node("HardSwish"))),
-    **_all((nn.Hardsigmoid, F.hardsigmoid), Operator(_node("HardSigmoid", alpha=1 / 6, beta=0.5))),
-    **_all((nn.Tanh, torch.tanh, F.tanh, "tanh"), Operator(_node("Tanh"))),
-    **_all((nn.Sigmoid, torch.sigmoid, F.sigmoid, "sigmoid"), Operator(_node("Sigmoid"))),
-    **_all(
-        (nn.Hardtanh, F.hardtanh), Operator(_clip(("min_val", "max_val"), (-1.0, 1.0)), ("input", "min_val", "max_val"))
-    ),
-    **_all((torch.clamp, "clamp"), Operator(_clip(("min", "max"), (-np.inf, np.inf)), ("input", "min", "max"))),
-    **_all((nn.Softmax, F.softmax, torch.softmax, "softmax"), Operator(_softmax("Softmax"), ("input", "dim"), False)),
-    **_all((nn.LogSoftmax, F.log_softmax), Operator(_softmax("LogSoftmax"), ("input", "dim"), False)),
-    **_all(
-        (nn.Identity, nn.Dropout, nn.Dropout2d, F.dropout, "contiguous"),
-        Operator(_same),
-    ),
-    **_all((nn.MaxPool2d, F.max_pool2d), Operator(_pool("MaxPool"), _MAX)),
-    **_all((nn.AvgPool2d, F.avg_pool2d), Operator(_pool("AveragePool"), _AVERAGE)),
-    **_all((nn.AdaptiveAvgPool2d, F.adaptive_avg_pool2d), Operator(_adaptive_average, _ADAPTIVE)),
-    **_all((nn.AdaptiveMaxPool2d, F.adaptive_max_pool2d), Operator(_adaptive_max, _ADAPTIVE)),
-    **_all((torch.mean, "mean"), Operator(_mean, _DIM)),
-    **_all((nn.Flatten, torch.flatten, torch.reshape, torch.squeeze), Operator(_reshape)),
-    **_all(("flatten", "view", "reshape", "squeeze"), Operator(_reshape)),
-    **_all((torch.cat, torch.concat), Operator(_concat, ("tensors", "dim"))),
-    **_all((operator.mul, torch.mul, torch.multiply, "mul"), Operator(_binary("Mul"), _BINARY)),
-    **_all((operator.add, operator.iadd, torch.add, "add", "add_"), Operator(_binary("Add"), _BINARY, False)),
-    **_all((operator.sub, torch.sub, "sub"), Operator(_binary("Sub"), _BINARY, False)),
-    **_all((nn.ZeroPad2d, F.pad), Operator(_pad, ("input", "pad", "mode", "value"), False)),
-    operator.getitem: Operator(_getitem, channelwise=False),
+
+def _slice(call: Call) -> Known:
+    axis = call.given["dim"] % len(call.before)
+    start, stop, step = slice(call.given["start"], call.given["end"], call.given["step"]).indices(call.before[axis])
+    return call.builder.op("Slice", call.x, *(np.array([number], np.int64) for number in (start, stop, axis, step)))
+
+
+def _transpose(call: Call) -> Known:
+    order = list(range(len(call.before)))
+    if call.step.operation == "permute":
+        order = [dim % len(order) for dim in call.given["dims"]]
+    else:
+        one, other = call.given["dim0"], call.given["dim1"]
+        order[one], order[other] = order[other], order[one]
+    return call.builder.op("Transpose", call.x, perm=order)
+
+
+OPERATORS: dict[str, Operator] = {
+    "relu": Operator(_node("Relu")),
+    "relu6": Operator(_clip(0.0, 6.0)),
+    "leaky_relu": Operator(_alpha("LeakyRelu", "negative_slope")),
+    "elu": Operator(_alpha("Elu", "alpha")),
+    "gelu": Operator(_gelu),
+    "silu": Operator(_silu),
+    "mish": Operator(_node("Mish")),
+    "hardswish": Operator(_node("HardSwish")),
+    "hardsigmoid": Operator(_node("HardSigmoid", alpha=1 / 6, beta=0.5)),
+    "tanh": Operator(_node("Tanh")),
+    "sigmoid": Operator(_node("Sigmoid")),
+    "hardtanh": Operator(_clip("min_val", "max_val")),
+    "clamp": Operator(_clip("min", "max")),
+    "softmax": Operator(_softmax("Softmax"), False),
+    "log_softmax": Operator(_softmax("LogSoftmax"), False),
+    **dict.fromkeys(IDENTITY, Operator(_same)),
+    "max_pool2d": Operator(_pool("MaxPool")),
+    "avg_pool2d": Operator(_pool("AveragePool")),
+    "adaptive_avg_pool2d": Operator(_adaptive_average),
+    "mean": Operator(_reduce("ReduceMean")),
+    "amax": Operator(_reduce("ReduceMax")),
+    "sum": Operator(_reduce("ReduceSum")),
+    **dict.fromkeys(("flatten", "view", "reshape", "squeeze", "unsqueeze"), Operator(_reshape)),
+    "cat": Operator(_concat),
+    "mul": Operator(_binary("Mul")),
+    "add": Operator(_binary("Add"), False),
+    "sub": Operator(_binary("Sub"), False),
+    "div": Operator(_binary("Div"), False),
+    **dict.fromkeys(("pad", "constant_pad_nd"), Operator(_pad, False)),
+    "slice": Operator(_slice, False),
+    "prelu": Operator(_prelu, False),
+    "layer_norm": Operator(_layer_norm, False),
+    "conv_transpose2d": Operator(_transposed, False),
+    **dict.fromkeys(("permute", "transpose"), Operator(_transpose, False)),
 }
-"""By the type of a module, a function, or the name of a tensor method."""
+"""By the name of the ATen operator."""

@@ -81,8 +81,7 @@ class MaskFeatures(nn.Module):
         self.kinds: list[list[Feature]] = []
         self.sizes: list[int] = []
         for index, decision in enumerate(self.decisions):
-            producer = masked.graph[masked.gates[decision.gates[0]].producers[0]]
-            shape = masked.graph[producer.inputs[0]].shape[1:]
+            shape = masked.read_shape(decision.gates[0])
             found: list[Feature] = []
             for kind in (FEATURES[name] for name in FEATURES if name in kinds):
                 feature = kind.fit(shape, feature_size - sum(other.size for other in found), grid)

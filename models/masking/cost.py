@@ -12,11 +12,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from prunegym.models.masking.gates import Block, Gate, Layout, channel_counts
-from prunegym.models.masking.graph import Graph, Step
+from prunegym.models.masking.gates import Found
+from prunegym.models.masking.graph import Graph, Step, attribute_of
 from prunegym.models.masking.operators import Kind
-
-_LAYERS = (Kind.CONV, Kind.DEPTHWISE, Kind.LINEAR)
 
 
 class CostModel:
@@ -26,7 +24,7 @@ class CostModel:
     channel depends on how many channels the neighbouring layers keep. One MAC is one multiply-accumulate. Convolutions
     and all matrix products count, also those in attention, recurrent and bilinear layers; norms, pooling and
     activations do not, as in ``torch.utils.flop_counter`` (2 per MAC).
-    A layer that only scales a gate's channels (the last of a squeeze-and-excitation) is counted with all its outputs.
+    A layer that scales a gate's channels (the last of a squeeze-and-excitation) makes as many as are kept.
 
     Attributes:
         total_macs: MACs of one image through the original network.
@@ -34,23 +32,31 @@ class CostModel:
         total_weights: Weights (without biases) of the original network's convolutions and linears.
     """
 
-    def __init__(self, graph: Graph, network: nn.Module, gates: list[Gate], layouts: dict[str, Layout]) -> None:
+    def __init__(self, graph: Graph, network: nn.Module, found: Found) -> None:
+        gates = found.gates
         self._widths = torch.tensor([gate.width for gate in gates], dtype=torch.float64)
         reads, makes, macs, weights = [], [], [], []
         counted: set[str] = set()
         for step in graph.steps:
-            if step.kind not in _LAYERS:
+            if step.name not in found.makes:
                 continue
-            layer = network.get_submodule(step.target)
-            assert isinstance(layer, nn.Conv2d | nn.Linear)
-            # Weights of one pair of an input and an output channel: the size of a kernel.
-            pairs = layer.weight.numel() / (len(layer.weight) * layer.weight.shape[1])
-            reads.append(_channels(graph[step.inputs[0]], layouts, len(gates), step))
-            makes.append(_channels(step, layouts, len(gates), step) if step.kind is not Kind.DEPTHWISE else _one(gates))
-            macs.append(pairs * _positions(step))
+            made, shape = found.makes[step.name], tuple(graph[step.inputs[0]].shape)
+            axis = len(step.shape) - 1 if step.kind is Kind.LINEAR else 1
+            size = _weight_size(step, network)
+            if step.kind is Kind.DEPTHWISE:
+                pairs = size / len(made)
+                makes.append(found.counts(torch.tensor([-1])))
+                reads.append(found.counts(made))
+            else:
+                # Weights of one pair of an input and an output channel: the size of a kernel.
+                pairs = size / (len(made) * len(found.reads[step.name]))
+                reads.append(found.counts(found.reads[step.name]))
+                makes.append(found.counts(made))
+            placed = shape if step.kind is Kind.TRANSPOSED else step.shape
+            macs.append(pairs * math.prod(count for place, count in enumerate(placed) if place not in (0, axis)))
             # A layer that is called twice costs its MACs twice, but has its weights once.
-            weights.append(0.0 if step.target in counted else pairs)
-            counted.add(step.target)
+            weights.append(0.0 if step.weight in counted else pairs)
+            counted.add(step.weight)
         self._reads, self._makes = torch.stack(reads), torch.stack(makes)
         self._macs = torch.tensor(macs, dtype=torch.float64)
         self._weights = torch.tensor(weights, dtype=torch.float64)
@@ -103,30 +109,19 @@ class CostModel:
         return live @ price.to(device)
 
 
-def _channels(value: Step, layouts: dict[str, Layout], gates: int, layer: Step) -> Tensor:
-    """Return (gates + 1,): a value's channels for each kept channel of a gate, and last those that are always there."""
-    if layer.kind is Kind.LINEAR and len(value.shape) != 2:
-        # A linear layer on a value of several dimensions reads the last one, not the channels: no mask reaches it.
-        return channel_counts((Block(None, value.shape[-1]),), gates)
-    return channel_counts(layouts[value.name], gates)
-
-
-def _one(gates: list[Gate]) -> Tensor:
-    counts = torch.zeros(len(gates) + 1, dtype=torch.float64)
-    counts[-1] = 1
-    return counts
-
-
-def _positions(step: Step) -> int:
-    spatial = step.shape[2:] if step.kind is not Kind.LINEAR else step.shape[1:-1]
-    return int(torch.tensor(spatial).prod()) if spatial else 1
+def _weight_size(step: Step, network: nn.Module) -> int:
+    """Return how many weights a layer has."""
+    if step.weight:
+        return attribute_of(network, step.weight).numel()
+    own = [module.weight for name, module in network.named_modules() if name == step.layer]
+    return int(own[0].numel()) if own and isinstance(own[0], Tensor) else 0
 
 
 def _uncounted_weights(network: nn.Module, counted: set[str]) -> int:
     """Return the weights of convolutions and linears in which no channel can be masked, e.g. grouped ones."""
     kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
-    layers = [layer for name, layer in network.named_modules() if name not in counted and isinstance(layer, kinds)]
-    return sum(layer.weight.numel() for layer in layers)
+    layers = [layer for name, layer in network.named_modules() if f"{name}.weight".lstrip(".") not in counted]
+    return sum(layer.weight.numel() for layer in layers if isinstance(layer, kinds))
 
 
 def _counted_macs(graph: Graph, network: nn.Module) -> float:

@@ -1,18 +1,19 @@
-"""Finding gates: groups of channels whose masking equals the removal of their filters."""
+"""Finding gates: groups of channels that a mask can zero, as if their filters were removed."""
 
 from __future__ import annotations
 
 import dataclasses
 import reprlib
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from prunegym.errors import InvalidInputError, UnknownNameError, UntraceableModelError
-from prunegym.models.masking.graph import Graph, OutputOf, Step
-from prunegym.models.masking.operators import Kind
+from prunegym.models.masking.channels import HIDDEN, SUMMED, Channels, distinct
+from prunegym.models.masking.graph import Graph, OutputOf, Step, leaves
+from prunegym.models.masking.operators import MIXING, Kind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,239 +21,253 @@ class Gate:
     """A named group of channels with one mask bit each.
 
     Attributes:
-        name: Path of the convolution that makes the channels, e.g. ``layer1.0.conv1``.
-        width: Number of channels.
-        producers: Steps with a filter for each channel: the convolution, and depthwise ones behind it.
-        point: Step whose output the mask multiplies: the last norm, activation or depthwise convolution behind it.
-        consumers: Convolutions and linears that read the channels.
+        name: Path of the first layer that makes the channels, e.g. ``layer1.0.conv1``.
+        width: Number of bits. A bit may stand for several channels, as of all groups of a grouped convolution.
+        producers: Steps with filters for the channels; those of a residual sum are one gate.
+        points: Steps whose output the mask multiplies: the last norm or activation before something reads the channels.
+        consumers: Layers that read the channels, and norms over channels.
+        layers: Paths of the layers that make them.
+        summed: Whether its channels are part of a sum with those of other layers.
+        hidden: Whether its first layer is a linear one that reads vectors.
     """
 
     name: str
     width: int
     producers: tuple[str, ...]
-    point: str
+    points: tuple[str, ...]
     consumers: tuple[str, ...]
+    layers: tuple[str, ...] = ()
+    summed: bool = False
+    hidden: bool = False
+
+    @property
+    def point(self) -> str:
+        """The first of the points."""
+        return self.points[0]
 
 
 @dataclasses.dataclass(frozen=True)
-class Block:
-    """Adjacent channels of a value: those of a gate, or (``gate`` None) channels that are never masked.
+class Bits:
+    """The mask bits of a value's channels.
 
-    In a flattened value each channel has ``repeat`` features.
+    Attributes:
+        axis: The dimension of the channels, the batch counted.
+        index: (channels,) int64, positions in a mask; -1 for a channel that is never masked.
     """
 
-    gate: int | None
-    width: int
-    repeat: int = 1
+    axis: int
+    index: Tensor
+
+    def factors(self, mask: Tensor, value: Tensor) -> Tensor:
+        """Return what a value is multiplied with: mask (batch, mask_size), value (batch, ...); both have one dtype."""
+        wide = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)[:, self.index]  # -1 is the one at the end
+        return wide.view(len(mask), *[len(self.index) if place == self.axis else 1 for place in range(1, value.ndim)])
 
 
-Layout = tuple[Block, ...]
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """The gates of a network, and for each value with masked channels (and each layer's input) their bits."""
+
+    gates: list[Gate]
+    values: dict[str, Bits]
+    reads: dict[str, Tensor]
+    makes: dict[str, Tensor]
+
+    def counts(self, index: Tensor) -> Tensor:
+        """Return how many of some channels there are for each kept bit of a gate, and last how many always.
+
+        Args:
+            index: (channels,) positions in a mask; -1 for channels that are never masked.
+
+        Returns:
+            (gates + 1,) float64.
+        """
+        owners = torch.cat([torch.full((gate.width,), number) for number, gate in enumerate(self.gates)])
+        gated = index[index >= 0]
+        counts = torch.bincount(owners[gated], minlength=len(self.gates)).double()
+        counts /= torch.tensor([gate.width for gate in self.gates])
+        return torch.cat([counts, torch.tensor([float(len(index) - len(gated))], dtype=torch.float64)])
+
+    def gates_of(self, name: str) -> set[int]:
+        """Return the gates whose channels a value has."""
+        bits = self.values.get(name)
+        return set() if bits is None else set(self.counts(bits.index)[:-1].nonzero()[:, 0].tolist())
 
 
-def channel_counts(layout: Layout, gates: int) -> torch.Tensor:
-    """Return (gates + 1,): a value's channels for each kept channel of a gate, and last those that are always there."""
-    counts = torch.zeros(gates + 1, dtype=torch.float64)
-    for block in layout:
-        counts[-1 if block.gate is None else block.gate] += block.repeat * (block.width if block.gate is None else 1)
-    return counts
+class GateFinder:
+    """Finds all gates of a network, and of some of them the bits of each value.
 
+    Args:
+        graph: The network.
+        network: Its parameters.
 
-_CHAIN = {Kind.DEPTHWISE, Kind.CHANNELWISE, Kind.ACTIVATION, Kind.POOL}
-_LAYERS = {Kind.CONV, Kind.DEPTHWISE, Kind.LINEAR}
-
-
-def find_gates(graph: Graph, network: nn.Module) -> tuple[list[Gate], dict[str, str]]:
-    """Find every convolution whose channels can be masked.
-
-    Returns:
-        The gates in the order in which their producers run, and for each other convolution the reason why it has none.
+    Attributes:
+        gates: All gates, in the order in which their producers run.
+        rejected: For each convolution without a gate, the reason.
     """
-    gates: list[Gate] = []
-    rejected: dict[str, str] = {}
-    shared = _shared_layers(graph, network)
-    for step in graph.steps:
-        if step.kind is not Kind.CONV:
-            continue
-        producers, point = _point(graph, step)
-        consumers, obstacle = _consumers(graph, point)
-        if obstacle is None and not consumers:
-            obstacle = "no convolution or linear layer reads its channels"
-        if obstacle is None and {graph[name].target for name in (*producers, *consumers)} & shared:
-            obstacle = "one of its layers is called twice, or shares its weights with another"
-        if obstacle is not None:
-            rejected[str(step.target)] = obstacle
-            continue
-        gates.append(Gate(str(step.target), step.shape[1], producers, point, consumers))
-    followers = {graph[name].target for gate in gates for name in gate.producers}
-    for step in graph.steps:
-        if step.kind is Kind.DEPTHWISE and step.target not in followers:
-            rejected[str(step.target)] = "it is depthwise, and no gate can be found for the channels that it reads"
-        elif step.kind is Kind.OTHER and step.op == "module":
-            layer = network.get_submodule(step.target)
-            if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
-                groups = f" with {layer.groups} groups" if layer.groups > 1 else ""
-                rejected[str(step.target)] = f"{type(layer).__name__}{groups} is not a plain convolution"
-    return gates, rejected
+
+    def __init__(self, graph: Graph, network: nn.Module) -> None:
+        self.graph, self.network = graph, network
+        self._channels = Channels(graph, network)
+        self._layers = self._by_label(self._channels.makes), self._by_label(self._channels.reads)
+        self._bits: dict[str, list[int]] = {}
+        groups = self._groups()
+        points = self._points({label for labels in groups.values() for label in labels})
+        self.gates = [self._gate(key, labels, points) for key, labels in groups.items()]
+        self.rejected = self._rejected()
+
+    def _by_label(self, layers: dict[str, Tensor]) -> dict[int, dict[str, int]]:
+        """Return for each label how many channels of which layers it has."""
+        found: dict[int, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+        for name, vector in layers.items():
+            for label in vector.long().tolist():
+                if label:
+                    found[label][name] += 1
+        return found
+
+    def _groups(self) -> dict[tuple[object, ...], list[int]]:
+        """Return the labels that can be masked, those together that the same layers make and read."""
+        makers, readers = self._layers
+        groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
+        for label, made in makers.items():
+            if self._channels.why_not(label) is None and self._is_read(label):
+                groups[tuple(made.items()), tuple(readers[label].items())].append(label)
+        order = {key: self.graph.index[next(iter(dict(key[0])))] for key in groups}  # type: ignore[call-overload]
+        return {key: groups[key] for key in sorted(groups, key=lambda key: order[key])}
+
+    def _is_read(self, label: int) -> bool:
+        return any(self.graph[name].kind in MIXING for name in self._layers[1].get(label, ()))
+
+    def _gate(self, key: tuple[object, ...], labels: list[int], points: dict[str, set[int]]) -> Gate:
+        producers = tuple(dict(key[0]))  # type: ignore[call-overload]
+        consumers = tuple(dict(key[1]))  # type: ignore[call-overload]
+        name = self.graph[producers[0]].layer
+        if name in self._bits:
+            name = next(
+                f"{name}:{count}" for count in range(2, len(self._bits) + 3) if f"{name}:{count}" not in self._bits
+            )
+        self._bits[name] = labels
+        own = tuple(point for point, masked in points.items() if not masked.isdisjoint(labels))
+        summed = not self._channels.summed.isdisjoint(labels)
+        layers = tuple(dict.fromkeys(self.graph[producer].layer for producer in producers))
+        first = self.graph[producers[0]]
+        hidden = first.kind is Kind.LINEAR and len(first.shape) == 2
+        return Gate(name, len(labels), producers, own, consumers, layers, summed, hidden)
+
+    def _points(self, gated: set[int]) -> dict[str, set[int]]:
+        """Return the values that masks multiply, each with the labels that are not zero there yet.
+
+        A label is zero where all that makes it so far is, and steps since then map zero to zero.
+        """
+        wanted = {self._upward(self.graph[name].inputs[0]) for name in self._channels.reads}
+        points: dict[str, set[int]] = {}
+        carried: dict[str, set[int]] = {}
+        loud: dict[str, set[int]] = {}
+        for step in self.graph.steps:
+            labels = self._channels.labels.get(step.name)
+            if labels is None:
+                continue
+            carried[step.name] = distinct(labels) & gated
+            loud[step.name] = self._loud(step, carried, loud)
+            if step.name in wanted and loud[step.name]:
+                points[step.name] = loud[step.name]
+                loud[step.name] = set()
+        return points
+
+    def _loud(self, step: Step, carried: dict[str, set[int]], loud: dict[str, set[int]]) -> set[int]:
+        """Return the labels of a step's output that are not zero there when their channels are masked."""
+        here = carried[step.name]
+        names = [part.name for part in leaves(step.arguments) if isinstance(part, OutputOf) and part.name in loud]
+        new = step.kind in (*MIXING, Kind.CHANNELWISE, Kind.NORM)
+        shifts = step.kind is Kind.DEPTHWISE and step.arguments.get("bias") is not None
+        if new or shifts or (step.kind is Kind.ADD and len(names) < 2):
+            return here
+        if step.kind in (Kind.MULTIPLY, Kind.DIVIDE):  # zero if one that has the label is zero
+            names = names[:1] if step.kind is Kind.DIVIDE else names
+            return here.difference(*[carried[name] - loud[name] for name in names])
+        return here & set().union(*[loud[name] for name in names])
+
+    def _upward(self, name: str) -> str:
+        """Return the value at which a mask works for all that pooling and flattening make of it."""
+        step = self.graph[name]
+        moves = step.kind in (Kind.POOL, Kind.REDUCE, Kind.LARGEST, Kind.RESHAPE, Kind.LAYOUT)
+        while (moves or step.operation in _PASSING) and len(step.inputs) == 1:
+            before = step.inputs[0]
+            labels = self._channels.labels.get(before)
+            if labels is None:
+                break
+            name, step = before, self.graph[before]
+            moves = step.kind in (Kind.POOL, Kind.REDUCE, Kind.LARGEST, Kind.RESHAPE, Kind.LAYOUT)
+        return name
+
+    def _rejected(self) -> dict[str, str]:
+        """Return for each convolution without a gate the reason."""
+        with_gate = {self.graph[name].layer for gate in self.gates for name in gate.producers}
+        found: dict[str, str] = {}
+        for name, vector in self._channels.makes.items():
+            step = self.graph[name]
+            if step.layer in with_gate or step.layer in found:
+                continue
+            reasons = [self._channels.why_not(label) for label in sorted(distinct(vector))]
+            why = next((reason for reason in reasons if reason), "no convolution or linear layer reads its channels")
+            if step.kind is not Kind.LINEAR or "output of the network" not in why:
+                found[step.layer] = why
+        return found
+
+    def bits(self, gates: list[Gate]) -> Found:
+        """Return the bits of each value for a mask of some of the gates, one after the other."""
+        table: dict[int, int] = {}
+        for gate in gates:
+            for label in self._bits[gate.name]:
+                table[label] = len(table)
+
+        def index(vector: Tensor) -> Tensor:
+            return torch.tensor([table.get(int(label), -1) for label in vector.tolist()])
+
+        values = {}
+        for name, labels in self._channels.labels.items():
+            axes = [place for place, size in enumerate(labels.shape) if size > 1]
+            if len(axes) > 1:
+                continue
+            axis = axes[0] if axes else 0
+            size = self.graph[name].shape[axis + 1]
+            own = index(labels.flatten().expand(size))
+            if (own >= 0).any():
+                values[name] = Bits(axis + 1, own)
+        reads, makes = (
+            {name: index(vector) for name, vector in layers.items()}
+            for layers in (self._channels.reads, self._channels.makes)
+        )
+        return Found(gates, values, reads, makes)
 
 
-def _shared_layers(graph: Graph, network: nn.Module) -> set[str]:
-    """Return the layers that are called twice or share their weights with another layer."""
-    layers = [step.target for step in graph.steps if step.kind in _LAYERS]
-    calls = Counter(layers)
-    weights = {target: id(network.get_submodule(target).weight) for target in layers}
-    owners = Counter(weights.values())
-    return {target for target in layers if calls[target] > 1 or owners[weights[target]] > 1}
+_PASSING = frozenset(("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "contiguous", "alias"))
 
 
-def _readers(graph: Graph, name: str) -> list[Step]:
-    """Return the steps that read a value, without those that only read its size."""
-    return [graph[user] for user in graph.users[name] if graph[user].kind is not Kind.SIZE]
-
-
-def _point(graph: Graph, producer: Step) -> tuple[tuple[str, ...], str]:
-    """Follow the channels through steps that treat each by itself, and return the last one that is not pooling.
-
-    A mask at that step also zeroes what norms and depthwise biases add. Pooling maps zero to zero, so it may follow.
-    """
-    path = [producer]
-    while path[-1].name != graph.output and len(readers := _readers(graph, path[-1].name)) == 1:
-        (following,) = readers
-        if following.kind not in _CHAIN or len(following.inputs) != 1 or len(following.shape) != 4:
-            break
-        if not _keeps_channels(path[-1], following):
-            break
-        path.append(following)
-    point = max(position for position, step in enumerate(path) if step.kind is not Kind.POOL)
-    depthwise = [step.name for step in path[: point + 1] if step.kind is Kind.DEPTHWISE]
-    return (producer.name, *depthwise), path[point].name
-
-
-def _consumers(graph: Graph, point: str) -> tuple[tuple[str, ...], str | None]:
-    """Return the layers that read the channels, or the reason why they cannot be masked."""
-    consumers: list[str] = []
-    pending, seen = [point], {point}
-    while pending:
-        name = pending.pop()
-        if name == graph.output:
-            return (), "its channels are an output of the network"
-        for step in _readers(graph, name):
-            if _mixes_channels(graph[name], step):
-                consumers.append(step.name)
-            elif _passes_zero(graph, step) and _keeps_channels(graph[name], step):
-                if step.name not in seen:
-                    pending.append(step.name)
-                    seen.add(step.name)
-            else:
-                target = getattr(step.target, "__name__", step.target)
-                return (), f"its channels reach {target!r} ({step.kind.value})"
-    return tuple(sorted(set(consumers), key=lambda consumer: graph.index[consumer])), None
-
-
-def _mixes_channels(before: Step, step: Step) -> bool:
-    """Whether a layer reads the second dimension of a value, the channels."""
-    dimensions = {Kind.CONV: 4, Kind.LINEAR: 2}
-    return dimensions.get(step.kind) == len(before.shape)
-
-
-def _passes_zero(graph: Graph, step: Step) -> bool:
-    """Whether a zero channel stays zero, also when it is multiplied by a function of itself (swish)."""
-    if step.kind is Kind.CHANNELWISE:
-        return all(reader.kind is Kind.MULTIPLY for reader in _readers(graph, step.name))
-    return step.kind in (Kind.ACTIVATION, Kind.POOL, Kind.CONCAT, Kind.MULTIPLY, Kind.RESHAPE)
-
-
-def _keeps_channels(before: Step, step: Step) -> bool:
-    """Whether a step keeps each channel of a value separate, and in the second dimension."""
-    if len(before.shape) < 2 or len(step.shape) < 2 or step.shape[0] != before.shape[0]:
-        return False
-    if step.kind is Kind.CONCAT:
-        return _dimensions(step, len(step.shape), default=0) == {1}
-    if step.kind is Kind.RESHAPE:
-        return step.shape[1] % before.shape[1] == 0
-    if step.shape[1] != before.shape[1]:
-        return False
-    if step.kind is Kind.MULTIPLY:
-        return len(step.shape) == len(before.shape)
-    if step.kind is Kind.POOL and step.shape != before.shape:
-        if step.target in ("mean", torch.mean):
-            return _dimensions(step, len(before.shape), default=None).isdisjoint({0, 1})
-        return len(before.shape) == len(step.shape) == 4
-    return True
-
-
-def _dimensions(step: Step, count: int, default: int | None) -> set[int]:
-    """Return the dimensions that a step's arguments name, or its default; all if there is neither."""
-    named = step.kwargs.get("dim", step.kwargs.get("axis", step.args[1] if len(step.args) > 1 else default))
-    if isinstance(named, int):
-        named = (named,)
-    if not isinstance(named, list | tuple) or not all(isinstance(dimension, int) for dimension in named):
-        return set(range(count))
-    return {dimension % count for dimension in named}
-
-
-def layouts(graph: Graph, gates: list[Gate]) -> dict[str, Layout]:
-    """Return for each value which of its channels belong to which gate."""
-    owners = {name: index for index, gate in enumerate(gates) for name in gate.producers}
-    found: dict[str, Layout] = {}
-    for step in graph.steps:
-        if len(step.shape) < 2:
-            continue
-        if step.name in owners:
-            gate = owners[step.name]
-            found[step.name] = (Block(gate, gates[gate].width),)
-            continue
-        found[step.name] = _layout(graph, step, found)
-    return found
-
-
-def _layout(graph: Graph, step: Step, found: dict[str, Layout]) -> Layout:
-    inputs = [name for name in step.inputs if name in found]
-    layout: Layout = ()
-    if step.kind is Kind.CONCAT and _dimensions(step, len(step.shape), default=0) == {1}:
-        parts = step.kwargs.get("tensors", step.args[0] if step.args else ())
-        # The outputs of an operation that splits come as one value, whose parts are unknown.
-        parts = () if isinstance(parts, OutputOf) else parts
-        layout = tuple(block for part in parts if isinstance(part, OutputOf) for block in found[part.name])
-    elif step.kind is Kind.MULTIPLY:
-        # Of two operands with gates the full map counts, not the one that scales it; of two full maps, the earlier one.
-        gated = [graph[name] for name in inputs if any(block.gate is not None for block in found[name])]
-        gated = [other for other in gated if _keeps_channels(other, step)]
-        gated.sort(key=lambda other: (other.shape != step.shape, graph.index[other.name]))
-        layout = found[gated[0].name] if gated else ()
-    elif inputs and _keeps_channels(graph[inputs[0]], step):
-        if step.kind in _CHAIN:
-            layout = found[inputs[0]]
-        elif step.kind is Kind.RESHAPE:
-            repeat = step.shape[1] // graph[inputs[0]].shape[1]
-            layout = tuple(dataclasses.replace(block, repeat=block.repeat * repeat) for block in found[inputs[0]])
-    complete = sum(block.width * block.repeat for block in layout) == step.shape[1]
-    return layout if complete else (Block(None, step.shape[1]),)
-
-
-def wanted_names(gates: str | Iterable[str]) -> list[str] | None:
-    """Return the names of the requested gates; None for all that are found.
+def wanted_names(gates: str | Iterable[str]) -> str | list[str]:
+    """Return ``auto`` or ``all``, or the names of the requested gates.
 
     Raises:
         InvalidInputError: If these are not names, or there are none.
     """
     if isinstance(gates, str):
-        return None if gates == "auto" else [gates]
+        return gates if gates in ("auto", "all") else [gates]
     names = list(gates) if isinstance(gates, Iterable) else []
     if not names or not all(isinstance(name, str) for name in names):
         raise InvalidInputError(
-            f"gates is {reprlib.repr(gates)}; 'auto' for all gates, or names of convolutions are needed, "
-            "e.g. [gate.name for gate in masked.gates]."
+            f"gates is {reprlib.repr(gates)}; 'auto' for all gates, 'all' for those of residual sums too, or names of "
+            "convolutions are needed, e.g. [gate.name for gate in masked.gates]."
         )
     return names
 
 
-def choose_gates(found: list[Gate], wanted: list[str] | None, rejected: dict[str, str], name: str) -> list[Gate]:
+def choose_gates(found: list[Gate], wanted: str | list[str], rejected: dict[str, str], name: str) -> list[Gate]:
     """Select the requested gates from those found in a network.
 
     Args:
         found: All gates that passed verification.
-        wanted: Names, or None for all.
-        rejected: For each convolution without a gate, the reason.
+        wanted: Names, ``auto`` or ``all``.
+        rejected: For each convolution without a gate, the reason; ``auto`` adds those of sums.
         name: Name of the network.
 
     Raises:
@@ -260,13 +275,21 @@ def choose_gates(found: list[Gate], wanted: list[str] | None, rejected: dict[str
         UnknownNameError: If there is no convolution of that name.
         UntraceableModelError: If the network has no gate.
     """
-    for gate in wanted or ():
-        if gate in rejected:
-            raise InvalidInputError(f"{gate!r} of {name} cannot be a gate: {rejected[gate]}.")
-        if gate not in {other.name for other in found}:
-            raise UnknownNameError("gate", gate, [other.name for other in found])
-    chosen = [gate for gate in found if wanted is None or gate.name in wanted]
+    if isinstance(wanted, str):
+        chosen = [gate for gate in found if wanted == "all" or not (gate.summed or gate.hidden)]
+        for other in found:
+            if other not in chosen:
+                rejected.update(dict.fromkeys(other.layers, SUMMED if other.summed else HIDDEN))
+    else:
+        owners = {layer: gate for gate in reversed(found) for layer in (*gate.layers, gate.name)}
+        for gate in wanted:
+            if gate not in owners and gate in rejected:
+                raise InvalidInputError(f"{gate!r} of {name} cannot be a gate: {rejected[gate]}.")
+            if gate not in owners:
+                raise UnknownNameError("gate", gate, [other.name for other in found])
+        chosen = [gate for gate in found if gate in [owners[one] for one in wanted]]
     if not chosen:
-        reasons = "; ".join(f"{gate}: {reason}" for gate, reason in list(rejected.items())[:5]) or "it has no Conv2d"
+        reasons = "; ".join(f"{gate}: {reason}" for gate, reason in list(rejected.items())[:5])
+        reasons = reasons or "it has no convolution or linear layer"
         raise UntraceableModelError(f"No gate was found in {name}, so nothing can be masked ({reasons}).")
     return chosen

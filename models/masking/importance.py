@@ -7,7 +7,9 @@ from torch import Tensor
 
 from prunegym.errors import InvalidInputError
 from prunegym.models.data.dataset import Dataset
+from prunegym.models.masking.graph import attribute_of
 from prunegym.models.masking.masked_cnn import MaskedCNN
+from prunegym.models.masking.operators import Kind
 from prunegym.validation import finite
 
 
@@ -137,14 +139,13 @@ def channel_scores(masked: MaskedCNN, images: Tensor) -> Tensor:
 
 def l1_scores(masked: MaskedCNN) -> Tensor:
     """Return the L1 norm of each channel's filters: (mask_size,) float32."""
-    parts = []
-    for gate in masked.gates:
-        norms = torch.zeros(gate.width)
-        for producer in gate.producers:
-            layer = masked.network.get_submodule(masked.graph[producer].target)
-            norms += layer.get_parameter("weight").detach().abs().sum((1, 2, 3)).cpu()
-        parts.append(norms)
-    return torch.cat(parts)
+    norms = torch.zeros(masked.mask_size + 1)
+    for name, index in masked.found.makes.items():
+        if masked.graph[name].weight:
+            rows = attribute_of(masked.network, masked.graph[name].weight).detach().abs().cpu().float()
+            rows = rows.transpose(0, 1) if masked.graph[name].kind is Kind.TRANSPOSED else rows
+            norms.index_add_(0, index % len(norms), rows.flatten(1).sum(1))
+    return norms[:-1]
 
 
 def activations(masked: MaskedCNN, images: Tensor) -> Tensor:

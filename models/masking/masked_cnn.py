@@ -13,8 +13,18 @@ from torch import Tensor, nn
 from prunegym.errors import InvalidInputError
 from prunegym.html import table
 from prunegym.models.masking.cost import CostModel
-from prunegym.models.masking.gates import Gate, Layout, choose_gates, find_gates, layouts, wanted_names
-from prunegym.models.masking.graph import Graph, check_module, runner, trace
+from prunegym.models.masking.gates import Gate, GateFinder, choose_gates, wanted_names
+from prunegym.models.masking.graph import Graph, first_values, runner
+from prunegym.models.masking.layouts import Layout, as_map, gate_map, layouts, places_of
+from prunegym.models.masking.recording.proof import check_same
+from prunegym.models.masking.recording.tracing import (
+    Output,
+    check_example,
+    check_module,
+    check_weights,
+    plain,
+    trace,
+)
 from prunegym.models.masking.verification import failing_gates
 from prunegym.validation import shape
 
@@ -41,14 +51,17 @@ class ForwardPass:
 class MaskedCNN(nn.Module):
     """A CNN whose channels can be masked for each image.
 
-    The module is copied and traced; your module is not changed. A gate zeroes a channel behind its norm and
-    activation, so masking a channel equals removing its filter. A mask of ones gives the original network.
+    The module is copied and recorded; your module is not changed. A gate zeroes a channel behind its norm and
+    activation, so masking a channel equals removing its filter. A mask of ones gives the original network. Norms over
+    several channels (GroupNorm, LayerNorm) count a masked channel as zeros.
 
     Args:
-        module: A CNN that torch.fx can trace: one tensor in, one tensor out.
+        module: A CNN that takes one tensor.
         example_input: (batch, channels, height, width) float, normalised; MACs are counted for its size.
-        gates: ``"auto"`` for all gates that are found, or names of convolutions.
+        gates: ``"auto"`` for all gates inside of blocks; ``"all"`` also for those of residual sums, where one bit masks
+            a channel of all layers that are summed up, and of hidden linear layers; or names of layers.
         frozen: Parameters get no gradients, and batch norm and dropout stay in eval mode even after :meth:`train`.
+        output: Where the network returns several tensors, the key, position or attribute of the one that counts.
 
     Attributes:
         network: The copy. Its state dict has the original names.
@@ -72,11 +85,25 @@ class MaskedCNN(nn.Module):
         torch.Size([2, 10])
     """
 
+    @torch.inference_mode(False)
     def __init__(
-        self, module: nn.Module, example_input: Tensor, gates: str | Iterable[str] = "auto", frozen: bool = True
+        self,
+        module: nn.Module,
+        example_input: Tensor,
+        gates: str | Iterable[str] = "auto",
+        frozen: bool = True,
+        output: Output = None,
     ) -> None:
         super().__init__()
-        _check(module, example_input)
+        check_module(module, "module")
+        module = plain(module)
+        if any(isinstance(part, MaskedCNN) for part in module.modules()):
+            raise InvalidInputError(
+                f"module is a {type(module).__name__}, which is masked already. Use it directly, or pass the plain "
+                "network: `network` of a MaskedCNN, `masked.network` of a DynamicCNN."
+            )
+        check_weights(module)
+        check_example(example_input)
         wanted = wanted_names(gates)
         self.network = copy.deepcopy(module).eval()
         self.frozen = False
@@ -84,17 +111,21 @@ class MaskedCNN(nn.Module):
         device = first.device
         example = example_input[:1].detach().to("cpu", first.dtype).contiguous()
         self.network.cpu()
-        self.graph: Graph = trace(self.network, example)
-        found, self.rejected = find_gates(self.graph, self.network)
         with torch.autocast("cpu", enabled=False):  # autocast's rounding would make gates fail
-            failing = failing_gates(self.graph, self.network, found, example)
-        for gate, reason in failing:
-            found.remove(gate)
-            self.rejected.update({str(self.graph[name].target): reason for name in gate.producers})
-        self.gates: tuple[Gate, ...] = tuple(choose_gates(found, wanted, self.rejected, type(module).__name__))
-        self.layouts: dict[str, Layout] = layouts(self.graph, list(self.gates))
-        self.cost = CostModel(self.graph, self.network, list(self.gates), self.layouts)
+            self.graph: Graph = trace(self.network, example, output)
+            check_same(self.graph, self.network, output)
+            finder = GateFinder(self.graph, self.network)
+            failing = failing_gates(self.graph, self.network, finder.bits(finder.gates)) if finder.gates else {}
+        self.rejected = finder.rejected
+        for index, reason in failing.items():
+            self.rejected.update(dict.fromkeys(finder.gates[index].layers, reason))
+        passed = [gate for index, gate in enumerate(finder.gates) if index not in failing]
+        self.gates: tuple[Gate, ...] = tuple(choose_gates(passed, wanted, self.rejected, type(module).__name__))
+        self.found = finder.bits(list(self.gates))
+        self.layouts: dict[str, Layout] = layouts(self.found)
+        self.cost = CostModel(self.graph, self.network, self.found)
         self.mask_size = sum(gate.width for gate in self.gates)
+        self.places = places_of(self.gates, self.found.values)
         self._bind()
         self.to(device)
         if frozen:
@@ -127,6 +158,11 @@ class MaskedCNN(nn.Module):
         """(channels, height, width) of the images for which MACs are counted."""
         return self.graph[self.graph.input].shape[1:]
 
+    def read_shape(self, gate: int) -> tuple[int, ...]:
+        """Return the shape (channels, height, width) of what a gate's producer reads, as a pass shows it."""
+        shape = self.graph[self.graph[self.gates[gate].producers[0]].inputs[0]].shape
+        return tuple(as_map(torch.empty(shape, device="meta")).shape[1:])
+
     @property
     def output_shape(self) -> tuple[int, ...]:
         """Shape of the network's output for an image: (classes,) where it classifies."""
@@ -135,7 +171,6 @@ class MaskedCNN(nn.Module):
     def _bind(self) -> None:
         """Prepare what a forward pass needs: a function for each step, the gates' points, when values can be freed."""
         self._runners = [runner(step, self.network) for step in self.graph.steps]
-        self._points = {gate.point: index for index, gate in enumerate(self.gates)}
         starts = [self.graph.index[gate.producers[0]] for gate in self.gates]
         self._cuts = [0, *starts, len(self.graph.steps)]
         last = {name: step for step, names in enumerate(s.inputs for s in self.graph.steps) for name in names}
@@ -219,7 +254,7 @@ class MaskedCNN(nn.Module):
             The pass, at gate 0.
         """
         _check_floats(images)
-        values = {self.graph.input: images}
+        values = first_values(self.graph, images)
         state = ForwardPass(-1, None, None, values, [None] * len(self.gates), {} if record else None)
         self._run_segment(state)
         return state
@@ -262,14 +297,12 @@ class MaskedCNN(nn.Module):
         for position in range(first, last):
             step = steps[position]
             value = self._runners[position](values)
-            point = self._points.get(step.name)
-            if point is not None:
+            for point, bits in self.places.get(step.name, ()):
                 mask = state.masks[point]
-                if state.points is not None:
-                    # Without a mask this very tensor is passed on, and an in-place activation may overwrite it.
-                    state.points[point] = value.clone() if mask is None else value
+                if state.points is not None and point not in state.points:
+                    state.points[point] = gate_map(value, bits, self.gates[point].width)
                 if mask is not None:
-                    value = value * mask.to(value.dtype)[:, :, None, None]
+                    value = value * bits.factors(mask.to(value.dtype), value)
             values[step.name] = value
             for name in self._drop[position]:
                 del values[name]
@@ -277,7 +310,7 @@ class MaskedCNN(nn.Module):
         if state.gate == len(self.gates):
             state.reads, state.logits = None, values[self.graph.output]
         else:
-            state.reads = values[self.graph[self.gates[state.gate].producers[0]].inputs[0]]
+            state.reads = as_map(values[self.graph[self.gates[state.gate].producers[0]].inputs[0]])
 
 
 def _check_floats(images: Tensor) -> None:
@@ -287,21 +320,3 @@ def _check_floats(images: Tensor) -> None:
             f"The images are {given}; a float tensor, normalised, is needed, as dataset.batch(indices) returns it. "
             "DynamicCNN.predict takes images that are not normalised."
         )
-
-
-def _check(module: nn.Module, example_input: Tensor) -> None:
-    check_module(module, "module")
-    name = type(module).__name__
-    if any(isinstance(part, MaskedCNN) for part in module.modules()):
-        raise InvalidInputError(
-            f"module is a {name}, which is masked already. Use it directly, or pass the plain network: `network` of a "
-            "MaskedCNN, `masked.network` of a DynamicCNN."
-        )
-    if not isinstance(example_input, Tensor) or example_input.ndim != 4:
-        shaped = f"has shape {tuple(example_input.shape)}" if isinstance(example_input, Tensor) else "is no tensor"
-        raise InvalidInputError(
-            f"The example input {shaped}; (batch, channels, height, width) is needed, e.g. torch.zeros(1, 3, 32, 32)."
-        )
-    for key, tensor in module.state_dict().items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise InvalidInputError(f"{name}: {key!r} has NaN or infinite values. Load weights without them.")

@@ -1,15 +1,10 @@
-"""What each operation does to channels: the table with which gates are found in any architecture."""
+"""What each ATen operator does to channels: one table for masks, costs, skipping and ONNX."""
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable
+from collections.abc import Mapping
 from enum import Enum
 from typing import Any
-
-import torch
-import torch.nn.functional as F
-from torch import nn
 
 
 class Kind(Enum):
@@ -18,112 +13,75 @@ class Kind(Enum):
     CONV = "mixes all input channels into new ones (convolution without groups)"
     LINEAR = "mixes all input features into new ones"
     DEPTHWISE = "filters each channel by itself, and may add a bias"
+    GROUPED = "mixes groups of channels into new ones"
+    TRANSPOSED = "mixes all input channels into new ones (transposed convolution)"
     CHANNELWISE = "maps each channel by itself, and zero to something else (norm, sigmoid)"
     ACTIVATION = "maps each value by itself, and zero to zero (ReLU)"
-    POOL = "maps each channel by itself, and zero to zero (pooling, dropout, resizing)"
-    RESHAPE = "changes the shape without mixing channels (flatten)"
+    POOL = "maps each channel by itself, and zero to zero (pooling, resizing)"
+    REDUCE = "sums up some dimensions, zero to zero"
+    LARGEST = "takes the largest along some dimensions, of zeros zero"
+    NORM = "divides by statistics over several channels"
+    RESHAPE = "changes the shape and leaves the order (flatten)"
+    LAYOUT = "moves, repeats or picks values (permute, slice)"
     MULTIPLY = "zero where one operand is zero"
-    CONCAT = "concatenates channels"
-    SIZE = "reads only the shape"
-    OTHER = "anything else: no gate reaches through it"
+    DIVIDE = "zero where the first operand is zero"
+    ADD = "zero where both operands are zero"
+    CONCAT = "concatenates values"
+    OTHER = "is not known here, so no gate reaches through it"
 
 
-_ACTIVATIONS: tuple[type[nn.Module], ...] = (
-    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish,
-    nn.Tanh, nn.Hardtanh, nn.Softsign,
-)  # fmt: skip
-_POOLS: tuple[type[nn.Module], ...] = (
-    nn.Identity, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Dropout, nn.Dropout2d,
-    nn.Upsample, nn.ZeroPad2d,
-)  # fmt: skip
-_CHANNELWISE_MODULES: tuple[type[nn.Module], ...] = (
-    nn.BatchNorm2d, nn.InstanceNorm2d, nn.Sigmoid, nn.Hardsigmoid, nn.Softplus,
-)  # fmt: skip
+MIXING = (Kind.CONV, Kind.LINEAR, Kind.GROUPED, Kind.TRANSPOSED)
+"""These read a gate's channels and make new ones."""
 
-_FUNCTIONS: dict[Any, Kind] = {
-    **dict.fromkeys(
-        (
-            F.relu, torch.relu, F.relu_, F.relu6, F.leaky_relu, F.elu, F.gelu, F.silu, F.mish, F.hardswish, torch.tanh,
-            F.tanh, F.hardtanh,
-        ),
-        Kind.ACTIVATION,
-    ),
-    **dict.fromkeys(
-        (
-            F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.dropout, F.interpolate,
-            torch.mean,
-        ),
-        Kind.POOL,
-    ),
-    **dict.fromkeys((torch.sigmoid, F.sigmoid, F.hardsigmoid, F.softplus, torch.clamp), Kind.CHANNELWISE),
-    **dict.fromkeys((torch.flatten, torch.reshape, torch.squeeze), Kind.RESHAPE),
-    **dict.fromkeys((operator.mul, torch.mul, torch.multiply), Kind.MULTIPLY),
-    **dict.fromkeys((torch.cat, torch.concat), Kind.CONCAT),
-}  # fmt: skip
-
-_METHODS: dict[str, Kind] = {
-    **dict.fromkeys(("relu", "relu_", "tanh"), Kind.ACTIVATION),
-    **dict.fromkeys(("mean", "contiguous"), Kind.POOL),
-    **dict.fromkeys(("sigmoid", "clamp"), Kind.CHANNELWISE),
-    **dict.fromkeys(("flatten", "view", "reshape", "squeeze"), Kind.RESHAPE),
-    "mul": Kind.MULTIPLY,
-    **dict.fromkeys(("size", "dim", "numel"), Kind.SIZE),
+_IDENTITY = "dropout feature_dropout alpha_dropout feature_alpha_dropout contiguous alias detach clone to _to_copy"
+_NAMES: dict[Kind, str] = {
+    Kind.CONV: "conv1d conv2d conv3d",
+    Kind.LINEAR: "linear",
+    Kind.TRANSPOSED: "conv_transpose1d conv_transpose2d conv_transpose3d",
+    Kind.CHANNELWISE: "batch_norm instance_norm sigmoid hardsigmoid softplus clamp clamp_min clamp_max exp cos",
+    Kind.ACTIVATION: "relu relu6 leaky_relu prelu elu celu selu gelu silu mish hardswish tanh hardtanh abs neg sqrt "
+    f"square sin erf sign {_IDENTITY}",
+    Kind.POOL: "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d "
+    "adaptive_avg_pool2d adaptive_avg_pool3d upsample_nearest2d upsample_bilinear2d upsample_bicubic2d "
+    "_upsample_nearest_exact2d",
+    Kind.REDUCE: "mean sum linalg_vector_norm norm",
+    Kind.LARGEST: "amax amin",
+    Kind.NORM: "layer_norm group_norm",
+    Kind.RESHAPE: "flatten view reshape _unsafe_view squeeze unsqueeze unflatten view_as",
+    Kind.LAYOUT: "permute transpose t numpy_T slice select expand expand_as repeat repeat_interleave index_select "
+    "movedim pixel_shuffle pixel_unshuffle channel_shuffle flip roll narrow swapaxes",
+    Kind.MULTIPLY: "mul multiply",
+    Kind.DIVIDE: "div",
+    Kind.ADD: "add sub rsub maximum minimum",
+    Kind.CONCAT: "cat concat stack",
 }
+OPERATORS: dict[str, Kind] = {name: kind for kind, names in _NAMES.items() for name in names.split()}
+"""By the name of the operator; what is not here is OTHER."""
+
+IDENTITY = frozenset(_IDENTITY.split()) - {"to", "_to_copy"}
+"""In eval mode these leave numbers as they are."""
 
 
-_KNOWN = (nn.Conv2d, nn.Linear, nn.Flatten, *_CHANNELWISE_MODULES, *_ACTIVATIONS, *_POOLS)
+def kind_of(operation: str, arguments: Mapping[str, Any], before: tuple[int, ...] = ()) -> Kind:
+    """Classify an operation.
 
-
-def known_base(module: nn.Module) -> type[nn.Module] | None:
-    """Return the class of torch.nn that a module is or is derived from, if this table has it."""
-    base = next(cls for cls in type(module).__mro__ if cls.__module__.startswith("torch.nn.modules"))
-    return base if base in _KNOWN else None
-
-
-def is_its_base(module: nn.Module) -> bool:
-    """Whether a module is of a class in the table, or of a subclass that changes nothing of what it computes."""
-    base = known_base(module)
-    if base is None or type(module) is base:
-        return base is not None
-    methods = ("forward", "_conv_forward", "__call__")
-    if any(getattr(type(module), name, None) is not getattr(base, name, None) for name in methods):
-        return False
-    # A weight may be computed by a property, as torch.nn.utils.parametrize does.
-    own = [cls for cls in type(module).__mro__ if not cls.__module__.startswith("torch.nn.modules")]
-    values = [*module._parameters, *module._buffers, "weight", "bias"]
-    computed = any(name in vars(cls) for cls in own[: own.index(object)] for name in values)
-    return not computed and "forward" not in vars(module)
-
-
-def kind_of_module(module: nn.Module, proven: bool = False) -> Kind:
-    """Classify a module by its class in torch.nn.
-
-    A subclass may compute something else: it is the kind of its base only if it inherits everything that computes, or
-    if it is ``proven`` to do the same.
+    Args:
+        operation: Its name.
+        arguments: Its arguments.
+        before: Shape of its first input.
     """
-    base = known_base(module) if proven or is_its_base(module) else None
-    if isinstance(module, nn.Conv2d) and base is nn.Conv2d:
-        if module.groups == 1:
-            return Kind.CONV
-        return Kind.DEPTHWISE if module.groups == module.in_channels == module.out_channels else Kind.OTHER
-    if base is nn.Linear:
-        return Kind.LINEAR
-    if base in _CHANNELWISE_MODULES:
+    if operation in ("pad", "constant_pad_nd"):
+        sides, constant = arguments["pad"], arguments.get("mode", "constant") == "constant"
+        if constant and arguments.get("value"):
+            return Kind.OTHER
+        return Kind.POOL if len(before) == 4 and not any(sides[4:]) else Kind.LAYOUT if constant else Kind.OTHER
+    kind = OPERATORS.get(operation, Kind.OTHER)
+    if kind in (Kind.CONV, Kind.TRANSPOSED) and arguments["groups"] != 1:
+        if kind is Kind.TRANSPOSED:
+            return Kind.OTHER
+        return Kind.DEPTHWISE if arguments["groups"] == before[1] else Kind.GROUPED
+    if operation == "hardtanh" and not arguments["min_val"] <= 0 <= arguments["max_val"]:
         return Kind.CHANNELWISE
-    if base in _ACTIVATIONS:
-        return Kind.ACTIVATION
-    if base in _POOLS:
-        return Kind.POOL
-    return Kind.RESHAPE if base is nn.Flatten else Kind.OTHER
-
-
-def kind_of_function(function: Callable[..., Any], args: tuple[Any, ...] = ()) -> Kind:
-    """Classify a function that the graph calls; torch.fx traces ``x.shape`` as ``getattr(x, "shape")``."""
-    if function is getattr and args[1] in ("shape", "ndim", "dtype", "device"):
-        return Kind.SIZE
-    return _FUNCTIONS.get(function, Kind.OTHER)
-
-
-def kind_of_method(name: str) -> Kind:
-    """Classify a tensor method that the graph calls."""
-    return _METHODS.get(name, Kind.OTHER)
+    if operation == "layer_norm" and len(arguments["normalized_shape"]) == len(before):
+        return Kind.OTHER
+    return kind

@@ -17,7 +17,9 @@ from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.kernel import GateHead, Plan, PlanBuilder, Value
 from prunegym.models.skipping.program.layers import Add, Average, Conv, Layer, Linear, MaxPool, Pair, Program, Subsample
 from prunegym.models.skipping.program.lowering import UnsupportedError
+from prunegym.models.skipping.program.parts import columns_of, gates_of, part_of
 from prunegym.models.skipping.program.path import DECIDE, Clock, Executed, ExecutionPath
+from prunegym.models.skipping.torch_paths.torch_layers import FullPath
 
 KEPT_PLANS = 5
 
@@ -32,8 +34,61 @@ class Translated(NamedTuple):
     parts: tuple[str, ...]
 
 
+class _NotInKernelError(UnsupportedError):
+    """A layer that the kernel does not know."""
+
+    def __init__(self, layer: Layer, why: Exception) -> None:
+        super().__init__(f"Layer {layer.label!r} is not in the kernel: {why}")
+        self.layer = layer
+
+
+class Segments(NamedTuple):
+    """A program in three parts: what torch runs first, what the kernel runs, and what torch runs last."""
+
+    head: Program | None
+    middle: Program
+    end: Program | None
+
+
+def segments(program: Program, policy: GatePolicy | None = None, variant: str | None = None) -> Segments:
+    """Find a part of a program that the kernel can run, one with many of the multiply-accumulates.
+
+    Raises:
+        UnsupportedError: If there is none.
+    """
+    macs = [
+        layer.weight.numel() * math.prod(program.shapes[layer.name][1:]) if isinstance(layer, Conv | Linear) else 0
+        for layer in program.layers
+    ]
+
+    def found(start: int, end: int) -> Segments:
+        middle = part_of(program, start, end)
+        if not sum(macs[start:end]):
+            raise UnsupportedError("There is no layer with weights for the kernel.")
+        if middle is None:
+            return found(start + 1, end)
+        try:
+            translate(middle, policy, None, variant)
+        except _NotInKernelError as error:
+            place = program.layers.index(error.layer)
+            cuts = [(start, place), (place + 1, end)]
+            cuts.sort(key=lambda cut: -sum(macs[slice(*cut)]))
+            for cut in cuts:
+                try:
+                    return found(*cut)
+                except UnsupportedError:
+                    continue
+            raise
+        head = part_of(program, 0, start) if start else None
+        return Segments(head, middle, part_of(program, end, len(program.layers)) if end < len(program.layers) else None)
+
+    return found(0, len(program.layers))
+
+
 class KernelPath(ExecutionPath):
     """Runs a program in the compiled kernel; masked channels are not computed.
+
+    What the kernel does not know runs in torch with every channel, before or after the part that it runs.
 
     Args:
         program: The network, float32 on the CPU.
@@ -50,7 +105,10 @@ class KernelPath(ExecutionPath):
 
     def __init__(self, program: Program, policy: GatePolicy | None = None, variant: str | None = None) -> None:
         super().__init__(program, policy)
-        convolutions = (layer for layer in program.layers if isinstance(layer, Conv))
+        head, middle, end = segments(program, policy, variant)
+        self._parts = [None if part is None else FullPath(part, policy) for part in (head, end)]
+        self._middle, self._columns = middle, columns_of(middle)
+        convolutions = (layer for layer in middle.layers if isinstance(layer, Conv))
         macs = sum(layer.weight.numel() * math.prod(program.shapes[layer.name][1:]) for layer in convolutions)
         self._shared = macs >= SHARED_FROM
 
@@ -58,7 +116,7 @@ class KernelPath(ExecutionPath):
         # No reference to this object: it would keep the plans in memory until garbage is collected.
         @functools.lru_cache(KEPT_PLANS)
         def plan(decides: bool, penalty: float | None) -> Translated:
-            return translate(program, policy if decides else None, penalty, variant)
+            return translate(middle, policy if decides else None, penalty, variant)
 
         self._plan = plan
         self._plan(policy is not None, None)
@@ -72,8 +130,27 @@ class KernelPath(ExecutionPath):
         """See :class:`~prunegym.models.skipping.program.path.ExecutionPath`."""
         plan = self._plan(mask is None, penalty if mask is None else None).plan
         threads = None if self._shared or len(images) > 1 else 1
-        outputs, used = plan(images, mask, threads)
-        return Executed(outputs.view(len(images), *self.program.output_shape), used)
+        if self._parts == [None, None]:
+            outputs, used = plan(images, mask, threads)
+            return Executed(outputs.view(len(images), *self.program.output_shape), used)
+        used = torch.zeros(len(images), sum(self.program.widths), dtype=torch.bool) if mask is None else mask
+        value = self._in_torch(0, images, mask, penalty, used)
+        outputs, bits = plan(value, None if mask is None else mask[:, self._columns].contiguous(), threads)
+        if mask is None:
+            used[:, self._columns] = bits
+        value = self._in_torch(1, outputs.view(len(images), *self._middle.output_shape), mask, penalty, used)
+        return Executed(self.program.shaped(value), used)
+
+    def _in_torch(self, place: int, value: Tensor, mask: Tensor | None, penalty: float | None, used: Tensor) -> Tensor:
+        """Run the head (0) or the end (1), and note the bits that are decided there."""
+        part = self._parts[place]
+        if part is None:
+            return value
+        columns = columns_of(part.program)
+        done = part.run(value, used if len(columns) == 0 else mask, penalty)
+        if mask is None and len(columns):
+            used[:, columns] = done.mask
+        return done.output
 
     def timed(
         self,
@@ -85,7 +162,14 @@ class KernelPath(ExecutionPath):
         """See :class:`~prunegym.models.skipping.program.path.ExecutionPath`; several images run on one thread."""
         plan, parts = self._plan(mask is None, penalty if mask is None else None)
         threads = torch.get_num_threads() if self._shared and len(images) == 1 else 1
-        return dict(zip(parts, plan.timed(images, mask, threads).values(), strict=True))
+        if self._parts == [None, None]:
+            return dict(zip(parts, plan.timed(images, mask, threads).values(), strict=True))
+        used = torch.ones(1, sum(self.program.widths), dtype=torch.bool) if mask is None else mask
+        started = time.perf_counter()
+        value = self._in_torch(0, images, used, penalty, used)
+        seconds = {"torch, before the kernel": time.perf_counter() - started}
+        own = None if mask is None else mask[:, self._columns].contiguous()
+        return seconds | dict(zip(parts, plan.timed(value, own, threads).values(), strict=True))
 
 
 def translate(
@@ -109,26 +193,35 @@ def translate(
     """
     if not kernel.available():
         raise UnsupportedError(f"The compiled kernel is not available: {kernel.unavailable_reason()}.")
+    if len(program.shapes[program.input]) != 3:
+        raise UnsupportedError("The kernel begins with maps.")
     channels, height, width = program.shapes[program.input]
+    gates = gates_of(program)
+    numbers = {gate: number for number, gate in enumerate(gates)}
     try:
-        builder = PlanBuilder(channels, height, width, program.widths)
+        heads = {} if policy is None else {gate: gate_head(policy, gate, penalty) for gate in gates}
+    except InvalidInputError as error:
+        raise UnsupportedError(f"The policy is not in the kernel: {error}") from error
+    try:
+        builder = PlanBuilder(channels, height, width, tuple(program.widths[gate] for gate in gates))
     except InvalidInputError as error:
         raise UnsupportedError(f"The kernel does not take these images: {error}") from error
     values: dict[str, Value] = {program.input: builder.images}
-    parts = ["load images"]
+    parts, made = ["load images"], set[int]()
     stops = {} if looks is None else {decision.gates[0]: index for index, decision in enumerate(looks.decisions)}
     for layer in program.layers:
         try:
+            _check_gates(program, layer, made)
             if isinstance(layer, Conv) and layer.gate is not None and policy is not None:
-                builder.decide(layer.gate, values[layer.inputs[0]], gate_head(policy, layer.gate, penalty))
+                builder.decide(numbers[layer.gate], values[layer.inputs[0]], heads[layer.gate])
                 parts.append(f"{DECIDE}{layer.gate}")
             if looks is not None and isinstance(layer, Conv) and layer.gate in stops:
                 stop = stops[layer.gate]
                 builder.look(values[layer.inputs[0]], *looks.statistics(stop), **_in_kernel(looks, stop))
                 parts.append(f"look {layer.gate}")
-            values[layer.name] = _add(builder, layer, [values[name] for name in layer.inputs])
+            values[layer.name] = _add(builder, layer, [values[name] for name in layer.inputs], numbers)
         except InvalidInputError as error:
-            raise UnsupportedError(f"Layer {layer.label!r} is not in the kernel: {error}") from error
+            raise _NotInKernelError(layer, error) from error
         parts.append(layer.name)
     output = values[program.output]
     if output.stride != 0 or output.gate is not None:
@@ -136,7 +229,7 @@ def translate(
     return Translated(builder.build(output, variant), (*parts, "store outputs"))
 
 
-def _add(builder: PlanBuilder, layer: Layer, inputs: list[Value]) -> Value:
+def _add(builder: PlanBuilder, layer: Layer, inputs: list[Value], numbers: dict[int, int]) -> Value:
     """Add a layer; raises InvalidInputError if the kernel has no such layer."""
     x, second = inputs[0], inputs[1] if len(inputs) > 1 else None
     own = layer.weight if isinstance(layer, Conv | Linear) else None
@@ -149,12 +242,12 @@ def _add(builder: PlanBuilder, layer: Layer, inputs: list[Value]) -> Value:
     if x.stride == 0:
         raise InvalidInputError("it reads a vector, and the kernel has linear layers alone for those.")
     if isinstance(layer, Conv):
-        if layer.dilation != (1, 1):
-            raise InvalidInputError(f"its dilation is {layer.dilation}.")
+        if layer.dilation != (1, 1) or layer.groups > 1:
+            raise InvalidInputError(f"its dilation is {layer.dilation}, its groups are {layer.groups}.")
         stride, padding = _square(layer.stride), _square(layer.padding)
         return builder.conv(
-            x, layer.weight, layer.bias, stride=stride, padding=padding, relu=layer.relu, gate=layer.gate,
-            residual=second,
+            x, layer.weight, layer.bias, stride=stride, padding=padding, relu=layer.relu, residual=second,
+            gate=None if layer.gate is None else numbers[layer.gate],
         )  # fmt: skip
     if isinstance(layer, MaxPool):
         kernel_size, stride, padding = map(_square, (layer.kernel, layer.stride, layer.padding))
@@ -162,8 +255,18 @@ def _add(builder: PlanBuilder, layer: Layer, inputs: list[Value]) -> Value:
     if isinstance(layer, Add):
         return builder.add(x, second, relu=layer.relu)
     if isinstance(layer, Subsample):
-        return builder.subsample(x, layer.stride, layer.channels, layer.offset)
+        return builder.subsample(x, _square(layer.stride), layer.channels, layer.offset)
     raise InvalidInputError("it is of another kind.")
+
+
+def _check_gates(program: Program, layer: Layer, made: set[int]) -> None:
+    """Raise InvalidInputError unless the gates of a layer are made by one convolution each."""
+    own = layer.gate if isinstance(layer, Conv) else None
+    if layer.starts and layer.starts != (own,):
+        raise InvalidInputError("its gate is on several layers, on a part of its channels or on a linear layer.")
+    made.update(layer.starts)
+    if {gate for gate, _ in program.points.get(layer.name, ())} - made:
+        raise InvalidInputError("a gate that begins before it is masked there.")
 
 
 def _square(pair: Pair) -> int:

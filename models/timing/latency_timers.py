@@ -13,7 +13,6 @@ from torch import Tensor
 from prunegym.errors import InvalidInputError
 from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.gating.static_policy import Policy, StaticPolicy
-from prunegym.models.masking.gates import channel_counts
 from prunegym.models.masking.graph import Step
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.masking.operators import Kind
@@ -191,7 +190,9 @@ def step_counts(masked: MaskedCNN, step: Step) -> tuple[Counts, Counts]:
     nothing = (0.0,) * (gates + 1)
 
     def counts(name: str) -> Counts:
-        return tuple(channel_counts(masked.layouts.get(name, ()), gates).tolist())
+        bits, shape = masked.found.values.get(name), masked.graph[name].shape
+        index = torch.full((shape[1] if len(shape) > 1 else 1,), -1) if bits is None else bits.index
+        return tuple(masked.found.counts(index).tolist())
 
     if step.kind in (Kind.CONV, Kind.LINEAR):
         return counts(step.inputs[0]), counts(step.name)
@@ -202,5 +203,5 @@ def step_counts(masked: MaskedCNN, step: Step) -> tuple[Counts, Counts]:
 def _step_of(masked: MaskedCNN, layer: Layer) -> Step:
     """Return the step that reads what a layer reads: its last one may be the sum or ReLU that was fused into it."""
     if isinstance(layer, Conv | Linear):
-        return next(step for step in masked.graph.steps if layer.label in (step.target, step.name))
+        return next(step for step in masked.graph.steps if layer.label in (step.layer, step.name))
     return masked.graph[layer.name]

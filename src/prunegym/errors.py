@@ -52,7 +52,7 @@ class MissingDataError(PruneGymError, FileNotFoundError):
 
 
 class UntraceableModelError(PruneGymError, TypeError):
-    """A network that torch.fx cannot trace, or in which no gate can be found."""
+    """A network that cannot be recorded, or in which no gate can be found."""
 
 
 class RewardError(PruneGymError, ValueError):

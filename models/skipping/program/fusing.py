@@ -9,13 +9,16 @@ from collections.abc import Sequence, Set as AbstractSet
 from prunegym.models.skipping.program.layers import Add, Conv, Layer, Linear, MaxPool, Norm, Subsample
 
 
-def fuse(layers: Sequence[Layer], output: str, gated: AbstractSet[str]) -> list[Layer]:
+def fuse(
+    layers: Sequence[Layer], output: str, gated: AbstractSet[str], points: AbstractSet[str] = frozenset()
+) -> list[Layer]:
     """Fuse each layer into the one that makes its input, if nothing else reads that.
 
     Args:
         layers: In the order in which they run.
         output: Name of the value that the network returns.
         gated: Names of the values behind gates.
+        points: Names of the values that are masked; they stay.
 
     Returns:
         Fewer layers, each at the place and with the name of its last part.
@@ -26,7 +29,7 @@ def fuse(layers: Sequence[Layer], output: str, gated: AbstractSet[str]) -> list[
     for layer in layers:
         for name in layer.inputs:
             before = made.get(name)
-            if before is None or readers[name] > 1:
+            if before is None or readers[name] > 1 or name in points:
                 continue
             both = _fused(before, layer, name, gated)
             if both is not None:
@@ -45,15 +48,15 @@ def _fused(before: Layer, layer: Layer, name: str, gated: AbstractSet[str]) -> L
         weight = (before.weight.double() * scale).to(before.weight.dtype)
         bias = (before.bias.double() * layer.scale + layer.shift).to(before.bias.dtype)
         return dataclasses.replace(before, name=layer.name, weight=weight, bias=bias)
-    if isinstance(layer, Add) and len(layer.inputs) == 1 and isinstance(before, Conv | MaxPool | Add | Linear):
+    if isinstance(layer, Add) and len(layer.inputs) == 1 and isinstance(before, Conv | MaxPool | Add | Linear | Norm):
         return dataclasses.replace(before, name=layer.name, relu=before.relu or layer.relu)
     if isinstance(layer, Add) and len(layer.inputs) == 2 and isinstance(before, Conv):
         if before.relu or len(before.inputs) > 1 or name in gated:
             return None
         (other,) = (value for value in layer.inputs if value != name)
         return dataclasses.replace(before, name=layer.name, inputs=(*before.inputs, other), relu=layer.relu)
-    if isinstance(layer, Subsample) and isinstance(before, Subsample) and layer.stride == 1:
-        return dataclasses.replace(
-            before, name=layer.name, channels=layer.channels, offset=before.offset + layer.offset
-        )
+    if isinstance(layer, Subsample) and isinstance(before, Subsample):
+        stride = (before.stride[0] * layer.stride[0], before.stride[1] * layer.stride[1])
+        offset = before.offset + layer.offset
+        return dataclasses.replace(before, name=layer.name, stride=stride, channels=layer.channels, offset=offset)
     return None

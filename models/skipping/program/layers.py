@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
+
+from prunegym.models.masking.gates import Bits
+from prunegym.models.masking.layouts import as_map
 
 Pair = tuple[int, int]
 
@@ -18,25 +21,28 @@ class Layer:
         name: Of the step of the traced graph whose value this layer makes.
         label: What people call it: the path of its module, or the name of the step.
         inputs: Names of the values that it reads.
+        starts: Gates whose first filters it has; they are decided before it runs.
     """
 
     name: str
     label: str
     inputs: tuple[str, ...]
+    starts: tuple[int, ...] = dataclasses.field(default=(), kw_only=True)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Conv(Layer):
-    """A convolution without groups, with its norm folded in; then the sum with ``inputs[1]``, if any, then ReLU.
+    """A convolution, with its norm folded in; then the sum with ``inputs[1]``, if any, then ReLU.
 
     Attributes:
-        weight: (out, in, height, width).
+        weight: (out, in / groups, height, width).
         bias: (out).
         stride: Rows, columns.
         padding: Zeros above and below, left and right.
         dilation: Rows, columns.
         relu: Whether negative numbers become 0.
-        gate: The gate whose channels it makes; None if they are always there.
+        gate: The gate of which it alone makes the channels; None if there is none.
+        groups: Groups of channels.
     """
 
     weight: Tensor
@@ -46,14 +52,19 @@ class Conv(Layer):
     dilation: Pair
     relu: bool = False
     gate: int | None = None
+    groups: int = 1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Norm(Layer):
-    """What batch norm does in eval mode, until it is folded: ``x * scale + shift``, both (channels) float64."""
+    """What batch norm does in eval mode: ``x * scale + shift``, both (channels) float64; then ReLU.
+
+    Most are folded into a convolution.
+    """
 
     scale: Tensor
     shift: Tensor
+    relu: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -75,9 +86,9 @@ class Add(Layer):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Subsample(Layer):
-    """Every ``stride``-th pixel; channels moved up by ``offset``, zeros in the others of ``channels``."""
+    """Each ``stride``-th row and column; channels moved up by ``offset``, zeros in the others of ``channels``."""
 
-    stride: int
+    stride: Pair
     channels: int
     offset: int
 
@@ -97,28 +108,40 @@ class Linear(Layer):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Concat(Layer):
+    """Values side by side, by channels."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Other(Layer):
-    """Anything else that treats each image, and behind a gate each channel, by itself; torch runs it.
+    """Anything else; torch runs it.
 
     Attributes:
         run: From the values by name to its own.
+        by_channel: Whether it treats each channel by itself, whatever their number.
     """
 
     run: Callable[[dict[str, Tensor]], Tensor]
+    by_channel: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Program:
     """The layers in order, and what is known of their values.
 
+    A space is a row of channels, each with its mask bit or none. The first spaces are those of the gates. A value in a
+    space may lack the channels that are masked; any other value is whole, and masks multiply it at the points.
+
     Attributes:
         input: Name of the images.
         output: Name of the value that the network returns.
         layers: In the order in which they run.
         shapes: Shape of each value for one image, all channels counted.
-        gates: The gate behind which a value's channels are; values without one are left out.
+        spaces: The space of each value that may lack channels.
+        indices: For each space the positions in a mask, (channels,) int64; -1 for a channel that is always there.
         widths: Width of each gate.
-        points: For each gate the value that a mask multiplies where all channels are computed.
+        reads: For each gate the shape in which a policy sees what its producer reads.
+        points: For each value that masks multiply the gates, with their bits.
         output_shape: Shape of what the network returns for one image; flattening is none of the layers.
         ending: For each layer the values that are not needed after it.
     """
@@ -127,9 +150,11 @@ class Program:
     output: str
     layers: tuple[Layer, ...]
     shapes: Mapping[str, tuple[int, ...]]
-    gates: Mapping[str, int]
+    spaces: Mapping[str, int]
+    indices: tuple[Tensor, ...]
     widths: tuple[int, ...]
-    points: Mapping[str, int]
+    reads: tuple[tuple[int, ...], ...]
+    points: Mapping[str, Sequence[tuple[int, Bits]]]
     output_shape: tuple[int, ...]
     ending: tuple[tuple[str, ...], ...] = dataclasses.field(init=False)
 
@@ -141,6 +166,11 @@ class Program:
         for name, index in last.items():
             ending[index].append(name)
         object.__setattr__(self, "ending", tuple(map(tuple, ending)))
+
+    def seen(self, gate: int, value: Tensor) -> Tensor:
+        """Return what a gate's producer reads as a policy sees it, (images, channels, height, width)."""
+        shape = self.reads[gate]
+        return value if value.shape[1:] == shape else as_map(value).reshape(len(value), *shape)
 
     def shaped(self, value: Tensor) -> Tensor:
         """Return the output in the network's own shape, which flattening has been left out of."""

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import operator
+import dataclasses
 from collections.abc import Callable
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from prunegym.errors import PruneGymError
-from prunegym.models.masking.graph import OutputOf, Step, overwrites, runner
+from prunegym.errors import InvalidInputError, PruneGymError
+from prunegym.models.masking.folding import constant, padding_of, pair, scale_and_shift
+from prunegym.models.masking.graph import BATCH, INPUT, LIKE, Attribute, OutputOf, Step, leaves, runner
+from prunegym.models.masking.layouts import Block
 from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.models.masking.operators import Kind, known_base
+from prunegym.models.masking.operators import IDENTITY, Kind
 from prunegym.models.skipping.program.fusing import fuse
 from prunegym.models.skipping.program.layers import (
     Add,
     Average,
+    Concat,
     Conv,
     Layer,
     Linear,
@@ -28,21 +30,18 @@ from prunegym.models.skipping.program.layers import (
     Program,
     Subsample,
 )
+from prunegym.models.skipping.program.spaces import find_spaces
 
 
 class UnsupportedError(PruneGymError):
     """A network, or a policy, that a skipping path cannot run; the message says which step and why."""
 
 
-_ADD = (operator.add, operator.iadd, torch.add, "add", "add_")
-_RELU = (F.relu, F.relu_, torch.relu, "relu", "relu_")
-_MEAN = (torch.mean, "mean")
-_BY_CHANNEL = {Kind.ACTIVATION, Kind.POOL, Kind.CHANNELWISE, Kind.MULTIPLY}
-_BY_IMAGE = {*_BY_CHANNEL, Kind.DEPTHWISE, Kind.CONCAT}
+_BY_CHANNEL = {Kind.ACTIVATION, Kind.POOL, Kind.REDUCE, Kind.LARGEST, Kind.CHANNELWISE, Kind.MULTIPLY, Kind.DIVIDE}
 
 
 def lower(masked: MaskedCNN) -> Program:
-    """Translate a masked CNN in eval mode.
+    """Translate a masked CNN in eval mode. A step that is not known here becomes a layer that torch runs.
 
     Args:
         masked: The CNN. Folded weights are copies: what happens to its weights later is not seen.
@@ -51,27 +50,22 @@ def lower(masked: MaskedCNN) -> Program:
         The program.
 
     Raises:
-        UnsupportedError: If a step mixes images, or does something with a gate's channels that is not known here.
+        UnsupportedError: If a batch norm has no running statistics, or a convolution a weight that is computed.
     """
     graph = masked.graph
     lowering = _Lowering(masked)
     for step in graph.steps:
         lowering.add(step)
     output = lowering.resolve(graph.output)
-    layers = fuse(lowering.layers, output, set(lowering.gates))
-    for layer in layers:
-        if isinstance(layer, Norm):
-            raise UnsupportedError(f"Layer {layer.label!r} is a batch norm that no convolution comes right before.")
-    for gate in {*range(len(masked.gates))} - {layer.gate for layer in layers if isinstance(layer, Conv)}:
-        raise UnsupportedError(f"Gate {masked.gates[gate].name!r} is on a layer that is no plain convolution.")
-    points = {lowering.resolve(gate.point): index for index, gate in enumerate(masked.gates)}
-    missing = points.keys() - {layer.name for layer in layers}
-    if missing:
-        raise UnsupportedError(f"The mask of a gate works at step {missing.pop()!r}, which was fused away.")
+    points = {lowering.resolve(name): places for name, places in masked.places.items()}
+    layers = fuse(lowering.layers, output, set(masked.found.values), points.keys())
     shapes = {step.name: step.shape[1:] for step in graph.steps}
     widths = tuple(gate.width for gate in masked.gates)
-    ended = shapes[graph.output]
-    return Program(graph.input, output, tuple(layers), shapes, lowering.gates, widths, points, ended)
+    spaces, indices = find_spaces(layers, masked)
+    reads = tuple(masked.read_shape(gate) for gate in range(len(widths)))
+    return Program(
+        graph.input, output, tuple(layers), shapes, spaces, indices, widths, reads, points, shapes[graph.output]
+    )
 
 
 class _Lowering:
@@ -80,9 +74,10 @@ class _Lowering:
     def __init__(self, masked: MaskedCNN) -> None:
         self.masked, self.graph = masked, masked.graph
         self.layers: list[Layer] = []
-        self.gates: dict[str, int] = {}
         self._alias: dict[str, str] = {}
-        self._producers = {gate.producers[0]: index for index, gate in enumerate(masked.gates)}
+        self._starts: dict[str, tuple[int, ...]] = {}
+        for index, gate in enumerate(masked.gates):
+            self._starts[gate.producers[0]] = (*self._starts.get(gate.producers[0], ()), index)
 
     def resolve(self, name: str) -> str:
         """Return the value that a name stands for."""
@@ -90,109 +85,103 @@ class _Lowering:
 
     def add(self, step: Step) -> None:
         """Translate a step."""
-        if step.op == "input" or step.kind is Kind.SIZE:
+        if step.target == INPUT:
             return
         if self._is_nothing(step):
             self._alias[step.name] = self.resolve(step.inputs[0])
             return
-        if step.inputs and overwrites(step, self.masked.network) and self._others_read(step):
-            raise UnsupportedError(f"{_described(step)} overwrites a value that another step reads.")
         layer = self._translate(step)
-        self.layers.append(layer)
-        gates = {self.gates.get(name) for name in layer.inputs}
-        if isinstance(layer, Conv):
-            gates = {layer.gate}
-        elif isinstance(layer, Linear):
-            gates = {None}
-        if len(gates) > 1:
-            raise UnsupportedError(f"{_described(step)} brings channels of a gate together with others.")
-        gate = gates.pop()
-        if gate is not None:
-            self.gates[step.name] = gate
+        self.layers.append(dataclasses.replace(layer, starts=self._starts.get(step.name, ())))
 
     def _is_nothing(self, step: Step) -> bool:
         """Whether a step leaves numbers as they are: dropout in eval mode, flattening each image."""
-        if self._type(step) in (nn.Identity, nn.Dropout, nn.Dropout2d):
-            return True
-        if _function(step) is F.dropout:
-            return _argument(step, 2, "training", True) is False
+        if step.operation in IDENTITY:
+            return True not in (step.arguments.get("train"), step.arguments.get("training"))
         if step.kind is Kind.RESHAPE and len(step.shape) == 2:
             return bool(step.shape[0] == self.graph[step.inputs[0]].shape[0])
-        return bool(_function(step) == "contiguous")
-
-    def _others_read(self, step: Step) -> bool:
-        """Whether a step's input is read by others too, also under the names that steps without effect give it."""
-        value = self.resolve(step.inputs[0])
-        names = [value, *(name for name, own in self._alias.items() if own == value)]
-        return any(user != step.name and user not in self._alias for name in names for user in self.graph.users[name])
-
-    def _module(self, step: Step) -> nn.Module | None:
-        return self.masked.network.get_submodule(step.target) if step.op == "module" else None
-
-    def _type(self, step: Step) -> type[nn.Module] | None:
-        """Return the class of torch.nn whose work a step's module does, also if it is of a subclass."""
-        module = self._module(step)
-        if module is None:
-            return None
-        return type(module) if step.kind is Kind.OTHER else known_base(module)
+        return False
 
     def _translate(self, step: Step) -> Layer:
-        module = self._module(step)
-        head = (step.name, step.target if module is not None else step.name, self._inputs(step))
-        shape = self.graph[step.inputs[0]].shape if step.inputs else ()
-        if isinstance(module, nn.Conv2d) and step.kind is Kind.CONV and module.padding_mode == "zeros":
-            return self._conv(step, module, head)
-        if isinstance(module, nn.Linear) and step.kind is Kind.LINEAR and len(shape) == 2:
-            bias = torch.zeros(len(module.weight)) if module.bias is None else module.bias
-            return Linear(*head, module.weight.detach(), bias.detach().to(module.weight))
-        if isinstance(module, nn.BatchNorm2d) and step.kind is Kind.CHANNELWISE:
-            return _norm(module, head)
-        if self._type(step) is nn.ReLU or _function(step) in _RELU:
+        if not step.inputs or any(not self.graph[name].shape for name in step.inputs):
+            return self._other(step, (step.name, step.name, self._inputs(step)))
+        head = (step.name, step.layer if self._is_layer(step) else step.name, self._inputs(step))
+        shape = self.graph[step.inputs[0]].shape
+        if step.operation == "conv2d" and step.weight and self._pads_evenly(step):
+            return self._conv(step, head)
+        if step.kind is Kind.LINEAR and step.weight and len(shape) == 2:
+            weight, bias = self._constant(step, "weight"), self._constant(step, "bias")
+            assert weight is not None
+            return Linear(*head, weight, torch.zeros(len(weight)).to(weight) if bias is None else bias)
+        if step.operation == "batch_norm" and step.arguments["training"] is not True and len(shape) == 4:
+            return Norm(*head, *self._scale_and_shift(step))
+        if step.operation == "relu" and self.graph[head[2][0]].shape == shape:  # not of a map that is flattened
             return Add(*head, relu=True)
         if len(step.shape) == 4 and self._is_sum(step):
             return Add(*head)
-        if _averages(step, module, shape):
+        if _averages(step, shape):
             return Average(*head)
-        pool = _max_pool(step, module)
+        pool = _max_pool(step)
         if pool is not None:
             return MaxPool(*head, *pool)
         return _subsample(step, head, shape) or self._other(step, head)
 
+    def _is_layer(self, step: Step) -> bool:
+        """Whether a step does the work of a module of its own, by whose path people know it."""
+        return bool(step.layer) and not self.masked.network.get_submodule(_module_path(step))._modules
+
+    def _constant(self, step: Step, name: str) -> Tensor | None:
+        try:
+            return constant(self.masked.network, step, name)
+        except InvalidInputError as error:
+            raise UnsupportedError(str(error)) from error
+
+    def _scale_and_shift(self, step: Step) -> tuple[Tensor, Tensor]:
+        try:
+            return scale_and_shift(self.masked.network, step)
+        except InvalidInputError as error:
+            raise UnsupportedError(str(error)) from error
+
     def _inputs(self, step: Step) -> tuple[str, ...]:
         """Return what a step reads, once for each time that it is read."""
-        names = [argument.name for argument in step.args if isinstance(argument, OutputOf)] or step.inputs
-        return tuple(self.resolve(name) for name in names)
+        return tuple(self.resolve(part.name) for part in leaves(step.arguments) if isinstance(part, OutputOf))
 
-    def _conv(self, step: Step, module: nn.Conv2d, head: tuple[str, str, tuple[str, ...]]) -> Conv:
-        weight = module.weight.detach()
-        bias = weight.new_zeros(len(weight)) if module.bias is None else module.bias.detach()
-        same = module.padding == "same"
-        if same and (max(module.stride) > 1 or any(size % 2 == 0 for size in module.kernel_size)):
-            raise UnsupportedError(f"Layer {step.target!r} is a convolution with uneven padding.")
-        spans = tuple(d * (k - 1) // 2 for k, d in zip(module.kernel_size, module.dilation, strict=True))
-        padding = spans if same else (0, 0) if module.padding == "valid" else module.padding
-        geometry = (cast(Pair, module.stride), cast(Pair, padding), cast(Pair, module.dilation))
-        return Conv(*head, weight, bias, *geometry, gate=self._producers.get(step.name))
+    def _conv(self, step: Step, head: tuple[str, str, tuple[str, ...]]) -> Conv:
+        weight, bias = self._constant(step, "weight"), self._constant(step, "bias")
+        assert weight is not None
+        before, _ = padding_of(step, tuple(weight.shape[2:]))
+        geometry = (pair(step.arguments["stride"]), pair(before), pair(step.arguments["dilation"]))
+        bias = weight.new_zeros(len(weight)) if bias is None else bias
+        return Conv(*head, weight, bias, *geometry, gate=self._own_gate(step), groups=step.arguments["groups"])
+
+    def _pads_evenly(self, step: Step) -> bool:
+        weight = self._constant(step, "weight")
+        assert weight is not None
+        before, after = padding_of(step, tuple(weight.shape[2:]))
+        return before == after and (step.arguments["padding"] != "same" or max(step.arguments["stride"]) == 1)
+
+    def _own_gate(self, step: Step) -> int | None:
+        """Return the gate of which a convolution alone makes the channels, one a bit, masked at one point."""
+        for index in self._starts.get(step.name, ()):
+            gate = self.masked.gates[index]
+            layout = self.masked.layouts.get(step.name)
+            if layout == (Block(index, gate.width),) and len(gate.producers) == len(gate.points) == 1:
+                return index if step.kind is Kind.CONV else None
+        return None
 
     def _is_sum(self, step: Step) -> bool:
         """Whether a step is the plain sum of two values of one shape."""
-        if len(step.args) != 2 or step.kwargs or not all(isinstance(argument, OutputOf) for argument in step.args):
+        parts = [step.arguments.get("self"), step.arguments.get("other")]
+        if step.operation != "add" or step.arguments.get("alpha", 1) != 1:
             return False
-        return _function(step) in _ADD and all(self.graph[argument.name].shape == step.shape for argument in step.args)
+        return all(isinstance(part, OutputOf) and self.graph[part.name].shape == step.shape for part in parts)
 
-    def _other(self, step: Step, head: tuple[str, str, tuple[str, ...]]) -> Other:
-        module = self._module(step)
-        known = step.kind in _BY_IMAGE or isinstance(module, nn.Conv2d) or self._is_sum(step)
-        if not known or _function(step) in _MEAN or not step.inputs:
-            raise UnsupportedError(f"{_described(step)}: {step.kind.value}.")
-        if any(self.graph[name].op != "input" and not self.graph[name].shape for name in step.inputs):
-            raise UnsupportedError(f"{_described(step)} reads something that is no tensor.")
-        if any(name in self.gates for name in head[2]):
-            stateless = module is None or not module.state_dict()
-            shapes = {self.graph[name].shape for name in step.inputs}
-            if step.kind not in _BY_CHANNEL or not stateless or len(step.shape) != 4 or len(shapes) > 1:
-                raise UnsupportedError(f"{_described(step)} works on channels of a gate.")
-        return Other(step.name, head[1], tuple(map(self.resolve, step.inputs)), self._runner(step))
+    def _other(self, step: Step, head: tuple[str, str, tuple[str, ...]]) -> Layer:
+        names = tuple(dict.fromkeys(map(self.resolve, step.inputs)))
+        channels = step.operation == "cat" and len(step.shape) == 4 and step.arguments["dim"] % 4 == 1
+        if channels and not _has_attributes(step):
+            return Concat(*head)
+        by_channel = step.kind in _BY_CHANNEL and not _has_attributes(step) and len(step.shape) == 4
+        return Other(step.name, head[1], names, self._runner(step), by_channel)
 
     def _runner(self, step: Step) -> Callable[[dict[str, Tensor]], Tensor]:
         """Return the step's function of values under their names in the program, which drops steps without effect."""
@@ -203,90 +192,65 @@ class _Lowering:
         def run(values: dict[str, Tensor]) -> Tensor:
             found = {name: values[own] for name, own in names.items()}
             # A flattened map is a map in the program. Behind a gate, where sizes differ, only maps come here.
-            views = {
-                name: value.reshape(value.shape[0], *shapes[name]) if value.ndim != len(shapes[name]) + 1 else value
+            views: dict[str, Any] = {
+                name: value.reshape(value.shape[0], *shapes[name])
+                if isinstance(value, Tensor) and value.ndim != len(shapes[name]) + 1
+                else value
                 for name, value in found.items()
             }
-            return cast(Tensor, function(views))
+            return cast(Tensor, function(views | {BATCH: values[BATCH], LIKE: values[LIKE]}))
 
         return run
 
 
-def _function(step: Step) -> Any:
-    """Return the function or the name of the method that a step calls; None for a module, which may have any name."""
-    return step.target if step.op in ("function", "method") else None
+def _has_attributes(step: Step) -> bool:
+    return any(isinstance(part, Attribute) for part in leaves(step.arguments))
 
 
-def _described(step: Step) -> str:
-    """Return a step as a message names it."""
-    if step.op == "module":
-        return f"Layer {step.target!r}"
-    return f"Step {step.name!r} ({getattr(step.target, '__name__', step.target)})"
+def _module_path(step: Step) -> str:
+    return step.layer if not step.weight else step.weight.rpartition(".")[0]
 
 
-def _norm(module: nn.BatchNorm2d, head: tuple[str, str, tuple[str, ...]]) -> Norm:
-    if module.running_mean is None or module.running_var is None:
-        raise UnsupportedError(f"Layer {head[1]!r} is a batch norm without running statistics: it mixes images.")
-    scale = (module.running_var.double() + module.eps).rsqrt()
-    scale = scale if module.weight is None else scale * module.weight.detach().double()
-    shift = -module.running_mean.double() * scale
-    return Norm(*head, scale, shift if module.bias is None else shift + module.bias.detach().double())
-
-
-def _argument(step: Step, position: int, name: str, default: Any = None) -> Any:
-    """Return an argument of a function or method call, given by place or by name."""
-    return step.args[position] if len(step.args) > position else step.kwargs.get(name, default)
-
-
-def _averages(step: Step, module: nn.Module | None, shape: tuple[int, ...]) -> bool:
+def _averages(step: Step, shape: tuple[int, ...]) -> bool:
     """Whether a step is the average over all pixels."""
     if len(shape) != 4:
         return False
-    if _function(step) in _MEAN:
-        dimensions = _argument(step, 1, "dim")
-        return isinstance(dimensions, tuple | list) and {dimension % 4 for dimension in dimensions} == {2, 3}
-    if type(module) is nn.AdaptiveAvgPool2d or _function(step) is F.adaptive_avg_pool2d:
+    if step.operation == "mean":
+        dimensions = step.arguments.get("dim")
+        return dimensions is not None and {dimension % 4 for dimension in dimensions} == {2, 3}
+    if step.operation == "adaptive_avg_pool2d":
         return step.shape[2:] == (1, 1)
-    if type(module) is nn.AvgPool2d and _pair(module.padding) == (0, 0) and not module.divisor_override:
-        return _pair(module.kernel_size) == shape[2:]
+    if step.operation == "avg_pool2d":
+        given = step.arguments
+        return (
+            pair(given["padding"]) == (0, 0)
+            and not given["divisor_override"]
+            and (pair(given["kernel_size"]) == shape[2:])
+        )
     return False
 
 
-def _max_pool(step: Step, module: nn.Module | None) -> tuple[Pair, Pair, Pair] | None:
+def _max_pool(step: Step) -> tuple[Pair, Pair, Pair] | None:
     """Return kernel, stride and padding of plain max pooling."""
-    if type(module) is nn.MaxPool2d:
-        names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
-        kernel, stride, padding, dilation, *rest = (getattr(module, name) for name in names)
-    elif _function(step) is F.max_pool2d:
-        kernel, stride = _argument(step, 1, "kernel_size"), _argument(step, 2, "stride")
-        padding, dilation = _argument(step, 3, "padding", 0), _argument(step, 4, "dilation", 1)
-        rest = [_argument(step, 5, "ceil_mode", False), _argument(step, 6, "return_indices", False)]
-    else:
+    given = step.arguments
+    if step.operation != "max_pool2d" or given["ceil_mode"] or pair(given["dilation"]) != (1, 1):
         return None
-    if any(rest) or _pair(dilation) != (1, 1):
-        return None
-    return _pair(kernel), _pair(stride or kernel), _pair(padding)
-
-
-def _pair(value: int | tuple[int, ...]) -> Pair:
-    return (value, value) if isinstance(value, int) else cast(Pair, tuple(value))
+    return pair(given["kernel_size"]), pair(given["stride"] or given["kernel_size"]), pair(given["padding"])
 
 
 def _subsample(step: Step, head: tuple[str, str, tuple[str, ...]], shape: tuple[int, ...]) -> Subsample | None:
-    """Recognise the halves of ResNet's option A shortcut: ``x[:, :, ::2, ::2]``, and zero channels beside others."""
+    """Recognise the parts of ResNet's option A shortcut: ``x[:, :, ::2, ::2]``, and zero channels beside others."""
     if len(shape) != 4 or len(step.shape) != 4:
         return None
-    if _function(step) is operator.getitem:
-        parts = step.args[1] if isinstance(step.args[1], tuple) else (step.args[1],)
-        parts = (*parts, *[slice(None)] * (4 - len(parts)))
-        if not all(isinstance(part, slice) and part.start in (None, 0) and part.stop is None for part in parts):
-            return None
-        steps = [part.step or 1 for part in parts]
-        if steps[:2] == [1, 1] and steps[2] == steps[3]:
-            return Subsample(*head, steps[2], shape[1], 0)
-    elif _function(step) is F.pad:
-        sides, mode = _argument(step, 1, "pad"), _argument(step, 2, "mode", "constant")
-        zero = not _argument(step, 3, "value", 0)
+    if step.operation == "slice":
+        dim, start, end, stride = (step.arguments[name] for name in ("dim", "start", "end", "step"))
+        whole = start in (None, 0) and (end is None or (isinstance(end, int) and end >= shape[dim]))
+        if whole and dim % 4 in (2, 3):
+            strides = (stride, 1) if dim % 4 == 2 else (1, stride)
+            return Subsample(*head, strides, shape[1], 0)
+    elif step.operation in ("pad", "constant_pad_nd"):
+        sides, mode = step.arguments["pad"], step.arguments.get("mode", "constant")
+        zero = not step.arguments.get("value")
         if mode == "constant" and zero and len(sides) == 6 and not any(sides[:4]) and min(sides[4:]) >= 0:
-            return Subsample(*head, 1, step.shape[1], int(sides[4]))
+            return Subsample(*head, (1, 1), step.shape[1], int(sides[4]))
     return None

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from prunegym.models.gating.gate_policy import GatePolicy
-from prunegym.models.skipping.program.layers import Conv, Layer, Linear, Program
+from prunegym.models.skipping.program.layers import Conv, Layer, Linear, Norm, Program
 from prunegym.models.skipping.program.path import DECIDE, Clock, Decide, Executed, ExecutionPath
 from prunegym.models.skipping.torch_paths.gathered_weights import KeptChannels, Slices
-from prunegym.models.skipping.torch_paths.torch_layers import Deciding, conv, finish, joined, linear, run_layer
+from prunegym.models.skipping.torch_paths.torch_layers import (
+    Deciding,
+    conv,
+    finish,
+    first_values,
+    joined,
+    linear,
+    norm,
+    run_layer,
+)
 
 Result = TypeVar("Result")
 
@@ -82,59 +92,95 @@ class GatherPath(ExecutionPath):
     def _group(self, images: Tensor, mask: Tensor | None, penalty: float | None, watch: _Watch) -> Executed:
         """Run images that share one mask (1, mask_size), or one image whose mask is decided on the way."""
         program = self.program
-        values = {program.input: images.contiguous(memory_format=torch.channels_last)}
+        values = first_values(program, images)
         state = _State(values, self._deciding.start(mask, penalty), mask is not None)
+        state.wide = torch.ones(sum(program.widths) + 1, dtype=torch.bool, device=images.device)
         for layer, ending in zip(program.layers, program.ending, strict=True):
-            if not state.given and isinstance(layer, Conv) and layer.gate is not None:
-                watch.time(f"{DECIDE}{layer.gate}", self._decide, layer, state)
+            for gate in layer.starts:
+                if state.given:
+                    self._decide(gate, layer, state)
+                else:
+                    watch.time(f"{DECIDE}{gate}", functools.partial(self._decide, gate), layer, state)
             values[layer.name] = watch.time(layer.name, self._layer, layer, state)
             for name in ending:
                 del values[name]
-        return Executed(program.shaped(values[program.output]), joined(state.bits, mask))
+        return Executed(program.shaped(self._whole(program.output, state)), joined(state.bits, mask))
 
     def _layer(self, layer: Layer, state: _State) -> Tensor:
         program, values = self.program, state.values
-        source = program.gates.get(layer.inputs[0])
-        inside = None if source is None else state.kept[source]
-        if isinstance(layer, Conv):
-            return self._conv(layer, state, inside)
-        if isinstance(layer, Linear) and inside is not None:
-            return linear(layer, values, *self._slices.get(layer, inside, None))
-        if inside is not None and inside.count == 0:  # torch's pooling takes no empty map
-            x = values[layer.inputs[0]]
+        inside, outside = self._kept(layer.inputs[0], state), self._kept(layer.name, state)
+        if isinstance(layer, Conv) or (isinstance(layer, Linear) and (inside or outside)):
+            if isinstance(layer, Conv) and len(layer.inputs) > 1 and outside is None:
+                values = values | {name: self._whole(name, state) for name in layer.inputs[1:]}
+            return self._mask(layer, self._weighted(layer, values, inside, outside), state, outside)
+        if outside is None:  # whole maps, with zeros where channels are masked
+            values = values | {name: self._whole(name, state) for name in layer.inputs}
+            return self._mask(layer, run_layer(layer, values), state, None)
+        if outside.count == 0:  # torch's pooling takes no empty map
+            x: Tensor = values[layer.inputs[0]]
             return x.new_empty(len(x), 0, *program.shapes[layer.name][1:])
+        if isinstance(layer, Norm) and outside.index is not None:
+            x, index = values[layer.inputs[0]], outside.index
+            return norm(layer, x, layer.scale[index], layer.shift[index])
         return run_layer(layer, values)
 
-    def _decide(self, layer: Conv, state: _State) -> None:
-        """Note which channels of a convolution are kept."""
-        gate, x = cast(int, layer.gate), state.values[layer.inputs[0]]
-        source = self.program.gates.get(layer.inputs[0])
-        bits = state.decide(gate, x if state.given or source is None else _spread(x, state.kept[source]))
+    def _kept(self, name: str, state: _State) -> KeptChannels | None:
+        """Return the kept channels of a value; None if it is whole."""
+        space = self.program.spaces.get(name)
+        if space is None:
+            return None
+        if space not in state.kept:
+            state.kept[space] = KeptChannels(state.wide[self.program.indices[space].to(state.wide.device)])
+        return state.kept[space]
+
+    def _whole(self, name: str, state: _State) -> Tensor:
+        kept = self._kept(name, state)
+        value: Tensor = state.values[name]
+        return value if kept is None else _spread(value, kept)
+
+    def _mask(self, layer: Layer, value: Tensor, state: _State, outside: KeptChannels | None) -> Tensor:
+        """Multiply a whole value by the bits of the gates that are masked there."""
+        if outside is None:
+            for gate, places in self.program.points.get(layer.name, ()):
+                value = value * places.factors(state.bits[gate][:1].to(value.dtype), value)
+        return value
+
+    def _decide(self, gate: int, layer: Layer, state: _State) -> None:
+        """Note which channels of a gate are kept."""
+        name = layer.inputs[0]
+        seen = state.values[name] if state.given else self.program.seen(gate, self._whole(name, state))
+        bits = state.decide(gate, seen)
+        start = sum(self.program.widths[:gate])
+        state.wide[start : start + self.program.widths[gate]] = bits[0]
         state.bits[gate], state.kept[gate] = bits, KeptChannels(bits[0])
 
-    def _conv(self, layer: Conv, state: _State, inside: KeptChannels | None) -> Tensor:
-        x, outside = state.values[layer.inputs[0]], None
-        if layer.gate is not None:
-            if state.given:
-                self._decide(layer, state)
-            outside = state.kept[layer.gate]
+    def _weighted(
+        self, layer: Conv | Linear, values: dict[str, Tensor], inside: KeptChannels | None, outside: KeptChannels | None
+    ) -> Tensor:
         weight, bias = self._slices.get(layer, inside, outside)
+        if isinstance(layer, Linear):
+            return linear(layer, values, weight, bias)
         if all(kept.count for kept in (inside, outside) if kept is not None):
-            return conv(layer, state.values, weight, bias)
+            return conv(layer, values, weight, bias)
         # Torch refuses to make no channel, and of none it makes maps of the wrong shape.
+        x = values[layer.inputs[0]]
         y = bias[None, :, None, None].expand(len(x), -1, *self.program.shapes[layer.name][1:])
-        return finish(y.clone(), layer, state.values)
+        return finish(y.clone(), layer, values)
 
 
 @dataclasses.dataclass
 class _State:
-    """A run on its way: values by name, and for each gate so far its bits and the channels that are left."""
+    """A run on its way: values by name, and for each gate so far its bits, for each space the channels that are left.
 
-    values: dict[str, Tensor]
+    ``wide`` has all bits so far, and a last one for channels that are always there.
+    """
+
+    values: dict[str, Any]
     decide: Decide
     given: bool
     bits: dict[int, Tensor] = dataclasses.field(default_factory=dict)
     kept: dict[int, KeptChannels] = dataclasses.field(default_factory=dict)
+    wide: Tensor = dataclasses.field(default_factory=lambda: torch.ones(1, dtype=torch.bool))
 
 
 class _Watch:

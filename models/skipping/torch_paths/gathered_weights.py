@@ -82,6 +82,10 @@ def _gathered(layer: Conv | Linear, inside: KeptChannels | None, outside: KeptCh
     if outside is not None and outside.index is not None:
         weight, bias = weight.index_select(0, outside.index), bias.index_select(0, outside.index)
     if inside is not None and inside.index is not None:
+        if isinstance(layer, Conv) and layer.groups > 1:  # depthwise, or each group keeps the same of its own
+            if weight.shape[1] > 1:
+                weight = weight.index_select(1, inside.index[inside.index < weight.shape[1]])
+            return weight, bias
         # Above 1 for the linear layer behind a flattened map: so many numbers of a channel stand together.
         repeat = weight.shape[1] // len(inside.bits)
         if repeat == 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -11,11 +11,18 @@ from torch import Tensor
 
 from prunegym.models.gating.features import CLIP, MaskFeatures
 from prunegym.models.gating.gate_policy import GatePolicy, check_penalty
+from prunegym.models.masking.graph import BATCH, LIKE
 from prunegym.models.skipping.program import layers as kinds
 from prunegym.models.skipping.program.path import Decide, Executed, ExecutionPath
 
 LAMBDAS = 4
 """Values of lambda for which folded heads are kept."""
+
+
+def first_values(program: kinds.Program, images: Tensor) -> dict[str, Any]:
+    """Return the values with which a pass begins; maps lie channels last."""
+    images = images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images
+    return {program.input: images, BATCH: len(images), LIKE: images[:0]}
 
 
 def run_layer(layer: kinds.Layer, values: dict[str, Tensor]) -> Tensor:
@@ -35,13 +42,28 @@ def run_layer(layer: kinds.Layer, values: dict[str, Tensor]) -> Tensor:
         return x.mean((2, 3), keepdim=True)
     if isinstance(layer, kinds.Subsample):
         after = layer.channels - x.shape[1] - layer.offset
-        return F.pad(x[..., :: layer.stride, :: layer.stride], (0, 0, 0, 0, layer.offset, after))
+        return F.pad(x[..., :: layer.stride[0], :: layer.stride[1]], (0, 0, 0, 0, layer.offset, after))
+    if isinstance(layer, kinds.Concat):
+        return torch.cat([values[name] for name in layer.inputs], 1)
+    if isinstance(layer, kinds.Norm):
+        return norm(layer, x, layer.scale, layer.shift)
+    if isinstance(layer, kinds.Conv):
+        return conv(layer, values, layer.weight, layer.bias)
     return cast(kinds.Other, layer).run(values)
+
+
+def norm(layer: kinds.Norm, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Run a norm that could not be folded, with the factors (channels,) and offsets of the channels that are there."""
+    y = torch.addcmul(shift.to(x.dtype)[:, None, None], x, scale.to(x.dtype)[:, None, None])
+    return y.relu_() if layer.relu else y
 
 
 def conv(layer: kinds.Conv, values: dict[str, Tensor], weight: Tensor, bias: Tensor) -> Tensor:
     """Run a convolution with other weights than its own, and what is fused into it."""
-    y = F.conv2d(values[layer.inputs[0]], weight, bias, layer.stride, layer.padding, layer.dilation)
+    x = values[layer.inputs[0]]
+    # Of a grouped convolution's groups each keeps as many channels; of a depthwise one whole groups are left out.
+    groups = x.shape[1] if layer.groups > 1 and layer.weight.shape[1] == 1 else layer.groups
+    y = F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, groups)
     return finish(y, layer, values)
 
 
@@ -163,20 +185,19 @@ class FullPath(ExecutionPath):
         program, bits = self.program, dict[int, Tensor]()
         # All gates at once: a small network's layers take little longer than the operations for one gate would.
         decide = self._deciding.start(None if mask is None else mask.to(images.dtype), penalty)
-        values = {program.input: images.contiguous(memory_format=torch.channels_last)}
+        values = first_values(program, images)
         for layer, ending in zip(program.layers, program.ending, strict=True):
+            for gate in layer.starts:
+                bits[gate] = decide(gate, program.seen(gate, values[layer.inputs[0]]))
             if isinstance(layer, kinds.Conv):
-                if layer.gate is not None:
-                    bits[layer.gate] = decide(layer.gate, values[layer.inputs[0]])
                 value = conv(layer, values, self._weights[layer.name], layer.bias)
             else:
                 value = run_layer(layer, values)
-            gate = program.points.get(layer.name)
-            if gate is not None:
-                factors = bits[gate].to(value.dtype)[:, :, None, None]
+            for gate, places in program.points.get(layer.name, ()):
+                factors = places.factors(bits[gate].to(value.dtype), value)
                 # For a large map new memory costs more than the multiplication, so it is in place where the layer has
                 # made the memory: an operation of the network's own may return what it was given.
-                own = isinstance(layer, kinds.Conv | kinds.MaxPool | kinds.Add)
+                own = isinstance(layer, kinds.Conv | kinds.MaxPool | kinds.Add | kinds.Norm)
                 value = value.mul_(factors) if own else value * factors
             values[layer.name] = value
             for name in ending:

@@ -76,20 +76,24 @@ def test_errors() -> None:
     with pytest.raises(UntraceableModelError, match=r"SimpleCNN does not take the example input \(1, 3, 9, 20\): mat1"):
         MaskedCNN(SimpleCNN(image_size=8), torch.zeros(1, 3, 9, 20))
     with pytest.raises(
-        UntraceableModelError, match=r"torch\.fx cannot trace Wrapped .*Control flow that depends on the"
+        UntraceableModelError, match=r"Wrapped cannot be recorded: .*\.py:\d+ turns a value that depends on the images"
     ):
         MaskedCNN(Wrapped(lambda out: out if out.sum() > 0 else -out), example)
-    with pytest.raises(UntraceableModelError, match=r"DataParallel is a wrapped network .*Give the plain module"):
-        MaskedCNN(nn.DataParallel(SimpleCNN(image_size=8)), example)
+    with pytest.raises(UntraceableModelError, match=r"Sequential has lazy layers.* Run one batch through it first"):
+        MaskedCNN(nn.Sequential(nn.LazyConv2d(4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)), example)
     with pytest.raises(UntraceableModelError, match=r"TwoInputs takes several inputs \(x, y\); a network of one image"):
         MaskedCNN(TwoInputs(), example)
-    with pytest.raises(UntraceableModelError, match=r"Wrapped returns tuple; one tensor \(batch, \.\.\.\) is needed"):
+    with pytest.raises(
+        UntraceableModelError, match=r"Wrapped returns tuple; one tensor .*Choose it with output=0; there are 0, 1\."
+    ):
         MaskedCNN(Wrapped(lambda out: (out, out)), example)
-    with pytest.raises(UntraceableModelError, match="Wrapped returns dict; one tensor"):
+    with pytest.raises(UntraceableModelError, match=r"Wrapped returns dict; one tensor .* output='logits'"):
         MaskedCNN(Wrapped(lambda out: {"logits": out}), example)
     with pytest.raises(UntraceableModelError, match=r"Wrapped returns a tensor \(\); one tensor"):
         MaskedCNN(Wrapped(lambda out: out.sum()), example)
-    with pytest.raises(UntraceableModelError, match=r"No gate was found in Sequential, .*\(it has no Conv2d\)"):
+    with pytest.raises(
+        UntraceableModelError, match=r"No gate was found in Sequential, .*\(it has no convolution or linear layer\)"
+    ):
         MaskedCNN(nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), example)
     with pytest.raises(UntraceableModelError, match=r"No gate was found in Conv2d, .*are an output of the network\)"):
         MaskedCNN(nn.Conv2d(3, 2, 3), example)
@@ -99,6 +103,47 @@ def test_errors() -> None:
         MaskedCNN(Wrapped(lambda out: F.dropout(out, 0.5)), example)
     with pytest.raises(UntraceableModelError, match="Wrapped's output for an image depends on the other images"):
         MaskedCNN(Wrapped(lambda out: out - out.mean(0, keepdim=True)), example)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_torchscript_is_refused() -> None:
+    traced = torch.jit.trace(SimpleCNN(image_size=8).eval(), torch.zeros(1, 3, 8, 8))
+    with pytest.raises(UntraceableModelError, match=r"is TorchScript\. Give the plain module"):
+        MaskedCNN(traced, torch.zeros(1, 3, 8, 8))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("wrapper", [nn.DataParallel, lambda network: torch.compile(network, backend="eager")])
+def test_wrappers_are_taken_off(wrapper: Callable[[nn.Module], nn.Module]) -> None:
+    network = randomise(SimpleCNN(image_size=8, widths=(4,)))
+    masked = MaskedCNN(wrapper(network), torch.zeros(1, 3, 8, 8))
+    assert list(masked.network.state_dict()) == list(network.state_dict())
+    batch = images().float()
+    torch.testing.assert_close(masked(batch), network(batch), rtol=0, atol=0)
+
+
+class Result:
+    """As the outputs of Hugging Face's networks are."""
+
+    def __init__(self, **parts: Tensor) -> None:
+        vars(self).update(parts)
+
+
+@pytest.mark.parametrize(
+    ("after", "output"),
+    [
+        (lambda out: {"logits": out, "more": out + 1}, "logits"),
+        (lambda out: (out + 1, out), 1),
+        (lambda out: Result(more=out + 1, logits=out), "logits"),
+    ],
+)
+def test_one_output_of_several(after: Callable[[Tensor], object], output: str | int) -> None:
+    network = randomise(Wrapped(after))
+    masked = MaskedCNN(network, torch.zeros(1, 3, 8, 8), output=output)
+    batch = images().float()
+    torch.testing.assert_close(masked(batch, torch.ones(3, 4)), network.body(batch), rtol=0, atol=0)
+    with pytest.raises(UntraceableModelError, match="output='nothing' is none of "):
+        MaskedCNN(network, torch.zeros(1, 3, 8, 8), output="nothing")
 
 
 def test_optional_inputs_have_their_defaults() -> None:
@@ -125,24 +170,6 @@ def test_images_are_untouched_by_a_network_that_begins_in_place() -> None:
     before = batch.clone()
     masked(batch, torch.rand(3, 4))
     assert torch.equal(batch, before)
-
-
-def test_what_a_norm_that_starts_at_zero_hides() -> None:
-    """In the zeroed branch a gate that does not hold has no effect, and must be found out all the same."""
-
-    class Residual(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(8, 3, 1), nn.BatchNorm2d(3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            inner = self.a(x)
-            return x + self.last(self.b(torch.cat([F.hardtanh(inner, 1.0, 2.0), F.relu(inner)], 1)))
-
-    network = randomise(Residual())
-    nn.init.zeros_(network.last.weight)
-    with pytest.raises(UntraceableModelError, match="a: something besides its consumers depends on its channels"):
-        MaskedCNN(network, torch.zeros(1, 3, 8, 8))
 
 
 def test_deep_networks_whose_signal_fades() -> None:

@@ -101,14 +101,14 @@ def test_masks_of_any_type(kind: torch.dtype) -> None:
 class Other(nn.Module):
     """Depthwise, grouped, shared, squeeze-excite, concatenated and token layers in one network, sliceable by width."""
 
-    def __init__(self, a: int = 6, d: int = 4, e: int = 3) -> None:
+    def __init__(self, a: int = 6, d: int = 4, e: int = 3, g: int = 2, t: int = 5) -> None:
         super().__init__()
         self.a, self.depth = nn.Conv2d(3, a, 3, padding=1), nn.Conv2d(a, a, 3, 2, 1, groups=a)
         self.norm = nn.BatchNorm2d(a)
         self.down, self.up = nn.Conv2d(a, e, 1), nn.Conv2d(e, a, 1)
         self.d, self.mix = nn.Conv2d(3, d, 3, 2, 1), nn.Conv2d(a + 2 * d, 8, 1)
-        self.shared, self.grouped = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1, groups=4)
-        self.tokens, self.fc = nn.Linear(8, 5), nn.Linear(5, 2)
+        self.shared, self.grouped = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 4 * g, 3, padding=1, groups=4)
+        self.tokens, self.fc = nn.Linear(4 * g, t), nn.Linear(t, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         a = torch.relu(self.norm(self.depth(self.a(x))))
@@ -122,17 +122,16 @@ class Other(nn.Module):
 def test_shapes_that_are_no_rows_of_convolutions() -> None:
     network = Other().eval()
     masked = MaskedCNN(randomise(network), torch.zeros(1, 3, 8, 8))
-    assert [(gate.name, gate.width) for gate in masked.gates] == [("a", 6), ("down", 3), ("d", 4)]
-    order = [gate.name for gate in masked.gates]
-    for widths in ({"a": 6, "d": 4, "down": 3}, {"a": 1, "d": 4, "down": 2}, {"a": 5, "d": 1, "down": 1}):
-        kept = torch.tensor([[widths[name] for name in order]])
-        sliced = Other(widths["a"], widths["d"], widths["down"]).eval()
-        mask = torch.cat([(torch.arange(g.width) < widths[g.name]).float() for g in masked.gates])[None]
-        # What only scales a gate's channels is counted for all of them: ``up`` keeps its 6 filters.
-        scaling = (6 - widths["a"]) * widths["down"]
-        macs = counted_macs(sliced, 8) + scaling
-        assert masked.cost.macs_of_widths(kept).item() == masked.cost.macs(mask).item() == macs
-        assert masked.cost.weights(mask).item() == weights_alive(sliced) + scaling
+    widths = {"a": 6, "down": 3, "d": 4, "grouped": 2, "tokens": 5}
+    assert {gate.name: gate.width for gate in masked.gates} == widths
+    names = [gate.name for gate in masked.gates]
+    for a, d, e, g, t in ((6, 4, 3, 2, 5), (1, 4, 2, 1, 2), (5, 1, 1, 2, 1)):
+        kept = dict(zip(("a", "d", "down", "grouped", "tokens"), (a, d, e, g, t), strict=True))
+        sliced = Other(a, d, e, g, t).eval()
+        mask = torch.cat([(torch.arange(widths[name]) < kept[name]).float() for name in names])[None]
+        macs = masked.cost.macs_of_widths(torch.tensor([[kept[name] for name in names]])).item()
+        assert macs == masked.cost.macs(mask).item() == counted_macs(sliced, 8)
+        assert masked.cost.weights(mask).item() == weights_alive(sliced)
 
 
 @pytest.mark.parametrize("make", [lambda: build("simple-cnn"), lambda: build("resnet20")])

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from prunegym.errors import InvalidInputError
 from prunegym.models.masking.masked_cnn import MaskedCNN
@@ -15,35 +16,32 @@ from tests.models.small_networks import EXAMPLE, images, small
 
 
 def test_a_pass_in_segments_reads_what_the_producers_read_and_costs_one_pass() -> None:
-    masked = MaskedCNN(randomise(build("resnet20")), EXAMPLE)
+    network = randomise(build("resnet20"))
+    masked = MaskedCNN(network, EXAMPLE)
     batch, mask = images(2, 32).float(), (torch.rand(2, masked.mask_size) < 0.5).float()
     whole = masked(batch, mask)
-    calls: list[str] = []
+    # The oracle: hooks of the plain network that zero channels behind each first activation of a block, and see inputs.
     inputs: dict[str, Tensor] = {}
-
-    def watch(module: nn.Module, given: tuple[Tensor, ...], name: str) -> None:
-        calls.append(name)
-        inputs[name] = given[0].clone()
-
-    layers = [(n, m) for n, m in masked.network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    handles = [layer.register_forward_pre_hook(lambda m, i, n=name: watch(m, i, n)) for name, layer in layers]
-    state = masked.begin(batch, record=True)
-    for index, (gate, part) in enumerate(zip(masked.gates, masked.split(mask), strict=True)):
-        assert state.gate == index
-        assert state.logits is None
-        assert gate.name not in calls
-        reads = state.reads.clone()
-        masked.advance(state, part)
-        assert torch.equal(inputs[gate.name], reads)
+    for gate, part in zip(masked.gates, masked.split(mask), strict=True):
+        block = network.get_submodule(gate.name.rpartition(".")[0])
+        block.conv1.register_forward_pre_hook(lambda _m, given, n=gate.name: inputs.update({n: given[0].clone()}))
+        block.conv2.register_forward_pre_hook(lambda _m, given, part=part: (given[0] * part[:, :, None, None],))
+    expected = network(batch)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        state = masked.begin(batch, record=True)
+        for index, (gate, part) in enumerate(zip(masked.gates, masked.split(mask), strict=True)):
+            assert state.gate == index
+            assert state.logits is None
+            torch.testing.assert_close(inputs[gate.name], state.reads)
+            masked.advance(state, part)
+    assert counter.get_total_flops() == 2 * 2 * masked.cost.total_macs
     assert state.gate == len(masked.gates)
     assert state.reads is None
     assert torch.equal(state.logits, whole)
-    assert sorted(calls) == sorted(name for name, _ in layers)
+    torch.testing.assert_close(state.logits, expected)
     assert {index: point.shape[1] for index, point in state.points.items()} == dict(
         enumerate(gate.width for gate in masked.gates)
     )
-    for handle in handles:
-        handle.remove()
     with pytest.raises(InvalidInputError, match="The pass is over: all gates are done"):
         masked.advance(state, part)
 

@@ -208,10 +208,10 @@ def test_gates_by_name() -> None:
     assert [gate.name for gate in MaskedCNN(network, EXAMPLE, gates="layer3.1.conv1").gates] == ["layer3.1.conv1"]
     with pytest.raises(UnknownNameError, match=r"Unknown gate 'layer1\.0\.conv'\. Did you mean 'layer1\.0\.conv1'\?"):
         MaskedCNN(network, EXAMPLE, gates="layer1.0.conv")
-    with pytest.raises(
-        InvalidInputError, match=r"'layer1\.0\.conv2' of CifarResNet cannot be a gate: its channels reach"
-    ):
-        MaskedCNN(network, EXAMPLE, gates=["layer1.0.conv2"])
+    summed = MaskedCNN(network, EXAMPLE, gates=["layer1.0.conv2"]).gates
+    assert [(gate.name, gate.layers[:2]) for gate in summed] == [("conv1", ("conv1", "layer1.0.conv2"))]
+    with pytest.raises(InvalidInputError, match=r"'2' of Sequential cannot be a gate: its channels are an output"):
+        MaskedCNN(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)), EXAMPLE, gates=["2"])
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_gates_by_name() -> None:
     ],
 )
 def test_gates_that_are_no_names(gates: Any, given: str) -> None:
-    with pytest.raises(InvalidInputError, match=rf"gates is {given}; 'auto' for all gates, or"):
+    with pytest.raises(InvalidInputError, match=rf"gates is {given}; 'auto' for all gates, 'all' for"):
         MaskedCNN(SimpleCNN(), EXAMPLE, gates=gates)
 
 
