@@ -13,6 +13,7 @@ from torch import Tensor
 from prunegym.errors import InvalidInputError
 from prunegym.models.data.augmentation import random_shift_and_flip
 from prunegym.models.data.dataset import Dataset
+from prunegym.models.data.sources.lazy_images import LazyImages
 
 Indices = Sequence[int] | npt.NDArray[np.integer[Any]] | Tensor
 
@@ -39,8 +40,10 @@ class RandomEpisodes:
         return torch.from_numpy(drawn.copy())
 
     def images(self, indices: Tensor) -> Tensor:
-        """Return images (number, channels, height, width) uint8, augmented if the task wants it."""
+        """Return images (number, channels, height, width) as they are stored, augmented if the task wants it."""
         images = self._dataset.images[indices]
+        if isinstance(self._dataset.images, LazyImages):  # those of the next episodes are read while these are played
+            self._dataset.images.expect(torch.from_numpy(self._left[: len(indices)]))
         if not self._augment:
             return images
         return random_shift_and_flip(images, self._dataset.pad, self._dataset.flip, self._seeded_shifts())

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from prunegym.envs.simulator import Snapshot
 from prunegym.envs.task import Task
 from prunegym.errors import InvalidInputError
+from prunegym.models.tasks.answers import target_text
 from prunegym.validation import choice
 
 Picture = npt.NDArray[np.uint8]
@@ -121,7 +122,9 @@ def draw_gallery(task: Task, snapshot: Snapshot, columns: int = 4, rows: Sequenc
 
 
 def _captions(task: Task, snapshot: Snapshot, row: int) -> list[tuple[str, Colour]]:
-    classes, label = task.dataset.classes, int(snapshot.labels[row])
+    classes, target = task.dataset.classes, snapshot.labels[row]
+    kind = task.dataset.objective.kind
+    shown = target_text(kind, target, classes)
     kept, size = int(snapshot.mask[row].sum()), task.masked.mask_size
     if snapshot.gates_decided < len(task.masked.gates):
         verdict = (f"deciding gate {snapshot.gates_decided + 1} of {len(task.masked.gates)}", FAINT)
@@ -130,10 +133,10 @@ def _captions(task: Task, snapshot: Snapshot, row: int) -> list[tuple[str, Colou
     else:
         prediction = int(snapshot.predictions[row])
         name = classes[prediction] if prediction < len(classes) else str(prediction)
-        verdict = (f"predicted: {name}", RIGHT if prediction == label else WRONG)
+        verdict = (f"predicted: {name}", RIGHT if prediction == int(target) else WRONG)
     return [
         verdict,
-        (f"label: {classes[label]}", TEXT),
+        (f"{'label' if kind == 'classes' else 'target'}: {shown}", TEXT),
         (f"MACs: {100 * float(snapshot.mac_share[row]):.0f} %", TEXT),
         (f"channels: {kept}/{size} ({100 * kept / size:.0f} %)", TEXT),
     ]

@@ -238,7 +238,8 @@ class MaskSimulator:
             raise InvalidInputError("There is nothing to draw yet. Call reset() first.")
         gates = sum(len(decision.gates) for decision in self.decisions[: self._decided])
         predictions = self._outcome.predictions if self.over else None
-        return Snapshot(self._raw, self.labels, self.mask, gates, predictions, self._mac_share)
+        raw = self.task.dataset.normalisation.as_bytes(self._raw)
+        return Snapshot(raw, self.labels, self.mask, gates, predictions, self._mac_share)
 
     def _pay(self, terminated: bool, gate: int) -> Tensor:
         """Return the rewards (num_envs,) of a step; over an episode they add up to the reward function's value."""
@@ -276,7 +277,7 @@ class MaskSimulator:
         if "penalty" in spaces:
             observation["penalty"] = self.penalty.float().cpu().numpy()[:, None]
         if "image" in spaces:
-            observation["image"] = self._raw.numpy().copy()
+            observation["image"] = self._raw.numpy().astype(spaces["image"].dtype)
         return observation
 
     def _draw_penalty(self, sources: Sequence[RandomEpisodes], number: int) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict
@@ -14,23 +15,26 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from prunegym.envs.rewards.accuracy import AccuracyTerm, correct, log_likelihood, probability
+from prunegym.envs.rewards.accuracy import OF_CLASSES, AccuracyTerm, metric
 from prunegym.envs.rewards.costs import CostReward
 from prunegym.envs.rewards.reward import Reward, RewardFunction, resolve_reward
 from prunegym.errors import InvalidInputError, UnknownNameError
-from prunegym.models.catalog import Model, resolve_model
-from prunegym.models.checks import check_device, check_output
+from prunegym.models.catalog import Model, load_for, resolve_model
+from prunegym.models.checks import check_dataset, check_device, check_output
 from prunegym.models.data.dataset import SPLITS, Augment, Dataset, Split
 from prunegym.models.data.dataset_registry import load_dataset
 from prunegym.models.gating.features import CLIP, Decision, MaskFeatures, decisions_of
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.skipping.stepwise import STEPWISE
-from prunegym.models.storage.model_file import CNNInfo
+from prunegym.models.storage.cnn_info import CNNInfo
 from prunegym.models.timing.latency_table import LatencyTable
+from prunegym.models.training.cnn_training import answered
 from prunegym.validation import choice, finite, whole_number
 
 Penalty = float | tuple[float, float]
 OBSERVATIONS = ("features", "image")
+LARGEST_CACHE = 2**28
+"""Numbers of dense outputs that are kept, 1 GiB; outputs of more, such as maps of many images, are computed again."""
 
 
 class TaskArguments(TypedDict, total=False):
@@ -57,7 +61,7 @@ class Task:
 
     Attributes:
         masked: The frozen CNN, on ``device``.
-        dataset: The images and labels, uint8 on the CPU, with their augmentations.
+        dataset: The images and targets, with their augmentations.
         features: What an agent observes of each image.
         reward: The reward.
         penalty: lambda, or the range from which it is drawn for each episode.
@@ -101,8 +105,16 @@ class Task:
         if isinstance(self.penalty, tuple):
             parts["penalty"] = box(*self.penalty, 1)
         if self.observation == "image":
-            parts["image"] = spaces.Box(0, 255, self.dataset.image_shape, np.uint8)
+            parts["image"] = self._image_space()
         return spaces.Dict(parts)
+
+    def _image_space(self) -> spaces.Box:
+        shape, norm = self.dataset.image_shape, self.dataset.normalisation
+        if self.dataset.images.dtype == torch.uint8:
+            return spaces.Box(0, 255, shape, np.uint8)
+        if self.dataset.images.dtype == torch.uint16:
+            return spaces.Box(0, 65_535, shape, np.uint16)
+        return spaces.Box(norm.low, norm.high, shape, np.float32)
 
     @functools.cached_property
     def action_space(self) -> spaces.MultiBinary:
@@ -138,7 +150,7 @@ class Task:
         Returns:
             (batch, ...) as the CNN's output.
         """
-        if self.augment:
+        if self.augment or len(self.dataset) * math.prod(self.masked.output_shape) > LARGEST_CACHE:
             return self.masked(images)  # type: ignore[no-any-return]
         if self._dense is None or self._dense_known is None:
             self._dense = torch.empty(len(self.dataset), *self.masked.output_shape, device=self.device)
@@ -202,14 +214,15 @@ def make_task(
     """
     choice("execution", execution, STEPWISE)
     choice("observation", observation, OBSERVATIONS)
-    found = resolve_model(model, lambda info: _datasets(dataset if dataset is not None else _own(info), split))
+    found = resolve_model(model, lambda info: _datasets(dataset, split, info))
     chosen, training = found.data["evaluated"], found.data.get("train")
     if not found.masked.frozen:
         raise InvalidInputError("The MaskedCNN is not frozen, so its answers change. Call its freeze() first.")
     where = check_device(device)
     # A model of the user's is never moved away under their hands.
     masked = found.masked if found.masked.device.type == where.type else copy.deepcopy(found.masked).to(where)
-    resolved = resolve_reward(reward, accuracy, masked, latency_table)
+    chosen = answered(chosen, masked)
+    resolved = resolve_reward(reward, accuracy, masked, latency_table).on(chosen)
     _check_output(masked, chosen, resolved)
     if features is None and found.policy is not None and found.policy.features.config["layerwise"] == layerwise:
         features = found.policy.features
@@ -229,12 +242,9 @@ def make_task(
     return task
 
 
-def _own(info: CNNInfo | None) -> str:
-    """Return the data set that a model was made for; for a fresh network the one that needs no files."""
-    return "digits" if info is None else info.dataset
-
-
-def _datasets(dataset: str | Dataset | Mapping[Split, Dataset], split: str) -> dict[str, Dataset]:
+def _datasets(
+    dataset: str | Dataset | Mapping[Split, Dataset] | None, split: str, info: CNNInfo | None
+) -> dict[str, Dataset]:
     """Return the split that is played as ``evaluated``, and the training split, if there is one."""
     if isinstance(dataset, Dataset):
         return {"evaluated": dataset} | ({"train": dataset} if dataset.split == "train" else {})
@@ -242,16 +252,20 @@ def _datasets(dataset: str | Dataset | Mapping[Split, Dataset], split: str) -> d
         raise UnknownNameError("split", split, SPLITS)
     if isinstance(dataset, Mapping):
         choice("split of the given data sets", split, dataset)
-        other = [f"{name!r} is a {type(one).__name__}" for name, one in dataset.items() if not isinstance(one, Dataset)]
-        if other:
-            raise InvalidInputError(f"Of the given data sets {other[0]}; a Dataset for each split is needed.")
+        for key, one in dataset.items():
+            check_dataset(one, f"The data set for {key!r}")
         return {"evaluated": dataset[split]} | ({"train": dataset["train"]} if "train" in dataset else {})
-    return {"train": load_dataset(dataset, "train"), "evaluated": load_dataset(dataset, split)}
+    if dataset is not None and not isinstance(dataset, str | Path):
+        check_dataset(dataset)
+    if info is None:  # a fresh network gets the data set that needs no files
+        name = "digits" if dataset is None else str(dataset)
+        return {"train": load_dataset(name, "train"), "evaluated": load_dataset(name, split)}
+    return {"train": load_for(info, dataset, "train"), "evaluated": load_for(info, dataset, split)}
 
 
 def _check_output(masked: MaskedCNN, dataset: Dataset, reward: Reward) -> None:
     function = reward.function
-    if isinstance(function, CostReward) and function.accuracy in (correct, log_likelihood, probability):
+    if isinstance(function, CostReward) and function.accuracy in (*OF_CLASSES, metric):
         own = ", or pass your own function as accuracy=, from an Outcome to (batch,) numbers"
         check_output(dataset, masked.output_shape, otherwise=own)
 

@@ -1,7 +1,12 @@
 from .conversion import as_dynamic_cnn as as_dynamic_cnn, check_pruning as check_pruning
-from .data.dataset import Dataset as Dataset, Normalisation as Normalisation
+from .data.dataset import Dataset as Dataset
 from .data.dataset_registry import forget_datasets as forget_datasets, load_dataset as load_dataset
+from .data.normalisation import Normalisation as Normalisation
+from .data.sources.image_files import image_files as image_files
+from .data.sources.lazy_images import ImageSource as ImageSource, LazyImages as LazyImages
+from .data.sources.torch_datasets import from_torch as from_torch
 from .data.splits import from_arrays as from_arrays
+from .data.transform import Transform as Transform
 from .dynamic_cnn import DynamicCNN as DynamicCNN, Prediction as Prediction, shipped_model as shipped_model
 from .gating.features import MaskFeatures as MaskFeatures
 from .gating.gate_policy import GatePolicy as GatePolicy
@@ -23,8 +28,10 @@ from .masking.gates import Gate as Gate
 from .masking.importance import taylor_scores as taylor_scores
 from .masking.masked_cnn import MaskedCNN as MaskedCNN
 from .skipping.skipping_cnn import EXECUTIONS as EXECUTIONS, SkippingCNN as SkippingCNN
-from .storage.model_file import CNNInfo as CNNInfo, read_model as read_model, write_model as write_model
+from .storage.cnn_info import CNNInfo as CNNInfo
+from .storage.model_file import read_model as read_model, write_model as write_model
 from .storage.weights import load_weights as load_weights, save_weights as save_weights
+from .tasks.objective import Objective as Objective
 from .training.cnn_training import TrainConfig as TrainConfig, accuracy as accuracy, train as train
 from .training.mac_target import meet_target as meet_target
 from .training.preparation import (

@@ -10,13 +10,16 @@ from typing import Any, TypeAlias, cast
 import torch
 from torch import nn
 
-from prunegym.errors import InvalidInputError, UnknownNameError
+from prunegym.errors import InvalidInputError, MissingDataError, UnknownNameError
 from prunegym.models.checks import check_images
-from prunegym.models.data.dataset import Dataset, Normalisation
-from prunegym.models.data.dataset_registry import load_dataset
+from prunegym.models.data.dataset import Dataset
+from prunegym.models.data.dataset_registry import SOURCES, load_dataset
+from prunegym.models.data.normalisation import Normalisation
+from prunegym.models.data.transform import Transform
 from prunegym.models.dynamic_cnn import SHIPPED, DynamicCNN, shipped_path
 from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.models.storage.model_file import Bundle, CNNInfo, read_model
+from prunegym.models.storage.cnn_info import CNNInfo
+from prunegym.models.storage.model_file import Bundle, read_model
 from prunegym.models.storage.run_folder import command_line
 from prunegym.models.training.cnn_training import accuracy
 from prunegym.models.zoo.network_registry import ZOO
@@ -75,21 +78,24 @@ def _with_new_weights(info: CNNInfo) -> Bundle:
     return Bundle(masked=MaskedCNN(info.build(), info.example()), info=info)
 
 
-def open_model(name: str, dataset: str | None = None) -> Bundle:
+def open_model(name: str, dataset: str | None = None, **transform: Any) -> Bundle:
     """Open a model by name.
 
     Args:
         name: Of a shipped model, a model file or a network of the zoo.
         dataset: The data set to build a network of the zoo for; None builds it for ten classes of 3x32x32 images.
+        transform: Options of :func:`load_dataset` for images of other sizes, for a network of the zoo.
 
     Raises:
         UnknownNameError: If it is none of these.
     """
     if name in ZOO and dataset is not None:
-        return _with_new_weights(CNNInfo.of(name, load_dataset(dataset)))
+        return _with_new_weights(CNNInfo.of(name, load_dataset(dataset, **transform)))
     if name in ZOO:
+        chosen = Transform.of(**transform)
+        size = (32, 32) if chosen is None else chosen.image_size
         blank = Normalisation((0.5,) * 3, (0.5,) * 3)
-        return _with_new_weights(CNNInfo(name, 10, (3, 32, 32), blank, tuple("0123456789"), "none"))
+        return _with_new_weights(CNNInfo(name, 10, (3, *size), blank, tuple("0123456789"), "none"))
     if name in SHIPPED:
         return read_model(shipped_path(name))
     if name.endswith(".safetensors") or Path(name).is_file():
@@ -111,6 +117,33 @@ def open_trained(name: str) -> Bundle:
     return open_model(name)
 
 
+def load_for(info: CNNInfo, name: str | Path | None, split: str) -> Dataset:
+    """Load a split of a model's own data set, or of another one, with the model's transform.
+
+    Args:
+        info: The model's description.
+        name: The data set's name or path; None takes the model's own data set, from where it was.
+        split: ``train``, ``validation`` or ``test``.
+
+    Raises:
+        MissingDataError: If the model's own data set is not there any more.
+    """
+    where = str((info.data_path or info.dataset) if name is None else name)
+    has_sizes = where not in SOURCES and not where.endswith(".npz")
+    options: dict[str, Any] = {"channels": info.image_shape[0]} if info.image_shape[0] in (1, 3) else {}
+    if info.transform is not None and has_sizes:
+        options |= dataclasses.asdict(info.transform)
+    try:
+        return load_dataset(where, split, **options)
+    except MissingDataError as error:
+        if name is not None or info.data_path is None:
+            raise
+        raise MissingDataError(
+            f"The model's data set {info.dataset!r} was at {info.data_path}, where there is none now. Give the place "
+            "where it is (--dataset PATH, or dataset= in Python)."
+        ) from error
+
+
 def open_split(
     info: CNNInfo, name: str | None, split: str, images: int | None = None, span: str | None = None
 ) -> Dataset:
@@ -126,7 +159,7 @@ def open_split(
     Raises:
         InvalidInputError: If the split has fewer images, if the model takes other images, or does not know a class.
     """
-    data = info.adapt(load_dataset(info.dataset if name is None else name, split))
+    data = info.adapt(load_for(info, name, split))
     if span is not None:
         data = data.part(span)
     if images is None:
@@ -135,13 +168,14 @@ def open_split(
 
 
 def accuracies(network: torch.nn.Module, info: CNNInfo, dataset: str | None) -> dict[Dataset, float]:
-    """Return a network's accuracy (0 to 1) on the validation and test split."""
+    """Return a network's accuracy (0 to 1) on the validation and test split, if they have targets."""
     splits = [open_split(info, dataset, split) for split in ("validation", "test")]
-    return {data: accuracy(network, data) for data in splits}
+    return {data: accuracy(network, data) for data in splits if not data.unlabelled}
 
 
-def with_history(info: CNNInfo, step: str, seed: int, **facts: Any) -> CNNInfo:
-    """Add a step to a model's history, and more facts to its metadata."""
+def with_history(info: CNNInfo, step: str, seed: int, hide_path: bool = False, **facts: Any) -> CNNInfo:
+    """Add a step to a model's history, and more facts to its metadata; ``hide_path`` forgets where its data set is."""
+    info = dataclasses.replace(info, data_path=None) if hide_path else info
     entry = {"step": step, "command": command_line(), "seed": seed}
     history = [*info.metadata.get("history", []), entry]
     return dataclasses.replace(info, metadata={**info.metadata, **facts, "history": history})

@@ -11,8 +11,19 @@ from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.masking.recording.tracing import check_module
 
 
+def check_dataset(dataset: object, name: str = "The data set") -> None:
+    """Raise InvalidInputError unless this is a Dataset; ``name`` is what it is called in the message."""
+    if not isinstance(dataset, Dataset):
+        given = repr(dataset) if isinstance(dataset, str) else f"a {type(dataset).__name__}"
+        raise InvalidInputError(
+            f"{name} is {given}; a Dataset is needed, for example load_dataset('digits', "
+            "'test'). Make one of a torch Dataset with from_torch, or of arrays with from_arrays."
+        )
+
+
 def check_images(dataset: Dataset, shape: tuple[int, ...]) -> None:
     """Raise InvalidInputError unless a data set's images have the given shape (channels, height, width)."""
+    check_dataset(dataset)
     if dataset.image_shape != shape:
         raise InvalidInputError(
             f"The model takes images of shape {shape}, those of data set {dataset.name!r} have "
@@ -21,21 +32,33 @@ def check_images(dataset: Dataset, shape: tuple[int, ...]) -> None:
 
 
 def check_output(dataset: Dataset, shape: tuple[int, ...], otherwise: str = "") -> None:
-    """Check that a network gives one number for each class.
+    """Check that a network's output fits a data set's targets, and that loss and metric can be computed from it.
 
     Args:
-        dataset: Its classes count.
+        dataset: Its targets count.
         shape: Shape of the network's output for an image.
         otherwise: Another way to fix it, for the message.
 
     Raises:
-        InvalidInputError: If there are too few numbers, or the output is not a vector.
+        InvalidInputError: If there are too few numbers, or the output has another shape.
     """
-    if len(shape) != 1 or shape[0] < len(dataset.classes):
+    objective, count = dataset.objective, dataset.outputs
+    if dataset.unlabelled:
+        return
+    if objective.kind == "classes" and (len(shape) != 1 or shape[0] < count):
         raise InvalidInputError(
             f"The model's output has shape {shape} an image, but data set {dataset.name!r} has {len(dataset.classes)} "
             f"classes, and one number a class is needed. Take a model with that many outputs{otherwise}."
         )
+    needed = {"labels": (count,), "numbers": (count,), "outputs": tuple(dataset.labels.shape[1:])}.get(objective.kind)
+    if objective.kind == "maps":
+        needed = (max(count, *shape[:1]), *dataset.labels.shape[1:])
+    if needed is not None and shape != needed:
+        raise InvalidInputError(
+            f"The model's output has shape {shape} an image; for the targets of data set {dataset.name!r}, "
+            f"{tuple(dataset.labels.shape[1:])} an image, {needed} is needed. Take a model with that output{otherwise}."
+        )
+    objective.check(shape, dataset.labels, "The model")
 
 
 def check_masked(masked: MaskedCNN, dataset: Dataset) -> None:
@@ -65,6 +88,7 @@ def output_shape(network: nn.Module, dataset: Dataset, argument: str = "network"
     Raises:
         InvalidInputError: If it is not a network, cannot run the image, or does not return a tensor.
     """
+    check_dataset(dataset)
     check_module(network, argument)
     what = f"{argument} is a {type(network).__name__}"
     try:

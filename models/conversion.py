@@ -15,7 +15,7 @@ from prunegym.models.gating.features import MaskFeatures
 from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.gating.gated_layers import SimpleDynamicCNN, gated_layers
 from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.models.storage.model_file import CNNInfo
+from prunegym.models.storage.cnn_info import CNNInfo
 
 
 class LayerPruning(NamedTuple):

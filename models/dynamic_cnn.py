@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import copy
 import html
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from prunegym.errors import InvalidInputError
 from prunegym.models.checks import check_device
-from prunegym.models.data.dataset import Normalisation
+from prunegym.models.data.normalisation import FULL, Normalisation
 from prunegym.models.gating.gate_policy import check_penalty
 from prunegym.models.gating.static_policy import Policy, rollout
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.skipping.program.path import Executed
 from prunegym.models.skipping.skipping_cnn import SkippingCNN
-from prunegym.models.storage.model_file import Bundle, CNNInfo, read_model, write_model
+from prunegym.models.storage.cnn_info import CNNInfo
+from prunegym.models.storage.model_file import Bundle, read_model, write_model
+from prunegym.models.tasks.answers import answers
 from prunegym.validation import choice, shape
 
 
@@ -26,11 +30,11 @@ class Prediction(NamedTuple):
     """Results of :meth:`DynamicCNN.predict` for a batch of images."""
 
     labels: Tensor
-    """(batch,) int64."""
+    """(batch,) int64, the classes; for other targets see :func:`prunegym.models.tasks.answers.answers`."""
     names: list[str]
-    """Names of the classes."""
+    """What the answers say: names of the classes."""
     logits: Tensor
-    """(batch, classes) float32."""
+    """(batch, classes) or other outputs, float32."""
     masks: Tensor
     """(batch, mask_size) bool: the channels that were kept."""
     macs: Tensor
@@ -127,15 +131,18 @@ class DynamicCNN(nn.Module):
         """Names of the classes."""
         return self.info.classes
 
-    def prepare_images(self, images: Tensor) -> Tensor:
+    def prepare_images(self, images: Tensor | Sequence[Any]) -> Tensor:
         """Check and normalise images.
 
         Args:
-            images: (batch, channels, height, width), uint8 in 0..255 or float in [0, 1]; a tensor or an array.
+            images: (batch, channels, height, width), uint8, uint16 or float in [0, 1] (or the range of the model's
+                data set); a tensor or an array. Or a list of image files, or of Pillow's images, of any size.
 
         Raises:
             InvalidInputError: If their shape, type or range is wrong.
         """
+        if isinstance(images, list | tuple) and images and isinstance(images[0], str | Path | Image.Image):
+            images = self.info.read_images(images)
         try:
             images = torch.as_tensor(images)
         except (TypeError, ValueError, RuntimeError) as error:
@@ -145,11 +152,19 @@ class DynamicCNN(nn.Module):
             ) from error
         hint = "Resize the images, and add the batch dimension for a single one."
         shape("The image tensor", images, ("batch", *self.info.image_shape), hint)
-        if images.dtype != torch.uint8:
-            low, high = (float(images.min()), float(images.max())) if images.numel() else (0.0, 0.0)
-            if not images.is_floating_point() or not (low >= 0 and high <= 1):
+        norm = self.normalisation
+        if images.dtype not in FULL or norm.of_own_range:
+            floats = images.is_floating_point() and images.numel()
+            low, high = (float(images.min()), float(images.max())) if floats else (norm.low, norm.high)
+            # A range of its own was seen in training images; others may go beyond.
+            if not images.is_floating_point() or not (norm.of_own_range or (low >= 0 and high <= 1)):
+                needed = (
+                    f"floats from {norm.low:.4g} to {norm.high:.4g}"
+                    if norm.of_own_range
+                    else ("uint8 in 0..255 or floats in [0, 1]")
+                )
                 raise InvalidInputError(
-                    f"Images are {images.dtype} from {low:.4g} to {high:.4g}; uint8 in 0..255 or floats in [0, 1] are "
+                    f"Images are {images.dtype} from {low:.4g} to {high:.4g}; {needed} are "
                     "needed. Do not normalise them: the model does."
                 )
         return self.normalisation(images.to(self.masked.device)).to(self.masked.dtype)
@@ -171,11 +186,12 @@ class DynamicCNN(nn.Module):
         return Executed(done.output, done.mask.bool())
 
     @torch.inference_mode()
-    def predict(self, images: Tensor, penalty: float | None = None) -> Prediction:
-        """Classify images, and count their MACs.
+    def predict(self, images: Tensor | Sequence[Any], penalty: float | None = None) -> Prediction:
+        """Answer images, and count their MACs.
 
         Args:
-            images: (batch, channels, height, width), uint8 or floats in [0, 1].
+            images: (batch, channels, height, width), uint8, uint16 or floats in [0, 1], or a list of image files, or of
+                Pillow's images, of any size.
             penalty: lambda, for a policy that was trained for a range of lambdas; by default the middle of it. The
                 larger it is, the fewer channels are kept.
 
@@ -186,12 +202,11 @@ class DynamicCNN(nn.Module):
             InvalidInputError: If images have a wrong shape, type or range, or the policy was not made for this lambda.
         """
         run = self.run(self.prepare_images(images), penalty)
-        labels = run.output.argmax(1)
+        output = run.output.float()
+        labels, names, _ = answers(self.info.objective.kind, output, self.classes)
         macs = self.masked.cost.macs(run.mask) + self.policy.macs
-        # A network may have more outputs than its data has classes.
-        names = [self.classes[label] if label < len(self.classes) else str(label) for label in labels.tolist()]
         share = macs / self.masked.cost.total_macs
-        return Prediction(labels, names, run.output.float(), run.mask, macs, share)
+        return Prediction(labels, names, output, run.mask, macs, share)
 
     def save(self, path: Path | str, int8: bool = False) -> None:
         """Write everything to one safetensors file; ``int8``: see :func:`write_model`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import shlex
 import shutil
 import subprocess
@@ -68,6 +69,8 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         labels = [number % 10 for number in range(count)]
         save_images(tmp_path / "path/to/data/cifar10-jpeg" / split, noise, labels)
     Image.fromarray(noise[0]).save(tmp_path / "photo.jpg")
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    importlib.import_module("make_photos").make_photos(tmp_path / "photos", 80, sides=(36, 60))
     (code,) = [one for one in blocks(ROOT / "docs/your-cnn-and-data.md", "python") if one.startswith("# mycnn.py")]
     (tmp_path / "mycnn.py").write_text(code)
     shutil.copytree(ROOT / "examples", tmp_path / "examples")

@@ -64,6 +64,17 @@ def test_the_comparison_runs(examples, capsys: pytest.CaptureFixture[str], monke
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("task", ["labels", "numbers", "maps", "none"])
+def test_ppo_raises_the_reward_on_other_targets(
+    task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    before, after = importlib.import_module("other_targets").run(task, tmp_path / "run")
+    assert after > before + 0.1
+    assert "first test images: " in capsys.readouterr().out
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("env_id", ["prunegym/ChannelMask-v0", "prunegym/LayerwiseChannelMask-v0"])
 def test_ppo_in_one_file_saves_macs(env_id: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """In the style of CleanRL, over make_vec: a few updates at a high price, and the answers stay right."""

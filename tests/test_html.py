@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from prunegym import MaskVecEnv, load_dataset, shipped_model
+from prunegym import MaskVecEnv, from_arrays, load_dataset, shipped_model
 from prunegym.agents import agent_entry, compare, evaluate
 from prunegym.html import table
 
@@ -64,6 +64,14 @@ def test_pictures_are_the_images(things) -> None:
         pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(text))))
         np.testing.assert_array_equal(pixels[:, :, 0], few.images[row, 0].numpy())
     assert len(re.findall("base64", things["Outcome"]._repr_html_())) == 4
+
+
+@pytest.mark.parametrize("targets", [torch.eye(4, dtype=torch.int64), torch.rand(4), torch.ones(4, 6, 6).long(), None])
+def test_other_targets_and_pixels_are_shown(targets) -> None:
+    part = torch.rand(4, 3, 6, 6), targets
+    shown = from_arrays(part, part, validation=part)["test"]._repr_html_()
+    assert len(re.findall("base64", shown)) == 4
+    assert len(shown) < 4000
 
 
 def test_texts_are_escaped() -> None:

@@ -64,7 +64,8 @@ FLOORS = """
 errors registration
 models.stopwatch user_code validation html
 settings
-models.data models.zoo models.kernel
+models.tasks models.zoo models.kernel
+models.data
 models.masking
 models.gating models.checks
 models.storage

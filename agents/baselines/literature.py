@@ -16,7 +16,7 @@ from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.gating.static_policy import Policy, StaticPolicy, StraightThrough, rollout
 from prunegym.models.masking.importance import at_mac_share
 from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.models.storage.model_file import CNNInfo
+from prunegym.models.storage.cnn_info import CNNInfo
 from prunegym.models.training.cnn_training import epoch_batches
 from prunegym.models.training.mac_target import meet_target
 from prunegym.models.training.preparation import ImitationConfig, PrepareConfig, prepare
@@ -56,10 +56,10 @@ def decore(masked: MaskedCNN, train: Dataset, share: float, *, epochs: float = 5
         logits = torch.cat([policy.logits(index, images) for index in range(len(policy.decisions))], dim=1)
         with torch.no_grad():
             mask = (torch.rand(logits.shape, generator=generator).to(device) < torch.sigmoid(logits)).float()
-            right = masked(images, mask).argmax(1) == train.labels[batches[number]].to(device)
+            score = train.score(masked(images, mask), batches[number])
             dropped = torch.stack([1 - part.mean(1) for part in masked.split(mask)], dim=1)
             # The reward of a layer's agents: the share that they drop, and minus that for a wrong answer.
-            rewards = dropped * torch.where(right, 1.0, -1.0)[:, None]
+            rewards = dropped * (2 * score - 1).to(dropped)[:, None]
             advantages = rewards - rewards.mean(0)
         log_chance = -nn.functional.binary_cross_entropy_with_logits(logits, mask, reduction="none")
         chosen = torch.stack([part.sum(1) for part in masked.split(log_chance)], dim=1)
@@ -132,8 +132,8 @@ def best_of_k(
                 output = masked(images, mask)
             else:
                 output, mask, _ = rollout(masked, gates, images, choose)
-            right = output.argmax(1).cpu() == dataset.labels[indices]
-            reward = penalised_accuracy(right, masked.cost.mac_share(mask).cpu(), penalty)
+            scores = dataset.score(output, indices).cpu()
+            reward = penalised_accuracy(scores, masked.cost.mac_share(mask).cpu(), penalty)
             better = reward > best[indices]
             best[indices[better]], masks[indices[better]] = reward[better], mask.bool().cpu()[better]
     note = f"An oracle: it sees the label and keeps the best of {k} masks for each image. The trials are not counted."

@@ -15,7 +15,8 @@ from prunegym.models.dynamic_cnn import DynamicCNN
 from prunegym.models.gating.static_policy import StaticPolicy, static_start
 from prunegym.models.masking import importance
 from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.models.storage.model_file import Bundle, CNNInfo
+from prunegym.models.storage.cnn_info import CNNInfo
+from prunegym.models.storage.model_file import Bundle
 from prunegym.models.training.preparation import PrepareConfig, prepare
 from prunegym.models.training.tuning import TuneConfig
 from prunegym.validation import choice
@@ -44,27 +45,26 @@ def greedy_static(
     """
     sample = train.sample(images)
     batch = sample.batch(torch.arange(len(sample)), device=masked.device)
-    labels = sample.labels.to(batch.device)
     mask = torch.ones(masked.mask_size)
     while True:
-        left = _remove_best(masked, batch, labels, mask, share, candidates, step_share)
+        left = _remove_best(masked, sample, batch, mask, share, candidates, step_share)
         if torch.equal(left, mask):
             return Masks("greedy static", mask.bool())
         mask = left
 
 
 def _remove_best(
-    masked: MaskedCNN, batch: Tensor, labels: Tensor, mask: Tensor, share: float, candidates: int, step_share: float
+    masked: MaskedCNN, sample: Dataset, batch: Tensor, mask: Tensor, share: float, candidates: int, step_share: float
 ) -> Tensor:
     before = masked.cost.mac_share(mask[None]).item()
     saved = before - _share_without(masked, mask)
     possible = (mask == 1) & (before - saved >= share)
     # Taylor score per MAC saved: the squared gradient in the mask, over the MAC share that goes with the channel.
-    scores = _gradient(masked, batch, labels, mask).square() / saved.clamp_min(1e-12)
+    scores = _gradient(masked, sample, batch, mask).square() / saved.clamp_min(1e-12)
     tried = scores.masked_fill(~possible, float("inf")).argsort()[: min(candidates, int(possible.sum()))]
-    base = _loss(masked, batch, labels, mask)
+    base = _loss(masked, sample, batch, mask)
     rises = [
-        (_loss(masked, batch, labels, _without(mask, channel)) - base) / saved[channel].item() for channel in tried
+        (_loss(masked, sample, batch, _without(mask, channel)) - base) / saved[channel].item() for channel in tried
     ]
     left = mask
     for index in sorted(range(len(tried)), key=rises.__getitem__)[: max(1, candidates // 2)]:
@@ -89,23 +89,21 @@ def _share_without(masked: MaskedCNN, mask: Tensor) -> Tensor:
     return torch.where(mask == 1, shares, masked.cost.mac_share(mask[None]))
 
 
-def _loss(masked: MaskedCNN, batch: Tensor, labels: Tensor, mask: Tensor) -> float:
-    return _cross_entropy(masked, batch, labels, mask.expand(len(batch), -1)).item() / len(batch)
+def _loss(masked: MaskedCNN, sample: Dataset, batch: Tensor, mask: Tensor) -> float:
+    rows = mask.expand(len(batch), -1).to(batch.device)
+    return sample.loss(masked(batch, rows), torch.arange(len(batch))).item()
 
 
-def _gradient(masked: MaskedCNN, batch: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+def _gradient(masked: MaskedCNN, sample: Dataset, batch: Tensor, mask: Tensor) -> Tensor:
     """Return the root mean square over images of the loss's gradient in the mask: (mask_size,)."""
     total = torch.zeros(masked.mask_size)
-    for images, part in zip(torch.split(batch, 128), torch.split(labels, 128), strict=True):
+    for indices in sample.index_batches(128):
         with torch.enable_grad():
-            rows = mask.repeat(len(images), 1).requires_grad_()
-            (gradient,) = torch.autograd.grad(_cross_entropy(masked, images, part, rows), rows)
+            rows = mask.repeat(len(indices), 1).requires_grad_()
+            loss = sample.loss(masked(batch[indices], rows.to(batch.device)), indices) * len(indices)
+            (gradient,) = torch.autograd.grad(loss, rows)
         total += gradient.square().sum(0)
     return (total / len(batch)).sqrt()
-
-
-def _cross_entropy(masked: MaskedCNN, images: Tensor, labels: Tensor, masks: Tensor) -> Tensor:
-    return nn.functional.cross_entropy(masked(images, masks.to(images.device)), labels, reduction="sum")
 
 
 def taylor_static(masked: MaskedCNN, train: Dataset, share: float) -> Masks:

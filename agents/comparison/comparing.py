@@ -22,6 +22,7 @@ from prunegym.models.checks import check_dense, check_masked
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.data.dataset_registry import other_split
 from prunegym.models.storage.model_file import Bundle
+from prunegym.models.training.cnn_training import answered
 from prunegym.validation import choice
 
 DIFFERENCES = ("difference", "difference_over_seeds", "reward_difference", "reward_difference_over_seeds")
@@ -234,7 +235,9 @@ def _models(
             check_masked(one.masked, part)
         if dense is not None:
             check_dense(dense, one.masked, one.data["evaluated"])
-        return dataclasses.replace(one, device=device)
+        judge = one.masked if dense is None else dense
+        parts = {name: answered(part, judge) for name, part in one.data.items()}
+        return dataclasses.replace(one, data=parts, device=device)
 
     if not isinstance(model, Mapping):
         return dict.fromkeys(seeds, ready(model))

@@ -35,7 +35,7 @@ class Result:
         is_static: Whether the policy is static.
         verdict: The same as a sentence.
         notes: What a reader of the figures has to know.
-        correct: (images,) bool.
+        correct: (images,) bool; or float64, the score of each.
         total_mac_shares: (images,) float32.
     """
 
@@ -60,9 +60,11 @@ class Result:
 
     def save(self, path: Path, configuration: dict[str, Any]) -> None:
         """Write the result and its configuration. A crash leaves no partial file."""
+        right = self.correct.dtype == torch.bool
         content = {
             **vars(self),
-            "correct": _text(np.packbits(self.correct.numpy())),
+            "correct": _text(np.packbits(self.correct.numpy()) if right else self.correct.numpy().astype("<f8")),
+            **({} if right else {"scores": True}),
             "total_mac_shares": _text(self.total_mac_shares.numpy().astype("<f4")),
         }
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,8 +78,9 @@ class Result:
             if without_unused(stored["configuration"]) != without_unused(json.loads(json.dumps(configuration))):
                 return None
             content = stored["result"]
-            bits = np.unpackbits(np.frombuffer(base64.b64decode(content["correct"]), np.uint8))
-            correct = torch.from_numpy(bits[: content["figures"]["images"]].astype(bool))
+            data = base64.b64decode(content["correct"])
+            bits = np.unpackbits(np.frombuffer(data, np.uint8))[: content["figures"]["images"]].astype(bool)
+            correct = torch.from_numpy(np.frombuffer(data, "<f8").copy() if content.get("scores") else bits)
             shares = np.frombuffer(base64.b64decode(content["total_mac_shares"]), "<f4").astype(np.float32)
             # By name, because files of earlier versions have more.
             figures, is_static, verdict = content["figures"], content["is_static"], content["verdict"]

@@ -10,15 +10,14 @@ from torch import Tensor, nn
 
 from prunegym.agents.evaluation import masks as decisions
 from prunegym.agents.evaluation.predictors import PredictorOptions, decide_by_prediction
-from prunegym.errors import InvalidInputError
 from prunegym.html import table
 from prunegym.models.catalog import Model, resolve_model
-from prunegym.models.checks import check_dense, check_masked
+from prunegym.models.checks import check_dataset, check_dense, check_masked
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.dynamic_cnn import DynamicCNN
-from prunegym.models.storage.model_file import CNNInfo
+from prunegym.models.storage.cnn_info import CNNInfo
 from prunegym.models.timing.latency_table import LatencyTable
-from prunegym.models.training.cnn_training import dense_logits
+from prunegym.models.training.cnn_training import answered, dense_logits
 from prunegym.validation import finite, whole_number
 
 
@@ -142,10 +141,7 @@ def evaluate(
         >>> result.kept_share, result.total_mac_share, result.is_static, result.accuracy == result.dense_accuracy
         (1.0, 1.0, True, True)
     """
-    if not isinstance(dataset, Dataset):
-        raise InvalidInputError(
-            f"The data set is {dataset!r}; a Dataset is needed, for example load_dataset('digits', 'test')."
-        )
+    check_dataset(dataset)
     finite("penalty", penalty, 0)
     whole_number("batch_size", batch_size)
     given = dataset
@@ -163,6 +159,7 @@ def evaluate(
     with contextlib.ExitStack() as after:
         after.callback(masked.train, masked.training)
         masked.eval()
+        dataset = answered(dataset, masked if dense is None else dense)
         cache = decisions.MaskCache(masked, dataset, batch_size)
         options = options or PredictorOptions()
         if isinstance(agent, DynamicCNN):
@@ -196,8 +193,14 @@ def _dense(
     return _accuracy(full, dataset), ("Dense accuracy is that of the model's own CNN with all channels on.",)
 
 
+def _scores(logits: Tensor, dataset: Dataset) -> Tensor:
+    """Return the metric of each image; right or wrong as bool."""
+    scores = dataset.score(logits)
+    return scores.bool() if dataset.objective.name("metric") == "correct" else scores
+
+
 def _accuracy(logits: Tensor, dataset: Dataset) -> float:
-    return (logits.argmax(1) == dataset.labels).double().mean().item()
+    return _scores(logits, dataset).double().mean().item()
 
 
 def _summary(
@@ -206,10 +209,10 @@ def _summary(
     masked, dataset, masks = cache.masked, cache.dataset, decided.masks
     logits = cache(masks)
     shuffled = cache(masks[decisions.derangement(len(masks))])
-    correct = logits.argmax(1) == dataset.labels
+    correct = _scores(logits, dataset)
     mac_share, policy_share = masked.cost.mac_share(masks), decided.macs / masked.cost.total_macs
     distinct = decisions.count_distinct(masks)
-    is_static, sentence = decisions.verdict(correct, shuffled.argmax(1) == dataset.labels, distinct)
+    is_static, sentence = decisions.verdict(correct, _scores(shuffled, dataset), distinct)
     return Evaluation(
         accuracy=_accuracy(logits, dataset),
         dense_accuracy=dense_accuracy,

@@ -176,8 +176,8 @@ class MaskCache:
             logits[same] = output[same]
             left &= ~same
         device = self.masked.device
-        for part in torch.split(left.nonzero()[:, 0], self.batch_size) if left.any() else ():
-            images = self.dataset.batch(part, device=device)
+        parts = torch.split(left.nonzero()[:, 0], self.batch_size) if left.any() else ()
+        for part, images in self.dataset.stream(parts, device=device):
             logits[part] = self.masked(images, masks[part].float().to(device)).float().cpu()
         self.add(masks, logits)
         return logits
@@ -240,8 +240,8 @@ def verdict(correct: Tensor, shuffled_correct: Tensor, distinct_masks: int) -> t
     masks are equally good if b - c is within two standard errors, b - c <= 2 sqrt(b + c) (McNemar 1947).
 
     Args:
-        correct: (images,) bool, right under the image's own mask.
-        shuffled_correct: (images,) bool, right under another image's mask.
+        correct: (images,) bool, right under the image's own mask; or its score.
+        shuffled_correct: (images,) bool, right under another image's mask; or its score.
         distinct_masks: Number of different masks.
 
     Returns:
@@ -254,11 +254,12 @@ def verdict(correct: Tensor, shuffled_correct: Tensor, distinct_masks: int) -> t
     """
     if distinct_masks == 1:
         return True, "Static: every image gets the same mask."
-    only_own = int((correct & ~shuffled_correct).sum())
-    only_other = int((~correct & shuffled_correct).sum())
-    points = 100 * (only_own - only_other) / len(correct)
-    # McNemar's statistic, (b - c) / sqrt(b + c), in standard errors.
-    errors = (only_own - only_other) / max(math.sqrt(only_own + only_other), 1.0)
+    # McNemar's statistic, (b - c) / sqrt(b + c), in standard errors: a difference is 1, -1 or 0, so b + c is the sum of
+    # squares. Of other scores it is the same test of paired differences.
+    differences = correct.double() - shuffled_correct.double()
+    points = 100 * differences.mean().item()
+    size = differences.norm().item()
+    errors = differences.sum().item() / size if size > 0 else 0.0
     if errors <= 2:
         return True, (
             f"Static in effect: other images' masks do as well ({-points:+.1f} points, within two standard errors), so "

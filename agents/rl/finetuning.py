@@ -20,7 +20,7 @@ from prunegym.models.checks import check_dense
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.dynamic_cnn import DynamicCNN
 from prunegym.models.storage.run_folder import begin_run, finish_run
-from prunegym.models.training.cnn_training import StageReport, dense_logits, of_stage
+from prunegym.models.training.cnn_training import StageReport, answered, dense_logits, of_stage
 from prunegym.models.training.mac_target import total_mac_share
 from prunegym.models.training.tuning import TuneConfig, tune
 
@@ -74,6 +74,7 @@ def finetune(
     train, validation = model.info.adapt(train), model.info.adapt(validation)
     if dense is not None:
         check_dense(dense, model.masked, train)
+    train, validation = (answered(data, model.masked if dense is None else dense) for data in (train, validation))
     try_recipe(recipe, model.masked, train, validation, model.policy)
     settings = {"recipe": recipe.as_dict(), "tune": dataclasses.asdict(tuning), "rounds": rounds, "seed": seed}
     inputs = {"dense": dense, "CNN": model.masked, "gates": model.policy}

@@ -165,4 +165,4 @@ def _reward(agent: DynamicCNN, dataset: Dataset, penalty: float) -> float:
     run, device = prefer_kernel(agent.masked, agent.policy), agent.masked.device
     masks, logits = decide_on_the_way(run, dataset, device)
     shares = agent.masked.cost.total_share(masks, agent.policy.macs)
-    return penalised_accuracy(logits.argmax(1) == dataset.labels, shares, penalty).mean().item()
+    return penalised_accuracy(dataset.score(logits), shares, penalty).mean().item()

@@ -68,7 +68,7 @@ def validation_figures(
     shown = None if policy.penalty_range is None else penalty
     run, device = prefer_kernel(masked, policy), masked.device
     masks, logits = decide_on_the_way(lambda images: run(images, None, shown), dataset, device)
-    right = (logits.argmax(1) == dataset.labels).float()
+    right = dataset.score(logits).float()
     accuracy = float(right.mean())
     share = masked.cost.total_share(masks, policy.macs).mean().item()
     reward = float(penalised_accuracy(right.mean(), share, penalty))
@@ -77,7 +77,7 @@ def validation_figures(
     some = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))[:1000]
     cache = MaskCache(masked, dataset.subset(some))
     cache.add(masks[some], logits[some])
-    shuffled = cache(masks[some.roll(1)]).argmax(1) == dataset.labels[some]
+    shuffled = dataset.score(cache(masks[some.roll(1)]), some)
     lost = float((right[some] - shuffled.float()).sum())
     return ValidationFigures(
         accuracy=accuracy,
@@ -160,7 +160,7 @@ class TrainingMonitor(BaseCallback):
         self._bar.update(self.training_env.num_envs)
         if self.locals["dones"][0]:
             self._episodes += [
-                (float(info["episode"]["r"]), float(info["correct"]), float(info["mac_share"]))
+                (float(info["episode"]["r"]), float(info.get("correct", info.get("score"))), float(info["mac_share"]))
                 for info in self.locals["infos"]
             ]
         return True

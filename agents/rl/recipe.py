@@ -226,7 +226,7 @@ def own_reward(recipe: Recipe, masked: MaskedCNN, dataset: Dataset) -> OwnReward
     reward, accuracy = kwargs.get("reward", "l0"), kwargs.get("accuracy", "correct")
     if reward == "macs" and accuracy in ("correct", "probability"):
         return None
-    resolved = resolve_reward(reward, accuracy, masked, kwargs.get("latency_table"))
+    resolved = resolve_reward(reward, accuracy, masked, kwargs.get("latency_table")).on(dataset)
     own_penalty = resolved.default_penalty if kwargs.get("penalty") is None else kwargs["penalty"]
     dense = functools.cache(lambda: dense_logits(masked, dataset))
 

@@ -32,10 +32,11 @@ from prunegym.models.gating.features import MaskFeatures
 from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.gating.static_policy import Policy, StaticPolicy
 from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.models.storage.model_file import Bundle, CNNInfo
+from prunegym.models.storage.cnn_info import CNNInfo
+from prunegym.models.storage.model_file import Bundle
 from prunegym.models.storage.run_folder import begin_run, finish_run
 from prunegym.models.storage.weights import load_state
-from prunegym.models.training.cnn_training import StageReport, of_stage
+from prunegym.models.training.cnn_training import StageReport, answered, of_stage
 from prunegym.models.training.mac_target import meet_target
 from prunegym.models.training.preparation import PrepareConfig, prepare
 from prunegym.registration import LAYERWISE
@@ -62,7 +63,7 @@ def train_agent(
     Args:
         masked: The CNN. It is frozen.
         info: The CNN's description, to be stored with it.
-        train: Training images.
+        train: Training images. Without targets, the agent learns to agree with the CNN as it is.
         validation: Images to choose the best actor of the run on.
         recipe: A recipe, the name of one that comes with PruneGym, or a YAML file.
         out: Folder of the run. ``run.json`` has its settings, ``model.safetensors`` is the result, and
@@ -89,7 +90,7 @@ def train_agent(
         NewGatesWarning: If ``policy`` is left aside.
     """
     recipe, out = as_recipe(recipe), Path(out)
-    train, validation = info.adapt(train), info.adapt(validation)
+    train, validation = (answered(info.adapt(data), masked) for data in (train, validation))
     check_masked(masked, train)
     check_masked(masked, validation)
     try_recipe(recipe, masked, train, validation, policy)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from prunegym.envs.rewards.outcome import Outcome
 from prunegym.errors import InvalidInputError, RewardError
+from prunegym.models.tasks import metrics
 from prunegym.user_code import import_object
 from prunegym.validation import choice
 
@@ -17,18 +17,17 @@ AccuracyTerm = Callable[[Outcome], Tensor]
 
 def correct(outcome: Outcome) -> Tensor:
     """Return 1 where the class is right, else 0: (batch,) float64."""
-    return (_class_logits(outcome, "correct").argmax(1) == outcome.labels).double()
+    return metrics.correct(_class_logits(outcome, "correct"), outcome.labels)
 
 
 def log_likelihood(outcome: Outcome) -> Tensor:
     """Return the log-probability of the true class: (batch,) float64, at most 0."""
-    logits = _class_logits(outcome, "log_likelihood").double()
-    return torch.log_softmax(logits, 1).gather(1, outcome.labels[:, None])[:, 0]
+    return metrics.log_likelihood(_class_logits(outcome, "log_likelihood"), outcome.labels)
 
 
 def probability(outcome: Outcome) -> Tensor:
     """Return the probability of the true class: (batch,) float64."""
-    return log_likelihood(outcome).exp()
+    return metrics.probability(_class_logits(outcome, "probability"), outcome.labels)
 
 
 def fidelity(outcome: Outcome) -> Tensor:
@@ -36,8 +35,12 @@ def fidelity(outcome: Outcome) -> Tensor:
 
     For outputs (batch, classes, ...) it is the share of positions that agree.
     """
-    agree = outcome.logits.argmax(1) == outcome.dense_logits.argmax(1)
-    return agree.double().reshape(len(agree), -1).mean(1)
+    return metrics.agreement(outcome.logits, outcome.dense_logits)
+
+
+def metric(outcome: Outcome) -> Tensor:
+    """Return the data set's own metric, see :class:`prunegym.models.tasks.objective.Objective`: (batch,) float64."""
+    return outcome.dataset.objective.score(outcome.logits, outcome.labels)
 
 
 ACCURACY_TERMS: dict[str, AccuracyTerm] = {
@@ -45,7 +48,10 @@ ACCURACY_TERMS: dict[str, AccuracyTerm] = {
     "log_likelihood": log_likelihood,
     "probability": probability,
     "fidelity": fidelity,
+    "metric": metric,
 }
+OF_CLASSES = (correct, log_likelihood, probability)
+"""Terms for one class an image. On other targets, and where you chose a metric, they give way to ``metric``."""
 
 
 def resolve_accuracy(accuracy: str | AccuracyTerm) -> AccuracyTerm:

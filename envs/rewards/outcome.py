@@ -8,11 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from prunegym.html import MOST_IMAGES, picture, table
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.masking.masked_cnn import MaskedCNN
+from prunegym.models.tasks.answers import target_text
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -24,7 +26,7 @@ class Outcome:
 
     Attributes:
         logits: The masked CNN's output, (batch, classes) float32, or (batch, ...) for networks that do not classify.
-        labels: (batch,) int64.
+        labels: (batch,) int64, or other targets (batch, ...).
         indices: (batch,) int64, the images' positions in ``dataset``.
         mask: (batch, mask_size) float32 of 0 and 1.
         kept: (batch,) float64, number of kept channels.
@@ -53,7 +55,11 @@ class Outcome:
 
     def _repr_html_(self) -> str:
         columns = {name: values[:MOST_IMAGES].tolist() for name, values in self.summary().items()}
-        images = [picture(self.dataset.images[index]) for index in columns["index"]]
+        pixels = self.dataset.normalisation.as_bytes(self.dataset.images[torch.tensor(columns["index"])])
+        images = [picture(one) for one in pixels]
+        if self.dataset.objective.kind != "classes":
+            kind, classes = self.dataset.objective.kind, self.dataset.classes
+            columns["label"] = [target_text(kind, one, classes) for one in self.labels[: len(images)]]
         return table(("image", *columns), zip(images, *columns.values(), strict=True), repr(self))
 
     @functools.cached_property
@@ -71,8 +77,8 @@ class Outcome:
 
     @property
     def predictions(self) -> Tensor | None:
-        """(batch,) int64, the predicted classes; None unless the output is (batch, classes)."""
-        if self.logits.ndim != 2 or self.logits.shape[1] == 0:
+        """(batch,) int64, the predicted classes; None unless the output is (batch, classes), of one class an image."""
+        if self.logits.ndim != 2 or self.logits.shape[1] == 0 or self.dataset.objective.kind != "classes":
             return None
         return self.logits.argmax(1)
 
@@ -87,10 +93,12 @@ class Outcome:
     def summary(self) -> dict[str, npt.NDArray[Any]]:
         """Return what infos report, each (batch,): index, label, prediction, correct, kept and mac_share.
 
-        Prediction and correct are missing where the output is not (batch, classes).
+        Where images do not have one class each, ``score``, the data set's metric, stands for prediction and correct.
         """
         columns = {"index": self.indices, "label": self.labels}
         if self.predictions is not None:
             columns |= {"prediction": self.predictions, "correct": self.predictions == self.labels}
+        elif self.dataset.objective.kind != "classes":
+            columns["score"] = self.dataset.objective.score(self.logits, self.labels)
         columns |= {"kept": self.kept.long(), "mac_share": self.mac_share}
         return {name: column.cpu().numpy().copy() for name, column in columns.items()}

@@ -10,11 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from prunegym.envs.rewards.accuracy import ACCURACY_TERMS, AccuracyTerm, correct, resolve_accuracy
+from prunegym.envs.rewards.accuracy import ACCURACY_TERMS, OF_CLASSES, AccuracyTerm, correct, metric, resolve_accuracy
 from prunegym.envs.rewards.calling import call_checked
 from prunegym.envs.rewards.costs import Cost, CostReward, LatencyShare, kept_channels, kept_weights, mac_share
 from prunegym.envs.rewards.outcome import Outcome
 from prunegym.errors import InvalidInputError, PenaltyWarning
+from prunegym.models.data.dataset import Dataset
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.timing.latency_table import LatencyTable, open_table
 from prunegym.user_code import import_object, name_of
@@ -96,6 +97,17 @@ class Reward:
             RewardError: If the function raises, or returns a wrong shape or values that are not finite or too large.
         """
         return call_checked("reward", self.function, outcome)
+
+    def on(self, dataset: Dataset) -> Reward:
+        """Return the reward for a data set: with its metric as accuracy term, if it has other targets than classes.
+
+        So it does with a metric that you chose. A term of yours, and ``fidelity``, stay.
+        """
+        function, objective = self.function, dataset.objective
+        plain = objective.kind == "classes" and objective.metric is None
+        if plain or not isinstance(function, CostReward) or function.accuracy not in OF_CLASSES:
+            return self
+        return dataclasses.replace(self, function=CostReward(metric, function.cost))
 
     def step_cost(self, outcome: Outcome, gate: int) -> Tensor:
         """Return the cost of a gate just decided, (batch,) float64; it raises as the reward itself does."""

@@ -1,1 +1,1 @@
-"""Images: data sets in memory, their splits, readers of files, downloads."""
+"""Images: data sets in memory or read as they are needed, their splits, targets and transform, files, downloads."""

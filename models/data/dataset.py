@@ -1,13 +1,11 @@
-"""Data sets in memory: uint8 images, normalised in batches, with fixed train, validation and test splits."""
+"""Data sets: images, in memory or read as they are needed, with targets, and how images become inputs."""
 
 from __future__ import annotations
 
-import collections
 import dataclasses
-import math
 import re
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,56 +13,20 @@ from torch import Tensor
 from prunegym.errors import InvalidInputError
 from prunegym.html import MOST_IMAGES, picture, table
 from prunegym.models.data.augmentation import random_shift_and_flip
-from prunegym.validation import shape
+from prunegym.models.data.normalisation import FLOATS, FULL, Normalisation
+from prunegym.models.data.sources.lazy_images import LazyImages, select
+from prunegym.models.data.targets import check_targets, class_places, renumbered, weights_of
+from prunegym.models.data.transform import Transform
+from prunegym.models.tasks.answers import target_text
+from prunegym.models.tasks.objective import Objective
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+CLASSES = Objective()
 
 Augment = bool | Literal["flip"]
 """Shift and mirror images at random, as in training; only mirror them (``flip``); neither (False)."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Normalisation:
-    """Per-channel mean and standard deviation of images in [0, 1].
-
-    Attributes:
-        mean: One number a channel.
-        std: One positive number a channel.
-    """
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        """Check the numbers.
-
-        Raises:
-            InvalidInputError: If a standard deviation is not above 0, or a number is not finite.
-        """
-        if not all(0 < value < math.inf for value in self.std) or not all(map(math.isfinite, self.mean)):
-            raise InvalidInputError(
-                f"Normalisation has means {self.mean} and standard deviations {self.std}; finite numbers are needed, "
-                "and standard deviations above 0."
-            )
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Normalise images.
-
-        Args:
-            images: (batch, channels, height, width), uint8 in 0..255 or float in [0, 1].
-
-        Returns:
-            float32, same shape, channels_last in memory, which makes convolutions on a CPU faster.
-        """
-        # (x - mean) / std, of pixels brought to [0, 1] first.
-        floats = images.float() / 255 if images.dtype == torch.uint8 else images.float()
-        mean = torch.tensor(self.mean, device=images.device).view(-1, 1, 1)
-        std = torch.tensor(self.std, device=images.device).view(-1, 1, 1)
-        return ((floats - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -74,19 +36,24 @@ class Dataset:
     Attributes:
         name: As in tables.
         split: ``train``, ``validation`` or ``test``.
-        images: (count, channels, height, width) uint8.
-        labels: (count,) int64, from 0 to ``len(classes) - 1``.
-        classes: Names of the classes.
+        images: (count, channels, height, width) uint8, uint16 or floats; in memory, or read as they are needed.
+        labels: The targets: (count,) int64, from 0 to ``len(classes) - 1``, or another kind of
+            :data:`~prunegym.models.tasks.objective.KINDS`.
+        classes: Names of the classes; none for numbers.
         normalisation: How images become the network's input.
         pad: Pixels of random shift in training.
         flip: Whether training mirrors images at random.
         span: Which part of the split this is (see :meth:`part`); None for all of it.
         places: (count,) int64, the images' indices in the whole split; None if these are all its images, in order.
+        transform: How files of any size became these images; None if they were read as they are.
+        objective: What the targets are, and the loss and metric for them.
+        path: Where the data set is, absolute; None if it is known by its name, or was made in Python.
+        notes: Sentences on how its splits were made.
     """
 
     name: str
     split: Split
-    images: Tensor
+    images: Tensor | LazyImages
     labels: Tensor
     classes: tuple[str, ...]
     normalisation: Normalisation
@@ -94,6 +61,10 @@ class Dataset:
     flip: bool = False
     span: str | None = None
     places: Tensor | None = None
+    transform: Transform | None = None
+    objective: Objective = CLASSES
+    path: str | None = None
+    notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         """Return name, split and sizes."""
@@ -104,8 +75,9 @@ class Dataset:
 
     def _repr_html_(self) -> str:
         some = range(min(MOST_IMAGES, len(self.images)))
-        names = [self.classes[int(self.labels[row])] for row in some]
-        return table(names, [[picture(self.images[row]) for row in some]], repr(self))
+        names = [target_text(self.objective.kind, self.labels[row], self.classes) for row in some]
+        pixels = self.normalisation.as_bytes(self.images[: len(some)])
+        return table(names, [[picture(pixels[row]) for row in some]], repr(self))
 
     def __post_init__(self) -> None:
         """Check shapes, types and the range of the labels.
@@ -114,22 +86,14 @@ class Dataset:
             InvalidInputError: If something is wrong; the message says what.
         """
         where = f"Data set {self.name!r}, split {self.split!r}"
-        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
+        if self.images.dtype not in (*FULL, *FLOATS) or self.images.ndim != 4:
             raise InvalidInputError(
                 f"{where}: images are {self.images.dtype} {tuple(self.images.shape)}; "
-                "uint8 of shape (count, channels, height, width) is needed."
+                "uint8, uint16 or floats of shape (count, channels, height, width) are needed."
             )
         if len(self.images) == 0:
             raise InvalidInputError(f"{where} is empty. Give it at least one image.")
-        shape(f"{where}: the label tensor", self.labels, (len(self.images),), "Give one integer an image.")
-        if self.labels.dtype != torch.int64:
-            raise InvalidInputError(f"{where}: labels are {self.labels.dtype}; int64 is needed.")
-        low, high = int(self.labels.min()), int(self.labels.max())
-        if low < 0 or high >= len(self.classes):
-            raise InvalidInputError(
-                f"{where}: labels range from {low} to {high}, but there are {len(self.classes)} classes, "
-                f"so 0 to {len(self.classes) - 1} are allowed. Renumber the labels or name every class."
-            )
+        check_targets(where, self.labels, len(self), self.classes, self.objective.kind)
         lengths = len(self.normalisation.mean), len(self.normalisation.std)
         if lengths != (self.images.shape[1], self.images.shape[1]):
             raise InvalidInputError(
@@ -140,6 +104,18 @@ class Dataset:
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.images)
+
+    @property
+    def outputs(self) -> int:
+        """How many outputs, or channels of a map, a network for these targets has."""
+        if self.objective.kind != "numbers":
+            return len(self.classes)
+        return self.labels.shape[1] if self.labels.ndim > 1 else 1
+
+    @property
+    def unlabelled(self) -> bool:
+        """Whether there are no targets yet: see :meth:`answered`."""
+        return self.objective.kind == "outputs" and self.labels.numel() == 0
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -165,14 +141,77 @@ class Dataset:
             images = random_shift_and_flip(images, self.pad, self.flip, augment)
         return self.normalisation(images.to(device))
 
+    def stream(
+        self,
+        batches: Iterable[Tensor],
+        *,
+        device: torch.device | str = "cpu",
+        augment: torch.Generator | None = None,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield batches as :meth:`batch` returns them. Images that are not in memory are read one batch ahead.
+
+        Args:
+            batches: Indices (batch,) int64 of each batch.
+            device: Where the images go.
+            augment: Source of random shifts and mirroring; None for none.
+
+        Yields:
+            The indices and the images of each batch.
+        """
+        coming, lazy = iter(batches), isinstance(self.images, LazyImages)
+        following = next(coming, None)
+        while following is not None:
+            # Indices may be drawn from the generator of the augmentation, so for images in memory none come early.
+            indices, following = following, next(coming, None) if lazy else None
+            images = self.batch(indices, device=device, augment=augment)
+            if following is not None and isinstance(self.images, LazyImages):
+                self.images.expect(following)
+            yield indices, images
+            following = following if lazy else next(coming, None)
+
     def index_batches(self, size: int = 250) -> tuple[Tensor, ...]:
         """Return the indices of all images, int64, in batches of a size; the last one may be smaller."""
         return torch.split(torch.arange(len(self)), size)
 
     def batches(self, size: int = 250, *, device: torch.device | str = "cpu") -> Iterator[tuple[Tensor, Tensor]]:
         """Yield all images once, in order: for each batch the indices, and the images as :meth:`batch` returns them."""
-        for indices in self.index_batches(size):
-            yield indices, self.batch(indices, device=device)
+        return self.stream(self.index_batches(size), device=device)
+
+    def loss(self, outputs: Tensor, indices: Tensor) -> Tensor:
+        """Return the mean loss of a network's outputs (batch, ...) for images with these indices."""
+        return self.objective.loss_of(outputs, self.labels[indices])
+
+    def score(self, outputs: Tensor, indices: Tensor | None = None) -> Tensor:
+        """Return the metric of a network's outputs (batch, ...): (batch,) float64, larger is better.
+
+        Args:
+            outputs: Of the images with these indices.
+            indices: (batch,) int64; None for all images, in order.
+        """
+        return self.objective.score(outputs, self.labels if indices is None else self.labels[indices])
+
+    def judged(self, loss: object = None, metric: object = None, class_weights: object = None) -> Dataset:
+        """Return the data set with another loss, metric or class weights; None keeps what it has.
+
+        Args:
+            loss: See :class:`~prunegym.models.tasks.objective.Objective`.
+            metric: The same.
+            class_weights: A number for each class, or ``balanced``.
+
+        Raises:
+            UnknownNameError: For an unknown name.
+            InvalidInputError: If class weights are not one number a class.
+        """
+        if class_weights is not None:
+            class_weights = weights_of(class_weights, self.name, self.labels, self.outputs, self.objective.kind)
+        given: dict[str, Any] = {"loss": loss, "metric": metric, "class_weights": class_weights}
+        changes = {name: value for name, value in given.items() if value is not None}
+        return dataclasses.replace(self, objective=dataclasses.replace(self.objective, **changes)) if changes else self
+
+    def answered(self, outputs: Tensor) -> Dataset:
+        """Return the data set with a network's outputs (count, ...) as targets, for images without labels."""
+        objective = dataclasses.replace(self.objective, kind="outputs")
+        return dataclasses.replace(self, labels=outputs.float().cpu(), objective=objective)
 
     def augmenting(self, augment: Augment) -> Dataset:
         """Return the data set with other augmentation: True keeps its own, ``flip`` only mirrors, False has none.
@@ -190,7 +229,11 @@ class Dataset:
         """Return the images at ``indices`` (int64) as a data set; with ``split`` they count as that whole split."""
         places = self.place(indices) if split is None else None
         return dataclasses.replace(
-            self, images=self.images[indices], labels=self.labels[indices], split=split or self.split, places=places
+            self,
+            images=select(self.images, indices),
+            labels=self.labels[indices],
+            split=split or self.split,
+            places=places,
         )
 
     def place(self, indices: Tensor) -> Tensor:
@@ -220,33 +263,13 @@ class Dataset:
         Raises:
             InvalidInputError: If a class of this data set is not among them, or a name fits several classes.
         """
-        if self.classes == classes:
+        if self.classes == classes or not self.classes:
             return self
-        unknown = [name for name in self.classes if name not in classes]
-        numbered = tuple(map(str, range(max(len(classes), len(self.classes)))))
-        no_name_known = len(unknown) == len(self.classes) and numbered[: len(classes)] == classes
-        if no_name_known or (unknown and numbered[: len(self.classes)] == self.classes):
-            if len(self.classes) > len(classes):
-                raise InvalidInputError(
-                    f"Data set {self.name!r} has {len(self.classes)} classes, but the model has {len(classes)}. "
-                    "Remove the images of the other classes, or use a model that was trained on all of them."
-                )
+        places = class_places(self.name, self.classes, classes)
+        if places is None:
             return self
-        if unknown:
-            raise InvalidInputError(
-                f"Data set {self.name!r} has class {unknown[0]!r}, which the model does not know; it knows "
-                f"{', '.join(classes)}. Remove its images, rename it, or use a model that was trained on it."
-            )
-        both = collections.Counter(classes), collections.Counter(self.classes)
-        twice = [name for name in self.classes if max(count[name] for count in both) > 1]
-        if twice:
-            raise InvalidInputError(
-                f"Several classes are named {twice[0]!r}: {both[1][twice[0]]} in data set {self.name!r}, "
-                f"{both[0][twice[0]]} in the model, which lists its classes in another order, or other ones. Give each "
-                "class a name of its own, or list the data set's classes as the model does."
-            )
-        places = torch.tensor([classes.index(name) for name in self.classes])
-        return dataclasses.replace(self, labels=places[self.labels], classes=classes)
+        labels = renumbered(self.labels, self.objective.kind, places, len(classes))
+        return dataclasses.replace(self, labels=labels, classes=classes)
 
     def part(self, span: str) -> Dataset:
         """Return a part of the split, cut from a fixed random order of its images.

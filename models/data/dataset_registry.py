@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from prunegym.errors import InvalidInputError, MissingDataError, UnknownNameError
-from prunegym.models.data.dataset import SPLITS, Dataset, Normalisation, Split
-from prunegym.models.data.downloads import FILES, find_file
-from prunegym.models.data.image_folders import image_folder
-from prunegym.models.data.readers import Splits, array_file, cifar_archive, read_idx
+from prunegym.models.data.dataset import SPLITS, Dataset, Split
+from prunegym.models.data.files.downloads import FILES, find_file
+from prunegym.models.data.files.image_folders import image_folder
+from prunegym.models.data.files.readers import Splits, array_file, cifar_archive, read_idx
+from prunegym.models.data.normalisation import Normalisation
+from prunegym.models.data.pretrained import pretrained_transform
+from prunegym.models.data.sources.lazy_images import LazyImages
 from prunegym.models.data.splits import from_arrays
+from prunegym.models.data.transform import Transform
 from prunegym.validation import choice
 
 DIGITS_TEST_IMAGES = 600
+ENDINGS = ("", ".tar.gz", ".tgz", ".tar", ".zip", ".npz")
+REMEMBERED = 4
+"""Loaded folders and files that are kept, so that a process reads each once."""
 
 
 def _digits(_root: Path | None) -> Splits:
@@ -66,15 +74,34 @@ SOURCES: dict[str, Callable[[Path | None], Splits]] = {
 }
 
 
-def load_dataset(name: str, split: str = "train", root: Path | str | None = None) -> Dataset:
+def load_dataset(
+    name: str,
+    split: str = "train",
+    root: Path | str | None = None,
+    *,
+    image_size: int | tuple[int, int] | None = None,
+    resize: int | None = None,
+    crop: str | None = None,
+    interpolation: str | None = None,
+    channels: int | None = None,
+    like: Any = None,
+) -> Dataset:
     """Load one split of a data set by name or path.
 
     Args:
-        name: A key of :data:`SOURCES` (``digits`` needs no download). Or the path of a folder or tar archive with
-            ``train/<class>/<image>`` and ``test/<class>/<image>`` (``val`` beside them is the validation split), or of
-            an ``.npz`` file. Or the name of such a folder, archive or file under ``root``, with or without its ending.
+        name: A key of :data:`SOURCES` (``digits`` needs no download). Or the path of a folder, tar or zip archive with
+            ``train/<class>/<image>`` and ``test/<class>/<image>`` (``val`` beside them is the validation split), or
+            with ``<class>/<image>``, or of an ``.npz`` file. Or the name of such a folder, archive or file under
+            ``root``, with or without its ending.
         split: ``train``, ``validation`` or ``test``.
         root: Folder with your data sets; by default the environment variable ``PRUNEGYM_DATA``.
+        image_size: Size of all images, a number or (height, width); for folders and archives.
+        resize: Shorter side before the crop; by default the least that covers ``image_size``.
+        crop: ``center`` (the default), or ``none``: images are stretched to ``image_size``.
+        interpolation: One of Pillow's filters; by default ``bilinear``.
+        channels: 1 for grey or 3 for RGB; by default grey if all images are. For folders and archives.
+        like: A pretrained network's own statement of all these and of its normalisation, see
+            :func:`~prunegym.models.data.pretrained.pretrained_transform`.
 
     Returns:
         The split. It is loaded once per process and shared, so do not write to its tensors.
@@ -88,18 +115,43 @@ def load_dataset(name: str, split: str = "train", root: Path | str | None = None
         >>> {split: len(load_dataset("digits", split)) for split in SPLITS}
         {'train': 1077, 'validation': 120, 'test': 600}
     """
-    folder = root if root is not None else os.environ.get("PRUNEGYM_DATA")
     part = cast(Split, choice("split", split, SPLITS))
-    base = Path(folder).expanduser().absolute() if folder else None
+    base = _root(root)
     # What is kept is keyed by absolute paths: the working folder may have changed since.
     name = str(name)
-    return (_known(name, base) if name in SOURCES else _from_path(_find(name, base)))[part]
+    transform = Transform.of(image_size, resize, crop, interpolation)
+    if like is not None:
+        if transform is not None or name in SOURCES:
+            raise InvalidInputError("like= states the size of images of a folder. Leave out image_size, or like.")
+        transform, normalisation = pretrained_transform(like)
+        found = _from_path(_find(name, base), transform, len(normalisation.mean))[part]
+        return dataclasses.replace(found, normalisation=normalisation)
+    if name not in SOURCES:
+        return _from_path(_find(name, base), transform, channels)[part]
+    if transform is not None:
+        raise InvalidInputError(f"Data set {name!r} has images of one size. Leave out image_size.")
+    return _known(name, base)[part]
+
+
+def path_of(name: str) -> str | None:
+    """Return the absolute path of a data set by path or name under ``PRUNEGYM_DATA``; None for one of :data:`SOURCES`.
+
+    Raises:
+        UnknownNameError: If there is no such data set.
+        MissingDataError: If there is nothing at a path.
+    """
+    return None if name in SOURCES else str(_find(name, _root(None)))
+
+
+def _root(given: Path | str | None) -> Path | None:
+    folder = given if given is not None else os.environ.get("PRUNEGYM_DATA")
+    return Path(folder).expanduser().absolute() if folder else None
 
 
 def forget_datasets() -> None:
     """Forget loaded data sets, so that changed files are read again."""
     _known.cache_clear()
-    _from_path.cache_clear()
+    _loaded.clear()
 
 
 def other_split(dataset: Dataset, split: Split, instead: str) -> Dataset:
@@ -114,14 +166,13 @@ def other_split(dataset: Dataset, split: Split, instead: str) -> Dataset:
         InvalidInputError: If no data set of that name can be loaded, or it has other images.
     """
     try:
-        same, other = load_dataset(dataset.name, dataset.split), load_dataset(dataset.name, split)
+        same, other = load_again(dataset, dataset.split), load_again(dataset, split)
     except (UnknownNameError, MissingDataError) as error:
         raise InvalidInputError(
             f"The {split} images that belong to data set {dataset.name!r} are needed, but no data set can be loaded by "
             f"that name. Pass {instead}."
         ) from error
-    known = {image.tobytes() for image in same.images.numpy()}
-    if not all(image.tobytes() in known for image in dataset.images.numpy()):
+    if not set(_marks(dataset.images)) <= set(_marks(same.images)):
         raise InvalidInputError(
             f"The {split} images that belong to data set {dataset.name!r} are needed, but the data set loaded by that "
             f"name has other {dataset.split} images. Pass {instead}, or give your data set another name."
@@ -129,26 +180,61 @@ def other_split(dataset: Dataset, split: Split, instead: str) -> Dataset:
     return other
 
 
+def load_again(dataset: Dataset, split: Split) -> Dataset:
+    """Load a split of a data set from where it is, with its transform.
+
+    Raises:
+        UnknownNameError: If it was made in Python, and its name is not that of another.
+        MissingDataError: If it is not there any more.
+    """
+    transform = {} if dataset.transform is None else dataclasses.asdict(dataset.transform)
+    channels = dataset.image_shape[0] if dataset.path is not None else None
+    return load_dataset(dataset.path or dataset.name, split, channels=channels, **transform)
+
+
+def _marks(images: Tensor | LazyImages) -> list[bytes]:
+    """Return what tells images apart."""
+    rows = images.marks() if isinstance(images, LazyImages) else images
+    return [row.tobytes() for row in rows.numpy()]
+
+
 @functools.lru_cache(maxsize=4)
 def _known(name: str, root: Path | None) -> Splits:
     return SOURCES[name](root)
 
 
-@functools.lru_cache(maxsize=4)
-def _from_path(path: Path) -> Splits:
-    return array_file(path) if path.suffix == ".npz" and path.is_file() else image_folder(path)
+_loaded: dict[tuple[Path, Transform | None, int | None], Splits] = {}
+
+
+def _from_path(path: Path, transform: Transform | None, channels: int | None) -> Splits:
+    for key in ((path, transform, channels), (path, transform, None)):
+        known = _loaded.get(key)
+        if known is not None and channels in (None, known["train"].image_shape[0]):
+            return known
+    if path.suffix == ".npz" and path.is_file():
+        if transform is not None:
+            raise InvalidInputError(f"The images of {path} have one size. Leave out image_size.")
+        made = {split: dataclasses.replace(part, path=str(path)) for split, part in array_file(path).items()}
+    else:
+        made = image_folder(path, transform, channels)
+    _loaded[path, transform, channels] = made
+    while len(_loaded) > REMEMBERED:
+        _loaded.pop(next(iter(_loaded)))
+    return made
 
 
 def _find(name: str, root: Path | None) -> Path:
     if not name:
         raise UnknownNameError("data set", name, SOURCES)
     bases = [Path(name).expanduser()] + ([root / name] if root else [])
-    for path in (Path(f"{base}{ending}") for base in bases for ending in ("", ".tar.gz", ".tar", ".npz")):
+    for path in (
+        Path(f"{base}{ending}") for base in bases for ending in ("", ".tar.gz", ".tgz", ".tar", ".zip", ".npz")
+    ):
         if path.is_file() or path.is_dir():
             return path.absolute()
     if os.sep in name or name.startswith("~"):
         raise MissingDataError(
-            f"There is no data set at {name}. Give the path of a folder, a tar archive or an .npz file."
+            f"There is no data set at {name}. Give the path of a folder, a tar or zip archive, or an .npz file."
         )
     where = f"not in the folder {root} either" if root else "PRUNEGYM_DATA, the folder of your data sets, is not set"
     raise UnknownNameError(f"data set ({where})", name, SOURCES)

@@ -1,16 +1,24 @@
-"""Training, validation and test split of a data set, from arrays in memory."""
+"""Training, validation and test split of a data set, from arrays or images that are read as needed."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from prunegym.errors import InvalidInputError
-from prunegym.models.data.dataset import IMAGENET_MEAN, IMAGENET_STD, Dataset, Normalisation, Split
-from prunegym.validation import shape
+from prunegym.models.data.dataset import Dataset, Split
+from prunegym.models.data.normalisation import Normalisation
+from prunegym.models.data.sources.layout import as_images, value_range
+from prunegym.models.data.transform import Transform
+from prunegym.models.tasks.objective import KINDS, Objective, kind_of, spread_of
+from prunegym.validation import choice, shape
+
+Arrays = tuple[Any, Any]
+"""Images and targets, see :func:`from_arrays`."""
 
 MANY_CLASSES = 100_000
 """Labels may go up to here though there are fewer images: a few images of ImageNet's 21,841 classes, for example."""
@@ -41,27 +49,35 @@ def hold_out_validation(train: Dataset, share: float = 0.1, seed: int = 0) -> tu
 
 
 def from_arrays(
-    train: tuple[Tensor, Tensor],
-    test: tuple[Tensor, Tensor],
+    train: Arrays,
+    test: Arrays,
     *,
-    validation: tuple[Tensor, Tensor] | None = None,
+    validation: Arrays | None = None,
     name: str = "arrays",
     classes: Sequence[str] | None = None,
     normalisation: Normalisation | None = None,
     pad: int | None = None,
     flip: bool = False,
+    kind: str | None = None,
+    transform: Transform | None = None,
 ) -> dict[Split, Dataset]:
-    """Make the three splits of a data set from tensors or numpy arrays in memory.
+    """Make the three splits of a data set from tensors or numpy arrays, or from images that are read as needed.
 
     Args:
-        train: Images (count, channels, height, width) uint8 and labels (count,) integers.
+        train: Images and their targets. Images are (count, channels, height, width) or (count, height, width,
+            channels), uint8, uint16 or floats; in memory, mapped from a file (``numpy.load(path, mmap_mode="r")``), or
+            :class:`~prunegym.models.data.sources.lazy_images.LazyImages`. Targets are (count,) integers, or another
+            kind of :data:`~prunegym.models.tasks.objective.KINDS`; None if there are none.
         test: The same, of the test split.
         validation: The same, of the validation split; by default a tenth of the training images is held out for it.
         name: Name in tables.
         classes: Names of the classes; by default ``"0"``, ``"1"``, ...
-        normalisation: By default ImageNet's for 3 channels, otherwise mean 0.5 and standard deviation 0.5.
+        normalisation: By default ImageNet's for 3 channels, otherwise mean 0.5 and standard deviation 0.5; none for
+            floats outside [0, 1].
         pad: Pixels of random shift in training; by default an eighth of the height.
         flip: Whether training mirrors images at random.
+        kind: What the targets are, if their type and shape do not say it.
+        transform: How the images were brought to their size, to be kept with models.
 
     Returns:
         ``{"train": ..., "validation": ..., "test": ...}``.
@@ -74,48 +90,61 @@ def from_arrays(
         >>> {split: len(part) for split, part in from_arrays((images, labels), (images, labels)).items()}
         {'train': 36, 'validation': 4, 'test': 40}
     """
-    images = torch.as_tensor(train[0])
-    shape(f"Data set {name!r}: the training array", images, ("count", "channels", "height", "width"))
+    known = None if normalisation is None else len(normalisation.mean)
+    images = as_images(train[0], f"Data set {name!r}: the training array", known)
     channels, height = images.shape[1:3]
     if normalisation is None:
-        rgb = channels == 3
-        normalisation = Normalisation(
-            IMAGENET_MEAN if rgb else (0.5,) * channels, IMAGENET_STD if rgb else (0.5,) * channels
-        )
-    labels = _integers(name, train[1])
-    names = _numbers(name, labels) if classes is None else tuple(map(str, classes))
-    whole = Dataset(name, "train", images, labels, names, normalisation, height // 8 if pad is None else pad, flip)
+        normalisation = Normalisation.default(channels, *value_range(images))
+    targets, objective = _targets(name, train[1], len(images), kind)
+    names = tuple(map(str, classes)) if classes is not None else _numbers(name, targets, objective.kind)
+    whole = Dataset(
+        name, "train", images, targets, names, normalisation, height // 8 if pad is None else pad, flip,
+        transform=transform, objective=objective,
+    )  # fmt: skip
 
-    def beside(split: Split, given: tuple[Tensor, Tensor]) -> Dataset:
+    def beside(split: Split, given: Arrays) -> Dataset:
+        others = as_images(given[0], f"Data set {name!r}: the {split} array", channels)
         hint = "Resize all images to one size first."
-        others = torch.as_tensor(given[0])
         shape(f"Data set {name!r}: the {split} array", others, ("count", *images.shape[1:]), hint)
-        return dataclasses.replace(whole, split=split, images=others, labels=_integers(name, given[1]))
+        labels = _targets(name, given[1], len(others), objective.kind)[0]
+        return dataclasses.replace(whole, split=split, images=others, labels=labels)
 
     testing = beside("test", test)
     training, held_out = hold_out_validation(whole) if validation is None else (whole, beside("validation", validation))
     return {"train": training, "validation": held_out, "test": testing}
 
 
-def _numbers(name: str, labels: Tensor) -> tuple[str, ...]:
+def _numbers(name: str, targets: Tensor, kind: str) -> tuple[str, ...]:
     """Name classes by their numbers, if the labels look like numbers of classes."""
-    count = int(labels.max()) + 1 if len(labels) else 0
-    if count > max(len(labels), MANY_CLASSES):
+    if kind in ("numbers", "outputs"):
+        return ()
+    count = targets.shape[1] if kind == "labels" else int(targets.max()) + 1 if targets.numel() else 0
+    if count > max(len(targets), MANY_CLASSES):
         raise InvalidInputError(
-            f"Data set {name!r}: the highest label is {count - 1}, but there are {len(labels)} training images, so it "
+            f"Data set {name!r}: the highest label is {count - 1}, but there are {len(targets)} training images, so it "
             "looks like no number of a class. Renumber the labels from 0, or name every class."
         )
     return tuple(map(str, range(count)))
 
 
-def _integers(name: str, labels: Tensor) -> Tensor:
+def _targets(name: str, given: Any, count: int, kind: str | None) -> tuple[Tensor, Objective]:
+    """Return targets as a tensor, and what they are."""
+    if given is None:
+        return torch.zeros(count, 0), Objective("outputs")
     try:
-        labels = torch.as_tensor(labels)
+        targets = torch.as_tensor(given)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InvalidInputError(f"Data set {name!r}: labels are not numbers ({error}); integers are needed.") from error
-    if labels.is_floating_point() or labels.is_complex() or labels.ndim != 1:
+    found = kind_of(targets) if kind is None else choice("kind of targets", kind, KINDS)
+    looks_whole = found == "numbers" and targets.ndim == 1 and bool((targets == targets.round()).all())
+    if kind is None and (looks_whole or (found == "labels" and targets.shape[1] == 1)):
         raise InvalidInputError(
-            f"Data set {name!r}: labels are {labels.dtype} of shape {tuple(labels.shape)}; one integer an image, of "
-            "shape (count,), is needed."
+            f"Data set {name!r}: labels are {targets.dtype} of shape {tuple(targets.shape)}; one integer an image, of "
+            "shape (count,), is needed for classes. For other targets give kind='numbers' or kind='labels'."
         )
-    return labels.long()
+    if found == "classes" and targets.ndim == 1 and not targets.is_floating_point():
+        targets = targets.long()
+    if found == "numbers":
+        targets = targets.float()
+        return targets, Objective(found, spread=spread_of(targets) if len(targets) else 1.0)
+    return targets, Objective(found)

@@ -117,7 +117,10 @@ class _Export:
             parts = [self.masks[gate] for gate in range(len(self.masked.gates))]
             mask = builder.reshape(builder.concat(parts), [1, -1])
             builder.output("mask", mask, np.bool_, [1, self.masked.mask_size])
-        return builder.build({"classes": json.dumps(self.info.classes), "decide": self.decide, "pixels": pixels})
+        about = {"transform": str(self.info.shown_transform), "targets": self.info.objective.kind}
+        return builder.build(
+            {"classes": json.dumps(self.info.classes), "decide": self.decide, "pixels": pixels, **about}
+        )
 
     def _normalise(self, images: str, pixels: Pixels) -> Known:
         mean, std = (np.array(side, np.float64).reshape(1, -1, 1, 1) for side in self._statistics())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from prunegym.errors import InvalidInputError
 from prunegym.models.data.dataset import Dataset
@@ -18,18 +18,18 @@ def taylor_scores(masked: MaskedCNN, dataset: Dataset, images: int = 2048) -> Te
 
     Args:
         masked: The CNN.
-        dataset: Training images with labels.
+        dataset: Training images with targets.
         images: How many of them, drawn with a fixed seed.
 
     Returns:
-        (mask_size,) float32: the mean over images of the squared gradient of the cross-entropy in the mask.
+        (mask_size,) float32: the mean over images of the squared gradient of the loss in the mask.
     """
     total = torch.zeros(masked.mask_size)
     sample = dataset.sample(images)
     for indices, batch in sample.batches(128, device=masked.device):
         mask = torch.ones(len(indices), masked.mask_size, requires_grad=True)
         output = masked(batch, mask.to(batch.device))
-        loss = nn.functional.cross_entropy(output, sample.labels[indices].to(batch.device), reduction="sum")
+        loss = sample.loss(output, indices) * len(indices)  # the sum, of which each image has its own gradient
         (gradient,) = torch.autograd.grad(loss, mask)
         # I = mean over images of (d loss / d mask)^2, at a mask of ones.
         total += gradient.square().sum(0)

@@ -5,102 +5,24 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import operator
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import safetensors
-import torch
 from torch import Tensor, nn
 
 from prunegym.errors import InvalidInputError, MissingDataError, PruneGymError
-from prunegym.models.checks import check_images
-from prunegym.models.data.dataset import Dataset, Normalisation
+from prunegym.models.data.dataset import Dataset
 from prunegym.models.gating.features import MaskFeatures
 from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.gating.static_policy import Policy, StaticPolicy
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.storage import weights as files
-from prunegym.models.zoo.network_registry import ZOO, build
+from prunegym.models.storage.cnn_info import CNNInfo, as_json, from_json
 
 FORMAT, QUANTIZED_FORMAT = 1, 2
 """Float files keep format 1, so that versions without int8 weights still read them."""
-
-
-@dataclasses.dataclass(frozen=True)
-class CNNInfo:
-    """The description of a CNN in a model file.
-
-    Attributes:
-        architecture: Name in the zoo. With any other name, pass or register the network before you load.
-        num_classes: Outputs.
-        image_shape: (channels, height, width).
-        normalisation: How images become the network's input.
-        classes: Names of the classes.
-        dataset: Name of the data set that it was trained on.
-        metadata: Anything else as plain JSON: accuracies, the commands that made it.
-    """
-
-    architecture: str
-    num_classes: int
-    image_shape: tuple[int, int, int]
-    normalisation: Normalisation
-    classes: tuple[str, ...]
-    dataset: str
-    metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-    @classmethod
-    def of(cls, architecture: str, dataset: Dataset, metadata: Mapping[str, Any] | None = None) -> CNNInfo:
-        """Describe a network for a data set."""
-        return cls(
-            architecture, len(dataset.classes), dataset.image_shape, dataset.normalisation, dataset.classes,
-            dataset.name, dict(metadata or {}),
-        )  # fmt: skip
-
-    def adapt(self, dataset: Dataset) -> Dataset:
-        """Return a data set adapted to the CNN: labels numbered like its classes, images normalised as in training.
-
-        Raises:
-            InvalidInputError: If images have another shape, or the CNN does not know a class.
-        """
-        check_images(dataset, self.image_shape)
-        return dataclasses.replace(dataset.with_classes(self.classes), normalisation=self.normalisation)
-
-    def with_dense_accuracy(self, measured: Mapping[Dataset, float]) -> CNNInfo:
-        """Store the original network's accuracy (0 to 1) on data sets, each with a hash of its images."""
-        accuracies = {_place(data): accuracy for data, accuracy in measured.items()}
-        images = {_place(data): files.fingerprint_of(data) for data in measured}
-        metadata = {**self.metadata, "dense_accuracy": accuracies, "dense_images": images}
-        return dataclasses.replace(self, metadata=metadata)
-
-    def dense_accuracy(self, dataset: Dataset) -> float | None:
-        """Return the original network's accuracy on a data set; None unless it is stored for exactly these images."""
-        images: str | None = self.metadata.get("dense_images", {}).get(_place(dataset))
-        if images is None or images != files.fingerprint_of(dataset):
-            return None
-        return float(self.metadata["dense_accuracy"][_place(dataset)])
-
-    def build(self) -> nn.Module:
-        """Build the network with new weights.
-
-        Raises:
-            InvalidInputError: If it is not in the zoo.
-        """
-        if self.architecture not in ZOO:
-            raise InvalidInputError(
-                f"The file has weights of {self.architecture!r}, which is not in the zoo. Build the network, pass "
-                "it as network=, or import a module that calls register_network (--import MODULE)."
-            )
-        return build(self.architecture, self.num_classes, self.image_shape[0], self.image_shape[1:])
-
-    def example(self) -> Tensor:
-        """Return a blank input (1, channels, height, width) float32."""
-        return torch.zeros(1, *self.image_shape)
-
-
-def _place(dataset: Dataset) -> str:
-    return f"{dataset.name}/{dataset.split}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -150,7 +72,7 @@ def write_model(
     _check_name(path)
     state = files.quantized_state if int8 else nn.Module.state_dict
     tensors = {f"network.{name}": tensor for name, tensor in state(network).items()}
-    description: dict[str, Any] = {"format": QUANTIZED_FORMAT if int8 else FORMAT, "info": dataclasses.asdict(info)}
+    description: dict[str, Any] = {"format": QUANTIZED_FORMAT if int8 else FORMAT, "info": as_json(info)}
     if policy is not None and masked is None:
         raise InvalidInputError("A gate policy is stored with its masked CNN. Give masked= too.")
     if policy is not None and masked is not None:
@@ -181,7 +103,7 @@ def read_model(path: Path | str, network: nn.Module | None = None) -> Bundle:
     if description["format"] == QUANTIZED_FORMAT:
         tensors = files.dequantized(tensors, str(path))
     with _reading(path, "network"):
-        info = _info(description["info"])
+        info = from_json(description["info"])
     network = info.build() if network is None else network
     files.load_tensors(network, _part(tensors, "network."), str(path))
     gates = description.get("gates", "auto")
@@ -258,19 +180,6 @@ def _description(path: Path) -> dict[str, Any]:
             f"{QUANTIZED_FORMAT}. Update it."
         )
     return description
-
-
-def _info(raw: dict[str, Any]) -> CNNInfo:
-    normalisation = Normalisation(tuple(raw["normalisation"]["mean"]), tuple(raw["normalisation"]["std"]))
-    channels, height, width = map(operator.index, raw["image_shape"])
-    sizes = {"mean": channels, "std": channels, "classes": raw["num_classes"]}
-    for name, values in {**raw["normalisation"], "classes": raw["classes"]}.items():
-        if len(values) != sizes[name]:
-            raise ValueError(f"{len(values)} numbers or names as {name}, not {sizes[name]}")
-    return CNNInfo(
-        str(raw["architecture"]), raw["num_classes"], (channels, height, width), normalisation, tuple(raw["classes"]),
-        raw["dataset"], dict(raw["metadata"]),
-    )  # fmt: skip
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -14,7 +14,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from prunegym.errors import InvalidInputError, MissingDataError
-from prunegym.models.data.dataset import Dataset
+from prunegym.models.data.dataset import CLASSES, Dataset
+from prunegym.models.data.sources.lazy_images import LazyImages
 
 
 @contextlib.contextmanager
@@ -152,7 +153,7 @@ def load_tensors(network: nn.Module, tensors: Mapping[str, Tensor], source: str)
 
 
 def fingerprint_of(thing: nn.Module | Dataset) -> str:
-    """Return a hash of a module's parameters and buffers, or of a data set's images, labels and normalisation.
+    """Return a hash of a module's parameters and buffers, or of a data set's images, targets, normalisation and metric.
 
     Example:
         >>> layer = nn.Linear(2, 1)
@@ -162,7 +163,14 @@ def fingerprint_of(thing: nn.Module | Dataset) -> str:
     if isinstance(thing, nn.Module):
         return hash_of(thing.state_dict().items())
     mean_std = torch.tensor([thing.normalisation.mean, thing.normalisation.std])
-    return hash_of([(f"{thing.name}/{thing.split}", thing.images), ("labels", thing.labels), ("norm", mean_std)])
+    name, images = f"{thing.name}/{thing.split}", thing.images
+    if isinstance(images, LazyImages):  # not all of them are read for this
+        name, marks = f"{name} {tuple(images.shape)} {thing.transform}", images.marks()
+    else:
+        marks = images
+    if thing.objective != CLASSES:
+        name += f" {thing.objective.fingerprint()}"
+    return hash_of([(name, marks), ("labels", thing.labels), ("norm", mean_std)])
 
 
 def check_inputs(path: Path, stored: Mapping[str, str] | None, now: Mapping[str, str]) -> None:

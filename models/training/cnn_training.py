@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunegym.errors import InvalidInputError
-from prunegym.models.checks import check_images, check_output, layout_of, output_shape
+from prunegym.models.checks import check_dataset, check_images, check_output, layout_of, output_shape
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.storage.run_folder import without_unused
 from prunegym.models.storage.weights import check_inputs, fingerprint_of, load_state, save_state
@@ -101,8 +100,9 @@ def train(
     """Train a network in place by SGD with a one-cycle learning rate and the data set's augmentation.
 
     Args:
-        network: Takes normalised images (batch, channels, height, width), returns logits (batch, classes).
-        dataset: Training images.
+        network: Takes normalised images (batch, channels, height, width), returns outputs (batch, ...) for the targets,
+            for classes logits (batch, classes).
+        dataset: Training images, with targets and their loss.
         config: Schedule.
         validation: Images whose accuracy is reported after each epoch. It has no effect on training.
         checkpoint: File written after each epoch. If it exists, training resumes from it.
@@ -118,10 +118,12 @@ def train(
     """
     shape = output_shape(network, dataset)
     check_output(dataset, shape)
+    if dataset.unlabelled:
+        raise InvalidInputError(f"Data set {dataset.name!r} has no targets, from which a network could learn.")
     if validation is not None:
         check_images(validation, dataset.image_shape)
         check_output(validation, shape)
-        validation = validation.with_classes(dataset.classes)
+        validation = dataclasses.replace(validation.with_classes(dataset.classes), objective=dataset.objective)
     layout = layout_of(network, dataset)
     network.to(device=device, memory_format=layout).train()  # type: ignore[call-overload]
     steps = config.epochs * epoch_batches(len(dataset), config.batch_size, 0, 0)[0].shape[0]
@@ -166,10 +168,9 @@ def _train_epoch(
     # Dropout draws from the global generator. Its seed depends on the epoch, so a resumed run has the same dropout.
     with torch.random.fork_rng(devices=[] if torch.device(device).type == "cpu" else [device]):
         torch.manual_seed(config.seed * 1_000_003 + epoch)
-        for indices in batches:
-            images = dataset.batch(indices, device=device, augment=generator).contiguous(memory_format=layout)
+        for indices, images in dataset.stream(batches, device=device, augment=generator):
             with autocast(device, config.precision):
-                loss = F.cross_entropy(network(images), dataset.labels[indices].to(device))
+                loss = dataset.loss(network(images.contiguous(memory_format=layout)), indices)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -184,22 +185,43 @@ def _train_epoch(
 
 
 @torch.inference_mode()
-def dense_logits(network: nn.Module, dataset: Dataset, batch_size: int = 250) -> Tensor:
-    """Return a CNN's output for every image (of a masked CNN with all channels on): (count, ...) on the CPU."""
+def outputs_of(network: nn.Module, dataset: Dataset, batch_size: int = 250) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield indices of images, in order, and a CNN's outputs (batch, ...) for them, in eval mode, on the CPU."""
     parameter = next(network.parameters(), None)
     device = "cpu" if parameter is None else parameter.device
     was_training, layout = network.training, layout_of(network, dataset)
     network.eval()
-    batches = dataset.batches(batch_size, device=device)
-    parts = [network(images.contiguous(memory_format=layout)).cpu() for _, images in batches]
-    network.train(was_training)
-    return torch.cat(parts).clone()
+    try:
+        for indices, images in dataset.batches(batch_size, device=device):
+            yield indices, network(images.contiguous(memory_format=layout)).cpu()
+    finally:
+        network.train(was_training)
+
+
+def dense_logits(network: nn.Module, dataset: Dataset, batch_size: int = 250) -> Tensor:
+    """Return a CNN's output for every image (of a masked CNN with all channels on): (count, ...) on the CPU."""
+    return torch.cat([outputs for _, outputs in outputs_of(network, dataset, batch_size)]).clone()
+
+
+def answered(dataset: Dataset, network: nn.Module) -> Dataset:
+    """Return a data set; one without targets gets the network's outputs as targets, to agree with."""
+    return dataset.answered(dense_logits(network, dataset)) if dataset.unlabelled else dataset
 
 
 def accuracy(network: nn.Module, dataset: Dataset, *, batch_size: int = 250) -> float:
-    """Return the share (0 to 1) of a data set's images that the network, in eval mode, classifies correctly."""
-    right = dense_logits(network, dataset, batch_size).argmax(1) == dataset.labels
-    return int(right.sum()) / len(dataset)
+    """Return the mean of a data set's metric over a network's answers: by default the share (0 to 1) of right classes.
+
+    Raises:
+        InvalidInputError: If the data set has no targets.
+    """
+    check_dataset(dataset)
+    if dataset.unlabelled:
+        raise InvalidInputError(
+            f"Data set {dataset.name!r} has no targets, so nothing is right or wrong. Give targets, or "
+            "dataset.answered(outputs) of a network to agree with."
+        )
+    scores = [dataset.score(outputs, indices) for indices, outputs in outputs_of(network, dataset, batch_size)]
+    return float(torch.cat(scores).mean())
 
 
 def of_stage(report: StageReport | None, stage: str) -> Report | None:

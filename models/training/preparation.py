@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prunegym.models.checks import check_images, check_output
+from prunegym.models.checks import check_dataset, check_images, check_output
 from prunegym.models.data.dataset import Augment, Dataset
 from prunegym.models.gating.feature_kinds import DEFAULT_KINDS
 from prunegym.models.gating.features import MaskFeatures
@@ -20,7 +20,7 @@ from prunegym.models.gating.static_policy import Policy, StaticPolicy, fixed_pol
 from prunegym.models.masking.importance import at_mac_share, channel_scores, keep_best
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.storage.weights import fingerprint_of, load_state, save_state
-from prunegym.models.training.cnn_training import Report, StageReport, of_stage
+from prunegym.models.training.cnn_training import Report, StageReport, answered, of_stage
 from prunegym.models.training.mac_target import between, check_range, check_shares, meet_target
 from prunegym.models.training.tuning import TuneConfig, tune
 from prunegym.validation import finite, share, whole_number
@@ -68,7 +68,7 @@ def prepare(
 
     Args:
         network: The trained CNN; it is copied.
-        dataset: Training images.
+        dataset: Training images. Without targets, gates learn to agree with the CNN as it is.
         config: The stages.
         policy: Gates to start from; by default new ones. A :class:`StaticPolicy` learns one mask for all images, for as
             long and in the same way: the static baseline. Without a MAC target it keeps channels with positive logits.
@@ -82,10 +82,12 @@ def prepare(
     Raises:
         InvalidInputError: If the CNN does not fit the data set's images or classes.
     """
+    check_dataset(dataset)
     masked = (
         copy.deepcopy(network) if isinstance(network, MaskedCNN) else MaskedCNN(network, dataset.batch(torch.arange(1)))
     ).freeze()
     check_images(dataset, masked.image_shape)
+    dataset = answered(dataset, masked)
     if config.tune is not None:
         check_output(dataset, masked.output_shape)
     policy = new_policy(masked, dataset, config) if policy is None else policy
@@ -218,9 +220,9 @@ def imitate(
     dataset = dataset.augmenting(config.augment)
     generator = torch.Generator().manual_seed(config.seed)
     optimizer = torch.optim.Adam(policy.parameters(), config.learning_rate)
-    for step in range(config.steps):
-        indices = torch.randint(len(dataset), (min(config.batch_size, len(dataset)),), generator=generator)
-        images = dataset.batch(indices, device=device, augment=generator)
+    size = (min(config.batch_size, len(dataset)),)
+    batches = (torch.randint(len(dataset), size, generator=generator) for _ in range(config.steps))
+    for step, (_, images) in enumerate(dataset.stream(batches, device=device, augment=generator)):
         position = 0.5 if bounds is None else float(torch.rand((), generator=generator))
         easy = step < config.steps // 2
         mask = teacher_mask(masked, channel_scores(masked, images), config.at(position), easy)

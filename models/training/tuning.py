@@ -40,7 +40,7 @@ class TuneConfig:
     gate_learning_rate: float = 2e-3
     weight_decay: float = 5e-4
     distillation: float = 0.5
-    """Weight (0 to 1) of the distance to the original network's logits; the rest is cross-entropy to the labels."""
+    """Weight (0 to 1) of the distance to the original network's outputs; the rest is the data set's loss."""
     anneal: float = 0.4
     """Share of the steps in which the MAC target falls from 1 to ``target_macs``."""
     over_weight: float = 60.0
@@ -111,6 +111,7 @@ def tune(
     """
     check_range("target_macs", config.target_macs, policy)
     dataset = dataset.augmenting(config.augment)
+    dataset = cnn_training.answered(dataset, masked)
     if teacher is None and config.distillation > 0:
         teacher = cnn_training.dense_logits(masked, dataset)
     if config.train_cnn:
@@ -125,9 +126,10 @@ def tune(
         epoch = training.done // batches_an_epoch
         batches, generator = cnn_training.epoch_batches(len(dataset), config.batch_size, config.seed, epoch)
         rows = []
-        for indices in batches[: steps - training.done]:
+        left = batches[: steps - training.done]
+        for indices, images in dataset.stream(left, device=masked.device, augment=generator):
             target = None if teacher is None else teacher[indices]
-            rows.append(training.step(dataset, indices, generator, target))
+            rows.append(training.step(dataset, indices, images, generator, target))
         _report_epoch(epoch, rows, report)
         stored.store(training.done)
     masked.freeze()
@@ -148,19 +150,17 @@ class _Training:
         self.parts: list[Any] = [masked, policy, *self.optimizers, *self.schedules]
 
     def step(
-        self, dataset: Dataset, indices: Tensor, generator: torch.Generator, teacher: Tensor | None
+        self, dataset: Dataset, indices: Tensor, images: Tensor, generator: torch.Generator, teacher: Tensor | None
     ) -> tuple[float, float]:
         """Make one update on a batch; return its loss and its mean total MAC share."""
         config, device, penalty = self.config, self.masked.device, None
-        images = dataset.batch(indices, device=device, augment=generator)
         if self.two_targets and self.policy.penalty_range is not None:
             position = float(torch.rand((), generator=generator))
             config, penalty = config.at(position), between(self.policy.penalty_range, position)
         noise = StraightThrough(generator) if config.train_gates else greedy
         with cnn_training.autocast(device, config.precision):
             run = rollout(self.masked, self.policy, images, noise, penalty)
-        labels = dataset.labels[indices].to(device)
-        loss = _task_loss(run, labels, None if teacher is None else teacher.to(device), config)
+        loss = _task_loss(run, dataset, indices, teacher, config)
         mac_share = self.masked.cost.total_share(run.mask, self.policy.macs).mean()
         if config.train_gates:
             loss = loss + _cost_loss(run, mac_share, self.done / self.steps, config)
@@ -176,13 +176,12 @@ class _Training:
         return loss.item(), mac_share.item()
 
 
-def _task_loss(run: Rollout, labels: Tensor, teacher: Tensor | None, config: TuneConfig) -> Tensor:
+def _task_loss(run: Rollout, dataset: Dataset, indices: Tensor, teacher: Tensor | None, config: TuneConfig) -> Tensor:
     output = run.output.float()
-    loss = F.cross_entropy(output, labels)
+    loss = dataset.loss(output, indices)
     if teacher is None or config.distillation == 0:
         return loss
-    # Hinton et al. 2015 at temperature 2; the factor 4 keeps the size of the gradient.
-    distance = F.kl_div(F.log_softmax(output / 2, 1), F.softmax(teacher / 2, 1), reduction="batchmean") * 4
+    distance = dataset.objective.distance(output, teacher)
     return (1 - config.distillation) * loss + config.distillation * distance
 
 

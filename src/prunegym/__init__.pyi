@@ -10,6 +10,7 @@ from .envs.task import make_task as make_task
 from .errors import PruneGymError as PruneGymError
 from .models.data.dataset import Dataset as Dataset
 from .models.data.dataset_registry import load_dataset as load_dataset
+from .models.data.sources.torch_datasets import from_torch as from_torch
 from .models.data.splits import from_arrays as from_arrays
 from .models.dynamic_cnn import DynamicCNN as DynamicCNN, shipped_model as shipped_model
 from .models.masking.masked_cnn import MaskedCNN as MaskedCNN

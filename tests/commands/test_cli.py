@@ -37,7 +37,7 @@ def test_the_version_is_that_of_the_installed_package() -> None:
     ("typed", "found"),
     [
         ("prunegym fin", ["finetune"]),
-        ("prunegym train --re", ["--resume", "--recipe", "--reward"]),
+        ("prunegym train --re", ["--resume", "--resize", "--recipe", "--reward"]),
         ("prunegym compare a b --target", ["--target-macs"]),
         ("prunegym evaluate digits --exec", ["--execution"]),
         ("prunegym prepare --s", ["--sparsity", "--static", "--set", "--seed"]),

@@ -75,9 +75,7 @@ def test_errors_are_one_line_that_says_what_would_be_right(made: Path, tmp_path:
     assert "precision is 'half'; 'auto' or 'float32' or 'bfloat16' is needed." in message
     assert "is a CNN without a gate policy" in fail("finetune", cnn, "--out", out)
     assert "is a CNN without a gate policy" in fail("predict", broken, "--model", cnn)
-    assert "is no image file that Pillow can read" in fail(
-        "predict", broken, "--model", made / "agent/model.safetensors"
-    )
+    assert "cannot be read as an image" in fail("predict", broken, "--model", made / "agent/model.safetensors")
     assert "There is no image gone.png." in fail("predict", "gone.png", "--model", made / "agent/model.safetensors")
     assert "--images is 601; a whole number from 1 to 600 is needed. digits/test has 600 images." in fail(
         "evaluate", cnn, "--images", "601"

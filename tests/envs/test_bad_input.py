@@ -41,7 +41,7 @@ RANGE = r"a range is \(low, high\) with low < high"
         ({"images": 0}, InvalidInputError, "images is 0; .* Data set 'digits', split 'train', has 1077 images"),
         ({"images": 1078}, InvalidInputError, "images is 1078; a whole number from 1 to 1077 is needed"),
         ({"features": 3}, InvalidInputError, "features is a int; MaskFeatures of the model are needed"),
-        ({"dataset": {"train": 1}}, InvalidInputError, "'train' is a int; a Dataset for each split is needed"),
+        ({"dataset": {"train": 1}}, InvalidInputError, "'train' is a int; a Dataset is needed"),
     ],
 )
 def test_arguments_of_make(arguments, error, message, cnn):

@@ -10,13 +10,13 @@ import torch
 
 from prunegym.envs import MaskSimulator, MaskVecEnv, make_task
 from prunegym.errors import InvalidInputError
-from prunegym.models.data.dataset import Normalisation
 from prunegym.models.data.dataset_registry import load_dataset
+from prunegym.models.data.normalisation import Normalisation
 from prunegym.models.dynamic_cnn import DynamicCNN, shipped_model
 from prunegym.models.gating.features import MaskFeatures
 from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.models.storage.model_file import CNNInfo
+from prunegym.models.storage.cnn_info import CNNInfo
 from tests.envs.mask_oracle import ONE_STEP, random_masks
 
 

@@ -51,7 +51,7 @@ def compare(
     from prunegym.models.storage.weights import save_text
 
     run.settle(data)
-    each = {seed: open_trained(file_of(model, seed)) for seed in range(seeds if SEED_MARK in model else 1)}
+    each = {seed: data.on(open_trained(file_of(model, seed))) for seed in range(seeds if SEED_MARK in model else 1)}
     stored = each[0]
     if stored.policy is None and all(":" in entry for entry in entries):
         note("The model has no gate policy: agents decide from the standard features.", run.quiet)

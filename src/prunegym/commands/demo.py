@@ -13,7 +13,7 @@ import typer
 from prunegym.commands.evaluate import evaluation_table, evaluations
 from prunegym.commands.options import Machine, Quiet, RecipeOptions, Seed, TargetMacs, grouped
 from prunegym.commands.output import Facts, emit, note, progress_of
-from prunegym.commands.predict import describe, prediction_table, read_image
+from prunegym.commands.predict import describe, prediction_table
 from prunegym.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def demo(
     draw(trained, test, torch.arange(SHOWN), picture)
     files = write_images(test, torch.arange(SHOWN), out / "images")
     loaded = DynamicCNN.load(path)
-    rows = describe(loaded, [str(file) for file in files], torch.stack([read_image(f, loaded.info) for f in files]))
+    rows = describe(loaded, files)
     seconds = time.perf_counter() - started
     document = {
         "results": {name: result.as_json() for name, result in results.items()},

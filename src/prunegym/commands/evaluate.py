@@ -54,7 +54,7 @@ def evaluate(
     from prunegym.models.timing.latency_table import open_table
 
     machine.settle(data)
-    stored = open_trained(model)
+    stored = data.on(open_trained(model))
     tested = open_split(stored.info, data.dataset, split, images)
     bounds = None
     own: Any = torch.ones(stored.masked.mask_size, dtype=torch.bool)  # a CNN without gates keeps all channels

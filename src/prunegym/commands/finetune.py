@@ -42,8 +42,10 @@ def finetune(
     from prunegym.models.training.tuning import TuneConfig
 
     run.settle(data)
-    stored = DynamicCNN.of(open_trained(model), model)
-    stored.info = with_history(stored.info, "finetune", seed)
+    stored = DynamicCNN.of(data.on(open_trained(model)), model)
+    splits = {split: open_split(stored.info, data.dataset, split) for split in ("train", "validation")}
+    train = splits["train"] if data.train_images is None else splits["train"].part(data.train_images)
+    stored.info = with_history(stored.info, "finetune", seed, data.no_data_path)
     of_cnn = [text for text in recipe.settings or () if text.startswith("tune.")]
     of_recipe = [text for text in recipe.settings or () if text not in of_cnn]
     chosen = dataclasses.replace(recipe, settings=of_recipe).read()
@@ -53,8 +55,8 @@ def finetune(
     }  # fmt: skip
     rows = finetune_model(
         stored,
-        open_split(stored.info, data.dataset, "train", span=data.train_images),
-        open_split(stored.info, data.dataset, "validation"),
+        train.judged(class_weights=data.weights),
+        splits["validation"],
         chosen,
         make_config(TuneConfig, changed({"tune": tune}, parse(of_cnn))["tune"], "tune."),
         run.out,

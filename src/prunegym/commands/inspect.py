@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from prunegym.commands.options import AnyModel, Data, Machine, grouped
@@ -19,11 +20,12 @@ def inspect(model: AnyModel, data: Data, machine: Machine) -> None:
     from prunegym.models.zoo.network_registry import ZOO
 
     machine.settle(data)
-    if data.dataset is not None and model not in ZOO:
+    if model not in ZOO and dataclasses.replace(data, data_root=None) != Data():
+        option = "--dataset" if data.dataset is not None else "An option on images"
         raise InvalidInputError(
-            f"--dataset is for a network of the zoo, which is built for it; {model} has its images. Leave it out."
+            f"{option} is for a network of the zoo, which is built for it; {model} has its images. Leave it out."
         )
-    stored = open_model(model, data.dataset)
+    stored = open_model(model, data.dataset, **data.transform)
     document = describe(stored)
     caption = "price: MACs of an image that one channel less saves in the full network"
     rows = [[gate["name"], str(gate["width"]), f"{gate['price']:,}"] for gate in document["gates"]]
@@ -45,6 +47,9 @@ def describe(stored: Bundle) -> dict[str, Any]:
         "image_shape": list(info.image_shape),
         "classes": list(info.classes),
         "dataset": info.dataset,
+        "data_path": info.data_path,
+        "transform": None if info.transform is None else str(info.transform),
+        "targets": info.objective.as_json(),
         "mask_size": masked.mask_size,
         "total_macs": masked.cost.total_macs,
         "fixed_macs": masked.cost.fixed_macs,
@@ -66,11 +71,19 @@ def _summary(document: dict[str, Any]) -> dict[str, object]:
         "architecture": document["architecture"],
         "images": "x".join(map(str, document["image_shape"])),
         "classes": len(document["classes"]),
+        "data set": document["data_path"] or document["dataset"],
         "channels to mask": f"{document['mask_size']} in {len(document['gates'])} gates",
         "MACs of an image": f"{total:,}",
         "of these fixed": f"{fixed:,} ({percent(fixed / total)}): no mask removes them",
         "policy": "none" if policy is None else f"{document['policy']}, {policy:,} MACs ({percent(policy / total)})",
     }
+    if document["transform"] is not None:
+        rows["images of other sizes"] = document["transform"]
+    if document["targets"]["kind"] != "classes":
+        rows["targets"] = document["targets"]["kind"]
+    rows |= {name: text for name in ("loss", "metric") if (text := document["targets"][name]) is not None}
+    if document["metadata"].get("splits"):
+        rows["splits"] = " ".join(document["metadata"]["splits"])
     rows |= shares_on(document["metadata"], "dense_accuracy", "prepared_accuracy")
     rows |= {f"made by ({entry['step']})": entry["command"] for entry in document["metadata"].get("history", [])}
     return rows

@@ -18,6 +18,7 @@ from prunegym.validation import finite as check_finite, whole_number
 
 if TYPE_CHECKING:
     from prunegym.agents.rl.recipe import Recipe
+    from prunegym.models.storage.model_file import Bundle
 
 
 def finite(param: typer.CallbackParam, value: float | None) -> float | None:
@@ -44,12 +45,52 @@ SET = "Change one setting, e.g. n_envs=64 or imitation.steps=100; repeatable. Un
 Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help=SET)]
 
 
+SIZE = "Size of images of a folder, e.g. 224 or 224x160 (height x width); by default the model's own."
+
+
 @dataclasses.dataclass(frozen=True)
 class Data:
     """Where images come from."""
 
     dataset: Annotated[str | None, typer.Option(help="Name or path of a data set; by default the model's own.")] = None
     data_root: Annotated[Path | None, typer.Option(help="Folder with the data sets; else PRUNEGYM_DATA.")] = None
+    image_size: Annotated[str | None, typer.Option(metavar="SIZE", help=SIZE)] = None
+    resize: Annotated[int | None, typer.Option(help="Shorter side of images before the crop.")] = None
+    crop: Annotated[str | None, typer.Option(help="center, or none: images are stretched.")] = None
+    interpolation: Annotated[str | None, typer.Option(help="bilinear, bicubic or another of Pillow's.")] = None
+    loss: Annotated[str | None, typer.Option(help="A loss's name, or your module:function.")] = None
+    metric: Annotated[str | None, typer.Option(help="What accuracy means: a metric, or your module:function.")] = None
+
+    @property
+    def transform(self) -> dict[str, Any]:
+        """The options for images of other sizes, as ``load_dataset`` has them."""
+        size = None if self.image_size is None else _sides(self.image_size)
+        return {"image_size": size, "resize": self.resize, "crop": self.crop, "interpolation": self.interpolation}
+
+    def on(self, model: Bundle) -> Bundle:
+        """Return a model for these images, and for this loss and metric; what is not given stays the model's own."""
+        from prunegym.models.data.dataset_registry import path_of
+        from prunegym.models.data.transform import Transform
+
+        changes: dict[str, Any] = {}
+        judged = {name: value for name in ("loss", "metric") if (value := getattr(self, name)) is not None}
+        if judged:
+            changes["objective"] = dataclasses.replace(model.info.objective, **judged)
+        transform = Transform.of(**self.transform)
+        if transform is not None:
+            changes["transform"] = transform
+        path = None if self.dataset is None else path_of(self.dataset)
+        if path is not None:
+            changes["data_path"] = path
+        return dataclasses.replace(model, info=dataclasses.replace(model.info, **changes))
+
+
+def _sides(text: str) -> int | tuple[int, int]:
+    """Read ``224`` or ``224x160``, height first."""
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdigit() for side in sides):
+        raise InvalidInputError(f"--image-size is {text!r}; a number or HEIGHTxWIDTH is needed, e.g. 224 or 224x160.")
+    return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
 
 
 PART = "A part of the training images, which are shuffled once: :40000 and 40000: have none in common."
@@ -60,6 +101,22 @@ class TrainingData(Data):
     """The same, for commands that train."""
 
     train_images: Annotated[str | None, typer.Option(metavar="FROM:TO", help=PART)] = None
+    class_weights: Annotated[str | None, typer.Option(help="balanced, or what each class counts: 1,2.5,1")] = None
+    no_data_path: Annotated[
+        bool, typer.Option("--no-data-path", help="Do not store where the data set is, in models to be given away.")
+    ] = False
+
+    @property
+    def weights(self) -> object:
+        """The class weights, as :meth:`prunegym.models.Dataset.judged` takes them."""
+        if self.class_weights is None or self.class_weights == "balanced":
+            return self.class_weights
+        try:
+            return tuple(map(float, self.class_weights.split(",")))
+        except ValueError as error:
+            raise InvalidInputError(
+                f"--class-weights is {self.class_weights!r}; balanced or numbers like 1,2.5,1 are needed."
+            ) from error
 
 
 @dataclasses.dataclass(frozen=True)

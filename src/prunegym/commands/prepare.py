@@ -75,8 +75,8 @@ def prepare(
     changes = parse(settings or ())
     _check_stages(changes, own, {"imitation": "--static or --taylor", "tune": "--epochs 0"})
     config = make_config(PrepareConfig, changed(own, changes))
-    stored = open_trained(cnn)
-    train = open_split(stored.info, data.dataset, "train", span=data.train_images)
+    stored = data.on(open_trained(cnn))
+    train = open_split(stored.info, data.dataset, "train", span=data.train_images).judged(class_weights=data.weights)
     started = time.perf_counter()
     kind = "taylor" if taylor else "static" if static else "gates" if sparsity is None else "L1-sparse gates"
     made_from = {
@@ -89,7 +89,7 @@ def prepare(
     start = static_start(masked, train, target, learned=static) if static or taylor else None
     masked, policy = prepare_model(masked, train, config, policy=start, folder=run.out, report=progress_of(run.quiet))
     model = DynamicCNN(masked.cpu(), policy.cpu(), stored.info)
-    document = _finish(model, data.dataset, run.out, seed, kind if not frozen else f"{kind}, CNN frozen")
+    document = _finish(model, data, run.out, seed, kind if not frozen else f"{kind}, CNN frozen")
     finish_run(run.out, time.perf_counter() - started, document)
     shares = shares_on(document, "dense_accuracy", "prepared_accuracy", "accuracy", "total_mac_share")
     emit(document, run.as_json, Facts("Prepared", {"kind": document["kind"], **shares, "model": document["model"]}))
@@ -105,26 +105,26 @@ def _check_stages(changes: list[Change], own: dict[str, Any], without: dict[str,
             )
 
 
-def _finish(model: DynamicCNN, dataset: str | None, out: Path, seed: int, kind: str) -> dict[str, Any]:
+def _finish(model: DynamicCNN, data: TrainingData, out: Path, seed: int, kind: str) -> dict[str, Any]:
     """Write a prepared model and return its figures on the validation split."""
     import torch
 
     from prunegym.models.catalog import accuracies, open_split, with_history
 
-    measured = accuracies(model.masked, model.info, dataset)
-    full = {f"{data.name}/{data.split}": share for data, share in measured.items()}
-    model.info = info = with_history(model.info, f"prepare, {kind}", seed, prepared_accuracy=full)
+    measured = accuracies(model.masked, model.info, data.dataset)
+    full = {f"{part.name}/{part.split}": share for part, share in measured.items()}
+    validation = open_split(model.info, data.dataset, "validation")
+    model.info = info = with_history(model.info, f"prepare, {kind}", seed, data.no_data_path, prepared_accuracy=full)
     path = out / PREPARED_FILE
     model.save(path)
-    validation = open_split(info, dataset, "validation")
     found = [model.predict(validation.images[indices]) for indices in validation.index_batches()]
-    right = torch.cat([one.labels for one in found]) == validation.labels
+    scores = validation.score(torch.cat([one.logits for one in found]))
     where = f"{validation.name}/validation"
     return {
         "model": str(path),
         "kind": kind,
         "dense_accuracy": info.metadata.get("dense_accuracy", {}),
         "prepared_accuracy": full,
-        "accuracy": {where: right.double().mean().item()},
+        "accuracy": {where: scores.mean().item()},
         "total_mac_share": {where: torch.cat([one.mac_share for one in found]).mean().item()},
     }

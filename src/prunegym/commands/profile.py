@@ -40,7 +40,7 @@ def profile(
     from prunegym.models.timing.profiler import profile as measure_profile
 
     machine.settle(data)
-    stored = open_model(model, data.dataset)
+    stored = data.on(open_model(model, data.dataset, **data.transform))
     masked, policy, info = stored.masked, stored.policy, stored.info
     generator = torch.Generator().manual_seed(seed)
     masks: list[Tensor] | None = None

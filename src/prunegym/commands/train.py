@@ -28,11 +28,11 @@ def train(
 
     run.settle(data)
     chosen = recipe.read(target_macs)
-    stored = open_trained(model)
+    stored = data.on(open_trained(model))
     train_agent(
         stored.masked,
-        with_history(stored.info, f"train, {chosen.name}", seed),
-        open_split(stored.info, data.dataset, "train", span=data.train_images),
+        with_history(stored.info, f"train, {chosen.name}", seed, data.no_data_path),
+        open_split(stored.info, data.dataset, "train", span=data.train_images).judged(class_weights=data.weights),
         open_split(stored.info, data.dataset, "validation"),
         chosen,
         run.out,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,9 @@ from prunegym.commands.options import Run, Seed, Settings, TrainingData, grouped
 from prunegym.commands.output import Facts, emit, percent, progress_of
 from prunegym.errors import InvalidInputError
 from prunegym.settings import changed, make_config, parse
+
+if TYPE_CHECKING:
+    from prunegym.models.data.dataset import Dataset
 
 CNN_FILE = "cnn.safetensors"
 DIGITS = TrainingData("digits")
@@ -32,7 +35,8 @@ def train_cnn(
     """
     from prunegym.models.catalog import accuracies, with_history
     from prunegym.models.data.dataset_registry import load_dataset
-    from prunegym.models.storage.model_file import CNNInfo, write_model
+    from prunegym.models.storage.cnn_info import CNNInfo
+    from prunegym.models.storage.model_file import write_model
     from prunegym.models.storage.run_folder import begin_run, finish_run
     from prunegym.models.training.cnn_training import TrainConfig, train as train_network
     from prunegym.models.zoo.network_registry import build
@@ -40,9 +44,13 @@ def train_cnn(
     run.settle(data)
     config = make_config(TrainConfig, changed({"epochs": epochs, "seed": seed}, parse(settings or ())))
     dataset = str(data.dataset)
-    train = load_dataset(dataset, "train")
+
+    def load(split: str) -> Dataset:
+        return load_dataset(dataset, split, **data.transform).judged(data.loss, data.metric)
+
+    train = load("train").judged(class_weights=data.weights)
     train = train if data.train_images is None else train.part(data.train_images)
-    model = build(network, len(train.classes), train.image_shape[0], train.image_shape[1:], seed)
+    model = build(network, train.outputs, train.image_shape[0], train.image_shape[1:], seed)
     checkpoint = run.out / "checkpoint.pt"
     if checkpoint.exists() and not run.resume:
         raise InvalidInputError(f"{run.out} has a checkpoint already. Add --resume, or give another --out.")
@@ -51,13 +59,13 @@ def train_cnn(
     begin_run(run.out, {**made_from, "train": dataclasses.asdict(config)}, run.resume, {"training images": train})
     report = progress_of(run.quiet)
     trained = train_network(
-        model, train, config, validation=load_dataset(dataset, "validation"), checkpoint=checkpoint, device=run.device,
+        model, train, config, validation=load("validation"), checkpoint=checkpoint, device=run.device,
         report=lambda row: report("train-cnn", row),
     ).cpu()  # fmt: skip
     info = CNNInfo.of(network, train, {"epochs": config.epochs})
     info = info.with_dense_accuracy(accuracies(trained, info, dataset))
     dense = info.metadata["dense_accuracy"]
-    write_model(run.out / CNN_FILE, trained, with_history(info, "train-cnn", seed))
+    write_model(run.out / CNN_FILE, trained, with_history(info, "train-cnn", seed, data.no_data_path))
     finish_run(run.out, time.perf_counter() - started, {"dense_accuracy": dense})
     document = {"model": str(run.out / CNN_FILE), "dense_accuracy": dense}
     shown = {f"accuracy on {where}": percent(share) for where, share in dense.items()}

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from prunegym.agents.rl.recipe import OwnReward
+from prunegym.agents.rl.recipe import Recipe, own_reward
 from prunegym.envs import MaskSimulator, Outcome, make_task
-from prunegym.envs.rewards.reward import resolve_reward
 from prunegym.models import load_dataset, shipped_model
 
 
@@ -58,7 +57,7 @@ def test_a_reward_that_works_in_place_changes_nothing(reward):
 def test_what_actors_are_compared_by_is_not_changed_either():
     model, data = shipped_model("digits"), load_dataset("digits", "validation")
     labels, masks = data.labels.clone(), torch.ones(len(data), model.masked.mask_size)
-    reward = OwnReward(resolve_reward(price_in_place, "correct", model.masked), model.masked, data, 0.3)
+    reward = own_reward(Recipe("mine", env_kwargs={"reward": price_in_place, "penalty": 0.3}), model.masked, data)
     logits = model.masked(data.batch(torch.arange(len(data))), masks)
     assert reward(masks, logits, 0.3) == reward(masks, logits, 0.3) > 0
     assert torch.equal(data.labels, labels)
@@ -84,7 +83,7 @@ def test_places_are_those_in_the_whole_split(kind):
         simulator.step(np.ones((50, model.masked.mask_size)))
     assert len(set(seen)) == 200
 
-    reward = OwnReward(resolve_reward(look_up, "correct", model.masked), model.masked, data, 0.3)
+    reward = own_reward(Recipe("mine", env_kwargs={"reward": look_up, "penalty": 0.3}), model.masked, data)
     reward(torch.ones(len(data), model.masked.mask_size), torch.zeros(len(data), 10), 0.3)
 
 

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from prunegym.errors import InvalidInputError
 from prunegym.models.data.augmentation import random_shift_and_flip
-from prunegym.models.data.dataset import IMAGENET_MEAN, IMAGENET_STD, Dataset, Normalisation
+from prunegym.models.data.dataset import Dataset
+from prunegym.models.data.normalisation import IMAGENET_MEAN, IMAGENET_STD, Normalisation
 from prunegym.models.data.splits import from_arrays, hold_out_validation
-from prunegym.models.storage.model_file import CNNInfo
+from prunegym.models.storage.cnn_info import CNNInfo
 
 GREY = Normalisation((0.5,), (0.5,))
 
@@ -178,12 +179,14 @@ def bad(**changes: object) -> dict[str, object]:
     ("arguments", "message"),
     [
         (
-            bad(images=torch.zeros(6, 1, 4, 4)),
-            "images are torch.float32 (6, 1, 4, 4); uint8 of shape (count, channels, height, width) is needed.",
+            bad(images=torch.zeros(6, 1, 4, 4, dtype=torch.int64)),
+            "images are torch.int64 (6, 1, 4, 4); uint8, uint16 or floats of shape (count, channels, height, width) "
+            "are needed.",
         ),
         (
             bad(images=torch.zeros(6, 4, 4, dtype=torch.uint8)),
-            "images are torch.uint8 (6, 4, 4); uint8 of shape (count, channels, height, width) is needed.",
+            "images are torch.uint8 (6, 4, 4); uint8, uint16 or floats of shape (count, channels, height, width) "
+            "are needed.",
         ),
         (bad(images=torch.zeros(0, 1, 4, 4, dtype=torch.uint8)), "is empty. Give it at least one image."),
         (

@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 
 from prunegym.errors import InvalidInputError, MissingDataError, UnknownNameError
 from prunegym.models.data.dataset_registry import load_dataset, other_split
-from prunegym.models.data.readers import array_file
+from prunegym.models.data.files.readers import array_file
 from tests.models.data.data_files import arrays
 
 pytestmark = pytest.mark.usefixtures("fresh_datasets")
@@ -88,7 +88,7 @@ def test_unknown_names(tmp_path: Path) -> None:
     with pytest.raises(MissingDataError) as missed:
         load_dataset(str(missing))
     assert str(missed.value) == (
-        f"There is no data set at {missing}. Give the path of a folder, a tar archive or an .npz file."
+        f"There is no data set at {missing}. Give the path of a folder, a tar or zip archive, or an .npz file."
     )
 
 

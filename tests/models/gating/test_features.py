@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from prunegym.errors import InvalidInputError
-from prunegym.models.data.dataset import Dataset, Normalisation
+from prunegym.models.data.dataset import Dataset
+from prunegym.models.data.normalisation import Normalisation
 from prunegym.models.gating.features import CLIP, Decision, MaskFeatures, decisions_of
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.zoo.network_registry import build

@@ -7,16 +7,20 @@ import io
 import os
 import re
 import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from prunegym.errors import DataWarning, InvalidInputError
 from prunegym.models.data.dataset_registry import load_dataset
-from prunegym.models.data.image_folders import image_folder
+from prunegym.models.data.files.image_folders import image_folder
+from prunegym.models.data.sources.lazy_images import LazyImages
+from prunegym.models.data.transform import Transform
+from prunegym.models.storage.weights import fingerprint_of
 from tests.models.data.data_files import RANDOM, png, write_tar
 
 pytestmark = pytest.mark.usefixtures("fresh_datasets")
@@ -88,12 +92,12 @@ def test_bad_image_folders(tmp_path: Path) -> None:
     small = png(np.zeros((5, 12, 3), np.uint8))
     whole = members["train/ant/3.png"]
     cases = {
-        "{path} has no images under test/<class>/. Both train and test are needed.": {
+        "{path} has no images under test/<class>/. Both train and test are needed, or folders of classes alone.": {
             name: data for name, data in members.items() if name.startswith("train")
         },
         "{path}/test has class 'cow', which train lacks: ant, zebra.": {**members, "test/cow/1.png": small},
-        "{path}/train/ant/3.png is (3, 5, 12), the images before it are (3, 12, 12) (channels, height, width). "
-        "Resize all images to one size first.": {**members, "train/ant/3.png": small},
+        "{path}/train/ant/3.png is (3, 5, 12), other images are (3, 12, 12) (channels, height, width). Give "
+        "image_size (--image-size) to bring all images to one size.": {**members, "train/ant/3.png": small},
         "{path}/train/ant/3.png cannot be read as an image (": {**members, "train/ant/3.png": b"no image"},
         "{path}/train/ant/3.png cannot be read as an image ( ": {**members, "train/ant/3.png": whole[:-40]},
         "{path}/train/ant/3.png cannot be read as an image (  ": {
@@ -242,3 +246,112 @@ def test_images_in_other_places_are_counted(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "mine", {**members, **dict.fromkeys(more, members["train/ant/0.png"])})
     with pytest.warns(DataWarning, match=r": 4 \(not at <split>/<class>/<image>\), such as preview\.png\."):
         assert len(image_folder(root)["test"]) == 6
+
+
+def by_class(members: dict[str, bytes]) -> dict[str, bytes]:
+    """The same images without splits."""
+    return {name.partition("/")[2].replace("/", "/" + name[:2]): data for name, data in members.items()}
+
+
+@pytest.mark.parametrize("form", ["folder", "tar", "zip", "zip with a top folder"])
+def test_classes_alone_are_split_by_a_fixed_draw(tmp_path: Path, form: str) -> None:
+    members = by_class(folder_members()[0])
+    if form == "folder":
+        path = write_folder(tmp_path / "mine", {**members, "readme.txt": b"x"})
+    elif form == "tar":
+        path = write_tar(tmp_path / "mine.tar", members)
+    else:
+        path = tmp_path / "mine.zip"
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, data in members.items():
+                archive.writestr(f"mine/{name}" if "top" in form else name, data)
+    data = image_folder(path)
+    # 13 images of each of two classes: round(2.6) for testing, round(1.3) for validation.
+    assert {split: len(part) for split, part in data.items()} == {"train": 18, "validation": 2, "test": 6}
+    assert all(part.labels.bincount().tolist() == [len(part) // 2] * 2 for part in data.values())
+    assert all("20% of each class the test and 10%" in part.notes[0] for part in data.values())
+    seen = [image.tobytes() for part in data.values() for image in part.images.numpy()]
+    assert len(set(seen)) == 26
+    again = image_folder(path)
+    assert all(torch.equal(part.images, again[split].images) for split, part in data.items())
+
+
+def test_broken_links_and_other_places_are_told_without_splits_too(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "mine", by_class(folder_members()[0]))
+    write_folder(root, {"ant/more/0.png": png(np.zeros((12, 12, 3), np.uint8)), "ant/notes.txt": b""})
+    with pytest.warns(DataWarning, match=r"1 \(no image by the name\), such as ant/notes.txt; 1 \(not at"):
+        image_folder(root)
+    (root / "cow").mkdir()  # a class whose images are missing
+    with pytest.warns(DataWarning, match=r"1 \(an empty folder\), such as cow"):
+        image_folder(root)
+    (root / "ant/x.png").symlink_to("gone")
+    with pytest.raises(InvalidInputError, match=r"ant/x\.png is a link to gone"):
+        image_folder(root)
+
+
+def test_val_without_test_is_the_test_split(tmp_path: Path) -> None:
+    members = {name.replace("test/", "Val/"): data for name, data in folder_members()[0].items()}
+    data = image_folder(write_folder(tmp_path, members))
+    assert {split: len(part) for split, part in data.items()} == {"train": 18, "validation": 2, "test": 6}
+    assert data["test"].split == "test"
+    assert "those for validation are the test split" in data["train"].notes[0]
+
+
+def photos(root: Path) -> dict[str, Image.Image]:
+    """A folder of JPEGs of many sizes, some turned by EXIF, some grey."""
+    made = {}
+    for part, count in (("train", 10), ("val", 3), ("test", 4)):
+        for label in ("cat", "dog"):
+            for number in range(count):
+                width, height = RANDOM.integers(20, 60, 2)
+                image = Image.fromarray(RANDOM.integers(0, 256, (height, width, 3), dtype=np.uint8))
+                exif = image.getexif()
+                exif[0x112] = int(RANDOM.integers(1, 9))
+                path = root / part / label / f"{number}.jpg"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                (image.convert("L") if number == 1 else image).save(path, exif=exif)
+                made[f"{part}/{label}/{number}.jpg"] = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+    return made
+
+
+def test_photographs_of_mixed_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = photos(tmp_path / "photos")
+    with pytest.raises(InvalidInputError, match=r"other images are .*--image-size"):
+        load_dataset("photos", "train", tmp_path)
+    test = load_dataset("photos", "test", tmp_path, image_size=(16, 24), resize=30)
+    assert (test.image_shape, test.path) == ((3, 16, 24), str(tmp_path / "photos"))
+    assert test.transform == Transform((16, 24), 30)
+    for number in range(4):
+        image = made[f"test/dog/{number}.jpg"]
+        shorter = min(image.size)
+        resized = image.resize(tuple(30 * side // shorter for side in image.size), Image.Resampling.BILINEAR)
+        left, top = round((resized.width - 24) / 2), round((resized.height - 16) / 2)
+        expected = np.asarray(resized.crop((left, top, left + 24, top + 16))).transpose(2, 0, 1)
+        assert np.array_equal(test.images[4 + number].numpy(), expected)
+    # Larger folders are decoded as they are needed: the same images, the same splits.
+    monkeypatch.setattr("prunegym.models.data.files.image_folders.IN_MEMORY", 0)
+    splits = image_folder(tmp_path / "photos", test.transform)
+    for split, part in splits.items():
+        assert isinstance(part.images, LazyImages)
+        now = load_dataset("photos", split, tmp_path, image_size=(16, 24), resize=30)
+        assert torch.equal(part.images[:], now.images[:])
+        assert torch.equal(part.labels, now.labels)
+    one, other = splits["train"].sample(5), splits["train"].part(":4")
+    assert torch.equal(one.batch(torch.arange(5)), splits["train"].batch(one.places))  # type: ignore[arg-type]
+    assert fingerprint_of(one) != fingerprint_of(other)
+    assert fingerprint_of(one) == fingerprint_of(image_folder(tmp_path / "photos", test.transform)["train"].sample(5))
+    assert fingerprint_of(one) != fingerprint_of(
+        image_folder(tmp_path / "photos", Transform((16, 24)))["train"].sample(5)
+    )
+
+
+def test_a_damaged_zip_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mine.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in folder_members()[0].items():
+            archive.writestr(name, data)
+    data = bytearray(path.read_bytes())
+    data[200:260] = bytes(60)
+    path.write_bytes(bytes(data))
+    with pytest.raises(InvalidInputError, match=r"mine\.zip is not a zip archive that can be read"):
+        image_folder(path)

@@ -11,7 +11,7 @@ import pytest
 
 from prunegym.errors import InvalidInputError
 from prunegym.models.data.dataset_registry import load_dataset
-from prunegym.models.data.readers import cifar_archive
+from prunegym.models.data.files.readers import cifar_archive
 from tests.models.data.data_files import RANDOM, write_tar
 
 pytestmark = pytest.mark.usefixtures("fresh_datasets")

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 from prunegym.errors import MissingDataError
-from prunegym.models.data import downloads
 from prunegym.models.data.dataset_registry import load_dataset
-from prunegym.models.data.downloads import FILES, Download, find_file
+from prunegym.models.data.files import downloads
+from prunegym.models.data.files.downloads import FILES, Download, find_file
 
 # requests leaves the socket of a refused answer to the garbage collector; `collected` sees to it that it is within the
 # test that opened it.

@@ -12,7 +12,7 @@ import torch
 
 from prunegym.errors import InvalidInputError
 from prunegym.models.data.dataset_registry import load_dataset
-from prunegym.models.data.readers import read_idx
+from prunegym.models.data.files.readers import read_idx
 from tests.models.data.data_files import RANDOM, idx_bytes
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")

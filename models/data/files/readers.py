@@ -1,4 +1,4 @@
-"""Readers for the formats of data sets: IDX, tar archives (CIFAR's binary ones), array files; and for 16-bit images."""
+"""Readers for the formats of data sets: IDX, tar archives (CIFAR's binary ones), array files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from prunegym.errors import InvalidInputError
@@ -25,10 +24,6 @@ Splits = dict[Split, Dataset]
 CIFAR_PIXELS = 3 * 32 * 32
 MAX_LINKS = 8
 """How many links in a row are followed in an archive."""
-UNREADABLE = (
-    UnidentifiedImageError, OSError, RuntimeError, SyntaxError, ValueError, Image.DecompressionBombError,
-)  # fmt: skip
-"""What Pillow raises on files that are not images, are damaged, or would fill the memory."""
 
 
 def read_idx(path: Path) -> Tensor:
@@ -85,22 +80,6 @@ def cifar_archive(path: Path, name: str) -> Splits:
     return from_arrays(train, test, name=name, classes=tuple(members[names].decode().split()), pad=4, flip=True)
 
 
-def eight_bits(image: Image.Image) -> Image.Image:
-    """Return an image of 16 bits a pixel reduced to its 8 highest bits; other images are returned unchanged.
-
-    Pillow itself would clip the 16 bits instead of scaling them.
-
-    Raises:
-        ValueError: For 32 bits a pixel, whose range is unknown.
-    """
-    # Pillow opens 16 bits as mode I, which is also that of 32: PNG in version 10, PGM in all versions.
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise ValueError(f"it has 32 bits a pixel (mode {image.mode}); store it with 8 or 16")
-    return image
-
-
 def tar_members(path: Path, wanted: Callable[[str], bool]) -> tuple[dict[str, bytes], dict[str, str], list[str]]:
     """Read files of a tar archive, each under its plain name (no leading ``./``); the last of one name counts.
 
@@ -122,7 +101,7 @@ def tar_members(path: Path, wanted: Callable[[str], bool]) -> tuple[dict[str, by
     try:
         with tarfile.open(path) as archive:
             for member in archive:
-                name = _plain(member.name)
+                name = plain_name(member.name)
                 if member.isdir():
                     continue
                 files.pop(name, None)
@@ -131,9 +110,9 @@ def tar_members(path: Path, wanted: Callable[[str], bool]) -> tuple[dict[str, by
                 if stream is not None:
                     files[name] = stream.read()
                 elif member.islnk():  # what it leads to is named from the top of the archive
-                    links[name] = _plain(member.linkname)
+                    links[name] = plain_name(member.linkname)
                 elif member.issym():  # and here from the link's own folder
-                    links[name] = _plain(posixpath.join(posixpath.dirname(member.name), member.linkname))
+                    links[name] = plain_name(posixpath.join(posixpath.dirname(member.name), member.linkname))
                 else:
                     others.append(name)
             # tarfile stops silently at a damaged header, and before the checksum at the end of a gzip file.
@@ -157,7 +136,8 @@ def tar_members(path: Path, wanted: Callable[[str], bool]) -> tuple[dict[str, by
     return files, broken, others
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+    """Return the name of an archive's member from the top: without ``./`` or ``/`` before it."""
     return posixpath.normpath(name).lstrip("/")
 
 

@@ -1,0 +1,116 @@
+"""What is in an image folder, or in a tar or zip archive of one."""
+
+from __future__ import annotations
+
+import dataclasses
+import zipfile
+import zlib
+from pathlib import Path
+
+from prunegym.errors import InvalidInputError
+from prunegym.models.data.files.decoding import Source
+from prunegym.models.data.files.readers import plain_name, tar_members
+
+IMAGE_SUFFIXES = {
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".pnm",
+    ".jp2", ".avif",
+}  # fmt: skip
+
+HIDDEN, NO_IMAGE, ELSEWHERE, SPECIAL, EMPTY = (
+    "hidden", "no image by the name", "not at <split>/<class>/<image>", "a link back, or no file", "an empty folder",
+)  # fmt: skip
+"""Why something is left out."""
+
+
+@dataclasses.dataclass
+class Contents:
+    """What is in a folder or an archive.
+
+    Attributes:
+        files: Contents or path of each file, by its path from the top.
+        broken: Links that lead to no file, with what they lead to.
+        left_out: Paths of what is not read, by reason.
+    """
+
+    files: dict[str, Source] = dataclasses.field(default_factory=dict)
+    broken: dict[str, str] = dataclasses.field(default_factory=dict)
+    left_out: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+
+    def leave_out(self, reason: str, name: str) -> None:
+        """Note that something is not read."""
+        self.left_out.setdefault(reason, []).append(name)
+
+
+def contents_of(path: Path) -> Contents:
+    """Return what is in a folder, or in a tar or zip archive. Links are followed.
+
+    Raises:
+        InvalidInputError: If a folder cannot be read, or an archive is damaged.
+    """
+    if path.is_dir():
+        return _of_folder(path)
+    return _of_zip(path) if zipfile.is_zipfile(path) else _of_tar(path)
+
+
+def is_image(name: str) -> bool:
+    """Whether a file is an image by its name."""
+    return Path(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def is_hidden(step: str) -> bool:
+    """Whether a file or folder is hidden by its name."""
+    return step.startswith(".") or step == "__MACOSX"
+
+
+def _of_folder(path: Path) -> Contents:
+    found = Contents()
+    # Folders to read, each with its path from the top and the folders above it: a link may lead back to one of them.
+    waiting: list[tuple[Path, str, frozenset[Path]]] = [(path, "", frozenset())]
+    while waiting:
+        folder, inside, above = waiting.pop()
+        try:
+            real = folder.resolve()
+            if real in above:
+                found.leave_out(SPECIAL, inside.rstrip("/"))
+                continue
+            entries = list(folder.iterdir())
+            if not entries and inside:
+                found.leave_out(EMPTY, inside.rstrip("/"))
+            for entry in entries:
+                name = f"{inside}{entry.name}"
+                if is_hidden(entry.name):
+                    if inside:
+                        found.leave_out(HIDDEN, name)
+                elif entry.is_dir():
+                    waiting.append((entry, f"{name}/", above | {real}))
+                elif entry.is_file():
+                    found.files[name] = entry
+                elif entry.is_symlink():
+                    found.broken[name] = str(entry.readlink())
+                else:
+                    found.leave_out(SPECIAL, name)
+        except OSError as error:
+            raise InvalidInputError(
+                f"The folder {folder} cannot be read ({error.strerror}). Allow reading it, or move it elsewhere."
+            ) from error
+    return found
+
+
+def _of_tar(path: Path) -> Contents:
+    files, broken, others = tar_members(path, is_image)
+    return Contents({**dict.fromkeys(others, b""), **files}, broken)
+
+
+def _of_zip(path: Path) -> Contents:
+    found = Contents()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                name = plain_name(member.filename)
+                if not member.is_dir():
+                    found.files[name] = archive.read(member) if is_image(name) else b""
+    except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, NotImplementedError, zlib.error) as error:
+        raise InvalidInputError(
+            f"{path} is not a zip archive that can be read ({error}). Copy or pack it again."
+        ) from error
+    return found

@@ -1,0 +1,89 @@
+"""How values of pixels become a network's input."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import torch
+from torch import Tensor
+
+from prunegym.errors import InvalidInputError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+FULL = {torch.uint8: 255.0, torch.uint16: 65_535.0}
+"""Types of whole numbers that pixels may have, and the value that becomes 1."""
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+@dataclasses.dataclass(frozen=True)
+class Normalisation:
+    """Per-channel mean and standard deviation of images, whole numbers brought to [0, 1] first.
+
+    Attributes:
+        mean: One number a channel.
+        std: One positive number a channel.
+        low: Smallest value of images that are floats.
+        high: Largest value of images that are floats.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    low: float = 0.0
+    high: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            InvalidInputError: If a standard deviation is not above 0, a number is not finite, or the range is empty.
+        """
+        if not all(0 < value < math.inf for value in self.std) or not all(map(math.isfinite, self.mean)):
+            raise InvalidInputError(
+                f"Normalisation has means {self.mean} and standard deviations {self.std}; finite numbers are needed, "
+                "and standard deviations above 0."
+            )
+        if not -math.inf < self.low < self.high < math.inf:
+            raise InvalidInputError(
+                f"Images range from {self.low} to {self.high}; two finite, rising numbers are needed."
+            )
+
+    @property
+    def of_own_range(self) -> bool:
+        """Whether images are floats of another range than [0, 1], which image files cannot have."""
+        return (self.low, self.high) != (0.0, 1.0)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Normalise images.
+
+        Args:
+            images: (batch, channels, height, width), uint8 in 0..255, uint16 in 0..65535, or float from low to high.
+
+        Returns:
+            float32, same shape, channels_last in memory, which makes convolutions on a CPU faster.
+        """
+        # (x - mean) / std, of pixels brought to [0, 1] first.
+        floats = images.float() / FULL[images.dtype] if images.dtype in FULL else images.float()
+        mean = torch.tensor(self.mean, device=images.device).view(-1, 1, 1)
+        std = torch.tensor(self.std, device=images.device).view(-1, 1, 1)
+        return ((floats - mean) / std).contiguous(memory_format=torch.channels_last)
+
+    def as_bytes(self, images: Tensor) -> Tensor:
+        """Return images as uint8 in 0..255, to be looked at."""
+        if images.dtype == torch.uint8:
+            return images
+        full = FULL.get(images.dtype)
+        shares = images.float() / full if full else (images.float() - self.low) / (self.high - self.low)
+        return (shares.clamp(0, 1) * 255).round().to(torch.uint8)
+
+    @classmethod
+    def default(cls, channels: int, low: float = 0.0, high: float = 1.0) -> Normalisation:
+        """Return ImageNet's for 3 channels, otherwise mean 0.5 and standard deviation 0.5.
+
+        Images of a range of their own are left as they are.
+        """
+        if (low, high) != (0.0, 1.0):
+            return cls((0.0,) * channels, (1.0,) * channels, low, high)
+        return cls(IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else cls((0.5,) * channels, (0.5,) * channels)

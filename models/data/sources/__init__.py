@@ -1,0 +1,1 @@
+"""Where images are read from as they are needed: files, arrays on disk, data sets of others."""

@@ -1,0 +1,198 @@
+"""What a model file says of its CNN: classes, images, what it was trained for, where its data were."""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from prunegym.errors import InvalidInputError, MissingDataError
+from prunegym.models.checks import check_images
+from prunegym.models.data.dataset import CLASSES, Dataset
+from prunegym.models.data.files.decoding import decode, to_pixels
+from prunegym.models.data.normalisation import Normalisation
+from prunegym.models.data.transform import Transform
+from prunegym.models.storage.weights import fingerprint_of
+from prunegym.models.tasks.objective import KINDS, Objective
+from prunegym.models.zoo.network_registry import ZOO, build
+
+
+@dataclasses.dataclass(frozen=True)
+class CNNInfo:
+    """The description of a CNN in a model file.
+
+    Attributes:
+        architecture: Name in the zoo. With any other name, pass or register the network before you load.
+        num_classes: Outputs.
+        image_shape: (channels, height, width).
+        normalisation: How images become the network's input.
+        classes: Names of the classes.
+        dataset: Name of the data set that it was trained on.
+        metadata: Anything else as plain JSON: accuracies, the commands that made it.
+        transform: How an image of any size becomes one of ``image_shape``; None if its data set has that size.
+        objective: What it was trained for. Functions of yours are not stored.
+        data_path: Where its data set was, absolute; None if it is known by its name. Never opened on load.
+    """
+
+    architecture: str
+    num_classes: int
+    image_shape: tuple[int, int, int]
+    normalisation: Normalisation
+    classes: tuple[str, ...]
+    dataset: str
+    metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
+    transform: Transform | None = None
+    objective: Objective = CLASSES
+    data_path: str | None = None
+
+    @classmethod
+    def of(
+        cls,
+        architecture: str,
+        dataset: Dataset,
+        metadata: Mapping[str, Any] | None = None,
+        outputs: int | None = None,
+    ) -> CNNInfo:
+        """Describe a network for a data set; ``outputs`` is their number where a data set without targets has none."""
+        notes = {"splits": list(dataset.notes)} if dataset.notes else {}
+        return cls(
+            architecture, outputs or dataset.outputs, dataset.image_shape, dataset.normalisation, dataset.classes,
+            dataset.name, {**notes, **(metadata or {})}, dataset.transform, dataset.objective, dataset.path,
+        )  # fmt: skip
+
+    def adapt(self, dataset: Dataset) -> Dataset:
+        """Return a data set adapted to the CNN: labels numbered like its classes, images normalised as in training.
+
+        Its loss and metric are those of the CNN's training, unless it has others.
+
+        Raises:
+            InvalidInputError: If images have another shape, targets are of another kind, or the CNN does not know a
+                class.
+        """
+        check_images(dataset, self.image_shape)
+        own, trained = dataset.objective, self.objective
+        if own.kind != trained.kind and "outputs" not in (own.kind, trained.kind):
+            raise InvalidInputError(
+                f"The model was trained for {KINDS[trained.kind].targets}; data set {dataset.name!r} has "
+                f"{KINDS[own.kind].targets}. Choose a data set and a model that fit together."
+            )
+        if own.kind == trained.kind:
+            given = {name: getattr(own, name) for name in ("loss", "metric", "class_weights")}
+            own = dataclasses.replace(trained, **{name: value for name, value in given.items() if value is not None})
+        dataset = dataset.with_classes(self.classes) if self.classes else dataset
+        return dataclasses.replace(dataset, normalisation=self.normalisation, objective=own)
+
+    def with_dense_accuracy(self, measured: Mapping[Dataset, float]) -> CNNInfo:
+        """Store the original network's accuracy (0 to 1) on data sets, each with a hash of its images."""
+        accuracies = {_place(data): accuracy for data, accuracy in measured.items()}
+        images = {_place(data): fingerprint_of(data) for data in measured}
+        metadata = {**self.metadata, "dense_accuracy": accuracies, "dense_images": images}
+        return dataclasses.replace(self, metadata=metadata)
+
+    def dense_accuracy(self, dataset: Dataset) -> float | None:
+        """Return the original network's accuracy on a data set; None unless it is stored for exactly these images."""
+        images: str | None = self.metadata.get("dense_images", {}).get(_place(dataset))
+        if images is None or images != fingerprint_of(dataset):
+            return None
+        return float(self.metadata["dense_accuracy"][_place(dataset)])
+
+    def build(self) -> nn.Module:
+        """Build the network with new weights.
+
+        Raises:
+            InvalidInputError: If it is not in the zoo.
+        """
+        if self.architecture not in ZOO:
+            raise InvalidInputError(
+                f"The file has weights of {self.architecture!r}, which is not in the zoo. Build the network, pass "
+                "it as network=, or import a module that calls register_network (--import MODULE)."
+            )
+        return build(self.architecture, self.num_classes, self.image_shape[0], self.image_shape[1:])
+
+    @property
+    def shown_transform(self) -> Transform:
+        """How an image of any size becomes one of ``image_shape``: stretched to it, unless its data set says more."""
+        return self.transform or Transform(self.image_shape[1:], crop="none", interpolation="bicubic")
+
+    def read_images(self, images: Sequence[Path | str | Image.Image]) -> Tensor:
+        """Return image files, or images of Pillow, of any size, orientation and mode as the network's pixels.
+
+        Returns:
+            (batch, channels, height, width) uint8.
+
+        Raises:
+            MissingDataError: If there is no such file.
+            InvalidInputError: If one is no image, or the network takes other images than files have.
+        """
+        channels = self.image_shape[0]
+        if channels not in (1, 3) or self.normalisation.of_own_range:
+            raise InvalidInputError(
+                f"The model takes images of {channels} channels, with values from {self.normalisation.low:g} to "
+                f"{self.normalisation.high:g}; image files have 1 or 3 channels and whole numbers. Use Python."
+            )
+        return torch.stack([self._read_image(image) for image in images])
+
+    def _read_image(self, image: Path | str | Image.Image) -> Tensor:
+        if isinstance(image, Image.Image):
+            try:
+                return to_pixels(image, self.image_shape[0], self.shown_transform)
+            except ValueError as error:
+                raise InvalidInputError(f"The image cannot be used: {error}.") from error
+        path = Path(image)
+        if not path.is_file():
+            raise MissingDataError(f"There is no image {path}. Check the path.")
+        return decode(path, str(path), self.image_shape[0], self.shown_transform)
+
+    def example(self) -> Tensor:
+        """Return a blank input (1, channels, height, width) float32."""
+        return torch.zeros(1, *self.image_shape)
+
+
+def _place(dataset: Dataset) -> str:
+    return f"{dataset.name}/{dataset.split}"
+
+
+def as_json(info: CNNInfo) -> dict[str, Any]:
+    """Return a description as plain JSON, without what has its default: older versions read the rest."""
+    raw = {**dataclasses.asdict(dataclasses.replace(info, objective=CLASSES)), "objective": info.objective.as_json()}
+    if not info.normalisation.of_own_range:
+        raw["normalisation"] = {name: raw["normalisation"][name] for name in ("mean", "std")}
+    if info.objective == CLASSES:
+        del raw["objective"]
+    return {name: value for name, value in raw.items() if value is not None}
+
+
+def from_json(raw: dict[str, Any]) -> CNNInfo:
+    """Return a description from what :func:`as_json` returned; raises anything if it is something else."""
+    given = raw["normalisation"]
+    normalisation = Normalisation(
+        tuple(given["mean"]), tuple(given["std"]), *(given[k] for k in ("low", "high") if k in given)
+    )
+    channels, height, width = map(operator.index, raw["image_shape"])
+    objective = _objective(dict(raw.get("objective", {})))
+    sizes = {"mean": channels, "std": channels, "classes": raw["num_classes"]}
+    if objective.kind in ("numbers", "outputs"):
+        sizes["classes"] = len(raw["classes"])
+    for name, values in {"mean": given["mean"], "std": given["std"], "classes": raw["classes"]}.items():
+        if len(values) != sizes[name]:
+            raise ValueError(f"{len(values)} numbers or names as {name}, not {sizes[name]}")
+    transform, path = raw.get("transform"), raw.get("data_path")
+    return CNNInfo(
+        str(raw["architecture"]), raw["num_classes"], (channels, height, width), normalisation, tuple(raw["classes"]),
+        raw["dataset"], dict(raw["metadata"]), None if transform is None else Transform(**transform), objective,
+        None if path is None else str(path),
+    )  # fmt: skip
+
+
+def _objective(raw: dict[str, Any]) -> Objective:
+    # Functions are not called by a name in a file: reading one must execute nothing.
+    own = [name for name in ("loss", "metric") if ":" in str(raw.get(name))]
+    weights = raw.pop("class_weights", None)
+    known = {name: value for name, value in raw.items() if name not in own}
+    return Objective(**known, class_weights=None if weights is None else tuple(weights))
