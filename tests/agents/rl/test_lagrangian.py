@@ -35,7 +35,7 @@ def test_a_budget_is_where_training_begins_and_ends(tmp_path: Path) -> None:
     assert all(row["total_mac_share"] == pytest.approx(0.37, abs=0.01) for row in rows)
     assert rows[0]["penalty"] == 0.2
     assert len({row["penalty"] for row in rows}) > 2
-    assert model.policy_mac_share > 0.01, "the policy's MACs are part of the budget"
+    assert model.policy.macs / model.masked.cost.total_macs > 0.01, "the policy's MACs are part of the budget"
     log = EventAccumulator(str(next((tmp_path / "tensorboard").iterdir()))).Reload()
     assert [event.value for event in log.Scalars("rollout/penalty")][-1] > 0
 
