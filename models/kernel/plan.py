@@ -87,11 +87,7 @@ class Plan:
         self._finalizer.atexit = False  # a daemon thread may still be running it
 
     def __call__(
-        self,
-        images: Tensor,
-        masks: Tensor | None = None,
-        threads: int | None = None,
-        seconds: ctypes.Array[ctypes.c_double] | None = None,
+        self, images: Tensor, masks: Tensor | None = None, threads: int | None = None
     ) -> tuple[Tensor, Tensor]:
         """Run the network.
 
@@ -100,7 +96,6 @@ class Plan:
             masks: (batch, mask_size) of zeros and ones, any dtype; the bits of gates with a policy are ignored. May be
                 left out where every gate has a policy.
             threads: From 1 to 1024, each taking a share of the images; None for torch's number.
-            seconds: If given, each layer's seconds are added to its own.
 
         Returns:
             Outputs (batch, outputs) float32, and the masks that were used, (batch, mask_size) bool. If you gave a
@@ -110,20 +105,7 @@ class Plan:
             InvalidInputError: If a shape, a dtype or the number of threads is wrong, or masks are missing.
             KernelError: If there is not enough memory.
         """
-        threads = thread_count(threads)
-        images = self.checked_images(images)
-        batch = len(images)
-        used = self.as_bytes(masks, batch)
-        outputs = empty_floats(batch, self.outputs)
-        if batch == 0:
-            return outputs, used
-        error = ctypes.create_string_buffer(native.ERROR_SIZE)
-        failed = self.library.prunegym_plan_run(
-            self.handle, batch, as_they_lie(images), used.data_ptr(), outputs.data_ptr(), threads, seconds, error
-        )
-        if failed:
-            raise native.KernelError(f"The kernel cannot run {batch} images: {error.value.decode()}.")
-        return outputs, used
+        return self._run(images, masks, thread_count(threads), None)
 
     def timed(self, images: Tensor, masks: Tensor | None = None, threads: int = 1) -> dict[str, float]:
         """Run and return the seconds spent in each layer.
@@ -143,8 +125,25 @@ class Plan:
                 "own. Give threads=1, or one image."
             )
         seconds = (ctypes.c_double * len(self.layers))()
-        self(images, masks, threads, seconds)
+        self._run(images, masks, threads, seconds)
         return dict(zip(self.layers, seconds, strict=True))
+
+    def _run(
+        self, images: Tensor, masks: Tensor | None, threads: int, seconds: ctypes.Array[ctypes.c_double] | None
+    ) -> tuple[Tensor, Tensor]:
+        images = self.checked_images(images)
+        batch = len(images)
+        used = self.as_bytes(masks, batch)
+        outputs = empty_floats(batch, self.outputs)
+        if batch == 0:
+            return outputs, used
+        error = ctypes.create_string_buffer(native.ERROR_SIZE)
+        failed = self.library.prunegym_plan_run(
+            self.handle, batch, as_they_lie(images), used.data_ptr(), outputs.data_ptr(), threads, seconds, error
+        )
+        if failed:
+            raise native.KernelError(f"The kernel cannot run {batch} images: {error.value.decode()}.")
+        return outputs, used
 
     def checked_images(self, images: Tensor) -> Tensor:
         """Return images whose memory can be read as it is.
