@@ -77,7 +77,18 @@ def test_help_names_every_execution() -> None:
 
 
 def test_an_interrupted_training_says_how_to_resume(tmp_path: Path) -> None:
-    command = ["train", "digits", "--recipe", "digits", "--quiet", "--out", str(tmp_path / "a run")]
+    # More episodes than can end before the signal comes.
+    command = [
+        "train",
+        "digits",
+        "--recipe",
+        "digits",
+        "--episodes",
+        "9999872",
+        "--quiet",
+        "--out",
+        str(tmp_path / "a run"),
+    ]
     process = subprocess.Popen(
         [sys.executable, "-m", "prunegym", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -88,7 +99,8 @@ def test_an_interrupted_training_says_how_to_resume(tmp_path: Path) -> None:
     assert process.returncode == 130
     assert printed == ""
     assert said == (
-        f"Interrupted. Resume with: prunegym train digits --recipe digits --quiet --out '{tmp_path}/a run' --resume\n"
+        "Interrupted. Resume with: prunegym train digits --recipe digits --episodes 9999872 --quiet "
+        f"--out '{tmp_path}/a run' --resume\n"
     )
 
 

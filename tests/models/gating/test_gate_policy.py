@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from prunegym.errors import InvalidInputError
@@ -91,19 +92,33 @@ def test_rollout_equals_deciding_by_hand(layerwise: bool) -> None:
         torch.testing.assert_close(policy.logits(1, features(1, first)), result.gate_logits[:, 4:10])
 
 
-def test_decisions_come_before_the_producer_runs() -> None:
+class ConvolutionsByName(TorchDispatchMode):
+    """Notes the names of convolutions as they run, by their weights."""
+
+    def __init__(self, network: nn.Module, order: list[str]) -> None:
+        super().__init__()
+        self.order = order
+        self.names = {m.weight.data_ptr(): n for n, m in network.named_modules() if isinstance(m, nn.Conv2d)}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if "conv" in str(function):
+            self.order.append(self.names[args[1].data_ptr()])
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("layerwise", "expected"),
+    [
+        (True, ["decide", "features.0", "decide", "features.4", "decide", "features.8"]),
+        (False, ["decide", "features.0", "features.4", "features.8"]),
+    ],
+)
+def test_decisions_come_before_the_producer_runs(layerwise: bool, expected: list[str]) -> None:
     masked = cnn()
-    policy = policy_of(masked)
-    order: list[str] = []
-    for name, layer in masked.network.named_modules():
-        if isinstance(layer, nn.Conv2d):
-            layer.register_forward_pre_hook(lambda _m, _i, n=name: order.append(n))
-    rollout(masked, policy, images(), choose=lambda logits: (order.append("decide"), greedy(logits))[1])
-    assert order == ["decide", "features.0", "decide", "features.4", "decide", "features.8"]
-    order.clear()
-    one = policy_of(masked, layerwise=False)
-    rollout(masked, one, images(), choose=lambda logits: (order.append("decide"), greedy(logits))[1])
-    assert order == ["decide", "features.0", "features.4", "features.8"]
+    policy, batch, order = policy_of(masked, layerwise=layerwise), images(), list[str]()
+    with ConvolutionsByName(masked.network, order):
+        rollout(masked, policy, batch, choose=lambda logits: (order.append("decide"), greedy(logits))[1])
+    assert order == expected
 
 
 def test_gradients_reach_the_policy_through_the_frozen_cnn() -> None:
