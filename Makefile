@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 # Many small tensors: one thread a test process is faster than two processes fighting over two cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: venv demo test test-slow test-all lint format types check site wheel-test kernel-sanitize clean
+.PHONY: venv demo test test-slow test-all lint format types check site wheel-test kernel-sanitize soak clean
 
 venv: $(STAMP)
 
@@ -55,6 +55,10 @@ wheel-test: $(STAMP)
 # The kernel under AddressSanitizer and UBSan, in a copy of the sources.
 kernel-sanitize: $(STAMP)
 	bash .ci/kernel_sanitize $(BIN)/python
+
+# Training commands that are killed and resumed, and memory over long use; outside .ci/run.
+soak: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python .ci/soak.py
 
 clean:
 	rm -rf $(VENV) build dist site models/kernel/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info

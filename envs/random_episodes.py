@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,11 +52,19 @@ class RandomEpisodes:
         """Return lambdas (number,) float64 from the range."""
         return torch.from_numpy(self._rng.uniform(low, high, size=number))
 
-    def skip(self, number: int) -> None:
-        """Skip as many images, as if they had been played."""
-        self.draw(number)
-        if self._augment:
-            self._seeded_shifts()
+    def state(self) -> dict[str, Any]:
+        """Return, as plain data, where the draws stand."""
+        shifts = None if self._shifts is None else self._shifts.get_state()
+        return {"rng": self._rng.bit_generator.state, "left": torch.from_numpy(self._left), "shifts": shifts}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state; raises a ValueError, KeyError, TypeError or RuntimeError if it is none."""
+        left, shifts = state["left"], state["shifts"]
+        if left.ndim != 1 or left.dtype != torch.int64 or ((left < 0) | (left >= len(self._dataset))).any():
+            raise ValueError(f"the images that are left are not from 0 to {len(self._dataset) - 1}")
+        self._rng.bit_generator.state = state["rng"]
+        self._left = left.numpy()
+        self._shifts = None if shifts is None else torch.Generator().set_state(shifts)
 
     def _seeded_shifts(self) -> torch.Generator:
         """Return the source of augmentations, seeded when it is first needed."""

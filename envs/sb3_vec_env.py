@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -68,7 +68,6 @@ class MaskVecEnv(MaskInterface, VecEnv):
         self.group = group
         self.simulator = MaskSimulator(self.task, num_envs, np.random.default_rng(seed), group)
         super().__init__(num_envs, self.task.observation_space, self.task.action_space)
-        self._skipped = 0
         self._actions: Action = np.empty(0)
         self._start = time.time()
 
@@ -80,8 +79,6 @@ class MaskVecEnv(MaskInterface, VecEnv):
         """
         if self._seeds[0] is not None:
             self.simulator.reseed(np.random.default_rng(self._seeds[0]))
-        self.simulator.skip(self._skipped)
-        self._skipped = 0
         index, penalty = self._read_options()
         self._reset_seeds()
         self._reset_options()
@@ -142,9 +139,14 @@ class MaskVecEnv(MaskInterface, VecEnv):
             columns.append(np.asarray(given) if given else None)
         return columns[0], columns[1]
 
-    def skip_episodes(self, episodes: int) -> None:
-        """Let the next reset skip this many batches of images: a resumed run has had them already."""
-        self._skipped = episodes
+    def sampling_state(self) -> list[dict[str, Any]]:
+        """Return what the current episodes were drawn from, see :meth:`MaskSimulator.sampling_state`."""
+        return self.simulator.sampling_state()
+
+    def restore_sampling(self, state: Sequence[Mapping[str, Any]]) -> None:
+        """Let the next reset begin the same episodes; a seed that was set before it no longer counts."""
+        self._reset_seeds()
+        self.simulator.restore_sampling(state)
 
     def get_images(self) -> Sequence[npt.NDArray[np.uint8] | None]:
         """Return a picture of each sub-environment."""

@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 
 from prunegym.envs.interface import Action, MaskInterface, read_options
 from prunegym.envs.rendering import render
-from prunegym.envs.simulator import MaskSimulator, Observation
+from prunegym.envs.simulator import MaskSimulator, Observation, as_numbers
 from prunegym.envs.task import TaskArguments
 from prunegym.validation import shape
 
@@ -129,9 +129,9 @@ class ChannelMaskEnv(MaskInterface, gym.Env[Observation, Action]):
             InvalidInputError: If the action has another shape or other values than 0 and 1, or the episode is over.
             RewardError: If your reward function raises or returns bad values.
         """
-        action = np.asarray(action)
-        shape("The action", action, self.task.action_space.shape, "Give a 0 or 1 for each channel.")
-        result = self.simulator.step(action[None])
+        bits = as_numbers("The action", action)
+        shape("The action", bits, self.task.action_space.shape, "Give a 0 or 1 for each channel.")
+        result = self.simulator.step(bits[None])
         info = self.simulator.info() if result.outcome is None else result.outcome.summary()
         return _first(result.observation), float(result.reward[0]), result.terminated, False, _first(info)
 

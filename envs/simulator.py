@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,9 @@ from prunegym.envs.rewards.outcome import Outcome
 from prunegym.envs.task import Task
 from prunegym.errors import InvalidInputError
 from prunegym.models.skipping.stepwise import stepwise_pass
-from prunegym.validation import bits, shape, whole_number
+from prunegym.validation import bits, plain, shape, whole_number
 
+MOST_ENVS = 1_000_000
 Observation = dict[str, npt.NDArray[Any]]
 
 
@@ -90,7 +91,7 @@ class MaskSimulator:
 
     def __init__(self, task: Task, num_envs: int, rng: np.random.Generator, group: int = 1) -> None:
         self.task = task
-        self.num_envs, self.group = whole_number("num_envs", num_envs), whole_number("group", group)
+        self.num_envs, self.group = whole_number("num_envs", num_envs, 1, MOST_ENVS), whole_number("group", group)
         if num_envs % group:
             raise InvalidInputError(f"num_envs is {num_envs}; a multiple of group, {group}, is needed.")
         self.decisions = task.decisions
@@ -126,11 +127,14 @@ class MaskSimulator:
         """How many bits of the next action count; all, where no episode is under way."""
         return self.action_space.shape[0] if self.over else self.decisions[self._decided].width
 
-    def skip(self, episodes: int) -> None:
-        """Skip the images of this many batches of episodes, as if they had been played since the last seed."""
-        for source in self._sources:
-            for _ in range(episodes):
-                source.skip(self.num_envs // self.group // len(self._sources))
+    def sampling_state(self) -> list[dict[str, Any]]:
+        """Return, as plain data, what the current episodes' images, shifts and lambdas were drawn from."""
+        return self._drawn_from
+
+    def restore_sampling(self, state: Sequence[Mapping[str, Any]]) -> None:
+        """Let the next reset begin the episodes of such a state; a damaged one raises as RandomEpisodes.restore."""
+        for source, one in zip(self._sources, state, strict=True):
+            source.restore(one)
 
     @torch.inference_mode()
     def reset(
@@ -158,6 +162,7 @@ class MaskSimulator:
                 "in lockstep. Reset all, or make the environment with vectorization_mode='sync'."
             )
         sources = self._sources if rows is None or len(self._sources) == 1 else [self._sources[row] for row in rows]
+        self._drawn_from = [source.state() for source in sources]
         repeat = self.group if indices is None else 1
         each = (self.num_envs if rows is None else len(rows)) // self.group // len(sources)
         if indices is None:
@@ -287,8 +292,23 @@ class MaskSimulator:
         return torch.cat([source.penalties(*wanted, number // len(sources)) for source in sources])
 
     def _check_actions(self, actions: npt.ArrayLike | Tensor, width: int) -> Tensor:
-        values = torch.as_tensor(actions if isinstance(actions, Tensor) else np.asarray(actions))
+        values = as_numbers("The action", actions)
         shape("The action", values, (self.num_envs, *self.action_space.shape), "Give a row for each sub-environment.")
         decided = values[:, :width].to(self.task.device, torch.float32)
         bits("The action", decided, "1 keeps a channel, 0 switches it off: threshold or sample probabilities first.")
         return decided
+
+
+def as_numbers(name: str, given: npt.ArrayLike | Tensor) -> Tensor:
+    """Return a tensor, an array or a list as a tensor of ordinary numbers.
+
+    Raises:
+        InvalidInputError: If it is none, or is sparse, complex and the like.
+    """
+    try:
+        array = given if isinstance(given, Tensor) else np.asarray(plain(name, given))
+        return torch.as_tensor(plain(name, array))
+    except (TypeError, ValueError) as error:
+        if isinstance(error, InvalidInputError):
+            raise
+        raise InvalidInputError(f"{name} is no array ({error}); an array of 0 and 1 is needed.") from error

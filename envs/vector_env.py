@@ -15,7 +15,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from prunegym.envs.interface import Action, MaskInterface, read_options, rows
-from prunegym.envs.simulator import MaskSimulator, Observation
+from prunegym.envs.simulator import MOST_ENVS, MaskSimulator, Observation
 from prunegym.envs.task import TaskArguments
 from prunegym.errors import InvalidInputError
 from prunegym.validation import choice, shape, whole_number
@@ -91,7 +91,7 @@ class ChannelMaskVectorEnv(MaskInterface, VectorEnv[Observation, Action, Array])
         self.autoreset_mode = autoreset_mode
         self.metadata = self.metadata | {"autoreset_mode": autoreset_mode}
         self._set_up(self.layerwise, task, render_mode, ("num_envs", "autoreset_mode"))
-        self.num_envs = whole_number("num_envs", num_envs)
+        self.num_envs = whole_number("num_envs", num_envs, 1, MOST_ENVS)
         self.single_observation_space = self.task.observation_space
         self.single_action_space = self.task.action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)

@@ -148,6 +148,8 @@ def check_device(name: str | torch.device) -> torch.device:
         device = torch.device(name)
     except (RuntimeError, TypeError) as error:
         raise InvalidInputError(f"device is {name!r}, which torch does not know. Give cpu, or cuda.") from error
+    if device.type == "meta":
+        raise InvalidInputError("device is 'meta', on which tensors have no values. Give cpu, or cuda.")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InvalidInputError(
             f"device is {name!r}, but torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices here. "

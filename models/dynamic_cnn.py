@@ -203,6 +203,8 @@ class DynamicCNN(nn.Module):
         """
         run = self.run(self.prepare_images(images), penalty)
         output = run.output.float()
+        if not output.isfinite().all():
+            raise InvalidInputError("The CNN's output is NaN or infinite for some image. Its weights are too large.")
         labels, names, _ = answers(self.info.objective.kind, output, self.classes)
         macs = self.masked.cost.macs(run.mask) + self.policy.macs
         share = macs / self.masked.cost.total_macs

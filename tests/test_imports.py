@@ -62,7 +62,7 @@ def test_models_need_neither_gymnasium_nor_sb3() -> None:
 
 FLOORS = """
 errors registration
-models.stopwatch user_code validation html
+models.stopwatch models.precision user_code validation html
 settings
 models.tasks models.zoo models.kernel
 models.data

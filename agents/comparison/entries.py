@@ -227,7 +227,7 @@ STARTS = {"start": None, **{f"start-{shift}": shift for shift in SHIFTS}}
 """Names of :func:`start_entry`'s entries, with the shift of each."""
 
 
-def as_entry(thing: Any) -> Entry:
+def as_entry(thing: Any, trust_code: bool = False) -> Entry:
     """Return an entry for a name, a file or an object.
 
     Args:
@@ -235,6 +235,7 @@ def as_entry(thing: Any) -> Entry:
             ``start-same-macs``, ``start-best-offset``, ``"module:name"`` of an agent, a model file (``{seed}`` in its
             path takes one for each seed), or the name or file of a recipe. ``"label=..."`` before any of these gives
             it another name in the table.
+        trust_code: Also load agents of Stable-Baselines3, ``.zip``; see :func:`load_agent`.
 
     Example:
         >>> as_entry("no gates=keep-all").name
@@ -248,7 +249,7 @@ def as_entry(thing: Any) -> Entry:
         return agent_entry(thing)
     label, text = split_label(str(thing))
     if label is not None:
-        return dataclasses.replace(as_entry(text), name=label)
+        return dataclasses.replace(as_entry(text, trust_code), name=label)
     if text in static.BASELINES:
         return baseline_entry(text)
     if text in TRAINED_BASELINES:
@@ -257,10 +258,14 @@ def as_entry(thing: Any) -> Entry:
         return start_entry(shift=STARTS[text])
     if text.endswith(".safetensors"):
         return files_entry(text) if SEED_MARK in text else agent_entry(DynamicCNN.load(text), Path(text).stem)
-    return agent_entry(load_agent(text), text) if ":" in text else recipe_entry(thing)
+    if ":" in text or text.endswith(".zip"):
+        return agent_entry(load_agent(text, trust_code), text)
+    return recipe_entry(thing)
 
 
 def split_label(text: str) -> tuple[str | None, str]:
     """Return the label of ``label=thing``, or None without one, and the thing."""
     label, found, thing = text.partition("=")
+    if found and not (label.strip() and thing.strip()):
+        raise InvalidInputError(f"The entry {text!r} has no name or nothing after it. Give LABEL=ENTRY, or ENTRY.")
     return (label.strip(), thing.strip()) if found else (None, text)

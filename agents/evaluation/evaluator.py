@@ -12,7 +12,7 @@ from prunegym.agents.evaluation import masks as decisions
 from prunegym.agents.evaluation.predictors import PredictorOptions, decide_by_prediction
 from prunegym.html import table
 from prunegym.models.catalog import Model, resolve_model
-from prunegym.models.checks import check_dataset, check_dense, check_masked
+from prunegym.models.checks import check_dataset, check_dense, check_device, check_masked
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.dynamic_cnn import DynamicCNN
 from prunegym.models.storage.cnn_info import CNNInfo
@@ -153,7 +153,7 @@ def evaluate(
     if dense is not None:
         check_dense(dense, masked, dataset)
     if device is not None:
-        masked.to(device)
+        masked.to(check_device(device))
         if owner.policy is not None:
             owner.policy.to(device)
     with contextlib.ExitStack() as after:

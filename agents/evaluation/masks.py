@@ -17,7 +17,7 @@ from prunegym.models.dynamic_cnn import DynamicCNN
 from prunegym.models.gating.gate_policy import check_penalty
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.skipping.program.path import Executed
-from prunegym.validation import bits, shape
+from prunegym.validation import bits, finite, shape
 
 Observation: TypeAlias = dict[str, NDArray[Any]]
 
@@ -64,6 +64,10 @@ class Decided:
     logits: Tensor | None
     macs: float
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check the MACs, which an agent states itself."""
+        finite("The number of MACs that the agent needs to decide (macs)", self.macs, 0)
 
 
 def shown_penalty(bounds: tuple[float, float] | None, wanted: float | None, of_reward: float) -> float | None:
@@ -136,12 +140,12 @@ def decide_fixed(agent: Masks | Tensor | NDArray[Any], masked: MaskedCNN, datase
         InvalidInputError: If they are not (mask_size,) or (images, mask_size), or have values other than 0 and 1.
     """
     agent = agent if isinstance(agent, Masks) else Masks("masks", torch.as_tensor(agent))
-    mask, count = agent.mask.detach().cpu(), len(dataset)
-    name, size = f"The mask {agent.name!r}", masked.mask_size
+    mask, count, size = agent.mask.detach(), len(dataset), masked.mask_size
+    name = f"The mask {agent.name!r}"
     hint = f"Give ({size},) for one mask for all images, or ({count}, {size}) for one mask an image."
     bits(name, shape(name, mask, (size,) if mask.ndim == 1 else (count, size), hint))
     notes = (agent.note,) if agent.note else ()
-    return Decided(mask.bool().expand(count, -1).contiguous(), None, float(agent.macs), notes)
+    return Decided(mask.cpu().bool().expand(count, -1).contiguous(), None, agent.macs, notes)
 
 
 def is_masks(agent: object) -> bool:
@@ -169,7 +173,7 @@ class MaskCache:
     def __call__(self, masks: Tensor) -> Tensor:
         """Return the outputs (images, ...) float32 on the CPU under masks (images, mask_size) bool, or (mask_size,)."""
         masks = masks.expand(len(self.dataset), -1)
-        logits = torch.empty(len(masks), *self.masked.output_shape)
+        logits = torch.empty(len(masks), *self.masked.output_shape, dtype=torch.float32)
         left = torch.ones(len(masks), dtype=torch.bool)
         for known, output in self._known:
             same = left & (known == masks).all(1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from prunegym.agents.evaluation.masks import Decided, Observation, Predictor, shown_penalty
+from prunegym.agents.evaluation.sb3_files import load_sb3
 from prunegym.envs.rewards.outcome import Outcome
 from prunegym.envs.simulator import MaskSimulator
 from prunegym.envs.task import Task, make_task
@@ -25,6 +27,7 @@ from prunegym.models.data.dataset_registry import other_split
 from prunegym.models.gating.features import MaskFeatures
 from prunegym.models.storage.model_file import Bundle
 from prunegym.user_code import import_object
+from prunegym.validation import plain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +94,7 @@ def decide_by_prediction(
             if macs == 0:
                 how = "are unknown and count as 0; give it an attribute `macs`"
             notes = (f"The MACs that {caller.name!r} needs to decide {how}.",)
-    return Decided(torch.cat(masks), torch.cat(logits), float(macs or 0.0), notes)
+    return Decided(torch.cat(masks), torch.cat(logits), macs or 0.0, notes)
 
 
 def _episode(
@@ -156,20 +159,23 @@ class AgentError(PruneGymError, ValueError):
     """An agent has no ``predict``, or its ``predict`` raised or returned something other than a batch of masks."""
 
 
-def load_agent(path: str) -> Predictor:
-    """Import an agent from an installed package or a file in the current folder.
+def load_agent(path: str, trust_code: bool = False) -> Predictor:
+    """Import an agent from an installed package or a file in the current folder, or load one of Stable-Baselines3.
 
     Args:
-        path: ``"module:name"``. The name is that of an object with ``predict``, a class of such objects (it is
-            instantiated without arguments), or a function ``observation -> action``.
+        path: A file of PPO or A2C that ends in ``.zip``, or ``"module:name"``: the name of an object with ``predict``,
+            of a class of such objects (made without arguments), or of a function ``observation -> action``.
+        trust_code: Load a ``.zip``. It is a pickle: whoever made it can run any code on your machine.
 
     Returns:
         An object with ``predict``.
 
     Raises:
-        InvalidInputError: If the path has no colon, or does not exist.
+        InvalidInputError: If the path has no colon, or does not exist, or is a ``.zip`` without ``trust_code``.
         AgentError: If the object is no agent.
     """
+    if path.endswith(".zip"):
+        return load_sb3(Path(path), trust_code)
     module, colon, name = path.partition(":")
     if not (module and colon and name):
         raise InvalidInputError(
@@ -254,7 +260,10 @@ class CheckedAgent:
         try:
             returned = self.agent.predict(observation, **keywords)
             actions, state = returned if isinstance(returned, tuple) else (returned, None)
-            array = np.asarray(actions.detach().cpu() if hasattr(actions, "detach") else actions, dtype=np.float32)
+            what = f"The action of agent {self.name!r}"
+            plain(what, actions)
+            array = plain(what, np.asarray(actions.detach().cpu() if hasattr(actions, "detach") else actions))
+            array = array.astype(np.float32)
         except PruneGymError:
             raise
         except Exception as error:  # whatever the user's agent raises

@@ -103,7 +103,7 @@ def finetune(
     for turn in range(1, rounds + 1):
         folder = out / f"turn-{turn}"
         config = dataclasses.replace(tuning, seed=seed + 1000 * turn)
-        saved, under = folder / "tune.pt", of_stage(report, "finetune")
+        saved, under = folder / "tune.safetensors", of_stage(report, "finetune")
         tune(model.masked, model.policy, train, config, teacher=teacher, checkpoint=saved, report=under)
         look(f"turn {turn}, CNN", 0)
         model = train_agent(

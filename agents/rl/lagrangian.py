@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import warnings
+from collections.abc import Mapping
 
 import torch
 
@@ -75,6 +76,14 @@ class DualAscent:
         self.penalty = max(0.0, self.steady + self.budget.damping * above)
         return self.penalty
 
+    def state(self) -> dict[str, float]:
+        """Return the state for a checkpoint, as plain JSON."""
+        return {"penalty": self.penalty, "steady": self.steady}
+
+    def restore(self, state: Mapping[str, float]) -> None:
+        """Continue from the state of a checkpoint."""
+        self.penalty, self.steady = (finite(name, state[name], 0) for name in ("penalty", "steady"))
+
 
 class BudgetWarning(UserWarning):
     """No offset of the policy's logits brings it to its MAC budget."""
@@ -112,6 +121,7 @@ def gates_at_mac_share(agent: DynamicCNN, dataset: Dataset, share: float) -> Dyn
     Returns:
         The same CNN with a shifted copy of the gates.
     """
+    finite("share", share, above=0)
     policy = copy.deepcopy(agent.policy)
     meet_target(agent.masked, policy, dataset, share)
     return DynamicCNN(agent.masked, policy, agent.info)
@@ -134,6 +144,7 @@ def gates_at_best_offset(agent: DynamicCNN, dataset: Dataset, penalty: float, *,
     Returns:
         The same CNN with a shifted copy of the gates.
     """
+    finite("penalty", penalty, 0)
     some = dataset.batch(torch.arange(min(250, len(dataset))), device=agent.masked.device)
     unit = step * rollout(agent.masked, agent.policy, some).gate_logits.std().item()
     rewards = {0.0: _reward(agent, dataset, penalty)}

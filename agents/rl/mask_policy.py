@@ -152,6 +152,7 @@ def new_gate_policy(env: VecEnv | gym.Env[Any, Any], hidden: int = 64, bias: flo
         task = None
     if not isinstance(task, Task):
         raise InvalidInputError(f"{env} is no environment of PruneGym. Make one with gym.make or MaskVecEnv.")
+    whole_number("seed", seed, 0)
     bounds = task.penalty if isinstance(task.penalty, tuple) else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,18 @@ from prunegym.agents.evaluation.masks import MaskCache, count_distinct, decide_o
 from prunegym.agents.rl.lagrangian import ROUNDS, DualAscent
 from prunegym.agents.rl.mask_policy import MaskPolicy
 from prunegym.agents.rl.recipe import OwnReward, Recipe, own_reward
+from prunegym.agents.rl.run_state import noise_state, restore, restore_noise, state_of
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.gating.static_policy import Policy
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.skipping.skipping_cnn import prefer_kernel
 from prunegym.models.storage.model_file import Bundle
-from prunegym.models.storage.weights import save_state, save_text
+from prunegym.models.storage.run_state import BROKEN, damaged, load_state, save_state
+from prunegym.models.storage.weights import load_tensors, save_text
 from prunegym.models.training.cnn_training import Report
 from prunegym.models.training.mac_target import meet_target
+from prunegym.validation import finite, whole_number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +95,9 @@ def validation_figures(
     )
 
 
+FIGURES = [field.name for field in dataclasses.fields(ValidationFigures)]
+
+
 class CollapseWarning(UserWarning):
     """The policy gives all or nearly all images the same mask."""
 
@@ -109,7 +116,8 @@ class TrainingMonitor(BaseCallback):
         progress: Whether to show a progress bar.
         report: Called with the figures of each evaluation.
         budget: Adapts lambda after each rollout. Actors are then shifted to the budget before they are evaluated.
-        state_path: File for the state that Stable-Baselines3 does not store in its checkpoint.
+        best: The best actor so far; None before training.
+        checkpoint: File with all that a run resumes from.
     """
 
     bundle: Bundle
@@ -122,24 +130,49 @@ class TrainingMonitor(BaseCallback):
     def __post_init__(self) -> None:
         """Begin without any figures."""
         super().__init__()
-        self.state_path = self.folder / "monitor.json"
+        self.checkpoint = self.folder / "checkpoint.safetensors"
         self.masked = self.bundle.masked
         self.validation = self.bundle.data["validation"].sample(self.recipe.eval_images)
         self.own_reward = own_reward(self.recipe, self.masked, self.validation)
+        self.best: GatePolicy | None = None
         self.best_reward = -np.inf
         self.history: list[dict[str, Any]] = []
         self.updates = 0
-        self._restored = False
+        self._noise: Mapping[str, Any] | None = None
         self._episodes: list[tuple[float, float, float]] = []
         self._bar: Any = None
 
-    def restore(self) -> None:
-        """Read the figures of a checkpoint; a ValueError or KeyError means that the file is damaged."""
-        state = json.loads(self.state_path.read_text())
-        self.best_reward, self.history, self.updates = state["best_reward"], state["history"], state["updates"]
-        if self.budget is not None:
-            self.budget.penalty, self.budget.steady = (state["budget"][key] for key in ("penalty", "steady"))
-        self._restored = True
+    def restore(self, algorithm: OnPolicyAlgorithm, total: int) -> None:
+        """Read the checkpoint: put the algorithm, and the figures and the best actor here, where they were then.
+
+        Args:
+            algorithm: Of Stable-Baselines3, not trained yet.
+            total: Timesteps of the whole run.
+
+        Raises:
+            InvalidInputError: If it is damaged, or of another run.
+        """
+        state = load_state(self.checkpoint)
+        try:
+            restore(algorithm, state["algorithm"], total)
+            assert isinstance(algorithm.policy, MaskPolicy)
+            self.best = algorithm.policy.gate_policy()
+            load_tensors(self.best, state["best"], str(self.checkpoint))
+            own = state["monitor"]
+            self.best_reward = finite("best_reward", own["best_reward"])
+            self.updates = whole_number("updates", own["updates"], 0)
+            self.history = list(own["history"])
+            if not self.history:
+                raise ValueError("there are no figures")
+            for row in self.history:
+                for name in ("timesteps", "updates", *FIGURES):
+                    finite(name, row[name])
+            if self.budget is not None:
+                self.budget.restore(own["budget"])
+            self._noise = state["noise"]
+            restore_noise(self._noise)  # to see that it can be restored when training begins
+        except BROKEN as error:
+            raise damaged(self.checkpoint, error) from error
 
     def _on_training_start(self) -> None:
         if self.budget is not None:
@@ -150,10 +183,7 @@ class TrainingMonitor(BaseCallback):
         layout = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
         total = self.locals["total_timesteps"]
         self._bar = tqdm(total=total, initial=self.num_timesteps, unit_scale=True, bar_format=layout, disable=hidden)
-        if not self.history or self.history[-1]["timesteps"] < self.num_timesteps:
-            # At the start, or if a run ended between a checkpoint and its figures.
-            assert isinstance(self.model, OnPolicyAlgorithm)
-            self.updates = self.num_timesteps // (self.model.n_envs * self.model.n_steps)
+        if not self.history:
             self._evaluate()
 
     def _on_step(self) -> bool:
@@ -183,8 +213,9 @@ class TrainingMonitor(BaseCallback):
     def _on_rollout_start(self) -> None:
         # SB3 has no callback after an update, but the previous rollout's update has just been made. A run that resumes
         # has already counted it.
-        if self._restored:
-            self._restored = False
+        if self._noise is not None:
+            restore_noise(self._noise)
+            self._noise = None
         elif self.num_timesteps:
             self.updates += 1
             if self.updates % self.recipe.eval_every == 0:
@@ -217,7 +248,7 @@ class TrainingMonitor(BaseCallback):
             self.logger.record(f"eval/{name}", value)
         if result.reward > self.best_reward:
             self.best_reward = result.reward
-            save_state(self.folder / "best_actor.pt", actor.state_dict())
+            self.best = actor
         self._warn_of_collapse(result)
         self.save()
         if self.report is not None:
@@ -240,9 +271,11 @@ class TrainingMonitor(BaseCallback):
 
     def save(self) -> None:
         """Write a checkpoint to resume from."""
-        self.model.save(self.folder / "checkpoint.partial.zip", exclude=["_last_obs"])
-        (self.folder / "checkpoint.partial.zip").replace(self.folder / "checkpoint.zip")
-        state: dict[str, Any] = {"best_reward": self.best_reward, "history": self.history, "updates": self.updates}
+        assert isinstance(self.model, OnPolicyAlgorithm)
+        assert self.best is not None
+        own: dict[str, Any] = {"best_reward": self.best_reward, "history": self.history, "updates": self.updates}
         if self.budget is not None:
-            state["budget"] = {"penalty": self.budget.penalty, "steady": self.budget.steady}
-        save_text(self.state_path, json.dumps(state))
+            own["budget"] = self.budget.state()
+        state = {"algorithm": state_of(self.model), "noise": noise_state(), "best": self.best.state_dict()}
+        save_state(self.checkpoint, {**state, "monitor": own})
+        save_text(self.folder / "monitor.json", json.dumps(own))

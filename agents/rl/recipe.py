@@ -25,7 +25,7 @@ from prunegym.models.training.cnn_training import dense_logits
 from prunegym.models.training.preparation import ImitationConfig
 from prunegym.models.training.tuning import TuneConfig
 from prunegym.user_code import described
-from prunegym.validation import choice, finite, share, whole_number
+from prunegym.validation import choice, finite, share, whole_number, yes_or_no
 
 CLASSES: dict[str, type[OnPolicyAlgorithm]] = {"a2c": A2C, "ppo": PPO}
 SCHEDULES = ("learning_rate", "clip_range", "clip_range_vf")
@@ -38,6 +38,9 @@ HYPERPARAMETER_CHECKS: dict[str, Callable[[str, Any], object]] = {
     "vf_coef": functools.partial(finite, low=0),
     "max_grad_norm": functools.partial(finite, above=0),
     "target_kl": functools.partial(finite, above=0),
+    "rms_prop_eps": functools.partial(finite, above=0),
+    "normalize_advantage": yes_or_no,
+    "use_rms_prop": yes_or_no,
 }
 """Checks of values that Stable-Baselines3 refuses late, or takes although training then fails."""
 

@@ -14,6 +14,7 @@ from prunegym.agents.rl.lagrangian import Budget
 from prunegym.agents.rl.recipe import CLASSES, Recipe
 from prunegym.envs.task import TaskArguments
 from prunegym.errors import InvalidInputError, MissingDataError, UnknownNameError
+from prunegym.models.data.files.bounded_files import check_regular
 from prunegym.models.training.preparation import ImitationConfig
 from prunegym.models.training.tuning import TuneConfig
 from prunegym.settings import Loader, make_config, numbers
@@ -24,9 +25,10 @@ STAGES: dict[str, type[Any]] = {"imitation": ImitationConfig, "refine": TuneConf
 GATE_POLICY = ("hidden", "grid", "feature_size", "kinds")
 TO_ALGORITHMS = {
     "self", "policy", "env", "policy_kwargs", "seed", "device", "tensorboard_log", "n_steps", "batch_size", "verbose",
-    "_init_setup_model",
+    "_init_setup_model", "use_sde", "sde_sample_freq", "rollout_buffer_class", "rollout_buffer_kwargs",
+    "stats_window_size",
 }  # fmt: skip
-"""Parameters of Stable-Baselines3's algorithms that a recipe cannot set, because training sets them."""
+"""Parameters of Stable-Baselines3's algorithms that a recipe cannot set: training sets them, or they have no effect."""
 TO_ENVIRONMENTS = {"model", "dataset", "device", "features"}
 """The same for environments."""
 MOST_CHARACTERS = 100_000
@@ -67,6 +69,7 @@ def read_recipe(name_or_path: str | Path) -> tuple[str, str, dict[str, Any]]:
             raise UnknownNameError("recipe", str(name_or_path), [file.stem for file in FOLDER.glob("*.yaml")])
     if not path.exists():
         raise MissingDataError(f"There is no recipe {path}. Check the path.")
+    check_regular(path, "recipe")
     content = _read(path)
     if not isinstance(content, dict) or len(content) != 1 or not isinstance(next(iter(content.values())), dict):
         raise InvalidInputError(f"{path} must have one environment id at the top, and its settings below.")

@@ -5,13 +5,12 @@ from __future__ import annotations
 import copy
 import time
 import warnings
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import torch
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.utils import LinearSchedule, set_random_seed
+from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from prunegym.agents.rl.callbacks import check_named, make_callbacks, make_logger
@@ -25,7 +24,7 @@ from prunegym.envs.sb3_wrappers import GroupAdvantage, SelfCritical
 from prunegym.envs.simulator import MaskSimulator
 from prunegym.envs.task import make_task
 from prunegym.errors import InvalidInputError
-from prunegym.models.checks import check_masked
+from prunegym.models.checks import check_device, check_masked
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.dynamic_cnn import DynamicCNN
 from prunegym.models.gating.features import MaskFeatures
@@ -35,7 +34,7 @@ from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.storage.cnn_info import CNNInfo
 from prunegym.models.storage.model_file import Bundle
 from prunegym.models.storage.run_folder import begin_run, finish_run
-from prunegym.models.storage.weights import load_state
+from prunegym.models.storage.weights import naming
 from prunegym.models.training.cnn_training import StageReport, answered, of_stage
 from prunegym.models.training.mac_target import meet_target
 from prunegym.models.training.preparation import PrepareConfig, prepare
@@ -90,6 +89,8 @@ def train_agent(
         NewGatesWarning: If ``policy`` is left aside.
     """
     recipe, out = as_recipe(recipe), Path(out)
+    whole_number("seed", seed, 0, 2**32 - 1)
+    check_device(device)
     train, validation = (answered(info.adapt(data), masked) for data in (train, validation))
     check_masked(masked, train)
     check_masked(masked, validation)
@@ -222,22 +223,9 @@ def _reinforce(
     total = recipe.n_episodes * len(start.decisions)
     ascent = None if recipe.budget is None else DualAscent(recipe.budget, env.get_attr("task")[0])
     monitor = TrainingMonitor(model, recipe, out, progress, of_stage(report, recipe.algo), ascent)
-    checkpoint = out / "checkpoint.zip"
-    if resume and checkpoint.exists() and monitor.state_path.exists():
-        try:
-            algorithm = CLASSES[recipe.algo].load(checkpoint, env=env, device=model.device)
-            monitor.restore()
-        except (ValueError, OSError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile) as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise InvalidInputError(
-                f"{checkpoint} or {monitor.state_path.name} is damaged ({reason}). Delete both to start reinforcement "
-                "learning again."
-            ) from error
-        played = algorithm.num_timesteps // (recipe.n_envs * len(start.decisions))
-        env.env_method("skip_episodes", played, indices=0)
-        set_random_seed((model.seed + algorithm.num_timesteps) % 2**32)  # other noise than at the start
-    else:
-        algorithm = build_algorithm(env, start, recipe, model.seed, model.device, out / "tensorboard")
+    algorithm = build_algorithm(env, start, recipe, model.seed, model.device, out / "tensorboard")
+    if resume and monitor.checkpoint.exists():
+        monitor.restore(algorithm, total)
     if isinstance(env, SelfCritical):
         env.follow(algorithm.policy)
     done = algorithm.num_timesteps
@@ -245,12 +233,13 @@ def _reinforce(
         if recipe.loggers:
             algorithm.set_logger(make_logger(recipe.loggers, out, f"{recipe.algo}_1"))
         callbacks = [monitor, *make_callbacks(recipe.callbacks)]
-        algorithm.learn(total - done, callbacks, 10, tb_log_name=recipe.algo, reset_num_timesteps=done == 0)
-        algorithm.logger.dump(algorithm.num_timesteps)  # the last figures, whatever the interval
+        with naming(out):
+            algorithm.learn(total - done, callbacks, 10, tb_log_name=recipe.algo, reset_num_timesteps=done == 0)
+            algorithm.logger.dump(algorithm.num_timesteps)  # the last figures, whatever the interval
         if recipe.loggers:
             algorithm.logger.close()
-    start.load_state_dict(load_state(out / "best_actor.pt"))
-    return start
+    assert monitor.best is not None
+    return monitor.best
 
 
 def training_env(

@@ -11,6 +11,7 @@ from torch import Tensor
 from prunegym.envs.rewards.outcome import Outcome
 from prunegym.errors import PruneGymError, RewardError
 from prunegym.user_code import name_of
+from prunegym.validation import plain
 
 LARGEST = 1e15
 """Largest size of a reward. Algorithms sum squares of rewards in float32: above 3e38, weights become NaN."""
@@ -36,6 +37,7 @@ def call_checked(kind: str, function: Callable[..., Any], outcome: Outcome, *arg
     ours = str(getattr(function, "__module__", "")).startswith("prunegym.")
     try:
         returned = function(outcome if ours else outcome.copied(), *arguments)
+        plain(f"What the {kind} {name_of(function)!r} returned", returned)
         values = torch.as_tensor(returned, dtype=torch.float64, device=outcome.mask.device)
     except PruneGymError:
         raise

@@ -66,8 +66,8 @@ class Normalisation:
         """
         # (x - mean) / std, of pixels brought to [0, 1] first.
         floats = images.float() / FULL[images.dtype] if images.dtype in FULL else images.float()
-        mean = torch.tensor(self.mean, device=images.device).view(-1, 1, 1)
-        std = torch.tensor(self.std, device=images.device).view(-1, 1, 1)
+        mean = torch.tensor(self.mean, dtype=floats.dtype, device=images.device).view(-1, 1, 1)
+        std = torch.tensor(self.std, dtype=floats.dtype, device=images.device).view(-1, 1, 1)
         return ((floats - mean) / std).contiguous(memory_format=torch.channels_last)
 
     def as_bytes(self, images: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ from prunegym.errors import InvalidInputError
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.gating.feature_kinds import DEFAULT_KINDS, FEATURES, Feature, Seen
 from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.validation import choice, whole_number
+from prunegym.models.precision import new_tensors_in
+from prunegym.validation import choice, whole_number, yes_or_no
 
 CLIP = 10.0
 """Standardised features are clipped to +-CLIP."""
@@ -63,6 +64,7 @@ class MaskFeatures(nn.Module):
         InvalidInputError: If a number is not a whole number of at least 1, or there is no kind, or nothing to look at.
     """
 
+    @new_tensors_in()
     def __init__(
         self,
         masked: MaskedCNN,
@@ -72,6 +74,7 @@ class MaskFeatures(nn.Module):
         kinds: Sequence[str] = DEFAULT_KINDS,
     ) -> None:
         super().__init__()
+        yes_or_no("layerwise", layerwise)
         whole_number("grid", grid)
         whole_number("feature_size", feature_size)
         self.config: dict[str, Any] = {"layerwise": layerwise, "grid": grid, "feature_size": feature_size}

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from prunegym.errors import InvalidInputError
 from prunegym.models.gating.features import Decision, MaskFeatures
-from prunegym.validation import whole_number
+from prunegym.models.precision import new_tensors_in
+from prunegym.validation import finite, whole_number
 
 
 def gate_head(features: int, hidden: int, width: int, bias: float = 2.0) -> nn.Sequential:
@@ -41,6 +42,7 @@ class GatePolicy(nn.Module):
         macs: MACs of deciding the masks of one image.
     """
 
+    @new_tensors_in()
     def __init__(
         self,
         features: MaskFeatures,
@@ -51,7 +53,14 @@ class GatePolicy(nn.Module):
         super().__init__()
         self.features = features
         self.decisions: tuple[Decision, ...] = features.decisions
-        widths = [hidden] * len(self.decisions) if isinstance(hidden, int) else list(hidden)
+        widths = list(hidden) if isinstance(hidden, Sequence) else [hidden] * len(self.decisions)
+        for width in widths:
+            whole_number("hidden", width)
+        finite("bias", bias)
+        if penalty_range is not None and not (
+            finite("penalty_range", penalty_range[0], 0) < finite("penalty_range", penalty_range[1], 0)
+        ):
+            raise InvalidInputError(f"penalty_range is {penalty_range}; the first number has to be the smaller one.")
         if len(widths) != len(self.decisions):
             raise InvalidInputError(
                 f"hidden is {widths}; give one number, or one for each of the {len(self.decisions)} decisions."

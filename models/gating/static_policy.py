@@ -13,6 +13,8 @@ from prunegym.models.gating.features import MaskFeatures
 from prunegym.models.gating.gate_policy import GatePolicy, check_penalty
 from prunegym.models.masking.importance import at_mac_share, taylor_scores
 from prunegym.models.masking.masked_cnn import MaskedCNN
+from prunegym.models.precision import new_tensors_in
+from prunegym.validation import bits, shape
 
 
 class StaticPolicy(nn.Module):
@@ -31,6 +33,7 @@ class StaticPolicy(nn.Module):
     macs = 0
     penalty_range = None
 
+    @new_tensors_in()
     def __init__(self, features: MaskFeatures, bias: float = 2.0) -> None:
         super().__init__()
         self.features = features
@@ -62,7 +65,8 @@ Policy = GatePolicy | StaticPolicy
 
 
 def fixed_policy(masked: MaskedCNN, mask: Tensor) -> StaticPolicy:
-    """Return a policy that gives every image the same mask: (mask_size,) of 0 and 1."""
+    """Return a policy that gives every image the same mask: (mask_size,) of 0 and 1, else InvalidInputError."""
+    bits("The mask", shape("The mask", mask, (masked.mask_size,)))
     policy = StaticPolicy(MaskFeatures(masked)).to(masked.device)
     with torch.no_grad():
         for channels, part in zip(policy.channels, masked.split(mask.float()), strict=True):

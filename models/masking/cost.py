@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from prunegym.models.masking.gates import Found
 from prunegym.models.masking.graph import Graph, Step, attribute_of
 from prunegym.models.masking.operators import Kind
+from prunegym.validation import bits, finite, shape
 
 
 class CostModel:
@@ -70,6 +71,9 @@ class CostModel:
 
     def kept(self, mask: Tensor) -> Tensor:
         """Return the number of kept channels of each gate: mask (batch, mask_size) -> (batch, gates) float64."""
+        shape("The mask", mask, ("batch", int(self._widths.sum())))
+        if not mask.requires_grad:  # while gates are trained, masks are soft
+            bits("The mask", mask, "Costs are of channels that run or do not.")
         slices = torch.split(mask.double(), [int(width) for width in self._widths], dim=1)
         return torch.stack([part.sum(1) for part in slices], dim=1)
 
@@ -87,7 +91,7 @@ class CostModel:
 
     def total_share(self, mask: Tensor, policy_macs: float) -> Tensor:
         """Return the MAC share of each mask plus that of the policy: (batch, mask_size) -> (batch,) float64."""
-        return self.mac_share(mask) + policy_macs / self.total_macs
+        return self.mac_share(mask) + finite("policy_macs", policy_macs, 0) / self.total_macs
 
     def weights(self, mask: Tensor) -> Tensor:
         """Return the weights that each mask keeps alive: (batch, mask_size) -> (batch,) float64.

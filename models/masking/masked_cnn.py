@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Iterable
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunegym import validation
 from prunegym.errors import InvalidInputError
 from prunegym.html import table
 from prunegym.models.masking.cost import CostModel
@@ -22,10 +22,13 @@ from prunegym.models.masking.recording.tracing import (
     check_example,
     check_module,
     check_weights,
+    copied,
     plain,
     trace,
 )
+from prunegym.models.masking.selection import mask_channels
 from prunegym.models.masking.verification import failing_gates
+from prunegym.models.precision import new_tensors_in
 from prunegym.validation import shape
 
 
@@ -86,6 +89,7 @@ class MaskedCNN(nn.Module):
     """
 
     @torch.inference_mode(False)
+    @new_tensors_in()
     def __init__(
         self,
         module: nn.Module,
@@ -105,7 +109,7 @@ class MaskedCNN(nn.Module):
         check_weights(module)
         check_example(example_input)
         wanted = wanted_names(gates)
-        self.network = copy.deepcopy(module).eval()
+        self.network = copied(module).eval()
         self.frozen = False
         first = next(module.parameters(), torch.zeros(()))
         device = first.device
@@ -302,7 +306,7 @@ class MaskedCNN(nn.Module):
                 if state.points is not None and point not in state.points:
                     state.points[point] = gate_map(value, bits, self.gates[point].width)
                 if mask is not None:
-                    value = value * bits.factors(mask.to(value.dtype), value)
+                    value = mask_channels(value, bits.factors(mask.to(value.dtype), value))
             values[step.name] = value
             for name in self._drop[position]:
                 del values[name]
@@ -314,6 +318,7 @@ class MaskedCNN(nn.Module):
 
 
 def _check_floats(images: Tensor) -> None:
+    validation.plain("The image tensor", images)
     if not isinstance(images, Tensor) or not images.is_floating_point():
         given = images.dtype if isinstance(images, Tensor) else f"a {type(images).__name__}"
         raise InvalidInputError(

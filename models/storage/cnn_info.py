@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,10 @@ from prunegym.models.data.transform import Transform
 from prunegym.models.storage.weights import fingerprint_of
 from prunegym.models.tasks.objective import KINDS, Objective
 from prunegym.models.zoo.network_registry import ZOO, build
+from prunegym.validation import whole_number
+
+MOST_PIXELS = 2**22
+"""Of the images that a file says its CNN takes, times their channels: to trace it takes memory in proportion."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +177,12 @@ def from_json(raw: dict[str, Any]) -> CNNInfo:
     normalisation = Normalisation(
         tuple(given["mean"]), tuple(given["std"]), *(given[k] for k in ("low", "high") if k in given)
     )
-    channels, height, width = map(operator.index, raw["image_shape"])
+    channels, height, width = (whole_number("image_shape", size) for size in raw["image_shape"])
+    whole_number("the number of pixels and channels of an image", channels * height * width, 1, MOST_PIXELS)
+    whole_number("num_classes", raw["num_classes"])
+    names = [raw["architecture"], raw["dataset"], *raw["classes"]]
+    if not isinstance(raw["classes"], list) or not all(isinstance(name, str) for name in names):
+        raise TypeError("names of the architecture, the data set or the classes are no text")
     objective = _objective(dict(raw.get("objective", {})))
     sizes = {"mean": channels, "std": channels, "classes": raw["num_classes"]}
     if objective.kind in ("numbers", "outputs"):

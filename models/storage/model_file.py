@@ -18,9 +18,14 @@ from prunegym.models.gating.features import MaskFeatures
 from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.gating.static_policy import Policy, StaticPolicy
 from prunegym.models.masking.masked_cnn import MaskedCNN
+from prunegym.models.precision import new_tensors_in
 from prunegym.models.storage import weights as files
 from prunegym.models.storage.cnn_info import CNNInfo, as_json, from_json
+from prunegym.models.storage.run_state import BROKEN
+from prunegym.validation import whole_number
 
+LARGEST_WEIGHT = 1e12
+"""Of a policy. Beyond, its logits could become NaN, and masks meaningless."""
 FORMAT, QUANTIZED_FORMAT = 1, 2
 """Float files keep format 1, so that versions without int8 weights still read them."""
 
@@ -83,6 +88,7 @@ def write_model(
     files.write_tensors(path, tensors, {"prunegym": json.dumps(description)})
 
 
+@new_tensors_in()
 def read_model(path: Path | str, network: nn.Module | None = None) -> Bundle:
     """Read a model file of :func:`write_model`.
 
@@ -104,7 +110,7 @@ def read_model(path: Path | str, network: nn.Module | None = None) -> Bundle:
         tensors = files.dequantized(tensors, str(path))
     with _reading(path, "network"):
         info = from_json(description["info"])
-    network = info.build() if network is None else network
+        network = info.build() if network is None else network
     files.load_tensors(network, _part(tensors, "network."), str(path))
     gates = description.get("gates", "auto")
     masked = MaskedCNN(network, info.example(), gates=gates)
@@ -112,8 +118,12 @@ def read_model(path: Path | str, network: nn.Module | None = None) -> Bundle:
         return Bundle(masked=masked, info=info)
     with _reading(path, "policy"):
         features = _feature_options(path, dict(description["features"]))
-        policy = _policy(masked, features, dict(description["policy"]))
-    files.load_tensors(policy, _part(tensors, "policy."), str(path))
+        stored = _part(tensors, "policy.")
+        largest = max((size for tensor in stored.values() for size in tensor.shape), default=0)
+        policy = _policy(masked, features, dict(description["policy"]), largest)
+    files.load_tensors(policy, stored, str(path))
+    if any((tensor.abs() > LARGEST_WEIGHT).any() for tensor in stored.values()):
+        raise InvalidInputError(f"{path} is damaged: its policy has weights beyond {LARGEST_WEIGHT:g}. Write it again.")
     deviations = [value for name, value in policy.features.named_buffers() if name.startswith("std")]
     if any((value <= 0).any() for value in deviations):
         raise InvalidInputError(f"{path} is damaged: its policy divides by standard deviations of 0. Write it again.")
@@ -126,7 +136,7 @@ def _reading(path: Path, what: str) -> Iterator[None]:
         yield
     except PruneGymError:
         raise
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except BROKEN as error:
         raise InvalidInputError(
             f"{path} is damaged: its description of the {what} is invalid ({type(error).__name__}: {error}). "
             "Write it again."
@@ -144,7 +154,8 @@ def _feature_options(path: Path, options: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-def _policy(masked: MaskedCNN, features: dict[str, Any], options: dict[str, Any]) -> Policy:
+def _policy(masked: MaskedCNN, features: dict[str, Any], options: dict[str, Any], largest: int) -> Policy:
+    """Make a policy with new weights; none of its layers is larger than the largest that the file has."""
     kinds = (StaticPolicy.__name__, GatePolicy.__name__)
     kind = options.pop("kind")
     if kind not in kinds:
@@ -153,6 +164,8 @@ def _policy(masked: MaskedCNN, features: dict[str, Any], options: dict[str, Any]
     if kind == StaticPolicy.__name__:
         return StaticPolicy(made)
     bounds = options.pop("penalty_range", None)
+    for width in options["hidden"] if isinstance(options["hidden"], list) else [options["hidden"]]:
+        whole_number("hidden", width, 1, largest)
     return GatePolicy(made, penalty_range=None if bounds is None else (bounds[0], bounds[1]), **options)
 
 

@@ -18,9 +18,17 @@ from torch import nn
 from prunegym.errors import InvalidInputError
 from prunegym.models import kernel
 from prunegym.models.data.dataset import Dataset
+from prunegym.models.data.files.bounded_files import check_regular
 from prunegym.models.storage.weights import fingerprint_of, save_text
 
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None  # type: ignore[assignment]
+
 PACKAGES = ("prunegym", "torch", "gymnasium", "stable-baselines3", "numpy")
+_HELD: dict[Path, int] = {}
+"""Folders that this process has locked, with the descriptor that holds each lock."""
 SHOWN = 4
 """Changed settings that an error names."""
 
@@ -37,14 +45,15 @@ def begin_run(
         inputs: Networks and data sets by name, whose hashes are stored; None for an absent one.
 
     Raises:
-        InvalidInputError: If the folder has another run, or has this one and ``resume`` is False.
+        InvalidInputError: If the folder has another run, has this one and ``resume`` is False, or is in use by another
+            process. The folder is this process's own until :func:`finish_run`.
     """
     path = out / "run.json"
     settings = json.loads(json.dumps(settings))
     hashes = {name: None if thing is None else fingerprint_of(thing) for name, thing in (inputs or {}).items()}
     if path.exists():
         run = _read(path)
-        before, now = (_flat(without_unused(one)) for one in (run.get("settings", {}), settings))
+        before, now = (_flat(without_unused(one)) for one in (_group(run, "settings"), settings))
         changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
         if changed:
             shown = [f"{key}: {_shown(before.get(key))}, not {_shown(now.get(key))}" for key in changed[:SHOWN]]
@@ -53,7 +62,7 @@ def begin_run(
                 f"{out} has a run with other settings ({'; '.join(shown)}{more}). Give another --out, or the same "
                 "settings."
             )
-        made_from = run.get("inputs", {})
+        made_from = _group(run, "inputs")
         other = [name for name in hashes if name in made_from and made_from[name] != hashes[name]]
         if other:
             raise InvalidInputError(
@@ -62,8 +71,10 @@ def begin_run(
             )
         if not resume:
             raise InvalidInputError(f"{out} has this run already. Add --resume to resume it, or give another --out.")
+        _hold(out)
         return
     make_folder(out)
+    _hold(out)
     seed = settings.get("seed")
     run = {
         "settings": settings, "inputs": hashes, "command": command_line(), "seed": seed, "versions": versions(),
@@ -125,16 +136,45 @@ def finish_run(out: Path, seconds: float, results: Mapping[str, Any] | None = No
     """
     path = out / "run.json"
     run = _read(path)
-    run["seconds"] = round(run.get("seconds", 0.0) + seconds, 1)
+    before = run.get("seconds")
+    run["seconds"] = round((before if isinstance(before, int | float) else 0.0) + seconds, 1)
     if results is not None:
         run["results"] = dict(results)
     save_text(path, json.dumps(run, indent=1) + "\n")
+    held = _HELD.pop(out.resolve(), None)
+    if held is not None:
+        os.close(held)
+
+
+def _hold(out: Path) -> None:
+    """Lock a folder until :func:`finish_run`, or until this process ends in any way."""
+    if fcntl is None or out.resolve() in _HELD:
+        return
+    descriptor = os.open(out, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise InvalidInputError(
+            f"{out} is in use by another process, which is still running. Wait for it, or give another --out."
+        ) from None
+    except OSError:  # a file system without locks
+        os.close(descriptor)
+    else:
+        _HELD[out.resolve()] = descriptor
+
+
+def _group(run: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    group = run.get(name)
+    return group if isinstance(group, Mapping) else {}
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        run = json.loads(path.read_text())
-    except ValueError as error:
+        run = json.loads(check_regular(path, "record of a run").read_text())
+    except InvalidInputError:
+        raise
+    except (ValueError, RecursionError) as error:
         raise InvalidInputError(f"{path} is not JSON ({error}). Delete it, or choose another folder.") from error
     if not isinstance(run, dict):
         raise InvalidInputError(f"{path} does not describe a run. Delete it, or choose another folder.")

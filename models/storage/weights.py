@@ -1,9 +1,10 @@
-"""Weights, as float32 or int8, and run states on disk, and hashes of them. Loading never executes code."""
+"""Weights on disk, as float32 or int8, and hashes of them. Loading never executes code."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,22 +16,39 @@ from torch import Tensor, nn
 
 from prunegym.errors import InvalidInputError, MissingDataError
 from prunegym.models.data.dataset import CLASSES, Dataset
+from prunegym.models.data.files.bounded_files import check_regular
 from prunegym.models.data.sources.lazy_images import LazyImages
 
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Give the path of a temporary file to write, then rename it to ``path``: a crash leaves no incomplete file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    yield partial
-    partial.replace(path)
+    """Give the path of a temporary file to write, then rename it to ``path``.
+
+    A crash leaves the old file as it was, and so does a write that fails, which leaves no other file either.
+
+    Raises:
+        OSError: If it cannot be written; the error names ``path``.
+    """
+    # Of this process alone, so that two do not write into one.
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield partial
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
-def save_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Write the state of a run (tensors, numbers, strings, lists, dicts); a crash leaves no incomplete file."""
-    with whole_file(path) as partial:
-        torch.save(dict(state), partial)
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an error of the file system name this path, as that of a full disk names none."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or not str(error.filename or path).startswith(str(path)):
+            raise
+        raise type(error)(error.errno, error.strerror, str(path)) from error
 
 
 def save_text(path: Path, text: str) -> None:
@@ -39,15 +57,8 @@ def save_text(path: Path, text: str) -> None:
         partial.write_text(text)
 
 
-def load_state(path: Path) -> dict[str, Any]:
-    """Read a file of :func:`save_state`, or any torch file of plain tensors, without executing code.
-
-    Raises:
-        MissingDataError: If there is no such file.
-        InvalidInputError: If the file is damaged, or holds objects that ``weights_only`` loading refuses.
-    """
-    if not path.exists():
-        raise MissingDataError(f"There is no checkpoint {path}. Check the path.")
+def _torch_file(path: Path) -> dict[Any, Any]:
+    """Read a torch file of plain tensors, without executing code; raises as :func:`read_weights`."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
@@ -93,15 +104,22 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         MissingDataError: If there is no such file.
         InvalidInputError: If the file is damaged or has no state dict.
     """
-    if path.suffix == ".safetensors" and path.exists():
+    if not path.exists():
+        raise MissingDataError(f"There is no checkpoint {path}. Check the path.")
+    check_regular(path, "file of weights")
+    if path.suffix == ".safetensors":
         try:
             return safetensors.torch.load_file(path)
         except SafetensorError as error:
             raise InvalidInputError(f"{path} is not a safetensors file ({error}). It may be truncated.") from error
-    state = load_state(path)
+    state = _torch_file(path)
     if isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
-    tensors = {name.removeprefix("module."): value for name, value in state.items() if isinstance(value, Tensor)}
+    tensors = {
+        name.removeprefix("module."): value
+        for name, value in state.items()
+        if isinstance(name, str) and isinstance(value, Tensor)
+    }
     if not tensors:
         raise InvalidInputError(f"{path} has no tensors; its keys are {sorted(map(str, state))[:8]}.")
     return tensors
@@ -134,11 +152,8 @@ def load_tensors(network: nn.Module, tensors: Mapping[str, Tensor], source: str)
         source: Where they come from, for the message.
 
     Raises:
-        InvalidInputError: If names or shapes differ, or a weight is NaN or infinite.
+        InvalidInputError: If names, shapes or kinds of numbers differ, or a weight is NaN or infinite.
     """
-    broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor.float()).all()]
-    if broken:
-        raise InvalidInputError(f"{source} has NaN or infinite values in {broken[0]!r} ({len(broken)} tensors in all).")
     own = network.state_dict()
     # Checkpoints from before torch 0.4.1 have no num_batches_tracked; eval mode never reads it.
     missing = [name for name in own if name not in tensors and not name.endswith("num_batches_tracked")]
@@ -149,7 +164,24 @@ def load_tensors(network: nn.Module, tensors: Mapping[str, Tensor], source: str)
             f"{source} does not fit {type(network).__name__}: missing {missing[:3]}, unexpected {extra[:3]}, "
             f"other shapes {wrong[:3]}. Build the network with the arguments of the checkpoint's network."
         )
+    for name, tensor in tensors.items():
+        wrong_with = _wrong_with(name, tensor, own[name])
+        if wrong_with is not None:
+            raise InvalidInputError(f"{source}: {name!r} {wrong_with}. Give weights as the network itself has them.")
     network.load_state_dict(dict(tensors), strict=False)
+
+
+def _wrong_with(name: str, tensor: Tensor, own: Tensor) -> str | None:
+    """Return why a tensor is no weight for a network, or None."""
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+        return f"is no plain tensor ({tensor.layout}, {tensor.dtype}, {tensor.device})"
+    if (tensor.is_floating_point(), tensor.is_complex()) != (own.is_floating_point(), own.is_complex()):
+        return f"has numbers of type {tensor.dtype}, not {own.dtype}"
+    if not torch.isfinite(tensor).all():
+        return "has NaN or infinite values"
+    if name.endswith("running_var") and (tensor < 0).any():
+        return "has negative variances"
+    return None
 
 
 def fingerprint_of(thing: nn.Module | Dataset) -> str:

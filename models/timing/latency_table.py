@@ -14,6 +14,8 @@ from torch import Tensor
 
 from prunegym.errors import InvalidInputError, MissingDataError
 from prunegym.models.masking.masked_cnn import MaskedCNN
+from prunegym.models.storage.weights import save_text
+from prunegym.validation import finite, whole_number
 
 FORMAT = 1
 
@@ -31,6 +33,13 @@ class Axis:
     each: Mapping[int, float]
     always: float
     points: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        for value in (*self.each.values(), self.always, *self.points):
+            finite("A number of channels of a latency table", value, 0)
+        if not self.points or any(first >= second for first, second in itertools.pairwise(self.points)):
+            raise InvalidInputError(f"The points {self.points} of a latency table do not rise. Measure it again.")
 
     def place(self, kept: Tensor) -> tuple[Tensor, Tensor]:
         """Return the point below and the share of the way to the next one: (batch, gates) -> (batch,) each."""
@@ -61,6 +70,14 @@ class Part:
     inputs: Axis
     outputs: Axis
     seconds: tuple[tuple[float, ...], ...]
+
+    def __post_init__(self) -> None:
+        """Check that there is one time for each pair of points."""
+        sizes = {len(row) for row in self.seconds}
+        if len(self.seconds) != len(self.inputs.points) or sizes != {len(self.outputs.points)}:
+            raise InvalidInputError(f"Part {self.name!r} of a latency table has not one time for each pair of points.")
+        for value in itertools.chain(*self.seconds):
+            finite(f"A time of part {self.name!r} of a latency table", value, 0)
 
     def at(self, kept: Tensor) -> Tensor:
         """Interpolate between the four points around: kept (batch, gates) float64 -> seconds (batch,)."""
@@ -97,6 +114,17 @@ class LatencyTable:
     policy: float = 0.0
     machine: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     validation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check the times, and that parts depend on gates that there are."""
+        for name in ("fixed", "policy"):
+            finite(f"{name} of a latency table", getattr(self, name), 0)
+        for _, width in self.gates:
+            whole_number("The width of a gate of a latency table", width)
+        named = {gate for part in self.parts for axis in (part.inputs, part.outputs) for gate in axis.each}
+        if not named <= set(range(len(self.gates))) or not isinstance(self.machine, Mapping):
+            raise InvalidInputError(f"The latency table has {len(self.gates)} gates, but times of {sorted(named)}.")
+        finite("The time of all channels in a latency table", self.dense_seconds, above=0)
 
     def seconds(self, mask: Tensor) -> Tensor:
         """Return the CNN's seconds for each mask, without the policy's: (batch, mask_size) -> (batch,) float64."""
@@ -139,8 +167,7 @@ class LatencyTable:
     def save(self, path: Path | str) -> None:
         """Write the table as JSON."""
         content = {"format": FORMAT, **dataclasses.asdict(self)}
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(json.dumps(content, indent=1) + "\n")
+        save_text(Path(path), json.dumps(content, indent=1) + "\n")
 
     @classmethod
     def load(cls, path: Path | str) -> LatencyTable:
@@ -158,9 +185,9 @@ class LatencyTable:
             content = json.loads(Path(path).read_text())
             version = content.pop("format")
             if version == FORMAT:
-                gates = tuple((str(name), int(width)) for name, width in content.pop("gates"))
+                gates = tuple((str(name), width) for name, width in content.pop("gates"))
                 return cls(gates=gates, parts=tuple(map(_part, content.pop("parts"))), **content)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
             raise InvalidInputError(
                 f"{path} is no latency table ({type(error).__name__}: {error}). Make one with prunegym latency."
             ) from error
@@ -174,16 +201,11 @@ def open_table(table: LatencyTable | Path | str, masked: MaskedCNN) -> LatencyTa
 
 def _part(raw: Mapping[str, Any]) -> Part:
     seconds = tuple(tuple(map(float, row)) for row in raw["seconds"])
-    inputs, outputs = _axis(raw["inputs"]), _axis(raw["outputs"])
-    if len(seconds) != len(inputs.points) or any(len(row) != len(outputs.points) for row in seconds):
-        raise ValueError(f"part {raw['name']!r} has not one time for each pair of points")
-    return Part(str(raw["name"]), inputs, outputs, seconds)
+    return Part(str(raw["name"]), _axis(raw["inputs"]), _axis(raw["outputs"]), seconds)
 
 
 def _axis(raw: Mapping[str, Any]) -> Axis:
     points = tuple(map(float, raw["points"]))
-    if not points or any(first >= second for first, second in itertools.pairwise(points)):
-        raise ValueError(f"points {points} do not rise")
     return Axis({int(gate): float(count) for gate, count in raw["each"].items()}, float(raw["always"]), points)
 
 

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from prunegym.errors import InvalidInputError
-from prunegym.models.checks import check_dataset, check_images, check_output, layout_of, output_shape
+from prunegym.models.checks import check_dataset, check_device, check_images, check_output, layout_of, output_shape
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.storage.run_folder import without_unused
-from prunegym.models.storage.weights import check_inputs, fingerprint_of, load_state, save_state
-from prunegym.validation import choice, finite, whole_number
+from prunegym.models.storage.run_state import BROKEN, load_part, load_state, save_state
+from prunegym.models.storage.weights import check_inputs, fingerprint_of
+from prunegym.validation import choice, finite, share, whole_number
 
 Report = Callable[[dict[str, float]], None]
 """Called with the figures of a step or an epoch, by name."""
@@ -48,7 +49,10 @@ class TrainConfig:
         whole_number("epochs", self.epochs)
         whole_number("batch_size", self.batch_size)
         finite("learning_rate", self.learning_rate, above=0)
+        finite("weight_decay", self.weight_decay, 0)
+        share("momentum", self.momentum, zero=True)
         choice("precision", self.precision, PRECISIONS)
+        whole_number("seed", self.seed, 0)
 
 
 def bfloat16_is_native(device: torch.device | str = "cpu") -> bool:
@@ -125,7 +129,7 @@ def train(
         check_output(validation, shape)
         validation = dataclasses.replace(validation.with_classes(dataset.classes), objective=dataset.objective)
     layout = layout_of(network, dataset)
-    network.to(device=device, memory_format=layout).train()  # type: ignore[call-overload]
+    network.to(device=check_device(device), memory_format=layout).train()  # type: ignore[call-overload]
     steps = config.epochs * epoch_batches(len(dataset), config.batch_size, 0, 0)[0].shape[0]
     optimizer = sgd(network, config.learning_rate, config.weight_decay, config.momentum)
     schedule = one_cycle(optimizer, steps)
@@ -267,7 +271,7 @@ class Checkpoint:
         stored = load_state(self.path)
         if not {"done", "state", "config"} <= stored.keys():
             raise InvalidInputError(
-                f"{self.path} is not a checkpoint of a training run; its keys are {sorted(stored)[:8]}."
+                f"{self.path} is not a checkpoint of a training run; its keys are {sorted(map(str, stored))[:8]}."
             )
         if without_unused(stored["config"]) != without_unused(self.config):
             raise InvalidInputError(
@@ -277,10 +281,10 @@ class Checkpoint:
         check_inputs(self.path, stored.get("inputs"), self.inputs)
         try:
             for part, state in zip(self.parts, stored["state"], strict=True):
-                part.load_state_dict(state)
-        except (RuntimeError, ValueError) as error:
+                load_part(part, state)
+            return whole_number("done", stored["done"], 0)
+        except BROKEN as error:
             raise InvalidInputError(
                 f"{self.path} has another network or other gates than these ({str(error).splitlines()[0]}) Give those "
                 "of that run, or another folder."
             ) from error
-        return int(stored["done"])

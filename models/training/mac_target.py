@@ -11,7 +11,7 @@ from prunegym.models.data.dataset import Dataset
 from prunegym.models.gating.static_policy import Policy
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.skipping.skipping_cnn import prefer_kernel
-from prunegym.validation import share
+from prunegym.validation import finite, share
 
 TOLERANCE = 0.01
 """Largest accepted difference from the target, in total MAC share."""
@@ -52,6 +52,7 @@ def meet_target(
     Returns:
         The offset that was added.
     """
+    finite("target_macs", target_macs)
     sample = dataset.sample(images)
     reach = REACH
     offset = _bisect(masked, policy, sample, target_macs, rounds, reach)

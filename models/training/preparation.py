@@ -19,7 +19,8 @@ from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.gating.static_policy import Policy, StaticPolicy, fixed_policy, rollout
 from prunegym.models.masking.importance import at_mac_share, channel_scores, keep_best
 from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.models.storage.weights import fingerprint_of, load_state, save_state
+from prunegym.models.storage.run_state import load_state, save_state
+from prunegym.models.storage.weights import fingerprint_of, load_tensors
 from prunegym.models.training.cnn_training import Report, StageReport, answered, of_stage
 from prunegym.models.training.mac_target import between, check_range, check_shares, meet_target
 from prunegym.models.training.tuning import TuneConfig, tune
@@ -43,6 +44,12 @@ class PrepareConfig:
     """If given, the policy works for all lambdas of this range, and gets one as input for each image."""
     kinds: tuple[str, ...] | None = None
     """Names of :data:`prunegym.models.gating.feature_kinds.FEATURES` that gates look at; None: average and grid."""
+
+    def __post_init__(self) -> None:
+        """Check the numbers of the policy; its range of lambdas and its kinds are checked when it is made."""
+        for name in ("hidden", "grid", "feature_size"):
+            whole_number(name, getattr(self, name))
+        whole_number("seed", self.seed, 0)
 
 
 def new_policy(masked: MaskedCNN, dataset: Dataset, config: PrepareConfig) -> GatePolicy:
@@ -92,20 +99,21 @@ def prepare(
         check_output(dataset, masked.output_shape)
     policy = new_policy(masked, dataset, config) if policy is None else policy
     folder = None if folder is None else Path(folder)
-    done = None if folder is None else folder / "imitation.pt"
+    done = None if folder is None else folder / "imitation.safetensors"
     if config.imitation is not None:
         key = {
             "imitation": dataclasses.asdict(config.imitation), "seed": config.seed, "cnn": fingerprint_of(masked),
             "images": fingerprint_of(dataset), "gates": [list(tensor.shape) for tensor in policy.state_dict().values()],
         }  # fmt: skip
-        if done is not None and done.exists() and load_state(done)["key"] == key:
-            policy.load_state_dict(load_state(done)["policy"])
+        stored = load_state(done) if done is not None and done.exists() else {}
+        if done is not None and stored.get("key") == key:
+            load_tensors(policy, stored.get("policy", {}), str(done))
         else:
             imitate(masked, policy, dataset, config.imitation, report=of_stage(report, "imitation"))
             if done is not None:
                 save_state(done, {"key": key, "policy": policy.state_dict()})
     if config.tune is not None:
-        checkpoint = None if folder is None else folder / "tune.pt"
+        checkpoint = None if folder is None else folder / "tune.safetensors"
         under = of_stage(report, "tune")
         tune(masked, policy, dataset, config.tune, teacher=teacher, checkpoint=checkpoint, report=under)
         if config.tune.train_gates and config.tune.target is not None:

@@ -18,7 +18,7 @@ from prunegym.models.gating.static_policy import Policy, Rollout, StraightThroug
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.training import cnn_training
 from prunegym.models.training.mac_target import between, check_range, check_shares
-from prunegym.validation import finite, share, whole_number
+from prunegym.validation import choice, finite, share, whole_number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,12 @@ class TuneConfig:
         whole_number("batch_size", self.batch_size)
         for name in ("epochs", "cnn_learning_rate", "gate_learning_rate"):
             finite(name, getattr(self, name), above=0)
-        share("distillation", self.distillation, zero=True)
+        for name in ("distillation", "anneal"):
+            share(name, getattr(self, name), zero=True)
+        for name in ("weight_decay", "over_weight", "under_weight"):
+            finite(name, getattr(self, name), 0)
+        choice("precision", self.precision, cnn_training.PRECISIONS)
+        whole_number("seed", self.seed, 0)
         if self.sparsity is not None and not isinstance(self.target_macs, float | int | None):
             raise InvalidInputError("sparsity and a MAC target for each end of a range of lambdas exclude each other.")
         if self.sparsity is not None:

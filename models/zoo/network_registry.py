@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from prunegym.errors import InvalidInputError
+from prunegym.models.precision import new_tensors_in
 from prunegym.models.zoo.networks import VGG, CifarResNet, MCifarNet, ResNet18, SimpleCNN
-from prunegym.validation import choice
+from prunegym.validation import choice, whole_number
 
 ZOO: dict[str, Callable[..., nn.Module]] = {
     "simple-cnn": SimpleCNN,
@@ -65,6 +66,7 @@ def register_network(name: str, constructor: Callable[..., nn.Module]) -> None:
     ZOO[name] = constructor
 
 
+@new_tensors_in()
 def build(
     name: str, num_classes: int = 10, in_channels: int = 3, image_size: int | tuple[int, int] = 32, seed: int = 0
 ) -> nn.Module:
@@ -89,7 +91,11 @@ def build(
         269722
     """
     constructor = ZOO[choice("model", name, ZOO)]
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    height, width = image_size if isinstance(image_size, tuple | list) else (image_size, image_size)
+    for setting, value in {"num_classes": num_classes, "in_channels": in_channels, "image_size": height}.items():
+        whole_number(setting, value)
+    whole_number("image_size", width)
+    whole_number("seed", seed, 0)
     arguments = _arguments(constructor, num_classes, in_channels, height)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

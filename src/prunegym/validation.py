@@ -44,6 +44,17 @@ def whole_number(name: str, value: Any, low: int = 1, high: int | None = None, h
     return int(value)
 
 
+def yes_or_no(name: str, value: Any) -> bool:
+    """Check that a value is True or False.
+
+    Raises:
+        InvalidInputError: If it is not.
+    """
+    if not isinstance(value, bool):
+        raise _refused(f"{name} is {value!r}; True or False is needed.", "")
+    return value
+
+
 def finite(
     name: str, value: Any, low: float = -math.inf, high: float = math.inf, *, above: float | None = None, hint: str = ""
 ) -> float:
@@ -60,7 +71,7 @@ def finite(
     Raises:
         InvalidInputError: If it is no number, NaN, infinite, or out of range.
     """
-    fine = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    fine = isinstance(value, numbers.Real) and not isinstance(value, bool) and _is_finite(value)
     if not fine or not low <= value <= high or (above is not None and value <= above):
         bounds = [f"above {above:g}"] if above is not None else [f"of at least {low:g}"] if low > -math.inf else []
         bounds += [f"at most {high:g}"] if high < math.inf else []
@@ -90,8 +101,29 @@ def choice(kind: str, name: Any, allowed: Iterable[str]) -> str:
     return name
 
 
+def plain(name: str, value: Arrays, hint: str = "") -> Arrays:
+    """Check that a tensor or an array is dense and holds real numbers; what is neither is left to later checks.
+
+    Raises:
+        InvalidInputError: If it is sparse, complex, quantised, nested, without values, or holds no numbers.
+    """
+    dtype = getattr(value, "dtype", None)
+    odd = {
+        "nested": getattr(value, "is_nested", False),
+        "sparse": str(getattr(value, "layout", "torch.strided")) != "torch.strided",
+        "quantised": getattr(value, "is_quantized", False),
+        "on the device 'meta', which has no values": getattr(value, "is_meta", False),
+        "complex": "complex" in str(dtype),
+        f"of type {dtype}": getattr(dtype, "kind", "f") not in "biufc",
+    }
+    for kind, found in odd.items():
+        if found:
+            raise _refused(f"{name} is {kind}; a dense array or tensor of real numbers is needed.", hint)
+    return value
+
+
 def shape(name: str, value: Arrays, expected: Sequence[int | str], hint: str = "") -> Arrays:
-    """Check the shape of a tensor or an array.
+    """Check the shape of a tensor or an array, and that it holds ordinary numbers.
 
     Args:
         name: Of the argument; "Images" and the like read well.
@@ -100,9 +132,9 @@ def shape(name: str, value: Arrays, expected: Sequence[int | str], hint: str = "
         hint: A sentence that says how to fix it.
 
     Raises:
-        InvalidInputError: If it has no shape, or another one.
+        InvalidInputError: If it has no shape, or another one, or is sparse, complex and the like.
     """
-    given = getattr(value, "shape", None)
+    given = getattr(plain(name, value, hint), "shape", None)
     sizes: dict[str, int] = {}
     fine = given is not None and len(given) == len(expected) and all(
         size == (sizes.setdefault(wanted, size) if isinstance(wanted, str) else wanted)
@@ -120,11 +152,19 @@ def bits(name: str, values: Any, hint: str = "") -> Any:
     Raises:
         InvalidInputError: If it has; the message names the first.
     """
+    plain(name, values, hint)
     wrong = (values != 0) & (values != 1)
     if wrong.any():
         first = values[wrong].flatten()[0].item()
         raise _refused(f"{name} has the value {first:.4g}; only 0 and 1 are allowed.", hint)
     return values
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond any float
+        return False
 
 
 def _refused(text: str, hint: str) -> InvalidInputError:

@@ -35,11 +35,9 @@ def test_train_cnn_goes_on_with_a_checkpoint_of_the_library(made: Path, tmp_path
             raise KeyboardInterrupt
 
     config = TrainConfig(epochs=12, learning_rate=0.05)
+    network, checkpoint = build("simple-cnn", 10, 1, 8), tmp_path / "checkpoint.safetensors"
     with pytest.raises(KeyboardInterrupt):
-        train(
-            build("simple-cnn", 10, 1, 8), load_dataset("digits"), config, checkpoint=tmp_path / "checkpoint.pt",
-            report=interrupt,
-        )  # fmt: skip
+        train(network, load_dataset("digits"), config, checkpoint=checkpoint, report=interrupt)
     command = ["train-cnn", "simple-cnn", *CNN, "--set", "learning_rate=0.05", "--out", tmp_path]
     assert "has a checkpoint already. Add --resume" in fail(*command)
     succeed(*command, "--resume")

@@ -221,8 +221,8 @@ def test_options_of_reset_of_another_kind(options: dict[str, object]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_envs": 4.0}, r"num_envs is 4.0; a whole number of at least 1"),
-        ({"num_envs": "4"}, r"num_envs is '4'; a whole number of at least 1"),
+        ({"num_envs": 4.0}, r"num_envs is 4.0; a whole number from 1 to"),
+        ({"num_envs": "4"}, r"num_envs is '4'; a whole number from 1 to"),
         ({"seed": -1}, "seed is -1; a whole number of at least 0"),
         ({"augment": 1}, "augment is 1; True, False or 'flip' is allowed"),
     ],

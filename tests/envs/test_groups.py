@@ -53,7 +53,7 @@ def test_group_advantage_needs_a_group(cnn):
     ("num_envs", "group", "message"),
     [
         (6, 4, "num_envs is 6; a multiple of group, 4, is needed"),
-        (0, 1, "num_envs is 0; a whole number of at least 1"),
+        (0, 1, "num_envs is 0; a whole number from 1 to"),
         (4, 0, "group is 0; a whole number of at least 1"),
     ],
 )

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import io
+import struct
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from prunegym.errors import InvalidInputError
+from prunegym.models.data.files.bounded_files import check_expansion
 from prunegym.models.data.transform import Transform
 
 Source = Path | bytes
 """A file, or its content."""
 
 UNREADABLE = (
-    UnidentifiedImageError, OSError, RuntimeError, SyntaxError, ValueError, Image.DecompressionBombError,
+    OSError, EOFError, RuntimeError, SyntaxError, ValueError, LookupError, TypeError, ArithmeticError, MemoryError,
+    struct.error, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
 """What Pillow raises on files that are not images, are damaged, or would fill the memory."""
 
@@ -71,7 +75,9 @@ def is_grey(source: Source, where: str) -> bool:
 @contextlib.contextmanager
 def _opened(source: Source, where: str) -> Iterator[Image.Image]:
     try:
+        stored = len(source) if isinstance(source, bytes) else source.stat().st_size
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            check_expansion(image.width * image.height * len(image.getbands()), stored)
             yield image
     except UNREADABLE as error:
         raise InvalidInputError(f"{where} cannot be read as an image ({error}).") from error

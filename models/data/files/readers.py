@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import gzip
 import math
 import posixpath
 import tarfile
-import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,13 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunegym.errors import InvalidInputError
+from prunegym.errors import InvalidInputError, PruneGymError
 from prunegym.models.data.dataset import Dataset, Split
+from prunegym.models.data.files.bounded_files import BROKEN, ExpandedFile, check_expansion, check_regular
 from prunegym.models.data.splits import from_arrays
 
 Splits = dict[Split, Dataset]
 
 CIFAR_PIXELS = 3 * 32 * 32
+MOST_DIMENSIONS = 4
+"""Of an IDX file: images, channels, height and width."""
 MAX_LINKS = 8
 """How many links in a row are followed in an archive."""
 
@@ -36,13 +36,16 @@ def read_idx(path: Path) -> Tensor:
         InvalidInputError: If the file is damaged or has another data type.
     """
     try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
+        with ExpandedFile(check_regular(path, "IDX file")) as file:
+            data = file.read()
+        if path.suffix == ".gz" and not file.compressed:
+            raise ValueError("it is not compressed")
+    except BROKEN as error:
         raise InvalidInputError(f"{path} is not a complete gzip file ({error}). Download it again.") from error
     dimensions = data[3] if len(data) > 3 and data[:3] == b"\x00\x00\x08" else 0
     start = 4 + 4 * dimensions
     shape = tuple(int.from_bytes(data[at : at + 4], "big") for at in range(4, start, 4))
-    if dimensions == 0 or len(data) - start != math.prod(shape):
+    if not 0 < dimensions <= MOST_DIMENSIONS or len(data) - start != math.prod(shape):
         raise InvalidInputError(f"{path} is not a complete IDX file of unsigned bytes. Download it again.")
     return torch.from_numpy(np.frombuffer(data, dtype=np.uint8, offset=start).reshape(shape).copy())
 
@@ -98,10 +101,16 @@ def tar_members(path: Path, wanted: Callable[[str], bool]) -> tuple[dict[str, by
     files: dict[str, bytes] = {}
     links: dict[str, str] = {}
     others: list[str] = []
+    taken = 0
     try:
-        with tarfile.open(path) as archive:
+        with (
+            ExpandedFile(check_regular(path, "tar archive")) as whole,
+            tarfile.open(fileobj=whole, mode="r:") as archive,
+        ):
             for member in archive:
                 name = plain_name(member.name)
+                taken += member.size if wanted(name) else 0  # a sparse one may state any size
+                check_expansion(taken, whole.stored)
                 if member.isdir():
                     continue
                 files.pop(name, None)
@@ -115,12 +124,8 @@ def tar_members(path: Path, wanted: Callable[[str], bool]) -> tuple[dict[str, by
                     links[name] = plain_name(posixpath.join(posixpath.dirname(member.name), member.linkname))
                 else:
                     others.append(name)
-            # tarfile stops silently at a damaged header, and before the checksum at the end of a gzip file.
-            archive.fileobj.seek(archive.offset)
-            rest = b"".join(iter(lambda: archive.fileobj.read(65_536), b""))
-            if not rest or rest.strip(b"\0"):
-                raise tarfile.ReadError(f"damaged after {archive.offset} bytes")
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+            _check_end(whole, archive.offset)
+    except (tarfile.TarError, *BROKEN) as error:
         reason = " ".join(str(error).split())  # tarfile writes a line for each compression it tried
         raise InvalidInputError(f"{path} is not a complete tar archive ({reason}). Copy it again.") from error
     broken: dict[str, str] = {}
@@ -136,6 +141,18 @@ def tar_members(path: Path, wanted: Callable[[str], bool]) -> tuple[dict[str, by
     return files, broken, others
 
 
+def _check_end(whole: ExpandedFile, offset: int) -> None:
+    """Check that zeros follow: tarfile stops silently at a damaged header, and before a gzip file's checksum."""
+    whole.seek(offset)
+    blocks = 0
+    while block := whole.read(65_536):
+        blocks += 1
+        if block.strip(b"\0"):
+            break
+    if block or not blocks:
+        raise tarfile.ReadError(f"damaged after {offset} bytes")
+
+
 def plain_name(name: str) -> str:
     """Return the name of an archive's member from the top: without ``./`` or ``/`` before it."""
     return posixpath.normpath(name).lstrip("/")
@@ -148,9 +165,13 @@ def array_file(path: Path) -> Splits:
         InvalidInputError: If an array is missing or has the wrong shape or type.
     """
     try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+        with check_regular(path, ".npz file").open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+            for member in file.zip.infolist():
+                check_expansion(member.file_size, member.compress_size)
             arrays = {key: torch.from_numpy(file[key]) for key in file.files}
-    except (OSError, EOFError, ValueError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+    except PruneGymError:
+        raise
+    except Exception as error:  # a damaged file raises almost anything, even NotImplementedError and MemoryError
         raise InvalidInputError(f"{path} is not an .npz file of plain arrays ({error}).") from error
     keys = ("train_images", "train_labels", "test_images", "test_labels")
     missing = [key for key in keys if key not in arrays]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from prunegym import validation
 from prunegym.errors import InvalidInputError, UntraceableModelError
 from prunegym.models.masking.graph import (
     Attribute,
@@ -38,8 +39,13 @@ def check_module(thing: object, argument: str) -> None:
 
 
 def check_weights(module: nn.Module) -> None:
-    """Raise InvalidInputError if a weight or buffer is NaN or infinite."""
-    for key, tensor in module.state_dict().items():
+    """Raise InvalidInputError if a weight or buffer is no plain tensor of finite numbers, or a variance is negative."""
+    for key, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if is_lazy(tensor):
+            continue  # plain() says what to do
+        validation.plain(f"{type(module).__name__}: {key!r}", tensor)
+        if key.endswith("running_var") and (tensor < 0).any():
+            raise InvalidInputError(f"{type(module).__name__}: {key!r} has negative variances. Load other weights.")
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise InvalidInputError(
                 f"{type(module).__name__}: {key!r} has NaN or infinite values. Load weights without them."
@@ -48,11 +54,25 @@ def check_weights(module: nn.Module) -> None:
 
 def check_example(example: object) -> None:
     """Raise InvalidInputError unless an example input is a batch of images."""
+    validation.plain("The example input", example)
     if not isinstance(example, Tensor) or example.ndim != 4:
         shaped = f"has shape {tuple(example.shape)}" if isinstance(example, Tensor) else "is no tensor"
         raise InvalidInputError(
             f"The example input {shaped}; (batch, channels, height, width) is needed, e.g. torch.zeros(1, 3, 32, 32)."
         )
+
+
+def copied(module: nn.Module) -> nn.Module:
+    """Return a copy; weights that hooks compute, as pruning and older weight norm do, are copied as plain tensors."""
+    held = (value for part in module.modules() for value in vars(part).values() if isinstance(value, Tensor))
+    try:
+        return copy.deepcopy(module, {id(value): value.detach().clone() for value in held if not value.is_leaf})
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise InvalidInputError(
+            f"module is a {type(module).__name__} that cannot be copied ({reason}). Give a module that copy.deepcopy "
+            "copies."
+        ) from error
 
 
 def plain(module: nn.Module) -> nn.Module:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 ENTRIES = (
     "Recipes, baselines, static baselines, start, start-best-offset, model files ({seed} in the path stands for the "
-    "seed) or module:name; LABEL=ENTRY gives another name."
+    "seed), module:name or agents of SB3 (.zip); LABEL=ENTRY gives another name."
 )
 
 
@@ -34,6 +34,7 @@ def compare(
     seeds: Annotated[int, typer.Option(help="Number of seeds, from 0.", min=1)] = 5,
     penalty: Annotated[float, typer.Option(min=0.0, callback=opt.finite, help="lambda of the figure reward.")] = 0.5,
     dense: opt.DenseFile = None,
+    trust_code: opt.TrustCode = False,
     episodes: opt.Episodes = None,
     target_macs: opt.TargetMacs = None,
     settings: opt.Settings = None,
@@ -56,7 +57,8 @@ def compare(
     if stored.policy is None and all(":" in entry for entry in entries):
         note("The model has no gate policy: agents decide from the standard features.", run.quiet)
     changes = {"episodes": episodes, "target_macs": target_macs, "settings": settings or None}
-    things = [_entry(name, opt.RecipeOptions(name, episodes, settings=settings), target_macs) for name in entries]
+    recipe = opt.RecipeOptions("", episodes, settings=settings)
+    things = [_entry(name, recipe, target_macs, trust_code) for name in entries]
     check_entries(things, range(seeds), share=target_macs)
     tested = open_split(stored.info, data.dataset, split, images)
     train = open_split(stored.info, data.dataset, "train", span=data.train_images)
@@ -88,13 +90,13 @@ def compare(
     emit(document, run.as_json, comparison_table(found), *[f"{row.name}: {row.verdict}" for row in found.rows])
 
 
-def _entry(name: str, recipe: opt.RecipeOptions, target_macs: float | None) -> Any:
+def _entry(name: str, recipe: opt.RecipeOptions, target_macs: float | None, trust_code: bool) -> Any:
     from prunegym.agents.baselines.static_masks import BASELINES
     from prunegym.agents.comparison.entries import STARTS, TRAINED_BASELINES, as_entry, split_label
 
     label, thing = split_label(name)
-    if ":" in thing or thing in {*BASELINES, *TRAINED_BASELINES, *STARTS} or thing.endswith(".safetensors"):
-        return as_entry(name)
+    if ":" in thing or thing in {*BASELINES, *TRAINED_BASELINES, *STARTS} or thing.endswith((".safetensors", ".zip")):
+        return as_entry(name, trust_code)
     entry = as_entry(dataclasses.replace(recipe, recipe=thing).read(target_macs))
     return entry if label is None else dataclasses.replace(entry, name=label)
 

@@ -24,6 +24,7 @@ CAPTION = (
     "masked CNN and policy, as a share of the dense CNN's; +-: standard deviation over images. static: one mask of the "
     "most often kept channels. shuffled: masks shuffled across images. reward: accuracy - penalty * total MACs."
 )
+AGENT = "module:name of an agent with predict(observation), or a .zip of PPO or A2C (--trust-code)."
 PENALTY = "lambda of the figure reward, by default 0.5; a policy for a range of lambdas observes it."
 TIME_CAPTION = " time: by the latency table, of masked CNN and own policy, as a share of that with all channels on."
 
@@ -33,7 +34,8 @@ def evaluate(
     model: opt.TrainedModel,
     data: opt.Data,
     machine: opt.AnyMachine,
-    agent: Annotated[str | None, typer.Option(help="module:name of an agent with predict(observation).")] = None,
+    agent: Annotated[str | None, typer.Option(help=AGENT)] = None,
+    trust_code: opt.TrustCode = False,
     split: opt.Split = "test",
     penalty: Annotated[float | None, typer.Option(min=0.0, callback=opt.finite, help=PENALTY)] = None,
     images: opt.Images = None,
@@ -59,7 +61,7 @@ def evaluate(
     bounds = None
     own: Any = torch.ones(stored.masked.mask_size, dtype=torch.bool)  # a CNN without gates keeps all channels
     if agent is not None:
-        own = load_agent(agent)
+        own = load_agent(agent, trust_code)
     elif stored.policy is not None:
         own, bounds = DynamicCNN.of(stored, model), stored.policy.penalty_range
     if isinstance(own, DynamicCNN):

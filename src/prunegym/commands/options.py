@@ -34,6 +34,8 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 Split = Annotated[str, typer.Option("--split", help="train, validation or test.")]
 Images = Annotated[int | None, typer.Option("--images", help="Use a random subset of this many images.")]
 DenseFile = Annotated[Path | None, typer.Option(help="File of the original CNN: losses are from its accuracy.")]
+TRUST = "Load agents of Stable-Baselines3 (.zip), which can run any code. Only from people you trust."
+TrustCode = Annotated[bool, typer.Option("--trust-code", help=TRUST)]
 HOW = "masked sets masked channels to zero; auto skips them by the fastest of kernel, torch and full; or one of these."
 Execution = Annotated[str, typer.Option(help=HOW)]
 ShownPenalty = Annotated[float | None, typer.Option(help="lambda, for a model that was trained for a range of them.")]

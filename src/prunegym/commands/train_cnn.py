@@ -51,7 +51,7 @@ def train_cnn(
     train = load("train").judged(class_weights=data.weights)
     train = train if data.train_images is None else train.part(data.train_images)
     model = build(network, train.outputs, train.image_shape[0], train.image_shape[1:], seed)
-    checkpoint = run.out / "checkpoint.pt"
+    checkpoint = run.out / "checkpoint.safetensors"
     if checkpoint.exists() and not run.resume:
         raise InvalidInputError(f"{run.out} has a checkpoint already. Add --resume, or give another --out.")
     started = time.perf_counter()

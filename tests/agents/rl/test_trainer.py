@@ -13,14 +13,13 @@ import torch
 from prunegym.agents.comparison.results import fingerprint
 from prunegym.agents.evaluation.evaluator import evaluate
 from prunegym.agents.rl.finetuning import finetune
-from prunegym.agents.rl.lagrangian import gates_at_mac_share
+from prunegym.agents.rl.lagrangian import Budget, gates_at_mac_share
 from prunegym.agents.rl.monitor import CollapseWarning, validation_figures
 from prunegym.agents.rl.trainer import train_agent
 from prunegym.envs import Outcome
-from prunegym.envs.random_episodes import RandomEpisodes
 from prunegym.errors import InvalidInputError, RewardError, UnknownNameError
 from prunegym.models import DynamicCNN, ImitationConfig, StaticPolicy, TuneConfig, build, load_dataset, shipped_model
-from prunegym.models.storage.weights import save_text
+from prunegym.models.storage.run_state import load_state, save_state
 from tests.agents.rl.digits_runs import SMALL, run
 
 
@@ -66,23 +65,31 @@ def test_an_interrupted_run_goes_on_to_the_same_step_count(tmp_path: Path) -> No
         run(SMALL, tmp_path, resume=True, seed=1)
 
 
-def test_a_run_that_ended_between_its_checkpoint_and_its_figures_makes_these_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def stop(path: Path, text: str) -> None:
-        if json.loads(text)["updates"] == 3:
-            raise KeyboardInterrupt
-        save_text(path, text)
+@pytest.mark.filterwarnings("ignore::prunegym.agents.rl.monitor.CollapseWarning")
+@pytest.mark.parametrize("case", ["plain", "budget", "range of lambdas", "greedy baseline", "a2c"])
+def test_a_run_that_is_resumed_ends_as_one_that_never_stopped(tmp_path: Path, case: str) -> None:
+    recipe = {
+        "plain": SMALL,
+        "budget": dataclasses.replace(SMALL, budget=Budget(0.4)),
+        "range of lambdas": dataclasses.replace(SMALL, env_kwargs=SMALL.env_kwargs | {"penalty": [0.1, 0.9]}),
+        "greedy baseline": dataclasses.replace(SMALL, baseline="greedy"),
+        "a2c": dataclasses.replace(SMALL, algo="a2c", hyperparameters={"learning_rate": "lin_1e-3", "gamma": 1.0}),
+    }[case]
+    recipe = dataclasses.replace(recipe, eval_every=2, env_kwargs=recipe.env_kwargs | {"augment": True})
+    fresh = case == "range of lambdas"  # the shipped gates are for one lambda
+    for updates in (0, 2, 4, 8):
 
-    with monkeypatch.context() as patched:
-        patched.setattr("prunegym.agents.rl.monitor.save_text", stop)
+        def stop(stage: str, row: dict[str, Any], updates: int = updates) -> None:
+            if stage in ("ppo", "a2c") and row["updates"] == updates:
+                raise KeyboardInterrupt
+
         with pytest.raises(KeyboardInterrupt):
-            run(SMALL, tmp_path / "killed")
-    run(SMALL, tmp_path / "killed", resume=True)
-    run(SMALL, tmp_path / "whole")
-    histories = [json.loads((tmp_path / name / "monitor.json").read_text())["history"] for name in ("killed", "whole")]
-    steps, straight = ([(row["updates"], row["timesteps"]) for row in history] for history in histories)
-    assert steps == straight
+            run(recipe, tmp_path / "parts", policy=not fresh, report=stop, resume=True)
+    parts = run(recipe, tmp_path / "parts", policy=not fresh, resume=True)
+    whole = run(recipe, tmp_path / "whole", policy=not fresh)
+    figures = [(tmp_path / name / "monitor.json").read_text() for name in ("parts", "whole")]
+    assert figures[0] == figures[1]
+    assert all(torch.equal(value, whole.state_dict()[name]) for name, value in parts.state_dict().items())
 
 
 def test_imitation_is_the_first_stage_where_there_is_no_policy(tmp_path: Path) -> None:
@@ -149,43 +156,30 @@ def test_a_resumed_run_has_its_own_inputs(tmp_path: Path, part: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::prunegym.agents.rl.monitor.CollapseWarning")
-def test_a_run_that_goes_on_has_the_images_that_are_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each image once an epoch, and as many updates, as if nothing had happened."""
-    seen: list[list[int]] = []
-    draw = RandomEpisodes.draw
-
-    def watched(self: RandomEpisodes, number: int) -> torch.Tensor:
-        indices = draw(self, number)
-        seen.append(indices.tolist())
-        return indices
-
-    def interrupt(_stage: str, row: dict[str, Any]) -> None:
-        if row.get("updates") == 6:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(RandomEpisodes, "draw", watched)
-    whole = tmp_path / "whole"
-    run(SMALL, whole)
-    straight = list(seen)
-    seen.clear()
-    with pytest.raises(KeyboardInterrupt):
-        run(SMALL, tmp_path / "parts", report=interrupt)
-    seen.clear()
-    run(SMALL, tmp_path / "parts", resume=True)
-    assert seen[-len(straight) :] == straight  # what was had is passed over, the rest is the same
-    histories = [json.loads((path / "monitor.json").read_text())["history"] for path in (whole, tmp_path / "parts")]
-    steps, again = ([(row["updates"], row["timesteps"]) for row in history] for history in histories)
-    assert again == steps
-
-
-@pytest.mark.filterwarnings("ignore::prunegym.agents.rl.monitor.CollapseWarning")
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     recipe = dataclasses.replace(SMALL, n_episodes=32)
     run(recipe, tmp_path)
-    for name, content in (("monitor.json", "{}"), ("monitor.json", "{"), ("checkpoint.zip", "PK")):
-        (tmp_path / name).write_text(content)
-        with pytest.raises(InvalidInputError, match=r"checkpoint\.zip or monitor\.json is damaged \(.+\)\. Delete"):
+    path = tmp_path / "checkpoint.safetensors"
+    whole = load_state(path)
+
+    def changed(part: str, **values: Any) -> dict[str, Any]:
+        return {**whole, part: {**whole[part], **values}}
+
+    (tmp_path / "monitor.json").write_text("nothing is read from here")
+    run(recipe, tmp_path, resume=True)
+    damaged = [
+        changed("monitor", history=[]), changed("monitor", history=3), changed("monitor", history=[{"reward": 1.0}]),
+        changed("monitor", best_reward="x"), changed("monitor", updates=-1), changed("noise", torch=torch.zeros(3)),
+        changed("algorithm", timesteps=10**9), changed("algorithm", timesteps=1), changed("algorithm", optimizer=None),
+        {**whole, "best": {}}, {**whole, "best": None}, {"algorithm": whole["algorithm"]}, {},
+    ]  # fmt: skip
+    for state in damaged:
+        save_state(path, state)
+        with pytest.raises(InvalidInputError, match=r"checkpoint\.safetensors is damaged, .*\. Delete it"):
             run(recipe, tmp_path, resume=True)
+    path.write_bytes(b"PK")
+    with pytest.raises(InvalidInputError, match=r"checkpoint\.safetensors is damaged"):
+        run(recipe, tmp_path, resume=True)
 
 
 def test_the_best_actor_is_kept_even_if_it_is_the_start(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from torch import nn
 
 from prunegym.errors import InvalidInputError, MissingDataError
 from prunegym.models.data.dataset_registry import load_dataset
-from prunegym.models.storage.weights import load_state, load_weights, read_weights, save_state, save_weights
+from prunegym.models.storage.weights import load_weights, read_weights, save_weights
 from prunegym.models.training.cnn_training import accuracy
 from prunegym.models.zoo.network_registry import build
 
@@ -33,25 +33,6 @@ def test_safetensors_round_trip(tmp_path: Path) -> None:
     with safetensors.safe_open(path, "numpy") as file:  # the oracle reads the file without us
         assert set(file.keys()) == set(network.state_dict())
         assert np.array_equal(file.get_tensor("linear.bias"), network.state_dict()["linear.bias"].numpy())
-
-
-def test_state_round_trip_leaves_no_partial_file(tmp_path: Path) -> None:
-    path = tmp_path / "run" / "state.pt"
-    state = {"epoch": 3, "rate": 0.1, "names": ["a"], "nested": {"weights": torch.arange(3)}}
-    save_state(path, {"epoch": 2})
-    save_state(path, state)
-    loaded = load_state(path)
-    assert torch.equal(loaded.pop("nested")["weights"], torch.arange(3))
-    assert loaded == {"epoch": 3, "rate": 0.1, "names": ["a"]}
-    assert [file.name for file in path.parent.iterdir()] == ["state.pt"]
-
-
-def test_a_crash_while_writing_keeps_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "state.pt"
-    save_state(path, {"epoch": 2})
-    with pytest.raises((AttributeError, pickle.PicklingError)):
-        save_state(path, {"epoch": 3, "unpicklable": lambda: None})
-    assert load_state(path) == {"epoch": 2}
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
@@ -115,7 +96,7 @@ def test_damaged_files(tmp_path: Path) -> None:
                     data[at] = random.integers(256)
             path.write_bytes(data)
             try:
-                load_state(path)
+                read_weights(path)
             except InvalidInputError as error:
                 refused += 1
                 assert str(error).startswith(f"{path} ")  # noqa: PT017 - either outcome is right
@@ -159,7 +140,7 @@ def test_weights_that_are_not_finite(tmp_path: Path, value: float) -> None:
     save_weights(network, tmp_path / "bad.safetensors")
     fresh = build("simple-cnn")
     before = {name: tensor.clone() for name, tensor in fresh.state_dict().items()}
-    with pytest.raises(InvalidInputError, match=r"has NaN or infinite values in 'features\.3\.weight' \(2 tensors in "):
+    with pytest.raises(InvalidInputError, match=r"safetensors: 'features\.3\.weight' has NaN or infinite values\. G"):
         load_weights(fresh, tmp_path / "bad.safetensors")
     assert all(torch.equal(before[name], tensor) for name, tensor in fresh.state_dict().items())
 

@@ -216,7 +216,7 @@ def test_errors(tmp_path: Path) -> None:
         LatencyTable.load(path)
     content["parts"][0]["seconds"] = [[1.0]]
     path.write_text(json.dumps(content))
-    with pytest.raises(InvalidInputError, match="part 'a' has not one time for each pair of points"):
+    with pytest.raises(InvalidInputError, match="Part 'a' of a latency table has not one time for each pair of points"):
         LatencyTable.load(path)
     other = MaskedCNN(build("resnet20"), torch.zeros(1, 3, 32, 32))
     with pytest.raises(

@@ -15,7 +15,7 @@ from prunegym.errors import InvalidInputError, UnknownNameError
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.data.dataset_registry import load_dataset
 from prunegym.models.data.splits import from_arrays
-from prunegym.models.storage.weights import load_state
+from prunegym.models.storage.run_state import load_state, save_state
 from prunegym.models.training.cnn_training import TrainConfig, accuracy, epoch_batches, train
 from prunegym.models.training.preparation import PrepareConfig, prepare
 from prunegym.models.training.tuning import TuneConfig
@@ -75,7 +75,7 @@ def test_resumed_run_gives_the_same_bits(tmp_path: Path, at: int) -> None:
         if row["epoch"] == at:
             raise Interrupted
 
-    checkpoint = tmp_path / "run" / "state.pt"
+    checkpoint = tmp_path / "run" / "state.safetensors"
     with pytest.raises(Interrupted):
         train(network_with_dropout(), small(), config, checkpoint=checkpoint, report=stop)
     torch.rand(17)  # another process has another global random state
@@ -88,7 +88,7 @@ def test_resumed_run_gives_the_same_bits(tmp_path: Path, at: int) -> None:
 
 def test_finished_run_trains_no_further(tmp_path: Path) -> None:
     config = TrainConfig(epochs=2, batch_size=50)
-    path = tmp_path / "state.pt"
+    path = tmp_path / "state.safetensors"
     first = train(network_with_dropout(), small(), config, checkpoint=path)
     written = path.read_bytes()
     rows: list[dict[str, float]] = []
@@ -99,7 +99,7 @@ def test_finished_run_trains_no_further(tmp_path: Path) -> None:
 
 
 def test_checkpoint_of_another_configuration(tmp_path: Path) -> None:
-    path = tmp_path / "state.pt"
+    path = tmp_path / "state.safetensors"
     train(network_with_dropout(), small(), TrainConfig(epochs=1), checkpoint=path)
     with pytest.raises(InvalidInputError) as caught:
         train(network_with_dropout(), small(), TrainConfig(epochs=1, seed=1), checkpoint=path)
@@ -112,10 +112,10 @@ def test_checkpoint_of_another_configuration(tmp_path: Path) -> None:
 
 def test_checkpoint_of_other_images(tmp_path: Path) -> None:
     data, config = small(), TrainConfig(epochs=1)
-    train(network_with_dropout(), data, config, checkpoint=tmp_path / "state.pt")
+    train(network_with_dropout(), data, config, checkpoint=tmp_path / "state.safetensors")
     inverted = dataclasses.replace(data, images=255 - data.images)
     with pytest.raises(InvalidInputError, match=r"made from other inputs \(training images\)"):
-        train(network_with_dropout(), inverted, config, checkpoint=tmp_path / "state.pt")
+        train(network_with_dropout(), inverted, config, checkpoint=tmp_path / "state.safetensors")
 
 
 class Viewing(nn.Module):
@@ -140,20 +140,20 @@ def test_a_network_that_views_maps() -> None:
 
 
 def test_checkpoint_of_another_network_or_kind(tmp_path: Path) -> None:
-    path = tmp_path / "state.pt"
+    path = tmp_path / "state.safetensors"
     config = TrainConfig(epochs=1)
     train(network_with_dropout(), small(), config, checkpoint=path)
-    with pytest.raises(InvalidInputError, match=r"has another network or other gates than these \(Error\(s\) in"):
+    with pytest.raises(InvalidInputError, match=r"has another network or other gates than these \(the network does"):
         train(build("simple-cnn", in_channels=1, image_size=8), small(), config, checkpoint=path)
-    torch.save({"epoch": 1, "weights": torch.ones(1)}, path)
+    save_state(path, {"epoch": 1, "weights": torch.ones(1)})
     with pytest.raises(
         InvalidInputError, match=r"is not a checkpoint of a training run; its keys are \['epoch', 'weights'\]\.$"
     ):
         train(network_with_dropout(), small(), config, checkpoint=path)
 
 
-def test_checkpoint_holds_plain_tensors_only(tmp_path: Path) -> None:
-    path = tmp_path / "state.pt"
+def test_checkpoint_is_plain_data(tmp_path: Path) -> None:
+    path = tmp_path / "state.safetensors"
     train(network_with_dropout(), small(), TrainConfig(epochs=1), checkpoint=path)
     assert set(load_state(path)) == {"done", "state", "config", "inputs"}
 
@@ -206,7 +206,7 @@ def test_a_network_that_does_not_fit_the_data_set(network: nn.Module, message: s
 
 
 def test_validation_images_that_do_not_fit_are_told_before_the_first_epoch(tmp_path: Path) -> None:
-    held_out, path = digits("validation"), tmp_path / "state.pt"
+    held_out, path = digits("validation"), tmp_path / "state.safetensors"
     large = dataclasses.replace(held_out, images=held_out.images.repeat(1, 1, 2, 2))
     more = dataclasses.replace(held_out, classes=tuple("abcdefghijkl"))
     for validation, message in ((large, r"takes images of shape \(1, 8, 8\)"), (more, "has 12 classes")):

@@ -24,7 +24,7 @@ from prunegym.models import (
     shipped_model,
     tune,
 )
-from prunegym.models.storage.weights import load_state, save_state
+from prunegym.models.storage.run_state import load_state, save_state
 from prunegym.models.training.cnn_training import dense_logits
 from prunegym.models.training.mac_target import meet_target, penalty_for, total_mac_share
 from prunegym.models.training.preparation import imitate
@@ -118,17 +118,17 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(
 
     broken, broken_policy = copy.deepcopy(digits_masked), copy.deepcopy(policy)
     with pytest.raises(KeyboardInterrupt):
-        tune(broken, broken_policy, digits, config, checkpoint=tmp_path / "tune.pt", report=stop)
+        tune(broken, broken_policy, digits, config, checkpoint=tmp_path / "tune.safetensors", report=stop)
     resumed, resumed_policy = copy.deepcopy(digits_masked), copy.deepcopy(policy)
     rows: list[dict[str, float]] = []
-    tune(resumed, resumed_policy, digits, config, checkpoint=f"{tmp_path}/tune.pt", report=rows.append)
+    tune(resumed, resumed_policy, digits, config, checkpoint=f"{tmp_path}/tune.safetensors", report=rows.append)
     assert [row["epoch"] for row in rows] == [3]
     for one, other in zip(states(whole, whole_policy), states(resumed, resumed_policy), strict=True):
         assert torch.equal(one, other)
 
 
 def test_another_configuration_does_not_resume(digits_masked: MaskedCNN, digits: Dataset, tmp_path: Path) -> None:
-    policy, path = make_policy(digits_masked, digits), tmp_path / "tune.pt"
+    policy, path = make_policy(digits_masked, digits), tmp_path / "tune.safetensors"
     tune(digits_masked, policy, digits, TuneConfig(0.6, epochs=1), checkpoint=path)
     with pytest.raises(InvalidInputError, match=r"was written by another configuration .*Give the same options, or"):
         tune(digits_masked, policy, digits, TuneConfig(0.7, epochs=1), checkpoint=path)
@@ -137,7 +137,7 @@ def test_another_configuration_does_not_resume(digits_masked: MaskedCNN, digits:
 def test_a_checkpoint_of_other_inputs_does_not_resume(
     digits_masked: MaskedCNN, digits: Dataset, tmp_path: Path
 ) -> None:
-    policy, path, config = make_policy(digits_masked, digits), tmp_path / "tune.pt", TuneConfig(0.6, epochs=1)
+    policy, path, config = make_policy(digits_masked, digits), tmp_path / "tune.safetensors", TuneConfig(0.6, epochs=1)
     tune(copy.deepcopy(digits_masked), copy.deepcopy(policy), digits, config, checkpoint=path)
     other = MaskedCNN(build("simple-cnn", 10, 1, 8), torch.zeros(1, 1, 8, 8))
     with pytest.raises(InvalidInputError, match=r"made from other inputs \(CNN\)\. Give the inputs of that run"):
@@ -145,14 +145,14 @@ def test_a_checkpoint_of_other_inputs_does_not_resume(
     inverted = dataclasses.replace(digits, images=255 - digits.images)
     with pytest.raises(InvalidInputError, match=r"made from other inputs \(training images\)"):
         tune(copy.deepcopy(digits_masked), copy.deepcopy(policy), inverted, config, checkpoint=path)
-    with pytest.raises(InvalidInputError, match=r"tune.pt has another network or other gates than these"):
+    with pytest.raises(InvalidInputError, match=r"tune\.safetensors has another network or other gates than these"):
         tune(copy.deepcopy(digits_masked), StaticPolicy(policy.features), digits, config, checkpoint=path)
 
 
 def test_a_checkpoint_from_before_an_option_existed_resumes(
     digits_masked: MaskedCNN, digits: Dataset, tmp_path: Path
 ) -> None:
-    policy, path = make_policy(digits_masked, digits), tmp_path / "tune.pt"
+    policy, path = make_policy(digits_masked, digits), tmp_path / "tune.safetensors"
     tune(copy.deepcopy(digits_masked), copy.deepcopy(policy), digits, TuneConfig(0.6, epochs=1), checkpoint=path)
     state = load_state(path)
     del state["config"]["sparsity"], state["inputs"]

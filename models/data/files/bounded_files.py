@@ -1,0 +1,90 @@
+"""Files of others, read no further than an honest one goes: no devices, and nothing that expands to fill the memory."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import os
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from prunegym.errors import InvalidInputError
+
+MOST_TIMES, ROOM = 100, 64 << 20
+"""A compressed file may expand to this many times its size, and this many bytes more. Photographs expand 10 times."""
+OPENERS: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+"""How compressed files open, by their first bytes."""
+BROKEN = (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError)
+"""What reading such a file raises if it is damaged, or larger than it may be."""
+CHUNK = 1 << 20
+
+
+def check_expansion(expanded: int, stored: int) -> None:
+    """Check how many bytes a file of some size becomes when it is decompressed.
+
+    Raises:
+        ValueError: If they are too many; the caller knows the file's name.
+    """
+    most = MOST_TIMES * stored + ROOM
+    if expanded > most:
+        raise ValueError(f"it expands to more than {most:,} bytes, {MOST_TIMES} times its size and more")
+
+
+def check_regular(path: Path, what: str) -> Path:
+    """Return the path of a file that exists and is no device, pipe or folder.
+
+    Raises:
+        InvalidInputError: If it is not, or may not be read.
+    """
+    if not path.is_file():
+        raise InvalidInputError(f"{path} is no regular file, so it is no {what}. Check the path.")
+    if not os.access(path, os.R_OK):
+        raise InvalidInputError(f"{path} cannot be read (Permission denied). Allow reading it.")
+    return path
+
+
+class ExpandedFile(io.RawIOBase):
+    """A file as bytes, decompressed if it is gzip, bzip2 or xz. Reading and seeking raise what is in ``BROKEN``.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.stored = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(max(map(len, OPENERS)))
+        opener = next((opener for first, opener in OPENERS.items() if start.startswith(first)), open)
+        self.compressed = opener is not open
+        self.inner: BinaryIO = opener(path, "rb")
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Return this many bytes, or all to the end; memory grows only with what is really there."""
+        left = None if size is None or size < 0 else size
+        chunks: list[bytes] = []
+        while left is None or left > 0:
+            chunk = self.inner.read(CHUNK if left is None else min(CHUNK, left))
+            if not chunk:
+                break
+            check_expansion(self.inner.tell(), self.stored)
+            chunks.append(chunk)
+            left = None if left is None else left - len(chunk)
+        return b"".join(chunks)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a place, counted in expanded bytes from the start."""
+        check_expansion(offset, self.stored)
+        return self.inner.seek(offset, whence)
+
+    def tell(self) -> int:
+        """Return the place, in expanded bytes from the start."""
+        return self.inner.tell()
+
+    def close(self) -> None:
+        """Close the file."""
+        self.inner.close()
+        super().close()

@@ -1,0 +1,19 @@
+"""The dtype of new tensors, whatever torch's default is: a program that computes in float64 may set another."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+
+
+@contextlib.contextmanager
+def new_tensors_in(dtype: torch.dtype = torch.float32) -> Iterator[None]:
+    """Make tensors and modules of this dtype within; a context manager, or a decorator of a function."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

@@ -1,0 +1,44 @@
+"""Another default dtype of torch changes no result."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from prunegym.envs.sb3_vec_env import MaskVecEnv
+from prunegym.models import DynamicCNN, MaskedCNN, build, load_dataset, shipped_model
+from prunegym.models.precision import new_tensors_in
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_a_model_is_the_same(dtype: torch.dtype) -> None:
+    images = load_dataset("digits", "test").images[:20]
+    expected = shipped_model().predict(images)
+    with new_tensors_in(dtype):
+        for model in (shipped_model(), shipped_model().skip("kernel"), shipped_model().skip("torch")):
+            found = model.predict(images)
+            assert torch.equal(found.masks, expected.masks)
+            torch.testing.assert_close(found.logits, expected.logits, atol=1e-4, rtol=1e-4)
+        masked = MaskedCNN(build("simple-cnn", seed=3), torch.zeros(1, 3, 32, 32))
+        assert masked.dtype == torch.float32
+    assert torch.get_default_dtype() == torch.float32
+    assert isinstance(model, DynamicCNN)
+
+
+def test_an_environment_is_the_same() -> None:
+    def episode() -> list[list[float]]:
+        env = MaskVecEnv("prunegym/LayerwiseChannelMask-v0", 4, reward="macs", seed=0)
+        observation = env.reset()
+        assert isinstance(observation, dict)
+        steps = [env.step(torch.ones(4, env.action_space.shape[0]).numpy())[1] for _ in range(3)]  # type: ignore[index]
+        return [observation["features"].flatten().tolist(), *(reward.tolist() for reward in steps)]
+
+    expected = episode()
+    with new_tensors_in(torch.float64):
+        assert episode() == expected
+
+
+def test_the_default_comes_back_after_an_error() -> None:
+    with pytest.raises(ZeroDivisionError), new_tensors_in(torch.float64):
+        1 / 0  # noqa: B018
+    assert torch.get_default_dtype() == torch.float32
