@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 # Many small tensors: one thread a test process is faster than two processes fighting over two cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: venv demo test test-slow test-all lint format types check site wheel-test kernel-sanitize soak clean
+.PHONY: venv demo test test-slow test-all lint format types check site wheel-test kernel-sanitize soak networks clean
 
 venv: $(STAMP)
 
@@ -53,6 +53,11 @@ wheel-test: $(STAMP)
 	PIP_ARGS="$(PIP_ARGS)" bash .ci/wheel_test $(BIN)/python
 
 # The kernel under AddressSanitizer and UBSan, in a copy of the sources.
+networks:
+	test -d .venv-networks || (python3 -m venv .venv-networks && \
+		.venv-networks/bin/pip install torch==2.14.1 torchvision==0.29.1 timm transformers lazy_loader)
+	PYTHONPATH=src .venv-networks/bin/python benchmarks/networks.py
+
 kernel-sanitize: $(STAMP)
 	bash .ci/kernel_sanitize $(BIN)/python
 
