@@ -90,7 +90,12 @@ def test_an_interrupted_training_says_how_to_resume(tmp_path: Path) -> None:
         str(tmp_path / "a run"),
     ]
     process = subprocess.Popen(
-        [sys.executable, "-m", "prunegym", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "prunegym", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background jobs ignore Ctrl-C, and so would their children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while process.poll() is None and not (tmp_path / "a run/monitor.json").exists():
         time.sleep(0.1)
