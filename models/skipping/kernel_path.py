@@ -231,6 +231,8 @@ def translate(
 
 def _add(builder: PlanBuilder, layer: Layer, inputs: list[Value], numbers: dict[int, int]) -> Value:
     """Add a layer; raises InvalidInputError if the kernel has no such layer."""
+    if not inputs:
+        raise InvalidInputError("it reads no value of the image, as where a weight is computed.")
     x, second = inputs[0], inputs[1] if len(inputs) > 1 else None
     own = layer.weight if isinstance(layer, Conv | Linear) else None
     if own is not None and (own.dtype != torch.float32 or own.device.type != "cpu"):

@@ -181,7 +181,7 @@ def from_json(raw: dict[str, Any]) -> CNNInfo:
     whole_number("the number of pixels and channels of an image", channels * height * width, 1, MOST_PIXELS)
     whole_number("num_classes", raw["num_classes"])
     names = [raw["architecture"], raw["dataset"], *raw["classes"]]
-    if not isinstance(raw["classes"], list) or not all(isinstance(name, str) for name in names):
+    if not isinstance(raw["classes"], list | tuple) or not all(isinstance(name, str) for name in names):
         raise TypeError("names of the architecture, the data set or the classes are no text")
     objective = _objective(dict(raw.get("objective", {})))
     sizes = {"mean": channels, "std": channels, "classes": raw["num_classes"]}

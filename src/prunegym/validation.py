@@ -114,7 +114,7 @@ def plain(name: str, value: Arrays, hint: str = "") -> Arrays:
         "quantised": getattr(value, "is_quantized", False),
         "on the device 'meta', which has no values": getattr(value, "is_meta", False),
         "complex": "complex" in str(dtype),
-        f"of type {dtype}": getattr(dtype, "kind", "f") not in "biufc",
+        f"of type {dtype}": getattr(dtype, "kind", "f") not in "biufcOU",
     }
     for kind, found in odd.items():
         if found:

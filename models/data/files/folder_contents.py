@@ -8,6 +8,7 @@ import zlib
 from pathlib import Path
 
 from prunegym.errors import InvalidInputError
+from prunegym.models.data.files.bounded_files import check_regular
 from prunegym.models.data.files.decoding import Source
 from prunegym.models.data.files.readers import plain_name, tar_members
 
@@ -49,6 +50,7 @@ def contents_of(path: Path) -> Contents:
     """
     if path.is_dir():
         return _of_folder(path)
+    check_regular(path, "folder or archive of images")
     return _of_zip(path) if zipfile.is_zipfile(path) else _of_tar(path)
 
 

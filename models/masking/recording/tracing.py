@@ -44,6 +44,7 @@ def check_weights(module: nn.Module) -> None:
         if is_lazy(tensor):
             continue  # plain() says what to do
         validation.plain(f"{type(module).__name__}: {key!r}", tensor)
+        tensor = tensor.detach()
         if key.endswith("running_var") and (tensor < 0).any():
             raise InvalidInputError(f"{type(module).__name__}: {key!r} has negative variances. Load other weights.")
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():

@@ -98,7 +98,8 @@ class _Lowering:
         if step.operation in IDENTITY:
             return True not in (step.arguments.get("train"), step.arguments.get("training"))
         if step.kind is Kind.RESHAPE and len(step.shape) == 2:
-            return bool(step.shape[0] == self.graph[step.inputs[0]].shape[0])
+            before = self.graph[step.inputs[0]].shape if step.inputs else ()  # none where a weight is computed
+            return bool(before) and bool(step.shape[0] == before[0])
         return False
 
     def _translate(self, step: Step) -> Layer:

@@ -27,6 +27,8 @@ def first_values(program: kinds.Program, images: Tensor) -> dict[str, Any]:
 
 def run_layer(layer: kinds.Layer, values: dict[str, Tensor]) -> Tensor:
     """Run a layer that has the same form whatever is kept."""
+    if not layer.inputs:  # a weight that is computed, or one that is no layer's
+        return cast(kinds.Other, layer).run(values)
     x = values[layer.inputs[0]]
     if isinstance(layer, kinds.Linear):
         return linear(layer, values, layer.weight, layer.bias)

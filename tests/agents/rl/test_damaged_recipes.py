@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given, strategies as st
 
 from prunegym.agents.rl.recipe_files import FOLDER, load_recipe
-from prunegym.agents.rl.trainer import try_task
+from prunegym.agents.rl.trainer import try_recipe
 from prunegym.models.data.dataset_registry import load_dataset
 from prunegym.models.dynamic_cnn import shipped_model
 from tests.damage import Change, altered, bounded, changes, damaged, refused
@@ -20,13 +20,14 @@ RECIPES = sorted(FOLDER.glob("*.yaml"))
 
 @functools.cache
 def _model() -> Any:
-    return shipped_model().masked, load_dataset("digits", "train")
+    train = load_dataset("digits", "train")
+    return shipped_model().masked, train, train, None
 
 
 def _use(path: Path) -> None:
     recipe = refused(lambda: load_recipe(path))
     if recipe is not None:
-        refused(lambda: try_task(recipe, *_model()))
+        refused(lambda: try_recipe(recipe, *_model()))
         refused(recipe.as_dict)
 
 

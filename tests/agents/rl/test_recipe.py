@@ -251,7 +251,7 @@ def test_files_that_would_take_long_are_refused_quickly(tmp_path: Path, text: st
 
 def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").mkdir()
-    with pytest.raises(InvalidInputError, match="is not YAML"):
+    with pytest.raises(InvalidInputError, match="is no regular file"):
         load_recipe(tmp_path / "x.yaml")
 
 

@@ -84,7 +84,7 @@ def test_a_gate_left_alone_is_always_paid() -> None:
 
 def test_widths_and_soft_masks() -> None:
     masked = MaskedCNN(SimpleCNN(image_size=8, widths=(4, 6)), torch.zeros(1, 3, 8, 8))
-    mask = torch.tensor([[1, 0, 1, 0, 1, 1, 1, 0, 0, 0], [0.5, 0.5, 1, 0, 0, 0, 0, 0, 0, 0]])
+    mask = torch.tensor([[1, 0, 1, 0, 1, 1, 1, 0, 0, 0], [1, 0, 1, 0, 0, 0, 0, 0, 0, 0]])
     assert masked.cost.kept(mask).tolist() == [[2, 3], [2, 0]]
     assert torch.equal(masked.cost.macs_of_widths(torch.tensor([[2, 3], [2, 0]])), masked.cost.macs(mask))
     soft = torch.full((1, 10), 0.5, dtype=torch.float64, requires_grad=True)

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from prunegym.models.data.image_folders import image_folder
 
 from prunegym.errors import InvalidInputError
+from prunegym.models.data.files.image_folders import image_folder
 from prunegym.models.dynamic_cnn import DynamicCNN, shipped_model
 from prunegym.models.storage.run_folder import begin_run, finish_run
 from prunegym.models.storage.run_state import save_state
