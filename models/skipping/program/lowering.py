@@ -103,6 +103,8 @@ class _Lowering:
         return False
 
     def _translate(self, step: Step) -> Layer:
+        if step.operation in ("conv2d", "linear") and not step.weight:
+            raise UnsupportedError(f"The weights of {step.name!r} are computed as the network runs.")
         if not step.inputs or any(not self.graph[name].shape for name in step.inputs):
             return self._other(step, (step.name, step.name, self._inputs(step)))
         head = (step.name, step.layer if self._is_layer(step) else step.name, self._inputs(step))
