@@ -198,10 +198,10 @@ def test_too_many_images_and_tensors_without_plain_memory():
     with pytest.raises(InvalidInputError, match=r"number of images is 4294967296; .* Use smaller batches"):
         plan(images[:1].expand(2**32, -1, -1, -1), masks[:1].expand(2**32, -1))
     for given in (images.to_sparse(), images.to("meta")):
-        with pytest.raises(InvalidInputError, match="dense float32"):
+        with pytest.raises(InvalidInputError, match="dense"):
             plan(given, masks)
     for given in (masks.to_sparse(), masks.to("meta")):
-        with pytest.raises(InvalidInputError, match="a dense tensor with values is needed"):
+        with pytest.raises(InvalidInputError, match="dense"):
             plan(images, given)
 
 
