@@ -40,7 +40,7 @@ def pages() -> dict[str, str]:
     readme = re.sub(r"\[([^]]*)\]\(LICENSE\)", r"\1", (ROOT / "README.md").read_text()).replace("](docs/", "](")
     made = {
         "index.md": readme,
-        **{name: (ROOT / name).read_text() for name in ("CHANGELOG.md", "CONTRIBUTING.md")},
+        **{name: (ROOT / name).read_text() for name in ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")},
         "examples.md": examples(),
         "reference/errors.md": "# Errors and warnings\n\n::: prunegym.errors\n",
     }
