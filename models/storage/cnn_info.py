@@ -179,11 +179,12 @@ def from_json(raw: dict[str, Any]) -> CNNInfo:
     )
     channels, height, width = (whole_number("image_shape", size) for size in raw["image_shape"])
     whole_number("the number of pixels and channels of an image", channels * height * width, 1, MOST_PIXELS)
-    whole_number("num_classes", raw["num_classes"])
     names = [raw["architecture"], raw["dataset"], *raw["classes"]]
     if not isinstance(raw["classes"], list | tuple) or not all(isinstance(name, str) for name in names):
         raise TypeError("names of the architecture, the data set or the classes are no text")
     objective = _objective(dict(raw.get("objective", {})))
+    # Images without targets do not say how many outputs there are.
+    whole_number("num_classes", raw["num_classes"], 0 if objective.kind == "outputs" else 1)
     sizes = {"mean": channels, "std": channels, "classes": raw["num_classes"]}
     if objective.kind in ("numbers", "outputs"):
         sizes["classes"] = len(raw["classes"])

@@ -35,6 +35,7 @@ def info(**changes: object) -> CNNInfo:
     {}, {"transform": Transform((8, 8), 10), "data_path": "/there/photos"},
     {"objective": Objective("labels", class_weights=(1.0, 2.0), metric="f1")},
     {"objective": Objective("numbers", spread=3.0), "classes": ()},
+    {"objective": Objective("outputs"), "classes": (), "num_classes": 0},
     {"normalisation": Normalisation((0.0,) * 3, (1.0,) * 3, -2.0, 5.0)},
 ])  # fmt: skip
 def test_descriptions_are_kept(changes: dict[str, object]) -> None:
