@@ -18,7 +18,7 @@ from prunegym.errors import PruneGymError
 Value = TypeVar("Value")
 
 bounded = settings(
-    max_examples=60, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=40, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
 )
 """The same examples in every run, and not many."""
 

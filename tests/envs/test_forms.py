@@ -70,8 +70,10 @@ def test_both_checkers_pass_with_everything_that_is_random(env_id, cnn):
 
 
 @pytest.mark.parametrize("env_id", REGISTERED)
-def test_ppo_learns_as_it_is(env_id, cnn):
-    assert PPO("MultiInputPolicy", gym.make(env_id, model=cnn, dataset="digits")).learn(2000).num_timesteps >= 2000
+@pytest.mark.parametrize("options", [{"n_steps": 128}, pytest.param({}, marks=pytest.mark.slow)])
+def test_ppo_learns_as_it_is(env_id, options, cnn):
+    agent = PPO("MultiInputPolicy", gym.make(env_id, model=cnn, dataset="digits"), **options)
+    assert agent.learn(agent.n_steps).num_timesteps == agent.n_steps
 
 
 @pytest.mark.parametrize(("algorithm", "options"), [(A2C, {}), (TRPO, {"batch_size": 32})])

@@ -89,7 +89,7 @@ def test_the_models_own_gates_are_a_start_with_and_without_an_offset(dynamic, fe
     assert best.figures["reward"].mean == evaluate(shifted, None, few, penalty=0.4).reward
 
 
-@pytest.mark.parametrize("penalty", [0.1, 0.5, 1.5])
+@pytest.mark.parametrize("penalty", [0.5, *(pytest.param(other, marks=pytest.mark.slow) for other in (0.1, 1.5))])
 def test_the_best_offset_is_as_good_as_any_other(penalty):
     model, validation = shipped_model("digits"), load_dataset("digits", "validation")
     best = evaluate(gates_at_best_offset(model, validation, penalty), None, validation, penalty=penalty).reward

@@ -23,6 +23,7 @@ from prunegym.models.training.mac_target import total_mac_share
 from tests.agents.rl.digits_runs import SMALL, run
 
 
+@pytest.mark.slow
 def test_a_budget_is_where_training_begins_and_ends(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = []
     recipe = dataclasses.replace(SMALL, n_episodes=512, budget=Budget(0.37, rate=0.1, damping=1.0))

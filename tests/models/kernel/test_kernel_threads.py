@@ -50,7 +50,7 @@ def test_threads_that_are_called_again_and_again_miss_nothing():
     images, masks = torch.randn(1, 3, 32, 32), kept_sets(1, widths_of(masked))
     expected, _ = plan(images, masks, threads=1)
     busy = torch.randn(300, 300)
-    for pause in (0, 0, 1e-4, 3e-4, 2e-3) * 40:  # at once, or when OpenMP's have fallen asleep
+    for pause in (0, 0, 1e-4, 3e-4, 2e-3) * 15:  # at once, or when OpenMP's have fallen asleep
         time.sleep(pause)
         busy.mul(2)  # torch's threads at work in between
         assert torch.equal(plan(images, masks, threads=3)[0], expected)
@@ -130,6 +130,7 @@ def test_a_wrong_number_of_threads(threads):
 
 
 @needs_kernel
+@pytest.mark.slow
 def test_the_end_of_the_program_while_a_plan_runs():
     """A thread that nobody waits for may be inside the kernel when the interpreter ends.
 
