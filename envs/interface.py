@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from prunegym.envs.random_episodes import Penalty
 from prunegym.envs.rendering import Picture, check_render_mode, render
 from prunegym.envs.simulator import MaskSimulator, Observation, Snapshot
-from prunegym.envs.task import Penalty, Task, TaskArguments, make_task
+from prunegym.envs.task import Task, TaskArguments, make_task
 from prunegym.errors import UnknownArgumentError, suggestion
 from prunegym.validation import choice
 

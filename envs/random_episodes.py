@@ -14,6 +14,10 @@ from prunegym.errors import InvalidInputError
 from prunegym.models.data.augmentation import random_shift_and_flip
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.data.sources.lazy_images import LazyImages
+from prunegym.validation import finite, plain
+
+Penalty = float | tuple[float, float]
+"""lambda, or the range from which it is drawn."""
 
 Indices = Sequence[int] | npt.NDArray[np.integer[Any]] | Tensor
 
@@ -91,7 +95,17 @@ def check_indices(dataset: Dataset, indices: Indices) -> Tensor:
     return torch.as_tensor(given).long()
 
 
-def check_penalties(allowed: float | tuple[float, float], given: Any, number: int) -> Tensor:
+def check_penalty(penalty: Penalty) -> Penalty:
+    """Return a task's lambda, or the range of it; raises InvalidInputError if it is neither."""
+    if not isinstance(penalty, tuple | list):
+        return finite("penalty", penalty, 0.0, hint="Or pass a range (low, high). It is the price of a unit of cost.")
+    bounds = [finite("A bound of the range penalty", bound, 0.0) for bound in penalty]
+    if len(bounds) != 2 or bounds[0] >= bounds[1]:
+        raise InvalidInputError(f"penalty is {penalty!r}; a range is (low, high) with low < high.")
+    return bounds[0], bounds[1]
+
+
+def check_penalties(allowed: Penalty, given: Any, number: int) -> Tensor:
     """Return lambdas chosen by a user, one or one for each episode, as (number,) float64.
 
     Raises:
@@ -105,3 +119,18 @@ def check_penalties(allowed: float | tuple[float, float], given: Any, number: in
     if not ((values >= low) & (values <= high) & values.isfinite()).all():
         raise InvalidInputError(f"penalty is {given!r}; a number from {low} to {high} is allowed here.")
     return values
+
+
+def as_numbers(name: str, given: npt.ArrayLike | Tensor) -> Tensor:
+    """Return a tensor, an array or a list as a tensor of ordinary numbers.
+
+    Raises:
+        InvalidInputError: If it is none, or is sparse, complex and the like.
+    """
+    try:
+        array = given if isinstance(given, Tensor) else np.asarray(plain(name, given))
+        return torch.as_tensor(plain(name, array))
+    except (TypeError, ValueError) as error:
+        if isinstance(error, InvalidInputError):
+            raise
+        raise InvalidInputError(f"{name} is no array ({error}); an array of 0 and 1 is needed.") from error

@@ -11,8 +11,9 @@ from gymnasium import spaces
 from typing_extensions import Unpack
 
 from prunegym.envs.interface import Action, MaskInterface, read_options
+from prunegym.envs.random_episodes import as_numbers
 from prunegym.envs.rendering import render
-from prunegym.envs.simulator import MaskSimulator, Observation, as_numbers
+from prunegym.envs.simulator import MaskSimulator, Observation
 from prunegym.envs.task import TaskArguments
 from prunegym.validation import shape
 

@@ -12,12 +12,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from prunegym.envs.random_episodes import Indices, RandomEpisodes, check_indices, check_penalties
+from prunegym.envs.random_episodes import Indices, RandomEpisodes, as_numbers, check_indices, check_penalties
 from prunegym.envs.rewards.outcome import Outcome
 from prunegym.envs.task import Task
 from prunegym.errors import InvalidInputError
 from prunegym.models.skipping.stepwise import stepwise_pass
-from prunegym.validation import bits, plain, shape, whole_number
+from prunegym.validation import bits, shape, whole_number
 
 MOST_ENVS = 1_000_000
 Observation = dict[str, npt.NDArray[Any]]
@@ -297,18 +297,3 @@ class MaskSimulator:
         decided = values[:, :width].to(self.task.device, torch.float32)
         bits("The action", decided, "1 keeps a channel, 0 switches it off: threshold or sample probabilities first.")
         return decided
-
-
-def as_numbers(name: str, given: npt.ArrayLike | Tensor) -> Tensor:
-    """Return a tensor, an array or a list as a tensor of ordinary numbers.
-
-    Raises:
-        InvalidInputError: If it is none, or is sparse, complex and the like.
-    """
-    try:
-        array = given if isinstance(given, Tensor) else np.asarray(plain(name, given))
-        return torch.as_tensor(plain(name, array))
-    except (TypeError, ValueError) as error:
-        if isinstance(error, InvalidInputError):
-            raise
-        raise InvalidInputError(f"{name} is no array ({error}); an array of 0 and 1 is needed.") from error

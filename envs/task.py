@@ -15,6 +15,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from prunegym.envs.random_episodes import Penalty, check_penalty
 from prunegym.envs.rewards.accuracy import OF_CLASSES, AccuracyTerm, metric
 from prunegym.envs.rewards.costs import CostReward
 from prunegym.envs.rewards.reward import Reward, RewardFunction, resolve_reward
@@ -31,7 +32,6 @@ from prunegym.models.timing.latency_table import LatencyTable
 from prunegym.models.training.cnn_training import answered
 from prunegym.validation import choice, finite, whole_number
 
-Penalty = float | tuple[float, float]
 OBSERVATIONS = ("features", "image")
 LARGEST_CACHE = 2**28
 """Numbers of dense outputs that are kept, 1 GiB; outputs of more, such as maps of many images, are computed again."""
@@ -231,7 +231,7 @@ def make_task(
         dataset=_sample(chosen, images).augmenting(augment),
         features=_features(features, masked, layerwise, training, where),
         reward=resolved,
-        penalty=resolved.default_penalty if penalty is None else _check_penalty(penalty),
+        penalty=resolved.default_penalty if penalty is None else check_penalty(penalty),
         observation=observation,
         layerwise=layerwise,
         device=where,
@@ -290,15 +290,6 @@ def _features(
         )
     there = given.get_buffer("mean0").device
     return given if there.type == device.type else copy.deepcopy(given).to(device)
-
-
-def _check_penalty(penalty: Penalty) -> Penalty:
-    if not isinstance(penalty, tuple | list):
-        return finite("penalty", penalty, 0.0, hint="Or pass a range (low, high). It is the price of a unit of cost.")
-    bounds = [finite("A bound of the range penalty", bound, 0.0) for bound in penalty]
-    if len(bounds) != 2 or bounds[0] >= bounds[1]:
-        raise InvalidInputError(f"penalty is {penalty!r}; a range is (low, high) with low < high.")
-    return bounds[0], bounds[1]
 
 
 def _sample(dataset: Dataset, images: int | None) -> Dataset:
