@@ -20,7 +20,7 @@ def test_values_are_yaml() -> None:
 
 @pytest.mark.parametrize("text", ["n_envs", "=3", "a..b=3", "a.=3"])
 def test_another_form_is_refused(text: str) -> None:
-    with pytest.raises(InvalidInputError, match="has not the form KEY=VALUE"):
+    with pytest.raises(InvalidInputError, match="is not of the form KEY=VALUE"):
         parse([text])
 
 

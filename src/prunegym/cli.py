@@ -36,7 +36,7 @@ COMMANDS = {
     "profile": "profile",
     "demo": "demo",
 }
-"""By command the module in ``prunegym.commands`` that has it, as a function of the same name."""
+"""Each command, and the module in ``prunegym.commands`` that has it as a function of the same name."""
 
 
 class _Command(TyperCommand):
@@ -60,7 +60,7 @@ def _help(name: str) -> str:
 
 
 class Group(TyperGroup):
-    """Commands that end in one line on standard error, not in a traceback, on wrong input and on Ctrl-C."""
+    """Commands that answer wrong input and Ctrl-C with one line on standard error, not with a traceback."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -97,7 +97,7 @@ class Group(TyperGroup):
 
 
 def _end_progress() -> None:
-    """Close progress bars, so that what is printed next has a line of its own."""
+    """Close progress bars, so that the next output starts on a new line."""
     from tqdm import tqdm
 
     for bar in list(getattr(tqdm, "_instances", ())):
@@ -114,8 +114,8 @@ app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
-    help="Agents learn, image by image, which channels of a frozen CNN to run. Each command prints tables, or one JSON "
-    "document with --json; errors go to standard error, with exit code 2.",
+    help="Train agents that decide, for each image, which channels of a frozen CNN to run. Commands print tables, or "
+    "JSON with --json. Errors go to standard error, with exit code 2.",
 )
 
 
@@ -133,7 +133,7 @@ def import_own(
             "--import",
             metavar="MODULE",
             envvar="PRUNEGYM_IMPORT",
-            help="A module of yours, imported first: one that calls prunegym.models.register_network.",
+            help="Import this Python module first, for example one that calls prunegym.models.register_network.",
         ),
     ] = None,
     version: Annotated[  # noqa: ARG001
@@ -146,5 +146,5 @@ def import_own(
 
 
 def main() -> None:
-    """Run the command that the arguments name."""
+    """Run the command that is named by the arguments."""
     app(prog_name="prunegym")

@@ -17,7 +17,7 @@ class UnknownNameError(PruneGymError, KeyError):
         """Build the message.
 
         Args:
-            kind: What the name is of, e.g. ``"model"``.
+            kind: What has this name, e.g. ``"model"``.
             name: What was given.
             allowed: The names that are known.
         """
@@ -36,7 +36,7 @@ class UnknownNameError(PruneGymError, KeyError):
 
 
 class UnknownArgumentError(PruneGymError, TypeError):
-    """A keyword argument that an environment does not take. TorchRL expects Python's own TypeError for that."""
+    """A keyword argument that an environment does not have. TorchRL expects Python's TypeError for this."""
 
 
 class InvalidInputError(PruneGymError, ValueError):
@@ -56,7 +56,7 @@ class UntraceableModelError(PruneGymError, TypeError):
 
 
 class RewardError(PruneGymError, ValueError):
-    """A reward or accuracy function that raised, or returned a wrong shape, or values not finite or far too large."""
+    """A reward or accuracy function failed, or returned a wrong shape or values that are NaN, infinite or too large."""
 
 
 class MissingDependencyError(PruneGymError, ImportError):
@@ -72,7 +72,7 @@ class DataWarning(UserWarning):
 
 
 def suggestion(name: object, names: Iterable[str]) -> str:
-    """Return the end of a message about an unknown name: the nearest name, if one is near, and all of them."""
+    """Return the end of a message about an unknown name: the nearest name, if there is one, and all names."""
     known = sorted(names)
     near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
     hint = f" Did you mean {near[0]!r}?" if near else ""

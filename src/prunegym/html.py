@@ -1,4 +1,4 @@
-"""Tables and pictures for notebooks, which show objects by their ``_repr_html_``."""
+"""Tables and pictures for notebooks, which display objects through their ``_repr_html_``."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 MOST_IMAGES = 8
-"""Images of a batch or a data set that are shown."""
+"""Largest number of images of a batch or a data set that are shown."""
 
 
 class Picture(str):
-    """HTML that a table takes as it is."""
+    """HTML that a table inserts without escaping."""
 
     __slots__ = ()
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], caption: str) -> str:
-    """Return a table; numbers have up to four digits, texts are escaped."""
+    """Return a table; floats have up to four digits, text is escaped."""
     head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
     body = "".join(f"<tr>{''.join(f'<td>{_cell(value)}</td>' for value in row)}</tr>" for row in rows)
     return f"<table><caption>{html.escape(caption)}</caption><tr>{head}</tr>{body}</table>"

@@ -19,7 +19,7 @@ WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "
 
 
 class Loader(yaml.SafeLoader):
-    """Refuses duplicate keys, of which YAML would silently take the last, and aliases, which can expand to billions."""
+    """Refuses duplicate keys, because YAML silently uses the last one, and aliases, which can expand to billions."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """Return the next node."""
@@ -55,7 +55,7 @@ def numbers(value: Any) -> Any:
 
 
 def parse(texts: Iterable[str]) -> list[Change]:
-    """Read settings of the form ``key=value``; dots in the key lead into nested settings, values are YAML.
+    """Read settings of the form ``key=value``; a dot in the key separates nested settings, values are YAML.
 
     Raises:
         InvalidInputError: If a text has another form.
@@ -69,7 +69,7 @@ def parse(texts: Iterable[str]) -> list[Change]:
         key, equals, value = text.partition("=")
         keys = tuple(key.strip().split("."))
         if not equals or not all(keys):
-            raise InvalidInputError(f"--set {text!r} has not the form KEY=VALUE. Give e.g. --set n_envs=64.")
+            raise InvalidInputError(f"--set {text!r} is not of the form KEY=VALUE, for example --set n_envs=64.")
         try:
             changes.append((keys, numbers(yaml.load(value, Loader))))  # noqa: S506  (a SafeLoader)
         except yaml.YAMLError as error:
@@ -79,10 +79,10 @@ def parse(texts: Iterable[str]) -> list[Change]:
 
 
 def changed(settings: Mapping[str, Any], changes: Iterable[Change]) -> dict[str, Any]:
-    """Return nested settings with changes; a group of settings that is absent or None begins empty.
+    """Return nested settings with changes; a group that is missing or None is empty before them.
 
     Raises:
-        InvalidInputError: If a key leads into a setting that is no group.
+        InvalidInputError: If a key with a dot names a setting that is not a group.
 
     Example:
         >>> changed({"n_envs": 512, "imitation": {"steps": 600}}, parse(["imitation.steps=100", "budget.rate=0.2"]))
@@ -92,18 +92,19 @@ def changed(settings: Mapping[str, Any], changes: Iterable[Change]) -> dict[str,
     for (first, *rest), value in changes:
         inner = made.get(first)
         if rest and not isinstance(inner, Mapping | None):
-            raise InvalidInputError(f"{'.'.join([first, *rest])} cannot be set: {first} is {inner!r}, with no parts.")
+            key = ".".join([first, *rest])
+            raise InvalidInputError(f"{key} cannot be set: {first} is {inner!r}, which has no settings inside.")
         made[first] = changed(inner or {}, [(tuple(rest), value)]) if rest else value
     return made
 
 
 def make_config(config: type[Config], values: Mapping[str, Any], where: str = "") -> Config:
-    """Make a config, a dataclass whose fields may be such configs too.
+    """Make a config, a dataclass whose fields may be configs too.
 
     Args:
         config: The class.
         values: Its fields by name; those of a config within it as a mapping.
-        where: What stands before a name in messages, e.g. ``"tune."``.
+        where: Prefix of names in messages, e.g. ``"tune."``.
 
     Raises:
         UnknownNameError: If there is no such field; the message suggests the nearest.
@@ -122,7 +123,7 @@ def make_config(config: type[Config], values: Mapping[str, Any], where: str = ""
             made[key] = value
     for field in dataclasses.fields(config):  # type: ignore[arg-type]  # the class is a dataclass
         if field.name not in made and field.default is field.default_factory is dataclasses.MISSING:
-            raise InvalidInputError(f"{where}{field.name} is missing, which has no default. Set it too.")
+            raise InvalidInputError(f"{where}{field.name} is missing and has no default. Set it too.")
     return config(**made)
 
 

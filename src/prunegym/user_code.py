@@ -20,8 +20,8 @@ def import_object(path: str, kind: str) -> Any:
     """Import ``"module:name"``, from installed packages or the current folder.
 
     Args:
-        path: E.g. ``"mymodule:myfunction"``.
-        kind: What it is used as, for the error: ``"reward"``, ``"agent"``.
+        path: For example ``"mymodule:myfunction"``.
+        kind: What it is used as, for the message: ``"reward"``, ``"agent"``.
 
     Returns:
         The object.
@@ -49,7 +49,7 @@ def import_module(name: str, what: str) -> ModuleType:
 
     Args:
         name: The module's name.
-        what: What it is imported for, for the error.
+        what: Description of the import, for the message.
 
     Raises:
         InvalidInputError: If it cannot be imported.

@@ -1,4 +1,4 @@
-"""Checks of what users pass: each names what was given, what is allowed, and if it can be said how to fix it.
+"""Checks of what users pass. Each names what was given, what is allowed and, where possible, how to fix it.
 
 All of them return the value, so that a check and its use fit in one expression.
 """
@@ -17,17 +17,17 @@ Arrays = TypeVar("Arrays")
 
 
 def whole_number(name: str, value: Any, low: int = 1, high: int | None = None, hint: str = "") -> int:
-    """Check a whole number; numpy's count, booleans do not.
+    """Check a whole number; NumPy's integers are allowed, booleans are not.
 
     Args:
-        name: Of the setting, as the user knows it.
+        name: Name of the setting, as the user knows it.
         value: What was given.
-        low: The smallest that is allowed.
+        low: The smallest allowed number.
         high: The largest; None for no limit.
         hint: A sentence that says how to fix it.
 
     Raises:
-        InvalidInputError: If it is no whole number, or out of range.
+        InvalidInputError: If it is not a whole number, or out of range.
 
     Example:
         >>> whole_number("batch_size", 128)
@@ -61,15 +61,15 @@ def finite(
     """Check a finite number.
 
     Args:
-        name: Of the setting.
+        name: Name of the setting.
         value: What was given.
-        low: The smallest that is allowed.
+        low: The smallest allowed number.
         high: The largest.
         above: If given, the number must be larger than this.
         hint: A sentence that says how to fix it.
 
     Raises:
-        InvalidInputError: If it is no number, NaN, infinite, or out of range.
+        InvalidInputError: If it is not a number, NaN, infinite, or out of range.
     """
     fine = isinstance(value, numbers.Real) and not isinstance(value, bool) and _is_finite(value)
     if not fine or not low <= value <= high or (above is not None and value <= above):
@@ -84,16 +84,16 @@ def share(name: str, value: Any, *, zero: bool = False, hint: str = "") -> float
     """Check a share: above 0, or with ``zero`` from 0, and at most 1.
 
     Raises:
-        InvalidInputError: If it is no such number.
+        InvalidInputError: If it is not.
     """
     return finite(name, value, 0.0, 1.0, above=None if zero else 0.0, hint=hint)
 
 
 def choice(kind: str, name: Any, allowed: Iterable[str]) -> str:
-    """Check a name that has to be one of some; the message suggests the nearest.
+    """Check that a name is one of the allowed names; the message suggests the nearest.
 
     Raises:
-        UnknownNameError: If it is none of them.
+        UnknownNameError: If it is not.
     """
     known = list(allowed)
     if not isinstance(name, str) or name not in known:
@@ -102,7 +102,7 @@ def choice(kind: str, name: Any, allowed: Iterable[str]) -> str:
 
 
 def plain(name: str, value: Arrays, hint: str = "") -> Arrays:
-    """Check that a tensor or an array is dense and holds real numbers; what is neither is left to later checks.
+    """Check that a tensor or an array is dense and holds real numbers; other objects are left to later checks.
 
     Raises:
         InvalidInputError: If it is sparse, complex, quantised, nested, without values, or holds no numbers.
@@ -126,13 +126,13 @@ def shape(name: str, value: Arrays, expected: Sequence[int | str], hint: str = "
     """Check the shape of a tensor or an array, and that it holds ordinary numbers.
 
     Args:
-        name: Of the argument; "Images" and the like read well.
+        name: Name of the argument, as the message begins; for example "Images".
         value: What was given.
-        expected: A size for each dimension; a word stands for any size, and for the same size where it comes again.
+        expected: A size for each dimension. A word means any size, and the same size each time it is used.
         hint: A sentence that says how to fix it.
 
     Raises:
-        InvalidInputError: If it has no shape, or another one, or is sparse, complex and the like.
+        InvalidInputError: If it has no shape or another one, or fails :func:`plain`.
     """
     given = getattr(plain(name, value, hint), "shape", None)
     sizes: dict[str, int] = {}
@@ -147,10 +147,10 @@ def shape(name: str, value: Arrays, expected: Sequence[int | str], hint: str = "
 
 
 def bits(name: str, values: Any, hint: str = "") -> Any:
-    """Check that a tensor or an array has no other values than 0 and 1; booleans are such.
+    """Check that a tensor or an array has only the values 0 and 1; booleans are allowed.
 
     Raises:
-        InvalidInputError: If it has; the message names the first.
+        InvalidInputError: If it has another value; the message names the first one.
     """
     plain(name, values, hint)
     wrong = (values != 0) & (values != 1)

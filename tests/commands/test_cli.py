@@ -158,10 +158,10 @@ def test_mistakes_in_settings_are_found_before_anything_is_trained(made: Path, t
     assert "Did you mean 'steps'?" in fail(*train, "imitation.step=32")
     assert "n_envs is 'many'; a whole number" in fail(*train, "n_envs=many")
     assert "imitation.steps is 1.5; a whole number is needed" in fail(*train, "imitation.steps=1.5")
-    assert "has not the form KEY=VALUE" in fail(*train, "n_envs")
+    assert "is not of the form KEY=VALUE" in fail(*train, "n_envs")
     prepare = ["prepare", cnn, "--out", out]
     assert "Did you mean 'hidden'?" in fail(*prepare, "--set", "hiden=8")
-    assert "there is no imitation stage with --static" in fail(*prepare, "--static", "--set", "imitation.steps=3")
+    assert "leaves out the stage imitation" in fail(*prepare, "--static", "--set", "imitation.steps=3")
     assert "Did you mean 'batch_size'?" in fail("train-cnn", "simple-cnn", "--set", "batch=8", "--out", out)
     model = made / "prepared/prepared.safetensors"
     assert "tune 'epoch'. Did you mean" in fail("finetune", model, "--set", "tune.epoch=8", "--out", out)

@@ -79,7 +79,7 @@ def test_mistakes_in_a_user_s_file_are_told_before_anything_is_trained(made: Pat
     cnn = made / "cnn/cnn.safetensors"
     train_it = ["train", cnn, "--recipe", "frozen", "--quiet", "--out", mine / "run"]
     message = fail(*train_it, "--reward", "mine:too_short")
-    assert "The reward 'too_short' returned shape (1,); (4,) is needed, one number an episode." in message
+    assert "The reward 'too_short' returned shape (1,); (4,) is needed, one number for each episode." in message
     assert "mine has no 'nothing'" in fail(*train_it, "--reward", "mine:nothing")
     assert "Did you mean 'macs'?" in fail(*train_it, "--reward", "mac")
     assert "mine:not_an_agent" in fail("evaluate", cnn, "--agent", "mine:not_an_agent")

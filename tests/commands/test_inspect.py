@@ -81,7 +81,7 @@ def test_errors_are_one_line_that_says_what_would_be_right(made: Path, tmp_path:
         "evaluate", cnn, "--images", "601"
     )
     assert "leave out --static and --frozen" in fail("prepare", cnn, "--taylor", "--frozen", "--out", out)
-    assert "no folder. Give the folder" in fail("evaluate", cnn, "--data-root", tmp_path / "nowhere")
+    assert "not a folder. Give the folder" in fail("evaluate", cnn, "--data-root", tmp_path / "nowhere")
     assert not out.exists()
 
 
@@ -102,11 +102,11 @@ def test_demo_twice_in_one_folder(tmp_path: Path) -> None:
         (["evaluate", "digits", "--device", "foo"], "device is 'foo', which torch does not know"),
         (["evaluate", "digits", "--device", "cuda:99"], "sees \\d+ CUDA devices here"),
         (["evaluate", "digits", "--penalty", "inf"], "a finite number is needed"),
-        (["inspect", "digits", "--dataset", "digits"], "--dataset is for a network of the zoo"),
+        (["inspect", "digits", "--dataset", "digits"], "--dataset is only for networks of the zoo"),
         (["prepare", "digits", "--epochs", "0", "--frozen", "--out", "x"], "--epochs 0 stops after imitation"),
-        (["export", "digits", "--out", "x.safetensors"], "no name for an ONNX file"),
-        (["latency", "digits", "--out", "x.safetensors"], "no name for a table"),
-        (["quantize", "digits", "--out", "x.bin"], "these end in .safetensors"),
+        (["export", "digits", "--out", "x.safetensors"], "cannot be an ONNX file"),
+        (["latency", "digits", "--out", "x.safetensors"], "cannot be a table"),
+        (["quantize", "digits", "--out", "x.bin"], "must end in .safetensors"),
     ],
 )
 def test_what_would_do_nothing_or_harm_is_refused(

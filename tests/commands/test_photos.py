@@ -42,7 +42,7 @@ def test_a_model_keeps_the_sizes_and_the_place_of_its_photographs(photos: Path) 
     assert found["accuracy"] == pytest.approx(info.metadata["dense_accuracy"]["photos/test"], abs=1e-6)
     moved = photos.rename(photos.parent / "moved")
     forget_datasets()
-    assert "where there is none now" in fail("evaluate", "runs/cnn/cnn.safetensors")
+    assert "but is not there now" in fail("evaluate", "runs/cnn/cnn.safetensors")
     assert as_json("evaluate", "runs/cnn/cnn.safetensors", "--dataset", str(moved))["accuracy"] == found["accuracy"]
 
 

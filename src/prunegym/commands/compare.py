@@ -1,4 +1,4 @@
-"""``compare``: agents side by side, trained and evaluated for each seed, with intervals."""
+"""``compare``: train and evaluate several agents for each seed, with confidence intervals."""
 
 from __future__ import annotations
 
@@ -18,9 +18,12 @@ if TYPE_CHECKING:
 
 
 ENTRIES = (
-    "Recipes, baselines, static baselines, start, start-best-offset, model files ({seed} in the path stands for the "
-    "seed), module:name or agents of SB3 (.zip); LABEL=ENTRY gives another name."
+    "What to compare: recipes, baselines, start, start-best-offset, model files ({seed} in the path means the seed), "
+    "module:name or agents of SB3 (.zip). LABEL=ENTRY renames an entry."
 )
+
+
+PENALTY = "lambda in the column reward, which is accuracy - lambda * total MACs."
 
 
 @opt.grouped
@@ -32,17 +35,17 @@ def compare(
     split: opt.Split = "test",
     images: opt.Images = None,
     seeds: Annotated[int, typer.Option(help="Number of seeds, from 0.", min=1)] = 5,
-    penalty: Annotated[float, typer.Option(min=0.0, callback=opt.finite, help="lambda of the figure reward.")] = 0.5,
+    penalty: Annotated[float, typer.Option(min=0.0, callback=opt.finite, help=PENALTY)] = 0.5,
     dense: opt.DenseFile = None,
     trust_code: opt.TrustCode = False,
     episodes: opt.Episodes = None,
     target_macs: opt.TargetMacs = None,
     settings: opt.Settings = None,
 ) -> None:
-    """Train and evaluate agents side by side; baselines get the first entry's MAC budget. OUT/comparison.json.
+    """Train several agents and evaluate them with baselines that get the first entry's MAC budget.
 
-    With --resume you may give other entries, other seeds or another split
-    (comparison-SPLIT.json); agents that were trained before are used again.
+    Writes OUT/comparison.json. With --resume you can add entries, seeds or
+    another split (comparison-SPLIT.json); trained agents are reused.
     """
     from prunegym.agents.comparison.comparing import check_entries, compare as compare_agents
     from prunegym.agents.comparison.entries import SEED_MARK, file_of
@@ -117,7 +120,7 @@ def comparison_table(found: Comparison) -> Table:
              f"{row.static_seeds} of {len(row.results)}"]
         )  # fmt: skip
     caption = (
-        f"Means over seeds with 95 % intervals; accuracies in %. The differences, of accuracy and then of "
+        f"Means over seeds with 95 % intervals; accuracies in %. The differences, first of accuracy, then of "
         f"reward, are from {found.reference}, paired by image."
     )
     return Table(f"{found.dataset}, {len(found.seeds)} seeds", columns, rows, caption)

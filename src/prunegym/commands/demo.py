@@ -1,4 +1,4 @@
-"""``demo``: the main job from beginning to end on the embedded digits, in under three minutes."""
+"""``demo``: train, evaluate, save and predict on the shipped digits, in under three minutes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 SHOWN = 8
 OUT = Path("runs/demo")
 MARK = "demo"
-"""A file that marks a demo's folder, whose earlier results may be replaced."""
+"""A file that marks the folder of a demo. Results in such a folder may be replaced."""
 DIGITS = RecipeOptions("digits")
 
 
@@ -80,11 +80,11 @@ def demo(
 
 
 def _cleared(out: Path) -> Path:
-    """Return an empty folder for the training, without touching what other commands have made."""
+    """Return an empty folder for the training; files that other commands wrote are not changed."""
     training = out / "training"
     if (out / "run.json").exists() or (training.exists() and not (out / MARK).exists()):
         raise InvalidInputError(
-            f"{out} has results of another command, which a demo would replace. Give another --out."
+            f"{out} has results of another command, and the demo would replace them. Choose another --out."
         )
     if training.exists():
         shutil.rmtree(training)

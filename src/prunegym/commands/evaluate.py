@@ -1,4 +1,4 @@
-"""``evaluate``: every image of a split once, with controls, beside baselines."""
+"""``evaluate``: run every image of a split once, with controls and baselines."""
 
 from __future__ import annotations
 
@@ -21,12 +21,16 @@ if TYPE_CHECKING:
 COLUMNS = ["agent", "accuracy", "loss", "kept", "total MACs", "+-", "masks", "static", "shuffled", "reward"]
 CAPTION = (
     "accuracy, kept channels and both controls in %. loss: points of accuracy below the dense network. total MACs: of "
-    "masked CNN and policy, as a share of the dense CNN's; +-: standard deviation over images. static: one mask of the "
-    "most often kept channels. shuffled: masks shuffled across images. reward: accuracy - penalty * total MACs."
+    "masked CNN and policy, as a share of the dense CNN's; +-: standard deviation over images. static: one mask for "
+    "all images, of the channels kept most often. shuffled: masks shuffled across images. reward: accuracy - penalty * "
+    "total MACs."
 )
 AGENT = "module:name of an agent with predict(observation), or a .zip of PPO or A2C (--trust-code)."
-PENALTY = "lambda of the figure reward, by default 0.5; a policy for a range of lambdas observes it."
-TIME_CAPTION = " time: by the latency table, of masked CNN and own policy, as a share of that with all channels on."
+PENALTY = "lambda in the column reward; 0.5 by default. A policy for a range of lambdas also gets it as input."
+TIME_CAPTION = (
+    " time: of the masked CNN and its policy, estimated from the latency table, as a share of the time with all "
+    "channels on."
+)
 
 
 @opt.grouped
@@ -40,12 +44,12 @@ def evaluate(
     penalty: Annotated[float | None, typer.Option(min=0.0, callback=opt.finite, help=PENALTY)] = None,
     images: opt.Images = None,
     dense: opt.DenseFile = None,
-    baselines: Annotated[bool, typer.Option("--baselines", help="Add baselines that spend the same MACs.")] = False,
-    latency: Annotated[Path | None, typer.Option(help="A table of prunegym latency; adds a column.")] = None,
+    baselines: Annotated[bool, typer.Option("--baselines", help="Add baselines with the same MACs.")] = False,
+    latency: Annotated[Path | None, typer.Option(help="A file of prunegym latency; adds a column time.")] = None,
     execution: opt.Execution = "masked",
     seed: opt.Seed = 0,
 ) -> None:
-    """Evaluate a model's own policy, or an agent of yours on it, on every image of a split."""
+    """Evaluate a model's own policy, or your agent on this model, on every image of a split."""
     import torch
 
     from prunegym.agents.evaluation.predictors import PredictorOptions, load_agent

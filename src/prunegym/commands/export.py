@@ -16,12 +16,12 @@ def export(
     model: TrainedModel,
     out: Annotated[Path, typer.Option("--out", help="The ONNX file.")],
     dense: Annotated[bool, typer.Option("--dense", help="The CNN with all channels on, without the policy.")] = False,
-    mask_input: Annotated[bool, typer.Option("--mask-input", help="The mask is an input: decide elsewhere.")] = False,
-    pixels: Annotated[str, typer.Option("--pixels", help="Images are uint8, or unit: float32 in [0, 1].")] = "uint8",
-    penalty: Annotated[float | None, typer.Option(help="Fix lambda, for a model with a range; else an input.")] = None,
+    mask_input: Annotated[bool, typer.Option("--mask-input", help="Make the mask an input, without a policy.")] = False,
+    pixels: Annotated[str, typer.Option("--pixels", help="Type of images: uint8, or unit: float32 in 0-1.")] = "uint8",
+    penalty: Annotated[float | None, typer.Option(help="Fix lambda, for a range of lambdas; else an input.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Write policy and CNN as one ONNX model, for one image a call; masked channels are not computed."""
+    """Write policy and CNN as one ONNX model for one image per call; masked channels are not computed."""
     from prunegym.models.catalog import open_trained
     from prunegym.models.export.onnx_channels import cut_gates
     from prunegym.models.export.onnx_model import export_onnx

@@ -21,19 +21,20 @@ def finetune(
     model: TrainedModel,
     run: Run,
     data: TrainingData,
-    rounds: Annotated[int, typer.Option(help="Turns of CNN and policy.", min=1)] = 2,
+    rounds: Annotated[int, typer.Option(help="Number of turns; each trains the CNN, then the policy.", min=1)] = 2,
     recipe: RecipeOptions = PREPARED,
-    dense: Annotated[Path | None, typer.Option(help="The original CNN, to distil from; else the model.")] = None,
+    dense: Annotated[Path | None, typer.Option(help="Original CNN to distil from; by default the model.")] = None,
     target_macs: Annotated[
-        float | None, typer.Option(help="Total MAC share to train gates to, with the CNN; else they stay in its turns.")
+        float | None,
+        typer.Option(help="Train gates together with the CNN to this total MAC share; by default only PPO does."),
     ] = None,
     seed: Seed = 0,
 ) -> None:
     """Step 5: train CNN and policy in turns, then freeze again; OUT/model.safetensors is the best checkpoint.
 
-    Episodes are those of each turn. --set changes the recipe; names that
-    begin with tune. change the CNN's training (tune.epochs=2.5), one epoch
-    in each turn by default.
+    --episodes is the number for each turn. --set changes the recipe; names
+    that begin with tune. change the CNN's training (tune.epochs=2.5), which
+    is one epoch in each turn by default.
     """
     from prunegym.agents.rl.finetuning import finetune as finetune_model
     from prunegym.models.catalog import open_split, open_trained, with_history
@@ -71,5 +72,5 @@ def finetune(
     )
     path = run.out / "model.safetensors"
     best = next(row["stage"] for row in rows if row["chosen"])
-    table = validation_table("Fine-tuned", {row["stage"]: row for row in rows}, f"The result, of {best!r}, is {path}.")
+    table = validation_table("Fine-tuned", {row["stage"]: row for row in rows}, f"The best, from {best!r}, is {path}.")
     emit({"model": str(path), "rounds": rows}, run.as_json, table)

@@ -1,4 +1,4 @@
-"""``inspect``: what in a CNN can be masked."""
+"""``inspect``: which channels of a CNN can be masked."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def inspect(model: AnyModel, data: Data, machine: Machine) -> None:
     if model not in ZOO and dataclasses.replace(data, data_root=None) != Data():
         option = "--dataset" if data.dataset is not None else "An option on images"
         raise InvalidInputError(
-            f"{option} is for a network of the zoo, which is built for it; {model} has its images. Leave it out."
+            f"{option} is only for networks of the zoo; {model} already has a data set. Leave it out."
         )
     stored = open_model(model, data.dataset, **data.transform)
     document = describe(stored)
-    caption = "price: MACs of an image that one channel less saves in the full network"
+    caption = "price: MACs per image that removing one channel from the full network saves"
     rows = [[gate["name"], str(gate["width"]), f"{gate['price']:,}"] for gate in document["gates"]]
     tables: list[Table | Facts] = [
         Facts(model, _summary(document)),
@@ -39,7 +39,7 @@ def inspect(model: AnyModel, data: Data, machine: Machine) -> None:
 
 
 def describe(stored: Bundle) -> dict[str, Any]:
-    """Return what is known of a model, plain JSON."""
+    """Return the facts about a model as plain JSON."""
     masked, policy, info = stored.masked, stored.policy, stored.info
     prices = masked.cost.channel_price().tolist()
     return {
@@ -73,8 +73,8 @@ def _summary(document: dict[str, Any]) -> dict[str, object]:
         "classes": len(document["classes"]),
         "data set": document["data_path"] or document["dataset"],
         "channels to mask": f"{document['mask_size']} in {len(document['gates'])} gates",
-        "MACs of an image": f"{total:,}",
-        "of these fixed": f"{fixed:,} ({percent(fixed / total)}): no mask removes them",
+        "MACs per image": f"{total:,}",
+        "fixed MACs": f"{fixed:,} ({percent(fixed / total)}): no mask can remove them",
         "policy": "none" if policy is None else f"{document['policy']}, {policy:,} MACs ({percent(policy / total)})",
     }
     if document["transform"] is not None:
@@ -85,5 +85,5 @@ def _summary(document: dict[str, Any]) -> dict[str, object]:
     if document["metadata"].get("splits"):
         rows["splits"] = " ".join(document["metadata"]["splits"])
     rows |= shares_on(document["metadata"], "dense_accuracy", "prepared_accuracy")
-    rows |= {f"made by ({entry['step']})": entry["command"] for entry in document["metadata"].get("history", [])}
+    rows |= {f"step {entry['step']}": entry["command"] for entry in document["metadata"].get("history", [])}
     return rows

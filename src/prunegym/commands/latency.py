@@ -1,4 +1,4 @@
-"""``latency``: what masks of a model cost in time on this machine."""
+"""``latency``: how much time a model takes with different masks on this machine."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def latency(
     model: AnyModel,
     out: Annotated[Path, typer.Option("--out", help="The table, a JSON file.")],
     machine: Machine,
-    execution: Annotated[str, typer.Option(help="torch (smaller convolutions), or kernel if it was built.")] = "torch",
-    rounds: Annotated[int, typer.Option(help="Runs of each pattern of kept widths; medians count.", min=1)] = 15,
-    clock: Annotated[str, typer.Option(help="wall, or cpu: the process's time, for one busy thread.")] = "wall",
+    execution: Annotated[str, typer.Option(help="torch (smaller convolutions), or kernel (compiled).")] = "torch",
+    rounds: Annotated[int, typer.Option(help="Runs of each pattern of kept widths; the median is used.", min=1)] = 15,
+    clock: Annotated[str, typer.Option(help="wall, or cpu: processor time, for a busy machine.")] = "wall",
 ) -> None:
     """Measure, image by image, how long each part of a CNN takes at a few kept widths, and check it end to end."""
     import torch
@@ -33,7 +33,7 @@ def latency(
 
     machine.settle()
     if out.suffix == ".safetensors" or out.is_dir():
-        raise InvalidInputError(f"--out is {out}, which is no name for a table. Give one that ends in .json.")
+        raise InvalidInputError(f"--out is {out}, which cannot be a table. Give a name that ends in .json.")
     stored = open_model(model)
     masked, policy = stored.masked, stored.policy
     timer = make_timer(execution, masked, clock)
@@ -60,7 +60,7 @@ def latency(
 
 
 def _gate_table(found: LatencyTable) -> Table:
-    """Return what each gate costs: the time that all its channels, or half of them, take off when they go."""
+    """Return for each gate the time that is saved when all its channels, or half of them, are masked."""
     import torch
 
     full = torch.tensor([float(width) for _, width in found.gates])
@@ -71,7 +71,7 @@ def _gate_table(found: LatencyTable) -> Table:
         [name, str(width), _milliseconds(float(half[gate])), _milliseconds(float(saved[gate]))]
         for gate, (name, width) in enumerate(found.gates)
     ]
-    return Table("Saved by one gate alone", ["gate", "channels", "half of it", "all of it"], rows)
+    return Table("Time saved by masking one gate", ["gate", "channels", "half of them", "all of them"], rows)
 
 
 def _milliseconds(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""``list``: every name there is."""
+"""``list``: all names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def list_names(as_json: JsonFlag = False) -> None:
     from prunegym.models.zoo.network_registry import ZOO
 
     names = {"networks": sorted(ZOO), "data sets": sorted(SOURCES), "shipped models": sorted(SHIPPED)}
-    # Rewards and the rest need the environments; where gymnasium is absent, the CNN side still answers.
+    # Rewards, recipes and environments need gymnasium. Without it, the names of the CNN side are still listed.
     if importlib.util.find_spec("gymnasium") is not None:
         from prunegym.agents.rl.recipe_files import FOLDER
         from prunegym.envs.rewards.accuracy import ACCURACY_TERMS

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def finite(param: typer.CallbackParam, value: float | None) -> float | None:
-    """Refuse infinity and NaN, which JSON has no word for; for typer's ``callback``."""
+    """Refuse infinity and NaN, which JSON cannot express; for typer's ``callback``."""
     return None if value is None else check_finite(param.opts[0], value)
 
 
@@ -33,17 +33,17 @@ Seed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 Split = Annotated[str, typer.Option("--split", help="train, validation or test.")]
 Images = Annotated[int | None, typer.Option("--images", help="Use a random subset of this many images.")]
-DenseFile = Annotated[Path | None, typer.Option(help="File of the original CNN: losses are from its accuracy.")]
+DenseFile = Annotated[Path | None, typer.Option(help="File of the original CNN; losses are counted from it.")]
 TRUST = "Load agents of Stable-Baselines3 (.zip), which can run any code. Only from people you trust."
 TrustCode = Annotated[bool, typer.Option("--trust-code", help=TRUST)]
-HOW = "masked sets masked channels to zero; auto skips them by the fastest of kernel, torch and full; or one of these."
+HOW = "masked (compute all channels, then zero), kernel, torch, full, or auto (the fastest of these three)."
 Execution = Annotated[str, typer.Option(help=HOW)]
-ShownPenalty = Annotated[float | None, typer.Option(help="lambda, for a model that was trained for a range of them.")]
+ShownPenalty = Annotated[float | None, typer.Option(help="lambda, for a model that was trained for a range.")]
 Episodes = Annotated[int | None, typer.Option("--episodes", min=0, help="Episodes (images), instead of the recipe's.")]
 TargetMacs = Annotated[
-    float | None, typer.Option(help="Total MAC share where RL begins and ends, instead of a fixed lambda.")
+    float | None, typer.Option(help="Budget: total MAC share at which RL begins and ends; lambda adapts to it.")
 ]
-SET = "Change one setting, e.g. n_envs=64 or imitation.steps=100; repeatable. Unknown ones list all."
+SET = "Change one setting, e.g. n_envs=64 or imitation.steps=100; repeatable. An unknown name lists all settings."
 Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help=SET)]
 
 
@@ -55,10 +55,10 @@ class Data:
     """Where images come from."""
 
     dataset: Annotated[str | None, typer.Option(help="Name or path of a data set; by default the model's own.")] = None
-    data_root: Annotated[Path | None, typer.Option(help="Folder with the data sets; else PRUNEGYM_DATA.")] = None
+    data_root: Annotated[Path | None, typer.Option(help="Folder of data sets; else PRUNEGYM_DATA.")] = None
     image_size: Annotated[str | None, typer.Option(metavar="SIZE", help=SIZE)] = None
     resize: Annotated[int | None, typer.Option(help="Shorter side of images before the crop.")] = None
-    crop: Annotated[str | None, typer.Option(help="center, or none: images are stretched.")] = None
+    crop: Annotated[str | None, typer.Option(help="center, or none to stretch images to the size.")] = None
     interpolation: Annotated[str | None, typer.Option(help="bilinear, bicubic or another of Pillow's.")] = None
     loss: Annotated[str | None, typer.Option(help="A loss's name, or your module:function.")] = None
     metric: Annotated[str | None, typer.Option(help="What accuracy means: a metric, or your module:function.")] = None
@@ -70,7 +70,7 @@ class Data:
         return {"image_size": size, "resize": self.resize, "crop": self.crop, "interpolation": self.interpolation}
 
     def on(self, model: Bundle) -> Bundle:
-        """Return a model for these images, and for this loss and metric; what is not given stays the model's own."""
+        """Return a model for these images, loss and metric; options that are not given stay as the model has them."""
         from prunegym.models.data.dataset_registry import path_of
         from prunegym.models.data.transform import Transform
 
@@ -95,7 +95,7 @@ def _sides(text: str) -> int | tuple[int, int]:
     return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
 
 
-PART = "A part of the training images, which are shuffled once: :40000 and 40000: have none in common."
+PART = "Part of the shuffled training images. :40000 and 40000: share no image."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,9 +103,10 @@ class TrainingData(Data):
     """The same, for commands that train."""
 
     train_images: Annotated[str | None, typer.Option(metavar="FROM:TO", help=PART)] = None
-    class_weights: Annotated[str | None, typer.Option(help="balanced, or what each class counts: 1,2.5,1")] = None
+    class_weights: Annotated[str | None, typer.Option(help="balanced, or a weight for each class: 1,2.5,1")] = None
     no_data_path: Annotated[
-        bool, typer.Option("--no-data-path", help="Do not store where the data set is, in models to be given away.")
+        bool,
+        typer.Option("--no-data-path", help="Do not store the path of the data set in models."),
     ] = False
 
     @property
@@ -132,7 +133,7 @@ class RecipeOptions:
     settings: Settings = None
 
     def read(self, target_macs: float | None = None) -> Recipe:
-        """Return the recipe with what the command line says instead; settings of ``--set`` come last."""
+        """Return the recipe with the changes given on the command line; those of ``--set`` come last."""
         from prunegym.agents.rl.recipe_files import make_recipe, read_recipe
         from prunegym.envs.rewards.reward import REWARDS, NamedReward
 
@@ -144,7 +145,7 @@ class RecipeOptions:
         if target_macs is not None:
             changes += [(("budget", "target_macs"), target_macs), (("target_macs",), None)]
             if (own.get("imitation") or {}).get("mac_share") is not None:
-                # What the teacher spends is part of the budget: gates that imitated another share would start off it.
+                # The teacher gets the same budget: gates that imitate another share would not start at the budget.
                 changes.append((("imitation", "mac_share"), target_macs))
             if own.get("refine") is not None:
                 changes.append((("refine", "target_macs"), target_macs))
@@ -154,9 +155,9 @@ class RecipeOptions:
         given = {key[-1] for key, _ in changes if key[0] == "env_kwargs"}
         dropped, named = set(), REWARDS.get(now, NamedReward())
         if now != before and (":" in now or named.whole):
-            dropped.add("accuracy")  # what it returns is the whole reward
+            dropped.add("accuracy")  # the function returns the whole reward
         if now != before and named.unit:
-            # The recipe's lambda is for a share of the MACs: so dear, one channel would cost as much as all of them.
+            # The recipe's lambda is the price of all MACs; as the price of one channel it would be far too high.
             dropped.add("penalty")
         if dropped - given:
             made["env_kwargs"] = {key: value for key, value in made["env_kwargs"].items() if key not in dropped - given}
@@ -165,13 +166,13 @@ class RecipeOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """How a command computes and answers."""
+    """Threads and the form of the output."""
 
     threads: Annotated[int | None, typer.Option(min=1, help="Threads that torch uses.")] = None
     as_json: JsonFlag = False
 
     def settle(self, data: Data | None = None) -> None:
-        """Set what holds for the whole command: how many threads torch uses, and where data are."""
+        """Set the number of torch's threads and the folder of data sets for the whole command."""
         import torch
 
         from prunegym.models.kernel.shared_library import MAX_THREADS
@@ -181,8 +182,8 @@ class Machine:
         root = None if data is None else data.data_root
         if root is not None:
             if not root.is_dir():
-                raise InvalidInputError(f"--data-root is {root}, which is no folder. Give the folder with the data.")
-            # Whatever loads a data set by name later finds it by this, however deep in.
+                raise InvalidInputError(f"--data-root is {root}, which is not a folder. Give the folder of data sets.")
+            # Every later call that loads a data set by name reads this variable.
             os.environ["PRUNEGYM_DATA"] = str(root.expanduser().resolve())
 
 
@@ -202,7 +203,7 @@ class AnyMachine(Machine):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run(AnyMachine):
-    """What every command has that can take hours."""
+    """Options of commands that can take hours."""
 
     out: Annotated[Path, typer.Option(help="Folder of the run.")]
     resume: Annotated[bool, typer.Option("--resume", help="Resume the run in --out.")] = False

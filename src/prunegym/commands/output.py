@@ -18,7 +18,7 @@ from tqdm import tqdm
 READABLE = 80
 """Width of text where no terminal gives one."""
 FEW, NAMES = 16, 24
-"""Characters that names need beside all columns, and get where a table is cut; longer ones stand on a separate line."""
+"""Characters that names need next to all columns, and get where a table is cut; longer ones get a separate line."""
 
 
 def emit(document: Mapping[str, Any], as_json: bool, *parts: Table | Facts | str) -> None:
@@ -40,7 +40,7 @@ def emit(document: Mapping[str, Any], as_json: bool, *parts: Table | Facts | str
 
 
 def note(text: str, quiet: bool = False) -> None:
-    """Say something on standard error."""
+    """Write a line to standard error."""
     if not quiet:
         lines = fold(text, shutil.get_terminal_size().columns, "  ") if sys.stderr.isatty() else [text]
         tqdm.write("\n".join(lines), file=sys.stderr)  # above a progress bar, not through it
@@ -61,8 +61,8 @@ def progress_of(quiet: bool) -> Callable[[str, Mapping[str, Any]], None]:
 class Table:
     """Rows of figures with a name each.
 
-    Where they are wider than the terminal, the gaps shrink, the headings wrap, and long names stand on separate lines.
-    If that is not enough, the columns are cut into several tables under each other. No figure is ever broken.
+    In a narrow terminal the gaps shrink, headings wrap, and long names get separate lines. If that is not enough, the
+    columns are split into several tables, one below the other. Figures are never broken.
     """
 
     title: str
@@ -90,7 +90,7 @@ class Table:
         return lines[1:] + fold(self.caption, width)
 
     def _block(self, columns: Sequence[int], widths: Sequence[int], gap: int, width: int = 0) -> list[str]:
-        """Return some of the columns, the names before them; names that are too long on lines of this width."""
+        """Return some of the columns with the names first; names that are too long get their own lines."""
         shown = [0, *columns]
         heads = [fold(self.columns[column], widths[column]) for column in shown]
         height = max(map(len, heads))
@@ -108,7 +108,7 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What, and how much: a line for each; in a terminal long ones wrap, or go under their names."""
+    """Names and values, one line each; in a terminal long values wrap, or go below their names."""
 
     title: str
     rows: Mapping[str, object]

@@ -23,7 +23,7 @@ def predict(
     penalty: ShownPenalty = None,
     execution: Execution = "masked",
 ) -> None:
-    """Step 4: answer image files, and say what share of the channels and of the MACs each one took."""
+    """Step 4: predict image files, and print the share of channels and MACs that each one used."""
     from prunegym.models.catalog import open_trained
     from prunegym.models.dynamic_cnn import DynamicCNN
 
@@ -42,11 +42,11 @@ def prediction_table(title: str, rows: list[dict[str, Any]]) -> Table:
         kept, share = percent(row["kept_share"]), percent(row["mac_share"])
         shown.append([row["file"], row["label"], chance, kept, f"{row['macs']:,}", share])
     columns = ["image", "label", "probability", "channels kept", "MACs", "of the dense MACs"]
-    return Table(title, columns, shown, "MACs are those of the masked CNN and of deciding the mask.")
+    return Table(title, columns, shown, "MACs are those of the masked CNN and its policy.")
 
 
 def describe(model: DynamicCNN, files: Sequence[Path], penalty: float | None = None) -> list[dict[str, Any]]:
-    """Return for each image file what a model says of it, plain JSON; a probability for classes only."""
+    """Return the model's prediction for each image file as plain JSON; the probability is given only for classes."""
     from prunegym.models.tasks.answers import answers
 
     found = model.predict(files, penalty)

@@ -1,4 +1,4 @@
-"""``prepare``: gates that imitate, then learn with the CNN (steps 2 and 3)."""
+"""``prepare``: train gates by imitation, then together with the CNN (steps 2 and 3)."""
 
 from __future__ import annotations
 
@@ -23,29 +23,30 @@ PREPARED_FILE = "prepared.safetensors"
 
 @grouped
 def prepare(
-    cnn: Annotated[str, typer.Argument(metavar="CNN_FILE", help="A trained CNN, of train-cnn.")],
+    cnn: Annotated[str, typer.Argument(metavar="CNN_FILE", help="A trained CNN: a file of train-cnn.")],
     run: Run,
     data: TrainingData,
     target_macs: Annotated[
-        float | None, typer.Option(help="Total MAC share to end at, the policy's included; 0.5 without --sparsity.")
+        float | None,
+        typer.Option(help="Total MAC share at the end, with the policy's; 0.5 without --sparsity."),
     ] = None,
     sparsity: Annotated[
-        float | None, typer.Option(help="lambda of lambda ||M(x)||_1 in the loss, a channel's price; no MAC target.")
+        float | None, typer.Option(help="Price of a kept channel instead of a MAC target: loss + price * ||M(x)||_1.")
     ] = None,
     epochs: Annotated[
         float, typer.Option(help="Passes over the training images after imitation.", min=0.0, callback=finite)
     ] = 8.0,
-    frozen: Annotated[bool, typer.Option("--frozen", help="Refine gates only; no weight of the CNN changes.")] = False,
+    frozen: Annotated[bool, typer.Option("--frozen", help="Train only the gates, not the CNN's weights.")] = False,
     static: Annotated[bool, typer.Option("--static", help="Static baseline: one learnt mask for all images.")] = False,
     taylor: Annotated[bool, typer.Option("--taylor", help="Static baseline: a Taylor mask, CNN fine-tuned.")] = False,
     settings: Settings = None,
     seed: Seed = 0,
 ) -> None:
-    """Steps 2 and 3: gates that imitate, then learn with the CNN, which is then frozen; OUT/prepared.safetensors.
+    """Steps 2 and 3: add gates, train them by imitation and then together with the CNN, and freeze the CNN.
 
-    --set changes the policy (hidden, grid, feature_size), its imitation
-    (imitation.steps; imitation=null for none) or the training after it
-    (tune.batch_size).
+    Writes OUT/prepared.safetensors. --set changes the policy (hidden, grid,
+    feature_size), its imitation (imitation.steps; imitation=null leaves it
+    out) or the training after it (tune.batch_size).
     """
     from prunegym.models.catalog import open_split, open_trained
     from prunegym.models.dynamic_cnn import DynamicCNN
@@ -58,10 +59,10 @@ def prepare(
     if taylor and (static or frozen):
         raise InvalidInputError("--taylor fine-tunes the CNN to a fixed mask; leave out --static and --frozen.")
     if taylor and sparsity is not None:
-        raise InvalidInputError("--taylor keeps its mask, so --sparsity would do nothing. Leave one out.")
+        raise InvalidInputError("--taylor keeps its mask, so --sparsity has no effect. Leave one out.")
     if epochs == 0 and (target_macs is not None or sparsity is not None or frozen):
         raise InvalidInputError(
-            "--epochs 0 stops after imitation, so --target-macs, --sparsity and --frozen would do nothing. Leave them "
+            "--epochs 0 stops after imitation, so --target-macs, --sparsity and --frozen have no effect. Leave them "
             "out, or give epochs."
         )
     tune = {
@@ -96,12 +97,12 @@ def prepare(
 
 
 def _check_stages(changes: list[Change], own: dict[str, Any], without: dict[str, str]) -> None:
-    """Refuse settings of a stage that there is not."""
+    """Refuse settings of a stage that is left out."""
     for keys, _ in changes:
         if len(keys) > 1 and keys[0] in without and own[keys[0]] is None:
             raise InvalidInputError(
-                f"--set {'.'.join(keys)} would do nothing: there is no {keys[0]} stage with {without[keys[0]]}. Leave "
-                "one out."
+                f"--set {'.'.join(keys)} has no effect: {without[keys[0]]} leaves out the stage {keys[0]}. Remove one "
+                "of the two."
             )
 
 

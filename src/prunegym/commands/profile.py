@@ -1,4 +1,4 @@
-"""``profile``: what a masked CNN's time goes into on this machine, and which way of running is taken."""
+"""``profile``: how long each execution and each layer of a masked CNN takes on this machine."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def profile(
     machine: Machine,
     model: AnyModel = "digits",
     batch: Annotated[int, typer.Option(help="Images in a batch.", min=1)] = 1,
-    rounds: Annotated[int, typer.Option(help="Rounds; all forms in turn, for a minute at most.", min=1)] = 20,
+    rounds: Annotated[int, typer.Option(help="Rounds; each times all forms in turn. At most a minute.", min=1)] = 20,
     penalty: ShownPenalty = None,
-    compiled: Annotated[bool, typer.Option("--compile", help="Time torch.compile of the dense network too.")] = False,
+    compiled: Annotated[bool, typer.Option("--compile", help="Also time torch.compile of the dense network.")] = False,
     seed: Seed = 0,
 ) -> None:
-    """Time a CNN dense, masked and skipping, in all and layer by layer; which way is taken on this machine, and why.
+    """Time a CNN dense, masked and skipping, as a whole and layer by layer, and show which execution auto takes.
 
-    With a policy, masks are its own, on test images of its data set. Without one, masks and images are random, each
-    gate's kept share drawn from 0.3 to 0.7. A network of the zoo is built for --dataset, or else for 3x32x32 images.
+    A model with a policy runs test images under its own masks. Otherwise images and masks are random, and each gate
+    keeps a share between 0.3 and 0.7. A network of the zoo is built for --dataset, or else for 3x32x32 images.
     """
     import torch
 
@@ -78,6 +78,6 @@ def _layers(found: Profile) -> Table:
         ]
         for row in found.layers
     ]  # fmt: skip
-    columns = ["layer", "channels kept", "us an image", "all channels"]
-    caption = "Norms, sums and ReLUs are in the layer before."
+    columns = ["layer", "channels kept", "us per image", "all channels"]
+    caption = "The times of norms, sums and ReLUs are included in the layer before them."
     return Table(f"Layer by layer, execution {found.layers_of!r}", columns, rows, caption)

@@ -16,7 +16,10 @@ def quantize(
     out: Annotated[Path, typer.Option("--out", help="The smaller model file.")],
     as_json: JsonFlag = False,
 ) -> None:
-    """Store the weights as int8, a scale an output channel: a quarter of the size. Computation stays in float32."""
+    """Store weights as int8 with one scale per output channel, in about a quarter of the size.
+
+    The weights become float32 again when the file is read.
+    """
     from prunegym.models.catalog import open_trained, with_history
     from prunegym.models.dynamic_cnn import SHIPPED, shipped_path
     from prunegym.models.storage.model_file import write_model

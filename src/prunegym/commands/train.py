@@ -22,7 +22,10 @@ def train(
     target_macs: TargetMacs = None,
     seed: Seed = 0,
 ) -> None:
-    """Train an agent by a recipe; OUT/model.safetensors is the best actor, OUT/start.safetensors where it began."""
+    """Train an agent by a recipe. Writes OUT/model.safetensors, the best agent.
+
+    OUT/start.safetensors has the gates before reinforcement learning.
+    """
     from prunegym.agents.rl.trainer import train_agent
     from prunegym.models.catalog import open_split, open_trained, with_history
 
@@ -47,21 +50,21 @@ def train(
 
 
 def report_run(out: Path, model: Path, as_json: bool) -> None:
-    """Print what a run reached on the validation split: its first and its best evaluation."""
+    """Print the first and the best evaluation of a run on the validation split."""
     state = out / "monitor.json"
     history: list[dict[str, Any]] = json.loads(state.read_text())["history"] if state.exists() else []
     document: dict[str, Any] = {"model": str(model), "evaluations": len(history)}
     if not history:
-        emit(document, as_json, f"No episodes of reinforcement learning were played. The gates are in {model}.")
+        emit(document, as_json, f"n_episodes is 0, so there was no reinforcement learning. The gates are in {model}.")
         return
     best = max(history, key=lambda row: row["reward"])
     rows = {"start": history[0], "best": best}
-    emit({**document, **rows}, as_json, validation_table(str(out), rows, f"The best actor is in {model}."))
+    emit({**document, **rows}, as_json, validation_table(str(out), rows, f"The best agent is in {model}."))
 
 
 def validation_table(title: str, rows: Mapping[str, Mapping[str, Any]], caption: str) -> Table:
     """Return a table of evaluations on the validation split, by name."""
-    columns = ["validation split", "episodes' steps", "accuracy", "total MAC share", "reward", "shuffled"]
+    columns = ["validation split", "steps", "accuracy", "total MAC share", "reward", "shuffled"]
     shown = [
         [name, f"{row['timesteps']:,}", percent(row["accuracy"]), percent(row["total_mac_share"]),
          f"{row['reward']:.4f}", percent(row["shuffled_accuracy"])]
