@@ -1,4 +1,4 @@
-"""The learners: policies for Stable-Baselines3, recipes, training, baselines, evaluation, comparison.
+"""Agents: policies for Stable-Baselines3, recipes, training, baselines, evaluation, comparison.
 
 Its public names are those of ``__init__.pyi``; each is imported from its module when it is first used.
 """

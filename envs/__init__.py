@@ -1,4 +1,4 @@
-"""The task as Gymnasium and Stable-Baselines3 environments.
+"""Environments for Gymnasium and Stable-Baselines3.
 
 Its public names are those of ``__init__.pyi``; each is imported from its module when it is first used.
 """

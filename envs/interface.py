@@ -1,4 +1,4 @@
-"""What the scalar, the vector and the SB3 form share."""
+"""Base class of the scalar, the vector and the SB3 environments."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Action = npt.NDArray[Any]
 
 
 class MaskInterface:
-    """A simulator of a task, and what every form tells of it.
+    """A simulator of a task, with the attributes and methods that all forms have.
 
     Attributes:
         task: The task.
@@ -34,7 +34,7 @@ class MaskInterface:
     def _set_up(
         self, layerwise: bool, arguments: TaskArguments, render_mode: str | None, others: tuple[str, ...]
     ) -> None:
-        """Make the task; ``others`` are the form's own arguments, which errors suggest too.
+        """Make the task; ``others`` are the form's own arguments, which messages suggest as well.
 
         Raises:
             UnknownArgumentError: For an unknown argument.
@@ -52,7 +52,7 @@ class MaskInterface:
 
     @property
     def penalty(self) -> Penalty:
-        """Lambda of the episodes that begin from now on, or its range. A number can be set, see :meth:`set_penalty`."""
+        """Lambda of the next episodes, or its range. A number can be set, see :meth:`set_penalty`."""
         return self.task.penalty
 
     @penalty.setter
@@ -66,7 +66,7 @@ class MaskInterface:
             InvalidInputError: If the task's lambda is a range, or the new one is not a finite number of at least 0.
 
         Warns:
-            PenaltyWarning: If it looks meant for another reward, as when the environment is made.
+            PenaltyWarning: If it seems to be meant for another reward, as when the environment is made.
         """
         self.simulator.set_penalty(penalty)
 
@@ -75,14 +75,14 @@ class MaskInterface:
 
         Returns:
             (2 * size of the action space,) bool: for each bit, whether 0 and whether 1 is allowed. Bits past the width
-            of the gate at hand may only be 0. Other algorithms may set them: they are ignored.
+            of the current gate may only be 0. Other algorithms may set them: they are ignored.
         """
         allowed = np.ones((self.task.action_space.shape[0], 2), dtype=np.bool_)
         allowed[self.simulator.width :, 1] = False
         return allowed.reshape(-1)
 
     def _show(self) -> None:
-        """Keep what a picture shows, before the next episode takes its place."""
+        """Store what a picture shows, before the next episode replaces it."""
         self._shown = self.simulator.snapshot() if self.render_mode else None
 
     def _pictures(self) -> list[Picture] | None:

@@ -1,4 +1,4 @@
-"""What episodes begin with: images, augmentations and lambdas, random or chosen."""
+"""Images, augmentations and lambdas of episodes, random or chosen."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Indices = Sequence[int] | npt.NDArray[np.integer[Any]] | Tensor
 
 
 class RandomEpisodes:
-    """Draws images, each once an epoch in a new order, their augmentation, and lambdas.
+    """Draws images, each once per epoch in a new order, their augmentation, and lambdas.
 
     Args:
         dataset: The images.
@@ -44,7 +44,7 @@ class RandomEpisodes:
         return torch.from_numpy(drawn.copy())
 
     def images(self, indices: Tensor) -> Tensor:
-        """Return images (number, channels, height, width) as they are stored, augmented if the task wants it."""
+        """Return images (number, channels, height, width) as they are stored, augmented if the task says so."""
         images = self._dataset.images[indices]
         if isinstance(self._dataset.images, LazyImages):  # those of the next episodes are read while these are played
             self._dataset.images.expect(torch.from_numpy(self._left[: len(indices)]))
@@ -57,12 +57,12 @@ class RandomEpisodes:
         return torch.from_numpy(self._rng.uniform(low, high, size=number))
 
     def state(self) -> dict[str, Any]:
-        """Return, as plain data, where the draws stand."""
+        """Return the state of the draws as plain data."""
         shifts = None if self._shifts is None else self._shifts.get_state()
         return {"rng": self._rng.bit_generator.state, "left": torch.from_numpy(self._left), "shifts": shifts}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state; raises a ValueError, KeyError, TypeError or RuntimeError if it is none."""
+        """Continue from a state; raises a ValueError, KeyError, TypeError or RuntimeError if it is damaged."""
         left, shifts = state["left"], state["shifts"]
         if left.ndim != 1 or left.dtype != torch.int64 or ((left < 0) | (left >= len(self._dataset))).any():
             raise ValueError(f"the images that are left are not from 0 to {len(self._dataset) - 1}")
@@ -98,7 +98,7 @@ def check_indices(dataset: Dataset, indices: Indices) -> Tensor:
 def check_penalty(penalty: Penalty) -> Penalty:
     """Return a task's lambda, or the range of it; raises InvalidInputError if it is neither."""
     if not isinstance(penalty, tuple | list):
-        return finite("penalty", penalty, 0.0, hint="Or pass a range (low, high). It is the price of a unit of cost.")
+        return finite("penalty", penalty, 0.0, hint="Or pass a range (low, high).")
     bounds = [finite("A bound of the range penalty", bound, 0.0) for bound in penalty]
     if len(bounds) != 2 or bounds[0] >= bounds[1]:
         raise InvalidInputError(f"penalty is {penalty!r}; a range is (low, high) with low < high.")
@@ -106,15 +106,15 @@ def check_penalty(penalty: Penalty) -> Penalty:
 
 
 def check_penalties(allowed: Penalty, given: Any, number: int) -> Tensor:
-    """Return lambdas chosen by a user, one or one for each episode, as (number,) float64.
+    """Return lambdas chosen by a user, one for all or one for each episode, as (number,) float64.
 
     Raises:
-        InvalidInputError: If they are no numbers, not as many, or outside the task's range if it has one.
+        InvalidInputError: If they are not numbers, are too many or too few, or are outside the task's range.
     """
     low, high = allowed if isinstance(allowed, tuple) else (0.0, float("inf"))
     try:
         values = torch.as_tensor(given, dtype=torch.float64).cpu().expand(number)
-    except (RuntimeError, TypeError, ValueError):  # no numbers, or not as many
+    except (RuntimeError, TypeError, ValueError):  # not numbers, or not this many
         values = torch.tensor(float("nan"))
     if not ((values >= low) & (values <= high) & values.isfinite()).all():
         raise InvalidInputError(f"penalty is {given!r}; a number from {low} to {high} is allowed here.")
@@ -125,7 +125,7 @@ def as_numbers(name: str, given: npt.ArrayLike | Tensor) -> Tensor:
     """Return a tensor, an array or a list as a tensor of ordinary numbers.
 
     Raises:
-        InvalidInputError: If it is none, or is sparse, complex and the like.
+        InvalidInputError: If it is not an array, or is sparse, complex or the like.
     """
     try:
         array = given if isinstance(given, Tensor) else np.asarray(plain(name, given))
@@ -133,4 +133,4 @@ def as_numbers(name: str, given: npt.ArrayLike | Tensor) -> Tensor:
     except (TypeError, ValueError) as error:
         if isinstance(error, InvalidInputError):
             raise
-        raise InvalidInputError(f"{name} is no array ({error}); an array of 0 and 1 is needed.") from error
+        raise InvalidInputError(f"{name} is not an array ({error}); an array of 0 and 1 is needed.") from error

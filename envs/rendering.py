@@ -37,7 +37,7 @@ def check_render_mode(render_mode: str | None) -> str | None:
 
     Raises:
         InvalidInputError: If it is ``human``, which Gymnasium makes for scalar environments from ``rgb_array``.
-        UnknownNameError: If it is another than None and ``rgb_array``.
+        UnknownNameError: If it is not None or ``rgb_array``.
     """
     if render_mode == "human":
         raise InvalidInputError(
@@ -56,7 +56,7 @@ def render(task: Task, snapshot: Snapshot, row: int = 0) -> Picture:
         row: Which sub-environment.
 
     Returns:
-        (height, width, 3) uint8, of one size throughout an episode.
+        (height, width, 3) uint8, of the same size during an episode.
     """
     gates = task.masked.gates
     strips = min(len(gates), MAX_ROWS)
@@ -91,7 +91,7 @@ def draw_gallery(task: Task, snapshot: Snapshot, columns: int = 4, rows: Sequenc
     Args:
         task: The simulator's task.
         snapshot: The snapshot of a simulator whose episodes are over.
-        columns: Pictures in a row.
+        columns: Number of pictures in a row.
         rows: Which sub-environments; by default all.
 
     Returns:

@@ -23,7 +23,7 @@ from prunegym.validation import choice, whole_number
 
 
 class MaskVecEnv(MaskInterface, VecEnv):
-    """``num_envs`` episodes as one batch for Stable-Baselines3: an episode takes one batched forward pass.
+    """``num_envs`` episodes as one batch for Stable-Baselines3, which take one batched forward pass.
 
     All sub-environments move in lockstep. Infos are empty until the step that ends the episodes. Then each has the
     scalar environment's entries, ``episode`` (as from SB3's Monitor), ``terminal_observation``, and ``is_success``,
@@ -35,7 +35,7 @@ class MaskVecEnv(MaskInterface, VecEnv):
         group: Number of neighbours that get the same image and lambda, for :class:`~prunegym.envs.GroupAdvantage`.
         seed: Seed of all randomness, from the first reset on.
         render_mode: ``rgb_array`` or None.
-        **task: As for ``gym.make``.
+        **task: Arguments of the environment, as for ``gym.make``.
 
     Raises:
         UnknownNameError: For an unknown id.
@@ -92,7 +92,7 @@ class MaskVecEnv(MaskInterface, VecEnv):
         self._actions = actions
 
     def step_wait(self) -> VecEnvStepReturn:
-        """Take a decision in every sub-environment; when that ends the episodes, the next ones begin.
+        """Take a decision in every sub-environment; if that ends the episodes, the next ones begin.
 
         Raises:
             InvalidInputError: If actions have another shape or other values than 0 and 1.
@@ -126,25 +126,25 @@ class MaskVecEnv(MaskInterface, VecEnv):
         return infos
 
     def _read_options(self) -> tuple[Any, Any]:
-        """Return the indices and the penalties from the list of options, None for what is not given."""
+        """Return the indices and the penalties from the list of options; None for those that are not given."""
         options = [read_options(options) for options in self._options]
         columns = []
         for name, values in zip(("index", "penalty"), zip(*options, strict=True), strict=True):
             given = [value for value in values if value is not None]
             if given and len(given) != self.num_envs:
                 raise InvalidInputError(
-                    f"{len(given)} sub-environments have {name!r} in their options; all {self.num_envs} need one, or "
-                    "none: their episodes begin together."
+                    f"{len(given)} sub-environments have {name!r} in their options. Give it to all "
+                    f"{self.num_envs} or to none: their episodes begin together."
                 )
             columns.append(np.asarray(given) if given else None)
         return columns[0], columns[1]
 
     def sampling_state(self) -> list[dict[str, Any]]:
-        """Return what the current episodes were drawn from, see :meth:`MaskSimulator.sampling_state`."""
+        """Return the state from which the current episodes were drawn, see :meth:`MaskSimulator.sampling_state`."""
         return self.simulator.sampling_state()
 
     def restore_sampling(self, state: Sequence[Mapping[str, Any]]) -> None:
-        """Let the next reset begin the same episodes; a seed that was set before it no longer counts."""
+        """Let the next reset start the same episodes; a seed that was set before is ignored."""
         self._reset_seeds()
         self.simulator.restore_sampling(state)
 
@@ -165,8 +165,8 @@ class MaskVecEnv(MaskInterface, VecEnv):
         """
         if not hasattr(self, attr_name) or len(list(self._get_indices(indices))) != self.num_envs:
             raise InvalidInputError(
-                f"{attr_name!r} cannot be set for sub-environments {indices}: they are one batch, which has only the "
-                "attributes of MaskVecEnv, and they are set for all."
+                f"{attr_name!r} cannot be set for sub-environments {indices}: they are one batch. Set it for all of "
+                "them, and only an attribute that MaskVecEnv has."
             )
         setattr(self, attr_name, value)
 
@@ -180,7 +180,7 @@ class MaskVecEnv(MaskInterface, VecEnv):
     def env_is_wrapped(
         self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None
     ) -> list[bool]:
-        """Return True for SB3's Monitor, whose entries the infos have, and False for any other wrapper."""
+        """Return True for SB3's Monitor, because infos have its entries, and False for other wrappers."""
         return [wrapper_class is Monitor for _ in self._get_indices(indices)]
 
     def close(self) -> None:

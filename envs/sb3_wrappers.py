@@ -1,4 +1,4 @@
-"""Baselines from other masks of the same image, for the algorithms of Stable-Baselines3."""
+"""Wrappers that subtract from each return a baseline from other masks of the same image."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class _GroupWrapper(VecEnvWrapper):
         self.group = int(venv.get_attr("group")[0]) if venv.has_attr("group") else 1
         if self.group < 2:
             raise InvalidInputError(
-                f"{type(self).__name__} needs several masks of an image, but the group is {self.group}. "
+                f"{type(self).__name__} needs several masks for each image, but the group is {self.group}. "
                 "Make the environment with MaskVecEnv(..., group=8) or another number of at least 2."
             )
         self._returns = np.zeros(self.num_envs)
@@ -101,7 +101,7 @@ class SelfCritical(_GroupWrapper):
         self._observation: dict[str, npt.NDArray[Any]] = {}
 
     def follow(self, policy: Greedy) -> None:
-        """Use the most likely masks of this policy, the one that is trained, as the baseline."""
+        """Use the most likely masks of this policy, which is the one in training, as the baseline."""
         self._policy = policy
 
     def reset(self) -> VecEnvObs:

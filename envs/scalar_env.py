@@ -1,4 +1,4 @@
-"""The scalar environments: the batched simulator with one sub-environment."""
+"""The scalar environments, which run the batched simulator with one sub-environment."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from prunegym.validation import shape
 
 
 class ChannelMaskEnv(MaskInterface, gym.Env[Observation, Action]):
-    """Choose the channels of a frozen CNN that one image needs, all in one step.
+    """Choose the channels of a frozen CNN that one image needs, all of them in one step.
 
     ## Description
     An episode is one image of a data set. The agent observes features of the image and chooses a bit for each gated
     channel of the CNN: 1 keeps it, 0 switches it off. The CNN classifies the image under that mask. The reward is high
     for a right answer with few channels: R = accuracy term - lambda * ||M||_0. The CNN's weights never change.
 
-    To train, use a batched form: ``gym.make_vec`` or :class:`prunegym.envs.MaskVecEnv`. A CNN is many times slower with
-    one image at a time. PPO and A2C of Stable-Baselines3, TRPO and MaskablePPO of sb3-contrib work: they sample
-    MultiBinary actions. DQN, SAC, TD3 and DDPG do not, and raise an error when you make them.
+    For training, use a batched form: ``gym.make_vec`` or :class:`prunegym.envs.MaskVecEnv`. A CNN is many times slower
+    with one image at a time. PPO and A2C of Stable-Baselines3, TRPO and MaskablePPO of sb3-contrib work: they sample
+    MultiBinary actions. DQN, SAC, TD3 and DDPG do not, and raise an error when you create them.
 
     ## Action Space
     ``MultiBinary(mask_size)``: the gates' channels in order; ``env.unwrapped.task.masked.gates`` names them. Any dtype
@@ -58,7 +58,7 @@ class ChannelMaskEnv(MaskInterface, gym.Env[Observation, Action]):
     ``PenaltyWarning`` says so if all channels on would cost more than ten right answers.
 
     ## Starting State
-    A random image; each comes once an epoch, in a new order. ``reset(options={"index": i})`` chooses image i of the
+    A random image; each comes once per epoch, in a new order. ``reset(options={"index": i})`` chooses image i of the
     split, counted from 0, and ``options={"penalty": x}`` sets lambda. The info of ``reset`` has ``index`` and
     ``label``.
 
@@ -144,12 +144,12 @@ class ChannelMaskEnv(MaskInterface, gym.Env[Observation, Action]):
 
 
 class LayerwiseChannelMaskEnv(ChannelMaskEnv):
-    """Choose the channels that one image needs gate by gate, while the image passes through a frozen CNN.
+    """Choose the channels that one image needs, gate by gate, while a frozen CNN classifies it.
 
     ## Description
-    As :class:`ChannelMaskEnv`, but each step decides one gate, after the layers before it have run with the bits
-    chosen so far. The agent observes what the gate's convolution is about to read. All steps together take one
-    forward pass.
+    Like :class:`ChannelMaskEnv`, but each step decides one gate, after the layers before it have run with the bits
+    chosen so far. The agent observes features of the next input of the gate's convolution. All steps together take
+    one forward pass.
 
     ## Action Space
     ``MultiBinary(widest gate)``. Bits past the width of the current gate are ignored, whatever their values.
@@ -217,5 +217,5 @@ class LayerwiseChannelMaskEnv(ChannelMaskEnv):
 
 
 def _first(arrays: dict[str, npt.NDArray[Any]]) -> dict[str, Any]:
-    """Return the first row of each array: NumPy's numbers in infos, as TorchRL wants them."""
+    """Return the first row of each array. TorchRL needs NumPy's numbers in infos."""
     return {name: array[0] for name, array in arrays.items()}

@@ -1,4 +1,4 @@
-"""The dynamics of all environments, batched; scalar and vector environments are thin interfaces over it."""
+"""The batched dynamics of all environments; scalar and vector environments are thin interfaces to it."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ Observation = dict[str, npt.NDArray[Any]]
 
 @dataclasses.dataclass(frozen=True)
 class StepResult:
-    """What a step of all sub-environments returned.
+    """The result of a step of all sub-environments.
 
     Attributes:
-        observation: See the environments; each array (num_envs, ...), fresh memory.
+        observation: See the environments; each array (num_envs, ...), in new memory.
         reward: (num_envs,) float64.
         terminated: Whether the episodes are over; they all end together.
         outcome: The finished episodes; None before the end.
@@ -42,13 +42,13 @@ class StepResult:
 
 @dataclasses.dataclass(frozen=True)
 class Snapshot:
-    """What a picture of the sub-environments shows.
+    """The data for a picture of the sub-environments.
 
     Attributes:
         images: (num_envs, channels, height, width) uint8.
         labels: (num_envs,) int64.
         mask: (num_envs, mask_size) float32, 0 where nothing is decided yet.
-        gates_decided: How many gates are decided.
+        gates_decided: Number of gates that are decided.
         predictions: (num_envs,) int64 classes; None before the end, or if the network does not classify.
         mac_share: (num_envs,) float64, so far.
     """
@@ -98,7 +98,7 @@ class MaskSimulator:
         self.observation_space, self.action_space = task.observation_space, task.action_space
         self._pass = stepwise_pass(task.masked, task.features, task.execution)
         self._looked: Tensor | None = None
-        self._decided = len(self.decisions)  # no episode is under way
+        self._decided = len(self.decisions)  # no episode is running
         self._sources: list[RandomEpisodes] = []
         self.reseed(rng)
 
@@ -106,7 +106,7 @@ class MaskSimulator:
         """Start a new epoch, with all randomness from one source, or from one for each sub-environment.
 
         Args:
-            rngs: One, or ``num_envs``; of those, None lets a sub-environment go on with the source that it has.
+            rngs: One, or ``num_envs``. In a list, None lets a sub-environment continue with its current source.
         """
         sources = self._sources if len(self._sources) == len(rngs) else [None] * len(rngs)
         self._sources = [
@@ -119,20 +119,20 @@ class MaskSimulator:
 
     @property
     def over(self) -> bool:
-        """Whether no episode is under way: all are over, or none has begun."""
+        """Whether no episode is running: all are over, or none has started."""
         return self._decided == len(self.decisions)
 
     @property
     def width(self) -> int:
-        """How many bits of the next action count; all, where no episode is under way."""
+        """Number of bits of the next action that are used; all bits if no episode is running."""
         return self.action_space.shape[0] if self.over else self.decisions[self._decided].width
 
     def sampling_state(self) -> list[dict[str, Any]]:
-        """Return, as plain data, what the current episodes' images, shifts and lambdas were drawn from."""
+        """Return, as plain data, the state from which images, shifts and lambdas of the current episodes were drawn."""
         return self._drawn_from
 
     def restore_sampling(self, state: Sequence[Mapping[str, Any]]) -> None:
-        """Let the next reset begin the episodes of such a state; a damaged one raises as RandomEpisodes.restore."""
+        """Let the next reset start the episodes of this state. It raises the errors of RandomEpisodes.restore."""
         for source, one in zip(self._sources, state, strict=True):
             source.restore(one)
 
@@ -144,10 +144,10 @@ class MaskSimulator:
 
         Args:
             indices: (any,) int, images within the split, counted from 0; ``num_envs`` becomes their number. By default
-                images are random, and each comes once an epoch.
-            penalty: lambda, one number or (num_envs,). By default that of the task; of a range, a random one.
-            rows: (some,) int64, start an episode in these sub-environments alone; the others keep theirs. Then
-                ``indices`` and ``penalty`` are of these alone.
+                images are random, and each comes once per epoch.
+            penalty: lambda, one number or (num_envs,). By default that of the task; a random one if it is a range.
+            rows: (some,) int64, start an episode only in these sub-environments; the others keep theirs. Then
+                ``indices`` and ``penalty`` are for these sub-environments.
 
         Returns:
             The observation of all.
@@ -158,7 +158,7 @@ class MaskSimulator:
         """
         if rows is not None and self._decided > 0:
             raise InvalidInputError(
-                "Some sub-environments alone can be reset before the first decision of their episodes only: all move "
+                "Some of the sub-environments can be reset only before the first decision of their episodes: all move "
                 "in lockstep. Reset all, or make the environment with vectorization_mode='sync'."
             )
         sources = self._sources if rows is None or len(self._sources) == 1 else [self._sources[row] for row in rows]
@@ -203,11 +203,11 @@ class MaskSimulator:
             The result. After the last decision the observation's features and gate are zero.
 
         Raises:
-            InvalidInputError: If actions have another shape or other values, or no episode is under way.
-            RewardError: If the reward function misbehaves.
+            InvalidInputError: If actions have another shape or other values, or no episode is running.
+            RewardError: If the reward function fails or returns bad values.
         """
         if self.over:
-            raise InvalidInputError("No episode is under way: it is over, or has not begun. Call reset() first.")
+            raise InvalidInputError("No episode is running. Call reset() first.")
         decision = self.decisions[self._decided]
         decided = self._check_actions(actions, decision.width)
         widths = [self.task.masked.gates[gate].width for gate in decision.gates]
@@ -230,11 +230,11 @@ class MaskSimulator:
             self.penalty = torch.full_like(self.penalty, penalty)
 
     def info(self) -> dict[str, npt.NDArray[Any]]:
-        """Return ``index`` and ``label`` of the current episodes, each (num_envs,) int64, fresh memory."""
+        """Return ``index`` and ``label`` of the current episodes, each (num_envs,) int64, in new memory."""
         return {"index": self.indices.numpy().copy(), "label": self.labels.numpy().copy()}
 
     def snapshot(self) -> Snapshot:
-        """Return what a picture of the current episodes shows.
+        """Return the data for a picture of the current episodes.
 
         Raises:
             InvalidInputError: Before the first reset.
@@ -295,5 +295,9 @@ class MaskSimulator:
         values = as_numbers("The action", actions)
         shape("The action", values, (self.num_envs, *self.action_space.shape), "Give a row for each sub-environment.")
         decided = values[:, :width].to(self.task.device, torch.float32)
-        bits("The action", decided, "1 keeps a channel, 0 switches it off: threshold or sample probabilities first.")
+        bits(
+            "The action",
+            decided,
+            "1 keeps a channel, 0 switches it off. Threshold probabilities, or sample from them.",
+        )
         return decided

@@ -1,4 +1,4 @@
-"""A task: the CNN, the images, the reward, and what an agent observes and decides."""
+"""A task: the CNN, the images, the reward, observations and actions."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ from prunegym.validation import choice, finite, whole_number
 
 OBSERVATIONS = ("features", "image")
 LARGEST_CACHE = 2**28
-"""Numbers of dense outputs that are kept, 1 GiB; outputs of more, such as maps of many images, are computed again."""
+"""Most numbers of dense outputs that are stored, 1 GiB. Larger outputs, such as maps of many images, are computed
+again each time."""
 
 
 class TaskArguments(TypedDict, total=False):
@@ -94,7 +95,7 @@ class Task:
 
     @functools.cached_property
     def observation_space(self) -> spaces.Dict:
-        """A dict of float32 vectors with finite bounds, and the uint8 image if asked for; see the environments."""
+        """A dict of float32 vectors with finite bounds, and the image if it is requested; see the environments."""
 
         def box(low: float, high: float, size: int) -> spaces.Box:
             return spaces.Box(low, high, (size,), np.float32)
@@ -118,11 +119,11 @@ class Task:
 
     @functools.cached_property
     def action_space(self) -> spaces.MultiBinary:
-        """One bit a channel of the widest decision."""
+        """One bit for each channel of the widest decision."""
         return spaces.MultiBinary(max(decision.width for decision in self.decisions))
 
     def set_penalty(self, penalty: float) -> None:
-        """Change lambda for the episodes that begin from now on.
+        """Change lambda for the next episodes.
 
         Raises:
             InvalidInputError: If lambda is a range, or the new one is not a finite number of at least 0.
@@ -136,12 +137,12 @@ class Task:
         self.warn_if_too_expensive()
 
     def warn_if_too_expensive(self) -> None:
-        """Warn, once a task, of a lambda that looks meant for another reward: :meth:`Reward.warn_if_too_expensive`."""
+        """Warn once for each task if lambda seems to be meant for another reward."""
         self._warned = self._warned or self.reward.warn_if_too_expensive(self.penalty)
 
     @torch.inference_mode()
     def dense_logits(self, indices: Tensor, images: Tensor) -> Tensor:
-        """Return the CNN's output with all channels on, computed once an image unless images are augmented.
+        """Return the CNN's output with all channels on, computed once for each image unless images are augmented.
 
         Args:
             indices: (batch,) int64, the images' positions within the split.
@@ -217,9 +218,9 @@ def make_task(
     found = resolve_model(model, lambda info: _datasets(dataset, split, info))
     chosen, training = found.data["evaluated"], found.data.get("train")
     if not found.masked.frozen:
-        raise InvalidInputError("The MaskedCNN is not frozen, so its answers change. Call its freeze() first.")
+        raise InvalidInputError("The MaskedCNN is not frozen. Call masked.freeze() first.")
     where = check_device(device)
-    # A model of the user's is never moved away under their hands.
+    # The user's model stays on its device; a copy is moved.
     masked = found.masked if found.masked.device.type == where.type else copy.deepcopy(found.masked).to(where)
     chosen = answered(chosen, masked)
     resolved = resolve_reward(reward, accuracy, masked, latency_table).on(chosen)
@@ -245,7 +246,7 @@ def make_task(
 def _datasets(
     dataset: str | Dataset | Mapping[Split, Dataset] | None, split: str, info: CNNInfo | None
 ) -> dict[str, Dataset]:
-    """Return the split that is played as ``evaluated``, and the training split, if there is one."""
+    """Return the split of the episodes as ``evaluated``, and the training split, if there is one."""
     if isinstance(dataset, Dataset):
         return {"evaluated": dataset} | ({"train": dataset} if dataset.split == "train" else {})
     if split not in SPLITS:

@@ -35,22 +35,22 @@ class ChannelMaskVectorEnv(MaskInterface, VectorEnv[Observation, Action, Array])
       arrays).
     - ``NextStep``: that step returns the last observation and info. The next one ignores its actions and begins new
       episodes with reward 0. Gymnasium's vector wrappers of observations need this mode. With episodes of one step,
-      every second step is such a beginning.
+      every second step only begins new episodes.
     - ``Disabled``: call ``reset`` at the end.
 
-    ``reset(seed=s)`` seeds the batch as a whole: each image comes once an epoch, as in ``MaskVecEnv(seed=s)``.
+    ``reset(seed=s)`` seeds the batch as a whole: each image comes once per epoch, as in ``MaskVecEnv(seed=s)``.
     ``reset(seed=[s0, s1, ...])`` gives each sub-environment the images of a scalar environment with that seed. So
     Gymnasium's ``SyncVectorEnv`` with seed s has the images of this class with seeds [s, s + 1, ...].
 
     ``reset(options={"index": [...]})`` takes one index for each sub-environment, ``options={"penalty": ...}`` one
-    lambda, or one for each. ``options={"reset_mask": bools}`` resets some sub-environments alone, before their first
+    lambda, or one for each. ``options={"reset_mask": bools}`` resets only some sub-environments, before their first
     decision. After a step that ended episodes, ``render`` shows the finished ones.
 
     Args:
         num_envs: Number of sub-environments.
         render_mode: ``rgb_array`` or None.
         autoreset_mode: An ``AutoresetMode`` of Gymnasium or its value.
-        **task: As for the scalar environment.
+        **task: Arguments of the scalar environment.
 
     Attributes:
         autoreset_mode: The mode, as in ``metadata["autoreset_mode"]``.
@@ -105,12 +105,13 @@ class ChannelMaskVectorEnv(MaskInterface, VectorEnv[Observation, Action, Array])
         """Start an episode in every sub-environment, or in those of ``options["reset_mask"]``.
 
         Args:
-            seed: One for the batch, or one for each sub-environment; of those, None lets one go on as it was seeded.
+            seed: One for the batch, or a list with one for each sub-environment. In a list, None keeps the current
+                random state.
             options: ``index``, ``penalty`` and ``reset_mask``, see the class.
 
         Raises:
-            InvalidInputError: If the seed is no whole number or list of them, if there is not one valid index for each
-                sub-environment, or if some alone cannot be reset now.
+            InvalidInputError: If the seed is not a whole number or a list of them, if there is not one valid index for
+                each sub-environment, or if a part of them cannot be reset now.
             UnknownNameError: For an unknown option.
         """
         index, penalty = read_options(options, "reset_mask")
@@ -127,7 +128,7 @@ class ChannelMaskVectorEnv(MaskInterface, VectorEnv[Observation, Action, Array])
         return observation, self._known(self.simulator.info(), some)
 
     def step(self, actions: Action) -> tuple[Observation, Array, Array, Array, dict[str, Any]]:
-        """Take a decision in every sub-environment; see the class for what follows the last one.
+        """Take a decision in every sub-environment; the class describes what happens after the last one.
 
         Raises:
             InvalidInputError: If actions have another shape or other values than 0 and 1.
@@ -185,8 +186,9 @@ class ChannelMaskVectorEnv(MaskInterface, VectorEnv[Observation, Action, Array])
         given = list(values) if isinstance(values, (list, tuple)) else [values]
         if not hasattr(self, name) or len(given) not in (1, self.num_envs) or any(one != given[0] for one in given):
             raise InvalidInputError(
-                f"{name!r} cannot be set to {values!r}: sub-environments are one batch, which has only the attributes "
-                f"of {type(self).__name__}, and one value for all."
+                f"{name!r} cannot be set to {values!r}: sub-environments are one batch. Set one value for all, and "
+                "only "
+                f"an attribute that {type(self).__name__} has."
             )
         setattr(self, name, given[0])
 
@@ -205,7 +207,7 @@ class ChannelMaskVectorEnv(MaskInterface, VectorEnv[Observation, Action, Array])
         ))  # fmt: skip
 
     def _rows_to_reset(self, options: dict[str, Any] | None) -> Tensor | None:
-        """Return the sub-environments that are to be reset; None for all."""
+        """Return the sub-environments to reset; None for all."""
         wanted = (options or {}).get("reset_mask")
         if wanted is None:
             return None

@@ -40,7 +40,7 @@ def decore(masked: MaskedCNN, train: Dataset, share: float, *, epochs: float = 5
         train: Training images.
         share: MAC share.
         epochs: Passes over the training images.
-        seed: Of the order of images and of the masks.
+        seed: Seed of the order of images and of the masks.
 
     Returns:
         The mask (mask_size,).
@@ -82,7 +82,7 @@ def gates_by_gradient(
         share: Total MAC share.
         epochs: Passes over the training images, after 600 steps of imitation.
         sparse: Put a price on ||M(x)||_1 instead of a MAC target, and shift the logits to the target afterwards.
-        seed: Of the training.
+        seed: Seed of the training.
     """
     sparsity = SPARSITY / masked.mask_size if sparse else None
     tuning = TuneConfig(min(1.0, share), epochs, train_cnn=False, seed=seed, sparsity=sparsity)
@@ -101,16 +101,16 @@ def best_of_k(
     seed: int = 0,
     penalty: float = 0.5,
 ) -> Masks:
-    """Draw K masks for each image and keep the one with the highest reward. It sees the labels, so it is an oracle.
+    """Draw K masks for each image and keep the one with the highest reward: an oracle, because it sees the labels.
 
     Args:
         masked: The CNN.
-        policy: Gates to draw masks from, after a shift of their logits to the MAC share. Without gates, random channels
-            are kept.
+        policy: Gates to draw masks from, after their logits are shifted to the MAC share. Without gates, random
+            channels are kept.
         dataset: The images to evaluate.
         share: Total MAC share of the shifted gates, or MAC share of random masks.
         k: Masks for each image.
-        seed: Of the masks.
+        seed: Seed of the masks.
         penalty: lambda of the reward, correct - lambda * MAC share.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Baselines without reinforcement learning: cheap ones, and static ones that are trained or searched."""
+"""Baselines without reinforcement learning: simple ones, and static masks that are trained or searched."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def greedy_static(
     Args:
         masked: The CNN.
         train: Training images.
-        share: MAC share to end at. The result is the last mask that spends at least this much.
+        share: MAC share to end at. The result is the last mask that costs at least this much.
         images: Number of training images to measure the loss on.
         candidates: Channels to try in each round.
         step_share: MAC share that a round saves at most, unless one channel alone saves more.
@@ -59,7 +59,7 @@ def _remove_best(
     before = masked.cost.mac_share(mask[None]).item()
     saved = before - _share_without(masked, mask)
     possible = (mask == 1) & (before - saved >= share)
-    # Taylor score per MAC saved: the squared gradient in the mask, over the MAC share that goes with the channel.
+    # Taylor score per MAC saved: the squared gradient in the mask, divided by the MAC share of the channel.
     scores = _gradient(masked, sample, batch, mask).square() / saved.clamp_min(1e-12)
     tried = scores.masked_fill(~possible, float("inf")).argsort()[: min(candidates, int(possible.sum()))]
     base = _loss(masked, sample, batch, mask)
@@ -113,16 +113,16 @@ def taylor_static(masked: MaskedCNN, train: Dataset, share: float) -> Masks:
 
 
 def learned_static(masked: MaskedCNN, train: Dataset, share: float, *, epochs: float = 5, seed: int = 0) -> Masks:
-    """Learn a static mask of a frozen CNN: the static baseline of the frozen track.
+    """Learn a static mask for a frozen CNN: its static baseline.
 
-    The training is that of refined gates, except that the logits do not depend on the image.
+    It is trained like refined gates, except that the logits do not depend on the image.
 
     Args:
         masked: The CNN; it is not changed.
         train: Training images.
         share: MAC share. The mask keeps the channels with the largest logits, up to this share.
         epochs: Passes over the training images.
-        seed: Of the training.
+        seed: Seed of the training.
 
     Returns:
         The mask (mask_size,).
@@ -142,16 +142,16 @@ def pruned_and_tuned(
     learned: bool,
     seed: int = 0,
 ) -> DynamicCNN:
-    """Prune the original network with one static mask and fine-tune it: the static baseline of the prepared track.
+    """Prune the original network with one static mask and fine-tune it: the static baseline for a prepared CNN.
 
     Args:
         network: The original network; it is copied.
         info: Its description.
         train: Training images.
         share: MAC share.
-        epochs: Passes over the training images. For a fair comparison, take as many as the other agent's training took.
+        epochs: Passes over the training images. For a fair comparison, use as many as for the other agent.
         learned: Learn the mask together with the CNN. Otherwise keep the Taylor mask, the same share of each gate.
-        seed: Of the training.
+        seed: Seed of the training.
 
     Returns:
         The fine-tuned CNN with its mask.
@@ -202,7 +202,7 @@ def taylor_global(model: Bundle, share: float) -> Masks:
     return dataclasses.replace(taylor_static(model.masked, model.data["train"], share), name="Taylor, all gates")
 
 
-ORACLE = "An oracle: it sees a dense forward pass of the image first, which counts as the cost of deciding."
+ORACLE = "An oracle: it first sees a dense forward pass of the image, which counts as the cost of its decision."
 
 
 def activation_topk(model: Bundle, share: float) -> Masks:
@@ -232,7 +232,8 @@ BASELINES: dict[str, Callable[[Bundle, float], Masks]] = {
     "activation-topk": activation_topk,
     "ranked-activation": ranked_activation,
 }
-"""The untrained baselines by name. For the others see :data:`prunegym.agents.comparison.entries.TRAINED_BASELINES`."""
+"""Baselines without training, by name. The others are in
+:data:`prunegym.agents.comparison.entries.TRAINED_BASELINES`."""
 
 
 def make_baseline(name: str, model: Bundle, share: float) -> Masks:
@@ -242,7 +243,7 @@ def make_baseline(name: str, model: Bundle, share: float) -> Masks:
         name: A key of :data:`BASELINES`.
         model: The frozen CNN with a seed and two data sets: the ``evaluated`` images, whose labels are not used, and
             ``train``, for scores that need labels.
-        share: MAC share to spend, above 0 and at most 1.
+        share: MAC share of the masks, above 0 and at most 1.
 
     Raises:
         UnknownNameError: If there is no such baseline.

@@ -1,1 +1,1 @@
-"""Agents side by side over seeds."""
+"""Comparison of agents over seeds."""

@@ -1,4 +1,4 @@
-"""Agents side by side: trained and evaluated for each seed, with intervals, and with baselines at the same MACs."""
+"""Comparison of agents: trained and evaluated for each seed, with intervals, and with baselines at the same MACs."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class Row:
     """An agent's line in the table.
 
     Attributes:
-        name: Of the agent.
-        figures: For each key of :data:`JSON_KEYS` the mean over seeds with its 95 % Student-t interval. There is no
-            interval for an agent that does not depend on the seed.
+        name: Name of the agent.
+        figures: For each key of :data:`JSON_KEYS` the mean over seeds with its 95 % Student-t interval. An agent that
+            does not depend on the seed has no interval.
         difference: Accuracy minus the reference's, paired by image: the mean over seeds for each image, then the mean
             over images with its interval. None for the reference.
         difference_over_seeds: The same with the interval over seeds. Each run is paired with the reference's run of the
@@ -43,8 +43,8 @@ class Row:
         reward_difference: The reward, correct - penalty * total MAC share, minus the reference's, paired by image.
         reward_difference_over_seeds: The same with the interval over seeds.
         static_seeds: Number of runs in which the policy is static.
-        verdict: Of the first run.
-        notes: What a reader of the figures has to know.
+        verdict: Verdict of the first run.
+        notes: Explanations that a reader of the figures needs.
         results: The result of each seed.
     """
 
@@ -73,9 +73,9 @@ class Comparison:
 
     Attributes:
         dataset: Name and split.
-        reference: Name of the row that differences are counted from. Its MAC share is the budget of the baselines.
+        reference: Name of the row that others are compared with. Its MAC share is the budget of the baselines.
         seeds: The seeds.
-        rows: In the order of the entries.
+        rows: The rows, in the order of the entries.
     """
 
     dataset: str
@@ -119,7 +119,7 @@ def compare(
     progress: bool = True,
     report: Callable[[str, int, Result], None] | None = None,
 ) -> Comparison:
-    """Train and evaluate agents side by side.
+    """Train and evaluate several agents.
 
     All entries are checked before the first one is trained. Results are JSON files in ``out/results``, and are reused
     for the same entry, seed, model, data and options. Training runs are in ``out/runs``, and resume if they were
@@ -135,8 +135,8 @@ def compare(
         train: Training images. By default those of the data set with the same name.
         validation: Validation images; the same default.
         reference: Name of an entry; by default the first.
-        share: The reference's MAC share, if it is a baseline that spends a given one.
-        penalty: lambda of the figure ``reward``.
+        share: The reference's MAC share, if it is a baseline for a given MAC share.
+        penalty: lambda in the figure ``reward``.
         dense: The original network, see :func:`evaluate`.
         device: Torch device.
         progress: Whether trainings show a progress bar.
@@ -149,7 +149,7 @@ def compare(
         InvalidInputError: If there are no entries or seeds, if two entries have the same name, if the reference needs a
             share, if a seed has no model, if a model or ``dense`` does not fit the images and classes, or if ``train``
             or ``validation`` is missing for your own data set.
-        UnknownNameError: If ``reference`` is no entry.
+        UnknownNameError: If ``reference`` is not an entry.
         PruneGymError: If an entry cannot be made, see its ``check``.
     """
     rows = [as_entry(entry) for entry in entries]
@@ -182,12 +182,12 @@ def compare(
 def check_entries(
     entries: Sequence[Entry], seeds: Sequence[int], reference: str | None = None, share: float | None = None
 ) -> Entry:
-    """Check the names of entries, and return the one that differences are counted from.
+    """Check the names of entries, and return the one that others are compared with.
 
     Raises:
         InvalidInputError: If there are no entries or seeds, if two entries have the same name, if different recipes
-            would train in the same folder, or if the reference spends a given MAC share and ``share`` is None.
-        UnknownNameError: If ``reference`` is no entry.
+            would train in the same folder, or if the reference is for a given MAC share and ``share`` is None.
+        UnknownNameError: If ``reference`` is not an entry.
     """
     if not entries or not seeds:
         raise InvalidInputError(
@@ -198,7 +198,7 @@ def check_entries(
     twice = sorted({name for name, file in zip(names, files, strict=True) if files.count(file) > 1})
     if twice:
         raise InvalidInputError(
-            f"Several entries are called {', '.join(map(repr, twice))}. Give each its own name, as LABEL=ENTRY."
+            f"Several entries are called {', '.join(map(repr, twice))}. Give each a different name, as LABEL=ENTRY."
         )
     trained: dict[str, Entry] = {}
     for entry in entries:
@@ -211,8 +211,8 @@ def check_entries(
     first = entries[0 if reference is None else names.index(choice("reference", reference, names))]
     if first.at_share and share is None and first.key != {"baseline": "keep-all"}:
         raise InvalidInputError(
-            f"{first.name!r} spends the MAC share of the first entry, and is the first itself. Put a recipe or an "
-            "agent before it, or give a share: --target-macs 0.5, or share=0.5 in Python."
+            f"{first.name!r} gets the MAC share of the first entry, but is the first entry. Put a recipe or an agent "
+            "before it, or give a share: --target-macs 0.5, or share=0.5 in Python."
         )
     return first
 
@@ -224,7 +224,7 @@ def _models(
     dense: nn.Module | None,
     device: str,
 ) -> dict[int, Bundle]:
-    """Return the model of each seed on the device, with the images as it takes them."""
+    """Return the model of each seed on the device, with images of its size and type."""
 
     def ready(given: Model) -> Bundle:
         one = resolve_model(given, lambda _info: data)
@@ -251,7 +251,7 @@ def _models(
 
 
 def _marks(model: Bundle) -> dict[str, Any]:
-    """Return hashes of a model and its data: a stored result is reused only for the same ones."""
+    """Return hashes of a model and its data: a stored result is reused only if they are the same."""
     data = {"dataset" if part == "evaluated" else part: fingerprint(images) for part, images in model.data.items()}
     return {"model": fingerprint(model.masked), "policy": fingerprint(model.policy), **data}
 

@@ -30,9 +30,9 @@ class Terms:
     """The budget of an entry, and the folder of the comparison.
 
     Attributes:
-        share: Total MAC share of the reference, which baselines may spend; 1 for the reference itself.
-        epochs: Passes over the training images of the reference, at least 5. Trained baselines take as many.
-        penalty: lambda of the figure ``reward``.
+        share: Total MAC share of the reference, which is the budget of baselines; 1 for the reference itself.
+        epochs: Passes over the training images of the reference, at least 5. Trained baselines get as many.
+        penalty: lambda in the figure ``reward``.
         root: Folder of the comparison.
         progress: Whether trainings show a progress bar.
     """
@@ -49,15 +49,15 @@ class Entry:
     """A row of a comparison.
 
     Attributes:
-        name: In the table.
+        name: Name in the table.
         make: Makes or trains the agent.
         key: Its settings as JSON. A stored result is reused if it has the same key; None never reuses one.
         seeded: Whether the agent depends on the seed.
         at_share: Whether it gets the reference's MAC share as its budget.
         as_long: Whether it is trained for as many images as the reference.
-        passes: Returns how often its training looks at each image, given the number of training images.
+        passes: Returns how often its training uses each image, given the number of training images.
         run_name: Name of the folders of its training runs, for a recipe.
-        seed_key: Replaces ``key`` where each seed has its own file.
+        seed_key: Replaces ``key`` if each seed has its own file.
         check: Raises an error if the agent cannot be made or evaluated on a model and its data. It is called for all
             entries before the first one is trained.
     """
@@ -75,7 +75,7 @@ class Entry:
 
 
 def recipe_entry(recipe: Recipe | str | Path) -> Entry:
-    """Train by a recipe, once for each seed. An interrupted training resumes."""
+    """Train by a recipe, once for each seed. Interrupted training resumes."""
     settings = as_recipe(recipe)
 
     def make(model: Bundle, terms: Terms) -> DynamicCNN:
@@ -99,8 +99,8 @@ def start_entry(shift: str | None = None) -> Entry:
     """Evaluate the gates of the model, which every recipe starts from.
 
     Args:
-        shift: ``same-macs`` adds one offset to all logits so that the gates spend the reference's MAC share;
-            ``best-offset`` takes the offset with the highest reward on the validation split; None leaves the logits.
+        shift: ``same-macs`` adds one offset to all logits so that the gates get the reference's MAC share;
+            ``best-offset`` uses the offset with the highest reward on the validation split; None changes nothing.
 
     Raises:
         UnknownNameError: If there is no such shift.
@@ -115,15 +115,15 @@ def start_entry(shift: str | None = None) -> Entry:
         return start if shift is None else gates_at_best_offset(start, model.data["validation"], terms.penalty)
 
     name = "start" if shift is None else f"start-{shift}"
-    # The word "start" in the key stays, so that stored results are found again.
+    # Do not change the word "start" in the key: stored results are found by it.
     return Entry(name, make, {"start": None, "shift": shift}, at_share=shift == "same-macs", check=_own_gates)
 
 
 def _own_gates(model: Bundle) -> DynamicCNN:
     if model.policy is None:
         raise InvalidInputError(
-            "The model has no gates, so there is no start to evaluate. As --model, give a model of `prunegym prepare`, "
-            "or the start.safetensors of a run of `prunegym train`."
+            "The model has no gates, so `start` has nothing to evaluate. Give --model a file that has gates: "
+            "prepared.safetensors of `prunegym prepare`, or start.safetensors of `prunegym train`."
         )
     return DynamicCNN(model.masked, model.policy, model.info)
 
@@ -176,15 +176,15 @@ def trained_baseline_entry(name: str, epochs: float | None = None) -> Entry:
     """Train or search a baseline of :data:`TRAINED_BASELINES` at the reference's MAC share.
 
     Args:
-        name: Static baselines of the frozen track are ``greedy-static``, ``taylor-static`` and ``learned-static``.
-            Those of the prepared track are ``tuned-taylor`` and ``tuned-learned``; the model of the comparison must
-            then be the original network. ``decore``, ``gates`` and ``sparse-gates`` are published methods on the frozen
-            CNN, and ``best-of-16`` is an oracle.
+        name: Static baselines for a frozen CNN are ``greedy-static``, ``taylor-static`` and ``learned-static``. Those
+            for a prepared CNN are ``tuned-taylor`` and ``tuned-learned``; the model of the comparison must then be the
+            original network. ``decore``, ``gates`` and ``sparse-gates`` are published methods on the frozen CNN, and
+            ``best-of-16`` is an oracle.
         epochs: Passes over the training images, for baselines that train; by default as many as the reference.
     """
     choice("baseline", name, TRAINED_BASELINES)
     trained = name not in ("greedy-static", "taylor-static", "best-of-16")
-    # The word in the key stays, so that stored results are found again.
+    # Do not change the word in the key: stored results are found by it.
     key = {"rival": name, "epochs": epochs if trained else None}
 
     def make(model: Bundle, terms: Terms) -> Agent:
@@ -197,7 +197,7 @@ def trained_baseline_entry(name: str, epochs: float | None = None) -> Entry:
 
 
 def _described(make: Callable[..., Agent], **options: bool) -> Callable[[Bundle, Terms, float], Agent]:
-    """Return a baseline that needs the CNN's description, for it makes a dynamic CNN."""
+    """Return a baseline that makes a dynamic CNN, and therefore needs the CNN's description."""
     return lambda model, terms, epochs: make(
         model.masked, model.info, model.data["train"], terms.share, epochs, seed=model.seed, **options
     )
@@ -224,7 +224,7 @@ TRAINED_BASELINES: dict[str, Callable[[Bundle, Terms, float], Agent]] = {
 SEED_MARK = "{seed}"
 SHIFTS = ("same-macs", "best-offset")
 STARTS = {"start": None, **{f"start-{shift}": shift for shift in SHIFTS}}
-"""Names of :func:`start_entry`'s entries, with the shift of each."""
+"""The names of entries of :func:`start_entry`, with the shift of each."""
 
 
 def as_entry(thing: Any, trust_code: bool = False) -> Entry:
@@ -233,8 +233,8 @@ def as_entry(thing: Any, trust_code: bool = False) -> Entry:
     Args:
         thing: An entry, a recipe or an agent; or a string. The string is the name of a baseline, ``start``,
             ``start-same-macs``, ``start-best-offset``, ``"module:name"`` of an agent, a model file (``{seed}`` in its
-            path takes one for each seed), or the name or file of a recipe. ``"label=..."`` before any of these gives
-            it another name in the table.
+            path is replaced by each seed), or the name or file of a recipe. ``"label=..."`` before any of these
+            changes its name in the table.
         trust_code: Also load agents of Stable-Baselines3, ``.zip``; see :func:`load_agent`.
 
     Example:

@@ -24,7 +24,7 @@ from prunegym.models.storage.weights import fingerprint_of, hash_of, save_text
 from prunegym.validation import whole_number
 
 VERSION = 2
-"""Increase it when evaluation gives other figures for the same configuration, so that old results are not reused."""
+"""Increase this if evaluation changes the figures of the same configuration, so that old results are not reused."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,7 +35,7 @@ class Result:
         figures: See :meth:`Evaluation.as_json`.
         is_static: Whether the policy is static.
         verdict: The same as a sentence.
-        notes: What a reader of the figures has to know.
+        notes: Explanations that a reader of the figures needs.
         correct: (images,) bool; or float64, the score of each.
         total_mac_shares: (images,) float32.
     """
@@ -53,7 +53,7 @@ class Result:
 
     @classmethod
     def of(cls, evaluation: Evaluation) -> Result:
-        """Take from an evaluation what a table needs."""
+        """Return the part of an evaluation that is stored."""
         return cls(
             evaluation.as_json(), evaluation.is_static, evaluation.verdict, evaluation.notes, evaluation.correct,
             evaluation.total_mac_shares.float(),
@@ -73,7 +73,7 @@ class Result:
 
     @classmethod
     def load(cls, path: Path, configuration: dict[str, Any]) -> Result | None:
-        """Read a result; None if there is none, or one of another configuration."""
+        """Read a result; None if the file is missing or has another configuration."""
         try:
             stored = json.loads(path.read_text())
             if without_unused(stored["configuration"]) != without_unused(json.loads(json.dumps(configuration))):
@@ -83,7 +83,7 @@ class Result:
             bits = np.unpackbits(np.frombuffer(data, np.uint8))[: content["figures"]["images"]].astype(bool)
             correct = torch.from_numpy(np.frombuffer(data, "<f8").copy() if content.get("scores") else bits)
             shares = np.frombuffer(base64.b64decode(content["total_mac_shares"]), "<f4").astype(np.float32)
-            # By name, because files of earlier versions have more.
+            # Read by name, because files of earlier versions have more fields.
             figures, is_static, verdict = content["figures"], content["is_static"], content["verdict"]
             return cls(figures, is_static, verdict, tuple(content["notes"]), correct, torch.from_numpy(shares))
         except (OSError, ValueError, KeyError, TypeError):  # missing, damaged or in an old format: evaluate again

@@ -1,1 +1,1 @@
-"""Every image of a split once: agents, their masks, controls."""
+"""Evaluation of agents on every image of a split, with controls."""

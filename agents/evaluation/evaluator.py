@@ -28,28 +28,28 @@ class Evaluation:
     The fields up to ``images``, all numbers, are the keys of :meth:`as_json`.
 
     Attributes:
-        accuracy: Of the CNN under the agent's masks.
-        dense_accuracy: Of the original network. Losses of accuracy are counted from it.
-        prepared_accuracy: Of the agent's own CNN with all channels on.
+        accuracy: Accuracy of the CNN under the agent's masks.
+        dense_accuracy: Accuracy of the original network. Losses of accuracy are counted from it.
+        prepared_accuracy: Accuracy of the agent's own CNN with all channels on.
         kept_share: Kept channels / mask_size, mean.
         mac_share: MACs of the masked CNN / MACs of the original CNN, mean.
-        policy_mac_share: MACs of deciding the mask / MACs of the original CNN.
+        policy_mac_share: MACs of the policy / MACs of the original CNN.
         total_mac_share: The sum of the two.
         mac_share_std: Standard deviation of ``mac_share`` over images.
         distinct_masks: Number of different masks.
-        static_accuracy: Of the static control, see :func:`prunegym.agents.evaluation.masks.static_mask`.
-        shuffled_accuracy: Of the same masks, shuffled across images.
+        static_accuracy: Accuracy of the static control, see :func:`prunegym.agents.evaluation.masks.static_mask`.
+        shuffled_accuracy: Accuracy with the same masks, shuffled across images.
         reward: accuracy - penalty * total_mac_share.
         images: Number of images.
         is_static: Whether the policy is static, see :func:`prunegym.agents.evaluation.masks.verdict`.
         verdict: The same as a sentence.
-        notes: What a reader of the figures has to know.
+        notes: Explanations that a reader of the figures needs.
         masks: (images, mask_size) bool.
         total_mac_shares: (images,) float64, each image's total MAC share.
         correct: (images,) bool, for comparing agents image by image.
         logits: (images, classes) float32.
-        latency_share: Estimated time of the masked CNN and a dynamic CNN's policy / time with all channels on; None
-            without a latency table.
+        latency_share: Estimated time of the masked CNN and a dynamic CNN's policy, divided by the time with all
+            channels on; None without a latency table.
     """
 
     accuracy: float
@@ -116,7 +116,7 @@ def evaluate(
             action``, a function of that form, a baseline, or masks (mask_size,) or (images, mask_size).
         model: The CNN to mask. A dynamic CNN as agent has its own, and ``model`` is not used.
         dataset: The split.
-        penalty: lambda of the figure ``reward``. An agent that was trained for a range of lambdas observes it.
+        penalty: lambda in the figure ``reward``. An agent that was trained for a range of lambdas gets it as input.
         layerwise: Whether the agent decides gate by gate, for agents with ``predict``. By default the agent's
             observation space or its attribute ``layerwise`` decides; without both it decides all at once.
         device: Torch device to move the model to; None leaves it where it is.

@@ -1,4 +1,4 @@
-"""The masks that an agent gives the images of a split, the outputs under them, and what to compare them with."""
+"""The masks of an agent for the images of a split, the outputs under these masks, and controls to compare with."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class Masks:
     """Fixed masks, such as those of a baseline.
 
     Attributes:
-        name: For tables.
+        name: Name in tables.
         mask: (mask_size,) for all images, or (images, mask_size); 0 and 1, or bool.
-        macs: MACs of deciding the mask of one image.
-        note: What a reader of the table has to know about them.
+        macs: MACs that the decision takes for one image.
+        note: An explanation for readers of the table.
     """
 
     name: str
@@ -51,13 +51,13 @@ Agent: TypeAlias = DynamicCNN | Masks | Tensor | NDArray[Any] | Predictor | Call
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Decided:
-    """What an agent decided for a split.
+    """The decisions of an agent for a split.
 
     Attributes:
         masks: (images, mask_size) bool on the CPU.
         logits: The CNN's output under them, (images, ...) float32; None if the CNN was not run.
-        macs: MACs of deciding the mask of one image.
-        notes: What a reader of the figures has to know.
+        macs: MACs that the decision takes for one image.
+        notes: Explanations that a reader of the figures needs.
     """
 
     masks: Tensor
@@ -66,7 +66,7 @@ class Decided:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check the MACs, which an agent states itself."""
+        """Check the MACs, because they come from the agent."""
         finite("The number of MACs that the agent needs to decide (macs)", self.macs, 0)
 
 
@@ -75,8 +75,8 @@ def shown_penalty(bounds: tuple[float, float] | None, wanted: float | None, of_r
 
     Args:
         bounds: The range of lambdas that it was trained for.
-        wanted: The lambda that you asked for. None takes ``of_reward`` if that lies in the range, else the middle.
-        of_reward: lambda of the figure ``reward``.
+        wanted: The lambda that you asked for. With None it is ``of_reward`` if that is in the range, else the middle.
+        of_reward: lambda in the figure ``reward``.
 
     Raises:
         InvalidInputError: If ``wanted`` lies outside the range.
@@ -92,21 +92,21 @@ def shown_penalty(bounds: tuple[float, float] | None, wanted: float | None, of_r
 def decide_dynamic(
     agent: DynamicCNN, dataset: Dataset, batch_size: int, wanted: float | None, of_reward: float
 ) -> Decided:
-    """Run a dynamic CNN, whose policy decides during the forward pass: one pass an image.
+    """Run a dynamic CNN, whose policy decides during the forward pass: one pass for each image.
 
     Args:
         agent: The dynamic CNN.
         dataset: The split.
         batch_size: Images in one forward pass.
         wanted: See :func:`shown_penalty`.
-        of_reward: lambda of the figure ``reward``.
+        of_reward: lambda in the figure ``reward``.
     """
     bounds, device = agent.policy.penalty_range, agent.masked.device
     shown = shown_penalty(bounds, wanted, of_reward)
     notes: tuple[str, ...] = ()
     if bounds is not None and wanted is None and shown != of_reward:
         ends = f"from {bounds[0]:g} to {bounds[1]:g}"
-        notes = (f"The policy is for lambda {ends} and observed {shown:g}; the reward is at {of_reward:g}.",)
+        notes = (f"The policy is for lambda {ends} and got {shown:g}; the reward is at {of_reward:g}.",)
     masks, logits = decide_on_the_way(lambda images: agent.run(images, shown), dataset, device, batch_size)
     return Decided(masks, logits, float(agent.policy.macs), notes)
 
@@ -142,7 +142,7 @@ def decide_fixed(agent: Masks | Tensor | NDArray[Any], masked: MaskedCNN, datase
     agent = agent if isinstance(agent, Masks) else Masks("masks", torch.as_tensor(agent))
     mask, count, size = agent.mask.detach(), len(dataset), masked.mask_size
     name = f"The mask {agent.name!r}"
-    hint = f"Give ({size},) for one mask for all images, or ({count}, {size}) for one mask an image."
+    hint = f"Give ({size},) for one mask for all images, or ({count}, {size}) for one mask for each image."
     bits(name, shape(name, mask, (size,) if mask.ndim == 1 else (count, size), hint))
     notes = (agent.note,) if agent.note else ()
     return Decided(mask.cpu().bool().expand(count, -1).contiguous(), None, agent.macs, notes)
@@ -154,7 +154,7 @@ def is_masks(agent: object) -> bool:
 
 
 class MaskCache:
-    """Runs the images of a split under masks, and reuses every output that it has.
+    """Runs the images of a split under masks, and reuses outputs that it has computed before.
 
     Args:
         masked: The CNN, in eval mode.
@@ -188,15 +188,15 @@ class MaskCache:
 
 
 def static_mask(masks: Tensor, masked: MaskedCNN) -> Tensor:
-    """Return the static control's mask: per gate the channels kept most often, as many as are kept on average.
+    """Return the static control's mask: for each gate the channels kept most often, as many as are kept on average.
 
     Args:
         masks: (images, mask_size) bool.
         masked: The CNN with the gates.
 
     Returns:
-        (mask_size,) bool. The average number is rounded to the nearest integer. Of channels that are kept equally often
-        it takes the first ones.
+        (mask_size,) bool. The average number is rounded to the nearest integer. If channels are kept equally often,
+        the first ones are used.
     """
     control = torch.zeros(masked.mask_size, dtype=torch.bool)
     for share, part in zip(masked.split(masks.double().mean(0)), masked.split(control), strict=True):
@@ -215,14 +215,14 @@ def derangement(count: int, seed: int = 0) -> Tensor:
 
 
 def penalised_accuracy(correct: Tensor, total_mac_shares: Tensor | float, penalty: float) -> Tensor:
-    """Return correct - penalty * total MAC share: accuracy, less what deciding and the masked CNN cost.
+    """Return correct - penalty * total MAC share: accuracy minus the cost of the masked CNN and its policy.
 
-    It is the figure ``reward`` of tables and JSON. All agents are compared by it, whatever reward they were trained
-    for. The reward of an environment is another one: it can be any function, and it leaves out the policy's MACs.
+    This is the figure ``reward`` in tables and JSON. All agents are compared by it, whatever reward they were trained
+    for. The reward of an environment is different: it can be any function, and it does not include the policy's MACs.
 
     Args:
         correct: (images,) bool, or accuracies.
-        total_mac_shares: (images,) of masked CNN and policy, or their mean.
+        total_mac_shares: (images,), the MAC shares of masked CNN and policy, or their mean.
         penalty: lambda.
 
     Returns:
@@ -259,7 +259,7 @@ def verdict(correct: Tensor, shuffled_correct: Tensor, distinct_masks: int) -> t
     if distinct_masks == 1:
         return True, "Static: every image gets the same mask."
     # McNemar's statistic, (b - c) / sqrt(b + c), in standard errors: a difference is 1, -1 or 0, so b + c is the sum of
-    # squares. Of other scores it is the same test of paired differences.
+    # squares. For other scores it is the same test, of paired differences.
     differences = correct.double() - shuffled_correct.double()
     points = 100 * differences.mean().item()
     size = differences.norm().item()

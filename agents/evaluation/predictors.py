@@ -1,4 +1,4 @@
-"""Agents with ``predict``, yours among them: loaded, checked, and run over a split in the simulator."""
+"""Agents with ``predict``, such as yours: loaded, checked, and run over a split in the simulator."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class PredictorOptions:
     """Settings for evaluating agents with ``predict``.
 
     Attributes:
-        features: The features that the agent observes. By default those of its own gate policy, else the model's, else
-            new ones calibrated on ``train``, as in the environments.
+        features: The features that the agent observes. By default those of its gate policy, or else of the model, or
+            else new ones calibrated on ``train``, as in the environments.
         train: Training images to calibrate features on. By default those of the data set with the same name.
-        agent_penalty: The lambda that an agent observes if it was trained for a range of lambdas. By default that of
-            the figure ``reward`` if it lies in the range, else the middle.
+        agent_penalty: The lambda that an agent observes if it was trained for a range of lambdas. By default the one
+            in the figure ``reward`` if it is in the range, else the middle.
     """
 
     features: MaskFeatures | None = None
@@ -60,13 +60,13 @@ def decide_by_prediction(
     Args:
         agent: An object with ``predict``, or a function.
         model: The CNN, with the ``evaluated`` images.
-        layerwise: Whether the agent decides gate by gate; None asks the agent.
+        layerwise: Whether the agent decides gate by gate; with None the agent says it.
         batch_size: Images at a time.
         options: More settings.
-        penalty: lambda of the figure ``reward``.
+        penalty: lambda in the figure ``reward``.
 
     Raises:
-        AgentError: If the agent fails, returns wrong actions, or was made for other observations.
+        AgentError: If the agent fails, returns wrong actions, or was trained on other observations.
     """
     caller, dataset = CheckedAgent(as_predictor(agent)), model.data["evaluated"]
     task = _task(caller, model, layerwise, options)
@@ -75,7 +75,7 @@ def decide_by_prediction(
     given = {key: part.shape for key, part in simulator.observation_space.spaces.items()}
     if made_for and made_for != given:
         raise AgentError(
-            f"The agent {caller.name!r} was made for observations {made_for}; with this model they are {given}. "
+            f"The agent {caller.name!r} was trained on observations {made_for}, but this model gives {given}. "
             "Evaluate it on the model and the features that it was trained with."
         )
     gates = _gate_policy(caller.agent)
@@ -100,7 +100,7 @@ def decide_by_prediction(
 def _episode(
     caller: CheckedAgent, simulator: MaskSimulator, part: Tensor, agent_penalty: float | None, count: bool
 ) -> tuple[Outcome, int]:
-    """Play an episode of each image, and with ``count`` count the floating-point operations of all decisions."""
+    """Play an episode of each image; with ``count``, count the floating-point operations of all decisions."""
     observation = simulator.reset(part, penalty=agent_penalty)
     (bits,) = simulator.action_space.shape
     state: Any = None
@@ -172,14 +172,14 @@ def load_agent(path: str, trust_code: bool = False) -> Predictor:
 
     Raises:
         InvalidInputError: If the path has no colon, or does not exist, or is a ``.zip`` without ``trust_code``.
-        AgentError: If the object is no agent.
+        AgentError: If the object is not an agent.
     """
     if path.endswith(".zip"):
         return load_sb3(Path(path), trust_code)
     module, colon, name = path.partition(":")
     if not (module and colon and name):
         raise InvalidInputError(
-            f"The agent {path!r} is no import path; 'module:name' is needed. For example, 'mymodule:MyAgent' is the "
+            f"The agent {path!r} is not of the form 'module:name'. For example, 'mymodule:MyAgent' is the "
             "class MyAgent in the file mymodule.py of the current folder."
         )
     return as_predictor(import_object(path, "agent"), path)

@@ -17,7 +17,7 @@ def load_sb3(path: Path, trust_code: bool) -> PPO | A2C:
 
     Args:
         path: A ``.zip`` file of Stable-Baselines3.
-        trust_code: Whether whoever made the file may run any code here.
+        trust_code: Whether the file may run any code on this machine.
 
     Raises:
         InvalidInputError: Without ``trust_code``, or if there is no such agent in the file.
@@ -25,7 +25,7 @@ def load_sb3(path: Path, trust_code: bool) -> PPO | A2C:
     if not trust_code:
         raise InvalidInputError(
             f"{path} is a file of Stable-Baselines3, which can run any code when it is loaded. If you trust who made "
-            "it, add --trust-code, in Python trust_code=True. Else ask for a model file of DynamicCNN.save: it has no "
+            "it, add --trust-code, in Python trust_code=True. Or ask for a model file of DynamicCNN.save: it has no "
             "code."
         )
     check_regular(path, "agent of Stable-Baselines3")
@@ -35,6 +35,5 @@ def load_sb3(path: Path, trust_code: bool) -> PPO | A2C:
         return (PPO if "clip_range" in settings else A2C).load(path, device="cpu")
     except Exception as error:  # whatever Stable-Baselines3, pickle and zip raise
         raise InvalidInputError(
-            f"{path} is no agent of PPO or A2C that can be loaded here ({type(error).__name__}: {error}). "
-            "Save it again."
+            f"{path} cannot be loaded as an agent of PPO or A2C ({type(error).__name__}: {error}). Save it again."
         ) from error

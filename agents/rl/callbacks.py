@@ -17,11 +17,11 @@ FORMATS = ("stdout", "log", "json", "csv")
 """Loggers of Stable-Baselines3 by name. TensorBoard is always written."""
 
 Named = str | Mapping[str, Mapping[str, Any]]
-"""``module:Class``, or a dict from it to the arguments of its constructor."""
+"""``module:Class``, or ``{module:Class: {argument: value}}`` with arguments of its constructor."""
 
 
 def check_named(kind: str, entries: Sequence[Named]) -> None:
-    """Import what a recipe names as callbacks or loggers, to find mistakes before training begins.
+    """Import the callbacks or loggers that a recipe names, to find mistakes before training starts.
 
     Args:
         kind: ``callback`` or ``logger``.
@@ -40,7 +40,8 @@ def check_named(kind: str, entries: Sequence[Named]) -> None:
         found = import_object(path, kind)
         if not isinstance(found, type) or not issubclass(found, base):
             raise InvalidInputError(
-                f"The {kind} {path!r} is no subclass of Stable-Baselines3's {base.__name__}. Give module:Class of one."
+                f"The {kind} {path!r} is not a subclass of Stable-Baselines3's {base.__name__}. Give the module:Class "
+                "of a subclass."
             )
 
 
@@ -52,11 +53,11 @@ def make_callbacks(entries: Sequence[Named]) -> list[BaseCallback]:
 
 
 def make_logger(entries: Sequence[Named], folder: Path, run: str) -> Logger:
-    """Make a logger that writes TensorBoard's files and what a recipe names.
+    """Make a logger that writes TensorBoard's files and those of the loggers that a recipe names.
 
     Args:
         entries: See :func:`check_named`.
-        folder: Folder of the run; files go there.
+        folder: Folder of the run, for the files.
         run: Name of the run's folder within ``tensorboard``.
     """
     formats: list[KVWriter] = [make_output_format("tensorboard", str(folder / "tensorboard" / run))]

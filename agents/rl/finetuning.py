@@ -47,13 +47,13 @@ def finetune(
     Args:
         model: CNN and policy to start from; both are changed.
         train: Training images.
-        validation: Images to choose the best actor of each round, and the best checkpoint of the run, on.
+        validation: Images on which the best agent of each round and the best checkpoint of the run are chosen.
         recipe: Recipe of the policy's training, or its name or file. Its imitation and refinement are not used.
         tuning: Settings of the CNN's training.
         out: Folder of the run. ``turn-1/`` and so on have the rounds, and ``model.safetensors`` is the result: the
             checkpoint with the highest mean reward.
         rounds: Number of rounds.
-        own_target: Use the MAC share of the model at the start as the MAC target of ``tuning``.
+        own_target: Use the MAC share of the given model as the MAC target of ``tuning``.
         dense: The original CNN to distil from. By default, the model under its own masks is the teacher, since a CNN
             that was prepared for masks is a worse teacher with all channels on.
         seed: Seed of the run; each round derives its own.

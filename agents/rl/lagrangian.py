@@ -1,4 +1,4 @@
-"""A MAC budget instead of a fixed penalty, met by lambda in training and by an offset of the logits after it."""
+"""A MAC budget instead of a fixed penalty: lambda adapts to it during training, an offset of the logits afterwards."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class Budget:
     """How much the price of the full mask rises per rollout, for a MAC share that is 1 above the target."""
     damping: float = 5.0
     """How much higher the price is as long as the MAC share is above the target. The policy reacts late, so without
-    damping lambda is far too high when masks reach the target. On digits, from 0.98 to a target of 0.6, they went on
-    down to 0.38 and did not recover."""
+    damping lambda is far too high when masks reach the target. On digits, masks that began at 0.98 fell past the
+    target of 0.6 to 0.38, and did not recover."""
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -99,8 +99,8 @@ def end_at_budget(masked: MaskedCNN, policy: GatePolicy, validation: Dataset, bu
     spent = total_mac_share(masked, policy, validation)
     if abs(spent - budget.target_macs) > TOLERANCE:
         warnings.warn(
-            f"The policy's total MAC share is {spent:.3f}, not {budget.target_macs}, and no offset of its logits is "
-            "nearer. Either the target is below the MACs that no mask can remove, or many images share one mask.",
+            f"The policy's total MAC share is {spent:.3f}, not {budget.target_macs}, and no offset of its logits comes "
+            "closer. Either the target is below the fixed MACs, or many images share one mask.",
             BudgetWarning,
             stacklevel=2,
         )
@@ -108,14 +108,14 @@ def end_at_budget(masked: MaskedCNN, policy: GatePolicy, validation: Dataset, bu
 
 
 def gates_at_mac_share(agent: DynamicCNN, dataset: Dataset, share: float) -> DynamicCNN:
-    """Shift a dynamic CNN's gate logits until it spends a given share of the MACs.
+    """Shift a dynamic CNN's gate logits until it uses a given share of the MACs.
 
     Use it to compare gates before and after reinforcement learning at the same cost. The offset is exact to 0.01, and
     at most 1,000 images are measured.
 
     Args:
         agent: Masked CNN and gates; not changed.
-        dataset: Images to measure on, best those that you evaluate on. Labels are not used.
+        dataset: Images to measure on, if possible those that you evaluate on. Labels are not used.
         share: Total MAC share, with the policy's MACs.
 
     Returns:
@@ -129,17 +129,17 @@ def gates_at_mac_share(agent: DynamicCNN, dataset: Dataset, share: float) -> Dyn
 
 @torch.no_grad()
 def gates_at_best_offset(agent: DynamicCNN, dataset: Dataset, penalty: float, *, step: float = 0.15) -> DynamicCNN:
-    """Shift a dynamic CNN's gate logits to where the reward, correct - penalty * total MAC share, is highest.
+    """Shift a dynamic CNN's gate logits by the offset with the highest reward, correct - penalty * total MAC share.
 
-    Compare an agent with its start at this offset: it shows what reinforcement learning adds that a mere offset does
-    not. The search goes up step by step until two steps in a row do not help, then down in the same way, and at last
-    tries half a step on each side of the best offset.
+    Compare an agent with the gates that it started from at this offset. The difference shows what reinforcement
+    learning adds that a single offset does not. The search goes up step by step until two steps in a row do not help,
+    then down in the same way, and finally tries half a step on each side of the best offset.
 
     Args:
         agent: Masked CNN and gates; not changed.
         dataset: Labelled images to choose on, such as the validation split.
         penalty: lambda.
-        step: Distance of two offsets, in standard deviations of the agent's logits.
+        step: Distance between two offsets, in standard deviations of the agent's logits.
 
     Returns:
         The same CNN with a shifted copy of the gates.

@@ -1,4 +1,4 @@
-"""What Stable-Baselines3 trains: a gate policy as actor, with a critic; and a features extractor for small images."""
+"""Policies for Stable-Baselines3: gates as actor with a critic, and a features extractor for small images."""
 
 from __future__ import annotations
 
@@ -32,10 +32,11 @@ SMALLEST_MAP = 4
 class MaskPolicy(ActorCriticPolicy):
     """A :class:`~prunegym.models.GatePolicy` as actor, with a small critic for each decision.
 
-    It works with both environments of PruneGym and all on-policy algorithms of Stable-Baselines3.
+    It works with both environments of PruneGym and with PPO and A2C of Stable-Baselines3.
 
     Args:
-        observation_space: Dict with ``features``; ``gate`` and ``cost`` layer by layer; ``penalty`` if it varies.
+        observation_space: Dict with ``features``. Layer by layer it also has ``gate`` and ``cost``, and for a range of
+            lambdas ``penalty``.
         action_space: MultiBinary, as wide as the widest decision.
         lr_schedule: Learning rate over the remaining progress.
         gate_policy: The actor to start from; it is copied. :func:`new_gate_policy` makes one for an environment.
@@ -129,13 +130,13 @@ class MaskPolicy(ActorCriticPolicy):
 
 
 def new_gate_policy(env: VecEnv | gym.Env[Any, Any], hidden: int = 64, bias: float = 2.0, seed: int = 0) -> GatePolicy:
-    """Make a fresh gate policy for an environment of PruneGym, to start :class:`MaskPolicy` from.
+    """Make a gate policy with random weights for an environment of PruneGym, to start :class:`MaskPolicy` from.
 
     Args:
         env: Scalar or batched, wrapped or not.
         hidden: Width of the hidden layers.
         bias: Initial bias of the logits; +2 keeps a channel with a probability of 0.88.
-        seed: Of the initial weights. The global random state does not change.
+        seed: Seed of the initial weights. The global random state does not change.
 
     Raises:
         InvalidInputError: If it is not an environment of PruneGym.
@@ -151,7 +152,7 @@ def new_gate_policy(env: VecEnv | gym.Env[Any, Any], hidden: int = 64, bias: flo
     except AttributeError:
         task = None
     if not isinstance(task, Task):
-        raise InvalidInputError(f"{env} is no environment of PruneGym. Make one with gym.make or MaskVecEnv.")
+        raise InvalidInputError(f"{env} is not a PruneGym environment. Make one with gym.make or MaskVecEnv.")
     whole_number("seed", seed, 0)
     bounds = task.penalty if isinstance(task.penalty, tuple) else None
     with torch.random.fork_rng(devices=[]):
@@ -170,8 +171,8 @@ def _check_spaces(observation: spaces.Space[Any], action: spaces.Space[Any], pol
     widest = max(decision.width for decision in policy.decisions)
     if max(policy.features.sizes) != size or action.shape[0] != widest:
         raise InvalidInputError(
-            f"The gate policy has up to {max(policy.features.sizes)} features and {widest} bits, the environment "
-            f"{size} and {action.n}. Make both for the same model, and both layer by layer or both in one step."
+            f"The gate policy has up to {max(policy.features.sizes)} features and {widest} bits, but the environment "
+            f"has {size} and {action.n}. Make both for the same model, and both layer by layer or both in one step."
         )
     if (policy.penalty_range is not None) != ("penalty" in observation.spaces):
         raise InvalidInputError(
@@ -181,16 +182,18 @@ def _check_spaces(observation: spaces.Space[Any], action: spaces.Space[Any], pol
 
 
 class SmallImageExtractor(BaseFeaturesExtractor):
-    """A small CNN over the images of a ``Dict`` observation, beside its vectors. SB3's own needs 36 pixels a side.
+    """A small CNN for the images of a ``Dict`` observation; vectors are passed on unchanged.
 
-    Each image passes 3x3 convolutions with 32 channels, which halve it until 4x4 or less is left, and a linear layer.
+    SB3's image extractor needs images of at least 36 pixels a side; this one also takes smaller ones.
+
+    It has 3x3 convolutions with 32 channels, which halve maps until they are 4x4 or smaller, and a linear layer.
 
     Args:
-        observation_space: A ``Dict``, as of ``observation="image"``.
-        cnn_output_dim: Numbers from each image.
+        observation_space: A ``Dict``, for example of an environment with ``observation="image"``.
+        cnn_output_dim: Number of features of each image.
 
     Raises:
-        InvalidInputError: If there is no image, or ``cnn_output_dim`` is no whole number above 0.
+        InvalidInputError: If there is no image, or ``cnn_output_dim`` is not a whole number above 0.
 
     Example:
         >>> from stable_baselines3 import PPO
@@ -215,7 +218,7 @@ class SmallImageExtractor(BaseFeaturesExtractor):
         self.cnns = nn.ModuleDict({name: _cnn(space.shape or (), cnn_output_dim) for name, space in images.items()})
 
     def forward(self, observations: dict[str, Tensor]) -> Tensor:
-        """Return (batch, features_dim): vectors as they are, and what the CNNs make of images in [0, 1]."""
+        """Return (batch, features_dim) float32: the vectors, and the CNNs' features of the images in [0, 1]."""
         return torch.cat(
             [self.cnns[name](part) if name in self.cnns else part.flatten(1) for name, part in observations.items()], 1
         )

@@ -1,4 +1,4 @@
-"""Progress, validation figures, checkpoints and a warning of collapse during training."""
+"""Progress, validation figures, checkpoints, and a warning if the policy collapses to one mask."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ class ValidationFigures:
     conditional_share: float
     """Share of channels that are kept for 1 to 99 % of the images."""
     always_on_share: float
-    """Share of channels that are kept for more images."""
+    """Share of channels that are kept for more than 99 % of the images."""
     always_off_share: float
-    """Share of channels that are kept for fewer images."""
+    """Share of channels that are kept for less than 1 % of the images."""
     shuffled_accuracy: float
-    """Accuracy with masks shuffled across images. The loss is measured on 1,000 images."""
+    """Accuracy with masks shuffled across images, measured on 1,000 images."""
 
 
 @torch.inference_mode()
@@ -66,7 +66,7 @@ def validation_figures(
         masked: The CNN.
         policy: Its gates.
         dataset: The images.
-        penalty: lambda of the reward. A policy for a range of lambdas observes it.
+        penalty: lambda in the reward. A policy for a range of lambdas gets it as input.
         own_reward: Measures the recipe's own reward, if it has one.
     """
     shown = None if policy.penalty_range is None else penalty
@@ -104,9 +104,9 @@ class CollapseWarning(UserWarning):
 
 @dataclasses.dataclass(eq=False, repr=False)
 class TrainingMonitor(BaseCallback):
-    """Shows progress, evaluates every few updates, keeps the best actor, writes checkpoints.
+    """Shows progress, evaluates every few updates, keeps the best agent, writes checkpoints.
 
-    The best actor has the highest reward of the recipe on validation images. For a range of lambdas, that is the mean
+    The best agent has the highest reward of the recipe on validation images. For a range of lambdas, that is the mean
     of the rewards at its middle and at both ends.
 
     Attributes:
@@ -115,9 +115,9 @@ class TrainingMonitor(BaseCallback):
         folder: Folder for checkpoints.
         progress: Whether to show a progress bar.
         report: Called with the figures of each evaluation.
-        budget: Adapts lambda after each rollout. Actors are then shifted to the budget before they are evaluated.
-        best: The best actor so far; None before training.
-        checkpoint: File with all that a run resumes from.
+        budget: Adapts lambda after each rollout. Policies are then shifted to the budget before they are evaluated.
+        best: The best policy so far; None before training.
+        checkpoint: File that a run resumes from.
     """
 
     bundle: Bundle
@@ -128,7 +128,7 @@ class TrainingMonitor(BaseCallback):
     budget: DualAscent | None = None
 
     def __post_init__(self) -> None:
-        """Begin without any figures."""
+        """Start without any figures."""
         super().__init__()
         self.checkpoint = self.folder / "checkpoint.safetensors"
         self.masked = self.bundle.masked
@@ -143,10 +143,10 @@ class TrainingMonitor(BaseCallback):
         self._bar: Any = None
 
     def restore(self, algorithm: OnPolicyAlgorithm, total: int) -> None:
-        """Read the checkpoint: put the algorithm, and the figures and the best actor here, where they were then.
+        """Read the checkpoint: restore the algorithm, the figures and the best policy.
 
         Args:
-            algorithm: Of Stable-Baselines3, not trained yet.
+            algorithm: An algorithm of Stable-Baselines3, not trained yet.
             total: Timesteps of the whole run.
 
         Raises:
@@ -177,9 +177,9 @@ class TrainingMonitor(BaseCallback):
     def _on_training_start(self) -> None:
         if self.budget is not None:
             self.training_env.env_method("set_penalty", self.budget.penalty)
-        # disable=None shows no bar where the output is no terminal.
+        # disable=None shows no bar where the output is not a terminal.
         hidden = None if self.progress else True
-        # Without the rate, and with counts like 691k, the bar and its figures fit 80 columns.
+        # Without the rate and with short counts, such as 691k, the bar and its figures fit into 80 columns.
         layout = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
         total = self.locals["total_timesteps"]
         self._bar = tqdm(total=total, initial=self.num_timesteps, unit_scale=True, bar_format=layout, disable=hidden)
@@ -211,8 +211,8 @@ class TrainingMonitor(BaseCallback):
             self.logger.record("rollout/penalty", penalty)
 
     def _on_rollout_start(self) -> None:
-        # SB3 has no callback after an update, but the previous rollout's update has just been made. A run that resumes
-        # has already counted it.
+        # SB3 has no callback after an update. At the start of a rollout, the update of the previous rollout is done. A
+        # resumed run has already counted it.
         if self._noise is not None:
             restore_noise(self._noise)
             self._noise = None
@@ -258,7 +258,7 @@ class TrainingMonitor(BaseCallback):
         return validation_figures(self.masked, actor, self.validation, penalty, self.own_reward)
 
     def _warn_of_collapse(self, result: ValidationFigures) -> None:
-        # On few images, other images' masks may be as good by chance.
+        # With few images, masks of other images may do as well by chance.
         interchangeable = len(self.validation) >= 1000 and result.shuffled_accuracy >= result.accuracy - 0.005
         if result.conditional_share < 0.01 or interchangeable:
             warnings.warn(

@@ -1,4 +1,4 @@
-"""Recipes: the settings of a training run, and the mean reward by which a run chooses its best actor."""
+"""Recipes: the settings of a training run, and the mean reward by which a run chooses its best agent."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ HYPERPARAMETER_CHECKS: dict[str, Callable[[str, Any], object]] = {
     "normalize_advantage": yes_or_no,
     "use_rms_prop": yes_or_no,
 }
-"""Checks of values that Stable-Baselines3 refuses late, or takes although training then fails."""
+"""Checks of values that Stable-Baselines3 refuses late, or accepts although training then fails."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,15 +54,15 @@ class Recipe:
     env_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Reward, accuracy term, penalty and other arguments of ``gym.make``."""
     gate_policy: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """``hidden``, ``grid`` and ``feature_size`` of a new policy; a prepared model has its own."""
+    """``hidden``, ``grid`` and ``feature_size`` of a new policy. Ignored if the model has a policy."""
     imitation: ImitationConfig | None = None
     """First stage, skipped if the model has a policy."""
     refine: TuneConfig | None = None
     """Second stage: straight-through refinement of the gates, the CNN frozen."""
     target_macs: float | Literal["best"] | None = None
-    """Where reinforcement learning starts: after the stages above, one offset on all logits makes masks spend this
-    total MAC share. With ``best``, it makes correct - penalty * total MAC share highest on the validation split (for
-    the reward ``macs``, and for the middle of a range of penalties)."""
+    """Total MAC share of the gates when reinforcement learning starts: one offset is added to all logits after the
+    stages above. ``best`` uses the offset with the highest correct - penalty * total MAC share on the validation split
+    (only for the reward ``macs``; a range of penalties counts as its middle)."""
     budget: Budget | None = None
     """Instead of ``target_macs``: reinforcement learning starts and ends at this total MAC share, and adapts lambda."""
     algo: str = "ppo"
@@ -71,8 +71,8 @@ class Recipe:
     """Number of neighbouring environments with the same image. Above 1, the mean reward of the others in the group is
     subtracted from each one's reward."""
     baseline: str | None = None
-    """What is subtracted from the rewards of a group. The default is the mean of the others. With ``greedy``, the first
-    environment acts deterministically and its reward is subtracted from the others' (self-critical)."""
+    """What is subtracted from the rewards of a group. By default it is the mean of the others. With ``greedy``, the
+    first environment acts deterministically and its reward is subtracted from the others' (self-critical)."""
     n_episodes: int = 76800
     """Episodes (images) of reinforcement learning."""
     episodes_per_rollout: int = 1
@@ -84,16 +84,17 @@ class Recipe:
     eval_every: int = 10
     """Updates between two evaluations on the validation split."""
     eval_images: int = 5000
-    """Images of the validation split that are evaluated, at most."""
+    """Largest number of validation images in each evaluation."""
     hyperparameters: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Other arguments of the algorithm. ``learning_rate: lin_6.0e-4`` falls linearly to 0, as in RL-Zoo."""
     callbacks: list[Any] = dataclasses.field(default_factory=list)
     """Callbacks of Stable-Baselines3, as ``module:Class`` or ``{module:Class: {argument: value}}``."""
     loggers: list[Any] = dataclasses.field(default_factory=list)
-    """Where figures go besides TensorBoard: ``csv``, ``json``, ``log``, ``stdout``, or a ``KVWriter`` as callbacks."""
+    """Loggers in addition to TensorBoard: ``csv``, ``json``, ``log``, ``stdout``, or a ``KVWriter``, written as in
+    ``callbacks``."""
 
     def __post_init__(self) -> None:
-        """Check what Stable-Baselines3 would refuse late or not at all."""
+        """Check values that Stable-Baselines3 would refuse late or not at all."""
         choice("algorithm that acts in MultiBinary spaces", self.algo, CLASSES)
         for field in dataclasses.fields(self):
             if field.type == "int":
@@ -113,7 +114,7 @@ class Recipe:
                 continue
             if setting in SCHEDULES and not callable(value):
                 start = linear_start(value, self._named(setting)) if isinstance(value, str) else value
-                finite(self._named(setting), start, above=0, hint="lin_ before a number lets it fall linearly to 0.")
+                finite(self._named(setting), start, above=0, hint="The prefix lin_ makes a value fall linearly to 0.")
             elif setting in HYPERPARAMETER_CHECKS:
                 HYPERPARAMETER_CHECKS[setting](self._named(setting), value)
 
@@ -121,7 +122,7 @@ class Recipe:
         return f"Recipe {self.name!r}: {setting}"
 
     def _conflict(self) -> str | None:
-        """Return what is wrong with the first settings that exclude each other; None if all go together."""
+        """Return a message about the first settings that exclude each other; None if there are none."""
         rollout = self.n_envs * self.episodes_per_rollout
         if 0 < self.n_episodes < rollout:
             return f"n_episodes is {self.n_episodes}; one rollout alone has {rollout}. Give more, or lower n_envs."
@@ -141,10 +142,10 @@ class Recipe:
                 "Set env_kwargs' reward to 'macs', or give target_macs as a share above 0 and at most 1."
             )
         if isinstance(self.env_kwargs.get("penalty"), tuple | list):
-            message = "there is a budget, but penalty is a range. Give penalty as a number, or leave out the budget."
+            message = "a budget adapts one penalty, but penalty is a range. Give one number, or leave out the budget."
             return None if self.budget is None else message
         for stage, setting in (("imitation", "mac_share"), ("refine", "target_macs")):
-            given = getattr(getattr(self, stage), setting, None)  # None too for a stage that is left out
+            given = getattr(getattr(self, stage), setting, None)  # also None for a stage that is left out
             if not isinstance(given, float | int | None):
                 return (
                     f"{setting} of {stage} is {given}, for a range of lambdas, but penalty is one number. Give one "
@@ -161,7 +162,7 @@ class Recipe:
         return 0.5 if penalty is None else float(penalty)
 
     def passes(self, images: int) -> float:
-        """Return how often all stages together look at each training image, given the number of images."""
+        """Return how often all stages together use each training image, given the number of images."""
         # passes = (images of imitation + episodes) / images + epochs of refinement; an episode is one image.
         imitated = 0 if self.imitation is None else self.imitation.steps * self.imitation.batch_size
         return (imitated + self.n_episodes) / images + (0.0 if self.refine is None else self.refine.epochs)
@@ -173,7 +174,7 @@ class Recipe:
         change of either is a change of the settings.
         """
         settings = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        # Runs and results of versions without these settings are found again.
+        # Left out at their defaults, so that runs and results of earlier versions are still found.
         settings = {key: value for key, value in settings.items() if value or key not in ("callbacks", "loggers")}
         for name in ("reward", "accuracy"):
             function = self.env_kwargs.get(name)
@@ -204,13 +205,13 @@ def linear_start(text: str, setting: str = "learning_rate") -> float:
         return float(text.removeprefix("lin_"))
     except ValueError:
         raise InvalidInputError(
-            f"{setting} is {text!r}; a number is needed, or lin_ and a number, which falls linearly to 0."
+            f"{setting} is {text!r}; a number is needed, or lin_ and a number for one that falls linearly to 0."
         ) from None
 
 
 OwnReward = Callable[[Tensor, Tensor, float], float]
-"""From masks (images, mask_size) bool, the CNN's output under them (images, classes) float32 and lambda, the mean
-reward over a split. A recipe with one lambda of its own is measured at that."""
+"""Returns the mean reward over a split, from masks (images, mask_size) bool, the CNN's outputs under them
+(images, classes) float32, and lambda. A recipe with one fixed lambda is measured at this lambda."""
 
 
 def own_reward(recipe: Recipe, masked: MaskedCNN, dataset: Dataset) -> OwnReward | None:
@@ -222,7 +223,7 @@ def own_reward(recipe: Recipe, masked: MaskedCNN, dataset: Dataset) -> OwnReward
         dataset: The images.
 
     Returns:
-        None for the reward ``macs`` with ``correct`` or ``probability``. Actors are then compared by
+        None for the reward ``macs`` with ``correct`` or ``probability``. Policies are then compared by
         correct - penalty * total MAC share, which includes the policy's MACs.
     """
     kwargs = recipe.env_kwargs

@@ -1,4 +1,4 @@
-"""Recipe files: YAML in the format of RL-Zoo, an environment id with its settings."""
+"""Recipe files: YAML in the format of RL-Zoo, with an environment id and its settings."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _read(path: Path) -> Any:
             text = file.read(MOST_CHARACTERS + 1)
         if len(text) <= MOST_CHARACTERS:
             return yaml.load(text, Loader)  # noqa: S506  (a SafeLoader)
-    # ValueError: no UTF-8, a date that does not exist, a number of thousands of digits.
+    # ValueError: not UTF-8, a date that does not exist, a number with thousands of digits.
     except (yaml.YAMLError, OSError, ValueError) as error:
         raise InvalidInputError(f"{path} is not YAML: {error}") from error
     except RecursionError:
@@ -109,7 +109,7 @@ def make_recipe(name: str, env: str, settings: Mapping[str, Any]) -> Recipe:
     for key, names in _names_within(str(values.get("algo", "ppo"))).items():
         if key in values and not (values[key] is None and key in STAGES):  # a stage may be left out by ``null``
             if not isinstance(values[key], Mapping):
-                raise InvalidInputError(f"Recipe {name!r}: {key} is {values[key]!r}; settings by name are needed.")
+                raise InvalidInputError(f"Recipe {name!r}: {key} is {values[key]!r}; a mapping of settings is needed.")
             _check_names(f"setting of {key} in recipe {name!r}:", values[key], names)
     for key, config in STAGES.items():
         if values.get(key) is not None:

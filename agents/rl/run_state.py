@@ -1,4 +1,4 @@
-"""What reinforcement learning resumes from, as plain data: a resumed run goes on bit for bit as if never stopped."""
+"""The state of reinforcement learning as plain data: a resumed run ends bit for bit like one that never stopped."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from prunegym.validation import whole_number
 def state_of(algorithm: OnPolicyAlgorithm) -> dict[str, Any]:
     """Return the state of an algorithm and its environment between two rollouts.
 
-    Schedules, the rollout's buffer and its observations are not part of it: they follow from the rest.
+    It does not include schedules, the rollout's buffer and its observations, which follow from the rest.
     """
     assert algorithm.env is not None
     policy = algorithm.policy
@@ -32,7 +32,7 @@ def state_of(algorithm: OnPolicyAlgorithm) -> dict[str, Any]:
 
 
 def restore(algorithm: OnPolicyAlgorithm, state: Mapping[str, Any], total: int) -> None:
-    """Put a state of :func:`state_of` into a new algorithm with the same settings, whose training has not begun.
+    """Put a state of :func:`state_of` into a new algorithm with the same settings, which has not been trained.
 
     Args:
         algorithm: The algorithm, changed in place.

@@ -1,4 +1,4 @@
-"""Training an agent by a recipe: imitation, refinement, then reinforcement learning. Each of them can resume."""
+"""Training an agent by a recipe: imitation, refinement, then reinforcement learning. Each stage can resume."""
 
 from __future__ import annotations
 
@@ -62,14 +62,14 @@ def train_agent(
     Args:
         masked: The CNN. It is frozen.
         info: The CNN's description, to be stored with it.
-        train: Training images. Without targets, the agent learns to agree with the CNN as it is.
-        validation: Images to choose the best actor of the run on.
+        train: Training images. Without targets, the agent learns to agree with the CNN without masks.
+        validation: Images on which the best agent of the run is chosen.
         recipe: A recipe, the name of one that comes with PruneGym, or a YAML file.
         out: Folder of the run. ``run.json`` has its settings, ``model.safetensors`` is the result, and
             ``start.safetensors`` has the gates before reinforcement learning. Checkpoints and TensorBoard logs are
             there too.
         policy: Gates to start from, such as a prepared model's; they are copied. Imitation and refinement are skipped.
-            Gates that decide layer by layer are left aside if the recipe decides in one step, and the other way round.
+            Gates that decide layer by layer are ignored if the recipe decides in one step, and the other way round.
         seed: Seed of the whole run.
         resume: Resume from the run's last checkpoint, up to the recipe's number of episodes.
         device: Torch device.
@@ -77,8 +77,8 @@ def train_agent(
         report: Called with the stage and its figures.
 
     Returns:
-        The CNN with the best actor on the validation images, with deterministic masks. Actors are compared by
-        correct - penalty * total MAC share if the recipe's reward is ``macs``, else by the recipe's own reward.
+        The CNN with the policy that is best on the validation images, with deterministic masks. Policies are compared
+        by correct - penalty * total MAC share if the recipe's reward is ``macs``, else by the recipe's own reward.
 
     Raises:
         InvalidInputError: If images or classes do not fit the CNN, if the folder has a run with other settings or
@@ -86,7 +86,7 @@ def train_agent(
         PruneGymError: Any error of :func:`try_recipe`.
 
     Warns:
-        NewGatesWarning: If ``policy`` is left aside.
+        NewGatesWarning: If ``policy`` is ignored.
     """
     recipe, out = as_recipe(recipe), Path(out)
     whole_number("seed", seed, 0, 2**32 - 1)
@@ -123,7 +123,7 @@ def train_agent(
 
 
 class NewGatesWarning(UserWarning):
-    """The model has gates, but they decide at other steps than the recipe's environment asks."""
+    """The model has gates, but they decide at other steps than the recipe's environment."""
 
 
 def _gates_of_kind(policy: Policy | None, recipe: Recipe) -> Policy | None:
@@ -138,10 +138,12 @@ def try_recipe(recipe: Recipe, masked: MaskedCNN, train: Dataset, validation: Da
     Raises:
         UnknownNameError: For another environment, an unknown reward, accuracy term or logger.
         InvalidInputError: If the gates are static, if they are for another kind of lambda, or if an argument is wrong.
-        RewardError: If your own reward fails on either split, or returns something that is no reward.
+        RewardError: If your reward fails on either split, or returns something else than one number per episode.
     """
     if isinstance(policy, StaticPolicy):
-        raise InvalidInputError("The model's policy is static: its mask is the same for all images. Give other gates.")
+        raise InvalidInputError(
+            "The model's policy is static: it has one mask for all images. Use a model with gates that read the image."
+        )
     layerwise = LAYERWISE[choice("environment", recipe.env, LAYERWISE)]
     policy = _gates_of_kind(policy, recipe)
     check_named("callback", recipe.callbacks)
@@ -151,8 +153,8 @@ def try_recipe(recipe: Recipe, masked: MaskedCNN, train: Dataset, validation: Da
     if policy is not None and (policy.penalty_range is None) == isinstance(task.penalty, tuple):
         raise InvalidInputError(
             f"Recipe {recipe.name!r} has penalty {task.penalty}, but the model's gates are for "
-            f"{'one lambda' if policy.penalty_range is None else f'the range {policy.penalty_range}'}. Give such a "
-            "penalty."
+            f"{'one lambda' if policy.penalty_range is None else f'the range {policy.penalty_range}'}. Change "
+            "the recipe's penalty."
         )
     simulator = MaskSimulator(task, 4, np.random.default_rng(0))
     steps = recipe.n_envs * recipe.episodes_per_rollout * len(simulator.decisions)
@@ -172,7 +174,7 @@ def try_recipe(recipe: Recipe, masked: MaskedCNN, train: Dataset, validation: Da
 
 
 def _start(model: Bundle, recipe: Recipe, out: Path, report: StageReport | None) -> GatePolicy:
-    """Return the gates that reinforcement learning starts from, where the recipe wants them."""
+    """Return the gates that reinforcement learning starts from; new ones are shifted to the recipe's target."""
     if model.policy is None:
         start, target = _prepared(model, recipe, out, report), recipe.target_macs
     else:
@@ -265,14 +267,14 @@ def training_env(
 def build_algorithm(
     env: VecEnv, start: GatePolicy, recipe: Recipe, seed: int, device: str, log: Path | None = None
 ) -> OnPolicyAlgorithm:
-    """Return the recipe's algorithm of Stable-Baselines3, with the start as its actor."""
+    """Return the recipe's algorithm of Stable-Baselines3, with the given gates as its actor."""
     n_steps = recipe.episodes_per_rollout * len(start.decisions)
     settings = {**recipe.hyperparameters, "n_steps": n_steps}
     for setting in SCHEDULES:
         if isinstance(settings.get(setting), str):
             settings[setting] = LinearSchedule(linear_start(settings[setting], setting), 0.0, 1.0)
     if recipe.algo == "ppo":
-        # SB3 wants the size of a minibatch: steps of a rollout, over all environments, / number of minibatches.
+        # SB3 needs the size of a minibatch: the steps of a rollout in all environments / the number of minibatches.
         settings["batch_size"] = max(1, n_steps * recipe.n_envs // recipe.n_minibatches)
     return CLASSES[recipe.algo](
         MaskPolicy,

@@ -1,4 +1,4 @@
-"""Accuracy terms: how good the masked CNN's answer to each image is, as one number to maximise."""
+"""Accuracy terms: the quality of the masked CNN's answer to each image, as one number to maximise."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ ACCURACY_TERMS: dict[str, AccuracyTerm] = {
     "metric": metric,
 }
 OF_CLASSES = (correct, log_likelihood, probability)
-"""Terms for one class an image. On other targets, and where you chose a metric, they give way to ``metric``."""
+"""Terms for one class per image. With other targets, or a metric that you chose, ``metric`` replaces them."""
 
 
 def resolve_accuracy(accuracy: str | AccuracyTerm) -> AccuracyTerm:

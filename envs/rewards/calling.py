@@ -1,4 +1,4 @@
-"""Checks around your reward function: what it is called with, and what it may return."""
+"""Calls of your reward function, with checks of what it returns."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ LARGEST = 1e15
 
 
 def call_checked(kind: str, function: Callable[..., Any], outcome: Outcome, *arguments: Any) -> Tensor:
-    """Call a function of an outcome, and check that it returns one finite number an episode.
+    """Call a function of an outcome, and check that it returns one finite number for each episode.
 
     Args:
-        kind: For the error: ``"reward"``, ``"accuracy term"``, ``"step cost"``.
+        kind: Name for messages: ``"reward"``, ``"accuracy term"``, ``"step cost"``.
         function: Called with the outcome and the arguments.
-        outcome: Of a batch.
+        outcome: The outcome of a batch.
         arguments: Further arguments.
 
     Returns:
@@ -33,7 +33,7 @@ def call_checked(kind: str, function: Callable[..., Any], outcome: Outcome, *arg
         RewardError: If the function raises, or returns another shape, values that are not finite, or too large ones.
     """
     batch = len(outcome.mask)
-    # Your function gets a copy: working in place must change neither what happens next nor what is reported.
+    # Your function gets a copy, so that changes in place affect neither later steps nor infos.
     ours = str(getattr(function, "__module__", "")).startswith("prunegym.")
     try:
         returned = function(outcome if ours else outcome.copied(), *arguments)
@@ -49,7 +49,7 @@ def call_checked(kind: str, function: Callable[..., Any], outcome: Outcome, *arg
     if values.shape != (batch,):
         raise RewardError(
             f"The {kind} {name_of(function)!r} returned shape {tuple(values.shape)}; ({batch},) is needed, one number "
-            "an episode. The tensors of an Outcome have the batch as their first dimension."
+            "for each episode. The tensors of an Outcome have the batch as their first dimension."
         )
     wrong = ~(values.abs() <= LARGEST)  # NaN too
     if wrong.any():

@@ -41,7 +41,7 @@ def mac_share(masked: MaskedCNN, mask: Tensor) -> Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class CostReward:
-    """Accuracy term less lambda times cost, where the cost can be paid gate by gate.
+    """Accuracy term minus lambda * cost; the cost can be paid gate by gate.
 
     Attributes:
         accuracy: The accuracy term.
@@ -58,7 +58,7 @@ class CostReward:
         return accuracy - outcome.penalty * self.cost(outcome.masked, outcome.mask)
 
     def step_cost(self, outcome: Outcome, gate: int) -> Tensor:
-        """Return what deciding ``gate`` added to lambda * cost while all later gates are 0: (batch,) float64."""
+        """Return how much the bits of ``gate`` add to lambda * cost while all later gates are 0: (batch,) float64."""
         before = outcome.mask.clone()
         outcome.masked.split(before)[gate].zero_()
         # A channel costs more MACs the more neighbours are kept. Differences of prefixes add up to the cost exactly.

@@ -49,7 +49,7 @@ class Outcome:
     dense: Callable[[], Tensor] = dataclasses.field(repr=False)
 
     def __repr__(self) -> str:
-        """Return how many episodes there are, and their means."""
+        """Return the number of episodes and their means."""
         right = "" if self.predictions is None else f"{(self.predictions == self.labels).double().mean():.3f} correct, "
         return f"Outcome({len(self.mask)} episodes: {right}{self.mac_share.mean():.3f} of the MACs)"
 
@@ -69,7 +69,7 @@ class Outcome:
 
     @property
     def places(self) -> Tensor:
-        """(batch,) int64, the images' positions in the whole split ``dataset.split``: look up your own targets by them.
+        """(batch,) int64, the images' positions in the whole split ``dataset.split``. Use them to look up your targets.
 
         ``indices`` counts within ``dataset``, which may be a sample or a part of the split.
         """
@@ -77,13 +77,13 @@ class Outcome:
 
     @property
     def predictions(self) -> Tensor | None:
-        """(batch,) int64, the predicted classes; None unless the output is (batch, classes), of one class an image."""
+        """(batch,) int64, the predicted classes; None if the output is not (batch, classes), one class per image."""
         if self.logits.ndim != 2 or self.logits.shape[1] == 0 or self.dataset.objective.kind != "classes":
             return None
         return self.logits.argmax(1)
 
     def copied(self) -> Outcome:
-        """Return a copy: writing into its tensors changes nothing else."""
+        """Return a copy; changes of its tensors have no effect elsewhere."""
         return dataclasses.replace(
             self, logits=self.logits.clone(), labels=self.labels.clone(), indices=self.indices.clone(),
             mask=self.mask.clone(), kept=self.kept.clone(), mac_share=self.mac_share.clone(),
@@ -91,9 +91,9 @@ class Outcome:
         )  # fmt: skip
 
     def summary(self) -> dict[str, npt.NDArray[Any]]:
-        """Return what infos report, each (batch,): index, label, prediction, correct, kept and mac_share.
+        """Return the entries of infos, each (batch,): index, label, prediction, correct, kept and mac_share.
 
-        Where images do not have one class each, ``score``, the data set's metric, stands for prediction and correct.
+        If images do not have one class each, ``score``, the data set's metric, replaces prediction and correct.
         """
         columns = {"index": self.indices, "label": self.labels}
         if self.predictions is not None:

@@ -22,9 +22,9 @@ from prunegym.user_code import import_object, name_of
 from prunegym.validation import choice
 
 FULL_MASK_COST = 0.5
-"""With the default penalty all channels on cost this much: half of what a right answer earns."""
+"""Cost of all channels with the default penalty: half of what a right answer earns."""
 TOO_EXPENSIVE = 10.0
-"""If all channels on cost more right answers than this, lambda was probably meant as the price of a share."""
+"""If all channels cost more right answers than this, lambda was probably meant as the price of the whole network."""
 
 RewardFunction = Callable[[Outcome], Tensor]
 
@@ -32,7 +32,8 @@ RewardFunction = Callable[[Outcome], Tensor]
 def blockdrop(outcome: Outcome) -> Tensor:
     """Return 1 - (kept share)^2 for a right answer and -penalty for a wrong one (BlockDrop: Wu et al. 2018).
 
-    The share is of channels here, of residual blocks in the paper. lambda is the paper's gamma, 1 in its first stage.
+    The share is that of channels here, and of residual blocks in the paper. lambda is the paper's gamma, which is 1 in
+    its first stage.
     """
     share = outcome.kept / outcome.masked.mask_size
     # The paper's reward R(u), with u the mask.
@@ -41,14 +42,15 @@ def blockdrop(outcome: Outcome) -> Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class NamedReward:
-    """A row of :data:`REWARDS`; one of ``cost``, ``timed`` and ``whole`` is given.
+    """A row of :data:`REWARDS`; exactly one of ``cost``, ``timed`` and ``whole`` is given.
 
     Attributes:
         cost: R = accuracy term - lambda * cost(mask).
-        unit: What lambda is the price of, e.g. ``channel``; empty if the cost is a share of the dense network's.
+        unit: The unit that lambda is the price of, e.g. ``channel``; empty if the cost is a share of the dense
+            network's.
         timed: Makes the cost from a latency table.
         whole: The whole reward, without an accuracy term to choose.
-        default_penalty: lambda of a whole reward. For a cost it is the one at which all channels on cost 0.5.
+        default_penalty: lambda of a whole reward. For a cost it is set so that all channels cost 0.5.
     """
 
     cost: Cost | None = None
@@ -73,11 +75,11 @@ class Reward:
     """A reward function and what an environment needs to know about it.
 
     Attributes:
-        name: As in tables.
-        function: From an :class:`Outcome` to (batch,) numbers. If it also has ``step_cost(outcome_so_far, gate)`` ->
-            (batch,), that cost is paid after each gate, and the rest at the end.
+        name: Name in tables.
+        function: Takes an :class:`Outcome` and returns (batch,) numbers. If it also has
+            ``step_cost(outcome_so_far, gate)`` -> (batch,), that cost is paid after each gate, and the rest at the end.
         default_penalty: lambda if none is given.
-        unit: What lambda is the price of, see :class:`NamedReward`; empty for a share and for your own function.
+        unit: The unit that lambda is the price of, see :class:`NamedReward`; empty for a share and for your function.
     """
 
     name: str
@@ -99,9 +101,10 @@ class Reward:
         return call_checked("reward", self.function, outcome)
 
     def on(self, dataset: Dataset) -> Reward:
-        """Return the reward for a data set: with its metric as accuracy term, if it has other targets than classes.
+        """Return the reward for a data set.
 
-        So it does with a metric that you chose. A term of yours, and ``fidelity``, stay.
+        If the data set has other targets than classes, or a metric that you chose, the accuracy term is its metric.
+        ``fidelity`` and your own accuracy term are kept.
         """
         function, objective = self.function, dataset.objective
         plain = objective.kind == "classes" and objective.metric is None
@@ -110,7 +113,7 @@ class Reward:
         return dataclasses.replace(self, function=CostReward(metric, function.cost))
 
     def step_cost(self, outcome: Outcome, gate: int) -> Tensor:
-        """Return the cost of a gate just decided, (batch,) float64; it raises as the reward itself does."""
+        """Return the cost of the gate that was just decided, (batch,) float64; raises the errors of the reward."""
         return call_checked("step cost", self.function.step_cost, outcome, gate)  # type: ignore[attr-defined]
 
     def warn_if_too_expensive(self, penalty: float | tuple[float, float]) -> bool:
@@ -216,7 +219,7 @@ def _table_advice(reward: object, table: object) -> str:
             "Measure one on this machine: prunegym latency MODEL --out table.json"
         )
     return (
-        f"latency_table is given, but the reward is {reward!r}, which would ignore it. Leave it out, or use the reward "
+        f"latency_table is given, but the reward is {reward!r}, which does not use it. Leave it out, or use the reward "
         "'latency'."
     )
 
@@ -231,7 +234,7 @@ def _of_function(
         )
     if accuracy != "correct":  # the default
         raise InvalidInputError(
-            f"The reward {name!r} is a function, so what it returns is the whole reward and accuracy={accuracy!r} "
-            "would be ignored. Leave accuracy out, or use a named reward."
+            f"The reward {name!r} is a function, which returns the whole reward, so accuracy={accuracy!r} would be "
+            "ignored. Leave accuracy out, or use a named reward."
         )
     return Reward(name, function, default_penalty)

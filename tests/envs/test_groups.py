@@ -44,7 +44,7 @@ def test_group_advantage_against_brute_force(cnn):
 
 def test_group_advantage_needs_a_group(cnn):
     with pytest.raises(
-        InvalidInputError, match=r"several masks of an image, but the group is 1. .*MaskVecEnv\(..., group=8\)"
+        InvalidInputError, match=r"several masks for each image, but the group is 1. .*MaskVecEnv\(..., group=8\)"
     ):
         GroupAdvantage(MaskVecEnv(ONE_STEP, 6, model=cnn, dataset="digits"))
 
@@ -103,7 +103,7 @@ def test_self_critical_needs_a_policy_and_a_group(cnn):
         InvalidInputError, match=r"has no policy for its baseline\. Call env\.follow\(agent\.policy\) first"
     ):
         env.step(np.ones((4, env.action_space.n)))
-    with pytest.raises(InvalidInputError, match=r"SelfCritical needs several masks of an image, but the group is 1"):
+    with pytest.raises(InvalidInputError, match=r"SelfCritical needs several masks for each image, but the group is 1"):
         SelfCritical(MaskVecEnv(ONE_STEP, 6, model=cnn, dataset="digits"))
 
 

@@ -68,7 +68,7 @@ def test_some_are_reset_alone_as_in_a_sync_vector_env(cnn) -> None:
     assert envs.simulator.indices[1] == before[1]
     actions = np.random.default_rng(0).integers(0, 2, envs.action_space.shape)
     same(envs.step(actions), sync.step(actions))
-    with pytest.raises(InvalidInputError, match="No episode is under way"):
+    with pytest.raises(InvalidInputError, match="No episode is running"):
         envs.step(actions)
     with pytest.raises(InvalidInputError, match=r"before the first decision .*vectorization_mode='sync'"):
         envs.reset(options={"reset_mask": some})

@@ -102,9 +102,7 @@ def test_baselines_get_the_macs_of_the_reference_seed_by_seed(masked, few, tmp_p
 
 
 def test_a_baseline_that_is_the_reference_needs_a_share(masked, few, tmp_path):
-    with pytest.raises(
-        InvalidInputError, match=r"'random' spends the MAC share of the first entry.*--target-macs 0\.5"
-    ):
+    with pytest.raises(InvalidInputError, match=r"'random' gets the MAC share of the first entry.*--target-macs 0\.5"):
         compare(["random", "l1"], masked, few, (1,), out=tmp_path / "none")
     assert not (tmp_path / "none").exists()
     table = compare(["random", "l1"], masked, few, (1,), out=tmp_path, share=0.5)
@@ -136,7 +134,7 @@ def test_bad_tables_are_refused(masked, few, tmp_path):
         compare([], masked, few, (1,), out=tmp_path)
     with pytest.raises(InvalidInputError, match=r"There are 1 entries and 0 seeds"):
         compare([seeded()], masked, few, (), out=tmp_path)
-    with pytest.raises(InvalidInputError, match=r"Several entries are called 'A', 'a'. Give each its own name."):
+    with pytest.raises(InvalidInputError, match=r"Several entries are called 'A', 'a'. Give each a different name."):
         compare([seeded("a"), seeded("A")], masked, few, (1,), out=tmp_path)
     with pytest.raises(UnknownNameError, match=r"Unknown reference 'c'.* Known: a, b\."):
         compare([seeded("a"), seeded("b")], masked, few, (1,), out=tmp_path, reference="c")
@@ -172,7 +170,7 @@ def test_what_does_not_fit_is_told_before_anything_is_made(masked, few, tmp_path
     large = dataclasses.replace(few, images=few.images.repeat(1, 1, 2, 2))
     with pytest.raises(InvalidInputError, match=r"takes images of shape \(1, 8, 8\), those of data set 'digits' have"):
         compare([entry], masked, few, (1,), out=tmp_path, train=large)
-    with pytest.raises(InvalidInputError, match=r"dense is a SimpleCNN whose output has shape \(5,\) an image"):
+    with pytest.raises(InvalidInputError, match=r"dense is a SimpleCNN whose output per image has shape \(5,\)"):
         compare([entry], masked, few, (1,), out=tmp_path, dense=build("simple-cnn", 5, 1, 8))
 
 
@@ -185,7 +183,7 @@ def test_what_does_not_fit_is_told_before_anything_is_made(masked, few, tmp_path
             "maks",
         ),
         (lambda recipe: dataclasses.replace(recipe, name="other", env="CartPole-v1"), UnknownNameError, "CartPole-v1"),
-        (lambda _: "start", InvalidInputError, "The model has no gates, so there is no start to evaluate"),
+        (lambda _: "start", InvalidInputError, "The model has no gates, so `start` has nothing to evaluate"),
         (lambda _: torch.ones(3), InvalidInputError, r"of shape \(3,\); \(48,\) is needed"),
     ],
 )

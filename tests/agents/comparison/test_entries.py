@@ -100,7 +100,7 @@ def test_the_best_offset_is_as_good_as_any_other(penalty):
 
 
 def test_a_start_needs_gates(masked, few, tmp_path):
-    with pytest.raises(InvalidInputError, match="The model has no gates, so there is no start to evaluate"):
+    with pytest.raises(InvalidInputError, match="The model has no gates, so `start` has nothing to evaluate"):
         compare(["start"], masked, few, (1,), out=tmp_path)
     with pytest.raises(UnknownNameError, match="Unknown shift of the start's logits 'best'"):
         start_entry(shift="best")

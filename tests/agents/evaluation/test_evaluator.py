@@ -211,7 +211,7 @@ def test_missing_model_is_refused(few):
 
 def test_output_that_is_no_classification_is_refused(few):
     network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 1, 1))
-    message = "output has shape (1, 8, 8) an image, but data set 'digits' has 10 classes, and one number a class"
+    message = "output per image has shape (1, 8, 8), but data set 'digits' has 10 classes, and one number per class"
     with pytest.raises(InvalidInputError, match=re.escape(message)):
         evaluate(torch.ones(4), network, few)
 
@@ -219,7 +219,10 @@ def test_output_that_is_no_classification_is_refused(few):
 def test_images_of_another_size_or_with_more_classes_are_refused(masked, dynamic, few):
     large = dataclasses.replace(few, images=few.images.repeat(1, 1, 2, 2))
     more = dataclasses.replace(few, classes=tuple(map(str, range(12))))
-    for agent, told in ((torch.ones(48), r"output has shape \(10,\) .* has 12"), (dynamic, "has 12 .* model has 10")):
+    for agent, told in (
+        (torch.ones(48), r"output per image has shape \(10,\), .* has 12"),
+        (dynamic, "has 12 .* model has 10"),
+    ):
         message = "takes images of shape (1, 8, 8), those of data set 'digits' have (1, 16, 16)"
         with pytest.raises(InvalidInputError, match=re.escape(message)):
             evaluate(agent, masked, large)
@@ -233,9 +236,9 @@ def test_images_of_another_size_or_with_more_classes_are_refused(masked, dynamic
 @pytest.mark.parametrize(
     ("dense", "message"),
     [
-        (build("simple-cnn", 5, 1, 8), "dense is a SimpleCNN whose output has shape (5,) an image, but"),
-        (build("simple-cnn", 10, 1, 16), "dense is a SimpleCNN that cannot run a normalised image of data set"),
-        (build("simple-cnn", 10, 3, 8), "dense is a SimpleCNN that cannot run a normalised image of data set"),
+        (build("simple-cnn", 5, 1, 8), "dense is a SimpleCNN whose output per image has shape (5,), but"),
+        (build("simple-cnn", 10, 1, 16), "dense is a SimpleCNN, which cannot run a normalised image of data set"),
+        (build("simple-cnn", 10, 3, 8), "dense is a SimpleCNN, which cannot run a normalised image of data set"),
         ("cnn.safetensors", "dense is a str; a torch module is needed, e.g. prunegym.build(name)"),
     ],
 )

@@ -54,10 +54,10 @@ def test_code_runs_only_on_request(tmp_path: Path) -> None:
         evil = base64.b64encode(cloudpickle.dumps(_Evil(mark))).decode()
         file.writestr("data", json.dumps({"extra": {":type:": "x", ":serialized:": evil}}))
     for load in (load_agent, as_entry):
-        with pytest.raises(InvalidInputError, match=r"add --trust-code, in Python trust_code=True\. Else ask for a"):
+        with pytest.raises(InvalidInputError, match=r"add --trust-code, in Python trust_code=True\. Or ask for a"):
             load(str(path))
     assert not mark.exists()
-    with pytest.raises(InvalidInputError, match=r"agent\.zip is no agent of PPO or A2C"):
+    with pytest.raises(InvalidInputError, match=r"agent\.zip cannot be loaded as an agent of PPO or A2C"):
         load_agent(str(path), trust_code=True)
     assert mark.exists(), "the file was not hostile, so the test showed nothing"
 
@@ -65,8 +65,8 @@ def test_code_runs_only_on_request(tmp_path: Path) -> None:
 def test_files_that_are_no_agents(tmp_path: Path) -> None:
     (tmp_path / "text.zip").write_text("no zip")
     os.mkfifo(tmp_path / "pipe.zip")
-    with pytest.raises(InvalidInputError, match=r"text\.zip is no agent of PPO or A2C that can be loaded he"):
+    with pytest.raises(InvalidInputError, match=r"text\.zip cannot be loaded as an agent of PPO or A2C"):
         load_agent(str(tmp_path / "text.zip"), trust_code=True)
     for name in ("pipe", "none"):
-        with pytest.raises(InvalidInputError, match=rf"{name}\.zip is no regular file"):
+        with pytest.raises(InvalidInputError, match=rf"{name}\.zip is not a regular file"):
             load_agent(str(tmp_path / f"{name}.zip"), trust_code=True)

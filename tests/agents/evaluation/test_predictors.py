@@ -197,7 +197,7 @@ def test_agent_of_another_model_is_refused(masked, few):
             raise AssertionError
 
     message = (
-        "The agent 'Other' was made for observations {'features': (5,)}; with this model they are {'features': (17,)}. "
+        "The agent 'Other' was trained on observations {'features': (5,)}, but this model gives {'features': (17,)}. "
         "Evaluate it on the model and the features that it was trained with."
     )
     with pytest.raises(AgentError, match=re.escape(message)):

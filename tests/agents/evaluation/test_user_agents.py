@@ -62,9 +62,7 @@ def test_missing_attribute(folder):
 
 @pytest.mark.parametrize("path", ["agents", "agents:", ":Agent", ""])
 def test_path_without_module_or_name(path):
-    with pytest.raises(
-        InvalidInputError, match=re.escape(f"The agent {path!r} is no import path; 'module:name' is needed")
-    ):
+    with pytest.raises(InvalidInputError, match=re.escape(f"The agent {path!r} is not of the form 'module:name'")):
         load_agent(path)
 
 

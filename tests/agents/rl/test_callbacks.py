@@ -70,7 +70,7 @@ def test_a_recipe_names_callbacks_and_loggers(mine: Path) -> None:
     ("settings", "error", "message"),
     [
         ({"callbacks": ["absent:Thing"]}, InvalidInputError, "The callback 'absent:Thing' cannot be imported"),
-        ({"callbacks": ["tracked:Write"]}, InvalidInputError, "no subclass of Stable-Baselines3's BaseCallback"),
+        ({"callbacks": ["tracked:Write"]}, InvalidInputError, "not a subclass of Stable-Baselines3's BaseCallback"),
         ({"loggers": ["cvs"]}, UnknownNameError, r"Unknown logger 'cvs'\. Did you mean 'csv'\?"),
         ({"callbacks": [{"tracked:Count": 3}]}, InvalidInputError, r"A callback is {'tracked:Count': 3}; module:Class"),
     ],

@@ -115,11 +115,11 @@ def test_a_budget_that_cannot_be(tmp_path: Path) -> None:
         Budget(0.5, damping=-1)
     with pytest.raises(InvalidInputError, match=r"budget where it starts and ends\. Give one of the two\."):
         dataclasses.replace(SMALL, budget=Budget(0.5), target_macs=0.5)
-    with pytest.raises(InvalidInputError, match=r"there is a budget, but penalty is a range\. Give penalty as"):
+    with pytest.raises(InvalidInputError, match=r"penalty is a range\. Give one number"):
         dataclasses.replace(SMALL, budget=Budget(0.5), env_kwargs={"penalty": (0.1, 1.0)})
     masked = shipped_model("digits").masked
     policy = GatePolicy(MaskFeatures(masked), 4)  # uncalibrated, and the same logits for all images
     for head in policy.heads:
         torch.nn.init.zeros_(head[2].weight)
-    with pytest.warns(BudgetWarning, match=r"share is 0\.\d+, not 0\.3, and no offset of its logits is nearer"):
+    with pytest.warns(BudgetWarning, match=r"share is 0\.\d+, not 0\.3, and no offset of its logits comes closer"):
         end_at_budget(masked, policy, load_dataset("digits", "validation"), Budget(0.3))

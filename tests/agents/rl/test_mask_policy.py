@@ -135,10 +135,10 @@ def test_arguments_that_do_not_fit(digits: DynamicCNN) -> None:
     for given, name in (({}, "NoneType"), ({"gate_policy": digits}, "DynamicCNN")):
         with pytest.raises(InvalidInputError, match=rf"gate_policy is a {name}, but MaskPolicy needs a GatePolicy"):
             PPO(MaskPolicy, env, policy_kwargs=given)
-    with pytest.raises(InvalidInputError, match=r"CartPole.* is no environment of PruneGym"):
+    with pytest.raises(InvalidInputError, match=r"CartPole.* is not a PruneGym environment"):
         new_gate_policy(gymnasium.make("CartPole-v1"))
     other = GatePolicy(MaskFeatures(digits.masked, layerwise=False, grid=1), 4)
-    with pytest.raises(InvalidInputError, match=r"The gate policy has up to 1 features and 160 bits, the environment"):
+    with pytest.raises(InvalidInputError, match=r"policy has up to 1 features and 160 bits, but the environment"):
         PPO(MaskPolicy, env, policy_kwargs={"gate_policy": other})
     ranged = GatePolicy(env.task.features, 4, penalty_range=(0.0, 1.0))
     with pytest.raises(

@@ -121,7 +121,7 @@ def test_baselines_take_as_many_passes_as_all_stages() -> None:
 def test_what_a_range_of_lambdas_excludes() -> None:
     ranged = {"penalty": [0.2, 1.0]}
     with pytest.raises(
-        InvalidInputError, match=r"there is a budget, but penalty is a range.* Give penalty as a number"
+        InvalidInputError, match=r"a budget adapts one penalty, but penalty is a range.* Give one number"
     ):
         Recipe("mine", env_kwargs=ranged, budget=Budget(0.5))
     refine = TuneConfig((0.8, 0.4), train_cnn=False)
@@ -170,11 +170,11 @@ def test_numbers_without_a_dot_are_numbers(tmp_path: Path) -> None:
     [
         ("hyperparameters: {learning_rat: 0.1}", "setting of hyperparameters in recipe 'mine': 'learning_rat'"),
         ("hyperparameters: {batch_size: 7}", "'batch_size'"),
-        ("hyperparameters: [1]", r"hyperparameters is \[1\]; settings by name are needed"),
-        ("env_kwargs:", "env_kwargs is None; settings by name are needed"),
+        ("hyperparameters: [1]", r"hyperparameters is \[1\]; a mapping of settings is needed"),
+        ("env_kwargs:", "env_kwargs is None; a mapping of settings is needed"),
         ("env_kwargs: {rewrd: macs}", "'rewrd'.*Did you mean 'reward'"),
         ("gate_policy: {hiden: 64}", "'hiden'.*Did you mean 'hidden'"),
-        ("imitation: 5", "imitation is 5; settings by name are needed"),
+        ("imitation: 5", "imitation is 5; a mapping of settings is needed"),
         ("imitation: {steps: -5}", "steps of imitation is -5"),
         ("refine: {epochs: .nan}", "epochs is nan"),
         ("budget: {target_macs: half}", "budget.target_macs is 'half'; a number is needed"),
@@ -198,7 +198,7 @@ def test_mistakes_are_told_when_the_file_is_read(tmp_path: Path, line: str, mess
         ("gae_lambda: -0.1", "gae_lambda is -0.1; a finite number of at least 0 and at most 1"),
         ("n_epochs: 0", "n_epochs is 0; a whole number of at least 1"),
         ("n_epochs: 1.5", "n_epochs is 1.5; a whole number of at least 1"),
-        ("learning_rate: .nan", "learning_rate is nan; a finite number above 0 is needed. lin_ before a number"),
+        ("learning_rate: .nan", "learning_rate is nan; a finite number above 0 is needed. The prefix lin_"),
         ("learning_rate: 0", "learning_rate is 0; a finite number above 0"),
         ("learning_rate: lin_-1", "learning_rate is -1.0; a finite number above 0"),
         ("learning_rate: cos_1", "learning_rate is 'cos_1'; a number is needed, or lin_ and a number"),
@@ -251,7 +251,7 @@ def test_files_that_would_take_long_are_refused_quickly(tmp_path: Path, text: st
 
 def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").mkdir()
-    with pytest.raises(InvalidInputError, match="is no regular file"):
+    with pytest.raises(InvalidInputError, match="is not a regular file"):
         load_recipe(tmp_path / "x.yaml")
 
 

@@ -151,7 +151,7 @@ def test_a_resumed_run_has_its_own_inputs(tmp_path: Path, part: str) -> None:
         else:
             next((model.masked if part == "CNN" else model.policy).parameters()).add_(0.1)
     validation = load_dataset("digits", "validation")
-    with pytest.raises(InvalidInputError, match=rf"made from other inputs \({part}\)\. Give another --out"):
+    with pytest.raises(InvalidInputError, match=rf"a run with other inputs \({part}\)\. Give another --out"):
         train_agent(model.masked, model.info, train, validation, recipe, tmp_path, policy=model.policy, resume=True)
 
 
@@ -195,7 +195,7 @@ def test_the_best_actor_is_kept_even_if_it_is_the_start(tmp_path: Path) -> None:
 def test_a_static_policy_cannot_be_trained(tmp_path: Path) -> None:
     model = shipped_model("digits")
     test = load_dataset("digits", "test")
-    with pytest.raises(InvalidInputError, match=r"The model's policy is static: its mask is the same for all images"):
+    with pytest.raises(InvalidInputError, match=r"The model's policy is static: it has one mask for all images"):
         train_agent(model.masked, model.info, test, test, SMALL, tmp_path, policy=StaticPolicy(model.policy.features))
 
 
@@ -246,7 +246,7 @@ def test_one_policy_for_all_lambdas_spends_less_the_larger_lambda_is(tmp_path: P
 
 def test_fine_tuning_refuses_another_teacher_before_it_begins(tmp_path: Path) -> None:
     digits = load_dataset("digits")
-    with pytest.raises(InvalidInputError, match=r"dense is a SimpleCNN whose output has shape \(5,\) an image"):
+    with pytest.raises(InvalidInputError, match=r"dense is a SimpleCNN whose output per image has shape \(5,\)"):
         finetune(
             shipped_model("digits"), digits, digits, SMALL, TuneConfig(), tmp_path, dense=build("simple-cnn", 5, 1, 8)
         )

@@ -49,7 +49,7 @@ def test_latency_needs_a_table_of_this_model(cnn, tmp_path):
     ):
         make_task(cnn, "digits", reward="latency")
     with pytest.raises(
-        InvalidInputError, match=r"latency_table is given, but the reward is 'macs', which would ignore it"
+        InvalidInputError, match=r"latency_table is given, but the reward is 'macs', which does not use it"
     ):
         make_task(cnn, "digits", reward="macs", latency_table=latency_table())
     with pytest.raises(MissingDataError, match=r"There is no latency table .*none.json"):

@@ -164,7 +164,7 @@ def test_an_accuracy_term_of_the_users_for_several_labels_an_image():
         answers = network(digits.batch(torch.arange(24))) > 0
     np.testing.assert_allclose(rewards, (answers == targets[:24]).double().mean(1))
     with pytest.raises(
-        InvalidInputError, match=r"output has shape \(3,\) an image, .* 10 classes.*your own function as accuracy="
+        InvalidInputError, match=r"output per image has shape \(3,\), .* 10 classes.*your own function as accuracy="
     ):
         make_task(network, "digits")
 
@@ -221,7 +221,7 @@ def raising(outcome):
 
 
 RETURNS = {
-    "shape": (lambda outcome: outcome.logits, r"returned shape \(24, 10\); \(24,\) is needed, one number an episode"),
+    "shape": (lambda outcome: outcome.logits, r"returned shape \(24, 10\); \(24,\) is needed, one number for each"),
     "scalar": (lambda outcome: outcome.kept.mean(), r"returned shape \(\); \(24,\) is needed"),
     "huge": (
         lambda outcome: outcome.kept * 1e38,
@@ -278,7 +278,7 @@ def test_a_step_cost_that_misbehaves_is_named(cnn):
         (
             {"reward": raising, "accuracy": "fidelity"},
             InvalidInputError,
-            r"'raising' is a function, so .* accuracy='fidelity' would be ignored",
+            r"'raising' is a function, .* accuracy='fidelity' would be ignored",
         ),
     ],
 )
