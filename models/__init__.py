@@ -1,4 +1,4 @@
-"""The CNN side: masks, gates, costs, gate policies, networks, data. Needs neither gymnasium nor stable-baselines3.
+"""CNNs: masks, gates, costs, gate policies, networks, data. It needs neither gymnasium nor stable-baselines3.
 
 Its public names are those of ``__init__.pyi``; each is imported from its module when it is first used.
 """

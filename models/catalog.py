@@ -1,4 +1,4 @@
-"""Finds the model that you mean by a name, a file or an object, and loads the data for it."""
+"""Opens a model that is given as a name, a file or an object, and loads its data."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def resolve_model(model: object, data: Callable[[CNNInfo | None], Mapping[str, D
             yet. Such a network needs the part ``evaluated``: it is built, or traced, for those images.
 
     Raises:
-        UnknownNameError: If there is no model of that name.
+        UnknownNameError: If there is no model with this name.
         MissingDataError: If there is no such file.
-        InvalidInputError: If ``model`` is of another type, or images have another shape than the model takes.
+        InvalidInputError: If ``model`` is of another type, or images have another shape than the model needs.
     """
     known = _known(model)
     parts = data(None if known is None else known.info)
@@ -82,7 +82,7 @@ def open_model(name: str, dataset: str | None = None, **transform: Any) -> Bundl
     """Open a model by name.
 
     Args:
-        name: Of a shipped model, a model file or a network of the zoo.
+        name: Name of a shipped model, a model file or a network of the zoo.
         dataset: The data set to build a network of the zoo for; None builds it for ten classes of 3x32x32 images.
         transform: Options of :func:`load_dataset` for images of other sizes, for a network of the zoo.
 
@@ -111,7 +111,7 @@ def open_trained(name: str) -> Bundle:
     """
     if name in ZOO:
         raise InvalidInputError(
-            f"{name!r} is a network with fresh weights. Train it first: prunegym train-cnn {name} --out FOLDER, then "
+            f"{name!r} is a network with random weights. Train it first: prunegym train-cnn {name} --out FOLDER, then "
             "give FOLDER/cnn.safetensors."
         )
     return open_model(name)
@@ -122,11 +122,11 @@ def load_for(info: CNNInfo, name: str | Path | None, split: str) -> Dataset:
 
     Args:
         info: The model's description.
-        name: The data set's name or path; None takes the model's own data set, from where it was.
+        name: The data set's name or path; None means the model's own data set, at its stored path.
         split: ``train``, ``validation`` or ``test``.
 
     Raises:
-        MissingDataError: If the model's own data set is not there any more.
+        MissingDataError: If the model's own data set is not at its stored path.
     """
     where = str((info.data_path or info.dataset) if name is None else name)
     has_sizes = where not in SOURCES and not where.endswith(".npz")
@@ -139,8 +139,8 @@ def load_for(info: CNNInfo, name: str | Path | None, split: str) -> Dataset:
         if name is not None or info.data_path is None:
             raise
         raise MissingDataError(
-            f"The model's data set {info.dataset!r} was at {info.data_path}, where there is none now. Give the place "
-            "where it is (--dataset PATH, or dataset= in Python)."
+            f"The model's data set {info.dataset!r} was at {info.data_path}, but is not there now. Give its new path "
+            "(--dataset PATH, or dataset= in Python)."
         ) from error
 
 
@@ -151,13 +151,14 @@ def open_split(
 
     Args:
         info: The model's description.
-        name: The data set's name or path; None takes the model's own data set.
+        name: The data set's name or path; None means the model's own data set.
         split: ``train``, ``validation`` or ``test``.
         images: Use a random subset of this many images, drawn with a fixed seed.
         span: Use only this part of the images, see :meth:`Dataset.part`.
 
     Raises:
-        InvalidInputError: If the split has fewer images, if the model takes other images, or does not know a class.
+        InvalidInputError: If the split has fewer images, if they do not fit the model, or if the model does not have
+            one of the classes.
     """
     data = info.adapt(load_for(info, name, split))
     if span is not None:
@@ -174,7 +175,7 @@ def accuracies(network: torch.nn.Module, info: CNNInfo, dataset: str | None) -> 
 
 
 def with_history(info: CNNInfo, step: str, seed: int, hide_path: bool = False, **facts: Any) -> CNNInfo:
-    """Add a step to a model's history, and more facts to its metadata; ``hide_path`` forgets where its data set is."""
+    """Add a step to a model's history, and facts to its metadata; ``hide_path`` removes the path of its data set."""
     info = dataclasses.replace(info, data_path=None) if hide_path else info
     entry = {"step": step, "command": command_line(), "seed": seed}
     history = [*info.metadata.get("history", []), entry]

@@ -1,4 +1,4 @@
-"""Checks that networks, data sets and devices fit together, made before long computations."""
+"""Checks that networks, data sets and devices fit together, for use before long computations."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def check_dataset(dataset: object, name: str = "The data set") -> None:
         given = repr(dataset) if isinstance(dataset, str) else f"a {type(dataset).__name__}"
         raise InvalidInputError(
             f"{name} is {given}; a Dataset is needed, for example load_dataset('digits', "
-            "'test'). Make one of a torch Dataset with from_torch, or of arrays with from_arrays."
+            "'test'). Make one from a torch Dataset with from_torch, or from arrays with from_arrays."
         )
 
 
@@ -35,7 +35,7 @@ def check_output(dataset: Dataset, shape: tuple[int, ...], otherwise: str = "") 
     """Check that a network's output fits a data set's targets, and that loss and metric can be computed from it.
 
     Args:
-        dataset: Its targets count.
+        dataset: The data set with the targets.
         shape: Shape of the network's output for an image.
         otherwise: Another way to fix it, for the message.
 
@@ -47,16 +47,16 @@ def check_output(dataset: Dataset, shape: tuple[int, ...], otherwise: str = "") 
         return
     if objective.kind == "classes" and (len(shape) != 1 or shape[0] < count):
         raise InvalidInputError(
-            f"The model's output has shape {shape} an image, but data set {dataset.name!r} has {len(dataset.classes)} "
-            f"classes, and one number a class is needed. Take a model with that many outputs{otherwise}."
+            f"The model's output per image has shape {shape}, but data set {dataset.name!r} has {len(dataset.classes)} "
+            f"classes, and one number per class is needed. Use a model with that many outputs{otherwise}."
         )
     needed = {"labels": (count,), "numbers": (count,), "outputs": tuple(dataset.labels.shape[1:])}.get(objective.kind)
     if objective.kind == "maps":
         needed = (max(count, *shape[:1]), *dataset.labels.shape[1:])
     if needed is not None and shape != needed:
         raise InvalidInputError(
-            f"The model's output has shape {shape} an image; for the targets of data set {dataset.name!r}, "
-            f"{tuple(dataset.labels.shape[1:])} an image, {needed} is needed. Take a model with that output{otherwise}."
+            f"The model's output per image has shape {shape}. Targets of data set {dataset.name!r} have shape "
+            f"{tuple(dataset.labels.shape[1:])}, so {needed} is needed. Use a model with this output{otherwise}."
         )
     objective.check(shape, dataset.labels, "The model")
 
@@ -72,7 +72,7 @@ def check_dense(dense: nn.Module, masked: MaskedCNN, dataset: Dataset) -> None:
     shape = output_shape(dense, dataset, "dense")
     if shape != masked.output_shape:
         raise InvalidInputError(
-            f"dense is a {type(dense).__name__} whose output has shape {shape} an image, but the model's has "
+            f"dense is a {type(dense).__name__} whose output per image has shape {shape}, but the model's has "
             f"{masked.output_shape}. Give the network that the model was made from, trained on the same classes."
         )
 
@@ -93,22 +93,22 @@ def output_shape(network: nn.Module, dataset: Dataset, argument: str = "network"
     what = f"{argument} is a {type(network).__name__}"
     try:
         output = _run_one(network, dataset, torch.contiguous_format)
-    except Exception as error:  # a network raises about anything
+    except Exception as error:  # a network may raise any error
         reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
         raise InvalidInputError(
-            f"{what} that cannot run a normalised image of data set {dataset.name!r}, {dataset.image_shape} (channels, "
-            f"height, width): {reason}. Choose a data set and a network that fit together."
+            f"{what}, which cannot run a normalised image of data set {dataset.name!r}, {dataset.image_shape} "
+            f"(channels, height, width): {reason}. Choose a data set and a network that fit together."
         ) from error
     if not isinstance(output, Tensor) or output.ndim == 0:
         raise InvalidInputError(
-            f"{what} that returns a {type(output).__name__}; a tensor (batch, classes) is needed. Wrap it in a module "
-            "that returns the logits."
+            f"{what}, which returns a {type(output).__name__}; a tensor (batch, classes) is needed. Wrap it in a "
+            "module that returns the logits."
         )
     return tuple(output.shape[1:])
 
 
 def layout_of(network: nn.Module, dataset: Dataset) -> torch.memory_format:
-    """Return the memory layout in which a network can run images: if possible channels last, the faster one.
+    """Return the memory layout in which a network can run images: channels last if possible, which is faster.
 
     A network that calls ``view`` on a map needs the contiguous layout.
     """

@@ -1,4 +1,4 @@
-"""Conversion of a network of gated convolutions to a ``DynamicCNN``; a check that pruned channels have no effect."""
+"""Conversion of a network with gated convolutions to a ``DynamicCNN``; a check that pruned channels have no effect."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from prunegym.models.storage.cnn_info import CNNInfo
 
 
 class LayerPruning(NamedTuple):
-    """What a gated convolution prunes in a batch of images."""
+    """The channels that a gated convolution prunes in a batch of images."""
 
     pruned: Tensor
     """(batch, channels) bool: the channels that are off."""
@@ -57,7 +57,7 @@ def check_pruning(network: nn.Module, images: Tensor) -> dict[str, LayerPruning]
             whole = layer.conv.state_dict()
             whole = {key: value.clone() for key, value in whole.items()}
             for parameter in layer.conv.parameters():
-                # Larger and of the other sign, so that no activation behind can hide the difference.
+                # Larger and of the other sign, so that no activation after it can hide the difference.
                 parameter[channel] = 10 - 10 * parameter[channel]
             rows = pruned[name][:, channel]
             influence = max(influence, float((network(images) - before)[rows].abs().max()))
@@ -78,11 +78,11 @@ def as_dynamic_cnn(network: nn.Module, dataset: Dataset, info: CNNInfo | None = 
             article's widths, of the zoo's ``simple-cnn``.
 
     Returns:
-        The model. It clips averages more than ten times as large as those of ``dataset``.
+        The model. It clips averages that are more than ten times as large as those of ``dataset``.
 
     Raises:
-        InvalidInputError: If the two networks' outputs differ, because masked channels become nonzero again, e.g.
-            behind a norm with a bias.
+        InvalidInputError: If the two networks' outputs differ, because masked channels become nonzero again, for
+            example after a norm with a bias.
 
     Example:
         >>> from prunegym.models import load_dataset
@@ -146,7 +146,7 @@ def _check_same(network: nn.Module, masked: MaskedCNN, dataset: Dataset) -> None
     difference = float((masked(images, mask) - expected).abs().max())
     if difference > 1e-3 * max(1.0, float(expected.abs().max())):
         raise InvalidInputError(
-            f"With masks applied behind norm and activation, the network's outputs differ by {difference:.3g}. A "
+            f"With masks applied after norm and activation, the network's outputs differ by {difference:.3g}. A "
             "gated convolution must not be followed by a norm with a bias or an activation that is not 0 at 0; use "
             "prunegym.models.prepare for such a network."
         )

@@ -32,7 +32,7 @@ class Prediction(NamedTuple):
     labels: Tensor
     """(batch,) int64, the classes; for other targets see :func:`prunegym.models.tasks.answers.answers`."""
     names: list[str]
-    """What the answers say: names of the classes."""
+    """The predictions as text: names of the classes."""
     logits: Tensor
     """(batch, classes) or other outputs, float32."""
     masks: Tensor
@@ -72,7 +72,7 @@ class DynamicCNN(nn.Module):
         self.eval()
 
     def __repr__(self) -> str:
-        """Return what it is made of; ``masked.network`` and ``policy`` print their layers."""
+        """Return the parts in a line; ``masked.network`` and ``policy`` print their layers."""
         steps = "one step" if len(self.policy.decisions) == 1 else f"{len(self.policy.decisions)} steps"
         return f"DynamicCNN({self.info.dataset!r}, {self.masked}, {type(self.policy).__name__} in {steps})"
 
@@ -80,16 +80,16 @@ class DynamicCNN(nn.Module):
         return f"<p><code>{html.escape(repr(self))}</code></p>{self.masked._repr_html_()}"
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state for copies and pickles, without what skips: the kernel's memory cannot be copied."""
+        """Return the state for copies and pickles, without the skipping paths: kernel memory cannot be copied."""
         return {**self.__dict__, "_skipping": None}
 
     def _apply(self, fn: Any, recurse: bool = True) -> DynamicCNN:
-        self._skipping = None  # it has copies of the weights, which do not move
+        self._skipping = None  # it has copies of the weights, which are not moved
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Load weights, as in torch; what skips is rebuilt, since it has copies of the old ones."""
+        """Load weights, as in torch; skipping paths are rebuilt, because they have copies of the old weights."""
         self._skipping = None
         return super().load_state_dict(*args, **kwargs)
 
@@ -107,7 +107,7 @@ class DynamicCNN(nn.Module):
             Itself.
 
         Raises:
-            UnknownNameError: If there is no path of that name.
+            UnknownNameError: If there is no path with this name.
             InvalidInputError: If the path cannot run this network here; the message says why.
         """
         self._skipping = SkippingCNN(self.masked, self.policy, execution)
@@ -116,7 +116,7 @@ class DynamicCNN(nn.Module):
 
     @property
     def skipping(self) -> SkippingCNN:
-        """What runs the images. It also says what ``auto`` chose and why."""
+        """The object that runs images. It also has the choices of ``auto``, with reasons."""
         if self._skipping is None:
             self._skipping = SkippingCNN(self.masked, self.policy, self.execution)
         return self._skipping
@@ -156,7 +156,7 @@ class DynamicCNN(nn.Module):
         if images.dtype not in FULL or norm.of_own_range:
             floats = images.is_floating_point() and images.numel()
             low, high = (float(images.min()), float(images.max())) if floats else (norm.low, norm.high)
-            # A range of its own was seen in training images; others may go beyond.
+            # The model's own range comes from its training images; other images may exceed it.
             if not images.is_floating_point() or not (norm.of_own_range or (low >= 0 and high <= 1)):
                 needed = (
                     f"floats from {norm.low:.4g} to {norm.high:.4g}"
@@ -174,7 +174,7 @@ class DynamicCNN(nn.Module):
         return self.run(self.prepare_images(images), penalty).output
 
     def run(self, images: Tensor, penalty: float | None = None) -> Executed:
-        """Run images (batch, channels, height, width) that are normalised already; the policy decides the gates.
+        """Run normalised images (batch, channels, height, width); the policy decides the gates.
 
         Raises:
             InvalidInputError: If the policy was not trained for this lambda.
@@ -187,7 +187,7 @@ class DynamicCNN(nn.Module):
 
     @torch.inference_mode()
     def predict(self, images: Tensor | Sequence[Any], penalty: float | None = None) -> Prediction:
-        """Answer images, and count their MACs.
+        """Predict images, and count their MACs.
 
         Args:
             images: (batch, channels, height, width), uint8, uint16 or floats in [0, 1], or a list of image files, or of
@@ -199,7 +199,7 @@ class DynamicCNN(nn.Module):
             Labels, masks and MACs.
 
         Raises:
-            InvalidInputError: If images have a wrong shape, type or range, or the policy was not made for this lambda.
+            InvalidInputError: If images have a wrong shape, type or range, or if the policy is not for this lambda.
         """
         run = self.run(self.prepare_images(images), penalty)
         output = run.output.float()
@@ -238,11 +238,11 @@ class DynamicCNN(nn.Module):
 
     @classmethod
     def of(cls, model: Bundle, name: Path | str) -> DynamicCNN:
-        """Make one of a CNN with its policy.
+        """Make one from a CNN with its policy.
 
         Args:
-            model: Both.
-            name: What the model is called, for the message.
+            model: The CNN with its policy.
+            name: The model's name, for the message.
 
         Raises:
             InvalidInputError: If there is no policy.
@@ -261,7 +261,7 @@ def shipped_model(name: str = "digits") -> DynamicCNN:
     """Load a model that comes with PruneGym.
 
     Raises:
-        UnknownNameError: If there is no model of that name.
+        UnknownNameError: If there is no model with this name.
     """
     return DynamicCNN.load(shipped_path(name))
 
@@ -270,7 +270,7 @@ def shipped_path(name: str) -> Path:
     """Return the file of a model that comes with PruneGym.
 
     Raises:
-        UnknownNameError: If there is no model of that name.
+        UnknownNameError: If there is no model with this name.
     """
     return Path(__file__).parent / "shipped" / f"{choice('shipped model', name, SHIPPED)}.safetensors"
 

@@ -1,4 +1,4 @@
-"""The dtype of new tensors, whatever torch's default is: a program that computes in float64 may set another."""
+"""The dtype of new tensors, independent of torch's default, which a program may set, for example to float64."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 @contextlib.contextmanager
 def new_tensors_in(dtype: torch.dtype = torch.float32) -> Iterator[None]:
-    """Make tensors and modules of this dtype within; a context manager, or a decorator of a function."""
+    """Make new tensors and modules of this dtype: a context manager, or a decorator of a function."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

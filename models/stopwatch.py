@@ -1,4 +1,4 @@
-"""Fair timing: clocks, and forms of one computation timed in one process and in turn."""
+"""Fair timing: clocks, and several forms of one computation timed alternately in one process."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 
 WARM_UP = 2
 TURN, MOST_CALLS = 0.005, 20
-"""Seconds that a form is called for at each turn, and how often at most."""
+"""Seconds for which a form is called in each round, and its largest number of calls."""
 SETTLE = 0.15
 
 
 def clock_for(device: torch.device) -> Callable[[], float]:
-    """Return what gives seconds for work on a device that is asked for in this thread.
+    """Return a clock in seconds for work on a device that this thread starts.
 
-    With one thread it is the thread's own time, so that what else runs on the machine changes no choice.
+    With one thread it is the thread's processor time, so that other programs on the machine do not affect choices.
     """
     if device.type == "cuda":
 
@@ -30,9 +30,9 @@ def clock_for(device: torch.device) -> Callable[[], float]:
 
 
 def settle(form: Callable[[], object]) -> None:
-    """Run a form until torch's workers, which spin for a while after the form before, leave the cores to it.
+    """Run a form until torch's worker threads leave the cores: they spin for a while after the form before.
 
-    On one thread there are none. On a virtual machine of two cores they were seen to spin for a tenth of a second.
+    With one thread there are no workers. On a virtual machine with two cores they spun for a tenth of a second.
     """
     end = time.perf_counter() + SETTLE
     while torch.get_num_threads() > 1 and time.perf_counter() < end:
@@ -45,16 +45,16 @@ def median_seconds(
     clock: Callable[[], float] = time.perf_counter,
     limit: float = float("inf"),
 ) -> dict[str, float]:
-    """Return the median seconds of each form, all taken in turn, round after round.
+    """Return the median seconds of each form; each round times all forms one after the other.
 
-    What is short is called several times at each turn, as in a loop that classifies image after image; else its time
-    would include loading code and weights into caches that the other forms have filled.
+    Short forms are called several times in each round, as in a loop that classifies many images. Otherwise their time
+    would include cache misses that the other forms caused.
 
     Args:
         forms: The forms.
         rounds: Rounds after the first two, which warm up.
         clock: Returns seconds.
-        limit: Seconds after which no further round begins; at least one is made.
+        limit: Seconds after which no further round starts; there is at least one round.
     """
     times: dict[str, list[float]] = {name: [] for name in forms}
     calls = dict.fromkeys(forms, 1)

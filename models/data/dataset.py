@@ -1,4 +1,4 @@
-"""Data sets: images, in memory or read as they are needed, with targets, and how images become inputs."""
+"""Data sets: images in memory or read when they are needed, with targets, and how images become inputs."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class Dataset:
     """One split of a data set.
 
     Attributes:
-        name: As in tables.
+        name: Name in tables.
         split: ``train``, ``validation`` or ``test``.
-        images: (count, channels, height, width) uint8, uint16 or floats; in memory, or read as they are needed.
+        images: (count, channels, height, width) uint8, uint16 or floats; in memory, or read when they are needed.
         labels: The targets: (count,) int64, from 0 to ``len(classes) - 1``, or another kind of
             :data:`~prunegym.models.tasks.objective.KINDS`.
         classes: Names of the classes; none for numbers.
@@ -45,9 +45,9 @@ class Dataset:
         flip: Whether training mirrors images at random.
         span: Which part of the split this is (see :meth:`part`); None for all of it.
         places: (count,) int64, the images' indices in the whole split; None if these are all its images, in order.
-        transform: How files of any size became these images; None if they were read as they are.
-        objective: What the targets are, and the loss and metric for them.
-        path: Where the data set is, absolute; None if it is known by its name, or was made in Python.
+        transform: How files of any size became these images; None if their size was not changed.
+        objective: The kind of targets, with loss and metric.
+        path: Absolute path of the data set; None if it is known by its name, or was made in Python.
         notes: Sentences on how its splits were made.
     """
 
@@ -98,7 +98,7 @@ class Dataset:
         if lengths != (self.images.shape[1], self.images.shape[1]):
             raise InvalidInputError(
                 f"{where}: images have {self.images.shape[1]} channels, the normalisation has {lengths[0]} means and "
-                f"{lengths[1]} standard deviations. Give one of each a channel."
+                f"{lengths[1]} standard deviations. Give one mean and one standard deviation per channel."
             )
 
     def __len__(self) -> int:
@@ -107,7 +107,7 @@ class Dataset:
 
     @property
     def outputs(self) -> int:
-        """How many outputs, or channels of a map, a network for these targets has."""
+        """Number of outputs, or channels of a map, of a network for these targets."""
         if self.objective.kind != "numbers":
             return len(self.classes)
         return self.labels.shape[1] if self.labels.ndim > 1 else 1
@@ -130,7 +130,7 @@ class Dataset:
 
         Args:
             indices: (batch,) int64, counted within the split.
-            device: Where the images go.
+            device: Device of the result.
             augment: Source of random shifts and mirroring; None for none.
 
         Returns:
@@ -152,7 +152,7 @@ class Dataset:
 
         Args:
             batches: Indices (batch,) int64 of each batch.
-            device: Where the images go.
+            device: Device of the images.
             augment: Source of random shifts and mirroring; None for none.
 
         Yields:
@@ -161,7 +161,7 @@ class Dataset:
         coming, lazy = iter(batches), isinstance(self.images, LazyImages)
         following = next(coming, None)
         while following is not None:
-            # Indices may be drawn from the generator of the augmentation, so for images in memory none come early.
+            # For images in memory, indices are not drawn ahead: they may come from the generator of the augmentation.
             indices, following = following, next(coming, None) if lazy else None
             images = self.batch(indices, device=device, augment=augment)
             if following is not None and isinstance(self.images, LazyImages):
@@ -185,13 +185,13 @@ class Dataset:
         """Return the metric of a network's outputs (batch, ...): (batch,) float64, larger is better.
 
         Args:
-            outputs: Of the images with these indices.
+            outputs: The network's outputs for the images with these indices.
             indices: (batch,) int64; None for all images, in order.
         """
         return self.objective.score(outputs, self.labels if indices is None else self.labels[indices])
 
     def judged(self, loss: object = None, metric: object = None, class_weights: object = None) -> Dataset:
-        """Return the data set with another loss, metric or class weights; None keeps what it has.
+        """Return the data set with another loss, metric or class weights; None keeps the current one.
 
         Args:
             loss: See :class:`~prunegym.models.tasks.objective.Objective`.
@@ -200,7 +200,7 @@ class Dataset:
 
         Raises:
             UnknownNameError: For an unknown name.
-            InvalidInputError: If class weights are not one number a class.
+            InvalidInputError: If class weights are not one number per class.
         """
         if class_weights is not None:
             class_weights = weights_of(class_weights, self.name, self.labels, self.outputs, self.objective.kind)
@@ -243,7 +243,7 @@ class Dataset:
     def sample(self, count: int, seed: int = 0) -> Dataset:
         """Return a random subset, the same one every time.
 
-        The first images would not do: those of a folder are all of one class.
+        The first images are not used, because those of a folder are all of one class.
 
         Args:
             count: Its size. If there are fewer images, all are returned.
@@ -255,7 +255,7 @@ class Dataset:
         return self.subset(order[:count].sort().values)
 
     def with_classes(self, classes: tuple[str, ...]) -> Dataset:
-        """Return the data set with its labels renumbered to ``classes``, those that a model was trained on.
+        """Return the data set with its labels renumbered to ``classes``, the classes that a model was trained on.
 
         If one side has names and the other only numbers from 0, both are assumed to have the same order. Two classes
         may share a name ("crane" in ImageNet); labels are then kept if both sides list the same classes in one order.
@@ -281,14 +281,14 @@ class Dataset:
             span: ``FROM:TO`` as in a Python slice. Either may be omitted; negative numbers count from the end.
 
         Raises:
-            InvalidInputError: If it is no such slice, is empty, reaches beyond the images, or this is a part already.
+            InvalidInputError: If it is not a slice, is empty or too large, or if this data set is already a part.
         """
         bounds = span.split(":")
         where = f"Part {span!r} of {self.name}/{self.split} ({len(self)} images)"
         if len(bounds) != 2 or not all(re.fullmatch(r"-?\d+|", bound) for bound in bounds):
-            raise InvalidInputError(f"{where} is no slice. Give FROM:TO, for example :40000 or 40000:.")
+            raise InvalidInputError(f"{where} is not a slice. Give FROM:TO, for example :40000 or 40000:.")
         if self.span is not None:
-            raise InvalidInputError(f"{where} would be a part of the part {self.span}. Take it from the whole split.")
+            raise InvalidInputError(f"{where} cuts a part of the part {self.span}. Take it from the whole split.")
         numbers = [int(bound) if bound else default for bound, default in zip(bounds, (0, len(self)), strict=True)]
         low, high = (number + len(self) if number < 0 else number for number in numbers)
         if not 0 <= low < high <= len(self):

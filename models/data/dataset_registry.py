@@ -28,7 +28,7 @@ from prunegym.validation import choice
 DIGITS_TEST_IMAGES = 600
 ENDINGS = ("", ".tar.gz", ".tgz", ".tar", ".zip", ".npz")
 REMEMBERED = 4
-"""Loaded folders and files that are kept, so that a process reads each once."""
+"""Number of loaded folders and files that are kept, so that a process does not read them again."""
 
 
 def _digits(_root: Path | None) -> Splits:
@@ -90,17 +90,17 @@ def load_dataset(
 
     Args:
         name: A key of :data:`SOURCES` (``digits`` needs no download). Or the path of a folder, tar or zip archive with
-            ``train/<class>/<image>`` and ``test/<class>/<image>`` (``val`` beside them is the validation split), or
+            ``train/<class>/<image>`` and ``test/<class>/<image>`` (with ``val`` for the validation split), or
             with ``<class>/<image>``, or of an ``.npz`` file. Or the name of such a folder, archive or file under
             ``root``, with or without its ending.
         split: ``train``, ``validation`` or ``test``.
         root: Folder with your data sets; by default the environment variable ``PRUNEGYM_DATA``.
         image_size: Size of all images, a number or (height, width); for folders and archives.
-        resize: Shorter side before the crop; by default the least that covers ``image_size``.
+        resize: Shorter side before the crop; by default the smallest that covers ``image_size``.
         crop: ``center`` (the default), or ``none``: images are stretched to ``image_size``.
         interpolation: One of Pillow's filters; by default ``bilinear``.
         channels: 1 for grey or 3 for RGB; by default grey if all images are. For folders and archives.
-        like: A pretrained network's own statement of all these and of its normalisation, see
+        like: A pretrained network's weights, which state all of these and the normalisation, see
             :func:`~prunegym.models.data.pretrained.pretrained_transform`.
 
     Returns:
@@ -117,7 +117,7 @@ def load_dataset(
     """
     part = cast(Split, choice("split", split, SPLITS))
     base = _root(root)
-    # What is kept is keyed by absolute paths: the working folder may have changed since.
+    # Loaded data sets are stored by absolute path, because the working folder may change.
     name = str(name)
     transform = Transform.of(image_size, resize, crop, interpolation)
     if like is not None:
@@ -163,29 +163,29 @@ def other_split(dataset: Dataset, split: Split, instead: str) -> Dataset:
         instead: How you pass that split yourself, for the message.
 
     Raises:
-        InvalidInputError: If no data set of that name can be loaded, or it has other images.
+        InvalidInputError: If no data set with this name can be loaded, or it has other images.
     """
     try:
         same, other = load_again(dataset, dataset.split), load_again(dataset, split)
     except (UnknownNameError, MissingDataError) as error:
         raise InvalidInputError(
-            f"The {split} images that belong to data set {dataset.name!r} are needed, but no data set can be loaded by "
-            f"that name. Pass {instead}."
+            f"The {split} images of data set {dataset.name!r} are needed, but no data set with this name can be "
+            f"loaded. Pass {instead}."
         ) from error
     if not set(_marks(dataset.images)) <= set(_marks(same.images)):
         raise InvalidInputError(
-            f"The {split} images that belong to data set {dataset.name!r} are needed, but the data set loaded by that "
-            f"name has other {dataset.split} images. Pass {instead}, or give your data set another name."
+            f"The {split} images of data set {dataset.name!r} are needed, but the data set that has this name has "
+            f"other {dataset.split} images. Pass {instead}, or give your data set another name."
         )
     return other
 
 
 def load_again(dataset: Dataset, split: Split) -> Dataset:
-    """Load a split of a data set from where it is, with its transform.
+    """Load a split of a data set from its path or by its name, with its transform.
 
     Raises:
-        UnknownNameError: If it was made in Python, and its name is not that of another.
-        MissingDataError: If it is not there any more.
+        UnknownNameError: If it was made in Python, and no other data set has its name.
+        MissingDataError: If it does not exist any more.
     """
     transform = {} if dataset.transform is None else dataclasses.asdict(dataset.transform)
     channels = dataset.image_shape[0] if dataset.path is not None else None
@@ -193,7 +193,7 @@ def load_again(dataset: Dataset, split: Split) -> Dataset:
 
 
 def _marks(images: Tensor | LazyImages) -> list[bytes]:
-    """Return what tells images apart."""
+    """Return bytes that identify the images."""
     rows = images.marks() if isinstance(images, LazyImages) else images
     return [row.tobytes() for row in rows.numpy()]
 

@@ -1,4 +1,4 @@
-"""How values of pixels become a network's input."""
+"""Normalisation of pixel values to a network's input."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 FULL = {torch.uint8: 255.0, torch.uint16: 65_535.0}
-"""Types of whole numbers that pixels may have, and the value that becomes 1."""
+"""Integer types of pixels, and the value of each that becomes 1."""
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 @dataclasses.dataclass(frozen=True)
 class Normalisation:
-    """Per-channel mean and standard deviation of images, whole numbers brought to [0, 1] first.
+    """Mean and standard deviation of images per channel; integer pixels are first scaled to [0, 1].
 
     Attributes:
-        mean: One number a channel.
-        std: One positive number a channel.
+        mean: One number per channel.
+        std: One positive number per channel.
         low: Smallest value of images that are floats.
         high: Largest value of images that are floats.
     """
@@ -47,7 +47,7 @@ class Normalisation:
             )
         if not -math.inf < self.low < self.high < math.inf:
             raise InvalidInputError(
-                f"Images range from {self.low} to {self.high}; two finite, rising numbers are needed."
+                f"Images range from {self.low} to {self.high}; two finite, increasing numbers are needed."
             )
 
     @property
@@ -64,14 +64,14 @@ class Normalisation:
         Returns:
             float32, same shape, channels_last in memory, which makes convolutions on a CPU faster.
         """
-        # (x - mean) / std, of pixels brought to [0, 1] first.
+        # (x - mean) / std, of pixels scaled to [0, 1] first.
         floats = images.float() / FULL[images.dtype] if images.dtype in FULL else images.float()
         mean = torch.tensor(self.mean, dtype=floats.dtype, device=images.device).view(-1, 1, 1)
         std = torch.tensor(self.std, dtype=floats.dtype, device=images.device).view(-1, 1, 1)
         return ((floats - mean) / std).contiguous(memory_format=torch.channels_last)
 
     def as_bytes(self, images: Tensor) -> Tensor:
-        """Return images as uint8 in 0..255, to be looked at."""
+        """Return images as uint8 in 0..255, for pictures."""
         if images.dtype == torch.uint8:
             return images
         full = FULL.get(images.dtype)
@@ -82,7 +82,7 @@ class Normalisation:
     def default(cls, channels: int, low: float = 0.0, high: float = 1.0) -> Normalisation:
         """Return ImageNet's for 3 channels, otherwise mean 0.5 and standard deviation 0.5.
 
-        Images of a range of their own are left as they are.
+        Images with another range than [0, 1] are not normalised.
         """
         if (low, high) != (0.0, 1.0):
             return cls((0.0,) * channels, (1.0,) * channels, low, high)

@@ -1,4 +1,4 @@
-"""The images that a pretrained network was made for, as torchvision and timm state them."""
+"""The transform and normalisation of a pretrained network, as torchvision and timm state them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from prunegym.models.data.transform import Transform
 
 
 def pretrained_transform(source: Any) -> tuple[Transform, Normalisation]:
-    """Return how a pretrained network wants its images.
+    """Return the transform and normalisation that a pretrained network needs.
 
     Args:
         source: torchvision's weights, such as ``MobileNet_V3_Small_Weights.DEFAULT``, or their ``transforms()``; a timm
             model, or its ``pretrained_cfg``.
 
     Raises:
-        InvalidInputError: If it is none of these, or crops in another way than from the middle.
+        InvalidInputError: If it is none of these, or does not crop from the middle.
 
     Example:
         >>> config = {"input_size": (3, 224, 224), "crop_pct": 0.875, "interpolation": "bicubic",

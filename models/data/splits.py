@@ -1,4 +1,4 @@
-"""Training, validation and test split of a data set, from arrays or images that are read as needed."""
+"""Training, validation and test split of a data set, from arrays or from images that are read when needed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Arrays = tuple[Any, Any]
 """Images and targets, see :func:`from_arrays`."""
 
 MANY_CLASSES = 100_000
-"""Labels may go up to here though there are fewer images: a few images of ImageNet's 21,841 classes, for example."""
+"""Labels may be up to this number even with fewer images: for example, a few images of ImageNet's 21,841 classes."""
 
 
 def hold_out_validation(train: Dataset, share: float = 0.1, seed: int = 0) -> tuple[Dataset, Dataset]:
@@ -61,23 +61,23 @@ def from_arrays(
     kind: str | None = None,
     transform: Transform | None = None,
 ) -> dict[Split, Dataset]:
-    """Make the three splits of a data set from tensors or numpy arrays, or from images that are read as needed.
+    """Make the three splits of a data set from tensors or NumPy arrays, or from images that are read when needed.
 
     Args:
         train: Images and their targets. Images are (count, channels, height, width) or (count, height, width,
             channels), uint8, uint16 or floats; in memory, mapped from a file (``numpy.load(path, mmap_mode="r")``), or
             :class:`~prunegym.models.data.sources.lazy_images.LazyImages`. Targets are (count,) integers, or another
             kind of :data:`~prunegym.models.tasks.objective.KINDS`; None if there are none.
-        test: The same, of the test split.
-        validation: The same, of the validation split; by default a tenth of the training images is held out for it.
+        test: The same for the test split.
+        validation: The same for the validation split; by default it gets a tenth of the training images.
         name: Name in tables.
         classes: Names of the classes; by default ``"0"``, ``"1"``, ...
         normalisation: By default ImageNet's for 3 channels, otherwise mean 0.5 and standard deviation 0.5; none for
             floats outside [0, 1].
         pad: Pixels of random shift in training; by default an eighth of the height.
         flip: Whether training mirrors images at random.
-        kind: What the targets are, if their type and shape do not say it.
-        transform: How the images were brought to their size, to be kept with models.
+        kind: The kind of targets, if it does not follow from their type and shape.
+        transform: How the images got their size; it is stored with models.
 
     Returns:
         ``{"train": ..., "validation": ..., "test": ...}``.
@@ -122,13 +122,13 @@ def _numbers(name: str, targets: Tensor, kind: str) -> tuple[str, ...]:
     if count > max(len(targets), MANY_CLASSES):
         raise InvalidInputError(
             f"Data set {name!r}: the highest label is {count - 1}, but there are {len(targets)} training images, so it "
-            "looks like no number of a class. Renumber the labels from 0, or name every class."
+            "does not look like a class number. Renumber the labels from 0, or name every class."
         )
     return tuple(map(str, range(count)))
 
 
 def _targets(name: str, given: Any, count: int, kind: str | None) -> tuple[Tensor, Objective]:
-    """Return targets as a tensor, and what they are."""
+    """Return targets as a tensor, and their kind."""
     if given is None:
         return torch.zeros(count, 0), Objective("outputs")
     try:
@@ -139,7 +139,7 @@ def _targets(name: str, given: Any, count: int, kind: str | None) -> tuple[Tenso
     looks_whole = found == "numbers" and targets.ndim == 1 and bool((targets == targets.round()).all())
     if kind is None and (looks_whole or (found == "labels" and targets.shape[1] == 1)):
         raise InvalidInputError(
-            f"Data set {name!r}: labels are {targets.dtype} of shape {tuple(targets.shape)}; one integer an image, of "
+            f"Data set {name!r}: labels are {targets.dtype} of shape {tuple(targets.shape)}; one integer per image, of "
             "shape (count,), is needed for classes. For other targets give kind='numbers' or kind='labels'."
         )
     if found == "classes" and targets.ndim == 1 and not targets.is_floating_point():

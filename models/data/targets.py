@@ -1,4 +1,4 @@
-"""Targets of a data set: checks, other numbers for classes, weights of classes."""
+"""Targets of a data set: checks, renumbering of classes, class weights."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def check_targets(where: str, targets: Tensor, count: int, classes: tuple[str, .
         targets: (count, ...).
         count: Number of images.
         classes: Names of the classes.
-        kind: What they should be.
+        kind: The kind that they should be.
 
     Raises:
-        InvalidInputError: If they are not, or a class is out of range.
+        InvalidInputError: If they are of another kind, or a class is out of range.
     """
     if kind == "classes":
-        shape(f"{where}: the label tensor", targets, (count,), "Give one integer an image.")
+        shape(f"{where}: the label tensor", targets, (count,), "Give one integer per image.")
         if targets.dtype != torch.int64:
             raise InvalidInputError(f"{where}: labels are {targets.dtype}; int64 is needed.")
     elif len(targets) != count or (kind != "outputs" and kind_of(targets) != kind):
@@ -36,7 +36,7 @@ def check_targets(where: str, targets: Tensor, count: int, classes: tuple[str, .
             "needed."
         )
     if kind == "numbers" and not targets.isfinite().all():
-        raise InvalidInputError(f"{where}: targets are not all finite. Remove or mend the images without a number.")
+        raise InvalidInputError(f"{where}: targets are not all finite. Remove or fix the images without a number.")
     if kind not in ("classes", "labels", "maps"):
         return
     low, high = int(targets.min()), int(targets.max())
@@ -58,12 +58,12 @@ def class_places(name: str, own: tuple[str, ...], classes: tuple[str, ...]) -> T
     If one side has names and the other only numbers from 0, both are assumed to have the same order.
 
     Args:
-        name: Of the data set, for messages.
+        name: Name of the data set, for messages.
         own: Its classes.
-        classes: Those that a model was trained on.
+        classes: The classes that a model was trained on.
 
     Raises:
-        InvalidInputError: If one of its own classes is not among them, or a name fits several classes.
+        InvalidInputError: If the model does not have one of the classes, or a name fits several classes.
     """
     unknown = [one for one in own if one not in classes]
     numbered = tuple(map(str, range(max(len(classes), len(own)))))
@@ -85,8 +85,8 @@ def class_places(name: str, own: tuple[str, ...], classes: tuple[str, ...]) -> T
     if twice:
         raise InvalidInputError(
             f"Several classes are named {twice[0]!r}: {both[1][twice[0]]} in data set {name!r}, "
-            f"{both[0][twice[0]]} in the model, which lists its classes in another order, or other ones. Give each "
-            "class a name of its own, or list the data set's classes as the model does."
+            f"{both[0][twice[0]]} in the model, whose classes are others or in another order. Give each class a "
+            "different name, or list the classes in the model's order."
         )
     return torch.tensor([classes.index(one) for one in own])
 
@@ -106,18 +106,18 @@ def weights_of(given: object, name: str, targets: Tensor, outputs: int, kind: st
     """Return class weights.
 
     Args:
-        given: A number for each class, or ``balanced``, with which all classes count alike.
-        name: Of the data set.
+        given: A number for each class, or ``balanced``, which gives all classes the same total weight.
+        name: Name of the data set.
         targets: (count, ...).
         outputs: Number of classes.
-        kind: What the targets are.
+        kind: The kind of targets.
 
     Raises:
         InvalidInputError: If they are neither, or there are no classes to balance.
     """
     if given == "balanced" and kind in ("classes", "maps"):
         return balanced_weights(targets, outputs)
-    if given == "balanced" and kind == "labels":  # absent for each present
+    if given == "balanced" and kind == "labels":  # images without the label for each image with it
         present = targets.double().mean(0)
         return tuple(((1 - present) / present.clamp(min=1 / len(targets))).tolist())
     weights = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else None

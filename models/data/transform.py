@@ -1,4 +1,4 @@
-"""The transform: how an image of any size becomes one of the size that a network takes. It is kept with the model."""
+"""The transform, which brings images of any size to the size of a network's input. It is stored with the model."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Transform:
 
     Attributes:
         image_size: (height, width) of the result.
-        resize: Length of the shorter side before the crop, the ratio of the sides kept; None for the least that covers
-            ``image_size``.
-        crop: ``center`` cuts ``image_size`` from the middle. ``none`` cuts nothing: the image is stretched.
+        resize: Length of the shorter side before the crop, with the ratio of the sides kept; None for the smallest
+            that covers ``image_size``.
+        crop: ``center`` cuts ``image_size`` from the middle. ``none`` stretches the image instead.
         interpolation: One of Pillow's filters, in small letters.
 
     Example:
@@ -40,7 +40,7 @@ class Transform:
         """Check sizes and names.
 
         Raises:
-            InvalidInputError: If a size is no whole number above 0, or the crop is larger than the resized image.
+            InvalidInputError: If a size is not a whole number above 0, or the crop is larger than the resized image.
             UnknownNameError: For an unknown crop or interpolation.
         """
         if not isinstance(self.image_size, tuple | list) or len(self.image_size) != 2:
@@ -68,7 +68,7 @@ class Transform:
         crop: str | None = None,
         interpolation: str | None = None,
     ) -> Transform | None:
-        """Return the transform for options, of which None means the default; None if none is given.
+        """Return the transform for options; an option of None means the default. Without any option, return None.
 
         Raises:
             InvalidInputError: If there are other options but no ``image_size``.
@@ -82,7 +82,7 @@ class Transform:
         return cls((image_size, image_size) if isinstance(image_size, int) else image_size, **given)
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """Return an image, upright already, at ``image_size``."""
+        """Return an image, which is already upright, at ``image_size``."""
         height, width = self.image_size
         inner = self._resized(image.height, image.width)
         if (image.height, image.width) != inner:
@@ -105,7 +105,7 @@ class Transform:
         return wanted[1] * height // width, wanted[1]
 
     def __str__(self) -> str:
-        """Return it for people, e.g. ``shorter side 256, center crop 224x224, bilinear``."""
+        """Return a description, e.g. ``shorter side 256, center crop 224x224, bilinear``."""
         size = "x".join(map(str, self.image_size))
         if self.crop == "none":
             return f"stretched to {size}, {self.interpolation}"

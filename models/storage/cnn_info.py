@@ -1,4 +1,4 @@
-"""What a model file says of its CNN: classes, images, what it was trained for, where its data were."""
+"""The description of a CNN in a model file: classes, images, targets, path of its data set."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from prunegym.models.zoo.network_registry import ZOO, build
 from prunegym.validation import whole_number
 
 MOST_PIXELS = 2**22
-"""Of the images that a file says its CNN takes, times their channels: to trace it takes memory in proportion."""
+"""Largest number of pixels times channels of a CNN's images in a file: tracing needs memory in proportion to it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +39,8 @@ class CNNInfo:
         dataset: Name of the data set that it was trained on.
         metadata: Anything else as plain JSON: accuracies, the commands that made it.
         transform: How an image of any size becomes one of ``image_shape``; None if its data set has that size.
-        objective: What it was trained for. Functions of yours are not stored.
-        data_path: Where its data set was, absolute; None if it is known by its name. Never opened on load.
+        objective: The kind of targets, loss and metric of its training. Your functions are not stored.
+        data_path: Absolute path of its data set; None if it is known by its name. Loading never opens it.
     """
 
     architecture: str
@@ -62,7 +62,7 @@ class CNNInfo:
         metadata: Mapping[str, Any] | None = None,
         outputs: int | None = None,
     ) -> CNNInfo:
-        """Describe a network for a data set; ``outputs`` is their number where a data set without targets has none."""
+        """Describe a network for a data set; ``outputs`` is needed only if the data set has no targets."""
         notes = {"splits": list(dataset.notes)} if dataset.notes else {}
         return cls(
             architecture, outputs or dataset.outputs, dataset.image_shape, dataset.normalisation, dataset.classes,
@@ -72,11 +72,11 @@ class CNNInfo:
     def adapt(self, dataset: Dataset) -> Dataset:
         """Return a data set adapted to the CNN: labels numbered like its classes, images normalised as in training.
 
-        Its loss and metric are those of the CNN's training, unless it has others.
+        Its loss and metric are those of the CNN's training, unless you have chosen others.
 
         Raises:
-            InvalidInputError: If images have another shape, targets are of another kind, or the CNN does not know a
-                class.
+            InvalidInputError: If images have another shape, targets are of another kind, or the CNN does not have one
+                of the classes.
         """
         check_images(dataset, self.image_shape)
         own, trained = dataset.objective, self.objective
@@ -120,7 +120,7 @@ class CNNInfo:
 
     @property
     def shown_transform(self) -> Transform:
-        """How an image of any size becomes one of ``image_shape``: stretched to it, unless its data set says more."""
+        """How an image of any size becomes one of ``image_shape``; by default it is stretched."""
         return self.transform or Transform(self.image_shape[1:], crop="none", interpolation="bicubic")
 
     def read_images(self, images: Sequence[Path | str | Image.Image]) -> Tensor:
@@ -131,13 +131,14 @@ class CNNInfo:
 
         Raises:
             MissingDataError: If there is no such file.
-            InvalidInputError: If one is no image, or the network takes other images than files have.
+            InvalidInputError: If one is not an image, or the network needs images that files cannot have.
         """
         channels = self.image_shape[0]
         if channels not in (1, 3) or self.normalisation.of_own_range:
             raise InvalidInputError(
                 f"The model takes images of {channels} channels, with values from {self.normalisation.low:g} to "
-                f"{self.normalisation.high:g}; image files have 1 or 3 channels and whole numbers. Use Python."
+                f"{self.normalisation.high:g}, but image files have 1 or 3 channels and integers. Use "
+                "DynamicCNN.predict in Python."
             )
         return torch.stack([self._read_image(image) for image in images])
 
@@ -162,7 +163,7 @@ def _place(dataset: Dataset) -> str:
 
 
 def as_json(info: CNNInfo) -> dict[str, Any]:
-    """Return a description as plain JSON, without what has its default: older versions read the rest."""
+    """Return a description as plain JSON. Defaults are left out, so that older versions can read it."""
     raw = {**dataclasses.asdict(dataclasses.replace(info, objective=CLASSES)), "objective": info.objective.as_json()}
     if not info.normalisation.of_own_range:
         raw["normalisation"] = {name: raw["normalisation"][name] for name in ("mean", "std")}
@@ -172,7 +173,7 @@ def as_json(info: CNNInfo) -> dict[str, Any]:
 
 
 def from_json(raw: dict[str, Any]) -> CNNInfo:
-    """Return a description from what :func:`as_json` returned; raises anything if it is something else."""
+    """Return a description from the JSON of :func:`as_json`; other input may raise any error."""
     given = raw["normalisation"]
     normalisation = Normalisation(
         tuple(given["mean"]), tuple(given["std"]), *(given[k] for k in ("low", "high") if k in given)
@@ -190,7 +191,7 @@ def from_json(raw: dict[str, Any]) -> CNNInfo:
         sizes["classes"] = len(raw["classes"])
     for name, values in {"mean": given["mean"], "std": given["std"], "classes": raw["classes"]}.items():
         if len(values) != sizes[name]:
-            raise ValueError(f"{len(values)} numbers or names as {name}, not {sizes[name]}")
+            raise ValueError(f"{name} has {len(values)} entries, not {sizes[name]}")
     transform, path = raw.get("transform"), raw.get("data_path")
     return CNNInfo(
         str(raw["architecture"]), raw["num_classes"], (channels, height, width), normalisation, tuple(raw["classes"]),

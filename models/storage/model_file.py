@@ -25,9 +25,9 @@ from prunegym.models.storage.run_state import BROKEN
 from prunegym.validation import whole_number
 
 LARGEST_WEIGHT = 1e12
-"""Of a policy. Beyond, its logits could become NaN, and masks meaningless."""
+"""Largest weight of a policy. With larger ones its logits could become NaN, and masks meaningless."""
 FORMAT, QUANTIZED_FORMAT = 1, 2
-"""Float files keep format 1, so that versions without int8 weights still read them."""
+"""The format of files with float weights is still 1, so that versions without int8 weights can read them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -144,7 +144,7 @@ def _reading(path: Path, what: str) -> Iterator[None]:
 
 
 def _feature_options(path: Path, options: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of features. Older files also say whether there are early logits, now removed."""
+    """Return the arguments of features. Older files also have ``early_logits``, which were removed."""
     if options.pop("early_logits", False):
         raise InvalidInputError(
             f"The policy of {path} uses early logits (early_logits in the file's features), which this version of "
@@ -155,7 +155,7 @@ def _feature_options(path: Path, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _policy(masked: MaskedCNN, features: dict[str, Any], options: dict[str, Any], largest: int) -> Policy:
-    """Make a policy with new weights; none of its layers is larger than the largest that the file has."""
+    """Make a policy with new weights, whose layers are not larger than the largest tensor in the file."""
     kinds = (StaticPolicy.__name__, GatePolicy.__name__)
     kind = options.pop("kind")
     if kind not in kinds:
@@ -172,7 +172,7 @@ def _policy(masked: MaskedCNN, features: dict[str, Any], options: dict[str, Any]
 def _check_name(path: Path) -> None:
     if path.suffix != ".safetensors" or path.is_dir():
         raise InvalidInputError(
-            f"{path} is not the name of a model file: these end in .safetensors. Load weights in other formats with "
+            f"{path} cannot be a model file: its name must end in .safetensors. Load weights in other formats with "
             "prunegym.models.load_weights(network, path)."
         )
 

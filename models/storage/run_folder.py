@@ -28,15 +28,15 @@ except ImportError:  # Windows has no such locks
 
 PACKAGES = ("prunegym", "torch", "gymnasium", "stable-baselines3", "numpy")
 _HELD: dict[Path, int] = {}
-"""Folders that this process has locked, with the descriptor that holds each lock."""
+"""Folders that this process has locked, with the file descriptor of each lock."""
 SHOWN = 4
-"""Changed settings that an error names."""
+"""Number of changed settings that a message names."""
 
 
 def begin_run(
     out: Path, settings: Mapping[str, Any], resume: bool, inputs: Mapping[str, nn.Module | Dataset | None] | None = None
 ) -> None:
-    """Record in ``run.json`` how a run is made, or check that a run in the folder is the same and may be resumed.
+    """Record the settings of a run in ``run.json``, or check that a run in the folder is the same and may be resumed.
 
     Args:
         out: Folder of the run; created if needed.
@@ -46,7 +46,7 @@ def begin_run(
 
     Raises:
         InvalidInputError: If the folder has another run, has this one and ``resume`` is False, or is in use by another
-            process. The folder is this process's own until :func:`finish_run`.
+            process. It is locked until :func:`finish_run`.
     """
     path = out / "run.json"
     settings = json.loads(json.dumps(settings))
@@ -66,8 +66,8 @@ def begin_run(
         other = [name for name in hashes if name in made_from and made_from[name] != hashes[name]]
         if other:
             raise InvalidInputError(
-                f"{out} has a run that was made from other inputs ({', '.join(other)}). Give another --out, or the "
-                "inputs of that run."
+                f"{out} has a run with other inputs ({', '.join(other)}). Give another --out, or the inputs of that "
+                "run."
             )
         if not resume:
             raise InvalidInputError(f"{out} has this run already. Add --resume to resume it, or give another --out.")
@@ -147,7 +147,7 @@ def finish_run(out: Path, seconds: float, results: Mapping[str, Any] | None = No
 
 
 def _hold(out: Path) -> None:
-    """Lock a folder until :func:`finish_run`, or until this process ends in any way."""
+    """Lock a folder until :func:`finish_run` or the end of this process."""
     if fcntl is None or out.resolve() in _HELD:
         return
     descriptor = os.open(out, os.O_RDONLY)
@@ -201,7 +201,7 @@ def _version(package: str) -> str | None:
 
 
 def machine() -> dict[str, str | int]:
-    """Describe the machine as far as times depend on it: processor, cores, threads, torch, the kernel, the GPU."""
+    """Describe the machine for measurements of time: processor, cores, threads, torch, the kernel, the GPU."""
     known: dict[str, str | int] = {
         "system": platform.platform(),
         "processor": _processor(),

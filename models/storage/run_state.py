@@ -1,4 +1,4 @@
-"""Run states on disk: tensors as safetensors, all else as JSON in the same file. Reading one never executes code."""
+"""Run states on disk: tensors as safetensors, other values as JSON in the same file. Reading never executes code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from prunegym.models.storage.weights import load_tensors, write_tensors
 
 KEY = "prunegym-state"
 BROKEN = (SafetensorError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError)
-"""What reading a damaged state raises, or giving it to what it is not for. RecursionError is a RuntimeError."""
+"""Errors of reading a damaged state, or of loading one that does not fit. RecursionError is a RuntimeError."""
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
@@ -40,7 +40,7 @@ def load_state(path: Path) -> dict[str, Any]:
 
     Raises:
         MissingDataError: If there is no such file.
-        InvalidInputError: If it is damaged, or no such file.
+        InvalidInputError: If it is damaged, or another kind of file.
     """
     if not path.exists():
         raise MissingDataError(f"There is no checkpoint {path}. Check the path.")
@@ -59,16 +59,16 @@ def load_state(path: Path) -> dict[str, Any]:
 
 
 def damaged(path: Path, error: Exception) -> InvalidInputError:
-    """Return the error for a state that cannot be read, or does not fit what it is for."""
+    """Return the error for a state that cannot be read, or does not fit."""
     reason = next(iter(str(error).splitlines()), "")
     return InvalidInputError(
-        f"{path} is damaged, or no checkpoint of this run ({type(error).__name__}: {reason}). Delete it to start this "
-        "stage again."
+        f"{path} is damaged, or not a checkpoint of this run ({type(error).__name__}: {reason}). Delete it to start "
+        "this stage again."
     )
 
 
 def _plain(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """Return a value as JSON; tensors go into ``tensors``, and their names stand for them."""
+    """Return a value as JSON; tensors are added to ``tensors`` and replaced by their names."""
     if isinstance(value, Tensor):
         tensors[str(len(tensors))] = value
         return {"tensor": str(len(tensors) - 1)}
@@ -78,7 +78,7 @@ def _plain(value: Any, tensors: dict[str, Tensor]) -> Any:
         return {type(value).__name__: [_plain(one, tensors) for one in value]}
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise TypeError(f"{value!r} is a {type(value).__name__}, which a run's state cannot have.")
+    raise TypeError(f"{value!r} is a {type(value).__name__}, which cannot be part of a run's state.")
 
 
 def _restored(value: Any, tensors: Mapping[str, Tensor]) -> Any:
@@ -104,7 +104,7 @@ def load_part(part: Any, state: Mapping[str, Any]) -> None:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Load an optimizer's state, checked as torch does not; one of ``BROKEN`` is raised if it does not fit."""
+    """Load an optimizer's state, with checks that torch does not make; raises one of ``BROKEN`` if it does not fit."""
     before = [dict(group) for group in optimizer.param_groups]
     optimizer.load_state_dict(dict(state))
     for group, own in zip(optimizer.param_groups, before, strict=True):
@@ -116,7 +116,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -
 
 
 def _check_kinds(state: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """Check that settings have the same names as one's own, and values of the same kinds."""
+    """Check that settings have the same names as the current ones, and values of the same kinds."""
     odd = [name for name in {**own, **state} if type(state.get(name)) is not type(own.get(name))]
     if odd:
         raise TypeError(f"{odd[0]} is {state.get(odd[0])!r}, not {own.get(odd[0])!r}")

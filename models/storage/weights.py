@@ -24,12 +24,12 @@ from prunegym.models.data.sources.lazy_images import LazyImages
 def whole_file(path: Path) -> Iterator[Path]:
     """Give the path of a temporary file to write, then rename it to ``path``.
 
-    A crash leaves the old file as it was, and so does a write that fails, which leaves no other file either.
+    A crash or a failed write leaves the old file unchanged. A failed write leaves no temporary file.
 
     Raises:
         OSError: If it cannot be written; the error names ``path``.
     """
-    # Of this process alone, so that two do not write into one.
+    # The name is different for each process, so that two processes do not write into the same file.
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,7 +42,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Let an error of the file system name this path, as that of a full disk names none."""
+    """Add this path to errors of the file system, because the error for a full disk has none."""
     try:
         yield
     except OSError as error:
@@ -52,13 +52,13 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def save_text(path: Path, text: str) -> None:
-    """Write a text, JSON for the most part; a crash leaves no incomplete file."""
+    """Write a text, such as JSON; a crash leaves no incomplete file."""
     with whole_file(path) as partial:
         partial.write_text(text)
 
 
 def _torch_file(path: Path) -> dict[Any, Any]:
-    """Read a torch file of plain tensors, without executing code; raises as :func:`read_weights`."""
+    """Read a torch file of plain tensors, without executing code; raises the errors of :func:`read_weights`."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
@@ -83,7 +83,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
     """Write tensors as safetensors; a crash leaves no incomplete file."""
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with whole_file(path) as partial:
-        # Bytes, not save_file: that lets only the owner read the file, whatever the umask allows.
+        # Bytes, not save_file, which ignores the umask and lets only the owner read the file.
         partial.write_bytes(safetensors.torch.save(plain, metadata))
 
 
@@ -148,8 +148,8 @@ def load_tensors(network: nn.Module, tensors: Mapping[str, Tensor], source: str)
 
     Args:
         network: Changed in place.
-        tensors: By name, as in its state dict.
-        source: Where they come from, for the message.
+        tensors: Tensors by name, as in its state dict.
+        source: Their source, for the message.
 
     Raises:
         InvalidInputError: If names, shapes or kinds of numbers differ, or a weight is NaN or infinite.
@@ -167,14 +167,14 @@ def load_tensors(network: nn.Module, tensors: Mapping[str, Tensor], source: str)
     for name, tensor in tensors.items():
         wrong_with = _wrong_with(name, tensor, own[name])
         if wrong_with is not None:
-            raise InvalidInputError(f"{source}: {name!r} {wrong_with}. Give weights as the network itself has them.")
+            raise InvalidInputError(f"{source}: {name!r} {wrong_with}. Give weights like the network's own.")
     network.load_state_dict(dict(tensors), strict=False)
 
 
 def _wrong_with(name: str, tensor: Tensor, own: Tensor) -> str | None:
     """Return why a tensor is no weight for a network, or None."""
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
-        return f"is no plain tensor ({tensor.layout}, {tensor.dtype}, {tensor.device})"
+        return f"is not a plain tensor ({tensor.layout}, {tensor.dtype}, {tensor.device})"
     if (tensor.is_floating_point(), tensor.is_complex()) != (own.is_floating_point(), own.is_complex()):
         return f"has numbers of type {tensor.dtype}, not {own.dtype}"
     if not torch.isfinite(tensor).all():
@@ -206,11 +206,11 @@ def fingerprint_of(thing: nn.Module | Dataset) -> str:
 
 
 def check_inputs(path: Path, stored: Mapping[str, str] | None, now: Mapping[str, str]) -> None:
-    """Raise InvalidInputError if a checkpoint's inputs had other hashes. None for ``stored`` skips the check."""
+    """Raise InvalidInputError if the hashes of a checkpoint's inputs differ. None for ``stored`` skips the check."""
     other = [name for name, mark in now.items() if stored is not None and stored.get(name) != mark]
     if other:
         raise InvalidInputError(
-            f"{path} was made from other inputs ({', '.join(other)}). Give the inputs of that run, or another file."
+            f"{path} has other inputs ({', '.join(other)}). Give the inputs of that run, or another file."
         )
 
 
@@ -276,8 +276,8 @@ def dequantized(tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]
     """Turn int8 tensors back into float32, and drop their scales.
 
     Args:
-        tensors: Of :func:`quantized_state`, possibly with a prefix.
-        source: Where they come from, for the message.
+        tensors: Tensors of :func:`quantized_state`, possibly with a prefix.
+        source: Their source, for the message.
 
     Raises:
         InvalidInputError: If a scale is missing or has the wrong shape.

@@ -1,1 +1,1 @@
-"""What a network is for: kinds of targets, with their losses and metrics."""
+"""Tasks of networks: kinds of targets, with their losses and metrics."""

@@ -1,4 +1,4 @@
-"""Answers: what a network's outputs say, for people and programs."""
+"""Answers: a network's outputs as classes, numbers and text."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from torch import Tensor
 
 SHOWN = 3
-"""Classes of a map that are named, the largest first."""
+"""Number of classes of a map that are named, the largest first."""
 
 
 def answers(kind: str, outputs: Tensor, classes: Sequence[str]) -> tuple[Tensor, list[str], Tensor | None]:
-    """Return what outputs say.
+    """Return the answers in a network's outputs.
 
     Args:
         kind: A key of :data:`prunegym.models.tasks.objective.KINDS`.
-        outputs: (batch, ...) of a network.
-        classes: Names; outputs beyond them have their number as name.
+        outputs: The network's outputs, (batch, ...).
+        classes: Names; other outputs have their number as name.
 
     Returns:
         The answers: (batch,) int64 the class, (batch, classes) int64 of 0 and 1 for several labels, (batch, numbers)
@@ -51,11 +51,11 @@ def answers(kind: str, outputs: Tensor, classes: Sequence[str]) -> tuple[Tensor,
 
 
 def target_text(kind: str, target: Tensor, classes: Sequence[str]) -> str:
-    """Return an image's target for people, in a few words.
+    """Return an image's target as a short text.
 
     Args:
         kind: A key of :data:`prunegym.models.tasks.objective.KINDS`.
-        target: Of one image.
+        target: The target of one image.
         classes: Names.
 
     Example:

@@ -1,4 +1,4 @@
-"""Losses: what training makes small, and the distances to a teacher's outputs that go with them."""
+"""Losses of training, and the matching distances to a teacher's outputs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""From outputs (batch, ...), targets (batch, ...) and class weights (classes,) or None to the mean loss."""
+"""Takes outputs (batch, ...), targets (batch, ...) and class weights (classes,) or None; returns the mean loss."""
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -33,7 +33,7 @@ def binary_cross_entropy(outputs: Tensor, targets: Tensor, weights: Tensor | Non
     Args:
         outputs: (batch, classes) logits.
         targets: (batch, classes) of 0 and 1.
-        weights: (classes,); what a label that is there counts, against 1 for one that is not.
+        weights: (classes,); weight of a label that is present, where an absent label has weight 1.
     """
     return F.binary_cross_entropy_with_logits(outputs, targets.to(outputs), pos_weight=_beside(weights, outputs))
 

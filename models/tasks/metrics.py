@@ -1,6 +1,6 @@
-"""Metrics: how good each answer is, as one number to maximise. All take outputs and targets of a batch.
+"""Metrics: the quality of each answer as one number to maximise. All take outputs and targets of a batch.
 
-Rewards use them as accuracy terms, evaluation averages them over images. So a figure means the same everywhere.
+Rewards use them as accuracy terms, and evaluation averages them over images, so figures mean the same everywhere.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 from prunegym.errors import InvalidInputError
 
 Metric = Callable[[Tensor, Tensor], Tensor]
-"""From outputs (batch, ...) and targets (batch, ...) to (batch,) numbers; larger is better."""
+"""Takes outputs (batch, ...) and targets (batch, ...); returns (batch,) numbers, larger is better."""
 
 
 def correct(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -43,10 +43,10 @@ def top5(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def f1(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return each image's F1 score of several labels: (batch,) float64; 1 if there are no labels and none is given.
+    """Return each image's F1 score of several labels: (batch,) float64; 1 if no label is true or predicted.
 
     Args:
-        outputs: (batch, classes) logits; a label is given where they are above 0.
+        outputs: (batch, classes) logits; a label is predicted where they are above 0.
         targets: (batch, classes) of 0 and 1.
     """
     given, true = outputs > 0, targets > 0.5
@@ -55,7 +55,7 @@ def f1(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def labels_right(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return the share of labels that are right, given or not: (batch,) float64. Arguments are those of :func:`f1`."""
+    """Return the share of right labels, predicted or not: (batch,) float64. Arguments are those of :func:`f1`."""
     return ((outputs > 0) == (targets > 0.5)).double().mean(1)
 
 
@@ -75,7 +75,7 @@ def absolute_error(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def _differences(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return (batch, numbers) float64; one number an image may have targets (batch,)."""
+    """Return (batch, numbers) float64; for one number per image, targets may be (batch,)."""
     return (outputs.double() - targets.double().reshape(outputs.shape)).reshape(len(outputs), -1)
 
 
@@ -84,7 +84,7 @@ def positions_right(outputs: Tensor, targets: Tensor) -> Tensor:
 
     Args:
         outputs: (batch, classes, height, width).
-        targets: (batch, height, width) integers. Negative ones do not count; an image with no others has 1.
+        targets: (batch, height, width) integers. Negative ones are ignored; an image with only negative ones has 1.
     """
     known = (targets >= 0).flatten(1)
     right = (outputs.argmax(1) == targets).flatten(1) & known
@@ -93,7 +93,7 @@ def positions_right(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def iou(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return intersection over union, averaged over the classes that an image has or is given: (batch,) float64.
+    """Return intersection over union, averaged over the true and predicted classes of an image: (batch,) float64.
 
     Arguments are those of :func:`positions_right`.
     """
@@ -114,12 +114,12 @@ def agreement(outputs: Tensor, targets: Tensor) -> Tensor:
         targets: Other outputs of the same shape, those of the network with all channels on.
 
     Raises:
-        InvalidInputError: If there is one class only, so that all outputs would agree.
+        InvalidInputError: If there is only one class, so that all outputs would agree.
     """
     if outputs.ndim < 2 or outputs.shape[1] < 2:
         raise InvalidInputError(
-            f"Agreement compares which of several outputs is the largest; the outputs are {tuple(outputs.shape)}. Give "
-            "another metric, e.g. squared_error."
+            f"Agreement compares which of several outputs is the largest, but the outputs are {tuple(outputs.shape)}. "
+            "Give another metric, e.g. squared_error."
         )
     agree = outputs.argmax(1) == targets.argmax(1)
     return agree.double().reshape(len(agree), -1).mean(1)

@@ -1,4 +1,4 @@
-"""Objectives: what a data set's targets are, and which loss and metric belong to them."""
+"""Objectives: the kind of a data set's targets, with their loss and metric."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from prunegym.validation import choice, finite
 
 
 class Kind(NamedTuple):
-    """One kind of targets: what they are, and what is used for them unless you choose something else."""
+    """One kind of targets: a description, and the default loss and metric."""
 
     targets: str
     loss: str
@@ -27,19 +27,22 @@ class Kind(NamedTuple):
 
 
 KINDS: dict[str, Kind] = {
-    "classes": Kind("one class an image: integers (count,)", "cross_entropy", "correct", "soft_cross_entropy"),
+    "classes": Kind("one class per image: integers (count,)", "cross_entropy", "correct", "soft_cross_entropy"),
     "labels": Kind(
-        "several labels an image: 0 and 1, (count, classes)", "binary_cross_entropy", "f1", "soft_binary_cross_entropy"
+        "several labels per image: 0 and 1, (count, classes)", "binary_cross_entropy", "f1", "soft_binary_cross_entropy"
     ),
     "numbers": Kind("numbers: floats (count,) or (count, numbers)", "squared_error", "explained", "squared_error"),
     "maps": Kind(
-        "a class a position: integers (count, height, width)", "cross_entropy", "positions_right", "soft_cross_entropy"
+        "a class for each position: integers (count, height, width)",
+        "cross_entropy",
+        "positions_right",
+        "soft_cross_entropy",
     ),
     "outputs": Kind(
         "outputs of the dense network: floats (count, ...)", "soft_cross_entropy", "agreement", "soft_cross_entropy"
     ),
 }
-"""Kinds of targets. ``outputs`` is for images without labels: the network shall answer as it did when dense."""
+"""Kinds of targets. ``outputs`` is for images without labels: the masked network learns to agree with the dense one."""
 
 
 def kind_of(targets: Tensor) -> str:
@@ -64,7 +67,7 @@ def kind_of(targets: Tensor) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """What targets are, and how a network's outputs are judged by them.
+    """The kind of targets, and how a network's outputs are compared with them.
 
     Attributes:
         kind: A key of :data:`KINDS`.
@@ -72,7 +75,7 @@ class Objective:
             targets that returns the mean loss; by default that of the kind.
         metric: A key of :data:`prunegym.models.tasks.metrics.METRICS`, ``"explained"``, ``"module:function"``, or a
             function of outputs and targets that returns (batch,) numbers, larger is better; by default the kind's.
-        class_weights: What each class counts in the loss.
+        class_weights: Weight of each class in the loss.
         spread: Variance of the training targets, for the metric ``explained``.
     """
 
@@ -142,11 +145,12 @@ class Objective:
 
         Args:
             output_shape: Shape of the network's output for an image.
-            targets: (count, ...) of a data set, of which the first two are tried.
-            network: How the network is called in the message.
+            targets: (count, ...) of a data set; the first two are tried.
+            network: Name of the network in the message.
 
         Raises:
-            InvalidInputError: If they cannot, or the loss is not one finite number, the metric not one an image.
+            InvalidInputError: If they cannot, if the loss is not one finite number, or if the metric is not one number
+                per image.
         """
         few = targets[:2]
         outputs = torch.zeros(len(few), *output_shape, requires_grad=True)
@@ -165,7 +169,7 @@ class Objective:
             fine = isinstance(found, Tensor) and tuple(found.shape) == shape and bool(found.isfinite().all())
             if not fine:
                 shown = f"{tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
-                needed = "one finite number" if kind == "loss" else "one finite number an image"
+                needed = "one finite number" if kind == "loss" else "one finite number per image"
                 raise InvalidInputError(
                     f"The {kind} {named!r} returned {shown} for {what}; a tensor with {needed} is needed."
                 )
@@ -175,26 +179,26 @@ class Objective:
             )
 
     def name(self, part: str) -> str:
-        """Return the name of the ``loss`` or ``metric``; of a function of yours as ``module:function``."""
+        """Return the name of the ``loss`` or ``metric``; your function has the name ``module:function``."""
         own = getattr(self, part)
         if own is None:
             return str(getattr(KINDS[self.kind], part))
         return own if isinstance(own, str) else f"{getattr(own, '__module__', '')}:{name_of(own)}"
 
     def fingerprint(self) -> str:
-        """Return a text that another loss, metric or weight changes, your functions by their source."""
+        """Return a text that is different for another loss, metric or weight; your functions count by their source."""
         own = {part: getattr(self, part) for part in ("loss", "metric")}
         functions = {name: described(one) for name, one in own.items() if callable(one) or ":" in (one or "")}
         return f"{self.as_json()} {functions}"
 
     def as_json(self) -> dict[str, Any]:
-        """Return it as plain JSON, functions by their names."""
+        """Return it as plain JSON, with functions as names."""
         own = {part: self.name(part) for part in ("loss", "metric") if getattr(self, part) is not None}
         return {**dataclasses.asdict(self), **own}
 
 
 def balanced_weights(targets: Tensor, classes: int) -> tuple[float, ...]:
-    """Return weights with which all classes count alike, however many images or positions each has.
+    """Return weights that give all classes the same total weight, whatever their number of images or positions.
 
     Args:
         targets: (count,) or (count, height, width) integers; negative ones do not count.

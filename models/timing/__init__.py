@@ -1,1 +1,1 @@
-"""Seconds on this machine: dense forms, latency tables, profiles."""
+"""Measurements of time on this machine: dense forms, latency tables, profiles."""

@@ -24,7 +24,7 @@ from prunegym.validation import whole_number
 
 QUARTERS = 4
 Samples = dict[tuple[float, float], list[float]]
-"""Seconds by the channels that are read and made."""
+"""Seconds by the numbers of input and output channels."""
 
 
 @torch.inference_mode()
@@ -40,17 +40,17 @@ def measure(
 ) -> LatencyTable:
     """Measure a table, medians over rounds, and compare it with end-to-end time under random masks.
 
-    Gates that meet in a layer get their widths independently of each other, so that every pair is seen, and all others
-    at the same time.
+    Gates that meet in a layer get every pair of widths. All other gates change at the same time.
 
     Args:
         masked: The CNN.
-        timer: How it is run.
-        policy: Its policy; deciding is timed as the timer runs it, else in torch.
-        clock: Of the policy's and the end-to-end time; ``cpu`` is the process's own, for one thread on a busy machine.
+        timer: Runs the CNN and times its parts.
+        policy: Its policy. Its decisions are timed as the timer runs them, or else in torch.
+        clock: Clock of the policy's and the end-to-end time; ``cpu`` is the process's time, for one thread on a busy
+            machine.
         rounds: Runs of each pattern of widths.
         validation_masks: Random masks, each gate's kept share drawn from 0.1 to 1, on which the error is reported.
-        seed: Of the masks.
+        seed: Seed of the masks.
 
     Returns:
         The table; ``validation`` has ``masks``, ``mean_error`` and ``max_error`` (shares of the measured time),
@@ -90,7 +90,8 @@ def measure(
 def kept_widths(width: int) -> list[int]:
     """Return the kept widths of a gate at which times are measured: none, about each quarter, all but one, all.
 
-    Masks seldom keep a multiple of 8 channels, at which vectors are full and layers fast, so the quarters are not such.
+    Layers are fastest with multiples of 8 channels, which fill vectors. Masks rarely keep such a number, so the
+    quarters avoid them.
     """
     quarters = [min(round(width * part / QUARTERS) + 1, width) for part in range(1, QUARTERS)]
     return [0, *quarters, max(width - 1, 0), width]
@@ -106,8 +107,8 @@ def _colours(gates: int, dependences: list[tuple[Counts, Counts]]) -> list[int]:
         colours.append(next(colour for colour in itertools.count() if colour not in taken))
     if max(colours) > 2:
         raise InvalidInputError(
-            f"{max(colours) + 1} gates of the network meet in one place, which is too many to time every "
-            "combination of widths. Use the reward 'macs', or fewer gates: MaskedCNN(..., gates=[...])."
+            f"{max(colours) + 1} gates of the network meet in one layer: too many combinations of widths to time. "
+            " Use the reward 'macs', or fewer gates: MaskedCNN(..., gates=[...])."
         )
     return colours
 
@@ -142,9 +143,9 @@ def _median_parts(timer: Timer, mask: Tensor, rounds: int) -> dict[str, float]:
     timed()
     runs = [timed() for _ in range(rounds)]
     medians = {name: statistics.median(run[name] for run in runs) for name in timer.parts}
-    # Disturbances hit other parts in each run, so the sum of medians is less than any run takes.
+    # Disturbances affect different parts in each run, so the sum of medians is less than the time of any run.
     whole = statistics.median(sum(run[name] for name in timer.parts) for run in runs)
-    scale = whole / sum(medians.values()) if whole > 0 else 1.0  # a clock may be too coarse to see anything
+    scale = whole / sum(medians.values()) if whole > 0 else 1.0  # a coarse clock may return 0
     return {name: value * scale for name, value in medians.items()}
 
 
@@ -159,7 +160,7 @@ def _part_of(name: str, key: tuple[Counts, Counts], times: Samples) -> Part:
 
 
 def _median(seconds: Callable[[], float], rounds: int) -> float:
-    """Return the median of what a function gives, after a first time that warms up."""
+    """Return the median of a function's results, after a first call to warm up."""
     seconds()
     return statistics.median(seconds() for _ in range(rounds))
 

@@ -1,4 +1,4 @@
-"""What a mask costs in time: a table measured on a machine, interpolated over kept widths."""
+"""The time of masks: a table measured on a machine, interpolated over kept widths."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Axis:
     """A number of channels on which a time depends: ``always`` + the sum of ``each[gate]`` for each kept channel.
 
     Attributes:
-        each: By gate.
+        each: Channels for each kept channel, by gate.
         always: Channels that no mask removes.
-        points: Numbers of channels at which the time was measured, rising.
+        points: Numbers of channels at which the time was measured, increasing.
     """
 
     each: Mapping[int, float]
@@ -39,10 +39,12 @@ class Axis:
         for value in (*self.each.values(), self.always, *self.points):
             finite("A number of channels of a latency table", value, 0)
         if not self.points or any(first >= second for first, second in itertools.pairwise(self.points)):
-            raise InvalidInputError(f"The points {self.points} of a latency table do not rise. Measure it again.")
+            raise InvalidInputError(
+                f"The points {self.points} of a latency table are not increasing. Measure it again."
+            )
 
     def place(self, kept: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the point below and the share of the way to the next one: (batch, gates) -> (batch,) each."""
+        """Return the point below and the position (0 to 1) up to the next one: (batch, gates) -> (batch,) each."""
         width = sum(
             (kept[:, gate] * count for gate, count in self.each.items()), kept.new_full((len(kept),), self.always)
         )
@@ -60,9 +62,9 @@ class Part:
     """The time of those steps of a network that depend on the same kept widths.
 
     Attributes:
-        name: Of its first step.
-        inputs: Channels that it reads.
-        outputs: Channels that it makes.
+        name: Name of its first step.
+        inputs: Input channels.
+        outputs: Output channels.
         seconds: For each point of ``inputs`` a time for each point of ``outputs``.
     """
 
@@ -75,7 +77,9 @@ class Part:
         """Check that there is one time for each pair of points."""
         sizes = {len(row) for row in self.seconds}
         if len(self.seconds) != len(self.inputs.points) or sizes != {len(self.outputs.points)}:
-            raise InvalidInputError(f"Part {self.name!r} of a latency table has not one time for each pair of points.")
+            raise InvalidInputError(
+                f"Part {self.name!r} of a latency table does not have one time for each pair of points."
+            )
         for value in itertools.chain(*self.seconds):
             finite(f"A time of part {self.name!r} of a latency table", value, 0)
 
@@ -97,13 +101,13 @@ class LatencyTable:
     """Seconds of an image, for any mask.
 
     Attributes:
-        execution: What was measured, e.g. ``torch``.
+        execution: The measured execution, e.g. ``torch``.
         gates: Name and width of each gate.
-        fixed: Seconds that depend on no mask.
-        parts: Those that do.
-        policy: Seconds of deciding the mask of an image, the way of ``execution``; 0 if the model had no policy.
-        machine: Where it was measured: processor, cores, threads, versions.
-        validation: How far predictions were from end-to-end time, see
+        fixed: Seconds that do not depend on the mask.
+        parts: Parts whose seconds depend on the mask.
+        policy: Seconds of the policy for one image, run by ``execution``; 0 if the model had no policy.
+        machine: The machine: processor, cores, threads, versions.
+        validation: The error of predictions of the end-to-end time, see
             :func:`prunegym.models.timing.latency_measurement.measure`.
     """
 
@@ -116,7 +120,7 @@ class LatencyTable:
     validation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Check the times, and that parts depend on gates that there are."""
+        """Check the times, and that parts depend on gates that exist."""
         for name in ("fixed", "policy"):
             finite(f"{name} of a latency table", getattr(self, name), 0)
         for _, width in self.gates:
@@ -147,7 +151,7 @@ class LatencyTable:
 
     @property
     def policy_share(self) -> float:
-        """Seconds of deciding / seconds with all channels on."""
+        """Seconds of the policy / seconds with all channels on."""
         return self.policy / self.dense_seconds
 
     def check(self, masked: MaskedCNN) -> LatencyTable:
@@ -175,7 +179,7 @@ class LatencyTable:
 
         Raises:
             MissingDataError: If there is no such file.
-            InvalidInputError: If it is no latency table, or one of a newer format.
+            InvalidInputError: If it is not a latency table, or has a newer format.
         """
         if not Path(path).is_file():
             raise MissingDataError(
@@ -189,13 +193,13 @@ class LatencyTable:
                 return cls(gates=gates, parts=tuple(map(_part, content.pop("parts"))), **content)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
             raise InvalidInputError(
-                f"{path} is no latency table ({type(error).__name__}: {error}). Make one with prunegym latency."
+                f"{path} is not a latency table ({type(error).__name__}: {error}). Make one with prunegym latency."
             ) from error
         raise InvalidInputError(f"{path} has format {version}; this version reads format {FORMAT}. Update it.")
 
 
 def open_table(table: LatencyTable | Path | str, masked: MaskedCNN) -> LatencyTable:
-    """Return a table, given as such or by its path, if it is for this CNN; raises as its parts do."""
+    """Return a table, or read it from its path, after checking that it is for this CNN."""
     return (table if isinstance(table, LatencyTable) else LatencyTable.load(table)).check(masked)
 
 

@@ -1,4 +1,4 @@
-"""Execution paths on one image, timed part by part: what a latency table is measured with."""
+"""Timers of execution paths on one image, part by part, for measuring a latency table."""
 
 from __future__ import annotations
 
@@ -24,41 +24,41 @@ from prunegym.models.stopwatch import clock_for
 from prunegym.validation import choice
 
 CALL = "call"
-"""The part that is spent in Python, before the first layer and after the last."""
+"""The time in Python, before the first layer and after the last."""
 Counts = tuple[float, ...]
-"""(gates + 1,): channels for each kept channel of a gate, and those that are always there."""
+"""(gates + 1,): channels for each kept channel of a gate, and those that always exist."""
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 TIMED = {path.name: path for path in PATHS if path.skips}
 """The execution paths that can be timed, by name."""
 
 
 class Timer(Protocol):
-    """Something that runs a masked CNN on one image, and whose parts can be timed.
+    """Runs a masked CNN on one image, and times its parts.
 
     Attributes:
-        name: Of the execution.
-        parts: For each part of the network the channels that it reads and makes.
+        name: Name of the execution.
+        parts: Input and output channels of each part of the network.
     """
 
     name: str
     parts: dict[str, tuple[Counts, Counts]]
 
     def prepare(self, mask: Tensor) -> tuple[Callable[[], Mapping[str, float]], Callable[[], object]]:
-        """Return for a mask (mask_size,) bool a function that times each part, and one that just runs."""
+        """Return for a mask (mask_size,) bool a function that times each part, and one that only runs."""
 
     def deciding(self, policy: GatePolicy) -> Callable[[], float]:
-        """Return a function that runs one image with a policy, and returns the seconds of deciding all its gates."""
+        """Return a function that runs one image with a policy, and returns the seconds of its decisions."""
 
 
 class PathTimer:
     """Times an execution path; see :class:`Timer`.
 
-    What the path keeps for masks that come again is there before the clock runs.
+    Data that the path stores for masks that come again exists before the clock starts.
 
     Args:
         kind: One of :data:`TIMED`.
         masked: The CNN.
-        clock: Returns seconds; a path with a clock of its own counts wall time.
+        clock: Returns seconds; a path with its own clock counts wall time.
 
     Raises:
         InvalidInputError: If the path cannot run the network.
@@ -69,7 +69,7 @@ class PathTimer:
         self._image, self._program = masked_example(masked), _lowered(masked)
         self._path = self._made("network", None)
         self.name = self._path.label
-        # What belongs to no layer of the program, like loading the images, depends on no mask.
+        # Times that belong to no layer of the program, such as loading images, do not depend on the mask.
         every = torch.ones(1, masked.mask_size, dtype=torch.bool, device=self._image.device)
         nothing = (0.0,) * (len(masked.gates) + 1)
         parts = {CALL: (nothing, nothing)} | dict.fromkeys(self._path.timed(self._image, every), (nothing, nothing))
@@ -88,14 +88,14 @@ class PathTimer:
             parts = self._path.timed(self._image, masks, None, self._clock)
             return {**parts, CALL: self._clock() - start - sum(parts.values())}
 
-        for _ in range(2):  # the second time, gathered weights get the memory layout of weights that come again
+        for _ in range(2):  # when it runs again, gathered weights get the layout for masks that come again
             run()
         return timed, run
 
     def deciding(self, policy: GatePolicy) -> Callable[[], float]:
-        """Time the path's own deciding, with all channels on.
+        """Time the path's own decisions, with all channels on.
 
-        A policy that decides all gates at once runs before the path, on what the first gate's producer reads.
+        A policy that decides all gates at once runs before the path, on the input of the first gate's producer.
 
         Args:
             policy: The policy.
@@ -105,7 +105,7 @@ class PathTimer:
         """
         if not decides_gate_by_gate(policy):
             return lambda: seconds_of(lambda: decide_first(self._masked, policy, self._image, None), self._clock)
-        # The time depends on the channels kept before each gate, and the policy's own masks for noise mean little.
+        # The time depends on the channels kept before each gate, and the policy's masks for noise are not typical.
         generous = copy.deepcopy(policy)
         generous.rescale_logits(0, 1)
         path = self._made("policy", generous)
@@ -131,20 +131,20 @@ def _lowered(masked: MaskedCNN) -> Program:
         return lower(masked)
     except UnsupportedError as error:
         raise InvalidInputError(
-            f"Masked channels of this network cannot be left out, so there is no time to measure: {error} Leave the "
+            f"Masked channels of this network cannot be skipped, so there is nothing to measure: {error} Leave the "
             "gate out with MaskedCNN(..., gates=[...]), or use the reward 'macs'."
         ) from error
 
 
 def seconds_of(work: Callable[[], object], clock: Clock) -> float:
-    """Run something and return the seconds that it took."""
+    """Run a function and return the seconds that it took."""
     start = clock()
     work()
     return clock() - start
 
 
 def clock_named(name: str, masked: MaskedCNN) -> Clock:
-    """Return a clock of :data:`CLOCKS`; for a CNN on a CUDA device one that waits for what it was asked to do."""
+    """Return a clock of :data:`CLOCKS`; for a CNN on a CUDA device, one that waits for the GPU."""
     device = masked.device
     return clock_for(device) if device.type == "cuda" else CLOCKS[name]
 
@@ -158,12 +158,12 @@ def make_timer(execution: str, masked: MaskedCNN, clock: str = "wall") -> Timer:
         clock: One of :data:`CLOCKS`.
 
     Raises:
-        UnknownNameError: If there is none of that name, or no such clock.
-        InvalidInputError: If the path cannot run the network, or has its own clock and another is asked for.
+        UnknownNameError: If there is no such execution or clock.
+        InvalidInputError: If the path cannot run the network, or has its own clock and another one is given.
     """
     kind = TIMED[choice("execution", execution, TIMED)]
     if choice("clock", clock, CLOCKS) != "wall" and kind.own_clock:
-        raise InvalidInputError(f"Execution {execution!r} has a wall clock of its own. Leave --clock out for it.")
+        raise InvalidInputError(f"Execution {execution!r} uses its own wall clock. Leave --clock out for it.")
     return PathTimer(kind, masked, clock_named(clock, masked))
 
 
@@ -171,21 +171,21 @@ def policy_timer(timer: Timer, policy: Policy) -> Callable[[], float]:
     """Return a function that gives the seconds in which a policy decides the mask of one image.
 
     Args:
-        timer: Of the path that runs the CNN.
+        timer: Timer of the path that runs the CNN.
         policy: Its policy; a static one decides nothing.
     """
     return (lambda: 0.0) if isinstance(policy, StaticPolicy) else timer.deciding(policy)
 
 
 def masked_example(masked: MaskedCNN) -> Tensor:
-    """Return a normalised image of noise (1, channels, height, width) that a CNN takes, where the CNN is."""
+    """Return a normalised image of noise (1, channels, height, width) for a CNN, on its device."""
     shape = masked.graph[masked.graph.input].shape
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=torch.channels_last)
     return noise.to(masked.device)
 
 
 def step_counts(masked: MaskedCNN, step: Step) -> tuple[Counts, Counts]:
-    """Return the channels that a step reads and makes; one that treats them one by one counts as making them."""
+    """Return the input and output channels of a step; if it treats channels one by one, they are its outputs."""
     gates = len(masked.gates)
     nothing = (0.0,) * (gates + 1)
 
@@ -201,7 +201,7 @@ def step_counts(masked: MaskedCNN, step: Step) -> tuple[Counts, Counts]:
 
 
 def _step_of(masked: MaskedCNN, layer: Layer) -> Step:
-    """Return the step that reads what a layer reads: its last one may be the sum or ReLU that was fused into it."""
+    """Return the step that reads a layer's input; its last step may be the sum or ReLU that was fused into it."""
     if isinstance(layer, Conv | Linear):
         return next(step for step in masked.graph.steps if layer.label in (step.layer, step.name))
     return masked.graph[layer.name]

@@ -1,4 +1,4 @@
-"""Where the time of a masked CNN goes: dense in all of torch's ways, masked, skipping, and layer by layer."""
+"""Profiles of a masked CNN: times of dense forms in torch, masked, skipping, and layer by layer."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from prunegym.models.stopwatch import median_seconds
 from prunegym.models.storage.run_folder import machine
 
 Forms = dict[str, Callable[[], object]]
-"""By name, what runs a batch."""
+"""Functions that run a batch, by name."""
 LIMIT = 60.0
-"""Seconds after which no further round begins."""
+"""Seconds after which no further round starts."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,10 +34,10 @@ class LayerTime:
     """A layer's share of the time, for one image.
 
     Attributes:
-        layer: Its label; ``decide`` and a gate's name for a policy's part.
-        kept: Mean kept share of the gate that it is on; None if it is on none.
-        seconds: With the masks.
-        seconds_full: With all channels; None for deciding.
+        layer: Its label; ``decide`` and a gate's name for a decision of the policy.
+        kept: Mean kept share of its gate; None if it has no gate.
+        seconds: Seconds with the masks.
+        seconds_full: Seconds with all channels; None for decisions.
     """
 
     layer: str
@@ -52,19 +52,19 @@ class Profile:
 
     Attributes:
         dense: The network without masks, by form.
-        skipping: With masks, by way of running; with a policy the time of deciding is in it.
-        reference: Beside those: the kernel with all channels, and with masks that are given where a policy decides;
-            the dense network in ONNX Runtime, where that is installed.
-        taken: The way that ``auto`` takes.
-        reason: Why.
-        failed: What could not be run, and why.
+        skipping: The network with masks, by execution; times include the policy's.
+        reference: For comparison: the kernel with all channels, and with given masks if a policy decides; the dense
+            network in ONNX Runtime, if that is installed.
+        taken: The execution that ``auto`` uses.
+        reason: The reason of this choice.
+        failed: Forms that could not be run, with the reason.
         mac_share: Mean MAC share of the masks, the policy's own included.
         kept_share: Mean kept share.
         layers: Layer by layer in the first path that skips, if one can run the network.
         layers_of: Name of that path; empty if there is none.
         batch: Images in a batch.
-        masks: Where masks came from.
-        machine: What it ran on.
+        masks: The source of the masks.
+        machine: The machine.
     """
 
     dense: dict[str, float]
@@ -92,7 +92,7 @@ class Profile:
         return min(self.dense, key=lambda name: self.dense[name])
 
     def ratio(self, seconds: float) -> float:
-        """Return a time over that of the fastest dense form."""
+        """Return a time divided by that of the fastest dense form."""
         return seconds / self.dense[self.fastest_dense]
 
     def as_json(self) -> dict[str, Any]:
@@ -114,7 +114,7 @@ def profile(
     forget: bool = True,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Profile:
-    """Time a masked CNN on batches of one size, other images and masks each round.
+    """Time a masked CNN on batches of one size, with other images and masks in each round.
 
     Args:
         masked: The CNN, on the CPU.
@@ -124,12 +124,12 @@ def profile(
         penalty: lambda, for a policy with a ``penalty_range``.
         rounds: Rounds, if they take less than a minute.
         compiled: Also time ``torch.compile`` of the dense network.
-        forget: Gather weights again for each batch, as masks that never come twice need it; else each batch runs once
-            before the clock does.
+        forget: Gather weights again for each batch, as for masks that never come twice. Otherwise each batch runs once
+            before the clock starts.
         clock: Returns seconds.
 
     Returns:
-        Medians of all forms, taken in turn.
+        Medians of all forms; each round times all of them.
     """
     fast = SkippingCNN(masked, policy)
     given: list[Tensor] = [fast(images, penalty=penalty).mask for images in batches] if masks is None else masks
@@ -142,7 +142,7 @@ def profile(
     reference: Forms = {}
     try:
         reference["ONNX Runtime, dense"] = dense_in_onnx_runtime(masked.network, batches[0])
-    except Exception as error:  # it is optional, and torch raises about anything when it exports
+    except Exception as error:  # it is optional, and torch's export may raise any error
         failed["ONNX Runtime, dense"] = why(error)
     path = next((path for path in map(fast.path, fast.available) if path.skips), None)
     if path is not None:
@@ -176,7 +176,7 @@ def _in_turn(
     once = list(zip(batches, masks, strict=True))
     pairs, path = itertools.cycle(once), fast.path(fast.execution)
     if not forget:
-        for images, mask in once:  # what a path keeps for masks that come again is there before the clock runs
+        for images, mask in once:  # data that a path stores for masks that come again exists before the clock starts
             fast(images, mask, penalty)
 
     def run() -> object:
@@ -221,12 +221,12 @@ def _layers(
 
 
 def dense_forms(network: nn.Module, images: Tensor, compiled: bool = False) -> tuple[Forms, dict[str, str]]:
-    """Return a network without masks in every way that torch has of making it fast on the CPU.
+    """Return a network without masks in all forms in which torch makes networks fast on the CPU.
 
     Args:
-        network: In eval mode, norms and all.
-        images: (batch, channels, height, width) float, that it is timed with.
-        compiled: Also ``torch.compile`` with freezing in both layouts, which takes a compiler and up to a minute each.
+        network: The network in eval mode, with its norms.
+        images: (batch, channels, height, width) float, for the measurements.
+        compiled: Also ``torch.compile`` with freezing in both layouts. This needs a compiler and up to a minute each.
 
     Returns:
         The forms by name, and for each one that does not work with this network the reason.
@@ -246,7 +246,7 @@ def dense_forms(network: nn.Module, images: Tensor, compiled: bool = False) -> t
         makers["compiled, channels_last"] = (torch.channels_last, _compiled)
     with warnings.catch_warnings():  # torch calls its own tracer deprecated; it is still the fastest here
         warnings.simplefilter("ignore")
-        from torch.fx.experimental.optimization import fuse  # its import warns
+        from torch.fx.experimental.optimization import fuse  # its import gives a warning
 
         for name, (layout, make) in makers.items():
             x = images.contiguous(memory_format=layout)
@@ -271,11 +271,11 @@ def dense_in_onnx_runtime(network: nn.Module, images: Tensor) -> Callable[[], ob
 
     Raises:
         ImportError: If it or ``onnx`` is not installed.
-        Exception: Whatever torch or ONNX Runtime raise about a network that they cannot export or run.
+        Exception: Any error of torch or ONNX Runtime if they cannot export or run the network.
     """
     import onnxruntime
 
-    file: Any = io.BytesIO()  # the exporter takes one, whatever its types say
+    file: Any = io.BytesIO()  # the exporter accepts it, although its type hints do not
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(network, (images,), file, dynamo=False)

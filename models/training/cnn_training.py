@@ -1,4 +1,4 @@
-"""Step 1 of the article: train a network from scratch. Reports and checkpoints, by which any training resumes."""
+"""Step 1 of the article: train a network from scratch. Also reports, and checkpoints from which training resumes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """How a network is trained from scratch."""
+    """Settings of training a network from scratch."""
 
     epochs: int = 40
     batch_size: int = 128
@@ -123,7 +123,7 @@ def train(
     shape = output_shape(network, dataset)
     check_output(dataset, shape)
     if dataset.unlabelled:
-        raise InvalidInputError(f"Data set {dataset.name!r} has no targets, from which a network could learn.")
+        raise InvalidInputError(f"Data set {dataset.name!r} has no targets, which are needed to train a network.")
     if validation is not None:
         check_images(validation, dataset.image_shape)
         check_output(validation, shape)
@@ -208,7 +208,7 @@ def dense_logits(network: nn.Module, dataset: Dataset, batch_size: int = 250) ->
 
 
 def answered(dataset: Dataset, network: nn.Module) -> Dataset:
-    """Return a data set; one without targets gets the network's outputs as targets, to agree with."""
+    """Return a data set with targets; if it has none, they are the network's outputs."""
     return dataset.answered(dense_logits(network, dataset)) if dataset.unlabelled else dataset
 
 
@@ -221,24 +221,24 @@ def accuracy(network: nn.Module, dataset: Dataset, *, batch_size: int = 250) -> 
     check_dataset(dataset)
     if dataset.unlabelled:
         raise InvalidInputError(
-            f"Data set {dataset.name!r} has no targets, so nothing is right or wrong. Give targets, or "
-            "dataset.answered(outputs) of a network to agree with."
+            f"Data set {dataset.name!r} has no targets, so there is no accuracy. Give targets, or use "
+            "dataset.answered(outputs) with the outputs of a network."
         )
     scores = [dataset.score(outputs, indices) for indices, outputs in outputs_of(network, dataset, batch_size)]
     return float(torch.cat(scores).mean())
 
 
 def of_stage(report: StageReport | None, stage: str) -> Report | None:
-    """Return a callback for the figures of one stage; None if there is nobody to report to."""
+    """Return a callback for the figures of one stage; None without a report."""
     return None if report is None else lambda figures: report(stage, figures)
 
 
 class Checkpoint:
-    """A file with the state of a training, its configuration, and hashes of what it began from.
+    """A file with the state of a training, its configuration, and hashes of its inputs.
 
     Args:
         path: The file; None stores nothing.
-        parts: What has a state: network, gates, optimizers, schedules.
+        parts: The objects with a state: network, gates, optimizers, schedules.
         config: Configuration of the training, a dataclass.
         inputs: Networks, before they are trained, and data sets by name.
     """
@@ -254,7 +254,7 @@ class Checkpoint:
         """Write the file.
 
         Args:
-            done: How many epochs or steps have been made.
+            done: Number of epochs or steps so far.
         """
         if self.path is not None:
             state = [part.state_dict() for part in self.parts]
@@ -264,7 +264,7 @@ class Checkpoint:
         """Load the file, if there is one, into all parts; return how much was done.
 
         Raises:
-            InvalidInputError: If it is of another configuration, of other networks or images, or is no checkpoint.
+            InvalidInputError: If it is from another configuration, other networks or images, or is not a checkpoint.
         """
         if self.path is None or not self.path.exists():
             return 0
@@ -275,7 +275,7 @@ class Checkpoint:
             )
         if without_unused(stored["config"]) != without_unused(self.config):
             raise InvalidInputError(
-                f"{self.path} was written by another configuration ({stored['config']}); this run has {self.config}. "
+                f"{self.path} was written with other settings ({stored['config']}); this run has {self.config}. "
                 "Give the same options, or another folder."
             )
         check_inputs(self.path, stored.get("inputs"), self.inputs)
@@ -285,6 +285,6 @@ class Checkpoint:
             return whole_number("done", stored["done"], 0)
         except BROKEN as error:
             raise InvalidInputError(
-                f"{self.path} has another network or other gates than these ({str(error).splitlines()[0]}) Give those "
-                "of that run, or another folder."
+                f"{self.path} is a checkpoint of another network or other gates ({str(error).splitlines()[0]}) Use "
+                "those of that run, or another folder."
             ) from error

@@ -1,4 +1,4 @@
-"""MAC targets: the offset on all logits, or the lambda, at which a policy meets one."""
+"""MAC targets: the offset on all logits, or the lambda, with which a policy meets a target."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from prunegym.validation import finite, share
 TOLERANCE = 0.01
 """Largest accepted difference from the target, in total MAC share."""
 REACH, FARTHEST = 5.0, 80.0
-"""Largest offset that is tried at first, and at most if the target is missed."""
+"""Largest offset that is tried first, and largest offset at all."""
 
 
 @torch.inference_mode()
@@ -38,8 +38,8 @@ def meet_target(
 ) -> float:
     """Shift a policy's logits, in place, so that its masks cost a given total MAC share.
 
-    Training with noise meets the target with sampled masks. Inference uses the most likely masks, which cost a little
-    more or less.
+    Training with noise meets the target with sampled masks. Inference uses the most likely masks, which have slightly
+    different costs.
 
     Args:
         masked: The CNN.
@@ -107,8 +107,8 @@ def penalty_for(
     share("target_macs", target_macs)
     if policy.penalty_range is None:
         raise InvalidInputError(
-            "The policy was trained for one lambda, so there is none to choose. Train one with the recipe dial, or "
-            "shift this one with meet_target."
+            "The policy was trained for one lambda only. Train a policy for a range with the recipe dial, or shift "
+            "this one with meet_target."
         )
     sample = dataset.sample(images)
     low, high = policy.penalty_range
@@ -126,7 +126,7 @@ def penalty_for(
 
 
 def check_shares(name: str, value: float | Sequence[float]) -> None:
-    """Check a setting that is one share, or two for the lowest and the highest lambda.
+    """Check a setting that is one share, or two shares for the lowest and the highest lambda.
 
     Raises:
         InvalidInputError: If it is neither, or a share is not above 0 and at most 1.
@@ -139,7 +139,7 @@ def check_shares(name: str, value: float | Sequence[float]) -> None:
 
 
 def check_range(name: str, value: float | Sequence[float] | None, policy: Policy) -> tuple[float, float] | None:
-    """Check that a setting with two shares goes with a policy for a range of lambdas; return the range, or None.
+    """Check that a setting with two shares is for a policy with a range of lambdas; return the range, or None.
 
     Raises:
         InvalidInputError: If there are two shares, but the policy is for one lambda.

@@ -29,7 +29,7 @@ from prunegym.validation import finite, share, whole_number
 
 @dataclasses.dataclass(frozen=True)
 class PrepareConfig:
-    """How a CNN and its gates are prepared, or (``tune.train_cnn`` False) the gates of a frozen CNN refined."""
+    """Settings of preparing a CNN with its gates, or (``tune.train_cnn`` False) of refining a frozen CNN's gates."""
 
     imitation: ImitationConfig | None = dataclasses.field(default_factory=lambda: ImitationConfig(kept_share=0.6))
     """None: no imitation; gates start from their bias."""
@@ -41,9 +41,9 @@ class PrepareConfig:
     feature_size: int = 1088
     seed: int = 0
     penalty_range: tuple[float, float] | None = None
-    """If given, the policy works for all lambdas of this range, and gets one as input for each image."""
+    """If given, the policy is for all lambdas in this range, and gets lambda as an input."""
     kinds: tuple[str, ...] | None = None
-    """Names of :data:`prunegym.models.gating.feature_kinds.FEATURES` that gates look at; None: average and grid."""
+    """Names of features in :data:`prunegym.models.gating.feature_kinds.FEATURES`; None: average and grid."""
 
     def __post_init__(self) -> None:
         """Check the numbers of the policy; its range of lambdas and its kinds are checked when it is made."""
@@ -75,10 +75,10 @@ def prepare(
 
     Args:
         network: The trained CNN; it is copied.
-        dataset: Training images. Without targets, gates learn to agree with the CNN as it is.
+        dataset: Training images. Without targets, gates learn to agree with the CNN without masks.
         config: The stages.
-        policy: Gates to start from; by default new ones. A :class:`StaticPolicy` learns one mask for all images, for as
-            long and in the same way: the static baseline. Without a MAC target it keeps channels with positive logits.
+        policy: Gates to start from; by default new ones. A :class:`StaticPolicy` learns one mask for all images, with
+            the same training: the static baseline. Without a MAC target it keeps channels with positive logits.
         teacher: Logits to distil from, see :func:`prunegym.models.training.tuning.tune`.
         folder: Folder of checkpoints. An interrupted call with the same arguments resumes from them.
         report: Called with the stage (``imitation`` or ``tune``) and its figures.
@@ -130,16 +130,16 @@ def _at_target(masked: MaskedCNN, policy: Policy, dataset: Dataset, target_macs:
 
 @dataclasses.dataclass(frozen=True)
 class ImitationConfig:
-    """How a policy imitates the teacher."""
+    """Settings of imitating the teacher."""
 
     steps: int = 600
     batch_size: int = 128
     kept_share: float = 0.7
-    """Share of all channels that the teacher keeps of each image; in the first half of the steps it is halfway to 1."""
+    """Share of channels that the teacher keeps for each image. In the first half of the steps it is halfway to 1."""
     mac_share: float | Sequence[float] | None = None
-    """If given, the teacher keeps channels for this share of the MACs instead. (The same share of channels costs
-    different MACs in different networks: a plain one multiplies the shares of neighbouring layers.) For a policy with a
-    range of lambdas give two shares: at the lowest lambda and at the highest."""
+    """If given, the teacher keeps channels for this share of the MACs instead. (The same share of channels has
+    different MACs in different networks: in a plain one, the shares of neighbouring layers multiply.) For a policy
+    with a range of lambdas give two shares, for the lowest and the highest lambda."""
     learning_rate: float = 3e-3
     augment: Augment = True
     seed: int = 0
@@ -164,21 +164,21 @@ def teacher_mask(masked: MaskedCNN, scores: Tensor, config: ImitationConfig, eas
     Args:
         masked: The CNN.
         scores: (batch, mask_size), see :func:`channel_scores`.
-        config: How much is kept.
-        easy: Keep more: halfway between that and all channels.
+        config: The share to keep.
+        easy: Keep more: halfway between the share and 1.
 
     Returns:
         (batch, mask_size) float32 of 0 and 1.
     """
     macs = between(config.mac_share, 0.5)
     wanted = config.kept_share if macs is None else macs
-    # Halfway between the share that is wanted and 1.
+    # Halfway between the share and 1.
     wanted = (1 + wanted) / 2 if easy else wanted
     return keep_best(scores, wanted) if macs is None else at_mac_share(scores, masked, wanted).to(scores)
 
 
 class FollowMask:
-    """Chooses the bits of a given mask, decision by decision, whatever the logits."""
+    """Chooses the bits of a given mask, decision by decision, and ignores the logits."""
 
     def __init__(self, mask: Tensor) -> None:
         self.mask = mask

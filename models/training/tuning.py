@@ -23,13 +23,13 @@ from prunegym.validation import choice, finite, share, whole_number
 
 @dataclasses.dataclass(frozen=True)
 class TuneConfig:
-    """How gates, and optionally the CNN, are trained by gradient."""
+    """Settings of training gates, and optionally the CNN, by gradient."""
 
     target_macs: float | Sequence[float] | None = None
     """Final total MAC share, the policy's MACs included; by default 0.5, unless ``sparsity`` is given.
 
-    For a policy with a range of lambdas give two shares: at the lowest lambda and at the highest. With one share only
-    the middle of the range is trained."""
+    For a policy with a range of lambdas give two shares, for the lowest and the highest lambda. With one share only the
+    middle of the range is trained."""
     epochs: float = 8.0
     batch_size: int = 128
     train_cnn: bool = True
@@ -48,7 +48,7 @@ class TuneConfig:
     under_weight: float = 5.0
     """Weight of the squared MAC share below it."""
     augment: Augment = True
-    """For a policy with a coarse grid ``flip`` is best: images are not shifted in use either."""
+    """``flip`` is best for a policy with a coarse grid, because test images are not shifted."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     seed: int = 0
     sparsity: float | None = None
@@ -73,7 +73,9 @@ class TuneConfig:
         choice("precision", self.precision, cnn_training.PRECISIONS)
         whole_number("seed", self.seed, 0)
         if self.sparsity is not None and not isinstance(self.target_macs, float | int | None):
-            raise InvalidInputError("sparsity and a MAC target for each end of a range of lambdas exclude each other.")
+            raise InvalidInputError(
+                "sparsity cannot be combined with two MAC targets. Give one target, or leave out sparsity."
+            )
         if self.sparsity is not None:
             finite("sparsity", self.sparsity, 0, hint="It is lambda, the price of a channel, e.g. 0.01.")
         if self.sparsity is not None and not self.train_gates:
@@ -81,7 +83,7 @@ class TuneConfig:
 
     @property
     def target(self) -> float | None:
-        """The final MAC share if it is one number; None if there is none, or one for each end of the range."""
+        """The final MAC share if it is one number; None if there is no target or one for each end of the range."""
         return self.target_macs if isinstance(self.target_macs, float | int) else None
 
     def at(self, position: float) -> TuneConfig:
@@ -105,7 +107,7 @@ def tune(
         masked: The CNN.
         policy: Its gates. With two targets, a policy for a range of lambdas gets a random lambda at each step.
         dataset: Training images.
-        config: What is trained, and the schedule.
+        config: The settings.
         teacher: The original network's logits for each image (count, classes); by default the CNN's before training.
         checkpoint: File written after each epoch. If it exists, training resumes from it.
         report: Called after each epoch with ``epoch``, ``loss`` and ``mac_share``.

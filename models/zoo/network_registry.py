@@ -37,7 +37,7 @@ def register_network(name: str, constructor: Callable[..., nn.Module]) -> None:
 
     Args:
         name: Name in commands and files. An earlier registration of the same name is replaced.
-        constructor: Called by keyword with ``num_classes``, ``in_channels`` and, if it has that parameter,
+        constructor: Called by keyword with ``num_classes``, ``in_channels`` and, if it has this parameter,
             ``image_size`` (height of the images). Returns a network with new weights, whose output is logits (batch,
             num_classes).
 

@@ -1,4 +1,4 @@
-"""Plain networks, VGG among them, then residual ones."""
+"""Plain networks, also VGG, and residual networks."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class PlainCNN(nn.Module):
     """Convolutions of 3x3, each with batch norm and ReLU, then global average pooling and one linear layer.
 
     Args:
-        plan: Output channels, stride and padding of each convolution; None stands for max pooling by 2.
+        plan: Output channels, stride and padding of each convolution; None means max pooling by 2.
         num_classes: Outputs.
         in_channels: Channels of the images.
 

@@ -1,4 +1,4 @@
-"""Files of others, read no further than an honest one goes: no devices, and nothing that expands to fill the memory."""
+"""Files from other people, read with limits: no devices, and nothing that expands until the memory is full."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from typing import Any, BinaryIO
 from prunegym.errors import InvalidInputError
 
 MOST_TIMES, ROOM = 100, 64 << 20
-"""A compressed file may expand to this many times its size, and this many bytes more. Photographs expand 10 times."""
+"""A compressed file may expand to this many times its size plus this many bytes. Photographs expand 10 times."""
 OPENERS: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
-"""How compressed files open, by their first bytes."""
+"""Functions that open compressed files, by the first bytes of a file."""
 BROKEN = (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError)
-"""What reading such a file raises if it is damaged, or larger than it may be."""
+"""Errors that reading such a file raises if it is damaged or too large."""
 CHUNK = 1 << 20
 
 
 def check_expansion(expanded: int, stored: int) -> None:
-    """Check how many bytes a file of some size becomes when it is decompressed.
+    """Check the size of a file after decompression.
 
     Raises:
-        ValueError: If they are too many; the caller knows the file's name.
+        ValueError: If it is too large; the caller adds the file's name.
     """
     most = MOST_TIMES * stored + ROOM
     if expanded > most:
@@ -35,20 +35,20 @@ def check_expansion(expanded: int, stored: int) -> None:
 
 
 def check_regular(path: Path, what: str) -> Path:
-    """Return the path of a file that exists and is no device, pipe or folder.
+    """Return the path of a file that exists and is not a device, pipe or folder.
 
     Raises:
         InvalidInputError: If it is not, or may not be read.
     """
     if not path.is_file():
-        raise InvalidInputError(f"{path} is no regular file, so it is no {what}. Check the path.")
+        raise InvalidInputError(f"{path} is not a regular file, so it cannot be a {what}. Check the path.")
     if not os.access(path, os.R_OK):
         raise InvalidInputError(f"{path} cannot be read (Permission denied). Allow reading it.")
     return path
 
 
 class ExpandedFile(io.RawIOBase):
-    """A file as bytes, decompressed if it is gzip, bzip2 or xz. Reading and seeking raise what is in ``BROKEN``.
+    """A file as bytes, decompressed if it is gzip, bzip2 or xz. Reading and seeking raise the errors in ``BROKEN``.
 
     Args:
         path: The file.
@@ -63,7 +63,7 @@ class ExpandedFile(io.RawIOBase):
         self.inner: BinaryIO = opener(path, "rb")
 
     def read(self, size: int | None = -1) -> bytes:
-        """Return this many bytes, or all to the end; memory grows only with what is really there."""
+        """Return this many bytes, or all up to the end; memory grows only with the bytes that exist."""
         left = None if size is None or size < 0 else size
         chunks: list[bytes] = []
         while left is None or left > 0:
@@ -76,12 +76,12 @@ class ExpandedFile(io.RawIOBase):
         return b"".join(chunks)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to a place, counted in expanded bytes from the start."""
+        """Move to a position, counted in decompressed bytes from the start."""
         check_expansion(offset, self.stored)
         return self.inner.seek(offset, whence)
 
     def tell(self) -> int:
-        """Return the place, in expanded bytes from the start."""
+        """Return the position, in decompressed bytes from the start."""
         return self.inner.tell()
 
     def close(self) -> None:

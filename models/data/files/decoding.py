@@ -25,23 +25,23 @@ UNREADABLE = (
     OSError, EOFError, RuntimeError, SyntaxError, ValueError, LookupError, TypeError, ArithmeticError, MemoryError,
     struct.error, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
-"""What Pillow raises on files that are not images, are damaged, or would fill the memory."""
+"""Errors of Pillow for files that are not images, are damaged, or would fill the memory."""
 
 
 def decode(source: Source, where: str, channels: int | None = None, transform: Transform | None = None) -> Tensor:
-    """Decode an image file, its first frame, turned as its EXIF data say.
+    """Decode the first frame of an image file, rotated according to its EXIF data.
 
     Args:
         source: The file.
         where: Its name, for the message.
-        channels: 1 for grey or 3 for RGB; None for what the file has. Transparency is dropped.
-        transform: Brings it to a size; None leaves its own.
+        channels: 1 for grey or 3 for RGB; None for those of the file. Transparency is dropped.
+        transform: Changes its size; None keeps the size.
 
     Returns:
         (channels, height, width) uint8.
 
     Raises:
-        InvalidInputError: If it is no image, or damaged.
+        InvalidInputError: If it is not an image, or damaged.
     """
     with _opened(source, where) as image:
         return to_pixels(image, channels, transform)
@@ -51,7 +51,7 @@ def to_pixels(image: Image.Image, channels: int | None = None, transform: Transf
     """Return a Pillow image as (channels, height, width) uint8; arguments are those of :func:`decode`.
 
     Raises:
-        ValueError: For 32 bits a pixel, whose range is unknown.
+        ValueError: For 32 bits per pixel, whose range is unknown.
     """
     plain = eight_bits(image)
     mode = ("L" if plain.mode == "L" else "RGB") if channels is None else "L" if channels == 1 else "RGB"
@@ -66,7 +66,7 @@ def is_grey(source: Source, where: str) -> bool:
     """Whether an image file is grey: of 8 or 16 bits, without transparency. Only its header is read.
 
     Raises:
-        InvalidInputError: If it is no image.
+        InvalidInputError: If it is not an image.
     """
     with _opened(source, where) as image:
         return image.mode == "L" or _has_16_bits(image)
@@ -84,22 +84,22 @@ def _opened(source: Source, where: str) -> Iterator[Image.Image]:
 
 
 def eight_bits(image: Image.Image) -> Image.Image:
-    """Return an image of 16 bits a pixel reduced to its 8 highest bits; other images are returned unchanged.
+    """Return an image of 16 bits per pixel reduced to its 8 highest bits; other images are returned unchanged.
 
     Pillow itself would clip the 16 bits instead of scaling them.
 
     Raises:
-        ValueError: For 32 bits a pixel, whose range is unknown.
+        ValueError: For 32 bits per pixel, whose range is unknown.
     """
     if _has_16_bits(image):
         made = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         made.info = image.info
         return made
     if image.mode in ("I", "F"):
-        raise ValueError(f"it has 32 bits a pixel (mode {image.mode}); store it with 8 or 16")
+        raise ValueError(f"it has 32 bits per pixel (mode {image.mode}); save it with 8 or 16")
     return image
 
 
 def _has_16_bits(image: Image.Image) -> bool:
-    # Pillow opens 16 bits as mode I, which is also that of 32: PNG in version 10, PGM in all versions.
+    # Pillow opens some 16-bit images as mode I, which is also the mode of 32 bits: PNG in version 10, PGM always.
     return image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))

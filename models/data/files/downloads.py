@@ -42,12 +42,12 @@ FILES: dict[str, dict[str, Download]] = {
 
 
 def find_file(dataset: str, file: str, root: Path | None) -> Path:
-    """Return the path of a data set's file. It is looked for on disk, and downloaded if it is not there.
+    """Return the path of a data set's file. If it is not on disk, it is downloaded.
 
     Args:
         dataset: A key of :data:`FILES`.
         file: Name of the file.
-        root: Folder to look in, and in its subfolder with the data set's name. The system's folders come after it.
+        root: Folder in which the file is searched first, also in the subfolder with the data set's name.
 
     Raises:
         MissingDataError: If the file is not found and cannot be downloaded, or the download has a wrong checksum.
@@ -61,7 +61,7 @@ def find_file(dataset: str, file: str, root: Path | None) -> Path:
     import pooch
 
     source = FILES[dataset][file]
-    # A mirror serves the same files, so their checksums hold.
+    # A mirror serves the same files, so the checksums are the same.
     url = os.environ.get("PRUNEGYM_MIRROR", source.url).rstrip("/") + "/" + file
     cache = pooch.os_cache("prunegym") if root is None else root
     pooch.get_logger().setLevel("WARNING")

@@ -1,4 +1,4 @@
-"""What is in an image folder, or in a tar or zip archive of one."""
+"""The contents of an image folder, or of a tar or zip archive of one."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ IMAGE_SUFFIXES = {
 }  # fmt: skip
 
 HIDDEN, NO_IMAGE, ELSEWHERE, SPECIAL, EMPTY = (
-    "hidden", "no image by the name", "not at <split>/<class>/<image>", "a link back, or no file", "an empty folder",
+    "hidden", "not an image by its name", "not at <split>/<class>/<image>", "a link to a folder above, or no file",
+    "an empty folder",
 )  # fmt: skip
-"""Why something is left out."""
+"""Reasons why something is left out."""
 
 
 @dataclasses.dataclass
 class Contents:
-    """What is in a folder or an archive.
+    """The contents of a folder or an archive.
 
     Attributes:
         files: Contents or path of each file, by its path from the top.
-        broken: Links that lead to no file, with what they lead to.
-        left_out: Paths of what is not read, by reason.
+        broken: Links whose target does not exist, with the target.
+        left_out: Paths of files and folders that are not read, by reason.
     """
 
     files: dict[str, Source] = dataclasses.field(default_factory=dict)
@@ -43,7 +44,7 @@ class Contents:
 
 
 def contents_of(path: Path) -> Contents:
-    """Return what is in a folder, or in a tar or zip archive. Links are followed.
+    """Return the contents of a folder, or of a tar or zip archive. Links are followed.
 
     Raises:
         InvalidInputError: If a folder cannot be read, or an archive is damaged.
@@ -113,6 +114,6 @@ def _of_zip(path: Path) -> Contents:
                     found.files[name] = archive.read(member) if is_image(name) else b""
     except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, NotImplementedError, zlib.error) as error:
         raise InvalidInputError(
-            f"{path} is not a zip archive that can be read ({error}). Copy or pack it again."
+            f"{path} cannot be read as a zip archive ({error}). It may be truncated: copy or pack it again."
         ) from error
     return found

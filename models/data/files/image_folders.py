@@ -35,12 +35,12 @@ FOLDERS: dict[str, Split] = {
     "test": "test",
     "testing": "test",
 }
-"""Names of folders, in small letters, and the splits that they are."""
+"""Names of folders, in small letters, and their splits."""
 
 IN_MEMORY = 256 * 2**20
-"""Image folders of up to this many bytes of pixels are decoded at once; others as images are needed."""
+"""Image folders with up to this many bytes of pixels are decoded at once; images of others when they are needed."""
 SHARES: dict[Split, float] = {"test": 0.2, "validation": 0.1}
-"""What share of each class goes into a split, if the folder has none."""
+"""Share of each class that a split gets if the folder has no splits."""
 
 Files = dict[str, Source]
 """Images of a split by their path from the top."""
@@ -49,25 +49,25 @@ Files = dict[str, Source]
 def image_folder(path: Path, transform: Transform | None = None, channels: int | None = None) -> dict[Split, Dataset]:
     """Read ``train/<class>/<image>`` and ``test/<class>/<image>`` from a folder, or a tar or zip archive of one.
 
-    A folder ``val``, ``valid`` or ``validation`` beside them is the validation split; without one, a tenth of the
-    training images is held out. If there is no ``test``, ``val`` is the test split. With ``<class>/<image>`` alone, a
-    fifth of each class becomes the test split and a tenth the validation split, by a fixed draw.
+    A folder ``val``, ``valid`` or ``validation`` is the validation split; without one, it gets a tenth of the training
+    images. If there is no ``test``, ``val`` is the test split. With only ``<class>/<image>``, a fifth of each class
+    becomes the test split and a tenth the validation split, by a fixed draw.
 
-    Links are followed. Hidden files and folders (``.name``) and files that are no images are left out, and a
-    ``DataWarning`` counts them. Grey images stay grey if all are; otherwise all become RGB. Images are sorted by path,
-    so that an index means the same image on every machine.
+    Links are followed. Hidden files and folders (``.name``) and files that are not images are left out, and a
+    ``DataWarning`` counts them. If all images are grey, they stay grey; otherwise all become RGB. Images are sorted by
+    path, so that an index means the same image on every machine.
 
     Args:
         path: The folder or archive.
-        transform: Brings images to one size; needed unless they have one.
-        channels: 1 or 3; by default what the images have.
+        transform: Brings images to one size; needed if their sizes differ.
+        channels: 1 or 3; by default the number that the images have.
 
     Returns:
-        The splits. Up to :data:`IN_MEMORY` bytes are decoded at once, more as images are needed.
+        The splits. Up to :data:`IN_MEMORY` bytes are decoded at once; larger ones when images are needed.
 
     Raises:
         InvalidInputError: If there are no such images, or several data sets, an image or a folder cannot be read, a
-            link leads nowhere, sizes differ and there is no transform, or a split has a class that ``train`` lacks.
+            link is broken, sizes differ and there is no transform, or a split has a class that is not in ``train``.
     """
     found = contents_of(path)
     parts, notes = _parts(path, found)
@@ -105,7 +105,7 @@ def _labels(path: Path, split: Split, classes: tuple[str, ...], names: list[str]
     found = [name.split("/")[-2] for name in names]
     unknown = next((label for label in found if label not in places), None)
     if unknown is not None:
-        raise InvalidInputError(f"{path}/{split} has class {unknown!r}, which train lacks: {', '.join(classes)}.")
+        raise InvalidInputError(f"{path}/{split} has class {unknown!r}, which is not in train: {', '.join(classes)}.")
     return torch.tensor([places[label] for label in found])
 
 
@@ -116,7 +116,7 @@ def _by_class(path: Path, found: Contents) -> tuple[dict[Split, Files], tuple[st
         *above, folder, _ = ["", "", *name.split("/")]
         if folder and not any(map(is_hidden, name.split("/")[-2:])):
             folders.setdefault("/".join(above), {}).setdefault(folder, []).append(name)
-    # Classes are beside each other, as high up as there are several.
+    # Classes are the folders of the highest level that has more than one.
     classes = next((folders[above] for above in sorted(folders, key=len) if len(folders[above]) > 1), {})
     parts: dict[Split, Files] = {"train": {}, "validation": {}, "test": {}}
     generator = torch.Generator().manual_seed(0)
@@ -142,11 +142,11 @@ def _by_class(path: Path, found: Contents) -> tuple[dict[Split, Files], tuple[st
         if "/" in name or is_image(name):
             found.leave_out(ELSEWHERE if is_image(name) else NO_IMAGE, name)
     shares = " and ".join(f"{share:.0%} of each class the {split}" for split, share in SHARES.items())
-    return parts, (f"The folder has no splits: a fixed draw made {shares} images, the others are for training.",)
+    return parts, (f"The folder has no splits: a fixed draw made {shares} images. The others are for training.",)
 
 
 def _parts(path: Path, found: Contents) -> tuple[dict[Split, Files], tuple[str, ...]]:
-    """Sort images at ``<split>/<class>/<image>`` into splits, and note what is left out; none without such images."""
+    """Sort images at ``<split>/<class>/<image>`` into splits, and record the other files; may return no split."""
     sets: dict[str, dict[str, Files]] = {}
     # Archives may begin with the folders above the data set, of which some may be hidden.
     folders_of_images = [name.split("/")[:-1] for name in found.files if is_image(name)]
@@ -165,7 +165,7 @@ def _parts(path: Path, found: Contents) -> tuple[dict[Split, Files], tuple[str, 
             sets.setdefault("/".join(steps[:-3]) or ".", {}).setdefault(steps[-3], {})[name] = source
             continue
         inside = any(step.lower() in FOLDERS for step in steps[:-1])
-        if reason == ELSEWHERE or inside:  # a README beside train is no surprise
+        if reason == ELSEWHERE or inside:  # a README next to train needs no warning
             found.leave_out(reason, name)
     for name in found.broken:
         steps = name.split("/")
@@ -188,14 +188,14 @@ def _parts(path: Path, found: Contents) -> tuple[dict[Split, Files], tuple[str, 
 
 
 def _split_at(steps: list[str], place: int) -> bool:
-    """Whether the name of a split stands at a place, counted from the end, of a path."""
+    """Whether a part of a path, counted from its end, is the name of a split."""
     return len(steps) >= -place and steps[place].lower() in FOLDERS
 
 
 def _broken_link(path: Path, name: str, found: Contents) -> InvalidInputError:
     return InvalidInputError(
-        f"{path}/{name} is a link to {found.broken[name]}, where no image and no folder is found. Repair or remove it; "
-        "an archive takes what links lead to if it is made with tar --dereference."
+        f"{path}/{name} is a link to {found.broken[name]}, which does not exist here. Fix or remove it. To "
+        "archive the files that links point to, use tar --dereference."
     )
 
 

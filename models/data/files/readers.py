@@ -1,4 +1,4 @@
-"""Readers for the formats of data sets: IDX, tar archives (CIFAR's binary ones), array files."""
+"""Readers for formats of data sets: IDX, tar archives (also CIFAR's binary archives), array files."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ Splits = dict[Split, Dataset]
 
 CIFAR_PIXELS = 3 * 32 * 32
 MOST_DIMENSIONS = 4
-"""Of an IDX file: images, channels, height and width."""
+"""Largest number of dimensions of an IDX file: images, channels, height and width."""
 MAX_LINKS = 8
-"""How many links in a row are followed in an archive."""
+"""Largest number of links in a chain that are followed in an archive."""
 
 
 def read_idx(path: Path) -> Tensor:
@@ -71,20 +71,20 @@ def cifar_archive(path: Path, name: str) -> Splits:
         if not chosen or len(chosen) % row:
             raise InvalidInputError(
                 f"{path} has {len(chosen)} bytes in its files {prefix}*; rows of {row} bytes are needed. "
-                f"Is it the binary archive of {name}?"
+                f"Use the binary archive of {name}."
             )
         rows = torch.from_numpy(np.frombuffer(chosen, dtype=np.uint8).reshape(-1, row).copy())
         return rows[:, -CIFAR_PIXELS:].reshape(-1, 3, 32, 32), rows[:, -CIFAR_PIXELS - 1].long()
 
     names = "batches.meta.txt" if ten else "fine_label_names.txt"
     if names not in members:
-        raise InvalidInputError(f"{path} has no {names}. Is it the binary archive of {name}?")
+        raise InvalidInputError(f"{path} has no {names}. Use the binary archive of {name}.")
     train, test = (part(prefix) for prefix in (("data_batch_", "test_batch") if ten else ("train.bin", "test.bin")))
     return from_arrays(train, test, name=name, classes=tuple(members[names].decode().split()), pad=4, flip=True)
 
 
 def tar_members(path: Path, wanted: Callable[[str], bool]) -> tuple[dict[str, bytes], dict[str, str], list[str]]:
-    """Read files of a tar archive, each under its plain name (no leading ``./``); the last of one name counts.
+    """Read files of a tar archive, by their name without a leading ``./``. If a name occurs twice, the last one counts.
 
     Hard and symbolic links to a file of the archive have that file's content.
 
@@ -93,7 +93,7 @@ def tar_members(path: Path, wanted: Callable[[str], bool]) -> tuple[dict[str, by
         wanted: Whether a file of that name is read.
 
     Returns:
-        The files; links that lead to no such file, with what they lead to; the names of all other members but folders.
+        The files; broken links with their targets; the names of all other members except folders.
 
     Raises:
         InvalidInputError: If the archive is damaged.
@@ -109,7 +109,7 @@ def tar_members(path: Path, wanted: Callable[[str], bool]) -> tuple[dict[str, by
         ):
             for member in archive:
                 name = plain_name(member.name)
-                taken += member.size if wanted(name) else 0  # a sparse one may state any size
+                taken += member.size if wanted(name) else 0  # a sparse file may state any size
                 check_expansion(taken, whole.stored)
                 if member.isdir():
                     continue
@@ -127,7 +127,7 @@ def tar_members(path: Path, wanted: Callable[[str], bool]) -> tuple[dict[str, by
             _check_end(whole, archive.offset)
     except (tarfile.TarError, *BROKEN) as error:
         reason = " ".join(str(error).split())  # tarfile writes a line for each compression it tried
-        raise InvalidInputError(f"{path} is not a complete tar archive ({reason}). Copy it again.") from error
+        raise InvalidInputError(f"{path} is not a complete tar archive ({reason}). Copy or pack it again.") from error
     broken: dict[str, str] = {}
     for name, target in links.items():
         for _ in range(MAX_LINKS):
@@ -142,7 +142,7 @@ def tar_members(path: Path, wanted: Callable[[str], bool]) -> tuple[dict[str, by
 
 
 def _check_end(whole: ExpandedFile, offset: int) -> None:
-    """Check that zeros follow: tarfile stops silently at a damaged header, and before a gzip file's checksum."""
+    """Check that only zeros follow: tarfile stops silently at a damaged header, and before a gzip file's checksum."""
     whole.seek(offset)
     blocks = 0
     while block := whole.read(65_536):
@@ -154,7 +154,7 @@ def _check_end(whole: ExpandedFile, offset: int) -> None:
 
 
 def plain_name(name: str) -> str:
-    """Return the name of an archive's member from the top: without ``./`` or ``/`` before it."""
+    """Return the name of an archive's member without ``./`` or ``/`` at its start."""
     return posixpath.normpath(name).lstrip("/")
 
 

@@ -1,1 +1,1 @@
-"""Where images are read from as they are needed: files, arrays on disk, data sets of others."""
+"""Sources of images that are read when they are needed: files, arrays on disk, data sets of other libraries."""

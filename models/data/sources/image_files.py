@@ -1,4 +1,4 @@
-"""Image files as they are needed: a list of paths, or of contents of an archive."""
+"""Image files that are read when they are needed: a list of paths, or of contents of an archive."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from prunegym.models.data.sources.lazy_images import CACHE, LazyImages, ReadImag
 from prunegym.models.data.transform import Transform
 
 CHUNK = 16_384
-"""A fingerprint takes this many bytes from a file's start, middle and end, and its length."""
+"""A fingerprint uses this many bytes from a file's start, middle and end, and its length."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,14 +55,15 @@ def image_files(
 
     Args:
         files: Paths, or contents of files.
-        names: What each is called in messages; by default its path.
-        transform: Brings them to one size; needed unless they have one.
+        names: Name of each in messages; by default its path.
+        transform: Brings them to one size; needed if their sizes differ.
         channels: 1 for grey or 3 for RGB; by default 1 if all files are grey. Only headers are read to find out.
         workers: Threads that decode; by default as many as there are processors, at most 4.
         cache: Bytes of decoded images that are kept.
 
     Raises:
-        InvalidInputError: If there is no file, or one that is needed here is no image. Others are found when read.
+        InvalidInputError: If there is no file, or a file that is read here is not an image. Others are checked when
+            they are read.
 
     Example:
         >>> from prunegym.models import from_arrays

@@ -1,4 +1,4 @@
-"""Arrays of images as people have them: which dimension is the channels, and from where to where values go."""
+"""Layout of arrays of images: which dimension is the channels, and the range of the values."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ USUAL = (1, 3, 4)
 
 
 def channels_are_last(shape: Sequence[int], what: str, channels: int | None = None) -> bool:
-    """Say whether an image's channels are its last dimension, as Pillow and TensorFlow have them, or its first.
+    """Return whether an image's channels are its last dimension, as in Pillow and TensorFlow, or its first.
 
     Args:
         shape: Three sizes.
-        what: The images, for the message.
+        what: Name of the images, for the message.
         channels: The number of channels, if it is known.
 
     Raises:
@@ -53,12 +53,12 @@ def as_images(given: Any, what: str, channels: int | None = None) -> Tensor | La
     """Return images with channels first. Arrays that are mapped from a file stay there, float64 becomes float32.
 
     Args:
-        given: A tensor, an array, or images that are read as they are needed.
-        what: They, for messages.
+        given: A tensor, an array, or images that are read when they are needed.
+        what: Name of the images, for messages.
         channels: The number of channels, if it is known.
 
     Raises:
-        InvalidInputError: If they are no four-dimensional array, or their layout could be either.
+        InvalidInputError: If they are not a four-dimensional array, or if the order of dimensions is not clear.
     """
     if isinstance(given, LazyImages):
         return given
@@ -69,7 +69,7 @@ def as_images(given: Any, what: str, channels: int | None = None) -> Tensor | La
     try:
         images = torch.as_tensor(given)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InvalidInputError(f"{what} is a {type(given).__name__}, which is no array ({error}).") from error
+        raise InvalidInputError(f"{what} is a {type(given).__name__}, which is not an array ({error}).") from error
     shape(what, images, ("count", "channels", "height", "width"))
     if channels_are_last(images.shape[1:], what, channels):
         images = images.movedim(3, 1).contiguous()
@@ -77,9 +77,9 @@ def as_images(given: Any, what: str, channels: int | None = None) -> Tensor | La
 
 
 def value_range(images: Tensor | LazyImages, looked_at: int = 256) -> tuple[float, float]:
-    """Return the smallest and largest value of floats; (0, 1) if all are within it, and for whole numbers.
+    """Return the smallest and largest value of floats; (0, 1) if all are within it, and for integers.
 
-    Of images that are not in memory only some are looked at, so twice the range that these have is returned.
+    Of images that are not in memory only some are read, so twice their range is returned.
     """
     if not images.dtype.is_floating_point or len(images) == 0:
         return 0.0, 1.0

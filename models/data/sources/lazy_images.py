@@ -1,4 +1,4 @@
-"""Images that are not in memory: read as they are needed, by a few workers, with a cache of bounded size."""
+"""Images that are not in memory: read when they are needed, by a few threads, with a cache of limited size."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from prunegym.validation import whole_number
 CACHE = 512 * 2**20
 """Bytes of decoded images that a source keeps."""
 AHEAD = 256 * 2**20
-"""Bytes of decoded images that are read ahead at most."""
+"""Largest number of bytes of decoded images that are read ahead."""
 MARKED = 512
-"""Images that a fingerprint is taken of, where each has to be read for it."""
+"""Number of images in a fingerprint, if images have to be read for it."""
 
 
 class ImageSource:
-    """Where images are read from. A subclass of yours needs ``__len__`` and :meth:`fetch`.
+    """A source of images. Your subclass needs ``__len__`` and :meth:`fetch`.
 
     Args:
         image_shape: (channels, height, width).
@@ -44,15 +44,15 @@ class ImageSource:
     def fetch(self, rows: Tensor) -> Tensor:
         """Return the images (batch, channels, height, width) at rows (batch,) int64: a new tensor.
 
-        The same row has the same image each time.
+        The same row must give the same image each time.
         """
         raise NotImplementedError
 
     def expect(self, rows: Tensor) -> None:
-        """Begin to read images that will be fetched next, if that can be done in the background."""
+        """Start to read the images that will be fetched next, if this is possible in the background."""
 
     def marks(self, rows: Tensor) -> Tensor:
-        """Return what tells these images apart: a row of uint8 for each, or for some if each has to be read for it."""
+        """Return a row of uint8 that identifies each image; of some images only, if they have to be read for it."""
         some = rows[torch.linspace(0, len(rows) - 1, min(len(rows), MARKED)).long()]
         parts = map(self.fetch, torch.split(some, 64))
         hashes = [hashlib.sha256(image.numpy().tobytes()).digest() for part in parts for image in part]
@@ -60,10 +60,10 @@ class ImageSource:
 
 
 class LazyImages:
-    """Some images of a source, in an order: what a tensor (count, channels, height, width) would be.
+    """Images of a source in a fixed order, with the interface of a tensor (count, channels, height, width).
 
     Args:
-        source: Where they are read from.
+        source: The source.
         rows: (count,) int64 within the source; None for all.
     """
 
@@ -96,25 +96,25 @@ class LazyImages:
         return self.source.fetch(rows) if rows.ndim else self.source.fetch(rows[None])[0]
 
     def expect(self, indices: Tensor) -> None:
-        """Begin to read the images at these indices, which are needed next."""
+        """Start to read the images at these indices, which are needed next."""
         self.source.expect(self.rows[indices])
 
     def select(self, indices: Tensor) -> LazyImages:
-        """Return the images at indices; none is read."""
+        """Return the images at indices, without reading them."""
         return LazyImages(self.source, self.rows[indices])
 
     def marks(self) -> Tensor:
-        """Return what tells the images apart, see :meth:`ImageSource.marks`."""
+        """Return rows that identify the images, see :meth:`ImageSource.marks`."""
         return self.source.marks(self.rows)
 
 
 def select(images: Tensor | LazyImages, indices: Tensor) -> Tensor | LazyImages:
-    """Return the images at indices: a copy of those in memory, a view of others."""
+    """Return the images at indices: a copy if they are in memory, otherwise a view."""
     return images.select(indices) if isinstance(images, LazyImages) else images[indices]
 
 
 class MappedArray(ImageSource):
-    """An array in a file that is mapped into memory: the system reads its pages when they are touched.
+    """An array in a file that is mapped into memory: the system reads its pages when they are used.
 
     Args:
         array: (count, channels, height, width), such as ``numpy.load(path, mmap_mode="r")``.
@@ -135,7 +135,7 @@ class MappedArray(ImageSource):
 
 @dataclasses.dataclass
 class _Work:
-    """What belongs to one process: its threads, what they are reading, and what they have read."""
+    """State of one process: its threads, the images that they are reading, and the cache."""
 
     process: int
     pool: concurrent.futures.ThreadPoolExecutor
@@ -147,8 +147,8 @@ class _Work:
 class ReadImages(ImageSource):
     """Images that a function reads one by one, in a pool of threads.
 
-    The first images that fit into the cache stay there: an epoch reads each image once, so that any other choice would
-    find fewer of them.
+    The first images that fit into the cache stay there. An epoch reads each image once, so any other choice would
+    have fewer hits.
 
     Args:
         read: Returns the image (channels, height, width) at a row. Several threads call it, unless ``workers`` is 1.
@@ -195,13 +195,13 @@ class ReadImages(ImageSource):
 
     @property
     def _work(self) -> _Work:
-        # The threads of a pool do not live on in a forked process.
+        # The threads of a pool do not exist in a forked process.
         if self._made is None or self._made.process != os.getpid():
             self._made = _Work(os.getpid(), concurrent.futures.ThreadPoolExecutor(self.workers, "prunegym-read"))
         return self._made
 
     def expect(self, rows: Tensor) -> None:
-        """Begin to read these images in the background; earlier expectations that were not fetched are given up."""
+        """Start to read these images in the background, and drop earlier ones that were not fetched."""
         work, wanted = self._work, list(dict.fromkeys(rows.tolist()))[: self.ahead]
         with work.lock:
             for row in work.coming.keys() - wanted:
@@ -211,7 +211,7 @@ class ReadImages(ImageSource):
                     work.coming[row] = work.pool.submit(self.read, row)
 
     def fetch(self, rows: Tensor) -> Tensor:
-        """Return the images at rows, those that are read already first.
+        """Return the images at rows; those that are already read are collected first.
 
         Raises:
             InvalidInputError: If an image has another shape than the others.

@@ -1,4 +1,4 @@
-"""Data sets of others: a torch ``Dataset``, a Hugging Face split, or anything with a length and items."""
+"""Data sets of other libraries: a torch ``Dataset``, a Hugging Face split, or any object with a length and items."""
 
 from __future__ import annotations
 
@@ -59,11 +59,11 @@ def torch_items(
     workers: int = 1,
     cache: int = CACHE,
 ) -> tuple[LazyImages, Tensor | None]:
-    """Return images, read as they are needed, and targets of a torch ``Dataset``, for :func:`from_arrays`.
+    """Return images, which are read when needed, and targets of a torch ``Dataset``, for :func:`from_arrays`.
 
     Args:
         data: Has a length; its items are (image, target), an image, or a mapping with both, as in Hugging Face's
-            ``datasets``. Images are Pillow's, tensors or arrays; the same item is the same image each time.
+            ``datasets``. Images are Pillow's, tensors or arrays; an item must be the same image each time.
         transform: Brings Pillow's images to one size.
         channels: 1 for grey or 3 for RGB; by default what the first image has.
         targets: The targets; by default ``data.targets`` or a column of labels, otherwise each item is read once.
@@ -77,7 +77,7 @@ def torch_items(
         InvalidInputError: For a ``DataLoader``, an ``IterableDataset``, or items of another form.
     """
     if isinstance(data, DataLoader):
-        raise InvalidInputError("A DataLoader is given; its images come in batches of its own. Give its .dataset.")
+        raise InvalidInputError("A DataLoader is given; which makes its own batches. Give its .dataset.")
     if isinstance(data, IterableDataset) or not hasattr(data, "__getitem__") or not hasattr(data, "__len__"):
         raise InvalidInputError(f"A {type(data).__name__} has no length or no items by index, which are needed.")
     if len(data) == 0:
@@ -103,20 +103,20 @@ def from_torch(
     cache: int = CACHE,
     **options: Any,
 ) -> dict[Split, Dataset]:
-    """Make the three splits of a data set from torch ``Dataset`` objects, or what has their form. Nothing is copied.
+    """Make the three splits of a data set from torch ``Dataset`` objects, or similar objects. Nothing is copied.
 
     Args:
         train: See :func:`torch_items`.
         test: The same.
-        validation: The same; by default a tenth of the training images is held out.
+        validation: The same; by default it gets a tenth of the training images.
         name: Name in tables.
         image_size: Size of all images, for items that are Pillow's images of mixed sizes.
-        resize: Shorter side before the crop; by default the least that covers ``image_size``.
+        resize: Shorter side before the crop; by default the smallest that covers ``image_size``.
         crop: ``center`` (the default) or ``none``.
         interpolation: One of Pillow's filters; by default ``bilinear``.
         channels: 1 for grey or 3 for RGB; by default what the first image has.
         workers: Threads that read items. More than one only if the data sets may be read by several at once.
-        cache: Bytes of images that are kept of each.
+        cache: Bytes of images that are kept of each data set.
         options: Those of :func:`~prunegym.models.from_arrays`; ``classes`` are by default those of ``train``.
 
     Raises:
@@ -142,7 +142,7 @@ def from_torch(
 
 
 def class_names(data: Any) -> tuple[str, ...] | None:
-    """Return the names of a data set's classes, as torchvision's and Hugging Face's have them; None if it has none."""
+    """Return the class names of a torchvision or Hugging Face data set; None if it has none."""
     if isinstance(data, Subset):
         return class_names(data.dataset)
     features = getattr(data, "features", None)
@@ -174,7 +174,7 @@ def _targets(data: Any) -> Tensor | None:
     if ends[0] is None:
         return None
     known = _known_targets(data)
-    # A target_transform may have changed them, so both ends are compared.
+    # A target_transform may have changed the targets, so the first and the last one are compared.
     if (
         known is not None
         and len(known) == len(data)

@@ -191,11 +191,11 @@ def bad(**changes: object) -> dict[str, object]:
         (bad(images=torch.zeros(0, 1, 4, 4, dtype=torch.uint8)), "is empty. Give it at least one image."),
         (
             bad(labels=torch.zeros(5, dtype=torch.int64)),
-            "the label tensor is of shape (5,); (6,) is needed. Give one integer an image.",
+            "the label tensor is of shape (5,); (6,) is needed. Give one integer per image.",
         ),
         (
             bad(labels=torch.zeros(6, 2, dtype=torch.int64)),
-            "the label tensor is of shape (6, 2); (6,) is needed. Give one integer an image.",
+            "the label tensor is of shape (6, 2); (6,) is needed. Give one integer per image.",
         ),
         (bad(labels=torch.zeros(6)), "labels are torch.float32; int64 is needed."),
         (
@@ -211,7 +211,7 @@ def bad(**changes: object) -> dict[str, object]:
         (
             bad(norm=Normalisation((0.5, 0.5, 0.5), (0.5,))),
             "images have 1 channels, the normalisation has 3 means and 1 standard deviations. "
-            "Give one of each a channel.",
+            "Give one mean and one standard deviation per channel.",
         ),
     ],
 )
@@ -224,7 +224,7 @@ def test_malformed_data_set(arguments: dict[str, object], message: str) -> None:
 def test_from_arrays_refuses_what_it_would_have_to_guess() -> None:
     images, labels = numbered(20)
     with pytest.raises(
-        InvalidInputError, match=r"^Data set 'x': labels are torch.float32 of shape \(\d+,\); one integer an image"
+        InvalidInputError, match=r"^Data set 'x': labels are torch.float32 of shape \(\d+,\); one integer per image"
     ):
         from_arrays((images, labels.float()), (images, labels), name="x")
     with pytest.raises(

@@ -107,10 +107,10 @@ def test_loaded_once() -> None:
 def test_another_split_is_of_the_same_data_set_or_refused() -> None:
     few = load_dataset("digits", "test").sample(40)
     assert other_split(few, "train", "train=") is load_dataset("digits", "train")
-    message = "The train images that belong to data set '{}' are needed, {}. Pass train="
+    message = "The train images of data set '{}' are needed, {}. Pass train="
     cases = {
-        "mine": "but no data set can be loaded by that name",
-        "digits": "but the data set loaded by that name has other test images",
+        "mine": "but no data set with this name can be loaded",
+        "digits": "but the data set that has this name has other test images",
     }
     for name, reason in cases.items():
         own = dataclasses.replace(few, name=name, images=255 - few.images)

@@ -159,7 +159,7 @@ def test_floats_of_a_range_of_their_own_are_left_as_they_are() -> None:
     own = from_arrays((images, LABELS), (images, LABELS), normalisation=Normalisation((1.0, 2.0), (3.0, 4.0), -20, 20))
     expected = (images - torch.tensor([1.0, 2.0]).view(2, 1, 1)) / torch.tensor([3.0, 4.0]).view(2, 1, 1)
     assert torch.allclose(own["test"].batch(torch.arange(60)), expected)
-    with pytest.raises(InvalidInputError, match="two finite, rising numbers"):
+    with pytest.raises(InvalidInputError, match="two finite, increasing numbers"):
         dataclasses.replace(data.normalisation, low=1.0, high=1.0)
 
 

@@ -61,7 +61,7 @@ def test_the_models_loss_and_metric_are_used_unless_the_data_has_its_own() -> No
     assert trained.adapt(data).objective == trained.objective
     assert trained.adapt(data.judged(metric="top5")).objective == Objective(metric="top5", class_weights=(1.0, 3.0))
     numbers = from_arrays((IMAGES, torch.rand(40)), (IMAGES, torch.rand(40)))["test"]
-    with pytest.raises(InvalidInputError, match=r"trained for one class an image.*has numbers"):
+    with pytest.raises(InvalidInputError, match=r"trained for one class per image.*has numbers"):
         trained.adapt(numbers)
 
 
@@ -82,7 +82,7 @@ def test_a_models_data_set_is_found_again_with_its_transform(tmp_path: Path) -> 
     assert (test.image_shape, test.transform, len(test)) == ((3, 16, 16), Transform((16, 16), 20), 8)
     moved = (tmp_path / "photos").rename(tmp_path / "moved")
     forget_datasets()
-    with pytest.raises(MissingDataError, match=r"was at .*photos, where there is none now\. Give the place.*--dataset"):
+    with pytest.raises(MissingDataError, match=r"was at .*photos, but is not there now\. Give its new path.*--dataset"):
         open_split(there, None, "test")
     assert torch.equal(open_split(there, str(moved), "test").labels, test.labels)
 

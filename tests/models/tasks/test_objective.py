@@ -39,7 +39,7 @@ def test_targets_are_known_by_their_form_and_defaults_fit(kind: str) -> None:
 
 @pytest.mark.parametrize("targets", [torch.zeros(2, 2, 2, 2), torch.zeros(2, 2, 2, 2, dtype=torch.int64)])
 def test_other_targets_are_refused(targets: Tensor) -> None:
-    with pytest.raises(InvalidInputError, match="several labels an image"):
+    with pytest.raises(InvalidInputError, match="several labels per image"):
         kind_of(targets)
 
 

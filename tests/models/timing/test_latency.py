@@ -206,7 +206,7 @@ def test_errors(tmp_path: Path) -> None:
     for text in ("{", "[]", "{}", '{"format": 1}'):
         path.write_text(text)
         with pytest.raises(
-            InvalidInputError, match=r"table\.json is no latency table .*Make one with prunegym latency\."
+            InvalidInputError, match=r"table\.json is not a latency table .*Make one with prunegym latency\."
         ):
             LatencyTable.load(path)
     by_hand().save(path)
@@ -216,7 +216,9 @@ def test_errors(tmp_path: Path) -> None:
         LatencyTable.load(path)
     content["parts"][0]["seconds"] = [[1.0]]
     path.write_text(json.dumps(content))
-    with pytest.raises(InvalidInputError, match="Part 'a' of a latency table has not one time for each pair of points"):
+    with pytest.raises(
+        InvalidInputError, match="Part 'a' of a latency table does not have one time for each pair of points"
+    ):
         LatencyTable.load(path)
     other = MaskedCNN(build("resnet20"), torch.zeros(1, 3, 32, 32))
     with pytest.raises(
@@ -227,7 +229,7 @@ def test_errors(tmp_path: Path) -> None:
         make_timer("touch", masked)
     with pytest.raises(UnknownNameError, match=r"Unknown clock 'gpu'\. Did you mean 'cpu'\?"):
         make_timer("torch", masked, "gpu")
-    with pytest.raises(InvalidInputError, match=r"has a wall clock of its own\. Leave --clock out"):
+    with pytest.raises(InvalidInputError, match=r"uses its own wall clock\. Leave --clock out"):
         make_timer("kernel", masked, "cpu")
     with pytest.raises(InvalidInputError, match=r"rounds is 0; a whole number of at least 1 is needed\."):
         measure(masked, PathTimer(GatherPath, masked), rounds=0, validation_masks=4)

@@ -104,7 +104,7 @@ def test_checkpoint_of_another_configuration(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError) as caught:
         train(network_with_dropout(), small(), TrainConfig(epochs=1, seed=1), checkpoint=path)
     message = str(caught.value)
-    assert message.startswith(f"{path} was written by another configuration ({{'epochs': 1, ")
+    assert message.startswith(f"{path} was written with other settings ({{'epochs': 1, ")
     assert "'seed': 0" in message
     assert "'seed': 1" in message
     assert message.endswith("Give the same options, or another folder.")
@@ -114,7 +114,7 @@ def test_checkpoint_of_other_images(tmp_path: Path) -> None:
     data, config = small(), TrainConfig(epochs=1)
     train(network_with_dropout(), data, config, checkpoint=tmp_path / "state.safetensors")
     inverted = dataclasses.replace(data, images=255 - data.images)
-    with pytest.raises(InvalidInputError, match=r"made from other inputs \(training images\)"):
+    with pytest.raises(InvalidInputError, match=r"has other inputs \(training images\)"):
         train(network_with_dropout(), inverted, config, checkpoint=tmp_path / "state.safetensors")
 
 
@@ -143,7 +143,9 @@ def test_checkpoint_of_another_network_or_kind(tmp_path: Path) -> None:
     path = tmp_path / "state.safetensors"
     config = TrainConfig(epochs=1)
     train(network_with_dropout(), small(), config, checkpoint=path)
-    with pytest.raises(InvalidInputError, match=r"has another network or other gates than these \(the network does"):
+    with pytest.raises(
+        InvalidInputError, match=r"is a checkpoint of another network or other gates \(the network does"
+    ):
         train(build("simple-cnn", in_channels=1, image_size=8), small(), config, checkpoint=path)
     save_state(path, {"epoch": 1, "weights": torch.ones(1)})
     with pytest.raises(
@@ -194,9 +196,9 @@ def test_diverging_loss() -> None:
 @pytest.mark.parametrize(
     ("network", "message"),
     [
-        (build("simple-cnn", 5, 1, 8), "output has shape (5,) an image, but data set 'digits' has 10 classes"),
-        (nn.Conv2d(1, 10, 3), "output has shape (10, 6, 6) an image, but data set 'digits' has 10 classes"),
-        (build("simple-cnn", 10, 3, 8), "network is a SimpleCNN that cannot run a normalised image of data set"),
+        (build("simple-cnn", 5, 1, 8), "output per image has shape (5,), but data set 'digits' has 10 classes"),
+        (nn.Conv2d(1, 10, 3), "output per image has shape (10, 6, 6), but data set 'digits' has 10 classes"),
+        (build("simple-cnn", 10, 3, 8), "network is a SimpleCNN, which cannot run a normalised image of data set"),
         ("resnet20", "network is a str; a torch module is needed, e.g. prunegym.build(name)"),
     ],
 )

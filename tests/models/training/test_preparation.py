@@ -53,5 +53,5 @@ def test_images_and_classes_that_do_not_fit_are_told_at_once(digits_masked: Mask
     with pytest.raises(InvalidInputError, match=r"takes images of shape \(1, 8, 8\), those of data set 'digits' have"):
         prepare(digits_masked, large, CONFIG)
     more = dataclasses.replace(digits, classes=tuple(map(str, range(12))))
-    with pytest.raises(InvalidInputError, match=r"output has shape \(10,\) an image, but data set .* has 12 classes"):
+    with pytest.raises(InvalidInputError, match=r"output per image has shape \(10,\), but data set .* has 12 classes"):
         prepare(digits_masked, more, CONFIG)

@@ -71,7 +71,7 @@ def test_targets_that_fit_no_policy(digits_masked: MaskedCNN, digits: Dataset) -
     policy = make_policy(digits_masked, digits)
     with pytest.raises(InvalidInputError, match=r"for a range of lambdas, but the policy is for one\. Give one share"):
         tune(digits_masked, policy, digits, TuneConfig((0.8, 0.4), epochs=1))
-    with pytest.raises(InvalidInputError, match=r"trained for one lambda, so there is none to choose\. Train one with"):
+    with pytest.raises(InvalidInputError, match=r"trained for one lambda only\. Train a policy"):
         penalty_for(digits_masked, policy, digits, 0.5)
     with pytest.raises(InvalidInputError, match=r"one share, or two for a range of lambdas, is needed"):
         TuneConfig((0.8, 0.6, 0.4))
@@ -130,7 +130,7 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(
 def test_another_configuration_does_not_resume(digits_masked: MaskedCNN, digits: Dataset, tmp_path: Path) -> None:
     policy, path = make_policy(digits_masked, digits), tmp_path / "tune.safetensors"
     tune(digits_masked, policy, digits, TuneConfig(0.6, epochs=1), checkpoint=path)
-    with pytest.raises(InvalidInputError, match=r"was written by another configuration .*Give the same options, or"):
+    with pytest.raises(InvalidInputError, match=r"was written with other settings .*Give the same options, or"):
         tune(digits_masked, policy, digits, TuneConfig(0.7, epochs=1), checkpoint=path)
 
 
@@ -140,12 +140,12 @@ def test_a_checkpoint_of_other_inputs_does_not_resume(
     policy, path, config = make_policy(digits_masked, digits), tmp_path / "tune.safetensors", TuneConfig(0.6, epochs=1)
     tune(copy.deepcopy(digits_masked), copy.deepcopy(policy), digits, config, checkpoint=path)
     other = MaskedCNN(build("simple-cnn", 10, 1, 8), torch.zeros(1, 1, 8, 8))
-    with pytest.raises(InvalidInputError, match=r"made from other inputs \(CNN\)\. Give the inputs of that run"):
+    with pytest.raises(InvalidInputError, match=r"has other inputs \(CNN\)\. Give the inputs of that run"):
         tune(other, copy.deepcopy(policy), digits, config, checkpoint=path)
     inverted = dataclasses.replace(digits, images=255 - digits.images)
-    with pytest.raises(InvalidInputError, match=r"made from other inputs \(training images\)"):
+    with pytest.raises(InvalidInputError, match=r"has other inputs \(training images\)"):
         tune(copy.deepcopy(digits_masked), copy.deepcopy(policy), inverted, config, checkpoint=path)
-    with pytest.raises(InvalidInputError, match=r"tune\.safetensors has another network or other gates than these"):
+    with pytest.raises(InvalidInputError, match=r"tune\.safetensors is a checkpoint of another network or other gates"):
         tune(copy.deepcopy(digits_masked), StaticPolicy(policy.features), digits, config, checkpoint=path)
 
 

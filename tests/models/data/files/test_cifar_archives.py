@@ -82,13 +82,13 @@ def test_damaged_cifar_archive(tmp_path: Path) -> None:
     path = tmp_path / "cifar-10-binary.tar.gz"
     folder = "cifar-10-batches-bin/"
     cases = {
-        f"{path} has 0 bytes in its files test_batch*; rows of 3073 bytes are needed. Is it the binary archive of "
-        "cifar10?": {name: data for name, data in members.items() if "test" not in name},
+        f"{path} has 0 bytes in its files test_batch*; rows of 3073 bytes are needed. Use the binary archive of "
+        "cifar10.": {name: data for name, data in members.items() if "test" not in name},
         f"{path} has {test.size - 1} bytes in its files test_batch*; rows of 3073 bytes": {
             **members,
             folder + "test_batch.bin": test.tobytes()[:-1],
         },
-        f"{path} has no batches.meta.txt. Is it the binary archive of cifar10?": {
+        f"{path} has no batches.meta.txt. Use the binary archive of cifar10.": {
             name: data for name, data in members.items() if "meta" not in name
         },
         "labels range from 0 to 200, but there are 10 classes": {
@@ -113,5 +113,5 @@ def test_damaged_tar(tmp_path: Path) -> None:
     cut = plain.index(b"cifar-10-batches-bin/data_batch_1")
     for data in (b"", b"not a tar", whole[:3000], bytes(flipped), bytes(header), plain[:cut], plain[: cut + 100]):
         path.write_bytes(data)
-        with pytest.raises(InvalidInputError, match=r"is not a complete tar archive \(.+\)\. Copy it again\.$"):
+        with pytest.raises(InvalidInputError, match=r"is not a complete tar archive \(.+\)\. Copy or pack it again\.$"):
             cifar_archive(path, "cifar10")

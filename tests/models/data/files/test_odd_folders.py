@@ -173,10 +173,13 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "no bytes": (lambda root: with_file(made(root), "train/a/z.jpg", b""), "z.jpg cannot be read as an image"),
     "a page of an error": (lambda root: with_file(made(root), "test/a/z.png", b"<html>404"), "z.png cannot be read"),
     "truncated": (truncated, "0.jpg cannot be read as an image"),
-    "floats": (lambda root: made(root, ending="tif", make=floats), "32 bits a pixel"),
+    "floats": (lambda root: made(root, ending="tif", make=floats), "32 bits per pixel"),
     "encrypted zip": (encrypted_zip, "is encrypted"),
     "no archive": (no_archive, "is not a complete tar archive"),
-    "a class that train lacks": (lambda root: with_file(made(root), "test/c/0.jpg", image()), "class 'c', which train"),
+    "a class that train lacks": (
+        lambda root: with_file(made(root), "test/c/0.jpg", image()),
+        "class 'c', which is not in train",
+    ),
     "a dangling link": (dangling, "x.jpg is a link to /nowhere.jpg"),
     "val and valid": (lambda root: made(root, splits=("train", "val", "valid", "test")), "Keep one for validation"),
 }
