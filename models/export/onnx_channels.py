@@ -1,4 +1,4 @@
-"""Which channels of each value are there when the exported model runs, and how weights are cut to them."""
+"""The channels of each value that exist when the exported model runs, and weights that are cut to them."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from prunegym.models.masking.operators import Kind
 class Kept:
     """The kept channels of a gate, as indices.
 
-    A convolution without channels is refused by ONNX Runtime, so a gate of which nothing is kept runs its first
-    channel, and what reads it takes the weights of a zero slot behind the gate's own channels: nothing is multiplied.
+    ONNX Runtime refuses a convolution without channels. So if no channel of a gate is kept, its first channel runs, and
+    layers that read it use the weights of a zero slot, which comes after the gate's own channels.
 
     Attributes:
         produced: Filters that the producer runs, (kept,) int64.
-        consumed: Where readers find their weights, (kept,) int64; ``width`` is the zero slot.
+        consumed: Positions of the weights of readers, (kept,) int64; ``width`` is the zero slot.
     """
 
     def __init__(self, builder: GraphBuilder, mask: Known, width: int) -> None:
@@ -47,7 +47,7 @@ class Kept:
 
 
 class Columns:
-    """The channels of a value as indices into weights that have a zero slot behind each gate that is cut.
+    """The channels of a value as indices into weights that have a zero slot after each gate that is cut.
 
     Attributes:
         index: (channels,) int64 into the weights of :meth:`extend`; None if all channels are there.
@@ -76,7 +76,7 @@ class Columns:
         self.index = builder.concat(parts) if any(block.gate in kept for block in layout) else None
 
     def extend(self, array: Array, axis: int) -> Array:
-        """Put a slot of zeros behind the channels of each gate that is cut."""
+        """Add a slot of zeros after the channels of each gate that is cut."""
         if self.index is None:
             return array
         shape = list(array.shape)
@@ -89,7 +89,7 @@ class Columns:
 
 
 def cut_gates(masked: MaskedCNN) -> frozenset[int]:
-    """Return the gates whose channels can be left out altogether; those of the others are multiplied by zero.
+    """Return the gates whose channels can be left out; those of the others are multiplied by zero.
 
     A gate can be cut if every step that its channels pass treats them one by one, whatever their number.
     """

@@ -1,4 +1,4 @@
-"""A gate policy in ONNX: features of what a producer reads, a head, one bit a channel."""
+"""A gate policy in ONNX: features of a producer's input, a head, one bit per channel."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def decide(
         builder: The graph.
         policy: The policy.
         decision: Index of its decision.
-        reads: What the producer of the decision's first gate reads, (1, channels that are there, height, width).
-        shape: The same with all channels.
-        columns: Which channels are there.
-        penalty: lambda, (1,) float32, for a policy with a range of them.
+        reads: Input of the producer of the decision's first gate, (1, existing channels, height, width).
+        shape: Its shape with all channels.
+        columns: The existing channels.
+        penalty: lambda, (1,) float32, for a policy with a range of lambdas.
 
     Returns:
-        (width,) bool: known already for a static policy.
+        (width,) bool; for a static policy it is known at export.
     """
     if isinstance(policy, StaticPolicy):
         return numpy_of(policy.channels[decision]) > 0

@@ -1,4 +1,4 @@
-"""A small layer over ``onnx.helper``: values are arrays, known at export, or names of what the graph computes."""
+"""A small layer over ``onnx.helper``: values are arrays, known at export, or names of computed tensors."""
 
 from __future__ import annotations
 
@@ -33,8 +33,7 @@ def require_onnx() -> Any:
         import onnx
     except ImportError as error:
         raise MissingDependencyError(
-            "The ONNX export needs the package onnx, and onnxruntime to run what it writes. Install both: "
-            "pip install 'prunegym[onnx]'"
+            "ONNX export needs the packages onnx and onnxruntime. Install both: pip install 'prunegym[onnx]'"
         ) from error
     return onnx
 
@@ -66,7 +65,7 @@ class GraphBuilder:
         return output
 
     def gather(self, data: Known, index: Known | None, axis: int) -> Known:
-        """Take entries along an axis, at export if all is known; an index of None takes everything."""
+        """Select entries along an axis, at export if all values are known; an index of None selects all."""
         if index is None:
             return data
         if isinstance(data, str) or isinstance(index, str):
@@ -74,11 +73,11 @@ class GraphBuilder:
         return np.take(data, index, axis)
 
     def reshape(self, data: Known, shape: Sequence[int]) -> Known:
-        """Give a value another shape; -1 stands for what is left."""
+        """Give a value another shape; -1 means the remaining size."""
         return self.op("Reshape", data, np.array(shape, np.int64)) if isinstance(data, str) else data.reshape(shape)
 
     def concat(self, parts: Sequence[Known], axis: int = 0) -> Known:
-        """Put values one after the other, at export if all are known."""
+        """Concatenate values, at export if all are known."""
         if len(parts) == 1:
             return parts[0]
         arrays = [part for part in parts if not isinstance(part, str)]

@@ -1,4 +1,4 @@
-"""Writing a dynamic CNN as one ONNX model: preprocessing, decisions and the network, masked channels left out."""
+"""Export of a dynamic CNN as one ONNX model: preprocessing, decisions and the network without masked channels."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ def export_onnx(
     pixels: Pixels = "uint8",
     penalty: float | None = None,
 ) -> Path:
-    """Write a model for ONNX Runtime, one image a call.
+    """Write a model for ONNX Runtime, for one image per call.
 
-    Masked channels are not computed: weights are gathered by the indices of the kept channels, where the mask is known
-    at export they are cut then. Batch norm is folded. Channels that pass operations which need all of them (depthwise
-    convolutions, channel attention) are computed and multiplied by zero.
+    Masked channels are not computed: weights are gathered by the indices of the kept channels. If the mask is known at
+    export, weights are cut at export. Batch norm is folded. Channels that reach operations which need all channels
+    (depthwise convolutions, channel attention) are computed and multiplied by zero.
 
-    The model's inputs are ``images`` (1, channels, height, width) and, where it applies, ``penalty`` (1,) float32,
-    which may be left out, or ``mask`` (1, mask_size) bool. Its outputs are ``logits`` (1, classes) float32 and, if the
-    policy decides, ``mask`` (1, mask_size) bool.
+    The model's inputs are ``images`` (1, channels, height, width) and, depending on the options, ``penalty`` (1,)
+    float32, which may be left out, or ``mask`` (1, mask_size) bool. Its outputs are ``logits`` (1, classes) float32
+    and, if the policy decides, ``mask`` (1, mask_size) bool.
 
     Args:
         model: The CNN and its policy.
         path: The file.
         decide: ``policy``; ``input``: the mask is an input; ``all``: all channels are kept, the dense network.
         pixels: Type of ``images``: ``uint8`` in 0..255, or ``unit``, float32 in [0, 1].
-        penalty: lambda to decide with for good, for a policy with a range of them; None makes it an input.
+        penalty: Fixed lambda, for a policy with a range of lambdas; None makes it an input.
 
     Returns:
         The path.
@@ -75,7 +75,7 @@ def export_onnx(
         check_penalty(model.policy.penalty_range, penalty)
     path = Path(path)
     if path.suffix == ".safetensors" or path.is_dir():
-        raise InvalidInputError(f"{path} is no name for an ONNX file. Give one that ends in .onnx.")
+        raise InvalidInputError(f"{path} cannot be an ONNX file. Give a name that ends in .onnx.")
     exported = _Export(model, decide, penalty).write(pixels)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(exported.SerializeToString())
@@ -158,7 +158,7 @@ class _Export:
         return self.builder.reshape(self.builder.gather(wide, places, 0), shape)
 
     def _decide(self, gate: int, producer: Step) -> None:
-        """Find the mask of a gate, and of all that are decided with it, before its producer runs."""
+        """Compute the mask of a gate, and of all gates of the same decision, before its producer runs."""
         if gate in self.masks:
             return
         if self.mask_input is not None:
@@ -224,7 +224,7 @@ class _Export:
         columns = self._columns(step.inputs[0])
         gate = self.starts.get(step.name)
         filters = self.kept[gate].produced if gate in self.kept else None
-        # Whole filters first: they lie together, and only half of them are left for the scattered second gathering.
+        # Whole filters first: they are contiguous in memory, so the second, scattered gathering has fewer to read.
         kept: Known = builder.gather(columns.extend(weight, 1), filters, 0)
         kept = builder.gather(kept, columns.index, 1)
         inputs = (self.values[step.inputs[0]], kept, builder.gather(bias, filters, 0))

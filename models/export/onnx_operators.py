@@ -1,4 +1,4 @@
-"""How operations other than convolutions, linears and batch norms are written in ONNX: a table, as for gates."""
+"""A table of operations other than convolutions, linears and batch norms, with how each is written in ONNX."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Call:
     """A step that is being exported.
 
     Attributes:
-        builder: Where nodes go.
+        builder: The ONNX graph.
         graph: The network.
         network: Its parameters.
         step: The step.
-        values: What earlier steps have become.
+        values: The exported values of earlier steps.
         cut: Whether channels of its input may be missing.
     """
 
@@ -80,9 +80,9 @@ def find_operator(step: Step) -> Operator:
     if step.operation in OPERATORS:
         return OPERATORS[step.operation]
     raise InvalidInputError(
-        f"The network calls {step.operation!r} (step {step}), which the ONNX export cannot write. It knows conv2d, "
-        f"linear, batch_norm and: {', '.join(sorted(OPERATORS))}. Use one of these, or leave the model in PruneGym's "
-        "own format."
+        f"The network calls {step.operation!r} (step {step}), which cannot be exported to ONNX. Supported are conv2d, "
+        f"linear, batch_norm and: {', '.join(sorted(OPERATORS))}. Use one of these, or keep the model as "
+        ".safetensors."
     )
 
 
@@ -132,7 +132,7 @@ def _pool(kind: str) -> Callable[[Call], Known]:
         if kind == "AveragePool":
             attributes["count_include_pad"] = int(given["count_include_pad"])
             if given["divisor_override"] is not None:
-                raise InvalidInputError("The ONNX export cannot write average pooling with divisor_override.")
+                raise InvalidInputError("ONNX export does not support average pooling with divisor_override.")
         else:
             attributes["dilations"] = list(pair(given["dilation"]))
         return call.builder.op(kind, call.x, **attributes)
@@ -168,7 +168,7 @@ def _concat(call: Call) -> Known:
 def _binary(kind: str) -> Callable[[Call], Known]:
     def write(call: Call) -> Known:
         if call.given.get("alpha", 1) != 1:
-            raise InvalidInputError(f"The ONNX export cannot write {kind.lower()} with alpha.")
+            raise InvalidInputError(f"ONNX export does not support {kind.lower()} with alpha.")
         return call.builder.op(kind, call.operand(call.given["self"]), call.operand(call.given["other"]))
 
     return write
@@ -204,7 +204,7 @@ def _layer_norm(call: Call) -> Known:
 def _transposed(call: Call) -> Known:
     weight, bias = call.operand(call.given["weight"]), call.given["bias"]
     if not isinstance(call.given["weight"], Attribute):
-        raise InvalidInputError(f"The ONNX export cannot write step {call.step}: its weight is computed.")
+        raise InvalidInputError(f"ONNX export does not support step {call.step}: its weight is computed.")
     inputs = [call.x, weight, *([] if bias is None else [call.operand(bias)])]
     padding = list(pair(call.given["padding"]))
     return call.builder.op(

@@ -1,1 +1,1 @@
-"""What decides masks: features, gate policies, static masks, gated layers."""
+"""Decisions of masks: features, gate policies, static masks, gated layers."""

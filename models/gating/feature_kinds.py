@@ -1,4 +1,4 @@
-"""The kinds of numbers that gates can look at, each one class: in torch, in ONNX and in the compiled kernel."""
+"""The kinds of features of gates, one class for each: in torch, in ONNX and in the compiled kernel."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from prunegym.errors import InvalidInputError
 
 
 class OnnxWriter(Protocol):
-    """What a feature uses of :class:`prunegym.models.export.onnx_graph.GraphBuilder`."""
+    """The part of :class:`prunegym.models.export.onnx_graph.GraphBuilder` that features use."""
 
     def op(self, kind: str, *inputs: Any, **attributes: Any) -> str:
         """Add a node of this kind and return the name of its output."""
@@ -24,7 +24,7 @@ class OnnxWriter(Protocol):
 
 
 class Seen:
-    """A map that features look at; averages over its cells are computed once for all features.
+    """A map from which features are computed; averages over its cells are computed once for all features.
 
     Args:
         reads: (batch, channels, height, width).
@@ -49,11 +49,11 @@ class Seen:
 
 
 class Feature(ABC):
-    """One kind of numbers that a decision looks at. :data:`FEATURES` lists all kinds.
+    """One kind of features of a decision. :data:`FEATURES` lists all kinds.
 
     Attributes:
-        name: What users call it.
-        size: How many numbers.
+        name: Its name for users.
+        size: Number of features.
         macs: MACs of computing them for one image. Pooling is not counted.
     """
 
@@ -68,8 +68,8 @@ class Feature(ABC):
 
         Args:
             shape: (channels, height, width) of the map.
-            room: How many numbers there may be.
-            grid: Cells along each side of a grid, at most.
+            room: Largest number of features.
+            grid: Largest number of cells along each side of a grid.
         """
 
     @abstractmethod
@@ -84,26 +84,26 @@ class Feature(ABC):
 
         Args:
             writer: The graph.
-            reads: The map (1, channels that are there, height, width).
+            reads: The map (1, existing channels, height, width).
             shape: Its shape with all channels.
-            all_channels: Takes numbers of the channels that are there, and how many each has; returns those of all
-                channels (channels, numbers), zeros where a channel is missing.
+            all_channels: Takes the features of the existing channels, and the number for each; returns those of all
+                channels (channels, numbers), with zeros where a channel is missing.
 
         Returns:
             ``size`` numbers in the order of :meth:`raw`, in any shape.
         """
 
     def kernel(self) -> dict[str, int]:
-        """Return the arguments of ``GateHead`` and ``PlanBuilder.look`` with which the compiled kernel computes this.
+        """Return the arguments of ``GateHead`` and ``PlanBuilder.look`` for this feature in the compiled kernel.
 
         Raises:
             InvalidInputError: If the kernel cannot.
         """
-        raise InvalidInputError(f"The kernel does not know the feature {self.name!r}.")
+        raise InvalidInputError(f"The kernel does not support the feature {self.name!r}.")
 
 
 class Average(Feature):
-    """The average of each channel; of neighbouring channels together if single ones would be too many."""
+    """The average of each channel, or of several neighbouring channels if there are too many."""
 
     name = "average"
 
@@ -127,7 +127,7 @@ class Average(Feature):
         average = all_channels(writer.op("GlobalAveragePool", reads), 1)
         if self.size == self.channels:
             return average
-        # Adaptive pooling over channels as a product with a fixed matrix (size, channels).
+        # Adaptive pooling over channels, written as a product with a fixed matrix (size, channels).
         matrix = F.adaptive_avg_pool1d(torch.eye(self.channels), self.size).T.contiguous().numpy()
         return writer.op("MatMul", matrix, average)
 

@@ -1,4 +1,4 @@
-"""Inputs of a gate policy: cheap features of what a gate's producer reads."""
+"""Inputs of a gate policy: cheap features of the input of a gate's producer."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def decisions_of(masked: MaskedCNN, layerwise: bool) -> tuple[Decision, ...]:
 
 
 class MaskFeatures(nn.Module):
-    """What each decision looks at: features of the map that a gate's producer reads, standardised and clipped to +-10.
+    """Features for each decision, from the map that a gate's producer reads, standardised and clipped to +-10.
 
     By default these are the average and a coarse grid of each channel. The grid has as many cells as fit into
     ``feature_size`` numbers, and none if the averages alone fill it.
@@ -57,11 +57,11 @@ class MaskFeatures(nn.Module):
         decisions: See :func:`decisions_of`.
         kinds: The features of each decision.
         sizes: Number of features of each decision.
-        macs: MACs of looking at one image.
+        macs: MACs of the features of one image.
 
     Raises:
         UnknownNameError: If a kind is unknown.
-        InvalidInputError: If a number is not a whole number of at least 1, or there is no kind, or nothing to look at.
+        InvalidInputError: If a number is not a whole number of at least 1, or if there are no features.
     """
 
     @new_tensors_in()
@@ -78,7 +78,7 @@ class MaskFeatures(nn.Module):
         whole_number("grid", grid)
         whole_number("feature_size", feature_size)
         self.config: dict[str, Any] = {"layerwise": layerwise, "grid": grid, "feature_size": feature_size}
-        if tuple(kinds) != DEFAULT_KINDS:  # files with the default can be read by versions that know no other kinds
+        if tuple(kinds) != DEFAULT_KINDS:  # files with the default can be read by versions without other kinds
             self.config["kinds"] = [choice("feature", kind, FEATURES) for kind in kinds]
         self.decisions = decisions_of(masked, layerwise)
         self.kinds: list[list[Feature]] = []
@@ -91,7 +91,7 @@ class MaskFeatures(nn.Module):
                 found += [] if feature is None else [feature]
             if not found:
                 raise InvalidInputError(
-                    f"kinds is {list(kinds)}: nothing to look at in a map {shape} with grid={grid} and feature_size="
+                    f"kinds is {list(kinds)}: no features of a map {shape} with grid={grid} and feature_size="
                     f"{feature_size}. Add 'average', which always fits."
                 )
             self.kinds.append(found)
@@ -116,7 +116,7 @@ class MaskFeatures(nn.Module):
 
         Args:
             decision: Index of the decision.
-            reads: What the producer of its first gate reads, (batch, channels, height, width).
+            reads: Input of the producer of its first gate, (batch, channels, height, width).
 
         Returns:
             (batch, sizes[decision]) float32 in [-10, 10].
@@ -138,7 +138,7 @@ class MaskFeatures(nn.Module):
         for index, values in enumerate(self._seen(masked, dataset.sample(images))):
             mean, std = self.statistics(index)
             mean.copy_(values.mean(0))
-            # A constant feature, as at the dark edge of digits, would be divided by zero.
+            # The standard deviation of a constant feature, as at the dark edge of digits, is 0.
             deviation = values.std(0, unbiased=False)
             std.copy_(torch.where(deviation > 1e-4, deviation, torch.ones_like(deviation)))
         return self

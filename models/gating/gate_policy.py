@@ -1,4 +1,4 @@
-"""Gate policies: small networks that decide which channels of a CNN an image needs."""
+"""Gate policies: small networks that decide for each image which channels of a CNN run."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ def gate_head(features: int, hidden: int, width: int, bias: float = 2.0) -> nn.S
 
 
 class GatePolicy(nn.Module):
-    """For each decision a head with one hidden layer, from features to one logit for each channel.
+    """A head with one hidden layer for each decision, from features to one logit for each channel.
 
     The same module is used in imitation, joint training, Stable-Baselines3 (as the actor) and inference. A channel is
     kept if its logit is positive (the article's method 5.1: sigmoid of a small network, thresholded at 0.5).
 
     Args:
-        features: Its input.
+        features: The features that it reads.
         hidden: Width of the hidden layers: one number, or one for each decision.
         bias: Initial bias of the logits; +2 keeps a channel with probability 0.88, so training starts from a network
             that works.
-        penalty_range: If given, the policy works for all lambdas in [low, high], and lambda is one more input.
+        penalty_range: If given, the policy is for all lambdas in [low, high], and lambda is an additional input.
 
     Attributes:
         decisions: The decisions, in order.
-        macs: MACs of deciding the masks of one image.
+        macs: MACs of the policy for one image.
     """
 
     @new_tensors_in()
@@ -99,21 +99,22 @@ class GatePolicy(nn.Module):
         return logits.float()
 
     def scaled_penalty(self, penalty: Tensor | float | None) -> Tensor:
-        """Return lambda scaled from the ``penalty_range`` to -1..1, the heads' input; None stands for the middle."""
+        """Return lambda scaled from the ``penalty_range`` to -1..1, the heads' input; None means the middle."""
         low, high = (0.0, 0.0) if self.penalty_range is None else self.penalty_range
         value = torch.as_tensor((low + high) / 2 if penalty is None else penalty, dtype=torch.float32)
         # 2 (x - low) / (high - low) - 1; a range of one number must not divide by zero.
         return 2 * (value - low) / max(high - low, 1e-12) - 1
 
     def layers(self, decision: int, penalty: float | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return a head's weights for one lambda, which is constant then and goes into the first bias.
+        """Return a head's weights for one fixed lambda, which is added to the first bias.
 
         Args:
             decision: Index of the decision.
             penalty: lambda, for a policy with a ``penalty_range``.
 
         Returns:
-            Of the first layer (hidden, sizes[decision]) and (hidden); of the last (width, hidden) and (width).
+            Weight and bias of the first layer, (hidden, sizes[decision]) and (hidden), and of the last, (width, hidden)
+            and (width).
         """
         weight, bias, last_weight, last_bias = (parameter.detach() for parameter in self.heads[decision].parameters())
         if self.penalty_range is not None:
@@ -136,7 +137,7 @@ def check_penalty(bounds: tuple[float, float] | None, penalty: Tensor | float | 
         return
     if bounds is None:
         raise InvalidInputError(
-            f"penalty is {penalty}, but the policy was trained for one lambda and takes none as input. Omit it, or "
+            f"penalty is {penalty}, but the policy was trained for one lambda, which is not an input. Omit it, or "
             "train a policy for a range, as the recipe dial does."
         )
     if not bounds[0] <= penalty <= bounds[1]:

@@ -69,11 +69,11 @@ class DynamicPrunedConv2d(nn.Module):
     convolution's output, so no norm with a bias may follow: it would make a masked channel nonzero again.
 
     Args:
-        in_channels: As of ``nn.Conv2d``.
-        out_channels: As of ``nn.Conv2d``.
-        kernel_size: As of ``nn.Conv2d``.
-        stride: As of ``nn.Conv2d``.
-        padding: As of ``nn.Conv2d``.
+        in_channels: As in ``nn.Conv2d``.
+        out_channels: As in ``nn.Conv2d``.
+        kernel_size: As in ``nn.Conv2d``.
+        stride: As in ``nn.Conv2d``.
+        padding: As in ``nn.Conv2d``.
         reduction: See :class:`GateNetwork`.
         estimator: ``straight-through``, or ``gumbel`` to sample masks in training with logistic noise, the difference
             of two Gumbel variables (Maddison et al. 2017; Jang et al. 2017).
@@ -87,7 +87,7 @@ class DynamicPrunedConv2d(nn.Module):
         mask: Mask of the last forward pass, (batch, out_channels) of 0 and 1.
 
     Shapes:
-        (batch, in_channels, height, width) float -> (batch, out_channels, ...), as the convolution.
+        (batch, in_channels, height, width) float -> (batch, out_channels, ...), as in the convolution.
 
     Raises:
         UnknownNameError: For an unknown estimator.

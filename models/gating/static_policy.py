@@ -1,4 +1,4 @@
-"""Gates of either kind run; and those that ignore the image: one mask for all images, learned or given."""
+"""Gates that ignore the image, with one learned or given mask for all images; and a forward pass with any gates."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from prunegym.validation import bits, shape
 
 
 class StaticPolicy(nn.Module):
-    """The gates of the static baseline: one logit for each channel, so the same mask for every image.
+    """The gates of the static baseline: one logit for each channel, which gives every image the same mask.
 
-    A logit is ``SCALE`` times its parameter. In a step of Adam a parameter moves by about the learning rate, but a
-    logit of :class:`GatePolicy` by that times the sum of its hidden activations. With the scale both learn equally
-    fast at the same learning rate.
+    A logit is ``SCALE`` times its parameter. In a step of Adam a parameter changes by about the learning rate, but a
+    logit of :class:`GatePolicy` changes by the learning rate times the sum of its hidden activations. With the scale
+    both learn equally fast at the same learning rate.
 
     Args:
         features: Features of the policy that it is compared with; only their decisions are used.
@@ -61,7 +61,7 @@ class StaticPolicy(nn.Module):
 
 
 Policy = GatePolicy | StaticPolicy
-"""Gates of either kind."""
+"""Gates of both kinds."""
 
 
 def fixed_policy(masked: MaskedCNN, mask: Tensor) -> StaticPolicy:
@@ -75,7 +75,7 @@ def fixed_policy(masked: MaskedCNN, mask: Tensor) -> StaticPolicy:
 
 
 def static_start(masked: MaskedCNN, dataset: Dataset, target_macs: float, *, learned: bool) -> StaticPolicy:
-    """Return the gates from which :func:`prunegym.models.training.preparation.prepare` makes a static baseline.
+    """Return gates for a static baseline, as an input of :func:`prunegym.models.training.preparation.prepare`.
 
     Args:
         masked: The CNN.

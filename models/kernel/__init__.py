@@ -1,4 +1,4 @@
-"""A compiled CPU kernel that really skips masked channels: a whole network in one call, one mask an image.
+"""A compiled CPU kernel that skips masked channels. It runs a whole network in one call, with one mask per image.
 
 It is optional. :func:`available` says whether it was built and runs here, :func:`unavailable_reason` why not. It does
 not depend on the rest of PruneGym: you describe a network to :class:`PlanBuilder` layer by layer.

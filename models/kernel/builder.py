@@ -1,4 +1,4 @@
-"""The builder of a plan: it takes the layers of a network one by one."""
+"""The builder of a plan, to which the layers of a network are added one by one."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class PlanBuilder:
         gates: Width of each gate, in the order of the mask bits.
 
     Raises:
-        InvalidInputError: If a size or width is no whole number of at least 1, or too large. All methods raise it too:
-            for a value of another builder, and for shapes, gates or settings that do not fit.
+        InvalidInputError: If a size or width is not a whole number of at least 1, or too large. All methods raise it
+            too, for a value of another builder, and for shapes, gates or settings that do not fit.
 
     Example:
         >>> from prunegym.models import kernel
@@ -69,13 +69,13 @@ class PlanBuilder:
         gate: int | None = None,
         residual: Value | None = None,
     ) -> Value:
-        """Add a convolution, and what follows it at once: a residual sum, then ReLU.
+        """Add a convolution, optionally with a residual sum and ReLU after it.
 
         Args:
             x: A map.
             weight: (out, in, kernel, kernel), square, at most 7x7.
             bias: (out).
-            stride: Of both axes, at least 1.
+            stride: Stride of both axes, at least 1.
             padding: Zeros on each side, at most 3.
             relu: Whether negative numbers become 0.
             gate: The gate whose bits say which output channels are computed.
@@ -93,7 +93,9 @@ class PlanBuilder:
         in_place = stride == 1 and rows <= 3 and padding <= (rows - 1) // 2
         y = self._value(out, height, width, gate, stride=x.stride if in_place else None)
         if residual is not None and _shape(self._own(residual, "residual")) != _shape(y):
-            raise InvalidInputError(f"The residual is {_shape(residual)}; the convolution's output is {_shape(y)}.")
+            raise InvalidInputError(
+                f"The residual is {_shape(residual)}, but the convolution's output is {_shape(y)}; they must be equal."
+            )
         fields: LayerFields = {"kernel": rows, "stride": stride, "padding": padding, "relu": relu}
         self._layer("conv", x, y, {**fields, "weight": weight, "bias": _bias(bias, out)}, second=residual)
         return y
@@ -101,7 +103,7 @@ class PlanBuilder:
     def max_pool(
         self, x: Value, kernel: int, stride: int | None = None, padding: int = 0, *, relu: bool = False
     ) -> Value:
-        """Add max pooling, as in torch, and ReLU after it if asked; 2x2 with stride 2 is fast."""
+        """Add max pooling as in torch, and ReLU after it if ``relu`` is True; 2x2 with stride 2 is fast."""
         self._own(x, "max_pool()")
         kernel = whole_number("kernel", kernel, 1, MAX_PIXELS)
         stride = kernel if stride is None else _stride(stride)
@@ -112,10 +114,12 @@ class PlanBuilder:
         return y
 
     def add(self, a: Value, b: Value | None = None, *, relu: bool = False) -> Value:
-        """Add the sum of two maps of the same shape and gate, or ``a`` alone, with ReLU if asked."""
+        """Add the sum of two maps of the same shape and gate, or ``a`` alone, with ReLU if ``relu`` is True."""
         self._own(a)
         if b is not None and _shape(a) != _shape(self._own(b)):
-            raise InvalidInputError(f"A sum of {_shape(a)} and {_shape(b)} (channels, height, width, gate).")
+            raise InvalidInputError(
+                f"Cannot add {_shape(a)} and {_shape(b)} (channels, height, width, gate); they must be equal."
+            )
         y = self._value(a.channels, a.height, a.width, a.gate, stride=a.stride)
         self._layer("add", a, y, {"relu": relu}, second=b)
         return y
@@ -123,7 +127,7 @@ class PlanBuilder:
     def subsample(self, x: Value, stride: int, channels: int, offset: int) -> Value:
         """Add ResNet's option A shortcut: every ``stride``-th pixel, channels up by ``offset``, zeros elsewhere."""
         if self._own(x, "subsample()").gate is not None:
-            raise InvalidInputError("The shortcut takes a map that is not behind a gate.")
+            raise InvalidInputError("The shortcut's input must not be masked by a gate.")
         stride, offset = _stride(stride), whole_number("offset", offset, 0, MAX_CHANNELS)
         y = self._value(channels, (x.height - 1) // stride + 1, (x.width - 1) // stride + 1)
         self._layer("subsample", x, y, {"stride": stride, "offset": offset})
@@ -190,15 +194,15 @@ class PlanBuilder:
         """Copy all weights into a plan.
 
         Args:
-            output: The vector that the plan returns; not behind a gate.
+            output: The vector that the plan returns, which no gate masks.
             variant: One of :func:`variants`; None for the best.
 
         Raises:
-            InvalidInputError: If the output is a map or behind a gate, or there is no such variant.
+            InvalidInputError: If the output is a map or masked by a gate, or there is no such variant.
             MissingDependencyError: If the kernel is not available.
         """
         if self._own(output).stride != 0 or output.gate is not None:
-            raise InvalidInputError("A plan returns a vector that is not behind a gate; add average() or linear().")
+            raise InvalidInputError("A plan returns a vector that no gate masks; add average() or linear().")
         store: LayerFields = {"kind": KINDS.index("store"), "input": output.index, "second": -1, "output": -1}
         layers = [*self._layers, store]
         buffers, places = assign_buffers(self._values, layers)
@@ -213,9 +217,11 @@ class PlanBuilder:
         )
 
     def _own(self, x: Value, needs_map: str = "") -> Value:
-        """Return a value if it is one of this builder, and a map if the layer ``needs_map``."""
+        """Return a value after checking that it is from this builder, and a map if the layer ``needs_map``."""
         if not any(value is x for value in self._values):
-            raise InvalidInputError(f"{x!r} is not a value of this builder; give what one of its methods returned.")
+            raise InvalidInputError(
+                f"{x!r} is not a value of this builder; give a value that one of its methods returned."
+            )
         if needs_map and x.stride == 0:
             raise InvalidInputError(f"{needs_map} needs a map, and {x!r} is a vector.")
         return x
@@ -226,7 +232,7 @@ class PlanBuilder:
         return int(gate)
 
     def _features(self, x: Value, average: bool, grid: int) -> int:
-        """Return the number of features that a decision is made from."""
+        """Return the number of features of a decision."""
         per_channel = int(bool(average)) + whole_number("grid", grid, 0, MAX_GRID) ** 2
         features = self._own(x, "A decision").channels * per_channel
         return whole_number("The number of features", features, 1, MAX_PIXELS, "Use average=True or a smaller grid.")
@@ -237,13 +243,15 @@ class PlanBuilder:
         channels = whole_number("The number of channels", channels, 1, MAX_CHANNELS)
         stride = width + 1 if stride is None else stride
         if height < 1 or width < 1:
-            raise InvalidInputError(f"A map of {height}x{width} pixels: the image is too small for this layer.")
+            raise InvalidInputError(f"The map has {height}x{width} pixels: the image is too small for this layer.")
         if (height + 4) * stride > MAX_PIXELS:
             raise InvalidInputError(
-                f"A map of {height}x{width} pixels; the kernel takes {MAX_PIXELS:,} pixels at most. Use smaller images."
+                f"The map has {height}x{width} pixels; the kernel takes at most {MAX_PIXELS:,}. Use smaller images."
             )
         if gate is not None and self._widths[gate := self._gate(gate)] != channels:
-            raise InvalidInputError(f"Gate {gate} on {channels} channels; the widths of the gates are {self._widths}.")
+            raise InvalidInputError(
+                f"Gate {gate} does not fit {channels} channels; the widths of the gates are {self._widths}."
+            )
         value = Value(len(self._values), channels, height, width, stride, gate)
         self._values.append(value)
         return value
@@ -265,7 +273,7 @@ def _stride(stride: int) -> int:
 
 
 def _window(x: Value, kernel: int, stride: int, padding: int) -> tuple[int, int]:
-    """Return height and width of what a convolution or a pooling makes of a map."""
+    """Return height and width of the output of a convolution or a pooling."""
     # As torch's Conv2d and MaxPool2d count: floor((size + 2 padding - kernel) / stride) + 1.
     height, width = ((size + 2 * padding - kernel) // stride + 1 for size in (x.height, x.width))
     return height, width

@@ -95,7 +95,7 @@ class Plan:
             images: (batch, channels, height, width) float32 on the CPU.
             masks: (batch, mask_size) of zeros and ones, any dtype; the bits of gates with a policy are ignored. May be
                 left out where every gate has a policy.
-            threads: From 1 to 1024, each taking a share of the images; None for torch's number.
+            threads: From 1 to 1024, each with a share of the images; None for torch's number.
 
         Returns:
             Outputs (batch, outputs) float32, and the masks that were used, (batch, mask_size) bool. If you gave a
@@ -111,18 +111,18 @@ class Plan:
         """Run and return the seconds spent in each layer.
 
         Args:
-            images: As in a call.
-            masks: As in a call.
+            images: As for ``__call__``.
+            masks: As for ``__call__``.
             threads: Several threads share each layer of one image.
 
         Raises:
-            InvalidInputError: As in a call, and for several threads with several images.
+            InvalidInputError: As for ``__call__``, and for several threads with several images.
         """
         threads = thread_count(threads)
         if threads > 1 and len(images) > 1:
             raise InvalidInputError(
-                f"{len(images)} images on {threads} threads may run side by side, and then no layer has a time of its "
-                "own. Give threads=1, or one image."
+                f"{len(images)} images on {threads} threads may run in parallel, so layers cannot be timed. Give "
+                "threads=1, or one image."
             )
         seconds = (ctypes.c_double * len(self.layers))()
         self._run(images, masks, threads, seconds)
@@ -146,7 +146,7 @@ class Plan:
         return outputs, used
 
     def checked_images(self, images: Tensor) -> Tensor:
-        """Return images whose memory can be read as it is.
+        """Return images whose memory can be read without a copy.
 
         Raises:
             InvalidInputError: If they are of another shape, dtype or layout than the plan's, on another device, or too
@@ -165,31 +165,31 @@ class Plan:
         if masks is None:
             if self._needs_masks:
                 raise InvalidInputError(
-                    f"Masks of shape ({batch}, {self.mask_size}) are needed: not every gate decides."
+                    f"Masks of shape ({batch}, {self.mask_size}) are needed, because some gates have no policy."
                 )
             return torch.empty(batch, self.mask_size, dtype=torch.bool, device="cpu")
         shape("The mask", masks, (batch, self.mask_size), "Give one row for each image.")
         if masks.layout != torch.strided or masks.is_meta:
             raise InvalidInputError(f"masks is {masks.layout} on {masks.device}; a dense tensor with values is needed.")
         if masks.dtype != torch.bool:
-            masks = bits("The mask", masks.detach(), "The kernel keeps a channel or skips it.") != 0
+            masks = bits("The mask", masks.detach(), "1 keeps a channel, 0 skips it.") != 0
         masks = masks.cpu().contiguous()
         return masks.clone() if self.decides else masks
 
 
 def thread_count(threads: int | None) -> int:
-    """Return a number of threads; None stands for torch's.
+    """Return a number of threads; None means torch's.
 
     Raises:
         InvalidInputError: If it is not a whole number from 1 to 1024.
     """
     if threads is None:
         return min(torch.get_num_threads(), native.MAX_THREADS)
-    return whole_number("threads", threads, 1, native.MAX_THREADS, "None takes torch's number.")
+    return whole_number("threads", threads, 1, native.MAX_THREADS, "None means torch's number.")
 
 
 def as_they_lie(images: Tensor) -> native.Images:
-    """Return where checked images are in memory.
+    """Return the addresses of checked images in memory.
 
     Torch must not copy images or masks: for large ones it wakes its threads, which then spin for milliseconds on the
     cores that the kernel's own threads need.
@@ -211,13 +211,13 @@ class Pass:
             into groups, for the number of threads that torch has when the pass is made.
 
     Raises:
-        InvalidInputError: If the plan never looks, or decides gates itself, or the batch is no whole number above 0.
+        InvalidInputError: If the plan has no stops or has a policy, or the batch is not a whole number above 0.
         KernelError: If there is not enough memory for all maps.
     """
 
     def __init__(self, plan: Plan, batch: int) -> None:
         if not plan.looks or plan.decides:
-            raise InvalidInputError("A pass needs a plan with looks and no policy; call look() before each decision.")
+            raise InvalidInputError("A pass needs a plan without a policy and with a look() before each decision.")
         self.plan, self.batch = plan, whole_number("batch", batch, 1, native.MAX_IMAGES)
         self._stop = len(plan.looks) + 1  # begin() was not called
         self._error = ctypes.create_string_buffer(native.ERROR_SIZE)
@@ -254,7 +254,7 @@ class Pass:
         """Continue to the next stop, or to the end.
 
         Args:
-            masks: (batch, mask_size) of zeros and ones, any dtype; bits of gates behind the next stop do not matter.
+            masks: (batch, mask_size) of zeros and ones, any dtype; bits of gates after the next stop are ignored.
             threads: None for torch's number.
 
         Returns:

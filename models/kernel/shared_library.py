@@ -20,13 +20,13 @@ from prunegym.errors import InvalidInputError, MissingDependencyError, PruneGymE
 KINDS = ("load", "conv", "max_pool", "add", "subsample", "average", "linear", "decide", "look", "store")
 ERROR_SIZE = 256
 INTERFACE = 6
-"""Of the functions in csrc/api.cpp."""
+"""The version of the functions in csrc/api.cpp."""
 MAX_PIXELS, MAX_CHANNELS, MAX_IMAGES, MAX_THREADS = 2**27, 2**20, 2**24, 1024
-"""Limits of csrc/common.h: of one channel of a map, of channels, of a batch, and of threads."""
+"""Limits of csrc/common.h: pixels of one channel of a map, channels, images of a batch, and threads."""
 
 
 class KernelError(PruneGymError, MemoryError):
-    """The kernel could not hold or run a network, nearly always for lack of memory."""
+    """The kernel could not store or run a network, nearly always because memory is too small."""
 
 
 class BufferRecord(ctypes.Structure):
@@ -63,7 +63,7 @@ class NetworkRecord(ctypes.Structure):
 
 
 class Images(ctypes.Structure):
-    """Images as they lie in memory: csrc/plan.h, ``Images``."""
+    """Images with their layout in memory: csrc/plan.h, ``Images``."""
 
     _fields_ = [("data", c_void_p), *((name, c_int64) for name in ("image", "channel", "row", "column"))]
 
@@ -83,7 +83,7 @@ FUNCTIONS: dict[str, tuple[type | None, list[Any]]] = {
 
 @functools.lru_cache(maxsize=1)
 def load() -> tuple[ctypes.CDLL | None, str]:
-    """The library, or None and why there is none."""
+    """The library, or None and the reason."""
     if os.environ.get("PRUNEGYM_KERNEL") == "off":
         return None, "it is switched off by the environment variable PRUNEGYM_KERNEL=off"
     folder = Path(__file__).parent
@@ -100,7 +100,7 @@ def load() -> tuple[ctypes.CDLL | None, str]:
         library.prunegym_variants.restype = c_char_p
         known = (library.prunegym_interface(), library.prunegym_record_size())
         if known != (INTERFACE, ctypes.sizeof(LayerRecord)):
-            return None, f"{found[0]} belongs to another version of prunegym; build it again"
+            return None, f"{found[0]} was built for another version of prunegym; rebuild it"
     except (OSError, AttributeError) as error:
         return None, f"{found[0]} cannot be loaded ({error})"
     for name, (result, arguments) in FUNCTIONS.items():
@@ -114,7 +114,7 @@ def openmp() -> int | None:
     """Address of the entry point of torch's own OpenMP library, if it is GNU's; other packages may have loaded more."""
     torch_library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
     try:
-        # A symbol is looked for in a library and in those that it was linked with.
+        # A symbol is searched in a library and in the libraries that it was linked with.
         return ctypes.cast(ctypes.CDLL(str(torch_library)).GOMP_parallel, c_void_p).value
     except (OSError, AttributeError):
         return None
@@ -152,7 +152,7 @@ def library() -> Any:
 
 
 def choose_variant(name: str | None) -> str:
-    """Check the name of a variant; None stands for the environment variable PRUNEGYM_KERNEL, or else the best."""
+    """Check the name of a variant; None means the environment variable PRUNEGYM_KERNEL, or else the best."""
     library()
     wanted = name or os.environ.get("PRUNEGYM_KERNEL") or variants()[0]
     if wanted not in variants():
@@ -169,7 +169,7 @@ class Value:
 
     Attributes:
         index: Number within its builder.
-        channels: Channels in all, kept or not.
+        channels: Number of all channels, kept or not.
         height: Pixels; 1 for a vector.
         width: Pixels; 1 for a vector.
         stride: Floats from a row to the next in memory; 0 for a vector.

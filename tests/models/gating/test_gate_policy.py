@@ -181,7 +181,8 @@ def test_a_lambda_that_a_policy_is_not_for() -> None:
     masked = cnn()
     for policy in (policy_of(masked), StaticPolicy(MaskFeatures(masked))):
         with pytest.raises(
-            InvalidInputError, match=r"penalty is 0\.3, but the policy was trained for one lambda and ta"
+            InvalidInputError,
+            match=r"penalty is 0\.3, but the policy was trained for one lambda, which is not an input",
         ):
             rollout(masked, policy, images(), penalty=0.3)
     with pytest.raises(

@@ -205,12 +205,12 @@ def test_builder_refuses_what_does_not_fit():
     builder = PlanBuilder(3, 8, 8, gates=[4])
     with pytest.raises(InvalidInputError, match=r"of shape \(4, 2, 3, 3\); \(out, 3, kernel, kernel\) is needed"):
         builder.conv(builder.images, torch.zeros(4, 2, 3, 3))
-    with pytest.raises(InvalidInputError, match="Gate 0 on 5 channels"):
+    with pytest.raises(InvalidInputError, match="Gate 0 does not fit 5 channels"):
         builder.conv(builder.images, torch.zeros(5, 3, 3, 3), gate=0)
     with pytest.raises(InvalidInputError, match="too small"):
         builder.conv(builder.max_pool(builder.images, 4), torch.zeros(4, 3, 7, 7), padding=1)
     x = builder.conv(builder.images, torch.zeros(4, 3, 3, 3), gate=0)
-    with pytest.raises(InvalidInputError, match="A sum of"):
+    with pytest.raises(InvalidInputError, match="Cannot add"):
         builder.add(x, builder.images)
     with pytest.raises(InvalidInputError, match="residual"):
         builder.conv(builder.images, torch.zeros(4, 3, 3, 3), residual=x)
@@ -218,7 +218,7 @@ def test_builder_refuses_what_does_not_fit():
         builder.decide(0, x, random_heads([4], [4], True, 0)[0])
     with pytest.raises(InvalidInputError, match=r"\(outputs, 144\) is needed"):
         builder.linear(x, torch.zeros(2, 4))
-    with pytest.raises(InvalidInputError, match="vector that is not behind a gate"):
+    with pytest.raises(InvalidInputError, match="vector that no gate masks"):
         builder.build(builder.average(x))
 
 

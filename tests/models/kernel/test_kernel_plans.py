@@ -130,7 +130,7 @@ def test_a_library_of_another_version_is_not_called(monkeypatch):
     monkeypatch.setattr("prunegym.models.kernel.shared_library.INTERFACE", 1)
     found, reason = shared_library.load.__wrapped__()
     assert found is None
-    assert "belongs to another version of prunegym; build it again" in reason
+    assert "was built for another version of prunegym; rebuild it" in reason
 
 
 def test_without_the_library_building_a_plan_names_the_cure(monkeypatch):

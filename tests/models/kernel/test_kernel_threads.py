@@ -115,7 +115,7 @@ def test_layers_are_timed_on_threads_that_share_an_image():
     masked, plan = zoo_network("vgg11")
     images, masks = torch.randn(2, 3, 32, 32), kept_sets(2, widths_of(masked))
     assert all(seconds >= 0 for seconds in plan.timed(images[:1], masks[:1], threads=3).values())
-    with pytest.raises(InvalidInputError, match=r"2 images on 2 threads may run side by side.*Give threads=1"):
+    with pytest.raises(InvalidInputError, match=r"2 images on 2 threads may run in parallel.*Give threads=1"):
         plan.timed(images, masks, threads=2)
 
 
