@@ -1,4 +1,4 @@
-"""Which channel each number of each value of a network belongs to, found by following channels from step to step."""
+"""The channel of each number of each value of a network, found by following channels from step to step."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ HIDDEN = "it is a hidden linear layer; gates='all' opens it, or its name"
 
 
 class Channels:
-    """Labels of the channels of each value: numbers are alike if one mask bit must hold for both.
+    """Labels of the channels of each value: numbers have the same label if they must have the same mask bit.
 
-    A value's labels are a tensor that can be expanded to its shape without the batch; 0 stands for no channel. Each
-    output channel of a convolution or linear layer starts with a label of its own. Steps pass labels on; a sum makes
-    those alike that meet in it. A label whose channel cannot be masked is blocked, with the reason.
+    A value's labels are a tensor that can be expanded to its shape without the batch; 0 means no channel. Each output
+    channel of a convolution or linear layer starts with a new label. Steps pass labels on, and a sum merges the labels
+    of its operands. A label whose channel cannot be masked is blocked, with the reason.
 
     Args:
         graph: The network.
         network: Its parameters.
 
     Attributes:
-        labels: By value. Values without any are left out.
+        labels: Labels of each value that has some.
         reads: Labels of the input channels of each layer and norm over channels.
         makes: Labels of the output channels of each layer.
-        summed: Labels that met others in a sum.
+        summed: Labels that were merged in a sum.
     """
 
     def __init__(self, graph: Graph, network: nn.Module) -> None:
@@ -112,7 +112,7 @@ class Channels:
                 self._block(makes, f"{step} filters each channel of a value that has no gate")
         else:
             makes = self._new(count)
-            if groups > 1:  # what is masked in one group is masked in all, so that the groups stay alike
+            if groups > 1:  # a channel that is masked in one group is masked in all, so that the groups stay equal
                 for vector in (reads, makes):
                     rows = vector.view(groups, -1)
                     self._join(rows[:1].expand_as(rows), rows)
@@ -169,7 +169,7 @@ class Channels:
         self.labels[step.name] = _compact(torch.cat(parts, axis))
 
     def _move(self, step: Step) -> None:
-        """Run a step that only moves values on their labels."""
+        """Apply a step that only moves values to their labels."""
         values: dict[str, object] = {BATCH: 1, LIKE: torch.zeros(0, dtype=torch.float64)}
         for name in step.inputs:
             shape = self.graph[name].shape
@@ -252,7 +252,7 @@ class Channels:
                 self._blocked.setdefault(label, why)
 
     def _join(self, one: Tensor, other: Tensor, summed: bool = False) -> None:
-        """Make labels alike that meet."""
+        """Merge labels that meet."""
         shape = torch.broadcast_shapes(one.shape, other.shape)  # type: ignore[no-untyped-call, unused-ignore]
         pairs = zip(one.expand(shape).flatten().tolist(), other.expand(shape).flatten().tolist(), strict=True)
         for first, second in {(int(first), int(second)) for first, second in pairs}:
@@ -286,13 +286,13 @@ def _shared(graph: Graph) -> set[str]:
 
 
 def _axis(labels: Tensor) -> int | None:
-    """Return the only dimension along which labels vary; None if there are several."""
+    """Return the dimension along which labels vary; None if there are several."""
     axes = [place for place, size in enumerate(labels.shape) if size > 1]
     return axes[0] if len(axes) == 1 else 0 if not axes else None
 
 
 def _compact(labels: Tensor) -> Tensor:
-    """Return labels with size 1 along dimensions along which they are all alike."""
+    """Return labels with size 1 along dimensions in which they are constant."""
     for place, size in enumerate(labels.shape):
         first = labels.narrow(place, 0, 1) if size else labels
         if size > 1 and (labels.stride(place) == 0 or torch.equal(first.expand_as(labels), labels)):

@@ -19,13 +19,13 @@ from prunegym.validation import bits, finite, shape
 
 
 class CostModel:
-    """Counts the MACs and weights that a mask leaves.
+    """Counts the MACs and weights under a mask.
 
     A layer's MACs are (input channels kept) x (output channels kept) x (MACs of one such pair). So the cost of a
     channel depends on how many channels the neighbouring layers keep. One MAC is one multiply-accumulate. Convolutions
     and all matrix products count, also those in attention, recurrent and bilinear layers; norms, pooling and
     activations do not, as in ``torch.utils.flop_counter`` (2 per MAC).
-    A layer that scales a gate's channels (the last of a squeeze-and-excitation) makes as many as are kept.
+    A layer that scales a gate's channels (the last one of a squeeze-and-excitation) has as many outputs as are kept.
 
     Attributes:
         total_macs: MACs of one image through the original network.
@@ -73,7 +73,7 @@ class CostModel:
         """Return the number of kept channels of each gate: mask (batch, mask_size) -> (batch, gates) float64."""
         shape("The mask", mask, ("batch", int(self._widths.sum())))
         if not mask.requires_grad:  # while gates are trained, masks are soft
-            bits("The mask", mask, "Costs are of channels that run or do not.")
+            bits("The mask", mask, "Costs are defined for masks of 0 and 1.")
         slices = torch.split(mask.double(), [int(width) for width in self._widths], dim=1)
         return torch.stack([part.sum(1) for part in slices], dim=1)
 
@@ -94,9 +94,9 @@ class CostModel:
         return self.mac_share(mask) + finite("policy_macs", policy_macs, 0) / self.total_macs
 
     def weights(self, mask: Tensor) -> Tensor:
-        """Return the weights that each mask keeps alive: (batch, mask_size) -> (batch,) float64.
+        """Return the number of weights under each mask: (batch, mask_size) -> (batch,) float64.
 
-        The article's ||M||_0 over weights: a weight is alive if its input channel and its output channel are both kept.
+        The article's ||M||_0 over weights: a weight counts if its input channel and its output channel are both kept.
         """
         return self._count(self.kept(mask), self._weights) + self._other_weights
 
@@ -139,10 +139,10 @@ def _counted_macs(graph: Graph, network: nn.Module) -> float:
 
 @contextlib.contextmanager
 def counting() -> Iterator[FlopCounterMode]:
-    """Count the operations of what runs inside, 2 for each MAC of a convolution or a matrix product.
+    """Count the operations of the code inside, 2 for each MAC of a convolution or a matrix product.
 
-    torch's counter knows neither the fused operators that attention and an LSTM become on a CPU, nor products with
-    vectors. So attention is not fused in here, which leaves plain products, and the others have a formula.
+    torch's counter does not count the fused operators of attention and LSTMs on a CPU, nor products with vectors. So
+    attention is not fused here and consists of plain products, and the other operators have a formula.
 
     Example:
         >>> with counting() as counter, torch.no_grad():

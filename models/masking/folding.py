@@ -52,7 +52,7 @@ def norm_behind(graph: Graph, step: Step, points: Collection[str]) -> Step | Non
     Args:
         graph: The network's steps.
         step: The convolution.
-        points: Steps whose output is masked; a norm behind one of them cannot be folded.
+        points: Steps whose output is masked; a norm after one of them cannot be folded.
     """
     users = [graph[name] for name in graph.users[step.name]]
     if step.kind not in (Kind.CONV, Kind.DEPTHWISE, Kind.GROUPED) or step.operation != "conv2d":
@@ -63,7 +63,7 @@ def norm_behind(graph: Graph, step: Step, points: Collection[str]) -> Step | Non
 
 
 def folded(network: nn.Module, conv: Step, norm: Step | None) -> tuple[Tensor, Tensor]:
-    """Return the weight (out, in, kh, kw) and bias (out,) float32 of a convolution with the norm behind it."""
+    """Return the weight (out, in, kh, kw) and bias (out,) float32 of a convolution with the norm after it."""
     weight, bias = constant(network, conv, "weight"), constant(network, conv, "bias")
     assert weight is not None
     weight = weight.float()

@@ -22,7 +22,7 @@ class Gate:
 
     Attributes:
         name: Path of the first layer that makes the channels, e.g. ``layer1.0.conv1``.
-        width: Number of bits. A bit may stand for several channels, as of all groups of a grouped convolution.
+        width: Number of bits. A bit may be for several channels, for example one in each group of a convolution.
         producers: Steps with filters for the channels; those of a residual sum are one gate.
         points: Steps whose output the mask multiplies: the last norm or activation before something reads the channels.
         consumers: Layers that read the channels, and norms over channels.
@@ -59,7 +59,7 @@ class Bits:
     index: Tensor
 
     def factors(self, mask: Tensor, value: Tensor) -> Tensor:
-        """Return what a value is multiplied with: mask (batch, mask_size), value (batch, ...); both have one dtype."""
+        """Return the factors of a value: mask (batch, mask_size), value (batch, ...); both have the same dtype."""
         wide = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)[:, self.index]  # -1 is the one at the end
         return wide.view(len(mask), *[len(self.index) if place == self.axis else 1 for place in range(1, value.ndim)])
 
@@ -74,7 +74,7 @@ class Found:
     makes: dict[str, Tensor]
 
     def counts(self, index: Tensor) -> Tensor:
-        """Return how many of some channels there are for each kept bit of a gate, and last how many always.
+        """Return the number of channels for each kept bit of a gate, and as the last entry those that always run.
 
         Args:
             index: (channels,) positions in a mask; -1 for channels that are never masked.
@@ -95,7 +95,7 @@ class Found:
 
 
 class GateFinder:
-    """Finds all gates of a network, and of some of them the bits of each value.
+    """Finds all gates of a network, and the bits of each value for some of them.
 
     Args:
         graph: The network.
@@ -117,7 +117,7 @@ class GateFinder:
         self.rejected = self._rejected()
 
     def _by_label(self, layers: dict[str, Tensor]) -> dict[int, dict[str, int]]:
-        """Return for each label how many channels of which layers it has."""
+        """Return for each label its layers and the number of its channels in each."""
         found: dict[int, dict[str, int]] = defaultdict(lambda: defaultdict(int))
         for name, vector in layers.items():
             for label in vector.long().tolist():
@@ -126,7 +126,7 @@ class GateFinder:
         return found
 
     def _groups(self) -> dict[tuple[object, ...], list[int]]:
-        """Return the labels that can be masked, those together that the same layers make and read."""
+        """Return the labels that can be masked, grouped by the layers that make and read them."""
         makers, readers = self._layers
         groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
         for label, made in makers.items():
@@ -155,9 +155,9 @@ class GateFinder:
         return Gate(name, len(labels), producers, own, consumers, layers, summed, hidden)
 
     def _points(self, gated: set[int]) -> dict[str, set[int]]:
-        """Return the values that masks multiply, each with the labels that are not zero there yet.
+        """Return the values that masks multiply, each with the labels that are not yet zero there.
 
-        A label is zero where all that makes it so far is, and steps since then map zero to zero.
+        A label is zero if the layers that make it are masked, and all steps since then map zero to zero.
         """
         wanted = {self._upward(self.graph[name].inputs[0]) for name in self._channels.reads}
         points: dict[str, set[int]] = {}
@@ -182,13 +182,13 @@ class GateFinder:
         shifts = step.kind is Kind.DEPTHWISE and step.arguments.get("bias") is not None
         if new or shifts or (step.kind is Kind.ADD and len(names) < 2):
             return here
-        if step.kind in (Kind.MULTIPLY, Kind.DIVIDE):  # zero if one that has the label is zero
+        if step.kind in (Kind.MULTIPLY, Kind.DIVIDE):  # zero if one operand with the label is zero
             names = names[:1] if step.kind is Kind.DIVIDE else names
             return here.difference(*[carried[name] - loud[name] for name in names])
         return here & set().union(*[loud[name] for name in names])
 
     def _upward(self, name: str) -> str:
-        """Return the value at which a mask works for all that pooling and flattening make of it."""
+        """Return the value to mask: the one before pooling and flattening."""
         step = self.graph[name]
         moves = step.kind in (Kind.POOL, Kind.REDUCE, Kind.LARGEST, Kind.RESHAPE, Kind.LAYOUT)
         while (moves or step.operation in _PASSING) and len(step.inputs) == 1:
@@ -255,8 +255,8 @@ def wanted_names(gates: str | Iterable[str]) -> str | list[str]:
     names = list(gates) if isinstance(gates, Iterable) else []
     if not names or not all(isinstance(name, str) for name in names):
         raise InvalidInputError(
-            f"gates is {reprlib.repr(gates)}; 'auto' for all gates, 'all' for those of residual sums too, or names of "
-            "convolutions are needed, e.g. [gate.name for gate in masked.gates]."
+            f"gates is {reprlib.repr(gates)}; 'auto', 'all' (also those of residual sums) or names of convolutions "
+            "are needed, e.g. [gate.name for gate in masked.gates]."
         )
     return names
 
@@ -272,7 +272,7 @@ def choose_gates(found: list[Gate], wanted: str | list[str], rejected: dict[str,
 
     Raises:
         InvalidInputError: If one of them cannot be a gate.
-        UnknownNameError: If there is no convolution of that name.
+        UnknownNameError: If there is no convolution with this name.
         UntraceableModelError: If the network has no gate.
     """
     if isinstance(wanted, str):

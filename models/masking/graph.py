@@ -18,7 +18,7 @@ INPUT, ITEM = "input", "getitem"
 
 @dataclasses.dataclass(frozen=True)
 class OutputOf:
-    """In a step's arguments: the output of the step with that name."""
+    """In a step's arguments: the output of the step with this name."""
 
     name: str
 
@@ -59,8 +59,8 @@ class Step:
     Attributes:
         name: Unique name of its output.
         target: Operator and overload, e.g. ``aten::conv2d``; :data:`INPUT`, or :data:`ITEM` for one of several outputs.
-        arguments: All arguments by name, with an :class:`OutputOf`, :class:`Attribute`, ... for what varies.
-        layer: Path of the module that owns its weight, else of the innermost module that runs it.
+        arguments: All arguments by name, with an :class:`OutputOf`, :class:`Attribute`, ... for those that vary.
+        layer: Path of the module that owns its weight, or of the innermost module that runs it.
         place: File and line of the user's code.
         shape: Shape of its output for one image; empty if the output is not a tensor.
         kind: What it does to channels.
@@ -86,12 +86,12 @@ class Step:
 
     @property
     def weight(self) -> str:
-        """Path of its weight, a parameter; empty if it has none, or one that is computed."""
+        """Path of its weight, a parameter; empty if it has no weight or a computed one."""
         weight = self.arguments.get("weight")
         return weight.path if isinstance(weight, Attribute) else ""
 
     def __str__(self) -> str:
-        """Say which step it is, for messages."""
+        """Return the step's name and place, for messages."""
         return f"{self.name!r} ({self.place})" if self.place else repr(self.name)
 
 
@@ -130,7 +130,7 @@ def operation_of(target: str) -> str:
 
 
 def leaves(argument: Any) -> Iterator[Any]:
-    """Return what an argument is made of, lists and dicts taken apart."""
+    """Return the parts of an argument, with lists and dicts flattened."""
     if isinstance(argument, dict):
         argument = argument.values()
     elif not isinstance(argument, list | tuple):
@@ -160,7 +160,7 @@ _FAST: dict[str, Callable[..., Any]] = {
 
 
 def runner(step: Step, network: nn.Module) -> Runner:
-    """Return a function that computes a step's output from the values so far (at first the network's input alone)."""
+    """Return a function that computes a step's output from the values so far, which begin with the network's input."""
     if step.target == INPUT:
         return lambda values: values[step.name]
     if step.target == ITEM:
@@ -183,7 +183,7 @@ def runner(step: Step, network: nn.Module) -> Runner:
 
 
 def _getter(argument: Any, network: nn.Module) -> _Getter:
-    """Return a function that gives an argument its value."""
+    """Return a function that computes an argument's value."""
     if isinstance(argument, OutputOf):
         name = argument.name
         return lambda values: values[name]

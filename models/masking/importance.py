@@ -29,7 +29,7 @@ def taylor_scores(masked: MaskedCNN, dataset: Dataset, images: int = 2048) -> Te
     for indices, batch in sample.batches(128, device=masked.device):
         mask = torch.ones(len(indices), masked.mask_size, requires_grad=True)
         output = masked(batch, mask.to(batch.device))
-        loss = sample.loss(output, indices) * len(indices)  # the sum, of which each image has its own gradient
+        loss = sample.loss(output, indices) * len(indices)  # the sum, which gives each image its own gradient
         (gradient,) = torch.autograd.grad(loss, mask)
         # I = mean over images of (d loss / d mask)^2, at a mask of ones.
         total += gradient.square().sum(0)
@@ -45,14 +45,14 @@ def prices(masked: MaskedCNN) -> Tensor:
 def at_mac_share(scores: Tensor, masked: MaskedCNN, share: float, per_gate: bool = False) -> Tensor:
     """Keep the best-scored channels at a given share of the MACs.
 
-    The number of kept channels is the smallest with which the mean MAC share over the rows reaches ``share``. So a
-    baseline never gets fewer MACs than what it is compared with, and at most one channel more.
+    It keeps the smallest number of channels for which the mean MAC share over the rows reaches ``share``. So a baseline
+    never gets fewer MACs than the agent that it is compared with, and at most one channel more.
 
     Args:
         scores: (mask_size,) or (images, mask_size), finite. Among equal scores the first are kept.
         masked: The CNN.
         share: MAC share, above 0; values above 1 count as 1.
-        per_gate: Keep the same share of each gate, to within a channel, instead of the best of all gates.
+        per_gate: Keep the same share of each gate, rounded to channels, instead of the best channels of all gates.
 
     Returns:
         Masks of the shape of ``scores``, bool.
@@ -79,7 +79,7 @@ def at_mac_share(scores: Tensor, masked: MaskedCNN, share: float, per_gate: bool
         rows = torch.cat([-(_ranks(part) + 0.5) / part.shape[1] for part in masked.split(rows)], dim=1)
     ranks = _ranks(rows)
     low, high = 1, masked.mask_size
-    # The MAC share grows with the number of channels, so bisection finds the smallest number that suffices.
+    # The MAC share grows with the number of channels, so bisection finds the smallest number that is enough.
     while low < high:
         middle = (low + high) // 2
         if masked.cost.mac_share(ranks < middle).mean().item() >= share - 1e-9:
@@ -92,7 +92,7 @@ def at_mac_share(scores: Tensor, masked: MaskedCNN, share: float, per_gate: bool
 def keep_best(scores: Tensor, kept_share: float) -> Tensor:
     """Return masks that keep the best-scored share of all channels of each image: (batch, mask_size) float32.
 
-    This counts channels, whatever they cost; :func:`at_mac_share` counts MACs.
+    This counts channels, without their cost; :func:`at_mac_share` counts MACs.
     """
     kept = max(1, round(kept_share * scores.shape[1]))
     return torch.zeros_like(scores).scatter(1, scores.topk(kept, dim=1).indices, 1.0)
@@ -110,7 +110,7 @@ def channel_scores(masked: MaskedCNN, images: Tensor) -> Tensor:
     """Score the channels of each image by contribution per cost.
 
     The score is the root mean square of the channel's activation, divided by that of its producer's input and by the
-    square root of the MACs that the channel costs. All layers have one scale, so a budget can move between layers.
+    square root of the channel's MACs. All layers have the same scale, so a budget can move between layers.
 
     Args:
         masked: The CNN; it runs with all channels on.

@@ -1,4 +1,4 @@
-"""Values as masks and policies see them: where a mask works, which gates lie side by side, maps of vectors."""
+"""Layouts of values for masks and policies: which gates are adjacent, and vectors as maps."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _layout(index: list[int], starts: dict[int, int], gates: list[Gate]) -> Layo
 
 
 def as_map(value: Tensor) -> Tensor:
-    """Return what a layer reads as a map (batch, channels, height, width): a vector is one pixel, tokens a column."""
+    """Return a layer's input as a map (batch, channels, height, width): a vector is one pixel, tokens are a column."""
     if value.ndim == 4:
         return value
     return value.flatten(1, -2).transpose(1, 2)[..., None] if value.ndim > 2 else value[..., None, None]

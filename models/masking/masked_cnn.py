@@ -54,7 +54,7 @@ class ForwardPass:
 class MaskedCNN(nn.Module):
     """A CNN whose channels can be masked for each image.
 
-    The module is copied and recorded; your module is not changed. A gate zeroes a channel behind its norm and
+    The module is copied and recorded; your module is not changed. A gate zeroes a channel after its norm and
     activation, so masking a channel equals removing its filter. A mask of ones gives the original network. Norms over
     several channels (GroupNorm, LayerNorm) count a masked channel as zeros.
 
@@ -64,7 +64,7 @@ class MaskedCNN(nn.Module):
         gates: ``"auto"`` for all gates inside of blocks; ``"all"`` also for those of residual sums, where one bit masks
             a channel of all layers that are summed up, and of hidden linear layers; or names of layers.
         frozen: Parameters get no gradients, and batch norm and dropout stay in eval mode even after :meth:`train`.
-        output: Where the network returns several tensors, the key, position or attribute of the one that counts.
+        output: If the network returns several tensors, the key, position or attribute of the one to use.
 
     Attributes:
         network: The copy. Its state dict has the original names.
@@ -163,7 +163,7 @@ class MaskedCNN(nn.Module):
         return self.graph[self.graph.input].shape[1:]
 
     def read_shape(self, gate: int) -> tuple[int, ...]:
-        """Return the shape (channels, height, width) of what a gate's producer reads, as a pass shows it."""
+        """Return the shape (channels, height, width) of the input of a gate's producer, as a pass has it."""
         shape = self.graph[self.graph[self.gates[gate].producers[0]].inputs[0]].shape
         return tuple(as_map(torch.empty(shape, device="meta")).shape[1:])
 
@@ -173,7 +173,7 @@ class MaskedCNN(nn.Module):
         return self.graph[self.graph.output].shape[1:]
 
     def _bind(self) -> None:
-        """Prepare what a forward pass needs: a function for each step, the gates' points, when values can be freed."""
+        """Prepare the forward pass: a function for each step, the gates' points, and when values can be freed."""
         self._runners = [runner(step, self.network) for step in self.graph.steps]
         starts = [self.graph.index[gate.producers[0]] for gate in self.gates]
         self._cuts = [0, *starts, len(self.graph.steps)]
@@ -213,7 +213,7 @@ class MaskedCNN(nn.Module):
         return self
 
     def split(self, mask: Tensor) -> tuple[Tensor, ...]:
-        """Return views of a mask (..., mask_size), one slice (..., width) a gate, in order."""
+        """Return views of a mask (..., mask_size), one slice (..., width) per gate, in order."""
         parts: tuple[Tensor, ...] = torch.split(mask, [gate.width for gate in self.gates], dim=-1)
         return parts
 
@@ -222,7 +222,7 @@ class MaskedCNN(nn.Module):
         if not isinstance(mask, Tensor):
             raise InvalidInputError(f"The mask is a {type(mask).__name__}; a tensor is needed: torch.as_tensor(mask).")
         names = ", ".join(gate.name for gate in self.gates[:4])
-        hint = f"Give one row an image and one number a channel of the gates ({names}, ...)."
+        hint = f"Give one row per image and one number per channel of the gates ({names}, ...)."
         shape("The mask", mask, (batch, self.mask_size), hint)
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -264,7 +264,7 @@ class MaskedCNN(nn.Module):
         return state
 
     def advance(self, state: ForwardPass, gate_mask: Tensor | None) -> ForwardPass:
-        """Mask the gate at which a pass stands, and run to the next gate or to the output.
+        """Mask the gate at which a pass has stopped, and run to the next gate or to the output.
 
         Advancing through all gates costs one forward pass.
 
@@ -283,7 +283,7 @@ class MaskedCNN(nn.Module):
         assert state.reads is not None
         gate = self.gates[state.gate]
         if gate_mask is not None:
-            hint = "Give one row an image and one number a channel."
+            hint = "Give one row per image and one number per channel."
             shape(f"The mask of gate {gate.name!r}", gate_mask, (len(state.reads), gate.width), hint)
         state.masks[state.gate] = gate_mask
         self._run_segment(state)

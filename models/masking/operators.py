@@ -1,4 +1,4 @@
-"""What each ATen operator does to channels: one table for masks, costs, skipping and ONNX."""
+"""The effect of each ATen operator on channels: one table for masks, costs, skipping and ONNX."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Kind(Enum):
-    """What an operation does to a zero channel and to the order of channels."""
+    """The effect of an operation on a zero channel and on the order of channels."""
 
     CONV = "mixes all input channels into new ones (convolution without groups)"
     LINEAR = "mixes all input features into new ones"
@@ -56,10 +56,10 @@ _NAMES: dict[Kind, str] = {
     Kind.CONCAT: "cat concat stack",
 }
 OPERATORS: dict[str, Kind] = {name: kind for kind, names in _NAMES.items() for name in names.split()}
-"""By the name of the operator; what is not here is OTHER."""
+"""The kind of each operator by name; operators that are not here are OTHER."""
 
 IDENTITY = frozenset(_IDENTITY.split()) - {"to", "_to_copy"}
-"""In eval mode these leave numbers as they are."""
+"""In eval mode these do not change values."""
 
 
 def kind_of(operation: str, arguments: Mapping[str, Any], before: tuple[int, ...] = ()) -> Kind:

@@ -1,4 +1,4 @@
-"""Masked channels are zero, whatever stands in them."""
+"""Masked channels are zero, even if their values are infinite or NaN."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class _Masked(torch.autograd.Function):
-    """value * mask, but exactly zero where the mask is: 0 * inf would be NaN. Gradients are those of the product."""
+    """value * mask, but exactly 0 where the mask is 0, although 0 * inf is NaN. Gradients are those of the product."""
 
     generate_vmap_rule = True
 
@@ -29,14 +29,14 @@ class _Masked(torch.autograd.Function):
 
 
 def mask_channels(value: Tensor, mask: Tensor) -> Tensor:
-    """Multiply values with their mask bits; a bit of 0 gives 0 even for what is infinite or NaN.
+    """Multiply values with their mask bits; a bit of 0 gives 0 even for infinite values and NaN.
 
     Args:
-        value: Of any shape.
-        mask: Of its type, in a shape that fits it, such as (batch, channels, 1, 1); any numbers.
+        value: A tensor of any shape.
+        mask: Any numbers of the same type, in a shape that expands to the value's, e.g. (batch, channels, 1, 1).
 
     Returns:
-        Of the value's shape and type, differentiable in both.
+        The product, with the value's shape and type, differentiable in both.
     """
     masked: Tensor = _Masked.apply(value, mask)  # type: ignore[no-untyped-call]
     return masked

@@ -22,12 +22,12 @@ def failing_gates(graph: Graph, network: nn.Module, found: Found) -> dict[int, s
     """Return the gates that fail verification, each with the reason.
 
     For some random channels of each gate three outputs have to agree: with the channels masked; with zeros in their
-    place in all that layers read; with the channels masked and other numbers in place of what their filters make.
-    All gates are tried at once, and one by one only if that fails.
+    place in the inputs of layers; with the channels masked and random numbers in place of the outputs of their filters.
+    All gates are tried at once, and one by one only if this fails.
 
-    The weights are random at first. With a network's own weights (norms that start at zero, weights that fade with
-    depth) hardly anything may reach the output, and then every gate would pass. The network's own weights are used
-    for gates whose effect does not reach the output with random ones.
+    The weights are random at first. With a network's own weights (norms that start at zero, weights that decrease with
+    depth), the effect of gates may hardly reach the output, and then every gate would pass. The network's own weights
+    are used for gates whose effect does not reach the output with random ones.
 
     Args:
         graph: The network's steps.
@@ -75,7 +75,7 @@ class _Trial:
         output = self._run(mask)
         if not torch.isfinite(output).all():
             return set()
-        # All outputs at once, each with another weight so that they do not cancel.
+        # All outputs at once, with different weights so that they do not cancel.
         weights = torch.linspace(0.5, 1.5, output.numel()).view(output.shape)
         if not output.requires_grad:
             return set()
@@ -84,7 +84,7 @@ class _Trial:
         return {gate for gate, part in enumerate(torch.split(gradient, self.widths)) if part.abs().max() > 1e-6 * scale}
 
     def fault(self, gates: Collection[int]) -> str | None:
-        """Return what is wrong when channels of some gates are off, or None."""
+        """Return the problem that masking channels of some gates shows; None if there is none."""
         if not gates:
             return None
         chosen = torch.cat([torch.full((width,), float(gate in gates)) for gate, width in enumerate(self.widths)])
@@ -99,7 +99,7 @@ class _Trial:
         return None
 
     def _run(self, mask: Tensor | None, reading: Tensor | None = None, making: Tensor | None = None) -> Tensor:
-        """Return the output with factors (mask_size,) at points, on what layers read, and on what they make."""
+        """Return the output with factors (mask_size,) at points, on inputs of layers, and on their outputs."""
         values = first_values(self.graph, self.image)
         points = {point for gate in self.found.gates for point in gate.points}
         for position, step in enumerate(self.graph.steps):
@@ -126,7 +126,7 @@ class _Trial:
 
 @torch.no_grad()
 def _randomised(graph: Graph, network: nn.Module, generator: torch.Generator) -> nn.Module:
-    """Give layers and norms random weights, at a scale at which signals neither fade nor grow."""
+    """Give layers and norms random weights, with a scale that keeps the size of signals constant."""
     for step in graph.steps:
         own = {key: attribute_of(network, a.path) for key, a in step.arguments.items() if isinstance(a, Attribute)}
         weight = own.get("weight")

@@ -1,1 +1,1 @@
-"""Running a masked CNN so that masked channels cost no time: the compiled kernel, or smaller convolutions in torch."""
+"""Execution of a masked CNN without its masked channels: in the compiled kernel, or as smaller convolutions."""

@@ -1,4 +1,4 @@
-"""Running a program, and a policy gate by gate, in the compiled kernel."""
+"""Execution of a program, and of a policy gate by gate, in the compiled kernel."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from prunegym.models.skipping.torch_paths.torch_layers import FullPath
 KEPT_PLANS = 5
 
 SHARED_FROM = 1e6
-"""MACs of a network from which an image alone is shared among threads: they meet after each layer, which takes time."""
+"""From these MACs on, threads share a single image. They wait for each other after each layer, which takes time."""
 
 
 class Translated(NamedTuple):
@@ -35,10 +35,10 @@ class Translated(NamedTuple):
 
 
 class _NotInKernelError(UnsupportedError):
-    """A layer that the kernel does not know."""
+    """A layer that the kernel does not support."""
 
     def __init__(self, layer: Layer, why: Exception) -> None:
-        super().__init__(f"Layer {layer.label!r} is not in the kernel: {why}")
+        super().__init__(f"The kernel does not support layer {layer.label!r}: {why}")
         self.layer = layer
 
 
@@ -51,7 +51,7 @@ class Segments(NamedTuple):
 
 
 def segments(program: Program, policy: GatePolicy | None = None, variant: str | None = None) -> Segments:
-    """Find a part of a program that the kernel can run, one with many of the multiply-accumulates.
+    """Find a part of a program that the kernel can run and that has many of the multiply-accumulates.
 
     Raises:
         UnsupportedError: If there is none.
@@ -88,15 +88,15 @@ def segments(program: Program, policy: GatePolicy | None = None, variant: str | 
 class KernelPath(ExecutionPath):
     """Runs a program in the compiled kernel; masked channels are not computed.
 
-    What the kernel does not know runs in torch with every channel, before or after the part that it runs.
+    Layers that the kernel does not support run in torch with every channel, before or after the kernel's part.
 
     Args:
         program: The network, float32 on the CPU.
         policy: Decides gate by gate in the kernel; None: masks are given.
-        variant: Of the kernel; None for the best.
+        variant: Variant of the kernel; None for the best.
 
     Raises:
-        UnsupportedError: If the kernel is not available, or lacks a layer or the policy's features.
+        UnsupportedError: If the kernel is not available, or does not support a layer or the policy's features.
     """
 
     name = "kernel"
@@ -112,7 +112,7 @@ class KernelPath(ExecutionPath):
         macs = sum(layer.weight.numel() * math.prod(program.shapes[layer.name][1:]) for layer in convolutions)
         self._shared = macs >= SHARED_FROM
 
-        # A policy for a range of lambdas has each one folded into its biases, so each has a plan; few are kept.
+        # For a range of lambdas, lambda is folded into the biases, so each lambda has its own plan; few are kept.
         # No reference to this object: it would keep the plans in memory until garbage is collected.
         @functools.lru_cache(KEPT_PLANS)
         def plan(decides: bool, penalty: float | None) -> Translated:
@@ -185,11 +185,11 @@ def translate(
         program: The network.
         policy: Decides gate by gate; None: masks are given to the plan.
         penalty: lambda, for a policy with a ``penalty_range``.
-        variant: Of the kernel; None for the best.
-        looks: Features that an agent outside decides by; the plan then stops before each decision.
+        variant: Variant of the kernel; None for the best.
+        looks: Features for an external agent; the plan then stops before each decision.
 
     Raises:
-        UnsupportedError: If the kernel is not available, or lacks a layer or the policy's features.
+        UnsupportedError: If the kernel is not available, or does not support a layer or the policy's features.
     """
     if not kernel.available():
         raise UnsupportedError(f"The compiled kernel is not available: {kernel.unavailable_reason()}.")
@@ -201,7 +201,7 @@ def translate(
     try:
         heads = {} if policy is None else {gate: gate_head(policy, gate, penalty) for gate in gates}
     except InvalidInputError as error:
-        raise UnsupportedError(f"The policy is not in the kernel: {error}") from error
+        raise UnsupportedError(f"The kernel does not support the policy: {error}") from error
     try:
         builder = PlanBuilder(channels, height, width, tuple(program.widths[gate] for gate in gates))
     except InvalidInputError as error:
@@ -225,14 +225,14 @@ def translate(
         parts.append(layer.name)
     output = values[program.output]
     if output.stride != 0 or output.gate is not None:
-        raise UnsupportedError("The network returns a map, and the kernel vectors only.")
+        raise UnsupportedError("The network returns a map, but the kernel returns only vectors.")
     return Translated(builder.build(output, variant), (*parts, "store outputs"))
 
 
 def _add(builder: PlanBuilder, layer: Layer, inputs: list[Value], numbers: dict[int, int]) -> Value:
     """Add a layer; raises InvalidInputError if the kernel has no such layer."""
     if not inputs:
-        raise InvalidInputError("it reads no value of the image, as where a weight is computed.")
+        raise InvalidInputError("it does not depend on the image, for example because it computes a weight.")
     x, second = inputs[0], inputs[1] if len(inputs) > 1 else None
     own = layer.weight if isinstance(layer, Conv | Linear) else None
     if own is not None and (own.dtype != torch.float32 or own.device.type != "cpu"):
@@ -242,7 +242,7 @@ def _add(builder: PlanBuilder, layer: Layer, inputs: list[Value], numbers: dict[
     if isinstance(layer, Average):
         return builder.average(x) if x.stride else x
     if x.stride == 0:
-        raise InvalidInputError("it reads a vector, and the kernel has linear layers alone for those.")
+        raise InvalidInputError("it reads a vector, for which the kernel supports only linear layers.")
     if isinstance(layer, Conv):
         if layer.dilation != (1, 1) or layer.groups > 1:
             raise InvalidInputError(f"its dilation is {layer.dilation}, its groups are {layer.groups}.")
@@ -278,7 +278,7 @@ def _square(pair: Pair) -> int:
 
 
 def gate_head(policy: GatePolicy, gate: int, penalty: float | None = None) -> GateHead:
-    """Return what the kernel needs to decide a gate as the policy does.
+    """Return the parameters with which the kernel decides a gate as the policy does.
 
     Args:
         policy: Decides gate by gate.
@@ -286,7 +286,7 @@ def gate_head(policy: GatePolicy, gate: int, penalty: float | None = None) -> Ga
         penalty: lambda, for a policy with a ``penalty_range``.
 
     Raises:
-        InvalidInputError: If the kernel does not know a feature.
+        InvalidInputError: If the kernel does not support a feature.
     """
     features = policy.features
     return GateHead(*features.statistics(gate), *policy.layers(gate, penalty), **_in_kernel(features, gate))

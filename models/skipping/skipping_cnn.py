@@ -40,7 +40,7 @@ _MEASURED_IMAGES = 32
 
 
 def prefer_kernel(masked: MaskedCNN, policy: Policy | None = None) -> SkippingCNN:
-    """Return what runs a CNN in the kernel, or in :class:`MaskedCNN` where the kernel cannot; nothing is measured."""
+    """Return a CNN that runs in the kernel, or as :class:`MaskedCNN` if the kernel cannot; nothing is measured."""
     try:
         return SkippingCNN(masked, policy, KernelPath.name)
     except InvalidInputError:
@@ -48,10 +48,10 @@ def prefer_kernel(masked: MaskedCNN, policy: Policy | None = None) -> SkippingCN
 
 
 class SkippingCNN:
-    """Runs a masked CNN so that masked channels cost as little time as they can.
+    """Runs a masked CNN so that masked channels cost as little time as possible.
 
     All paths give the results of ``masked(images, mask)``, or of ``rollout(masked, policy, images)``, up to rounding.
-    It is for inference: no gradients, eval mode. Weights are copied when it is made; later changes are not seen.
+    It is for inference: no gradients, eval mode. Weights are copied when it is created, so later changes are ignored.
 
     Args:
         masked: The CNN.
@@ -59,9 +59,9 @@ class SkippingCNN:
         execution: One of :data:`EXECUTIONS`.
 
     Attributes:
-        execution: As given.
+        execution: The execution that was given.
         unavailable: For each path that cannot run this network here, the reason.
-        choices: Which path ``auto`` chose for which size of batch, with the times.
+        choices: The path that ``auto`` chose for each size of batch, with the times.
 
     Raises:
         UnknownNameError: If there is no such execution.
@@ -83,7 +83,7 @@ class SkippingCNN:
         self.unavailable: dict[str, str] = {}
         self._gate_by_gate = decides_gate_by_gate(policy)
         self._paths: dict[str, ExecutionPath] = {}
-        # A policy that decides everything at once is asked before; gate by gate it is part of the path.
+        # A policy that decides all gates at once runs before the path; gate by gate it is part of the path.
         inside = policy if isinstance(policy, GatePolicy) and self._gate_by_gate else None
         program = functools.cache(functools.partial(lower, masked))
         for kind in PATHS:
@@ -99,7 +99,7 @@ class SkippingCNN:
         if not self._paths:
             raise InvalidInputError(
                 f"Execution {execution!r} cannot run this network here: {self.unavailable[execution]} "
-                f"{MaskedPath.name!r} can, and 'auto' takes the fastest path that can."
+                f"Use {MaskedPath.name!r}, or 'auto', which takes the fastest path that works."
             )
 
     @property
@@ -119,7 +119,7 @@ class SkippingCNN:
             The output (batch, ...) and the masks that were used.
 
         Raises:
-            InvalidInputError: If a shape is wrong, a mask has other values, or the policy is for no such lambda.
+            InvalidInputError: If a shape is wrong, a mask has other values, or the policy is not for this lambda.
         """
         self._check(images, mask)
         if penalty is not None and self.policy is not None:
@@ -168,12 +168,12 @@ class SkippingCNN:
         if mask is not None:
             self.masked.check_mask(mask, len(images))
         if mask is not None and mask.dtype != torch.bool:
-            bits("The mask", mask, "A channel is kept or skipped.")
+            bits("The mask", mask, "1 keeps a channel, 0 skips it.")
 
 
 ROUNDS = 5
 LONG = 0.2
-"""Seconds. Where the fastest path takes longer, it is run once after its warm-up, which is precise enough."""
+"""Seconds. If the fastest path takes longer, it is run once after its warm-up, which is precise enough."""
 
 
 Key = tuple[int, int, int]
@@ -182,14 +182,14 @@ Key = tuple[int, int, int]
 
 @dataclasses.dataclass(frozen=True)
 class ExecutionChoice:
-    """Which path was chosen for batches of a size, and why.
+    """The path that was chosen for batches of a size, and the reason.
 
     Attributes:
         execution: The name of the path.
-        seconds: The shortest time of each path, for one call with ``images`` images. Slow paths were run once only.
+        seconds: The shortest time of each path, for one call with ``images`` images. Slow paths were run only once.
         images: Number of images in the measurement.
         threads: Threads of torch at that time.
-        masks: Distinct masks of these images; 0 where the path decides the masks.
+        masks: Number of distinct masks of these images; 0 if the path decides the masks.
     """
 
     execution: str
@@ -200,12 +200,12 @@ class ExecutionChoice:
 
     @property
     def key(self) -> Key:
-        """The batches that the choice holds for."""
+        """The batches that the choice is for."""
         return self.images.bit_length(), self.threads, self.masks.bit_length()
 
     @property
     def reason(self) -> str:
-        """One line for people."""
+        """The reason as one line of text."""
         ranked = sorted(self.seconds, key=self.seconds.__getitem__)
         times = ", ".join(f"{name} {1e3 * self.seconds[name]:.3g} ms" for name in ranked)
         return f"{self.execution} is the fastest of: {times} ({self.images} images, {self.threads} threads)"
@@ -214,7 +214,7 @@ class ExecutionChoice:
 def fastest_path(
     paths: Mapping[str, ExecutionPath], images: Tensor, mask: Tensor | None, penalty: float | None, masks: int
 ) -> ExecutionChoice:
-    """Time all paths in turn on some images.
+    """Time all paths on some images.
 
     Args:
         paths: The paths by name.
@@ -241,10 +241,10 @@ def fastest_path(
 
 
 def distinct(mask: Tensor | None) -> int:
-    """Return how many masks (batch, mask_size) bool differ; 0 for None.
+    """Return the number of different masks (batch, mask_size) bool; 0 for None.
 
-    Rows are compared by one number each, a sum of random numbers over the kept channels. This runs for each batch, and
-    comparing bit by bit would take longer.
+    Each row is compared by one number, a sum of random numbers over the kept channels. This runs for each batch, and
+    comparing all bits would take longer.
     """
     if mask is None or len(mask) < 2:
         return 0 if mask is None else 1

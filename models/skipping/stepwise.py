@@ -1,4 +1,4 @@
-"""Forward passes that stop before each decision, for an agent outside: the CNN side of the environments."""
+"""Forward passes that stop before each decision, for an external agent: the CNN side of the environments."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from prunegym.models.skipping.program.path import Executed, MaskedPath, check_ou
 from prunegym.validation import choice
 
 CHUNK = 64
-"""Images that pass :class:`MaskedCNN` together on the CPU: for larger maps each layer gets fresh memory from the
+"""Images that run through :class:`MaskedCNN` together on the CPU: for larger maps each layer gets new memory from the
 system, which takes as long as half of the computation (512 images of 32x32 through ResNet-20)."""
 
 
 class MaskedPass:
-    """A forward pass of a batch that is under way. Every channel is computed, and masked ones made 0.
+    """A forward pass of a batch that stops before each decision. Every channel is computed; masked ones are set to 0.
 
     Args:
         masked: The CNN.
-        features: What decisions are made from.
+        features: The inputs of decisions.
 
     Attributes:
         logits: The CNN's output (batch, ...), once all gates are decided.
@@ -44,7 +44,7 @@ class MaskedPass:
         """Start with normalised images (batch, channels, height, width).
 
         Returns:
-            What the first decision is made from, (batch, sizes[0]) float32, standardised and clipped.
+            The features of the first decision, (batch, sizes[0]) float32, standardised and clipped.
         """
         self._chunk = CHUNK if images.device.type == "cpu" else len(images)
         self._decision, self.logits = 0, None
@@ -52,13 +52,13 @@ class MaskedPass:
         return self._look()
 
     def advance(self, mask: Tensor) -> Tensor | None:
-        """Go on when a decision is made.
+        """Continue after a decision.
 
         Args:
-            mask: (batch, mask_size) of 0 and 1; the bits of gates that are not decided yet do not matter.
+            mask: (batch, mask_size) of 0 and 1; the bits of gates that are not decided yet are ignored.
 
         Returns:
-            What the next decision is made from, or None at the end.
+            The features of the next decision, or None at the end.
         """
         for state, rows in zip(self._states, torch.split(mask, self._chunk), strict=True):
             parts = self._masked.split(rows)
@@ -76,21 +76,21 @@ class MaskedPass:
 
 
 class KernelPass:
-    """See :class:`MaskedPass`. The compiled kernel computes kept channels alone.
+    """See :class:`MaskedPass`. The compiled kernel computes only kept channels.
 
     Args:
         masked: The CNN, float32 on the CPU.
-        features: What decisions are made from.
+        features: The inputs of decisions.
 
     Raises:
-        UnsupportedError: If the kernel cannot run it, or is not there.
+        UnsupportedError: If the kernel cannot run it, or is not available.
     """
 
     name = KernelPath.name
 
     def __init__(self, masked: MaskedCNN, features: MaskFeatures) -> None:
         if type(features) is not MaskFeatures:
-            raise UnsupportedError(f"{type(features).__name__} may look at more than the kernel knows.")
+            raise UnsupportedError(f"the kernel may not support all features of {type(features).__name__}.")
         self.logits: Tensor | None = None
         self._masked, self._features = masked, features
         self._images: Tensor | None = None
@@ -98,17 +98,17 @@ class KernelPass:
         self._seen: list[tuple[int, int]] = []
         self._pass: Pass | None = None
         check_outputs(self.run, masked)
-        self._pass, self._images, self.logits, self._decision = None, None, None, 0  # nothing is under way
+        self._pass, self._images, self.logits, self._decision = None, None, None, 0  # no pass is running
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for copies and pickles, without the kernel's memory: a copy runs the pass again."""
         return {**self.__dict__, "_plan": None, "_pass": None}
 
     def _weights(self) -> list[tuple[int, int]]:
-        """Return what tells that a weight has changed; the plan has copies of all."""
+        """Return counters that change with each weight; the plan has copies of all weights."""
         modules = (self._masked.network, self._features)
         values = (value for module in modules for value in (*module.parameters(), *module.buffers()))
-        # Tensors that were made in inference mode do not count their changes; they are taken as they are.
+        # Tensors that were created in inference mode do not count their changes; they are assumed not to change.
         return [(value.data_ptr(), 0 if value.is_inference() else value._version) for value in values]
 
     def begin(self, images: Tensor) -> Tensor:
@@ -133,7 +133,7 @@ class KernelPass:
         return None
 
     def run(self, images: Tensor, mask: Tensor | None, penalty: float | None) -> Executed:  # noqa: ARG002
-        """Pass images whose masks are known from the beginning to the end, as an execution path does."""
+        """Run images with known masks from beginning to end, as an execution path does."""
         assert mask is not None
         self.begin(images)
         while self.logits is None:
@@ -141,7 +141,7 @@ class KernelPass:
         return Executed(self.logits, mask)
 
     def _under_way(self, mask: Tensor) -> Pass:
-        """Return the kernel's pass; in a copy it first comes to where the original was."""
+        """Return the kernel's pass; a copy first runs up to the position of the original."""
         if self._pass is None:
             assert self._images is not None
             decided = self._decision
@@ -154,20 +154,20 @@ class KernelPass:
 
 StepwisePass = MaskedPass | KernelPass
 STEPWISE = ("auto", KernelPass.name, MaskedPass.name)
-"""``kernel`` computes kept channels alone, ``masked`` all of them, ``auto`` takes the kernel where it can run."""
+"""``kernel`` computes only kept channels, ``masked`` computes all, ``auto`` uses the kernel if it can run the CNN."""
 
 
 def stepwise_pass(masked: MaskedCNN, features: MaskFeatures, execution: str = "auto") -> StepwisePass:
-    """Return a forward pass, which can be begun as often as you like.
+    """Return a forward pass, which can be started any number of times.
 
     Args:
-        masked: The CNN. Changes of its weights are seen.
-        features: What decisions are made from.
+        masked: The CNN. Changes of its weights take effect.
+        features: The inputs of decisions.
         execution: One of :data:`STEPWISE`.
 
     Raises:
         UnknownNameError: If there is no such execution.
-        InvalidInputError: If the kernel is asked for and cannot run this.
+        InvalidInputError: If ``execution`` is ``kernel`` and the kernel cannot run this.
     """
     choice("execution", execution, STEPWISE)
     if execution == MaskedPass.name:

@@ -1,1 +1,1 @@
-"""Recording what a network does, and proving that the record is the network."""
+"""Recording the operations of a network, and checking that the record computes the same."""

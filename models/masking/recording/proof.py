@@ -1,4 +1,4 @@
-"""Proving that a graph computes what the network does."""
+"""The check that a graph computes the same as its network."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from prunegym.models.masking.recording.tracing import Output, picked
 
 @torch.no_grad()
 def run(graph: Graph, network: nn.Module, images: Tensor) -> Tensor:
-    """Return what the steps give for images (batch, channels, height, width)."""
+    """Return the output of the steps for images (batch, channels, height, width)."""
     values = first_values(graph, images)
     for step in graph.steps:
         values[step.name] = runner(step, network)(values)
@@ -28,8 +28,8 @@ def check_same(graph: Graph, network: nn.Module, output: Output) -> None:
     """Compare the graph with the network on noise, twice, with batches of one and two.
 
     Raises:
-        UntraceableModelError: If they differ, with the first step that does; if the output is random, or depends on
-            the other images of the batch.
+        UntraceableModelError: If they differ, with the first step that differs; if the output is random; or if it
+            depends on the other images of the batch.
     """
     name = type(network).__name__
     generator = torch.Generator().manual_seed(1)
@@ -45,7 +45,7 @@ def check_same(graph: Graph, network: nn.Module, output: Output) -> None:
             if not same(run(graph, network, batch), got):
                 _refuse_random(name)
             raise UntraceableModelError(
-                f"The recorded steps of {name} are others than it runs on a batch of {len(batch)}: "
+                f"The recorded steps of {name} differ from those that it runs on a batch of {len(batch)}: "
                 f"{_first_difference(graph, network, batch)} differs. A counter in forward, a branch on the size of "
                 "the batch, or numbers made outside of torch are the usual reasons: write forward without them."
             )
@@ -68,7 +68,7 @@ def _refuse_random(name: str) -> None:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two values are equal, but for rounding."""
+    """Whether two values are equal up to rounding."""
     if not isinstance(one, Tensor) or not isinstance(other, Tensor):
         return type(one) is type(other)
     if one.shape != other.shape or one.dtype != other.dtype:
@@ -80,7 +80,7 @@ def same(one: Any, other: Any) -> bool:
 
 @torch.no_grad()
 def _first_difference(graph: Graph, network: nn.Module, images: Tensor) -> str:
-    """Say at which step the graph first differs from the network's own pass."""
+    """Return the first step at which the graph differs from the network's own pass."""
     own = record(copy.deepcopy(network), images, keep=True)
     values = first_values(graph, images)
     for step in graph.steps:

@@ -1,4 +1,4 @@
-"""Recording what a network does to a batch, one ATen operation after the other, with writes in place undone."""
+"""Recording a network's pass as ATen operations, with writes in place replaced by new values."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _PIECES = {"chunk", "split", "split_with_sizes", "tensor_split", "unsafe_chunk",
 
 @dataclasses.dataclass
 class _Known:
-    """A tensor with a name, and how often its memory had been written on then; for a view also what it is a view of."""
+    """A named tensor, with the number of writes to its memory at that time, and for a view its base."""
 
     tensor: Tensor
     name: str
@@ -44,11 +44,11 @@ class Recording:
     Attributes:
         steps: Its operations.
         shapes: Shape of each step's output that is a tensor.
-        constants: Tensors that forward made out of nothing.
-        values: Copies of the outputs, if asked for.
+        constants: Tensors that forward created.
+        values: Copies of the outputs, if requested.
         result: What forward returned.
-        spare: Steps that are there for others to read, and may be left out if none does.
-        reference: What stands for a tensor in the arguments of steps.
+        spare: Steps that may be left out if no other step reads them.
+        reference: Returns the reference to a tensor in the arguments of steps.
     """
 
     steps: list[Step]
@@ -63,8 +63,8 @@ class Recording:
 def record(network: nn.Module, images: Tensor, keep: bool = False) -> Recording:
     """Run a network on images and record each operation.
 
-    A step that works in place is recorded as one that makes a new value; other names of its memory (views) are made
-    again from that when they are next read. So the steps overwrite nothing.
+    A step that works in place is recorded as a step with a new value. Views of the same memory are computed again from
+    this value when they are next read. So the recorded steps overwrite nothing.
 
     Args:
         network: In eval mode.
@@ -144,7 +144,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-igno
         return output
 
     def reference(self, tensor: Tensor) -> OutputOf | Attribute:
-        """Return what stands for a tensor in the arguments of steps."""
+        """Return the reference to a tensor in the arguments of steps."""
         known = self._known.get(id(tensor))
         if known is None:
             return self._attribute(tensor)
@@ -160,7 +160,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-igno
         return OutputOf(known.name)
 
     def _attribute(self, tensor: Tensor) -> Attribute:
-        """Return a parameter or buffer; what is neither becomes one."""
+        """Return a parameter or buffer; any other tensor becomes a buffer."""
         path = self._attributes.get(id(tensor)) or self._views.get(_view_of(tensor))
         if path is None:
             path = f"_tensor_constant{len(self.constants)}"
@@ -181,11 +181,11 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-igno
     def _check(self, operation: str, arguments: dict[str, Any], written: list[Any]) -> None:
         if operation in _READS_NUMBERS and self._is_live(arguments):
             self._refuse(
-                "turns a value that depends on the images into a number of Python, and each image may have another. "
+                "turns a value that depends on the images into a Python number, which may differ for each image. "
                 "Write torch.where(condition, a, b) in place of `if`, and keep tensors in place of float() and .item()"
             )
         if len(written) > 1 or any(not isinstance(part, Tensor) or _storage(part) in self._owned for part in written):
-            self._refuse("overwrites a tensor of its own in eval mode; make a new tensor each time")
+            self._refuse("overwrites one of its own tensors in eval mode; make a new tensor each time")
 
     def _is_live(self, arguments: dict[str, Any]) -> bool:
         return any(isinstance(part, OutputOf) and part.name in self._live for part in leaves(arguments))
@@ -246,7 +246,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-igno
             self._know(piece, name, given)
 
     def _know(self, tensor: Tensor, name: str, given: dict[str, Any]) -> None:
-        """Remember what a tensor is called, and which tensor it is a view of."""
+        """Store the name of a tensor, and the tensor that it is a view of."""
         storage = _storage(tensor)
         known = _Known(tensor, name, self._writes[storage], step=self.steps[-1])
         for part in leaves(given):
@@ -255,7 +255,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-igno
         self._known[id(tensor)] = known
 
     def _write(self, target: str, tensor: Tensor, arguments: dict[str, Any]) -> None:
-        """Record a write in place as a new value, for the tensor and for all that it is a view of."""
+        """Record a write in place as a new value, for the tensor and for the tensors that it is a view of."""
         packet, _, overload = target.partition(".")
         target = packet.removesuffix("_") + (f".{overload}" if overload else "")
         if not _exists(target) or id(tensor) not in self._known:
@@ -299,12 +299,12 @@ def _storage(tensor: Tensor) -> int:
 
 
 def _view_of(tensor: Tensor) -> tuple[Any, ...]:
-    """Return what tells that two tensors are the same numbers in the same memory."""
+    """Return a key that is equal for two tensors with the same numbers in the same memory."""
     return _storage(tensor), tensor.storage_offset(), tuple(tensor.shape), tensor.stride()
 
 
 def _place() -> str:
-    """Return the file and line of the code outside of torch that runs now; empty if torch's own modules do all."""
+    """Return the file and line of the running code outside of torch; empty if there is only torch's code."""
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_SKIPPED):
         frame = frame.f_back

@@ -1,4 +1,4 @@
-"""From a torch module to a graph that is proven to compute the same."""
+"""Records a torch module as a graph, which is checked to compute the same."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def check_module(thing: object, argument: str) -> None:
 
 
 def check_weights(module: nn.Module) -> None:
-    """Raise InvalidInputError if a weight or buffer is no plain tensor of finite numbers, or a variance is negative."""
+    """Raise InvalidInputError unless weights and buffers are plain tensors of finite numbers, with variances >= 0."""
     for key, tensor in (*module.named_parameters(), *module.named_buffers()):
         if is_lazy(tensor):
-            continue  # plain() says what to do
+            continue  # the message of plain() says what to do
         validation.plain(f"{type(module).__name__}: {key!r}", tensor)
         tensor = tensor.detach()
         if key.endswith("running_var") and (tensor < 0).any():
@@ -57,7 +57,7 @@ def check_example(example: object) -> None:
     """Raise InvalidInputError unless an example input is a batch of images."""
     validation.plain("The example input", example)
     if not isinstance(example, Tensor) or example.ndim != 4:
-        shaped = f"has shape {tuple(example.shape)}" if isinstance(example, Tensor) else "is no tensor"
+        shaped = f"has shape {tuple(example.shape)}" if isinstance(example, Tensor) else "is not a tensor"
         raise InvalidInputError(
             f"The example input {shaped}; (batch, channels, height, width) is needed, e.g. torch.zeros(1, 3, 32, 32)."
         )
@@ -71,16 +71,16 @@ def copied(module: nn.Module) -> nn.Module:
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise InvalidInputError(
-            f"module is a {type(module).__name__} that cannot be copied ({reason}). Give a module that copy.deepcopy "
+            f"module is a {type(module).__name__}, which cannot be copied ({reason}). Give a module that copy.deepcopy "
             "copies."
         ) from error
 
 
 def plain(module: nn.Module) -> nn.Module:
-    """Return the module inside what torch.compile or a data-parallel wrapper made.
+    """Return the module inside a wrapper of torch.compile or of data parallelism.
 
     Raises:
-        UntraceableModelError: If it cannot be recorded as it is; the message says what to do.
+        UntraceableModelError: If it cannot be recorded; the message says what to do.
     """
     wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
     while isinstance(module, (*wrappers, torch._dynamo.OptimizedModule)):
@@ -96,15 +96,15 @@ def plain(module: nn.Module) -> nn.Module:
 
 
 def picked(result: Any, output: Output, name: str) -> Tensor:
-    """Return the tensor that a network's result stands for.
+    """Return the tensor in a network's result that is its output.
 
     Args:
         result: What forward returned: a tensor, or a dict, tuple or dataclass of tensors.
-        output: Key, position or attribute of the tensor among several; None for the only one.
-        name: The network's, for messages.
+        output: Key, position or attribute of the tensor if there are several; None if there is only one.
+        name: Name of the network, for messages.
 
     Raises:
-        UntraceableModelError: If there are several and none is chosen, or there is no such one.
+        UntraceableModelError: If there are several and ``output`` is None, or if ``output`` does not exist.
     """
     if isinstance(result, Tensor) and output is None:
         return result
@@ -131,7 +131,7 @@ def trace(network: nn.Module, example: Tensor, output: Output = None) -> Graph:
     """Record a network as a graph.
 
     Args:
-        network: In eval mode, on the CPU. Tensors that forward makes out of nothing become buffers of it.
+        network: In eval mode, on the CPU. Tensors that forward creates become its buffers.
         example: Gives shape and dtype of an image; (1, channels, height, width) float.
         output: See :func:`picked`.
 
@@ -139,7 +139,7 @@ def trace(network: nn.Module, example: Tensor, output: Output = None) -> Graph:
         The graph. It names the network's parameters by path and contains none of them.
 
     Raises:
-        UntraceableModelError: If the network cannot be run or recorded, or takes other steps for other batches.
+        UntraceableModelError: If the network cannot be run or recorded, or runs different steps for other batch sizes.
     """
     name = type(network).__name__
     _check_signature(network, name)
@@ -217,7 +217,7 @@ def _common(two: Any, three: Any, name: str, step: Step) -> Any:
 
 def _refuse_batch(name: str, step: Step) -> None:
     raise UntraceableModelError(
-        f"{name} takes other steps for a batch of {BATCHES[1]} than for one of {BATCHES[0]}, from {step} on. A counter "
+        f"{name} runs other steps for a batch of {BATCHES[1]} than for one of {BATCHES[0]}, from {step} on. A counter "
         "in forward, or a branch on the size of the batch, are the usual reasons: write forward without them."
     )
 
@@ -228,8 +228,8 @@ def _check_signature(network: nn.Module, name: str) -> None:
     needed = [p.name for p in parameters if p.default is p.empty and p.kind not in variable]
     if len(needed) > 1:
         raise UntraceableModelError(
-            f"{name} takes several inputs ({', '.join(needed)}); a network of one image batch is needed. Wrap it in a "
-            "module that fills in the others."
+            f"{name} takes several inputs ({', '.join(needed)}); a network that takes one batch of images is needed. "
+            "Wrap it in a module that fills in the others."
         )
 
 

@@ -19,11 +19,11 @@ SHAPED = {"view", "reshape", "flatten", "unflatten", "_unsafe_view", "squeeze", 
 
 
 def put_back(step: Step, base: OutputOf, part: OutputOf, whole: Tensor) -> OutputOf | tuple[str, dict[str, Any]] | None:
-    """Return the step that puts a changed view back into what it is a view of; None if it is not known here.
+    """Return the step that writes a changed view back into its base; None if it is not known here.
 
     Args:
-        step: What made the view.
-        base: What it was made from.
+        step: The step that made the view.
+        base: The tensor that it was made from.
         part: The changed view.
         whole: The tensor of ``base``.
     """

@@ -1,4 +1,4 @@
-"""Fusing the layers of a program: norms into convolutions, sums into convolutions, ReLU into whatever comes before."""
+"""Fusion of the layers of a program: norms and sums into convolutions, ReLU into any layer before it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def fuse(
     """Fuse each layer into the one that makes its input, if nothing else reads that.
 
     Args:
-        layers: In the order in which they run.
+        layers: The layers in the order in which they run.
         output: Name of the value that the network returns.
-        gated: Names of the values behind gates.
-        points: Names of the values that are masked; they stay.
+        gated: Names of the values that have masked channels.
+        points: Names of the values to be masked, which are kept.
 
     Returns:
-        Fewer layers, each at the place and with the name of its last part.
+        Fewer layers, each at the position and with the name of its last part.
     """
     readers = Counter(name for layer in layers for name in layer.inputs)
     readers[output] += 1
@@ -41,7 +41,7 @@ def fuse(
 
 
 def _fused(before: Layer, layer: Layer, name: str, gated: AbstractSet[str]) -> Layer | None:
-    """Return one layer that does the work of two, or None."""
+    """Return one layer with the result of both, or None."""
     if isinstance(layer, Norm) and isinstance(before, Conv) and not before.relu and len(before.inputs) == 1:
         # s (W x + b) + t = (s W) x + (s b + t), in double so that only the result is rounded.
         scale = layer.scale.view(-1, 1, 1, 1)

@@ -1,4 +1,4 @@
-"""A CNN as the few layers that the skipping paths run: norms folded, sums and ReLUs fused into what comes before."""
+"""A CNN as the few layers that the skipping paths run: norms folded, sums and ReLUs fused into the layer before."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Pair = tuple[int, int]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Layer:
-    """What all layers have.
+    """The attributes that all layers have.
 
     Attributes:
-        name: Of the step of the traced graph whose value this layer makes.
-        label: What people call it: the path of its module, or the name of the step.
+        name: Name of the step of the traced graph whose value this layer computes.
+        label: Name for users: the path of its module, or the name of the step.
         inputs: Names of the values that it reads.
-        starts: Gates whose first filters it has; they are decided before it runs.
+        starts: Gates whose first filters are in this layer; they are decided before it runs.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Conv(Layer):
         padding: Zeros above and below, left and right.
         dilation: Rows, columns.
         relu: Whether negative numbers become 0.
-        gate: The gate of which it alone makes the channels; None if there is none.
+        gate: The gate whose channels only this layer makes; None if there is none.
         groups: Groups of channels.
     """
 
@@ -57,7 +57,7 @@ class Conv(Layer):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Norm(Layer):
-    """What batch norm does in eval mode: ``x * scale + shift``, both (channels) float64; then ReLU.
+    """Batch norm in eval mode: ``x * scale + shift``, both (channels) float64; then ReLU.
 
     Most are folded into a convolution.
     """
@@ -109,16 +109,16 @@ class Linear(Layer):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Concat(Layer):
-    """Values side by side, by channels."""
+    """Concatenation of values along the channels."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Other(Layer):
-    """Anything else; torch runs it.
+    """Any other layer; torch runs it.
 
     Attributes:
-        run: From the values by name to its own.
-        by_channel: Whether it treats each channel by itself, whatever their number.
+        run: Computes its value from the values by name.
+        by_channel: Whether it treats each channel by itself, for any number of channels.
     """
 
     run: Callable[[dict[str, Tensor]], Tensor]
@@ -127,22 +127,22 @@ class Other(Layer):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Program:
-    """The layers in order, and what is known of their values.
+    """The layers in order, and facts about their values.
 
-    A space is a row of channels, each with its mask bit or none. The first spaces are those of the gates. A value in a
-    space may lack the channels that are masked; any other value is whole, and masks multiply it at the points.
+    A space is a list of channels, each with or without a mask bit. The first spaces are those of the gates. A value in
+    a space may be without its masked channels. Any other value is whole, and masks multiply it at the points.
 
     Attributes:
         input: Name of the images.
         output: Name of the value that the network returns.
-        layers: In the order in which they run.
-        shapes: Shape of each value for one image, all channels counted.
-        spaces: The space of each value that may lack channels.
-        indices: For each space the positions in a mask, (channels,) int64; -1 for a channel that is always there.
+        layers: The layers in the order in which they run.
+        shapes: Shape of each value for one image, with all channels.
+        spaces: The space of each value that may be without some channels.
+        indices: For each space the positions in a mask, (channels,) int64; -1 for a channel that always exists.
         widths: Width of each gate.
-        reads: For each gate the shape in which a policy sees what its producer reads.
+        reads: For each gate the shape of its producer's input, as a policy gets it.
         points: For each value that masks multiply the gates, with their bits.
-        output_shape: Shape of what the network returns for one image; flattening is none of the layers.
+        output_shape: Shape of the network's output for one image; flattening is not a layer.
         ending: For each layer the values that are not needed after it.
     """
 
@@ -159,7 +159,7 @@ class Program:
     ending: tuple[tuple[str, ...], ...] = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
-        """Find out which values end where."""
+        """Find the values that are not needed after each layer."""
         last = {name: index for index, layer in enumerate(self.layers) for name in layer.inputs}
         last.pop(self.output, None)
         ending: list[list[str]] = [[] for _ in self.layers]
@@ -168,10 +168,10 @@ class Program:
         object.__setattr__(self, "ending", tuple(map(tuple, ending)))
 
     def seen(self, gate: int, value: Tensor) -> Tensor:
-        """Return what a gate's producer reads as a policy sees it, (images, channels, height, width)."""
+        """Return the input of a gate's producer as a policy gets it, (images, channels, height, width)."""
         shape = self.reads[gate]
         return value if value.shape[1:] == shape else as_map(value).reshape(len(value), *shape)
 
     def shaped(self, value: Tensor) -> Tensor:
-        """Return the output in the network's own shape, which flattening has been left out of."""
+        """Return the output in the network's own shape, because the program leaves out flattening."""
         return value.reshape(len(value), *self.output_shape)

@@ -1,4 +1,4 @@
-"""From a masked CNN's traced graph to a :class:`Program`: one layer a step."""
+"""Translates a masked CNN's traced graph to a :class:`Program`, one layer for each step."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def lower(masked: MaskedCNN) -> Program:
     """Translate a masked CNN in eval mode. A step that is not known here becomes a layer that torch runs.
 
     Args:
-        masked: The CNN. Folded weights are copies: what happens to its weights later is not seen.
+        masked: The CNN. Folded weights are copies, so later changes of its weights have no effect.
 
     Returns:
         The program.
@@ -69,7 +69,7 @@ def lower(masked: MaskedCNN) -> Program:
 
 
 class _Lowering:
-    """The layers so far, and what stands for steps that do nothing."""
+    """The layers so far, and replacements for steps that do nothing."""
 
     def __init__(self, masked: MaskedCNN) -> None:
         self.masked, self.graph = masked, masked.graph
@@ -80,7 +80,7 @@ class _Lowering:
             self._starts[gate.producers[0]] = (*self._starts.get(gate.producers[0], ()), index)
 
     def resolve(self, name: str) -> str:
-        """Return the value that a name stands for."""
+        """Return the value for a name."""
         return self._alias.get(name, name)
 
     def add(self, step: Step) -> None:
@@ -94,11 +94,11 @@ class _Lowering:
         self.layers.append(dataclasses.replace(layer, starts=self._starts.get(step.name, ())))
 
     def _is_nothing(self, step: Step) -> bool:
-        """Whether a step leaves numbers as they are: dropout in eval mode, flattening each image."""
+        """Whether a step does not change numbers: dropout in eval mode, flattening of each image."""
         if step.operation in IDENTITY:
             return True not in (step.arguments.get("train"), step.arguments.get("training"))
         if step.kind is Kind.RESHAPE and len(step.shape) == 2:
-            before = self.graph[step.inputs[0]].shape if step.inputs else ()  # none where a weight is computed
+            before = self.graph[step.inputs[0]].shape if step.inputs else ()  # none if a weight is computed
             return bool(before) and bool(step.shape[0] == before[0])
         return False
 
@@ -129,7 +129,7 @@ class _Lowering:
         return _subsample(step, head, shape) or self._other(step, head)
 
     def _is_layer(self, step: Step) -> bool:
-        """Whether a step does the work of a module of its own, by whose path people know it."""
+        """Whether a step is the work of one module, whose path is then the step's label."""
         return bool(step.layer) and not self.masked.network.get_submodule(_module_path(step))._modules
 
     def _constant(self, step: Step, name: str) -> Tensor | None:
@@ -145,7 +145,7 @@ class _Lowering:
             raise UnsupportedError(str(error)) from error
 
     def _inputs(self, step: Step) -> tuple[str, ...]:
-        """Return what a step reads, once for each time that it is read."""
+        """Return the values that a step reads, as often as it reads them."""
         return tuple(self.resolve(part.name) for part in leaves(step.arguments) if isinstance(part, OutputOf))
 
     def _conv(self, step: Step, head: tuple[str, str, tuple[str, ...]]) -> Conv:
@@ -163,7 +163,7 @@ class _Lowering:
         return before == after and (step.arguments["padding"] != "same" or max(step.arguments["stride"]) == 1)
 
     def _own_gate(self, step: Step) -> int | None:
-        """Return the gate of which a convolution alone makes the channels, one a bit, masked at one point."""
+        """Return the gate whose channels only this convolution makes, one for each bit, masked at one point."""
         for index in self._starts.get(step.name, ()):
             gate = self.masked.gates[index]
             layout = self.masked.layouts.get(step.name)
@@ -194,7 +194,7 @@ class _Lowering:
 
         def run(values: dict[str, Tensor]) -> Tensor:
             found = {name: values[own] for name, own in names.items()}
-            # A flattened map is a map in the program. Behind a gate, where sizes differ, only maps come here.
+            # A flattened map is a map in the program. With masked channels, where sizes differ, only maps come here.
             views: dict[str, Any] = {
                 name: value.reshape(value.shape[0], *shapes[name])
                 if isinstance(value, Tensor) and value.ndim != len(shapes[name]) + 1
@@ -242,7 +242,7 @@ def _max_pool(step: Step) -> tuple[Pair, Pair, Pair] | None:
 
 
 def _subsample(step: Step, head: tuple[str, str, tuple[str, ...]], shape: tuple[int, ...]) -> Subsample | None:
-    """Recognise the parts of ResNet's option A shortcut: ``x[:, :, ::2, ::2]``, and zero channels beside others."""
+    """Recognise the parts of ResNet's option A shortcut: ``x[:, :, ::2, ::2]``, and zero channels added to others."""
     if len(shape) != 4 or len(step.shape) != 4:
         return None
     if step.operation == "slice":

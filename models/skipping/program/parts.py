@@ -12,7 +12,7 @@ from prunegym.models.skipping.program.layers import Program
 
 
 def part_of(program: Program, start: int, end: int) -> Program | None:
-    """Return some of the layers as a program of their own, if one value goes in and one comes out."""
+    """Return some of the layers as a separate program, if they have one input and one output."""
     layers = program.layers[start:end]
     made = {layer.name for layer in layers}
     given = {name for layer in layers for name in layer.inputs} - made
@@ -31,7 +31,7 @@ def gates_of(program: Program) -> list[int]:
 
 
 def columns_of(program: Program) -> Tensor:
-    """Return the places in a mask of the gates that begin in a program."""
+    """Return the positions in a mask of the gates that begin in a program."""
     starts = [0, *itertools.accumulate(program.widths)]
     ranges = [torch.arange(*starts[gate : gate + 2]) for gate in gates_of(program)]
     return torch.cat([torch.zeros(0, dtype=torch.int64), *ranges])

@@ -1,4 +1,4 @@
-"""What all execution paths have in common: where masks come from, what comes out, and a check of it."""
+"""The base class of execution paths, with their inputs and results, and a check of the results."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from prunegym.models.skipping.program.lowering import UnsupportedError
 Clock = Callable[[], float]
 """Returns seconds."""
 Decide = Callable[[int, Tensor], Tensor]
-"""From a gate's index and the map that its producer reads, (images, channels, height, width) with zeros where channels
-are masked, to its bits (images, width) bool."""
+"""Takes a gate's index and the map that its producer reads, (images, channels, height, width) with zeros in masked
+channels; returns its bits (images, width) bool."""
 DECIDE = "decide "
-"""Begins the name of what decides a gate, among the parts of :meth:`ExecutionPath.timed`; the gate's index follows."""
+"""Prefix of the names of decisions among the parts of :meth:`ExecutionPath.timed`; the gate's index follows."""
 TOLERANCE = 1e-3
 """Largest error in float32, as a share of the largest output. Rounding errors are a hundred times smaller."""
 ROUNDINGS = 8
@@ -39,7 +39,7 @@ class Executed(NamedTuple):
 
     @classmethod
     def of(cls, parts: Iterable[Executed]) -> Executed:
-        """Return the parts of a batch as one."""
+        """Return the results of the parts of a batch as one result."""
         return cls(*map(torch.cat, zip(*parts, strict=True)))
 
 
@@ -53,7 +53,7 @@ class ExecutionPath(ABC):
         policy: Decides gate by gate; None: masks are given.
 
     Attributes:
-        name: What users call it.
+        name: Its name for users.
         skips: Whether masked channels take no time. Such a path has :meth:`timed`.
         measured: Whether ``auto`` considers it.
         own_clock: Whether :meth:`timed` ignores the clock that it is given, and counts wall time.
@@ -83,11 +83,11 @@ class ExecutionPath(ABC):
 
     @property
     def label(self) -> str:
-        """The name, and which variant runs if there are several."""
+        """The name, with the variant if there are several."""
         return self.name
 
     def forget(self) -> None:  # noqa: B027
-        """Drop what is kept for masks that may come again; most paths keep nothing."""
+        """Drop data that is stored for masks that may come again; most paths store nothing."""
 
     @abstractmethod
     def run(self, images: Tensor, mask: Tensor | None, penalty: float | None) -> Executed:
@@ -105,9 +105,9 @@ class ExecutionPath(ABC):
         """Run as :meth:`run` does, and return the seconds spent in each part of the work.
 
         Args:
-            images: As for :meth:`run`.
-            mask: As for :meth:`run`.
-            penalty: As for :meth:`run`.
+            images: See :meth:`run`.
+            mask: See :meth:`run`.
+            penalty: See :meth:`run`.
             clock: Returns seconds.
 
         Returns:
@@ -117,12 +117,12 @@ class ExecutionPath(ABC):
 
 
 def decides_gate_by_gate(policy: Policy | None) -> bool:
-    """Whether each gate is decided by what its own producer reads; else masks are known before most layers run."""
+    """Whether each gate is decided from its own producer's input; otherwise masks are known before most layers run."""
     return isinstance(policy, GatePolicy) and all(len(decision.gates) == 1 for decision in policy.decisions)
 
 
 def decide_first(masked: MaskedCNN, policy: Policy, images: Tensor, penalty: float | None) -> Tensor:
-    """Return the masks (batch, mask_size) bool of a policy that decides all gates by what the first one reads."""
+    """Return the masks (batch, mask_size) bool of a policy that decides all gates from the first producer's input."""
     if isinstance(policy, StaticPolicy):
         return (policy.mask_logits() > 0).expand(len(images), -1)
     reads = masked.begin(images).reads
@@ -182,4 +182,4 @@ def check_outputs(
     # The largest error over the largest output, max |y - y'| / max |y'|.
     difference = float((found.output - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
     if not difference <= max(TOLERANCE, ROUNDINGS * torch.finfo(masked.dtype).eps):
-        raise UnsupportedError(f"Its outputs are not the masked CNN's: off by {difference:.2g} of the largest.")
+        raise UnsupportedError(f"Its outputs differ from the masked CNN's by {difference:.2g} of the largest output.")

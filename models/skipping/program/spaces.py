@@ -1,4 +1,4 @@
-"""Which values of a program may lack their masked channels."""
+"""The values of a program that may be without their masked channels."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from prunegym.models.skipping.program.layers import (
 
 
 def find_spaces(layers: Sequence[Layer], masked: MaskedCNN) -> tuple[dict[str, int], tuple[Tensor, ...]]:
-    """Return the space of each value that may lack channels, and the mask positions of each space's channels.
+    """Return the space of each value that may be without channels, and the mask positions of each space's channels.
 
-    A layer makes such a value if it treats channels one by one, or makes them from weights that can be cut, and what it
-    reads are such values of fitting spaces, or have no masked channels.
+    A layer makes such a value if it treats channels one by one, or has weights that can be cut, and if its inputs are
+    such values of fitting spaces or have no masked channels.
 
     Args:
-        layers: Of the program.
+        layers: The program's layers.
         masked: The CNN.
     """
     spaces, indices = dict[str, int](), list[Tensor]()
@@ -56,7 +56,7 @@ def find_spaces(layers: Sequence[Layer], masked: MaskedCNN) -> tuple[dict[str, i
 
 
 def _may_lack(layer: Layer, bits: Bits, spaces: dict[str, int], indices: list[Tensor], masked: MaskedCNN) -> bool:
-    """Whether a layer can make a value without the masked ones of its channels."""
+    """Whether a layer can make a value without its masked channels."""
     graph, found = masked.graph, masked.found.values
     index = bits.index
 

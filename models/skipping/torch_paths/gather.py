@@ -1,4 +1,4 @@
-"""Running a program in plain torch with weights gathered for kept channels, so that smaller convolutions run."""
+"""Execution of a program in plain torch, with weights gathered for kept channels, so that convolutions are smaller."""
 
 from __future__ import annotations
 
@@ -30,19 +30,20 @@ from prunegym.models.skipping.torch_paths.torch_layers import (
 Result = TypeVar("Result")
 
 CACHED_COPIES = 8
-"""Gathered weights are kept up to this many times the network's own: of masks that keep half of each gate, 32."""
+"""Gathered weights are stored up to this many times the network's own, which is enough for 32 masks that keep half of
+each gate."""
 
 
 class GatherPath(ExecutionPath):
     """Removes masked channels: weights are gathered for images with equal masks, so that smaller convolutions run.
 
-    It pays on large maps, where gathering weights is cheap compared with convolving, and where few masks serve many
-    images.
+    It is faster for large maps, where gathering weights is cheap compared with convolutions, and if many images share
+    few masks.
 
     Args:
         program: The network.
         policy: Decides gate by gate; None: masks are given.
-        cached: Numbers of gathered weights that are kept for the next time that a mask comes; None: eight times the
+        cached: Largest number of gathered weights that are stored in case a mask comes again; None: eight times the
             network's own.
     """
 
@@ -58,7 +59,7 @@ class GatherPath(ExecutionPath):
 
     @property
     def gathered(self) -> list[Tensor]:
-        """The gathered weights that are kept for the next time that their masks come."""
+        """The gathered weights that are stored in case their masks come again."""
         return self._slices.weights
 
     def forget(self) -> None:
@@ -78,7 +79,7 @@ class GatherPath(ExecutionPath):
         return dict(watch.seconds)
 
     def _run(self, images: Tensor, mask: Tensor | None, penalty: float | None, watch: _Watch) -> Executed:
-        if mask is None:  # what an image reads after the first gate depends on its mask, so each one goes alone
+        if mask is None:  # after the first gate, values depend on the image's mask, so images run one by one
             return Executed.of(self._group(images[i : i + 1], None, penalty, watch) for i in range(len(images)))
         groups: tuple[Tensor, ...] = ()
         if len(images) > 1:
@@ -90,7 +91,7 @@ class GatherPath(ExecutionPath):
         return Executed(outputs[torch.cat(groups).argsort()], mask)
 
     def _group(self, images: Tensor, mask: Tensor | None, penalty: float | None, watch: _Watch) -> Executed:
-        """Run images that share one mask (1, mask_size), or one image whose mask is decided on the way."""
+        """Run images that share one mask (1, mask_size), or one image whose mask is decided during the pass."""
         program = self.program
         values = first_values(program, images)
         state = _State(values, self._deciding.start(mask, penalty), mask is not None)
@@ -116,7 +117,7 @@ class GatherPath(ExecutionPath):
         if outside is None:  # whole maps, with zeros where channels are masked
             values = values | {name: self._whole(name, state) for name in layer.inputs}
             return self._mask(layer, run_layer(layer, values), state, None)
-        if outside.count == 0:  # torch's pooling takes no empty map
+        if outside.count == 0:  # torch's pooling refuses an empty map
             x: Tensor = values[layer.inputs[0]]
             return x.new_empty(len(x), 0, *program.shapes[layer.name][1:])
         if isinstance(layer, Norm) and outside.index is not None:
@@ -146,7 +147,7 @@ class GatherPath(ExecutionPath):
         return value
 
     def _decide(self, gate: int, layer: Layer, state: _State) -> None:
-        """Note which channels of a gate are kept."""
+        """Store which channels of a gate are kept."""
         name = layer.inputs[0]
         seen = state.values[name] if state.given else self.program.seen(gate, self._whole(name, state))
         bits = state.decide(gate, seen)
@@ -162,7 +163,7 @@ class GatherPath(ExecutionPath):
             return linear(layer, values, weight, bias)
         if all(kept.count for kept in (inside, outside) if kept is not None):
             return conv(layer, values, weight, bias)
-        # Torch refuses to make no channel, and of none it makes maps of the wrong shape.
+        # Torch refuses convolutions without output channels, and without input channels the shape would be wrong.
         x = values[layer.inputs[0]]
         y = bias[None, :, None, None].expand(len(x), -1, *self.program.shapes[layer.name][1:])
         return finish(y.clone(), layer, values)
@@ -170,9 +171,9 @@ class GatherPath(ExecutionPath):
 
 @dataclasses.dataclass
 class _State:
-    """A run on its way: values by name, and for each gate so far its bits, for each space the channels that are left.
+    """State of a run: values by name, the bits of each gate so far, and the kept channels of each space.
 
-    ``wide`` has all bits so far, and a last one for channels that are always there.
+    ``wide`` has all bits so far, and a last one for channels that always exist.
     """
 
     values: dict[str, Any]
@@ -184,7 +185,7 @@ class _State:
 
 
 class _Watch:
-    """Seconds by part of the work; none go by without a clock."""
+    """Seconds for each part of the work; 0 without a clock."""
 
     def __init__(self, clock: Clock = lambda: 0.0) -> None:
         self.seconds: dict[str, float] = defaultdict(float)

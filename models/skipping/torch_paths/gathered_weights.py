@@ -19,7 +19,7 @@ class KeptChannels:
         bits: (width) bool.
         count: Number of kept channels.
         index: Their indices; None if all are kept.
-        key: Tells masks apart.
+        key: Identifies the mask.
     """
 
     def __init__(self, bits: Tensor) -> None:
@@ -31,26 +31,26 @@ class KeptChannels:
 
 
 class Slices:
-    """Gathered weights by layer and masks, the latest used up to a size.
+    """Gathered weights by layer and masks; the most recently used ones are stored, up to a size.
 
     Args:
-        layers: Their weights are gathered.
-        size: Numbers that are kept.
+        layers: Layers whose weights are gathered.
+        size: Largest number of stored weights.
     """
 
     def __init__(self, layers: Iterable[Conv | Linear], size: int) -> None:
         self._size, self._used = size, 0
         self._whole = {layer.name: _as_maps(layer.weight) for layer in layers}
-        self._lock = threading.Lock()  # one path may run in many threads of Python
+        self._lock = threading.Lock()  # one path may run in many Python threads
         self._found: OrderedDict[tuple[str, bytes, bytes], tuple[Tensor, Tensor]] = OrderedDict()
 
     @property
     def weights(self) -> list[Tensor]:
-        """The weights that are kept."""
+        """The stored weights."""
         return [weight for weight, _ in self._found.values()]
 
     def clear(self) -> None:
-        """Drop what was gathered."""
+        """Drop all stored weights."""
         with self._lock:
             self._found.clear()
             self._used = 0
@@ -65,28 +65,28 @@ class Slices:
         with self._lock:
             if key in self._found:
                 weight, bias = self._found.pop(key)
-                # A mask that comes again may come often: then the layout of maps pays, to which torch would copy it.
+                # A mask that comes again may come often: with the layout of maps, torch makes no copy.
                 weight = _as_maps(weight)
             else:
                 weight, bias = _gathered(layer, inside, outside)
                 self._used += weight.numel()
-            self._found[key] = weight, bias  # the latest; the longest unused go while they are too many
+            self._found[key] = weight, bias  # the latest one; the least recently used ones are dropped
             while self._used > self._size and len(self._found) > 1:
                 self._used -= self._found.popitem(last=False)[1][0].numel()
         return weight, bias
 
 
 def _gathered(layer: Conv | Linear, inside: KeptChannels | None, outside: KeptChannels | None) -> tuple[Tensor, Tensor]:
-    # From torch's usual layout, which is faster than from that of maps.
+    # Gathering from torch's default layout is faster than from the layout of maps.
     weight, bias = layer.weight, layer.bias
     if outside is not None and outside.index is not None:
         weight, bias = weight.index_select(0, outside.index), bias.index_select(0, outside.index)
     if inside is not None and inside.index is not None:
-        if isinstance(layer, Conv) and layer.groups > 1:  # depthwise, or each group keeps the same of its own
+        if isinstance(layer, Conv) and layer.groups > 1:  # depthwise, or each group keeps the same channels
             if weight.shape[1] > 1:
                 weight = weight.index_select(1, inside.index[inside.index < weight.shape[1]])
             return weight, bias
-        # Above 1 for the linear layer behind a flattened map: so many numbers of a channel stand together.
+        # Above 1 for a linear layer after a flattened map, where each channel has this many adjacent numbers.
         repeat = weight.shape[1] // len(inside.bits)
         if repeat == 1:
             weight = weight.index_select(1, inside.index)

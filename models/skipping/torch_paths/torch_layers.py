@@ -1,4 +1,4 @@
-"""Layers of a program and decisions of its gates in plain torch, as all of the torch paths run them."""
+"""Layers of a program and decisions of its gates in plain torch, for all torch paths."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from prunegym.models.skipping.program import layers as kinds
 from prunegym.models.skipping.program.path import Decide, Executed, ExecutionPath
 
 LAMBDAS = 4
-"""Values of lambda for which folded heads are kept."""
+"""Number of lambdas for which folded heads are stored."""
 
 
 def first_values(program: kinds.Program, images: Tensor) -> dict[str, Any]:
-    """Return the values with which a pass begins; maps lie channels last."""
+    """Return the first values of a pass; maps have the layout channels_last."""
     images = images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images
     return {program.input: images, BATCH: len(images), LIKE: images[:0]}
 
 
 def run_layer(layer: kinds.Layer, values: dict[str, Tensor]) -> Tensor:
-    """Run a layer that has the same form whatever is kept."""
-    if not layer.inputs:  # a weight that is computed, or one that is no layer's
+    """Run a layer that does not depend on the kept channels."""
+    if not layer.inputs:  # a weight that is computed, or that belongs to no layer
         return cast(kinds.Other, layer).run(values)
     x = values[layer.inputs[0]]
     if isinstance(layer, kinds.Linear):
@@ -55,29 +55,29 @@ def run_layer(layer: kinds.Layer, values: dict[str, Tensor]) -> Tensor:
 
 
 def norm(layer: kinds.Norm, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """Run a norm that could not be folded, with the factors (channels,) and offsets of the channels that are there."""
+    """Run a norm that could not be folded, with the factors (channels,) and offsets of the existing channels."""
     y = torch.addcmul(shift.to(x.dtype)[:, None, None], x, scale.to(x.dtype)[:, None, None])
     return y.relu_() if layer.relu else y
 
 
 def conv(layer: kinds.Conv, values: dict[str, Tensor], weight: Tensor, bias: Tensor) -> Tensor:
-    """Run a convolution with other weights than its own, and what is fused into it."""
+    """Run a convolution with given weights, and the operations that are fused into it."""
     x = values[layer.inputs[0]]
-    # Of a grouped convolution's groups each keeps as many channels; of a depthwise one whole groups are left out.
+    # The groups of a grouped convolution keep equally many channels; a depthwise one drops whole groups.
     groups = x.shape[1] if layer.groups > 1 and layer.weight.shape[1] == 1 else layer.groups
     y = F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, groups)
     return finish(y, layer, values)
 
 
 def finish(y: Tensor, layer: kinds.Conv, values: dict[str, Tensor]) -> Tensor:
-    """Run what is fused into a convolution, in place."""
+    """Run the operations that are fused into a convolution, in place."""
     if len(layer.inputs) > 1:
         y += values[layer.inputs[1]]
     return y.relu_() if layer.relu else y
 
 
 def linear(layer: kinds.Linear, values: dict[str, Tensor], weight: Tensor, bias: Tensor) -> Tensor:
-    """Run a linear layer with other weights than its own."""
+    """Run a linear layer with given weights."""
     y = F.linear(values[layer.inputs[0]].flatten(1), weight, bias)
     return y.relu_() if layer.relu else y
 
@@ -112,7 +112,7 @@ class FoldedHead:
 
 
 class Deciding:
-    """Where the bits of a call come from.
+    """The source of the bits of a call.
 
     Args:
         program: The network.
@@ -123,10 +123,10 @@ class Deciding:
         self._program, self._policy = program, policy
         self._heads = functools.lru_cache(LAMBDAS)(self._fold)
         if policy is not None:
-            self._heads(None)  # so that weights which change later are not seen
+            self._heads(None)  # so that later changes of weights have no effect
 
     def start(self, mask: Tensor | None, penalty: float | None) -> Decide:
-        """Return what tells each gate's bits: the mask (batch, mask_size) that is given, else the policy."""
+        """Return what sets each gate's bits: the mask (batch, mask_size) if it is given, otherwise the policy."""
         if mask is not None:
             parts = torch.split(mask, list(self._program.widths), dim=1)
             return lambda gate, _reads: parts[gate]
@@ -147,16 +147,16 @@ def joined(bits: dict[int, Tensor], mask: Tensor | None) -> Tensor:
 
 
 GROUP = 16
-"""Images that pass together where weights are few: maps of more leave the cache, and each layer gets fresh memory for
-them. Many weights are read again for each group, which costs more than that."""
+"""Images that run together if there are few weights: maps of more images do not fit into the cache, and each layer gets
+new memory for them. With many weights it would cost more to read them again for each group."""
 FEW_WEIGHTS = 1_000_000
 
 
 class FullPath(ExecutionPath):
-    """Computes every channel, norms folded, and masks them: the dense network's speed, never much less.
+    """Computes every channel, with norms folded, and masks them. It is about as fast as the dense network.
 
-    Maps and weights lie channels last in memory. Of the networks that were timed in both layouts, only VGG-16 and
-    ResNet-18 with 64 images of 32x32 were faster in the other, by a few per cent on an Intel Xeon.
+    Maps and weights have the layout channels_last. Of the networks that were timed in both layouts, only VGG-16 and
+    ResNet-18 with 64 images of 32x32 were faster in the other one, by a few per cent on an Intel Xeon.
 
     Args:
         program: The network.
@@ -197,8 +197,8 @@ class FullPath(ExecutionPath):
                 value = run_layer(layer, values)
             for gate, places in program.points.get(layer.name, ()):
                 factors = places.factors(bits[gate].to(value.dtype), value)
-                # For a large map new memory costs more than the multiplication, so it is in place where the layer has
-                # made the memory: an operation of the network's own may return what it was given.
+                # For a large map new memory costs more than the multiplication, so it is in place if the layer made the
+                # memory: other operations of the network may return their own input.
                 own = isinstance(layer, kinds.Conv | kinds.MaxPool | kinds.Add | kinds.Norm)
                 value = value.mul_(factors) if own else value * factors
             values[layer.name] = value

@@ -54,7 +54,7 @@ def test_errors() -> None:
     _, masked = small()
     example = torch.zeros(1, 3, 8, 8)
     with pytest.raises(
-        InvalidInputError, match=r"The mask is of shape \(3, 9\); \(3, 10\) is needed\. Give one row an im"
+        InvalidInputError, match=r"The mask is of shape \(3, 9\); \(3, 10\) is needed\. Give one row per im"
     ):
         masked(images(), torch.ones(3, 9))
     with pytest.raises(InvalidInputError, match=r"The mask is of shape \(2, 10\); \(3, 10\) is needed"):
@@ -81,7 +81,9 @@ def test_errors() -> None:
         MaskedCNN(Wrapped(lambda out: out if out.sum() > 0 else -out), example)
     with pytest.raises(UntraceableModelError, match=r"Sequential has lazy layers.* Run one batch through it first"):
         MaskedCNN(nn.Sequential(nn.LazyConv2d(4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)), example)
-    with pytest.raises(UntraceableModelError, match=r"TwoInputs takes several inputs \(x, y\); a network of one image"):
+    with pytest.raises(
+        UntraceableModelError, match=r"TwoInputs takes several inputs \(x, y\); a network that takes one"
+    ):
         MaskedCNN(TwoInputs(), example)
     with pytest.raises(
         UntraceableModelError, match=r"Wrapped returns tuple; one tensor .*Choose it with output=0; there are 0, 1\."

@@ -225,7 +225,7 @@ def test_gates_by_name() -> None:
     ],
 )
 def test_gates_that_are_no_names(gates: Any, given: str) -> None:
-    with pytest.raises(InvalidInputError, match=rf"gates is {given}; 'auto' for all gates, 'all' for"):
+    with pytest.raises(InvalidInputError, match=rf"gates is {given}; 'auto', 'all' "):
         MaskedCNN(SimpleCNN(), EXAMPLE, gates=gates)
 
 
@@ -246,5 +246,5 @@ def test_modules_that_are_none_or_masked_already(module: Any, message: str) -> N
 
 @pytest.mark.parametrize("example", [None, (1, 3, 32, 32), EXAMPLE.numpy()])
 def test_an_example_that_is_no_tensor(example: Any) -> None:
-    with pytest.raises(InvalidInputError, match=r"input is no tensor; \(batch, channels, height, width\) is needed"):
+    with pytest.raises(InvalidInputError, match=r"input is not a tensor; \(batch, channels, height, width\) is needed"):
         MaskedCNN(SimpleCNN(), example)

@@ -129,16 +129,19 @@ def by_batch(net: Net, x: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("body", "why"),
     [
-        (counter, "The recorded steps of Net are others than it runs on a batch of 1: step 'mul' .*test_traced_steps"),
+        (
+            counter,
+            "The recorded steps of Net differ from those that it runs on a batch of 1: step 'mul' .*test_traced_steps",
+        ),
         (
             by_number,
-            r"cannot be recorded: .*test_traced_steps\.py:\d+ turns a value that depends on the images into a n",
+            r"cannot be recorded: .*test_traced_steps\.py:\d+ turns a value that depends on the images into a P",
         ),
         (
             outside,
             r"computes step 'select' \(.*test_traced_steps\.py:\d+\) from numbers that are made outside of torch",
         ),
-        (by_batch, r"takes other steps for a batch of 3 than for one of 2, from 'abs' .*|'relu' .*on\."),
+        (by_batch, r"runs other steps for a batch of 3 than for one of 2, from 'abs' .*|'relu' .*on\."),
     ],
 )
 def test_what_cannot_be_recorded_is_refused(body: Callable[[Net, Tensor], Tensor], why: str) -> None:

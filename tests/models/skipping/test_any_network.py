@@ -69,7 +69,7 @@ def test_a_forward_pass_that_stops_at_decisions_gives_the_same(name: str) -> Non
 
 
 WRONG = {
-    "numbers": (lambda output: output * 1.1, r"Its outputs are not the masked CNN's: off by 0\.1"),
+    "numbers": (lambda output: output * 1.1, r"Its outputs differ from the masked CNN's by 0\.1"),
     "shape": (lambda output: output[..., None], r"It gives outputs of shape \(2, 10, 1\), the masked CNN \(2, 10\)"),
     "failure": (lambda output: output @ output, r"It fails on this network: mat1 and mat2 shapes cannot be"),
 }

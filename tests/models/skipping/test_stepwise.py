@@ -153,9 +153,9 @@ class Louder(MaskFeatures):
     [
         (
             lambda masked: MaskFeatures(masked, feature_size=5),
-            r"Layer .* more than feature_size=5",
+            r"The kernel .* more than feature_size=5",
         ),
-        (Louder, r"Louder may look at more than the kernel knows"),
+        (Louder, r"the kernel may not support all features of Louder"),
     ],
 )
 def test_what_the_kernel_does_not_know_is_run_by_torch(make, reason):
@@ -204,7 +204,7 @@ def test_a_pass_that_is_used_wrongly():
     with pytest.raises(InvalidInputError, match=r"batch is 0; a whole number from 1"):
         Pass(plan, 0)
     other = PlanBuilder(3, 8, 8)
-    with pytest.raises(InvalidInputError, match=r"A pass needs a plan with looks"):
+    with pytest.raises(InvalidInputError, match=r"A pass needs a plan without a policy"):
         Pass(other.build(other.average(other.images)), 2)
     with pytest.raises(InvalidInputError, match=r"std is of shape \(2,\); \(3,\) is needed"):
         other.look(other.images, torch.zeros(3), torch.ones(2))
