@@ -1,6 +1,6 @@
 """PPO in one file, in the style of CleanRL, over the batched environment of ``gymnasium.make_vec``.
 
-It needs nothing of Stable-Baselines3. All sub-environments are one batch, and ``action_masks`` says which bits count.
+It does not use Stable-Baselines3. All sub-environments are one batch, and ``action_masks`` returns the bits that count.
 
 Run: python examples/cleanrl_ppo.py --env-id prunegym/LayerwiseChannelMask-v0 --total-timesteps 200000
 """
@@ -60,7 +60,7 @@ class Agent(nn.Module):
 
 
 def flat(observation: dict[str, np.ndarray]) -> Tensor:
-    """Put the parts of an observation side by side: (num_envs, inputs) float32."""
+    """Concatenate the parts of an observation: (num_envs, inputs) float32."""
     return torch.from_numpy(np.concatenate([observation[name] for name in sorted(observation)], axis=1))
 
 
@@ -87,7 +87,7 @@ def evaluate(args: Args, agent: Agent) -> tuple[float, float, float]:
 
 
 def main(args: Args) -> tuple[float, float, float]:
-    """Train, and return what :func:`evaluate` measured."""
+    """Train, and return the results of :func:`evaluate`."""
     torch.manual_seed(args.seed)
     writer = SummaryWriter(args.log_dir or None)
     envs = gym.make_vec(
@@ -122,7 +122,7 @@ def main(args: Args) -> tuple[float, float, float]:
                 correct.append(infos["final_info"]["correct"].mean())
                 shares.append(infos["final_info"]["mac_share"].mean())
 
-        # An episode's return without discount is R. Its steps after each decision are what the decision earned.
+        # An episode's return without discount is R. The rewards from a decision on are its return.
         with torch.no_grad():
             following = agent.critic(next_obs)[:, 0]
         for step in reversed(range(args.num_steps)):

@@ -1,4 +1,4 @@
-"""Make a folder of JPEGs of mixed sizes, as a camera makes photographs: for trying out commands on a folder of images.
+"""Make a folder of JPEGs of mixed sizes, like photographs, to try commands on a folder of images.
 
     python examples/make_photos.py photos --images 2000
     prunegym train-cnn resnet18 --dataset photos --image-size 64 --out runs/photos --epochs 2
@@ -45,11 +45,11 @@ def make_photos(folder: Path, images: int, seed: int = 0, sides: tuple[int, int]
     """Write ``<split>/<class>/<number>.jpg``; every tenth is turned by its EXIF data, every twentieth grey.
 
     Args:
-        folder: Where to.
-        images: How many, of all classes and splits.
-        seed: Of the random numbers.
-        sides: Smallest and largest side; both the same give images of one size.
-        links: How often each file is there, by hard links: for data sets larger than the time to make them.
+        folder: Folder to write to.
+        images: Number of images in all classes and splits.
+        seed: Seed of the random numbers.
+        sides: Smallest and largest side; two equal numbers give images of one size.
+        links: Number of hard links to each file, which make a large data set in little time.
     """
     random = np.random.default_rng(seed)
     for split, share in SPLITS.items():

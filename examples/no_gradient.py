@@ -89,7 +89,7 @@ def compare(
         reward: The reward.
         targets: MAC targets of the baseline.
         weights: The cost of an error for each class, (classes,). If given, the baseline is also trained on images that
-            are drawn in proportion.
+            are drawn in proportion to it.
         epochs: Passes of the baseline over the training images, for each target.
         episodes: Number of PPO's episodes.
     """

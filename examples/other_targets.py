@@ -1,4 +1,4 @@
-"""Four tasks that are not one class an image: several labels, numbers, maps, and images without labels.
+"""Four tasks that are not one class per image: several labels, numbers, maps, and images without labels.
 
     python examples/other_targets.py labels   # or numbers, maps, none
     python examples/other_targets.py numbers --out runs/numbers
@@ -46,7 +46,7 @@ def scenes(count: int, seed: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
 
 
 def data_for(task: str) -> dict[str, Dataset]:
-    """Return the splits; for the task without labels the number of shapes, of which the network alone learns."""
+    """Return the splits; for the task without labels it is the number of shapes, which only the network learns."""
     classes = {"labels": SHAPES, "maps": ("background", *SHAPES), "none": ("one", "two", "three")}.get(task)
     (images, targets), (others, expected) = scenes(COUNT, 0), scenes(500, 1)
     return from_arrays((images, targets[task]), (others, expected[task]), name=f"scenes-{task}", classes=classes)
@@ -69,7 +69,7 @@ def run(task: str, out: Path) -> tuple[float, float]:
     data = data_for(task)
     network = network_for(task, data["train"].outputs)
     train(network, data["train"], TrainConfig(epochs=8, batch_size=64, learning_rate=0.02))
-    if task == "none":  # from here on nobody knows the labels: gates learn to agree with the network
+    if task == "none":  # from here on no labels are used: gates learn to agree with the network
         images = {split: (part.images, None) for split, part in data.items()}
         data = from_arrays(images["train"], images["test"], validation=images["validation"], name="scenes-none")
     config = PrepareConfig(ImitationConfig(steps=40), TuneConfig(target_macs=0.8, epochs=1, batch_size=64))

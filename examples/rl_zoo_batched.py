@@ -17,7 +17,7 @@ from prunegym import MaskVecEnv
 
 
 class ZooMaskVecEnv(MaskVecEnv):
-    """The batched environment from what RL-Zoo gives: functions that make one environment each."""
+    """The batched environment, made from RL-Zoo's functions that make one environment each."""
 
     def __init__(self, env_fns: Sequence[Callable[[], gym.Env]]) -> None:
         env = env_fns[0]()
