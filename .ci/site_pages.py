@@ -1,6 +1,6 @@
 """Pages of the documentation site that are made when it is built: README, examples, and the API reference.
 
-MkDocs calls the functions by their names. The public names of each package stand in its ``__init__.pyi``.
+MkDocs calls the functions by their names. The public names of each package are in its ``__init__.pyi``.
 """
 
 from __future__ import annotations

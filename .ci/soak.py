@@ -170,7 +170,7 @@ def main() -> int:
             failed += bool(wrong)
             print(f"{'FAILS' if wrong else 'holds'}  {name}, killed three times and resumed {wrong}", flush=True)
     for name in USES if given.part != "kill" else ():
-        # Each use in a process of its own, whose memory nothing else has touched.
+        # Each use in a separate process, so that only this use changes the process's memory.
         done = subprocess.run(
             [sys.executable, "-W", "ignore", __file__, name], check=True, stdout=subprocess.PIPE, text=True
         )

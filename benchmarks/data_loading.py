@@ -1,6 +1,6 @@
-"""Memory and waiting while a folder of JPEGs is evaluated and trained on, beside the same images in memory.
+"""Memory and waiting while a folder of JPEGs is evaluated and trained on, compared with the same images in memory.
 
-Each form runs in a process of its own. Memory is the peak of PSS, summed over the process and its children. Waiting is
+Each form runs in a separate process. Memory is the peak of PSS, summed over the process and its children. Waiting is
 the share of the time in which the network has no images to run.
 
     python benchmarks/data_loading.py memory --images 50000  # SqueezeNet
@@ -113,7 +113,7 @@ def one_form(folder: Path, form: str, network: str, evaluated: int, trained: int
 
 
 def measure(folder: Path, form: str, options: argparse.Namespace) -> dict:
-    """Run a form in a process of its own, and add its memory."""
+    """Run a form in a separate process, and add its memory."""
     command = [sys.executable, __file__, options.bar, "--folder", str(folder), "--form", form]
     for name in ("network", "evaluated", "trained", "threads"):
         command += [f"--{name}", str(getattr(options, name))]

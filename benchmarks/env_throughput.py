@@ -1,4 +1,4 @@
-"""What the environments cost beside the CNN itself: images per second, all sides in one process in turn.
+"""Speed of the environments compared with the CNN alone: images per second, all measured in one process.
 
     python benchmarks/env_throughput.py [--model resnet20] [--num-envs 256] [--rounds 15] [--execution masked]
 

@@ -1,8 +1,8 @@
-"""int8 weights beside float32: size, accuracy, agreement, MACs and time of dynamic CNNs, against the project's bars.
+"""int8 weights compared with float32: size, accuracy, agreement, MACs and time of dynamic CNNs, and the targets.
 
 Each model is written to a file with float32 and with int8 weights, and both are read back. Figures are over the test
-split of the model's own data set. Computation is float32 either way, so MACs and time should be the same; that they are
-is measured: one image a call through ``skip("auto")``, both in one process and in turn, medians.
+split of the model's own data set. Computation is float32 in both, so MACs and time should be the same. This is checked
+with one image per call through ``skip("auto")``, both alternately in one process; figures are medians.
 
     python benchmarks/int8.py digits results/cifar10-jpeg/frozen.safetensors --threads 1 --json int8.json
 

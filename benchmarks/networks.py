@@ -1,6 +1,6 @@
 """Tries networks of torchvision, timm and others, and writes docs/networks.md. `make networks` calls it.
 
-Needs torchvision and timm in an environment of its own, which `make networks` creates (several GB).
+Needs torchvision and timm in a separate environment, which `make networks` creates (several GB).
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Time of skipping execution as a ratio to the fastest dense form in torch, against the bars of the project.
 
 All forms of a case run in one process, in turn, round after round, other images and masks each time, what is short
-several times a turn; the tables give medians. Dense is not a straw man: eager, norm-folded, channels_last, traced and
-frozen or optimised, with --compile torch.compile with freezing. ONNX Runtime, where it is installed, stands beside them
-and is not counted in the ratio.
+several times per round; the tables give medians. Dense forms are eager, norm-folded, channels_last, traced and frozen
+or optimised, and with --compile torch.compile with freezing. If ONNX Runtime is installed, it is measured too, but not
+used for the ratio.
 Masks are random, each gate's kept share drawn from 0.3 to 0.7: every image its own, or eight in all. In the cases
 "policy" an untrained gate policy (averages, hidden layer of 16) decides on the way; its time is in the figures.
 
@@ -162,7 +162,7 @@ def stored(file: Path | None) -> list[dict[str, Any]]:
 
 
 def write(file: Path, earlier: list[dict[str, Any]], results: list[dict[str, Any]], brief: bool) -> None:
-    """Write results, in the order of the cases, beside earlier ones of other cases."""
+    """Write results in the order of the cases, and keep earlier ones of other cases."""
     new = [_rounded({name: value for name, value in one.items() if not brief or name != "layers"}) for one in results]
     rows = {(one["case"], one["threads"]): one for one in (*earlier, *new)}
     order = sorted(rows, key=lambda row: (list(CASES).index(row[0]), row[1]))

@@ -1,8 +1,8 @@
-r"""One policy for all budgets beside policies that were trained for one budget each, at equal MACs, over seeds of PPO.
+r"""Compares one policy for all budgets with policies that were trained for one budget each, at equal MACs, over seeds.
 
-For each of these models the lambda is found at which the dial of the same seed spends as much on the validation split,
-labels not looked at. Then both classify every test image; the difference is paired by image. ``{seed}`` in a path
-stands for the seed; a path without it is one model for all. Rows that the file has are not made again.
+For each of these models, the dial of the same seed gets the lambda at which it has the same MACs on the validation
+split; labels are not used. Then both classify every test image, and the difference is paired by image. ``{seed}`` in a
+path means the seed; a path without it is one model for all. Rows that the file already has are kept.
 
     python results/dial.py 'runs/cifar/dial-seeds/dial-seed{seed}/model.safetensors' \
         runs/cifar/budget-50/model.safetensors --seeds 5 --json dial.json

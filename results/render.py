@@ -32,7 +32,7 @@ class Point(NamedTuple):
 
 
 def main() -> None:
-    """Replace what stands between the markers of each table, and draw the picture."""
+    """Replace the text between the markers of each table, and draw the picture."""
     for name, text in tables().items():
         page = page_of(name)
         before, rest = page.read_text().split(f"<!-- {name} -->\n")
@@ -49,7 +49,7 @@ def settings() -> Document:
 
 
 def page_of(name: str) -> Path:
-    """Return the page on which a table stands."""
+    """Return the page that has a table."""
     return ROOT / str(settings()["tables"][name].get("page", "README.md"))
 
 
@@ -68,7 +68,7 @@ def table(spec: Document) -> str:
 
 
 def _lines(row: Document) -> Iterator[list[str]]:
-    """Yield the lines of one row; it stands for as many as its document has entries."""
+    """Yield the lines of one row, one for each entry of its document."""
     shown: list[list[str]] = []
     for record in records(row):
         cells = [show(record, _only(column)[1]) for column in row["columns"]]
@@ -78,7 +78,7 @@ def _lines(row: Document) -> Iterator[list[str]]:
 
 
 def _label(record: Document, row: Document) -> str:
-    """Return the first cell: a cell of its own, or the row's label, the entry's name, or both."""
+    """Return the first cell: a separate cell, or the row's label, the entry's name, or both."""
     label = row.get("label", "")
     if isinstance(label, dict):
         return show(record, label)
@@ -146,7 +146,7 @@ def _mean(found: list[Document]) -> Document:
 
 
 def find(record: Document, paths: str | list[str], optional: bool = False) -> Any:
-    """Return what stands at a path of keys joined by dots: at the first of several that is there.
+    """Return the value at a path of keys joined by dots, for the first of several paths that exists.
 
     Raises:
         KeyError: None of them is there, and the cell is not optional.

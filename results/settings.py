@@ -34,7 +34,7 @@ PAGES = {
 
 
 def main() -> None:
-    """Replace what stands between the markers of each table."""
+    """Replace the text between the markers of each table."""
     for name, path in PAGES.items():
         page = ROOT / path
         before, rest = page.read_text().split(f"<!-- settings of {name} -->\n")
@@ -82,7 +82,7 @@ def table(name: str) -> str:
 
 
 def written(name: str) -> str:
-    """Return the table as it stands in its page."""
+    """Return the table in its page."""
     (found,) = re.findall(
         rf"<!-- settings of {name} -->\n(.*?)<!-- {name}: end -->", (ROOT / PAGES[name]).read_text(), re.DOTALL
     )

@@ -59,7 +59,8 @@ def report_run(out: Path, model: Path, as_json: bool) -> None:
         return
     best = max(history, key=lambda row: row["reward"])
     rows = {"start": history[0], "best": best}
-    emit({**document, **rows}, as_json, validation_table(str(out), rows, f"The best agent is in {model}."))
+    shown = {"before RL": history[0], "best": best}
+    emit({**document, **rows}, as_json, validation_table(str(out), shown, f"The best agent is in {model}."))
 
 
 def validation_table(title: str, rows: Mapping[str, Mapping[str, Any]], caption: str) -> Table:
