@@ -14,6 +14,7 @@ from prunegym.errors import InvalidInputError
 from prunegym.models.data.augmentation import random_shift_and_flip
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.data.sources.lazy_images import LazyImages
+from prunegym.validation import array
 
 Indices = Sequence[int] | npt.NDArray[np.integer[Any]] | Tensor
 
@@ -79,7 +80,8 @@ def check_indices(dataset: Dataset, indices: Indices) -> Tensor:
     Raises:
         InvalidInputError: If they are not a list of integers, or one is out of range.
     """
-    given, count = np.asarray(indices), len(dataset)
+    count = len(dataset)
+    given = array("indices", indices, f"Give a list of integers from 0 to {count - 1}.")
     if given.ndim != 1 or len(given) == 0 or given.dtype.kind not in "iu":
         raise InvalidInputError(f"indices are {indices!r}; a list of integers from 0 to {count - 1} is needed.")
     wrong = given[(given < 0) | (given >= count)]

@@ -17,7 +17,7 @@ from prunegym.envs.rewards.outcome import Outcome
 from prunegym.envs.task import Task
 from prunegym.errors import InvalidInputError
 from prunegym.models.skipping.stepwise import stepwise_pass
-from prunegym.validation import bits, plain, shape, whole_number
+from prunegym.validation import array, bits, plain, shape, whole_number
 
 MOST_ENVS = 1_000_000
 Observation = dict[str, npt.NDArray[Any]]
@@ -305,10 +305,5 @@ def as_numbers(name: str, given: npt.ArrayLike | Tensor) -> Tensor:
     Raises:
         InvalidInputError: If it is none, or is sparse, complex and the like.
     """
-    try:
-        array = given if isinstance(given, Tensor) else np.asarray(plain(name, given))
-        return torch.as_tensor(plain(name, array))
-    except (TypeError, ValueError) as error:
-        if isinstance(error, InvalidInputError):
-            raise
-        raise InvalidInputError(f"{name} is no array ({error}); an array of 0 and 1 is needed.") from error
+    hint = "Give an array of 0 and 1."
+    return plain(name, given, hint) if isinstance(given, Tensor) else torch.as_tensor(array(name, given, hint))

@@ -22,6 +22,7 @@ from prunegym.models.data.files.bounded_files import (
     check_regular,
 )
 from prunegym.models.data.splits import from_arrays
+from prunegym.validation import array
 
 Splits = dict[Split, Dataset]
 
@@ -176,7 +177,7 @@ def array_file(path: Path) -> Splits:
         with check_regular(path, ".npz file").open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             names = file.files
             check_members(file.zip, path.stat().st_size, lambda name: name.removesuffix(".npy") in ARRAYS)
-            arrays = {key: torch.from_numpy(file[key]) for key in ARRAYS if key in names}
+            arrays = {key: torch.as_tensor(array(f"{path}: {key}", file[key])) for key in ARRAYS if key in names}
     except PruneGymError:
         raise
     except Exception as error:  # a damaged file raises almost anything, even NotImplementedError and MemoryError
