@@ -52,18 +52,21 @@ site: $(STAMP)
 wheel-test: $(STAMP)
 	PIP_ARGS="$(PIP_ARGS)" bash .ci/wheel_test $(BIN)/python
 
-# The kernel under AddressSanitizer and UBSan, in a copy of the sources.
+# Networks of torchvision, timm and transformers, tried one by one, in a virtual environment of their own.
 networks:
 	test -d .venv-networks || (python3 -m venv .venv-networks && \
 		.venv-networks/bin/pip install torch==2.14.1 torchvision==0.29.1 timm transformers lazy_loader)
 	PYTHONPATH=src .venv-networks/bin/python benchmarks/networks.py
 
+# The kernel under AddressSanitizer and UBSan, in a copy of the sources.
 kernel-sanitize: $(STAMP)
 	bash .ci/kernel_sanitize $(BIN)/python
 
-# Training commands that are killed and resumed, and memory over long use; outside .ci/run.
+# Training commands that are killed and resumed, and memory over long use; outside .ci/run. One part alone:
+#   make soak SOAK="--part prepare"
+SOAK ?=
 soak: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python .ci/soak.py
+	OMP_NUM_THREADS=1 $(BIN)/python .ci/soak.py $(SOAK)
 
 clean:
 	rm -rf $(VENV) build dist site models/kernel/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info

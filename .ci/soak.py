@@ -1,6 +1,10 @@
-"""A soak: runs that are killed at random moments and resumed, and memory over long use. Takes about 15 minutes.
+"""A soak: runs that are killed at random moments and resumed, and memory over long use.
 
-Usage: python .ci/soak.py [--seed N] [--rounds N] [kill|memory]
+Usage: python .ci/soak.py [--part NAME]... [--seed N] [--rounds N]
+
+All parts together take about 20 minutes of one idle core, each part two to four. On a busy machine run them one by one:
+``--part train-cnn`` (or another training command) kills and resumes that command, ``--part steps`` (or ``predictions``,
+``updates``) measures memory, and ``kill`` and ``memory`` are all parts of their kind.
 """
 
 from __future__ import annotations
@@ -64,7 +68,9 @@ def killed_and_resumed(name: str, draw: random.Random, top: Path) -> str:
     """Kill a command three times, resume it, and say how it differs from a run that was left alone; empty if not."""
     whole, part = top / "whole", top / "part"
     started = time.perf_counter()
-    subprocess.run(command(name, whole), check=True, capture_output=True)
+    first = subprocess.run(command(name, whole), check=False, capture_output=True, text=True)
+    if first.returncode:
+        return f"the run that is left alone ended with {first.returncode}: {first.stderr[-500:]}"
     seconds = time.perf_counter() - started
     for _ in range(3):
         process = subprocess.Popen(
@@ -152,27 +158,33 @@ def growth(name: str) -> int:
 
 
 def main() -> int:
-    """Run all, or the named part, and return 1 if something failed."""
+    """Run all, or the named parts, and return 1 if something failed."""
     arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("part", nargs="?", choices=("kill", "memory", *USES))
+    kinds = {"kill": tuple(COMMANDS), "memory": tuple(USES)}
+    arguments.add_argument("--part", action="append", choices=(*kinds, *COMMANDS, *USES))
+    arguments.add_argument("--measure", choices=USES, help="Print by how many kB memory grows; each part runs this.")
     arguments.add_argument("--seed", type=int, default=0)
     arguments.add_argument("--rounds", type=int, default=1, help="How often each command is killed and resumed.")
     given = arguments.parse_args()
-    if given.part in USES:
-        print(growth(given.part))
+    if given.measure:
+        print(growth(given.measure))
         return 0
+    parts = {part for one in given.part or kinds for part in kinds.get(one, (one,))}
     failed = 0
     draw = random.Random(given.seed)
-    for name in COMMANDS if given.part != "memory" else ():
+    for name in (command for command in COMMANDS if command in parts):
         for _ in range(given.rounds):
             with tempfile.TemporaryDirectory() as top:
                 wrong = killed_and_resumed(name, draw, Path(top))
             failed += bool(wrong)
             print(f"{'FAILS' if wrong else 'holds'}  {name}, killed three times and resumed {wrong}", flush=True)
-    for name in USES if given.part != "kill" else ():
-        # Each use in a separate process, so that only this use changes the process's memory.
+    for name in (use for use in USES if use in parts):
+        # Each use in a separate process, so that only this use changes its memory.
         done = subprocess.run(
-            [sys.executable, "-W", "ignore", __file__, name], check=True, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-W", "ignore", __file__, "--measure", name],
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         grown = int(done.stdout.split()[-1])
         failed += grown > GROWTH

@@ -14,7 +14,7 @@ from prunegym.errors import InvalidInputError
 from prunegym.models.data.augmentation import random_shift_and_flip
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.data.sources.lazy_images import LazyImages
-from prunegym.validation import finite, plain
+from prunegym.validation import array, finite, plain
 
 Penalty = float | tuple[float, float]
 """lambda, or the range from which it is drawn."""
@@ -83,7 +83,8 @@ def check_indices(dataset: Dataset, indices: Indices) -> Tensor:
     Raises:
         InvalidInputError: If they are not a list of integers, or one is out of range.
     """
-    given, count = np.asarray(indices), len(dataset)
+    count = len(dataset)
+    given = array("indices", indices, f"Give a list of integers from 0 to {count - 1}.")
     if given.ndim != 1 or len(given) == 0 or given.dtype.kind not in "iu":
         raise InvalidInputError(f"indices are {indices!r}; a list of integers from 0 to {count - 1} is needed.")
     wrong = given[(given < 0) | (given >= count)]
@@ -125,12 +126,7 @@ def as_numbers(name: str, given: npt.ArrayLike | Tensor) -> Tensor:
     """Return a tensor, an array or a list as a tensor of ordinary numbers.
 
     Raises:
-        InvalidInputError: If it is not an array, or is sparse, complex or the like.
+        InvalidInputError: If it is none, or is sparse, complex and the like.
     """
-    try:
-        array = given if isinstance(given, Tensor) else np.asarray(plain(name, given))
-        return torch.as_tensor(plain(name, array))
-    except (TypeError, ValueError) as error:
-        if isinstance(error, InvalidInputError):
-            raise
-        raise InvalidInputError(f"{name} is not an array ({error}); an array of 0 and 1 is needed.") from error
+    hint = "Give an array of 0 and 1."
+    return plain(name, given, hint) if isinstance(given, Tensor) else torch.as_tensor(array(name, given, hint))

@@ -19,7 +19,7 @@ from prunegym.envs.simulator import MaskSimulator, Observation
 from prunegym.envs.task import TaskArguments
 from prunegym.errors import InvalidInputError
 from prunegym.registration import LAYERWISE
-from prunegym.validation import choice, whole_number
+from prunegym.validation import array, choice, whole_number
 
 
 class MaskVecEnv(MaskInterface, VecEnv):
@@ -136,7 +136,7 @@ class MaskVecEnv(MaskInterface, VecEnv):
                     f"{len(given)} sub-environments have {name!r} in their options. Give it to all "
                     f"{self.num_envs} or to none: their episodes begin together."
                 )
-            columns.append(np.asarray(given) if given else None)
+            columns.append(array(f"Option {name!r}", given) if given else None)
         return columns[0], columns[1]
 
     def sampling_state(self) -> list[dict[str, Any]]:

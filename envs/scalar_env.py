@@ -15,7 +15,7 @@ from prunegym.envs.random_episodes import as_numbers
 from prunegym.envs.rendering import render
 from prunegym.envs.simulator import MaskSimulator, Observation
 from prunegym.envs.task import TaskArguments
-from prunegym.validation import shape
+from prunegym.validation import shape, whole_number
 
 
 class ChannelMaskEnv(MaskInterface, gym.Env[Observation, Action]):
@@ -113,10 +113,10 @@ class ChannelMaskEnv(MaskInterface, gym.Env[Observation, Action]):
         """Start an episode; see the class.
 
         Raises:
-            InvalidInputError: If the index is out of range.
+            InvalidInputError: If the seed, the index or lambda is out of range.
             UnknownNameError: For an unknown option.
         """
-        super().reset(seed=seed)
+        super().reset(seed=None if seed is None else whole_number("seed", seed, 0))
         if seed is not None:
             self.simulator.reseed(self.np_random)
         index, penalty = read_options(options)

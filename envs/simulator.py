@@ -295,9 +295,5 @@ class MaskSimulator:
         values = as_numbers("The action", actions)
         shape("The action", values, (self.num_envs, *self.action_space.shape), "Give a row for each sub-environment.")
         decided = values[:, :width].to(self.task.device, torch.float32)
-        bits(
-            "The action",
-            decided,
-            "1 keeps a channel, 0 switches it off. Threshold probabilities, or sample from them.",
-        )
+        bits("The action", decided, "1 keeps a channel, 0 switches it off. Threshold or sample probabilities.")
         return decided

@@ -18,7 +18,7 @@ from prunegym.envs.interface import Action, MaskInterface, read_options, rows
 from prunegym.envs.simulator import MOST_ENVS, MaskSimulator, Observation
 from prunegym.envs.task import TaskArguments
 from prunegym.errors import InvalidInputError
-from prunegym.validation import choice, shape, whole_number
+from prunegym.validation import array, choice, shape, whole_number
 
 Array = npt.NDArray[Any]
 
@@ -118,10 +118,12 @@ class ChannelMaskVectorEnv(MaskInterface, VectorEnv[Observation, Action, Array])
         some = self._rows_to_reset(options)
         self._reseed(seed, some)
         if index is not None:
-            index = shape("options['index']", np.asarray(index), (self.num_envs,), "Give a list: an index for each.")
+            hint = "Give a list: an index for each."
+            index = shape("options['index']", array("options['index']", index, hint), (self.num_envs,), hint)
         if some is not None:
             index = index if index is None else index[some]
-            penalty = np.asarray(penalty)[some] if np.ndim(penalty) else penalty
+            if isinstance(penalty, list | tuple | np.ndarray):
+                penalty = shape("options['penalty']", array("options['penalty']", penalty), (self.num_envs,))[some]
         observation = self.simulator.reset(index, penalty, some)
         self._ended = False
         self._show()
@@ -194,7 +196,7 @@ class ChannelMaskVectorEnv(MaskInterface, VectorEnv[Observation, Action, Array])
 
     def _reseed(self, seed: Any, some: Tensor | None) -> None:
         hint = "Give one for the batch, or a list: one for each sub-environment."
-        if seed is None or np.ndim(seed) == 0:
+        if not isinstance(seed, list | tuple | np.ndarray):
             super().reset(seed=None if seed is None else whole_number("seed", seed, 0, hint=hint))
             if seed is not None:
                 self.simulator.reseed(self.np_random)
@@ -212,7 +214,7 @@ class ChannelMaskVectorEnv(MaskInterface, VectorEnv[Observation, Action, Array])
         if wanted is None:
             return None
         hint = "Give a bool for each sub-environment."
-        wanted = shape("options['reset_mask']", np.asarray(wanted), (self.num_envs,), hint)
+        wanted = shape("options['reset_mask']", array("options['reset_mask']", wanted, hint), (self.num_envs,), hint)
         if wanted.dtype != bool or not wanted.any():
             raise InvalidInputError(f"options['reset_mask'] is {wanted}; bools are needed, and at least one True.")
         return None if wanted.all() else torch.from_numpy(wanted.nonzero()[0])

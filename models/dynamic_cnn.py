@@ -23,7 +23,7 @@ from prunegym.models.skipping.skipping_cnn import SkippingCNN
 from prunegym.models.storage.cnn_info import CNNInfo
 from prunegym.models.storage.model_file import Bundle, read_model, write_model
 from prunegym.models.tasks.answers import answers
-from prunegym.validation import choice, shape
+from prunegym.validation import array, choice, shape
 
 
 class Prediction(NamedTuple):
@@ -143,13 +143,10 @@ class DynamicCNN(nn.Module):
         """
         if isinstance(images, list | tuple) and images and isinstance(images[0], str | Path | Image.Image):
             images = self.info.read_images(images)
-        try:
-            images = torch.as_tensor(images)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise InvalidInputError(
-                f"Images are a {type(images).__name__} that is not a tensor ({error}). Give one of shape (batch, "
-                f"{', '.join(map(str, self.info.image_shape))}), uint8 in 0..255 or floats in [0, 1]."
-            ) from error
+        if not isinstance(images, Tensor):
+            sizes = ", ".join(map(str, self.info.image_shape))
+            hint = f"Give a tensor of shape (batch, {sizes}), uint8 in 0..255 or floats in [0, 1]."
+            images = torch.as_tensor(array("The image tensor", images, hint))
         hint = "Resize the images, and add the batch dimension for a single one."
         shape("The image tensor", images, ("batch", *self.info.image_shape), hint)
         norm = self.normalisation

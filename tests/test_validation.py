@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from prunegym.errors import InvalidInputError, UnknownNameError
-from prunegym.validation import bits, choice, finite, shape, share, whole_number
+from prunegym.validation import array, bits, choice, finite, instance, shape, share, whole_number
 
 
 @pytest.mark.parametrize("value", [1, 7, np.int64(3)])
@@ -45,6 +45,38 @@ def test_the_messages_of_finite_name_the_bounds_that_there_are() -> None:
     ):
         with pytest.raises(InvalidInputError, match=f"^rate is nan; {needed}$"):
             finite("rate", float("nan"), **bounds)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        [[1, 2], [3, 4]],
+        np.array([[1, 2], [3, 4]], ">i4"),
+        np.array([[3, 4], [1, 2]])[::-1],
+        np.broadcast_to(np.array([[1.0, 2], [3, 4]]), (2, 2)),
+        torch.tensor([[1.0, 2], [3, 4]], requires_grad=True),
+    ],
+)
+def test_arrays_in_any_form_are_arrays_for_torch(given) -> None:
+    assert torch.as_tensor(array("mask", given)).tolist() == [[1, 2], [3, 4]]
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["11", None, {1}, {"a": 1}, [1, "b"], [[1], [1, 2]], object(), np.ones(2, "datetime64[s]"), np.ones(2, complex),
+     np.ones(2, [("a", int)]), torch.ones(2).to_sparse(), torch.ones(2, device="meta")],
+)  # fmt: skip
+def test_other_things_are_no_arrays(given) -> None:
+    with pytest.raises(
+        InvalidInputError, match=r"^mask is .* is needed\. Give bits\.$|^mask is not an array .* Give bits\.$"
+    ):
+        array("mask", given, "Give bits.")
+
+
+def test_classes() -> None:
+    assert instance("name", "x", (str, int)) == "x"
+    with pytest.raises(InvalidInputError, match=r"^name is a float; str or int is needed\. Give one\.$"):
+        instance("name", 1.5, (str, int), "Give one.")
 
 
 def test_shares() -> None:

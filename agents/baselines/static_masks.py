@@ -19,7 +19,7 @@ from prunegym.models.storage.cnn_info import CNNInfo
 from prunegym.models.storage.model_file import Bundle
 from prunegym.models.training.preparation import PrepareConfig, prepare
 from prunegym.models.training.tuning import TuneConfig
-from prunegym.validation import choice
+from prunegym.validation import choice, finite
 
 
 @torch.no_grad()
@@ -43,6 +43,7 @@ def greedy_static(
     Returns:
         The mask (mask_size,).
     """
+    finite("The MAC share", share, above=0)
     sample = train.sample(images)
     batch = sample.batch(torch.arange(len(sample)), device=masked.device)
     mask = torch.ones(masked.mask_size)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -27,7 +28,7 @@ from prunegym.models.data.dataset_registry import other_split
 from prunegym.models.gating.features import MaskFeatures
 from prunegym.models.storage.model_file import Bundle
 from prunegym.user_code import import_object
-from prunegym.validation import plain
+from prunegym.validation import plain, yes_or_no
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +120,8 @@ def _episode(
 def _task(caller: CheckedAgent, model: Bundle, layerwise: bool | None, options: PredictorOptions) -> Task:
     parts = _spaces(caller.agent)
     if layerwise is None:
-        layerwise = "gate" in parts if parts else bool(getattr(caller.agent, "layerwise", False))
+        stated = yes_or_no(f"layerwise of the agent {caller.name!r}", getattr(caller.agent, "layerwise", False))
+        layerwise = "gate" in parts if parts else stated
     return make_task(
         model=model,
         dataset=model.data["evaluated"],
@@ -152,7 +154,13 @@ def _gate_policy(agent: Any) -> Any:
 
 def _spaces(agent: object) -> dict[str, Any]:
     """Return the parts of an agent's observation space; empty if it has none."""
-    return dict(getattr(getattr(agent, "observation_space", None), "spaces", {}))
+    space = getattr(agent, "observation_space", None)
+    if space is not None and not isinstance(space, spaces.Dict):
+        raise AgentError(
+            f"The agent {agent_name(agent)!r} has an observation_space that is a {type(space).__name__}; a "
+            "gymnasium.spaces.Dict is needed, as env.observation_space, or none for the model's own features."
+        )
+    return {} if space is None else dict(space.spaces)
 
 
 class AgentError(PruneGymError, ValueError):

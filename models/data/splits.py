@@ -15,7 +15,7 @@ from prunegym.models.data.normalisation import Normalisation
 from prunegym.models.data.sources.layout import as_images, value_range
 from prunegym.models.data.transform import Transform
 from prunegym.models.tasks.objective import KINDS, Objective, kind_of, spread_of
-from prunegym.validation import choice, shape
+from prunegym.validation import array, choice, shape
 
 Arrays = tuple[Any, Any]
 """Images and targets, see :func:`from_arrays`."""
@@ -132,7 +132,7 @@ def _targets(name: str, given: Any, count: int, kind: str | None) -> tuple[Tenso
     if given is None:
         return torch.zeros(count, 0), Objective("outputs")
     try:
-        targets = torch.as_tensor(given)
+        targets = given if isinstance(given, Tensor) else torch.as_tensor(array("labels", given))
     except (TypeError, ValueError, RuntimeError) as error:
         raise InvalidInputError(f"Data set {name!r}: labels are not numbers ({error}); integers are needed.") from error
     found = kind_of(targets) if kind is None else choice("kind of targets", kind, KINDS)

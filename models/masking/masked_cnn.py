@@ -258,6 +258,7 @@ class MaskedCNN(nn.Module):
             The pass, at gate 0.
         """
         _check_floats(images)
+        shape("The image tensor", images, ("batch", self.image_shape[0], "height", "width"))
         values = first_values(self.graph, images)
         state = ForwardPass(-1, None, None, values, [None] * len(self.gates), {} if record else None)
         self._run_segment(state)
@@ -318,8 +319,7 @@ class MaskedCNN(nn.Module):
 
 
 def _check_floats(images: Tensor) -> None:
-    validation.plain("The image tensor", images)
-    if not isinstance(images, Tensor) or not images.is_floating_point():
+    if not isinstance(validation.plain("The image tensor", images), Tensor) or not images.is_floating_point():
         given = images.dtype if isinstance(images, Tensor) else f"a {type(images).__name__}"
         raise InvalidInputError(
             f"The images are {given}; a float tensor, normalised, is needed, as dataset.batch(indices) returns it. "

@@ -8,10 +8,14 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Iterable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from prunegym.errors import InvalidInputError, UnknownNameError
 
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+Value = TypeVar("Value")
 Arrays = TypeVar("Arrays")
 """A tensor or an array."""
 
@@ -42,6 +46,25 @@ def whole_number(name: str, value: Any, low: int = 1, high: int | None = None, h
         span = f"of at least {low}" if high is None else f"from {low} to {high}"
         raise _refused(f"{name} is {value!r}; a whole number {span} is needed.", hint)
     return int(value)
+
+
+def instance(name: str, value: Value, kind: type | tuple[type, ...], hint: str = "") -> Value:
+    """Check that a value is of a class, or of one of several.
+
+    Raises:
+        InvalidInputError: If it is not.
+
+    Example:
+        >>> instance("dataset", 3, str, "Give its name.")
+        Traceback (most recent call last):
+            ...
+        prunegym.errors.InvalidInputError: dataset is a int; str is needed. Give its name.
+    """
+    if not isinstance(value, kind):
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        needed = " or ".join(one.__name__ for one in kinds)
+        raise _refused(f"{name} is a {type(value).__name__}; {needed} is needed.", hint)
+    return value
 
 
 def yes_or_no(name: str, value: Any) -> bool:
@@ -120,6 +143,27 @@ def plain(name: str, value: Arrays, hint: str = "") -> Arrays:
         if found:
             raise _refused(f"{name} is {kind}; a dense array or tensor of real numbers is needed.", hint)
     return value
+
+
+def array(name: str, value: Any, hint: str = "") -> npt.NDArray[Any]:
+    """Return a list, a tensor or an array as an array of real numbers that torch takes.
+
+    It is copied if its bytes are in another order than this machine's, if it runs backwards, or if it is read-only.
+
+    Raises:
+        InvalidInputError: If it is none: lists of several lengths, words, and what :func:`plain` refuses.
+    """
+    import numpy as np
+
+    given = plain(name, value, hint)
+    try:
+        made = np.asarray(given.detach().cpu() if hasattr(given, "detach") else given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise _refused(f"{name} is not an array ({error}).", hint) from error
+    if plain(name, made, hint).dtype.kind not in "biuf":
+        raise _refused(f"{name} is of type {made.dtype}; an array of numbers is needed.", hint)
+    fine = made.dtype.isnative and made.flags.writeable and all(step >= 0 for step in made.strides)
+    return made if fine else np.array(made, made.dtype.newbyteorder("="), order="C")
 
 
 def shape(name: str, value: Arrays, expected: Sequence[int | str], hint: str = "") -> Arrays:

@@ -216,6 +216,34 @@ def test_options_of_reset_of_another_kind(options: dict[str, object]) -> None:
         make_task("digits", images=2.5)
 
 
+@pytest.mark.parametrize("seed", [-1, 1.5, "a", True, [1]])
+def test_seeds(seed) -> None:
+    with pytest.raises(InvalidInputError, match=r"seed is .*; a whole number of at least 0 is needed"):
+        gym.make("prunegym/ChannelMask-v0").unwrapped.reset(seed=seed)
+
+
+def test_options_that_are_no_arrays() -> None:
+    gone = torch.zeros((), device="meta", dtype=torch.int64)
+    with pytest.raises(InvalidInputError, match=r"indices is .*Give a list of integers from 0 to"):
+        gym.make("prunegym/ChannelMask-v0").reset(options={"index": gone})
+    envs = gym.make_vec("prunegym/ChannelMask-v0", num_envs=3)
+    for name, value in (("index", [0, [1], 2]), ("reset_mask", [[True], True, False]), ("index", ["a", "b", "c"])):
+        with pytest.raises(InvalidInputError, match=rf"options\['{name}'\] is "):
+            envs.reset(options={name: value})
+    with pytest.raises(InvalidInputError, match=r"options\['penalty'\] is of shape \(2,\); \(3,\) is needed"):
+        envs.reset(options={"penalty": [0.1, 0.2], "reset_mask": [True, False, False]})
+
+
+def test_actions_of_another_byte_order_or_backwards() -> None:
+    bits = np.random.default_rng(0).integers(0, 2, 160)
+    taken = []
+    for given in (bits, bits.astype(">i4"), np.ascontiguousarray(bits[::-1])[::-1]):
+        env = gym.make("prunegym/ChannelMask-v0").unwrapped
+        env.reset(seed=0)
+        taken.append(env.step(given)[4]["mac_share"])
+    assert taken[0] == taken[1] == taken[2]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -252,5 +252,5 @@ def test_more_outputs_than_classes(digits: Dataset) -> None:
 
 
 def test_images_that_are_none(model: DynamicCNN) -> None:
-    with pytest.raises(InvalidInputError, match=r"Images are a NoneType that is not a tensor.*Give one of shape"):
+    with pytest.raises(InvalidInputError, match=r"The image tensor is of type object; .*Give a tensor of shape"):
         model.predict(None)  # type: ignore[arg-type]

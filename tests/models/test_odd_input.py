@@ -108,6 +108,11 @@ def test_lazy_and_empty_modules() -> None:
         MaskedCNN(lazy, torch.zeros(1, 1, 8, 8))
     lazy(torch.zeros(1, 1, 8, 8))
     assert MaskedCNN(lazy, torch.zeros(1, 1, 8, 8)).mask_size == 8
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        packed = torch.ao.quantization.quantize_dynamic(_plain(), {nn.Linear})
+    with pytest.raises(UntraceableModelError, match="packed weights, as quantised layers have"):
+        MaskedCNN(packed, torch.zeros(1, 1, 8, 8))
     with pytest.raises(InvalidInputError, match="'meta'"):
         MaskedCNN(_plain().to("meta"), torch.zeros(1, 1, 8, 8))
     with warnings.catch_warnings():

@@ -7,6 +7,7 @@ import gzip
 import io
 import lzma
 import os
+import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,15 @@ def check_expansion(expanded: int, stored: int) -> None:
     most = MOST_TIMES * stored + ROOM
     if expanded > most:
         raise ValueError(f"it expands to more than {most:,} bytes, {MOST_TIMES} times its size and more")
+
+
+def check_members(archive: zipfile.ZipFile, stored: int, wanted: Callable[[str], bool]) -> None:
+    """Check how many bytes the wanted members of a zip archive are together; zipfile reads no more than they state.
+
+    Raises:
+        ValueError: If they are too many for an archive of ``stored`` bytes.
+    """
+    check_expansion(sum(member.file_size for member in archive.infolist() if wanted(member.filename)), stored)
 
 
 def check_regular(path: Path, what: str) -> Path:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import zipfile
-import zlib
 from pathlib import Path
 
 from prunegym.errors import InvalidInputError
-from prunegym.models.data.files.bounded_files import check_regular
+from prunegym.models.data.files.bounded_files import BROKEN, check_members, check_regular
 from prunegym.models.data.files.decoding import Source
 from prunegym.models.data.files.readers import plain_name, tar_members
 
@@ -67,6 +66,8 @@ def is_hidden(step: str) -> bool:
 
 def _of_folder(path: Path) -> Contents:
     found = Contents()
+    if path.resolve() == Path(path.anchor or "/"):
+        raise InvalidInputError(f"{path} is the whole file system. Give the folder of the images.")
     # Folders to read, each with its path from the top and the folders above it: a link may lead back to one of them.
     waiting: list[tuple[Path, str, frozenset[Path]]] = [(path, "", frozenset())]
     while waiting:
@@ -108,11 +109,12 @@ def _of_zip(path: Path) -> Contents:
     found = Contents()
     try:
         with zipfile.ZipFile(path) as archive:
+            check_members(archive, path.stat().st_size, lambda name: is_image(plain_name(name)))
             for member in archive.infolist():
                 name = plain_name(member.filename)
                 if not member.is_dir():
                     found.files[name] = archive.read(member) if is_image(name) else b""
-    except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, NotImplementedError, zlib.error) as error:
+    except (zipfile.BadZipFile, RuntimeError, *BROKEN) as error:
         raise InvalidInputError(
             f"{path} cannot be read as a zip archive ({error}). It may be truncated: copy or pack it again."
         ) from error

@@ -14,14 +14,23 @@ from torch import Tensor
 
 from prunegym.errors import InvalidInputError, PruneGymError
 from prunegym.models.data.dataset import Dataset, Split
-from prunegym.models.data.files.bounded_files import BROKEN, ExpandedFile, check_expansion, check_regular
+from prunegym.models.data.files.bounded_files import (
+    BROKEN,
+    ExpandedFile,
+    check_expansion,
+    check_members,
+    check_regular,
+)
 from prunegym.models.data.splits import from_arrays
+from prunegym.validation import array
 
 Splits = dict[Split, Dataset]
 
 CIFAR_PIXELS = 3 * 32 * 32
 MOST_DIMENSIONS = 4
-"""Largest number of dimensions of an IDX file: images, channels, height and width."""
+"""Of an IDX file: images, channels, height and width."""
+ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
+"""Of an ``.npz`` file."""
 MAX_LINKS = 8
 """Largest number of links in a chain that are followed in an archive."""
 
@@ -166,18 +175,17 @@ def array_file(path: Path) -> Splits:
     """
     try:
         with check_regular(path, ".npz file").open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            for member in file.zip.infolist():
-                check_expansion(member.file_size, member.compress_size)
-            arrays = {key: torch.from_numpy(file[key]) for key in file.files}
+            names = file.files
+            check_members(file.zip, path.stat().st_size, lambda name: name.removesuffix(".npy") in ARRAYS)
+            arrays = {key: torch.as_tensor(array(f"{path}: {key}", file[key])) for key in ARRAYS if key in names}
     except PruneGymError:
         raise
     except Exception as error:  # a damaged file raises almost anything, even NotImplementedError and MemoryError
         raise InvalidInputError(f"{path} is not an .npz file of plain arrays ({error}).") from error
-    keys = ("train_images", "train_labels", "test_images", "test_labels")
-    missing = [key for key in keys if key not in arrays]
+    missing = [key for key in ARRAYS if key not in arrays]
     if missing:
         raise InvalidInputError(
-            f"{path} has no {missing[0]!r}; it has {sorted(arrays)}, and {', '.join(keys)} are needed."
+            f"{path} has no {missing[0]!r}; it has {sorted(names)}, and {', '.join(ARRAYS)} are needed."
         )
-    train, test = (arrays[keys[0]], arrays[keys[1]]), (arrays[keys[2]], arrays[keys[3]])
+    train, test = (arrays[ARRAYS[0]], arrays[ARRAYS[1]]), (arrays[ARRAYS[2]], arrays[ARRAYS[3]])
     return from_arrays(train, test, name=path.stem)

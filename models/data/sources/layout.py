@@ -11,7 +11,7 @@ from torch import Tensor
 
 from prunegym.errors import InvalidInputError
 from prunegym.models.data.sources.lazy_images import LazyImages, MappedArray
-from prunegym.validation import shape
+from prunegym.validation import array, shape
 
 USUAL = (1, 3, 4)
 """Channels of grey, RGB and RGBA images."""
@@ -66,10 +66,7 @@ def as_images(given: Any, what: str, channels: int | None = None) -> Tensor | La
         shape(what, given, ("count", "channels", "height", "width"))
         first = np.moveaxis(given, 3, 1) if channels_are_last(given.shape[1:], what, channels) else given
         return LazyImages(MappedArray(first))
-    try:
-        images = torch.as_tensor(given)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InvalidInputError(f"{what} is a {type(given).__name__}, which is not an array ({error}).") from error
+    images = given if isinstance(given, Tensor) else torch.as_tensor(array(what, given))
     shape(what, images, ("count", "channels", "height", "width"))
     if channels_are_last(images.shape[1:], what, channels):
         images = images.movedim(3, 1).contiguous()

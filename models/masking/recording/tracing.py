@@ -205,6 +205,11 @@ def _joined(network: nn.Module, recordings: list[Recording], output: Output, nam
 
 def _common(two: Any, three: Any, name: str, step: Step) -> Any:
     """Return an argument as it is for any batch, from what it is for batches of two and of three."""
+    if isinstance(two, torch.ScriptObject):
+        raise UntraceableModelError(
+            f"{name} computes step {step} from packed weights, as quantised layers have. Give the network that was "
+            "quantised."
+        )
     if isinstance(two, list) and isinstance(three, list) and len(two) == len(three):
         return [_common(one, other, name, step) for one, other in zip(two, three, strict=True)]
     if type(two) is type(three) is int and two != three:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import functools
 import gzip
 import io
 import lzma
@@ -13,6 +14,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,10 +29,13 @@ from tests.damage import in_little_memory
 ZEROS = bytes(1 << 20)
 
 
-def _bomb(path: Path, start: bytes = b"", megabytes: int = 256) -> Path:
+def _bomb(path: Path, start: bytes = b"", megabytes: int = 96) -> Path:
     """Write zeros as a compressed file a thousandth of their size."""
-    opener = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}[path.suffix]
-    with opener(path, "wb") as file:  # type: ignore[operator]
+    openers: dict[str, Callable[..., Any]] = {
+        ".gz": gzip.open, ".bz2": functools.partial(bz2.open, compresslevel=1),
+        ".xz": functools.partial(lzma.open, preset=0),
+    }  # fmt: skip
+    with openers[path.suffix](path, "wb") as file:
         file.write(start)
         for _ in range(megabytes):
             file.write(ZEROS)
@@ -141,9 +146,36 @@ def test_arrays_that_expand(tmp_path: Path) -> None:
         file.open("train_images.npy", "w", force_zip64=True) as out,
     ):
         out.write(stream.getvalue())
-        for _ in range(256):
+        for _ in range(96):
             out.write(ZEROS)
     assert "expands to more than" in in_little_memory(lambda: array_file(path))
+
+
+@pytest.mark.parametrize("suffix", ["zip", "npz"])
+def test_members_that_expand_together(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"x.{suffix}"
+    names = (
+        [f"train/a/{number}.png" for number in range(4)] if suffix == "zip" else ["train_images.npy", "test_images.npy"]
+    )
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for name in names:
+            file.writestr(name, bytes(48 << 20))
+    assert "expands to more than" in in_little_memory(lambda: load_dataset(str(path), "train"))
+
+
+def test_arrays_of_other_names_are_not_read(tmp_path: Path) -> None:
+    images, labels = np.zeros((20, 1, 8, 8), np.uint8), np.arange(20) % 2
+    np.savez_compressed(
+        tmp_path / "x.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels,
+        notes=np.array([None, print], dtype=object), other=np.zeros(96 << 20, np.uint8),
+    )  # fmt: skip
+    assert in_little_memory(lambda: array_file(tmp_path / "x.npz")) == "read"
+
+
+def test_the_whole_file_system_is_no_data_set() -> None:
+    assert "/ is the whole file system. Give the folder of the images." in in_little_memory(
+        lambda: load_dataset("/", "train")
+    )
 
 
 @pytest.mark.parametrize("change", ["encrypted", "another method"])
