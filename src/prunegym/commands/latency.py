@@ -53,7 +53,7 @@ def latency(
         "all channels": _milliseconds(found.dense_seconds),
         "half of each gate": _milliseconds(half),
         "no channel": _milliseconds(none),
-        "deciding": _milliseconds(found.policy),
+        "policy": _milliseconds(found.policy),
         "error end to end": f"mean {found.validation['mean_error']:.1%}, largest {found.validation['max_error']:.1%}",
     }
     emit(document, machine.as_json, Facts(f"Latency of {model}", rows), _gate_table(found))
