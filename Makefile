@@ -6,15 +6,15 @@ PIP_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# Many small tensors: one thread a test process is faster than two processes fighting over two cores.
+# Tensors are small: one thread per test process is faster than two processes that compete for two cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .PHONY: venv demo test test-slow test-all lint format types check site wheel-test kernel-sanitize soak networks clean
 
 venv: $(STAMP)
 
-# torch goes in first and by its exact version: a range that another package asks for may fetch a CUDA build.
-# The kernel is built on the way, where there is a compiler.
+# torch is installed first, in its exact version, because the range of another package may fetch a CUDA build.
+# This also builds the kernel, if there is a compiler.
 $(STAMP): pyproject.toml constraints.txt setup.py $(wildcard models/kernel/csrc/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) "$$(grep '^torch==' constraints.txt)" -c constraints.txt
@@ -52,7 +52,7 @@ site: $(STAMP)
 wheel-test: $(STAMP)
 	PIP_ARGS="$(PIP_ARGS)" bash .ci/wheel_test $(BIN)/python
 
-# Networks of torchvision, timm and transformers, tried one by one, in a virtual environment of their own.
+# Tries networks of torchvision, timm and transformers, in a separate environment of several GB; outside .ci/run.
 networks:
 	test -d .venv-networks || (python3 -m venv .venv-networks && \
 		.venv-networks/bin/pip install torch==2.14.1 torchvision==0.29.1 timm transformers lazy_loader)
