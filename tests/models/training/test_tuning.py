@@ -79,7 +79,7 @@ def test_targets_that_fit_no_policy(digits_masked: MaskedCNN, digits: Dataset) -
         TuneConfig((0.8, 0.0))
     with pytest.raises(InvalidInputError, match=r"target_macs is 'best'; a finite number above 0 and at most 1 is"):
         TuneConfig("best")
-    with pytest.raises(InvalidInputError, match=r"exclude each other"):
+    with pytest.raises(InvalidInputError, match=r"cannot be combined with two MAC targets"):
         TuneConfig((0.8, 0.4), sparsity=0.1)
     with pytest.raises(InvalidInputError, match=r"distillation is 1\.5; a finite number of at least 0 and at most 1"):
         TuneConfig(0.5, distillation=1.5)
