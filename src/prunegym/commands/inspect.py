@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from prunegym.commands.options import AnyModel, Data, Machine, grouped
+from prunegym.commands.options import NO_DATA, AnyModel, Data, Machine, Network, grouped
 from prunegym.commands.output import Facts, Table, emit, percent, shares_on
 from prunegym.errors import InvalidInputError
 
@@ -14,18 +14,17 @@ if TYPE_CHECKING:
 
 
 @grouped
-def inspect(model: AnyModel, data: Data, machine: Machine) -> None:
+def inspect(model: AnyModel, data: Data, network: Network, machine: Machine) -> None:
     """Show a CNN's gates, what a channel of each costs, and which convolutions cannot be gates, with the reason."""
-    from prunegym.models.catalog import open_model
-    from prunegym.models.zoo.network_registry import ZOO
+    from prunegym.models.zoo.network_registry import is_network
 
     machine.settle(data)
-    if model not in ZOO and dataclasses.replace(data, data_root=None) != Data():
+    if not is_network(model) and dataclasses.replace(data, data_root=None) != NO_DATA:
         option = "--dataset" if data.dataset is not None else "An option on images"
         raise InvalidInputError(
-            f"{option} is for a network of the zoo, which is built for it; {model} has its images. Leave it out."
+            f"{option} is for a network by name, which is built for it; {model} has its images. Leave it out."
         )
-    stored = open_model(model, data.dataset, **data.transform)
+    stored = network.open(model, data, trained=False)
     document = describe(stored)
     caption = "price: MACs of an image that one channel less saves in the full network"
     rows = [[gate["name"], str(gate["width"]), f"{gate['price']:,}"] for gate in document["gates"]]
