@@ -13,22 +13,24 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import subprocess
-import sys
+import multiprocessing
 import warnings
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
-from network_row import Facts, Row, measured
+from network_row import EXACT, Facts, Row, measured
 from torch import nn
 
 ROOT = Path(__file__).parent.parent
 RESULTS, PAGE = ROOT / "results" / "networks", ROOT / "docs" / "networks.md"
 SECONDS = 1200
 """For one network."""
-EXACT, REMOVABLE = 1e-4, 0.2
+FORK = multiprocessing.get_context("fork")
+"""The libraries are imported once."""
+REMOVABLE = 0.2
 
 
 def _torchvision(name: str, **options: Any) -> Callable[[], nn.Module]:
@@ -106,15 +108,24 @@ def file_of(number: int) -> Path:
 def run_apart(number: int, row: Row) -> Facts:
     """Try a network in a process of its own, and return its facts."""
     facts: Facts = {"number": number, "network": row.name, "size": row.size, "static_half": row.static_half}
-    command = [sys.executable, __file__, "--child", str(number)]
+    ours, theirs = FORK.Pipe(duplex=False)
+    child = FORK.Process(target=_measure, args=(row, theirs))
+    child.start()
+    theirs.close()
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
-    except subprocess.TimeoutExpired:
-        return {**facts, "status": "failed", "reason": f"no result within {SECONDS} seconds"}
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        return {**facts, "status": "failed", "reason": last[:400]}
-    return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
+        done: Facts = ours.recv() if ours.poll(SECONDS) else {"reason": f"no result within {SECONDS} seconds"}
+    except EOFError:
+        done = {"reason": "the process died"}
+    child.kill()
+    child.join()
+    return {**facts, "status": "failed", **done}
+
+
+def _measure(row: Row, out: Connection) -> None:
+    try:
+        out.send(measured(row))
+    except Exception as error:  # a fault is a result too
+        out.send({"reason": f"{type(error).__name__}: {str(error)[:400]}"})
 
 
 def is_good(facts: Facts) -> bool:
@@ -129,13 +140,13 @@ INTRODUCTION = """# Networks that were tried
 
 `make networks` makes this page. It takes networks of torchvision, timm, transformers and others, with random weights
 where the name does not say `trained`, traces them with `gates="auto"` and with `gates="all"`, masks half of the
-channels of each gate, and compares the outputs with those of the plain network, cut by Torch-Pruning or with channels
-zeroed by hooks.
+channels of each gate, and compares the outputs with those of the plain network without these channels.
 
 - **removable**: the share of the MACs that masks can remove.
 - **half**: the MAC share without the first half of each gate's channels; *static* is Torch-Pruning's, which cuts half
   of every group.
-- **error**: the largest difference at half, relative to the largest output; *cut* by Torch-Pruning or by *hooks*.
+- **error**: the largest difference at half, relative to the largest output: from the network *cut* by Torch-Pruning;
+  where that fails, with the filters *zeroed* (networks without norms), or with channels zeroed by *hooks*.
 - **CPU s** and **MiB**: to construct `MaskedCNN` with `gates="auto"`, on one thread.
 - **way**: what `skip` can use here. **time**: seconds over those of the fastest dense torch form, at kept shares of 0.3
   to 0.7 (empty: not measured).
@@ -183,12 +194,10 @@ def _line(facts: Facts) -> str:
 
 
 def _error(one: Facts) -> str:
-    names = {"Torch-Pruning": "cut", "hooks": "hooks"}
-    return (
-        f"{one['half_error']:.0e}, {names[one['oracle']]}"
-        if "half_error" in one
-        else f"{one['ones_error']:.0e}, all on"
-    )
+    if "half_error" not in one:
+        return f"{one['ones_error']:.0e}, all on"
+    names = {"Torch-Pruning": "cut", "zeroed filters": "zeroed", "hooks": "hooks", "none": "wrong"}
+    return f"{one['half_error']:.0e}, {names[one['oracle']]}"
 
 
 def _rejected(facts: Facts) -> str:
@@ -206,14 +215,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("numbers", nargs="*", type=int)
     parser.add_argument("--page", action="store_true", help="only write the page from the files")
-    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     known = rows()
-    if chosen.child:
-        warnings.simplefilter("ignore")
-        torch.set_num_threads(1)
-        print(json.dumps(measured(known[chosen.numbers[0]])))
-        return
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
     RESULTS.mkdir(parents=True, exist_ok=True)
     wanted = chosen.numbers or [number for number in known if not file_of(number).exists()]
     for number in [] if chosen.page else wanted:

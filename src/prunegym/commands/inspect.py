@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from prunegym.commands.options import NO_DATA, AnyModel, Data, Machine, Network, grouped
 from prunegym.commands.output import Facts, Table, emit, percent, shares_on
-from prunegym.errors import InvalidInputError
+from prunegym.errors import CoverageWarning, InvalidInputError
 
 if TYPE_CHECKING:
     from prunegym.models.storage.model_file import Bundle
+
+SMALL = 0.2
+"""Share of the MACs. Less is hardly worth gates: the policy costs about 1 %, and time falls less than MACs."""
 
 
 @grouped
@@ -35,6 +39,14 @@ def inspect(model: AnyModel, data: Data, network: Network, machine: Machine) -> 
     if document["rejected"]:
         tables.append(Facts("Convolutions that cannot be gates", document["rejected"]))
     emit(document, machine.as_json, *tables)
+    if document["removable"] < SMALL:
+        more = any("gates='all'" in reason for reason in document["rejected"].values())
+        warnings.warn(
+            f"Masks can remove {percent(document['removable'])} of the MACs at most, less than {percent(SMALL)}."
+            + (" --gates all (in Python, gates='all') opens residual sums and hidden layers too." if more else ""),
+            CoverageWarning,
+            stacklevel=2,
+        )
 
 
 def describe(stored: Bundle) -> dict[str, Any]:
@@ -52,6 +64,7 @@ def describe(stored: Bundle) -> dict[str, Any]:
         "mask_size": masked.mask_size,
         "total_macs": masked.cost.total_macs,
         "fixed_macs": masked.cost.fixed_macs,
+        "removable": 1 - masked.cost.fixed_macs / masked.cost.total_macs,
         "total_weights": masked.cost.total_weights,
         "policy": None if policy is None else type(policy).__name__,
         "policy_macs": None if policy is None else policy.macs,
@@ -74,6 +87,7 @@ def _summary(document: dict[str, Any]) -> dict[str, object]:
         "channels to mask": f"{document['mask_size']} in {len(document['gates'])} gates",
         "MACs of an image": f"{total:,}",
         "of these fixed": f"{fixed:,} ({percent(fixed / total)}): no mask removes them",
+        "removable": percent(document["removable"]),
         "policy": "none" if policy is None else f"{document['policy']}, {policy:,} MACs ({percent(policy / total)})",
     }
     if document["transform"] is not None:
