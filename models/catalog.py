@@ -14,19 +14,18 @@ from prunegym.errors import InvalidInputError, MissingDataError, UnknownNameErro
 from prunegym.models.checks import check_images
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.data.dataset_registry import SOURCES, load_dataset
-from prunegym.models.data.normalisation import Normalisation
-from prunegym.models.data.transform import Transform
 from prunegym.models.dynamic_cnn import SHIPPED, DynamicCNN, shipped_path
 from prunegym.models.masking.masked_cnn import MaskedCNN
+from prunegym.models.named_networks import masked_bundle, open_network
 from prunegym.models.storage.cnn_info import CNNInfo
 from prunegym.models.storage.model_file import Bundle, read_model
 from prunegym.models.storage.run_folder import command_line
 from prunegym.models.training.cnn_training import accuracy
-from prunegym.models.zoo.network_registry import ZOO
+from prunegym.models.zoo.network_registry import FORMS, ZOO, is_code, is_network, network_constructor
 from prunegym.validation import whole_number
 
 Model: TypeAlias = str | Path | nn.Module | Bundle
-"""The name of a shipped model or of a network of the zoo, a model file, a CNN, a masked or dynamic CNN, or a bundle."""
+"""The name of a shipped model or of a network, a model file, a CNN, a masked or dynamic CNN, or a bundle."""
 
 
 def resolve_model(model: object, data: Callable[[CNNInfo | None], Mapping[str, Dataset]]) -> Bundle:
@@ -58,7 +57,7 @@ def _known(model: object) -> Bundle | None:
     if isinstance(model, DynamicCNN):
         return Bundle(masked=model.masked, info=model.info, policy=model.policy)
     if isinstance(model, str | Path):
-        return None if str(model) in ZOO else open_model(str(model))
+        return None if is_network(str(model)) and not Path(model).is_file() else open_model(str(model))
     if isinstance(model, nn.Module):
         return None
     raise InvalidInputError(
@@ -69,52 +68,58 @@ def _known(model: object) -> Bundle | None:
 
 def _masked(model: object, images: Dataset) -> Bundle:
     if isinstance(model, str | Path):
-        return _with_new_weights(CNNInfo.of(str(model), images))
+        network_constructor(str(model))
+        info = CNNInfo.of(str(model), images)
+        return masked_bundle(info, info.build())
     masked = model if isinstance(model, MaskedCNN) else MaskedCNN(cast(nn.Module, model), images.batch(torch.arange(1)))
     return Bundle(masked=masked, info=CNNInfo.of(type(masked.network).__name__, images))
 
 
-def _with_new_weights(info: CNNInfo) -> Bundle:
-    return Bundle(masked=MaskedCNN(info.build(), info.example()), info=info)
-
-
-def open_model(name: str, dataset: str | None = None, **transform: Any) -> Bundle:
+def open_model(
+    name: str,
+    dataset: str | None = None,
+    *,
+    weights: Path | str | None = None,
+    gates: str | None = None,
+    **transform: Any,
+) -> Bundle:
     """Open a model by name.
 
     Args:
-        name: Name of a shipped model, a model file or a network of the zoo.
-        dataset: The data set to build a network of the zoo for; None builds it for ten classes of 3x32x32 images.
-        transform: Options of :func:`load_dataset` for images of other sizes, for a network of the zoo.
+        name: Name of a shipped model, a model file or a network, see :func:`prunegym.models.build`.
+        dataset: The data set to build a network for; None builds it for the images and classes of its library, or for
+            ten classes of 3x32x32 images.
+        weights: A file of weights for a network by name.
+        gates: ``auto``, ``all`` or names of layers with commas between them, for a model without a policy.
+        transform: Options of :func:`load_dataset` for images of other sizes, for a network by name.
 
     Raises:
         UnknownNameError: If it is none of these.
+        InvalidInputError: If the weights do not fit, or are given for a model file.
     """
-    if name in ZOO and dataset is not None:
-        return _with_new_weights(CNNInfo.of(name, load_dataset(dataset, **transform)))
-    if name in ZOO:
-        chosen = Transform.of(**transform)
-        size = (32, 32) if chosen is None else chosen.image_size
-        blank = Normalisation((0.5,) * 3, (0.5,) * 3)
-        return _with_new_weights(CNNInfo(name, 10, (3, *size), blank, tuple("0123456789"), "none"))
+    if is_network(name) and not Path(name).is_file():
+        return open_network(name, dataset, weights, gates or "auto", **transform)
+    if weights is not None:
+        raise InvalidInputError(f"--weights is for a network by name; {name} has its own. Leave it out.")
     if name in SHIPPED:
-        return read_model(shipped_path(name))
+        return read_model(shipped_path(name), gates=gates)
     if name.endswith(".safetensors") or Path(name).is_file():
-        return read_model(name)
-    raise UnknownNameError("model", name, [*SHIPPED, *ZOO, "path/to/model.safetensors"])
+        return read_model(name, gates=gates)
+    raise UnknownNameError("model", name, [*SHIPPED, *ZOO, *FORMS, "path/to/model.safetensors"])
 
 
-def open_trained(name: str) -> Bundle:
-    """Open a trained model by name.
+def open_trained(name: str, *args: Any, weights: Path | str | None = None, **options: Any) -> Bundle:
+    """Open a trained model by name; arguments as of :func:`open_model`.
 
     Raises:
-        InvalidInputError: For a network of the zoo, which has random weights.
+        InvalidInputError: For a network without weights. Your own function is expected to load its own weights.
     """
-    if name in ZOO:
+    if is_network(name) and not is_code(name) and weights is None and not Path(name).is_file():
         raise InvalidInputError(
             f"{name!r} is a network with random weights. Train it first: prunegym train-cnn {name} --out FOLDER, then "
-            "give FOLDER/cnn.safetensors."
+            "give FOLDER/cnn.safetensors. Or give a file of its weights: --weights FILE."
         )
-    return open_model(name)
+    return open_model(name, *args, weights=weights, **options)
 
 
 def load_for(info: CNNInfo, name: str | Path | None, split: str) -> Dataset:

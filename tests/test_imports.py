@@ -70,7 +70,7 @@ models.masking
 models.gating models.checks
 models.storage
 models.skipping
-models.training models.dynamic_cnn models.timing
+models.training models.dynamic_cnn models.timing models.named_networks
 models.export models.conversion models.catalog
 envs
 agents.evaluation

@@ -9,6 +9,7 @@ from typing import Any
 from prunegym.errors import InvalidInputError
 from prunegym.models.data.normalisation import Normalisation
 from prunegym.models.data.transform import Transform
+from prunegym.models.zoo.libraries import statement
 
 
 def pretrained_transform(source: Any) -> tuple[Transform, Normalisation]:
@@ -16,7 +17,7 @@ def pretrained_transform(source: Any) -> tuple[Transform, Normalisation]:
 
     Args:
         source: torchvision's weights, such as ``MobileNet_V3_Small_Weights.DEFAULT``, or their ``transforms()``; a timm
-            model, or its ``pretrained_cfg``.
+            model, or its ``pretrained_cfg``; or a name such as ``timm:efficientnet_lite0``.
 
     Raises:
         InvalidInputError: If it is none of these, or does not crop from the middle.
@@ -27,6 +28,9 @@ def pretrained_transform(source: Any) -> tuple[Transform, Normalisation]:
         >>> str(pretrained_transform(config)[0])
         'shorter side 256, center crop 224x224, bicubic'
     """
+    if isinstance(source, str):
+        stated = statement(source)
+        source = None if stated is None else stated.source
     source = getattr(source, "pretrained_cfg", source)
     if isinstance(source, Mapping) and "input_size" in source:
         return _of_timm(source)

@@ -19,7 +19,7 @@ from prunegym.models.data.normalisation import Normalisation
 from prunegym.models.data.transform import Transform
 from prunegym.models.storage.weights import fingerprint_of
 from prunegym.models.tasks.objective import KINDS, Objective
-from prunegym.models.zoo.network_registry import ZOO, build
+from prunegym.models.zoo.network_registry import build, is_code, is_known
 from prunegym.validation import whole_number
 
 MOST_PIXELS = 2**22
@@ -31,7 +31,8 @@ class CNNInfo:
     """The description of a CNN in a model file.
 
     Attributes:
-        architecture: Name in the zoo. With any other name, pass or register the network before you load.
+        architecture: Name of the network, see :func:`prunegym.models.build`. With any other name, pass or register the
+            network before you load.
         num_classes: Outputs.
         image_shape: (channels, height, width).
         normalisation: How images become the network's input.
@@ -109,13 +110,17 @@ class CNNInfo:
         """Build the network with new weights.
 
         Raises:
-            InvalidInputError: If it is not in the zoo.
+            InvalidInputError: If it is neither in the zoo nor of a library, or is your code that was not named yet.
         """
-        if self.architecture not in ZOO:
-            raise InvalidInputError(
-                f"The file has weights of {self.architecture!r}, which is not in the zoo. Build the network, pass "
-                "it as network=, or import a module that calls register_network (--import MODULE)."
+        if not is_known(self.architecture):
+            how = (
+                f"which is your code, and is not imported only because a file says so: --import {self.architecture}, or "
+                "build the network and pass it as network=."
+                if is_code(self.architecture)
+                else "which is not in the zoo. Build the network, pass it as network=, or import a module that calls "
+                "register_network (--import MODULE)."
             )
+            raise InvalidInputError(f"The file has weights of {self.architecture!r}, {how}")
         return build(self.architecture, self.num_classes, self.image_shape[0], self.image_shape[1:])
 
     @property

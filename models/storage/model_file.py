@@ -89,16 +89,17 @@ def write_model(
 
 
 @new_tensors_in()
-def read_model(path: Path | str, network: nn.Module | None = None) -> Bundle:
+def read_model(path: Path | str, network: nn.Module | None = None, gates: str | None = None) -> Bundle:
     """Read a model file of :func:`write_model`.
 
     Args:
         path: The file.
         network: The network, with any weights, if it is not in the zoo.
+        gates: ``auto``, ``all`` or names with commas between them, for a CNN without a policy.
 
     Raises:
         MissingDataError: If there is no such file.
-        InvalidInputError: If it is damaged or was not written by PruneGym.
+        InvalidInputError: If it is damaged or was not written by PruneGym, or gates are chosen for its policy.
     """
     path = Path(path)
     if not path.is_file():
@@ -112,17 +113,20 @@ def read_model(path: Path | str, network: nn.Module | None = None) -> Bundle:
         info = from_json(description["info"])
         network = info.build() if network is None else network
     files.load_tensors(network, _part(tensors, "network."), str(path))
-    gates = description.get("gates", "auto")
-    masked = MaskedCNN(network, info.example(), gates=gates)
+    stored = description.get("gates")
+    if stored is not None and gates is not None:
+        raise InvalidInputError(f"{path} has a policy for its own {len(stored)} gates. Leave out the choice of gates.")
+    chosen = stored or ("auto" if gates is None else gates if gates in ("auto", "all") else gates.split(","))
+    masked = MaskedCNN(network, info.example(), gates=chosen)
     if "policy" not in description:
         return Bundle(masked=masked, info=info)
     with _reading(path, "policy"):
         features = _feature_options(path, dict(description["features"]))
-        stored = _part(tensors, "policy.")
-        largest = max((size for tensor in stored.values() for size in tensor.shape), default=0)
+        weights = _part(tensors, "policy.")
+        largest = max((size for tensor in weights.values() for size in tensor.shape), default=0)
         policy = _policy(masked, features, dict(description["policy"]), largest)
-    files.load_tensors(policy, stored, str(path))
-    if any((tensor.abs() > LARGEST_WEIGHT).any() for tensor in stored.values()):
+    files.load_tensors(policy, weights, str(path))
+    if any((tensor.abs() > LARGEST_WEIGHT).any() for tensor in weights.values()):
         raise InvalidInputError(f"{path} is damaged: its policy has weights beyond {LARGEST_WEIGHT:g}. Write it again.")
     deviations = [value for name, value in policy.features.named_buffers() if name.startswith("std")]
     if any((value <= 0).any() for value in deviations):

@@ -18,6 +18,7 @@ from prunegym.errors import InvalidInputError, MissingDataError
 from prunegym.models.data.dataset import CLASSES, Dataset
 from prunegym.models.data.files.bounded_files import check_regular
 from prunegym.models.data.sources.lazy_images import LazyImages
+from prunegym.models.storage.misfit import misfit
 
 
 @contextlib.contextmanager
@@ -87,10 +88,13 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
         partial.write_bytes(safetensors.torch.save(plain, metadata))
 
 
+_NESTED = ("state_dict", "model", "model_state_dict")
+
+
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Read a state dict from safetensors, or from a torch file of plain tensors.
 
-    Public checkpoints often store the state dict under ``state_dict``, next to the epoch and the like, and prefix its
+    Public checkpoints often store the state dict under ``state_dict`` or ``model``, next to the epoch, and prefix its
     names with ``module.`` (torch's ``DataParallel``). The other entries are dropped, and the prefix is removed.
     Everything is loaded with ``weights_only=True``, so no code is executed.
 
@@ -113,8 +117,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         except SafetensorError as error:
             raise InvalidInputError(f"{path} is not a safetensors file ({error}). It may be truncated.") from error
     state = _torch_file(path)
-    if isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
+    state = next((inner for key in _NESTED if isinstance(inner := state.get(key), dict)), state)
     tensors = {
         name.removeprefix("module."): value
         for name, value in state.items()
@@ -155,14 +158,11 @@ def load_tensors(network: nn.Module, tensors: Mapping[str, Tensor], source: str)
         InvalidInputError: If names, shapes or kinds of numbers differ, or a weight is NaN or infinite.
     """
     own = network.state_dict()
-    # Checkpoints from before torch 0.4.1 have no num_batches_tracked; eval mode never reads it.
-    missing = [name for name in own if name not in tensors and not name.endswith("num_batches_tracked")]
-    extra = [name for name in tensors if name not in own]
-    wrong = [name for name in own if name in tensors and own[name].shape != tensors[name].shape]
-    if missing or extra or wrong:
+    wrong = misfit(own, tensors)
+    if wrong is not None:
         raise InvalidInputError(
-            f"{source} does not fit {type(network).__name__}: missing {missing[:3]}, unexpected {extra[:3]}, "
-            f"other shapes {wrong[:3]}. Build the network with the arguments of the checkpoint's network."
+            f"{source} does not fit {type(network).__name__}: {wrong}. Build the network with the arguments of the "
+            "checkpoint's network."
         )
     for name, tensor in tensors.items():
         wrong_with = _wrong_with(name, tensor, own[name])

@@ -133,7 +133,8 @@ def import_own(
             "--import",
             metavar="MODULE",
             envvar="PRUNEGYM_IMPORT",
-            help="Import this Python module first, for example one that calls prunegym.models.register_network.",
+            help="Import this Python module first: one that calls prunegym.models.register_network, or that has the "
+            "function of a network that a model file names as module:function.",
         ),
     ] = None,
     version: Annotated[  # noqa: ARG001
@@ -142,7 +143,12 @@ def import_own(
 ) -> None:
     """Import your modules before the command runs."""
     for module in modules or ():
-        import_module(module, f"module {module!r}")
+        if ":" in module:
+            from prunegym.models.zoo.network_registry import network_constructor
+
+            network_constructor(module)
+        else:
+            import_module(module, f"module {module!r}")
 
 
 def main() -> None:

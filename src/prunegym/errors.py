@@ -71,6 +71,10 @@ class DataWarning(UserWarning):
     """Files of an image folder that are left out."""
 
 
+class CoverageWarning(UserWarning):
+    """Gates that can remove only a small share of a network's MACs."""
+
+
 def suggestion(name: object, names: Iterable[str]) -> str:
     """Return the end of a message about an unknown name: the nearest name, if there is one, and all names."""
     known = sorted(names)

@@ -102,7 +102,7 @@ def test_demo_twice_in_one_folder(tmp_path: Path) -> None:
         (["evaluate", "digits", "--device", "foo"], "device is 'foo', which torch does not know"),
         (["evaluate", "digits", "--device", "cuda:99"], "sees \\d+ CUDA devices here"),
         (["evaluate", "digits", "--penalty", "inf"], "a finite number is needed"),
-        (["inspect", "digits", "--dataset", "digits"], "--dataset is only for networks of the zoo"),
+        (["inspect", "digits", "--dataset", "digits"], "--dataset is only for a network by name"),
         (["prepare", "digits", "--epochs", "0", "--frozen", "--out", "x"], "--epochs 0 stops after imitation"),
         (["export", "digits", "--out", "x.safetensors"], "cannot be an ONNX file"),
         (["latency", "digits", "--out", "x.safetensors"], "cannot be a table"),

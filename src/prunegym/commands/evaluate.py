@@ -37,6 +37,7 @@ TIME_CAPTION = (
 def evaluate(
     model: opt.TrainedModel,
     data: opt.Data,
+    network: opt.Network,
     machine: opt.AnyMachine,
     agent: Annotated[str | None, typer.Option(help=AGENT)] = None,
     trust_code: opt.TrustCode = False,
@@ -53,14 +54,14 @@ def evaluate(
     import torch
 
     from prunegym.agents.evaluation.predictors import PredictorOptions, load_agent
-    from prunegym.models.catalog import open_split, open_trained
+    from prunegym.models.catalog import open_split
     from prunegym.models.dynamic_cnn import DynamicCNN
     from prunegym.models.gating.gate_policy import check_penalty
     from prunegym.models.storage.model_file import read_model
     from prunegym.models.timing.latency_table import open_table
 
     machine.settle(data)
-    stored = data.on(open_trained(model))
+    stored = network.open(model, data)
     tested = open_split(stored.info, data.dataset, split, images)
     bounds = None
     own: Any = torch.ones(stored.masked.mask_size, dtype=torch.bool)  # a CNN without gates keeps all channels

@@ -7,13 +7,15 @@ from typing import Annotated, Any
 
 import typer
 
-from prunegym.commands.options import JsonFlag, TrainedModel
+from prunegym.commands.options import NO_DATA, JsonFlag, Network, TrainedModel, grouped
 from prunegym.commands.output import Facts, emit
 from prunegym.errors import InvalidInputError
 
 
+@grouped
 def export(
     model: TrainedModel,
+    network: Network,
     out: Annotated[Path, typer.Option("--out", help="The ONNX file.")],
     dense: Annotated[bool, typer.Option("--dense", help="The CNN with all channels on, without the policy.")] = False,
     mask_input: Annotated[bool, typer.Option("--mask-input", help="Make the mask an input, without a policy.")] = False,
@@ -22,7 +24,6 @@ def export(
     as_json: JsonFlag = False,
 ) -> None:
     """Write policy and CNN as one ONNX model for one image per call; masked channels are not computed."""
-    from prunegym.models.catalog import open_trained
     from prunegym.models.export.onnx_channels import cut_gates
     from prunegym.models.export.onnx_model import export_onnx
 
@@ -30,7 +31,7 @@ def export(
         raise InvalidInputError(
             "--dense keeps all channels, so it takes no mask. Give one of --dense and --mask-input."
         )
-    stored = open_trained(model)
+    stored = network.open(model, NO_DATA)
     decide: Any = "all" if dense else "input" if mask_input else "policy"
     export_onnx(stored, out, decide, pixels, penalty)  # type: ignore[arg-type]  # the name is checked there
     shape = ", ".join(map(str, (1, *stored.info.image_shape)))

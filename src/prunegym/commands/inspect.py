@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from typing import TYPE_CHECKING, Any
 
-from prunegym.commands.options import AnyModel, Data, Machine, grouped
+from prunegym.commands.options import NO_DATA, AnyModel, Data, Machine, Network, grouped
 from prunegym.commands.output import Facts, Table, emit, percent, shares_on
-from prunegym.errors import InvalidInputError
+from prunegym.errors import CoverageWarning, InvalidInputError
 
 if TYPE_CHECKING:
     from prunegym.models.storage.model_file import Bundle
 
+SMALL = 0.2
+"""Share of the MACs. Less is hardly worth gates: the policy costs about 1 %, and time falls less than MACs."""
+
 
 @grouped
-def inspect(model: AnyModel, data: Data, machine: Machine) -> None:
+def inspect(model: AnyModel, data: Data, network: Network, machine: Machine) -> None:
     """Show a CNN's gates, what a channel of each costs, and which convolutions cannot be gates, with the reason."""
-    from prunegym.models.catalog import open_model
-    from prunegym.models.zoo.network_registry import ZOO
+    from prunegym.models.zoo.network_registry import is_network
 
     machine.settle(data)
-    if model not in ZOO and dataclasses.replace(data, data_root=None) != Data():
+    if not is_network(model) and dataclasses.replace(data, data_root=None) != NO_DATA:
         option = "--dataset" if data.dataset is not None else "An option on images"
         raise InvalidInputError(
-            f"{option} is only for networks of the zoo; {model} already has a data set. Leave it out."
+            f"{option} is only for a network by name; {model} already has a data set. Leave it out."
         )
-    stored = open_model(model, data.dataset, **data.transform)
+    stored = network.open(model, data, trained=False)
     document = describe(stored)
     caption = "price: MACs per image that removing one channel from the full network saves"
     rows = [[gate["name"], str(gate["width"]), f"{gate['price']:,}"] for gate in document["gates"]]
@@ -36,6 +39,14 @@ def inspect(model: AnyModel, data: Data, machine: Machine) -> None:
     if document["rejected"]:
         tables.append(Facts("Convolutions that cannot be gates", document["rejected"]))
     emit(document, machine.as_json, *tables)
+    if document["removable"] < SMALL:
+        more = any("gates='all'" in reason for reason in document["rejected"].values())
+        warnings.warn(
+            f"Masks can remove {percent(document['removable'])} of the MACs at most, less than {percent(SMALL)}."
+            + (" --gates all (in Python, gates='all') opens residual sums and hidden layers too." if more else ""),
+            CoverageWarning,
+            stacklevel=2,
+        )
 
 
 def describe(stored: Bundle) -> dict[str, Any]:
@@ -53,6 +64,7 @@ def describe(stored: Bundle) -> dict[str, Any]:
         "mask_size": masked.mask_size,
         "total_macs": masked.cost.total_macs,
         "fixed_macs": masked.cost.fixed_macs,
+        "removable": 1 - masked.cost.fixed_macs / masked.cost.total_macs,
         "total_weights": masked.cost.total_weights,
         "policy": None if policy is None else type(policy).__name__,
         "policy_macs": None if policy is None else policy.macs,
@@ -75,6 +87,7 @@ def _summary(document: dict[str, Any]) -> dict[str, object]:
         "channels to mask": f"{document['mask_size']} in {len(document['gates'])} gates",
         "MACs per image": f"{total:,}",
         "fixed MACs": f"{fixed:,} ({percent(fixed / total)}): no mask can remove them",
+        "removable": percent(document["removable"]),
         "policy": "none" if policy is None else f"{document['policy']}, {policy:,} MACs ({percent(policy / total)})",
     }
     if document["transform"] is not None:

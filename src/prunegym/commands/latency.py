@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from prunegym.commands.options import AnyModel, Machine, grouped
+from prunegym.commands.options import AnyModel, Data, Machine, Network, grouped
 from prunegym.commands.output import Facts, Table, emit
 from prunegym.errors import InvalidInputError
 
@@ -20,6 +20,8 @@ def latency(
     model: AnyModel,
     out: Annotated[Path, typer.Option("--out", help="The table, a JSON file.")],
     machine: Machine,
+    data: Data,
+    network: Network,
     execution: Annotated[str, typer.Option(help="torch (smaller convolutions), or kernel (compiled).")] = "torch",
     rounds: Annotated[int, typer.Option(help="Runs of each pattern of kept widths; the median is used.", min=1)] = 15,
     clock: Annotated[str, typer.Option(help="wall, or cpu: processor time, for a busy machine.")] = "wall",
@@ -27,14 +29,13 @@ def latency(
     """Measure, image by image, how long each part of a CNN takes at a few kept widths, and check it end to end."""
     import torch
 
-    from prunegym.models.catalog import open_model
     from prunegym.models.timing.latency_measurement import measure
     from prunegym.models.timing.latency_timers import make_timer
 
-    machine.settle()
+    machine.settle(data)
     if out.suffix == ".safetensors" or out.is_dir():
         raise InvalidInputError(f"--out is {out}, which cannot be a table. Give a name that ends in .json.")
-    stored = open_model(model)
+    stored = network.open(model, data, trained=False)
     masked, policy = stored.masked, stored.policy
     timer = make_timer(execution, masked, clock)
     found = measure(masked, timer, policy, clock=clock, rounds=rounds)

@@ -26,8 +26,10 @@ def finite(param: typer.CallbackParam, value: float | None) -> float | None:
     return None if value is None else check_finite(param.opts[0], value)
 
 
-TrainedModel = Annotated[str, typer.Argument(help="A model file, or a shipped model.")]
-AnyModel = Annotated[str, typer.Argument(help="A model file, a shipped model, or a network of the zoo.")]
+TRAINED = "A model file, a shipped model, or a network by name with --weights."
+TrainedModel = Annotated[str, typer.Argument(help=TRAINED)]
+NAMES = "of the zoo, timm:NAME, torchvision:NAME or module:function"
+AnyModel = Annotated[str, typer.Argument(help=f"A model file, a shipped model, or a network: {NAMES}.")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else on standard output.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of all random numbers.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
@@ -87,12 +89,35 @@ class Data:
         return dataclasses.replace(model, info=dataclasses.replace(model.info, **changes))
 
 
+NO_DATA = Data()
+
+
 def _sides(text: str) -> int | tuple[int, int]:
     """Read ``224`` or ``224x160``, height first."""
     sides = text.lower().split("x")
     if len(sides) > 2 or not all(side.isdigit() for side in sides):
         raise InvalidInputError(f"--image-size is {text!r}; a number or HEIGHTxWIDTH is needed, e.g. 224 or 224x160.")
     return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
+
+
+GATES = "auto, all (residual sums too), or layers with commas between; for a network by name or a CNN without a policy."
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """How a model is opened that is a network by name, or has no gates yet."""
+
+    weights: Annotated[Path | None, typer.Option(help="File of weights, for a network by name.")] = None
+    gates: Annotated[str | None, typer.Option(help=GATES)] = None
+
+    def open(self, name: str, data: Data = NO_DATA, trained: bool = True) -> Bundle:
+        """Open a model by name; a network is built for the data."""
+        from prunegym.models.catalog import open_model, open_trained
+
+        opened = (open_trained if trained else open_model)(
+            name, data.dataset, weights=self.weights, gates=self.gates, **data.transform
+        )
+        return data.on(opened)
 
 
 PART = "Part of the shuffled training images. :40000 and 40000: share no image."

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prunegym.commands.options import Run, Seed, Settings, TrainingData, finite, grouped
+from prunegym.commands.options import TRAINED, Network, Run, Seed, Settings, TrainingData, finite, grouped
 from prunegym.commands.output import Facts, emit, progress_of, shares_on
 from prunegym.errors import InvalidInputError
 from prunegym.settings import Change, changed, make_config, parse
@@ -23,9 +23,10 @@ PREPARED_FILE = "prepared.safetensors"
 
 @grouped
 def prepare(
-    cnn: Annotated[str, typer.Argument(metavar="CNN_FILE", help="A trained CNN: a file of train-cnn.")],
+    cnn: Annotated[str, typer.Argument(metavar="CNN", help=TRAINED)],
     run: Run,
     data: TrainingData,
+    network: Network,
     target_macs: Annotated[
         float | None,
         typer.Option(help="Total MAC share at the end, with the policy's; 0.5 without --sparsity."),
@@ -48,7 +49,7 @@ def prepare(
     feature_size), its imitation (imitation.steps; imitation=null leaves it
     out) or the training after it (tune.batch_size).
     """
-    from prunegym.models.catalog import open_split, open_trained
+    from prunegym.models.catalog import open_split
     from prunegym.models.dynamic_cnn import DynamicCNN
     from prunegym.models.gating.static_policy import static_start
     from prunegym.models.storage.run_folder import begin_run, finish_run
@@ -76,7 +77,7 @@ def prepare(
     changes = parse(settings or ())
     _check_stages(changes, own, {"imitation": "--static or --taylor", "tune": "--epochs 0"})
     config = make_config(PrepareConfig, changed(own, changes))
-    stored = data.on(open_trained(cnn))
+    stored = network.open(cnn, data)
     train = open_split(stored.info, data.dataset, "train", span=data.train_images).judged(class_weights=data.weights)
     started = time.perf_counter()
     kind = "taylor" if taylor else "static" if static else "gates" if sparsity is None else "L1-sparse gates"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from prunegym.commands.options import AnyModel, Data, Machine, Seed, ShownPenalty, grouped
+from prunegym.commands.options import AnyModel, Data, Machine, Network, Seed, ShownPenalty, grouped
 from prunegym.commands.output import Table, emit, percent
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ BATCHES = 8
 @grouped
 def profile(
     data: Data,
+    network: Network,
     machine: Machine,
     model: AnyModel = "digits",
     batch: Annotated[int, typer.Option(help="Images in a batch.", min=1)] = 1,
@@ -35,12 +36,12 @@ def profile(
     """
     import torch
 
-    from prunegym.models.catalog import open_model, open_split
+    from prunegym.models.catalog import open_split
     from prunegym.models.timing.latency_measurement import random_masks
     from prunegym.models.timing.profiler import profile as measure_profile
 
     machine.settle(data)
-    stored = data.on(open_model(model, data.dataset, **data.transform))
+    stored = network.open(model, data, trained=False)
     masked, policy, info = stored.masked, stored.policy, stored.info
     generator = torch.Generator().manual_seed(seed)
     masks: list[Tensor] | None = None

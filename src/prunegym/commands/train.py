@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from prunegym.commands.options import RecipeOptions, Run, Seed, TargetMacs, TrainedModel, TrainingData, grouped
+from prunegym.commands.options import Network, RecipeOptions, Run, Seed, TargetMacs, TrainedModel, TrainingData, grouped
 from prunegym.commands.output import Table, emit, percent, progress_of
 
 FROZEN = RecipeOptions("frozen")
@@ -18,6 +18,7 @@ def train(
     model: TrainedModel,
     run: Run,
     data: TrainingData,
+    network: Network,
     recipe: RecipeOptions = FROZEN,
     target_macs: TargetMacs = None,
     seed: Seed = 0,
@@ -27,11 +28,11 @@ def train(
     OUT/start.safetensors has the gates before reinforcement learning.
     """
     from prunegym.agents.rl.trainer import train_agent
-    from prunegym.models.catalog import open_split, open_trained, with_history
+    from prunegym.models.catalog import open_split, with_history
 
     run.settle(data)
     chosen = recipe.read(target_macs)
-    stored = data.on(open_trained(model))
+    stored = network.open(model, data)
     train_agent(
         stored.masked,
         with_history(stored.info, f"train, {chosen.name}", seed, data.no_data_path),

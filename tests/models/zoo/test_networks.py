@@ -118,8 +118,9 @@ def test_unknown_name() -> None:
     with pytest.raises(UnknownNameError) as caught:
         build("resnet-20")
     assert str(caught.value) == (
-        "Unknown model 'resnet-20'. Did you mean 'resnet20'? Known: m-cifarnet, resnet18, resnet20, resnet32, "
-        "resnet44, resnet56, simple-cnn, simple-cnn-wide, vgg11, vgg16."
+        "Unknown model 'resnet-20'. Did you mean 'resnet20'? Known: m-cifarnet, module:function, resnet18, "
+        "resnet20, resnet32, resnet44, resnet56, simple-cnn, simple-cnn-wide, timm:NAME, torchvision:NAME, "
+        "vgg11, vgg16."
     )
     assert isinstance(caught.value, KeyError)
     assert isinstance(caught.value, PruneGymError)
