@@ -49,7 +49,7 @@ def whole_number(name: str, value: Any, low: int = 1, high: int | None = None, h
 
 
 def instance(name: str, value: Value, kind: type | tuple[type, ...], hint: str = "") -> Value:
-    """Check that a value is of a class, or of one of several.
+    """Check that a value is an instance of a class, or of one of several classes.
 
     Raises:
         InvalidInputError: If it is not.
@@ -146,7 +146,7 @@ def plain(name: str, value: Arrays, hint: str = "") -> Arrays:
 
 
 def array(name: str, value: Any, hint: str = "") -> npt.NDArray[Any]:
-    """Return a list, a tensor or an array as an array of real numbers that torch takes.
+    """Return a list, a tensor or an array as an array of real numbers that torch accepts.
 
     It is copied if its bytes are in another order than this machine's, if it runs backwards, or if it is read-only.
 

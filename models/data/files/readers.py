@@ -28,9 +28,9 @@ Splits = dict[Split, Dataset]
 
 CIFAR_PIXELS = 3 * 32 * 32
 MOST_DIMENSIONS = 4
-"""Of an IDX file: images, channels, height and width."""
+"""Largest number of dimensions of an IDX file: images, channels, height and width."""
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
-"""Of an ``.npz`` file."""
+"""The arrays in an ``.npz`` file."""
 MAX_LINKS = 8
 """Largest number of links in a chain that are followed in an archive."""
 
