@@ -44,6 +44,7 @@ def test_it_is_short_in_a_terminal_and_a_table_in_a_notebook(name, things) -> No
     shown = thing._repr_html_()
     assert shown.count("<table>") == shown.count("</table>") == 1
     assert re.search(r"<td>", shown)
+    assert re.search(r"<p>[^<]+</p><table>", shown), "the text is not folded to the width of the table"
 
 
 def test_figures_are_those_of_the_objects(things) -> None:

@@ -114,7 +114,7 @@ class CNNInfo:
         """
         if not is_known(self.architecture):
             how = (
-                f"which is your code, and is not imported only because a file says so: --import {self.architecture}, or "
+                f"which is your code, and is not imported because a file says so: --import {self.architecture}, or "
                 "build the network and pass it as network=."
                 if is_code(self.architecture)
                 else "which is not in the zoo. Build the network, pass it as network=, or import a module that calls "

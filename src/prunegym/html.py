@@ -22,7 +22,8 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], caption: str) -
     """Return a table; floats have up to four digits, text is escaped."""
     head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
     body = "".join(f"<tr>{''.join(f'<td>{_cell(value)}</td>' for value in row)}</tr>" for row in rows)
-    return f"<table><caption>{html.escape(caption)}</caption><tr>{head}</tr>{body}</table>"
+    # Above the table, not inside it: a <caption> would be folded to the width of the columns.
+    return f"<p>{html.escape(caption)}</p><table><tr>{head}</tr>{body}</table>"
 
 
 def picture(pixels: Any, side: int = 48) -> Picture:

@@ -43,7 +43,7 @@ def test_the_journey(photos: Path, name: str) -> None:
     assert (len(shown["classes"]), shown["removable"]) == (6, 1.0)
     # Four classes instead of six: the last layer is trained anew.
     made = succeed("train-cnn", name, "--weights", "weights.pth", "--dataset", "photos", "--epochs", 1, "--out", "cnn")
-    assert "10.weight, 10.bias start anew" in made.stderr
+    assert "10.weight, 10.bias get random weights" in made.stderr
     info = read_model("cnn/cnn.safetensors").info
     size = Transform((24, 24), 28, interpolation="bicubic") if name == "torchvision:tiny" else Transform((20, 20), 25)
     assert (info.architecture, info.num_classes, info.transform) == (name, 4, size)

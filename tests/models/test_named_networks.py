@@ -131,7 +131,7 @@ def test_a_file_imports_no_code_of_yours_by_itself(tmp_path: Path) -> None:
     write_model(tmp_path / "cnn.safetensors", found.masked.network, found.info)
     assert read_model("cnn.safetensors").info == found.info  # the name was given in this process
     del ZOO["own_code:make"], sys.modules["own_code"]
-    with pytest.raises(InvalidInputError, match=r"code of yours, and is not imported because a file says so: --import"):
+    with pytest.raises(InvalidInputError, match=r"is your code, and is not imported because a file says so: --import"):
         read_model("cnn.safetensors")
     assert "own_code" not in sys.modules
     assert read_model("cnn.safetensors", build("own_code:make", 4, image_size=20)).info == found.info

@@ -29,7 +29,7 @@ def train_cnn(
     epochs: Annotated[int, typer.Option("--epochs", help="Passes over the training images.")] = 40,
     weights: Annotated[
         Path | None,
-        typer.Option(help="File of weights to begin with; a last layer of another size gets random weights."),
+        typer.Option(help="File of weights to begin with; a last layer of another size is random."),
     ] = None,
     seed: Seed = 0,
     settings: Settings = None,

@@ -2,13 +2,11 @@ from __future__ import annotations
 
 import functools
 import importlib
-import itertools
 import json
 import linecache
 import math
 import re
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -221,38 +219,6 @@ def test_hyperparameters_that_are_allowed() -> None:
     assert (
         Recipe("mine", hyperparameters={**fine, "gamma": 1, "ent_coef": 0}).hyperparameters["clip_range"] == "lin_0.2"
     )
-
-
-BILLIONS = "a: &a [x, x]\n" + "".join(
-    f"{key}: &{key} [{', '.join([f'*{last}'] * 9)}]\n" for last, key in itertools.pairwise("abcdefghij")
-)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (BILLIONS, "must not have aliases (*name). Write out the value."),
-        ("env: &env\n  env_kwargs: *env\n", "must not have aliases (*name). Write out the value."),
-        ("env:\n  <<: &a {group: 4}\n  env_kwargs: {<<: *a}\n", "must not have aliases (*name)"),
-        ("[" * 10_000, "is nested too deeply for a recipe"),
-        ("env: {}\n" + "#" * 100_000, "has more than 100,000 characters, too many for a recipe"),
-        ("env: {n_envs: 2001-99-99}\n", "is not YAML"),
-        ("env: {n_envs: " + "9" * 5000 + "}\n", "is not YAML"),
-        ("env:\n" + "".join(f"  key{number % 999}: 1\n" for number in range(1000)), "'key0' is given twice"),
-    ],
-)
-def test_files_that_would_take_long_are_refused_quickly(tmp_path: Path, text: str, message: str) -> None:
-    path = write(tmp_path, text)
-    started = time.process_time()
-    with pytest.raises(InvalidInputError, match=re.escape(message)):
-        load_recipe(path)
-    assert time.process_time() - started < 5
-
-
-def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
-    (tmp_path / "x.yaml").mkdir()
-    with pytest.raises(InvalidInputError, match="is not a regular file"):
-        load_recipe(tmp_path / "x.yaml")
 
 
 def test_a_lambda_is_one_number_or_a_range_of_two() -> None:
