@@ -13,8 +13,8 @@ from prunegym.commands import options as opt
 from prunegym.commands.output import Table, emit, note
 
 if TYPE_CHECKING:
-    from prunegym.agents.comparison.comparing import Comparison
     from prunegym.agents.comparison.results import Interval
+    from prunegym.agents.comparison.table import Comparison
 
 
 ENTRIES = (
@@ -44,7 +44,8 @@ def compare(
     With --resume you may give other entries, other seeds or another split
     (comparison-SPLIT.json); agents that were trained before are used again.
     """
-    from prunegym.agents.comparison.comparing import check_entries, compare as compare_agents
+    from prunegym.agents.comparison.comparing import compare as compare_agents
+    from prunegym.agents.comparison.contest import check_entries
     from prunegym.agents.comparison.entries import SEED_MARK, file_of
     from prunegym.models.catalog import open_split, open_trained
     from prunegym.models.storage.model_file import read_model
