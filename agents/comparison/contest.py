@@ -189,7 +189,8 @@ class Contest:
         if entry.run_name is None:
             save_agent(agent, folder)
             finish_run(folder, time.perf_counter() - started)
-        cell = {"agent": entry.name, "spec": entry.spec, "seed": seed, "reference": self.reference.name}
+        each = len(self.seeds_of(entry)) > 1 or len(self.models) == 1
+        cell = {"agent": entry.name, "spec": entry.spec, "seed": seed, "each": each, "reference": self.reference.name}
         result.save(self.file(entry, seed), configuration, {**cell, **self.described, "penalty": self.penalty})
         return result
 

@@ -270,6 +270,12 @@ def as_entry(thing: Any, trust_code: bool = False) -> Entry:
     return recipe_entry(thing)
 
 
+def is_recipe(text: str) -> bool:
+    """Return whether a string without a label names a recipe, and nothing else that :func:`as_entry` takes."""
+    named = {*static.BASELINES, *TRAINED_BASELINES, *STARTS}
+    return ":" not in text and text not in named and not text.endswith((".safetensors", ".zip"))
+
+
 def split_label(text: str) -> tuple[str | None, str]:
     """Return the label of ``label=thing``, or None without one, and the thing."""
     label, found, thing = text.partition("=")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import os
 import shlex
 import sys
 import warnings
@@ -29,6 +30,7 @@ COMMANDS = {
     "finetune": "finetune",
     "evaluate": "evaluate",
     "compare": "compare",
+    "benchmark": "benchmark",
     "predict": "predict",
     "export": "export",
     "quantize": "quantize",
@@ -141,6 +143,8 @@ def import_own(
     ] = False,
 ) -> None:
     """Import your modules before the command runs."""
+    if modules:
+        os.environ["PRUNEGYM_IMPORT"] = " ".join(modules)  # for processes that a command starts
     for module in modules or ():
         import_module(module, f"module {module!r}")
 
