@@ -68,6 +68,12 @@ class Record:
         return int(self.cell["seed"])
 
     @property
+    def terms(self) -> dict[str, Any]:
+        """What all results in one table must have in common: images, lambda and reward."""
+        marks = self.configuration or {}
+        return {"data set": marks.get("dataset"), "lambda": self.penalty, "reward": self.cell.get("reward")}
+
+    @property
     def penalty(self) -> float:
         """Lambda of the figure ``reward``."""
         return float(self.cell["penalty"])
@@ -119,6 +125,13 @@ def grouped(records: Iterable[Record]) -> dict[Where, dict[str, dict[int, Record
     found: dict[Where, dict[str, dict[int, Record]]] = {}
     for record in records:
         seeds = found.setdefault(record.where, {}).setdefault(record.agent, {})
+        first = next(iter(next(iter(found[record.where].values())).values()), record)
+        other = [name for name, mark in record.terms.items() if first.terms[name] != mark]
+        if other:
+            raise InvalidInputError(
+                f"{first.file} and {record.file} are of the same task, but of another {' and '.join(other)}, so they "
+                "cannot stand in one table. Give folders of one suite."
+            )
         if record.seed in seeds:
             raise InvalidInputError(
                 f"{seeds[record.seed].file} and {record.file} are both of {record.agent}, seed {record.seed}. Give "
@@ -128,25 +141,32 @@ def grouped(records: Iterable[Record]) -> dict[Where, dict[str, dict[int, Record
     return found
 
 
-def comparison(where: Where, agents: Mapping[str, Mapping[int, Record]]) -> Comparison | None:
+def comparison(
+    where: Where, agents: Mapping[str, Mapping[int, Record]], reference: str | None = None
+) -> Comparison | None:
     """Return the table of a place; None if its reference has no result.
 
     The seeds that count for an agent are those that the reference has too.
+
+    Args:
+        where: The place.
+        agents: Its records by agent and seed.
+        reference: What differences are counted from; by default the suite's reference.
     """
     first = next(iter(next(iter(agents.values())).values()))
-    name = str(first.cell.get("reference", first.agent))
+    name = str(first.cell.get("reference", first.agent)) if reference is None else reference
     if name not in agents:
         return None
-    reference = {seed: record.result for seed, record in sorted(agents[name].items())}
+    known = {agent: {seed: record.result for seed, record in sorted(agents[agent].items())} for agent in agents}
     rows = []
     for agent in sorted(agents, key=lambda one: one != name):
-        results = {seed: record.result for seed, record in sorted(agents[agent].items())}
-        other = reference
-        if agent != name and any(record.cell.get("each") for record in agents[agent].values()):
-            other = {seed: reference[seed] for seed in results if seed in reference} or reference
-            results = {seed: results[seed] for seed in results if seed in other} or results
-        rows.append(row_of(agent, results, other, first.penalty))
-    return Comparison(f"{where.task}, {where.point}, {where.split}", name, tuple(reference), tuple(rows))
+        own, other = known[agent], known[name]
+        each = [any(record.cell.get("each") for record in agents[one].values()) for one in (agent, name)]
+        if agent != name and all(each):  # neither stands for all seeds
+            both = [seed for seed in own if seed in other]
+            own, other = ({seed: one[seed] for seed in both} or one for one in (own, other))
+        rows.append(row_of(agent, own, other, first.penalty))
+    return Comparison(f"{where.task}, {where.point}, {where.split}", name, tuple(known[name]), tuple(rows))
 
 
 def comparisons(records: Sequence[Record]) -> dict[Where, Comparison]:

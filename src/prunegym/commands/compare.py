@@ -118,17 +118,17 @@ def comparison_table(found: Comparison, outcomes: bool = False) -> Table:
     rows = []
     for row in found.rows:
         figures = row.figures
-        shares = [_interval(figures[key], 100) for key in ("static_accuracy", "shuffled_accuracy")]
+        shares = [interval_text(figures[key], 100) for key in ("static_accuracy", "shuffled_accuracy")]
         rows.append(
-            [row.name, _interval(figures["accuracy"], 100), _interval(row.difference, 100),
-             _interval(figures["total_mac_share"], 1, 3), *shares, _interval(figures["reward"], 1),
-             _interval(row.reward_difference, 1),
+            [row.name, interval_text(figures["accuracy"], 100), interval_text(row.difference, 100),
+             interval_text(figures["total_mac_share"], 1, 3), *shares, interval_text(figures["reward"], 1),
+             interval_text(row.reward_difference, 1),
              f"{row.static_seeds} of {len(row.results)}"]
         )  # fmt: skip
         if outcomes:
             rows[-1].append(row.outcome)
         if outcomes and "task_reward" in figures:
-            rows[-1] += [_interval(figures["task_reward"], 1), _interval(row.task_reward_difference, 1)]
+            rows[-1] += [interval_text(figures["task_reward"], 1), interval_text(row.task_reward_difference, 1)]
     if outcomes:
         columns += ["outcome", "task's reward", "difference"][: len(rows[0]) - len(columns)]
     caption = (
@@ -138,7 +138,8 @@ def comparison_table(found: Comparison, outcomes: bool = False) -> Table:
     return Table(f"{found.dataset}, {len(found.seeds)} seeds", columns, rows, caption)
 
 
-def _interval(value: Interval | None, factor: float, digits: int | None = None) -> str:
+def interval_text(value: Interval | None, factor: float, digits: int | None = None) -> str:
+    """Return a mean and its interval, times a factor; empty for None."""
     if value is None:
         return ""
     digits = digits or (2 if factor == 100 else 4)
