@@ -1,4 +1,4 @@
-"""Images of a report: what the network says with all channels and under its mask, from cheap images to expensive ones."""
+"""Images of a report: what a network says with all channels on and under its mask, from cheap to expensive."""
 
 from __future__ import annotations
 

@@ -24,8 +24,8 @@ def scores_of(tables: Mapping[Where, Comparison]) -> Scores:
     """Return the scores of each agent, (seeds, places) float64, over all places that every agent has.
 
     A place is a task at a lambda or budget. Its score is the task's own reward or else the figure ``reward``, scaled so
-    that 0 is the mean of the worst agent there and 1 that of the best. An agent that does not depend on the seed has one
-    row. Agents that lack a place, or have other numbers of seeds in two, are left out.
+    that 0 is the mean of the worst agent there and 1 that of the best. An agent that does not depend on the seed has
+    one row. Agents that lack a place, or have other numbers of seeds in two, are left out.
     """
     found: dict[str, list[list[float]]] = {}
     for table in tables.values():
