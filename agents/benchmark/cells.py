@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from prunegym.agents.benchmark.suite import Point, Suite, Task, make_suite
+from prunegym.agents.benchmark.suite import Point, Suite, SuiteTask, make_suite
 from prunegym.agents.comparison.contest import Contest
 from prunegym.agents.comparison.entries import SEED_MARK, Entry, as_entry, file_of, is_recipe, recipe_entry, split_label
 from prunegym.agents.comparison.results import Result, slug
@@ -100,7 +100,7 @@ def contest_of(suite: Suite, name: str, point: Point, place: Place) -> Contest:
 @functools.lru_cache(maxsize=1)  # all points of a task have the same
 def _opened(settings: str, seeds: tuple[int, ...], place: Place) -> tuple[dict[int, Bundle], dict[str, Dataset]]:
     """Return the models by seed and the data sets of a task, given as JSON."""
-    task = Task(**json.loads(settings))
+    task = SuiteTask(**json.loads(settings))
     paths = {seed: place.of(file_of(task.model, seed)) for seed in seeds}
     bundles = {path: open_trained(path) for path in dict.fromkeys(paths.values())}
     info = next(iter(bundles.values())).info
@@ -137,7 +137,7 @@ def open_reward(reward: Any) -> Any:
     )
 
 
-def entry_of(agent: Any, task: Task, point: Point, place: Place) -> Entry:
+def entry_of(agent: Any, task: SuiteTask, point: Point, place: Place) -> Entry:
     """Return the entry for an agent of a suite: recipes are changed to the task's environment, reward and point.
 
     Args:

@@ -35,7 +35,7 @@ class Point(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class SuiteTask:
     """A model, a data set, an environment and a reward, at one or several lambdas or budgets."""
 
     model: str = "digits"
@@ -91,13 +91,13 @@ class Suite:
     """A benchmark: each agent on each task, at each of its lambdas or budgets, with each seed.
 
     Example:
-        >>> suite = Suite("mine", {"digits": Task(penalties=(0.2, 0.4))}, agents=["digits", "random"], seeds=(0, 1))
+        >>> suite = Suite("mine", {"digits": SuiteTask(penalties=(0.2, 0.4))}, agents=["digits", "random"], seeds=(0, 1))
         >>> [point.name for point in suite.tasks["digits"].points], suite.agents_of("digits")
         (['lambda-0.2', 'lambda-0.4'], ['digits', 'random'])
     """
 
     name: str
-    tasks: Mapping[str, Task]
+    tasks: Mapping[str, SuiteTask]
     agents: Sequence[Any] = ()
     """Entries as ``prunegym compare`` takes them; or mappings with ``agent``, and ``name``, ``set`` or ``targets``."""
     seeds: Sequence[int] = (0, 1, 2)
@@ -118,7 +118,9 @@ class Suite:
             raise InvalidInputError(f"Tasks {', '.join(map(repr, twice))} would share a folder. Rename one of them.")
         for name in self.tasks:
             if not self.agents_of(name):
-                raise InvalidInputError(f"Task {name!r} of suite {self.name!r} has no agents. Give some under agents:.")
+                raise InvalidInputError(
+                    f"SuiteTask {name!r} of suite {self.name!r} has no agents. Give some under agents:."
+                )
 
     def agents_of(self, task: str) -> list[Any]:
         """Return the agents of a task."""
@@ -175,7 +177,9 @@ def make_suite(name: str, settings: Mapping[str, Any]) -> Suite:
     tasks = settings.get("tasks")
     if not isinstance(tasks, Mapping) or not all(isinstance(one, Mapping | None) for one in tasks.values()):
         raise InvalidInputError(f"Suite {name!r}: tasks is {tasks!r}; tasks by name, with their settings, are needed.")
-    made = {str(task): make_config(Task, numbers(own or {}), f"Suite {name!r}: {task}.") for task, own in tasks.items()}
+    made = {
+        str(task): make_config(SuiteTask, numbers(own or {}), f"Suite {name!r}: {task}.") for task, own in tasks.items()
+    }
     agents = settings.get("agents") or []
     if not isinstance(agents, Sequence) or isinstance(agents, str):
         raise InvalidInputError(f"Suite {name!r}: agents is {agents!r}; a list is needed.")

@@ -34,6 +34,7 @@ COMMANDS = {
     "validate": "validate",
     "leaderboard": "leaderboard",
     "report": "report",
+    "merge": "merge",
     "predict": "predict",
     "export": "export",
     "quantize": "quantize",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from prunegym.agents.benchmark.suite import FOLDER, Suite, Task, as_suite, make_suite, read_seeds
+from prunegym.agents.benchmark.suite import FOLDER, Suite, SuiteTask, as_suite, make_suite, read_seeds
 from prunegym.errors import InvalidInputError, MissingDataError, UnknownNameError
 
 
@@ -40,7 +40,7 @@ def test_a_file_is_read(tmp_path):
     ("settings", "error", "message"),
     [
         ({"agents": ["digits"]}, InvalidInputError, "tasks is None; tasks by name"),
-        ({"tasks": {"a": {}}}, InvalidInputError, "Task 'a' of suite 'mine' has no agents"),
+        ({"tasks": {"a": {}}}, InvalidInputError, "SuiteTask 'a' of suite 'mine' has no agents"),
         ({"agents": ["digits"], "tasks": {"a": {"modl": "x"}}}, UnknownNameError, "Did you mean 'model'"),
         ({"agents": ["digits"], "tasks": {"a": {"budgets": [1.5]}}}, InvalidInputError, "A budget of a task is 1.5"),
         ({"agents": ["digits"], "tasks": {"a": {"penalties": [-1]}}}, InvalidInputError, "A lambda of a task is -1"),
@@ -64,7 +64,7 @@ def test_what_is_not_there_is_told(tmp_path):
     with pytest.raises(InvalidInputError, match="is not YAML"):
         as_suite(tmp_path / "broken.yaml")
     with pytest.raises(InvalidInputError, match="no text or number"):
-        Suite("mine", {"a": Task(reward=lambda outcome: outcome.kept)}, ["digits"])
+        Suite("mine", {"a": SuiteTask(reward=lambda outcome: outcome.kept)}, ["digits"])
 
 
 @pytest.mark.parametrize("wrong", ["5:5", "7:3", "a:b", "", [], [1, 1], True, 0, -1, [-1]])
