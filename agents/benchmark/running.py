@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from prunegym.agents.benchmark.cells import ERROR, Cell, Place, contest_of
-from prunegym.agents.benchmark.local import Event, Executor, InProcess, Job, Processes
+from prunegym.agents.benchmark.executors.local import Event, Executor, InProcess, Job, Processes
 from prunegym.agents.benchmark.records import Where, comparisons, read_records
 from prunegym.agents.benchmark.suite import Suite, as_suite
 from prunegym.agents.comparison.contest import Contest

@@ -91,7 +91,8 @@ class Suite:
     """A benchmark: each agent on each task, at each of its lambdas or budgets, with each seed.
 
     Example:
-        >>> suite = Suite("mine", {"digits": SuiteTask(penalties=(0.2, 0.4))}, agents=["digits", "random"], seeds=(0, 1))
+        >>> tasks = {"digits": SuiteTask(penalties=(0.2, 0.4))}
+        >>> suite = Suite("mine", tasks, agents=["digits", "random"], seeds=(0, 1))
         >>> [point.name for point in suite.tasks["digits"].points], suite.agents_of("digits")
         (['lambda-0.2', 'lambda-0.4'], ['digits', 'random'])
     """
@@ -118,9 +119,7 @@ class Suite:
             raise InvalidInputError(f"Tasks {', '.join(map(repr, twice))} would share a folder. Rename one of them.")
         for name in self.tasks:
             if not self.agents_of(name):
-                raise InvalidInputError(
-                    f"SuiteTask {name!r} of suite {self.name!r} has no agents. Give some under agents:."
-                )
+                raise InvalidInputError(f"Task {name!r} of suite {self.name!r} has no agents. Give some under agents:.")
 
     def agents_of(self, task: str) -> list[Any]:
         """Return the agents of a task."""

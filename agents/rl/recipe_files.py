@@ -71,14 +71,15 @@ def read_recipe(name_or_path: str | Path) -> tuple[str, str, dict[str, Any]]:
     if not path.exists():
         raise MissingDataError(f"There is no recipe {path}. Check the path.")
     check_regular(path, "recipe")
-    content = _read(path)
+    content = read_yaml(path)
     if not isinstance(content, dict) or len(content) != 1 or not isinstance(next(iter(content.values())), dict):
         raise InvalidInputError(f"{path} must have one environment id at the top, and its settings below.")
     ((env, settings),) = content.items()
     return path.stem, env, numbers(settings)
 
 
-def _read(path: Path) -> Any:
+def read_yaml(path: Path) -> Any:
+    """Read a YAML file, without aliases and duplicate keys; raises as :func:`read_recipe`."""
     try:
         with path.open(encoding="utf-8") as file:
             text = file.read(MOST_CHARACTERS + 1)

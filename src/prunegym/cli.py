@@ -35,6 +35,7 @@ COMMANDS = {
     "leaderboard": "leaderboard",
     "report": "report",
     "merge": "merge",
+    "tune": "tune",
     "predict": "predict",
     "export": "export",
     "quantize": "quantize",

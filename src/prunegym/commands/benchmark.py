@@ -10,11 +10,14 @@ import typer
 
 from prunegym.commands import options as opt
 from prunegym.commands.output import emit, note
+from prunegym.validation import choice
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from prunegym.agents.benchmark.local import Event
+    from prunegym.agents.benchmark.cells import Place
+    from prunegym.agents.benchmark.executors.local import Event, Executor
+    from prunegym.agents.benchmark.suite import Suite
 
 SUITE = "digits, cifar10-jpeg, fashion-mnist, rewards, or a YAML file."
 ENDED = {"found": "finished before", "done": "done", "failed": "FAILED", "lost": "begins again, its machine is gone"}
@@ -28,6 +31,8 @@ def benchmark(
     seeds: Annotated[str | None, typer.Option(metavar="FROM:TO", help="Seeds, instead of the suite's.")] = None,
     data_root: opt.DataRoot = None,
     trust_code: opt.TrustCode = False,
+    executor: Annotated[str, typer.Option(help="local, or ray: the cells run on a Ray cluster.")] = "local",
+    ray_address: Annotated[str | None, typer.Option(help="Address of the Ray cluster; auto finds a local one.")] = None,
 ) -> None:
     """Run all cells of a suite that are not finished; a cell is an agent with a seed. OUT/TASK/POINT/runs has them.
 
@@ -42,10 +47,17 @@ def benchmark(
     chosen = as_suite(suite)
     if seeds is not None:
         chosen = dataclasses.replace(chosen, seeds=read_seeds(seeds))
+    choice("executor", executor, ("local", "ray"))
+
+    def on_cluster(wanted: Suite, place: Place) -> Executor:
+        from prunegym.agents.benchmark.executors.ray_cluster import RayCluster
+
+        return RayCluster(wanted, place, ray_address, jobs if jobs > 1 else None)
+
     with View(run.quiet) as view:
         found = run_suite(
             chosen, run.out, jobs=jobs, device=run.device, threads=run.threads, trust_code=trust_code,
-            resume=run.resume, watch=view,
+            resume=run.resume, watch=view, executor=on_cluster if executor == "ray" else None,
         )  # fmt: skip
     tables = {", ".join(where): table.as_json() for where, table in found.tables.items()}
     failed = {cell.name: error for cell, error in found.failed.items()}

@@ -40,7 +40,7 @@ def test_a_file_is_read(tmp_path):
     ("settings", "error", "message"),
     [
         ({"agents": ["digits"]}, InvalidInputError, "tasks is None; tasks by name"),
-        ({"tasks": {"a": {}}}, InvalidInputError, "SuiteTask 'a' of suite 'mine' has no agents"),
+        ({"tasks": {"a": {}}}, InvalidInputError, "Task 'a' of suite 'mine' has no agents"),
         ({"agents": ["digits"], "tasks": {"a": {"modl": "x"}}}, UnknownNameError, "Did you mean 'model'"),
         ({"agents": ["digits"], "tasks": {"a": {"budgets": [1.5]}}}, InvalidInputError, "A budget of a task is 1.5"),
         ({"agents": ["digits"], "tasks": {"a": {"penalties": [-1]}}}, InvalidInputError, "A lambda of a task is -1"),
