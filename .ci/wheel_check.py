@@ -18,7 +18,7 @@ import zipfile
 from pathlib import Path
 
 ROOMS = ("envs", "agents", "models")
-SUFFIXES = {".py", ".pyi", ".typed", ".yaml", ".json", ".safetensors", ".cpp", ".h"}
+SUFFIXES = {".py", ".pyi", ".typed", ".yaml", ".json", ".safetensors", ".cpp", ".h", ".html", ".css", ".js"}
 IDS = ("prunegym/ChannelMask-v0", "prunegym/LayerwiseChannelMask-v0")
 
 

@@ -7,7 +7,12 @@ from .baselines.static_masks import (
     pruned_and_tuned as pruned_and_tuned,
     taylor_static as taylor_static,
 )
-from .comparison.comparing import Comparison as Comparison, compare as compare
+from .benchmark.leaderboard import leaderboard as leaderboard
+from .benchmark.merging import merge as merge
+from .benchmark.running import Benchmark as Benchmark, run_suite as run_suite
+from .benchmark.suite import Suite as Suite, SuiteTask as SuiteTask
+from .benchmark.validation import Validation as Validation, validate as validate
+from .comparison.comparing import compare as compare
 from .comparison.entries import (
     TRAINED_BASELINES as TRAINED_BASELINES,
     Entry as Entry,
@@ -19,6 +24,7 @@ from .comparison.entries import (
     trained_baseline_entry as trained_baseline_entry,
 )
 from .comparison.results import Interval as Interval, interval as interval
+from .comparison.table import Comparison as Comparison
 from .evaluation.evaluator import Evaluation as Evaluation, evaluate as evaluate
 from .evaluation.masks import Agent as Agent, Masks as Masks
 from .evaluation.predictors import PredictorOptions as PredictorOptions, load_agent as load_agent

@@ -76,6 +76,7 @@ envs
 agents.evaluation
 agents.baselines agents.rl
 agents.comparison
+agents.benchmark
 commands
 cli
 """.strip().split("\n")

@@ -11,7 +11,7 @@ from typing import Any
 
 from prunegym.agents.baselines import static_masks as static
 from prunegym.agents.baselines.literature import best_of_k, decore, gates_by_gradient
-from prunegym.agents.comparison.results import fingerprint, slug
+from prunegym.agents.comparison.results import fingerprint
 from prunegym.agents.evaluation.masks import Agent, decide_fixed, is_masks
 from prunegym.agents.evaluation.predictors import agent_name, as_predictor, load_agent
 from prunegym.agents.rl.lagrangian import gates_at_best_offset, gates_at_mac_share
@@ -22,6 +22,7 @@ from prunegym.errors import InvalidInputError
 from prunegym.models.checks import check_masked
 from prunegym.models.dynamic_cnn import DynamicCNN
 from prunegym.models.storage.model_file import Bundle
+from prunegym.models.training.cnn_training import StageReport
 from prunegym.validation import choice
 
 
@@ -33,15 +34,19 @@ class Terms:
         share: Total MAC share of the reference, which is the budget of baselines; 1 for the reference itself.
         epochs: Passes over the training images of the reference, at least 5. Trained baselines get as many.
         penalty: lambda in the figure ``reward``.
-        root: Folder of the comparison.
+        folder: Folder of the cell.
         progress: Whether trainings show a progress bar.
+        reward: A recipe whose reward is the task's own; None if the figure ``reward`` is.
+        report: Called with the stages of a training and their figures.
     """
 
     share: float
     epochs: float
     penalty: float
-    root: Path
+    folder: Path
     progress: bool = True
+    reward: Recipe | None = None
+    report: StageReport | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -60,6 +65,7 @@ class Entry:
         seed_key: Replaces ``key`` if each seed has its own file.
         check: Raises an error if the agent cannot be made or evaluated on a model and its data. It is called for all
             entries before the first one is trained.
+        spec: The text that names the entry, such as ``module:name``, for a result that is evaluated again.
     """
 
     name: str
@@ -72,6 +78,7 @@ class Entry:
     run_name: str | None = None
     seed_key: Callable[[int], dict[str, Any]] | None = None
     check: Callable[[Bundle], object] = lambda _model: None
+    spec: str | None = None
 
 
 def recipe_entry(recipe: Recipe | str | Path) -> Entry:
@@ -79,11 +86,11 @@ def recipe_entry(recipe: Recipe | str | Path) -> Entry:
     settings = as_recipe(recipe)
 
     def make(model: Bundle, terms: Terms) -> DynamicCNN:
-        folder = terms.root / "runs" / f"{slug(settings.name)}-seed{model.seed}"
+        folder = terms.folder
         return train_agent(
             copy.deepcopy(model.masked), model.info, model.data["train"], model.data["validation"], settings, folder,
             policy=model.policy, seed=model.seed, resume=(folder / "run.json").exists(), device=model.device,
-            progress=terms.progress,
+            progress=terms.progress, report=terms.report,
         )  # fmt: skip
 
     def check(model: Bundle) -> None:
@@ -259,8 +266,14 @@ def as_entry(thing: Any, trust_code: bool = False) -> Entry:
     if text.endswith(".safetensors"):
         return files_entry(text) if SEED_MARK in text else agent_entry(DynamicCNN.load(text), Path(text).stem)
     if ":" in text or text.endswith(".zip"):
-        return agent_entry(load_agent(text, trust_code), text)
+        return dataclasses.replace(agent_entry(load_agent(text, trust_code), text), spec=text)
     return recipe_entry(thing)
+
+
+def is_recipe(text: str) -> bool:
+    """Return whether a string without a label names a recipe, and nothing else that :func:`as_entry` takes."""
+    named = {*static.BASELINES, *TRAINED_BASELINES, *STARTS}
+    return ":" not in text and text not in named and not text.endswith((".safetensors", ".zip"))
 
 
 def split_label(text: str) -> tuple[str | None, str]:

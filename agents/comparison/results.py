@@ -6,11 +6,13 @@ import base64
 import dataclasses
 import json
 import re
-from collections.abc import Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors
 import torch
 from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -19,8 +21,9 @@ from torch import Tensor, nn
 from prunegym.agents.evaluation.evaluator import Evaluation
 from prunegym.agents.evaluation.masks import Masks, is_masks, penalised_accuracy
 from prunegym.models.data.dataset import Dataset
+from prunegym.models.dynamic_cnn import DynamicCNN
 from prunegym.models.storage.run_folder import without_unused
-from prunegym.models.storage.weights import fingerprint_of, hash_of, save_text
+from prunegym.models.storage.weights import fingerprint_of, hash_of, read_weights, save_text, write_tensors
 from prunegym.validation import whole_number
 
 VERSION = 2
@@ -38,6 +41,7 @@ class Result:
         notes: Explanations that a reader of the figures needs.
         correct: (images,) bool; or float64, the score of each.
         total_mac_shares: (images,) float32.
+        masks: (images, mask_size) bool; None in files of earlier versions.
     """
 
     figures: dict[str, float]
@@ -46,30 +50,35 @@ class Result:
     notes: tuple[str, ...]
     correct: Tensor = dataclasses.field(repr=False)
     total_mac_shares: Tensor = dataclasses.field(repr=False)
+    masks: Tensor | None = dataclasses.field(default=None, repr=False)
 
     def rewards(self, penalty: float) -> Tensor:
         """Return the figure ``reward`` of each image, see :func:`penalised_accuracy`: (images,) float64."""
         return penalised_accuracy(self.correct, self.total_mac_shares.double(), penalty)
 
     @classmethod
-    def of(cls, evaluation: Evaluation) -> Result:
-        """Return the part of an evaluation that is stored."""
+    def of(cls, evaluation: Evaluation, task_reward: float | None = None) -> Result:
+        """Return the part of an evaluation that is stored; ``task_reward`` is the mean of the task's own reward."""
+        own = {} if task_reward is None else {"task_reward": task_reward}
         return cls(
-            evaluation.as_json(), evaluation.is_static, evaluation.verdict, evaluation.notes, evaluation.correct,
-            evaluation.total_mac_shares.float(),
+            {**evaluation.as_json(), **own}, evaluation.is_static, evaluation.verdict, evaluation.notes,
+            evaluation.correct, evaluation.total_mac_shares.float(), evaluation.masks,
         )  # fmt: skip
 
-    def save(self, path: Path, configuration: dict[str, Any]) -> None:
-        """Write the result and its configuration. A crash leaves no partial file."""
+    def save(self, path: Path, configuration: dict[str, Any] | None, cell: Mapping[str, Any] | None = None) -> None:
+        """Write the result, its configuration, and how its agent is found again. A crash leaves no partial file."""
         right = self.correct.dtype == torch.bool
         content = {
             **vars(self),
             "correct": _text(np.packbits(self.correct.numpy()) if right else self.correct.numpy().astype("<f8")),
             **({} if right else {"scores": True}),
             "total_mac_shares": _text(self.total_mac_shares.numpy().astype("<f4")),
+            "masks": None if self.masks is None else _packed(self.masks),
+            "mask_size": None if self.masks is None else self.masks.shape[1],
         }
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_text(path, json.dumps({"configuration": configuration, "result": content}, indent=1))
+        stored = {"configuration": configuration, "result": content, "cell": None if cell is None else dict(cell)}
+        save_text(path, json.dumps(stored, indent=1))
 
     @classmethod
     def load(cls, path: Path, configuration: dict[str, Any]) -> Result | None:
@@ -78,16 +87,32 @@ class Result:
             stored = json.loads(path.read_text())
             if without_unused(stored["configuration"]) != without_unused(json.loads(json.dumps(configuration))):
                 return None
-            content = stored["result"]
-            data = base64.b64decode(content["correct"])
-            bits = np.unpackbits(np.frombuffer(data, np.uint8))[: content["figures"]["images"]].astype(bool)
-            correct = torch.from_numpy(np.frombuffer(data, "<f8").copy() if content.get("scores") else bits)
-            shares = np.frombuffer(base64.b64decode(content["total_mac_shares"]), "<f4").astype(np.float32)
-            # Read by name, because files of earlier versions have more fields.
-            figures, is_static, verdict = content["figures"], content["is_static"], content["verdict"]
-            return cls(figures, is_static, verdict, tuple(content["notes"]), correct, torch.from_numpy(shares))
-        except (OSError, ValueError, KeyError, TypeError):  # missing, damaged or in an old format: evaluate again
+            return cls.read(stored["result"])
+        except BROKEN:  # missing, damaged or in an old format: evaluate again
             return None
+
+    @classmethod
+    def read(cls, content: Mapping[str, Any]) -> Result:
+        """Return the result in the content of a file; one of ``BROKEN`` is raised if it is damaged."""
+        data, images = base64.b64decode(content["correct"]), content["figures"]["images"]
+        bits = np.unpackbits(np.frombuffer(data, np.uint8))[:images].astype(bool)
+        correct = torch.from_numpy(np.frombuffer(data, "<f8").copy() if content.get("scores") else bits)
+        shares = np.frombuffer(base64.b64decode(content["total_mac_shares"]), "<f4").astype(np.float32)
+        masks = None
+        if content.get("masks") is not None:
+            packed = np.frombuffer(zlib.decompress(base64.b64decode(content["masks"])), np.uint8).reshape(images, -1)
+            masks = torch.from_numpy(np.unpackbits(packed, axis=1)[:, : content["mask_size"]].astype(bool))
+        # Read by name, because files of earlier versions have more fields.
+        figures, is_static, verdict = content["figures"], content["is_static"], content["verdict"]
+        return cls(figures, is_static, verdict, tuple(content["notes"]), correct, torch.from_numpy(shares), masks)
+
+
+BROKEN = (OSError, ValueError, KeyError, TypeError, zlib.error)
+"""What reading a damaged result raises."""
+
+
+def _packed(masks: Tensor) -> str:
+    return base64.b64encode(zlib.compress(np.packbits(masks.numpy(), axis=1).tobytes(), 9)).decode()
 
 
 def _text(numbers: NDArray[Any]) -> str:
@@ -137,6 +162,27 @@ def interval(values: Sequence[float]) -> Interval:
 def slug(name: str) -> str:
     """Return a name as part of a file name."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "entry"
+
+
+MODEL, MASKS = "model.safetensors", "masks.safetensors"
+
+
+def save_agent(agent: object, folder: Path) -> None:
+    """Write an agent to the folder of its run: a dynamic CNN, or fixed masks. Others are named by their import path."""
+    if isinstance(agent, DynamicCNN):
+        agent.save(folder / MODEL)
+    elif is_masks(agent):
+        own = agent if isinstance(agent, Masks) else Masks("masks", torch.as_tensor(agent))
+        about = {"name": own.name, "macs": repr(float(own.macs)), "note": own.note}
+        write_tensors(folder / MASKS, {"mask": own.mask.bool()}, {"prunegym": json.dumps(about)})
+
+
+def load_masks(path: Path) -> Masks:
+    """Read fixed masks that :func:`save_agent` wrote."""
+    mask = read_weights(path)["mask"]
+    with safetensors.safe_open(path, "pt") as file:
+        about = json.loads(file.metadata()["prunegym"])
+    return Masks(about["name"], mask, float(about["macs"]), about["note"])
 
 
 def fingerprint(thing: object) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,13 @@ import yaml
 
 from prunegym.agents.rl.lagrangian import Budget
 from prunegym.agents.rl.recipe import CLASSES, Recipe
+from prunegym.envs.rewards.reward import REWARDS, NamedReward
 from prunegym.envs.task import TaskArguments
 from prunegym.errors import InvalidInputError, MissingDataError, UnknownNameError
 from prunegym.models.data.files.bounded_files import check_regular
 from prunegym.models.training.preparation import ImitationConfig
 from prunegym.models.training.tuning import TuneConfig
-from prunegym.settings import Loader, make_config, numbers
+from prunegym.settings import Change, Loader, changed, make_config, numbers
 from prunegym.validation import choice
 
 FOLDER = Path(__file__).parents[1] / "recipes"
@@ -70,14 +71,15 @@ def read_recipe(name_or_path: str | Path) -> tuple[str, str, dict[str, Any]]:
     if not path.exists():
         raise MissingDataError(f"There is no recipe {path}. Check the path.")
     check_regular(path, "recipe")
-    content = _read(path)
+    content = read_yaml(path)
     if not isinstance(content, dict) or len(content) != 1 or not isinstance(next(iter(content.values())), dict):
         raise InvalidInputError(f"{path} must have one environment id at the top, and its settings below.")
     ((env, settings),) = content.items()
     return path.stem, env, numbers(settings)
 
 
-def _read(path: Path) -> Any:
+def read_yaml(path: Path) -> Any:
+    """Read a YAML file, without aliases and duplicate keys; raises as :func:`read_recipe`."""
     try:
         with path.open(encoding="utf-8") as file:
             text = file.read(MOST_CHARACTERS + 1)
@@ -94,6 +96,55 @@ def _read(path: Path) -> Any:
 def as_recipe(recipe: Recipe | str | Path) -> Recipe:
     """Return a recipe, or read it by its name or file; see :func:`load_recipe` for the errors."""
     return recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+
+
+def adjusted_recipe(
+    name_or_path: str | Path,
+    *,
+    env: str | None = None,
+    episodes: int | None = None,
+    reward: object = None,
+    accuracy: str | None = None,
+    penalty: float | None = None,
+    target_macs: float | None = None,
+    settings: Iterable[Change] = (),
+) -> Recipe:
+    """Read a recipe and change it; see :func:`read_recipe` and :func:`make_recipe` for the errors.
+
+    Args:
+        name_or_path: See :func:`read_recipe`.
+        env: Another environment id.
+        episodes: Another number of episodes.
+        reward: Another reward, by name or as a function. What belongs to the recipe's own reward only is left out.
+        accuracy: Another accuracy term.
+        penalty: Another lambda.
+        target_macs: A budget, instead of the recipe's MAC target or its budget.
+        settings: Any other settings; they come last.
+    """
+    stem, own_env, own = read_recipe(name_or_path)
+    options = {"n_episodes": episodes, "env_kwargs.reward": reward, "env_kwargs.accuracy": accuracy}
+    options["env_kwargs.penalty"] = penalty
+    changes: list[Change] = [(tuple(key.split(".")), value) for key, value in options.items() if value is not None]
+    if target_macs is not None:
+        changes += [(("budget", "target_macs"), target_macs), (("target_macs",), None)]
+        if (own.get("imitation") or {}).get("mac_share") is not None:
+            # What the teacher spends is part of the budget: gates that imitated another share would start off it.
+            changes.append((("imitation", "mac_share"), target_macs))
+        if own.get("refine") is not None:
+            changes.append((("refine", "target_macs"), target_macs))
+    changes += settings
+    made = changed(own, changes)
+    before, now = ((one.get("env_kwargs") or {}).get("reward", "l0") for one in (own, made))
+    given = {key[-1] for key, _ in changes if key[0] == "env_kwargs"}
+    dropped, named = set(), REWARDS.get(now, NamedReward()) if isinstance(now, str) else NamedReward()
+    if now != before and (callable(now) or ":" in str(now) or named.whole):
+        dropped.add("accuracy")  # what it returns is the whole reward
+    if now != before and named.unit:
+        # The recipe's lambda is for a share of the MACs: so dear, one channel would cost as much as all of them.
+        dropped.add("penalty")
+    if dropped - given:
+        made["env_kwargs"] = {key: value for key, value in made["env_kwargs"].items() if key not in dropped - given}
+    return make_recipe(stem, own_env if env is None else env, made)
 
 
 def make_recipe(name: str, env: str, settings: Mapping[str, Any]) -> Recipe:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import os
 import shlex
 import sys
 import warnings
@@ -29,6 +30,12 @@ COMMANDS = {
     "finetune": "finetune",
     "evaluate": "evaluate",
     "compare": "compare",
+    "benchmark": "benchmark",
+    "validate": "validate",
+    "leaderboard": "leaderboard",
+    "report": "report",
+    "merge": "merge",
+    "tune": "tune",
     "predict": "predict",
     "export": "export",
     "quantize": "quantize",
@@ -142,6 +149,8 @@ def import_own(
     ] = False,
 ) -> None:
     """Import your modules before the command runs."""
+    if modules:
+        os.environ["PRUNEGYM_IMPORT"] = " ".join(modules)  # for processes that a command starts
     for module in modules or ():
         if ":" in module:
             from prunegym.models.zoo.network_registry import network_constructor

@@ -28,13 +28,17 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], caption: str) -
 
 def picture(pixels: Any, side: int = 48) -> Picture:
     """Return an image (channels, height, width) uint8, enlarged without blurring; one or three channels are shown."""
+    return Picture(f'<img src="{png(pixels)}" height="{side}" style="image-rendering: pixelated">')
+
+
+def png(pixels: Any) -> str:
+    """Return an image (channels, height, width) uint8 as the data URL of a PNG; one or three channels are shown."""
     from PIL import Image
 
     shown = pixels[:3] if len(pixels) >= 3 else pixels[:1].repeat(3, 1, 1)
     buffer = io.BytesIO()
     Image.fromarray(shown.permute(1, 2, 0).cpu().contiguous().numpy()).save(buffer, "PNG")
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return Picture(f'<img src="data:image/png;base64,{data}" height="{side}" style="image-rendering: pixelated">')
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _cell(value: Any) -> str:

@@ -105,6 +105,6 @@ def described(function: object) -> str:
     settings = {
         key: described(value) if callable(value) else value
         for key, value in sorted(own.items())
-        if callable(value) or isinstance(value, str | int | float | bool | None)
+        if callable(value) or isinstance(value, str | int | float | bool | tuple | None)
     }
     return f"{name}#{hashlib.sha256(source.encode()).hexdigest()[:8]}" + (f" {settings}" if settings else "")

@@ -13,8 +13,8 @@ from prunegym.commands import options as opt
 from prunegym.commands.output import Table, emit, note
 
 if TYPE_CHECKING:
-    from prunegym.agents.comparison.comparing import Comparison
     from prunegym.agents.comparison.results import Interval
+    from prunegym.agents.comparison.table import Comparison
 
 
 ENTRIES = (
@@ -47,7 +47,7 @@ def compare(
     Writes OUT/comparison.json. With --resume you can add entries, seeds or
     another split (comparison-SPLIT.json); trained agents are reused.
     """
-    from prunegym.agents.comparison.comparing import check_entries, compare as compare_agents
+    from prunegym.agents.comparison.contest import Contest, check_entries
     from prunegym.agents.comparison.entries import SEED_MARK, file_of
     from prunegym.models.catalog import open_split, open_trained
     from prunegym.models.storage.model_file import read_model
@@ -67,12 +67,13 @@ def compare(
     train = open_split(stored.info, data.dataset, "train", span=data.train_images)
     begin_run(run.out, {"model": model, "dataset": tested.name, "train_images": train.span, **changes}, run.resume)
     started = time.perf_counter()
-    found = compare_agents(
+    opened = {"model": model, "dataset": data.dataset, "split": split, "images": images, "dense": dense and str(dense)}
+    contest = Contest.of(
         things,
         each if SEED_MARK in model else stored,
         tested,
         range(seeds),
-        out=run.out,
+        root=run.out,
         train=train,
         validation=open_split(stored.info, data.dataset, "validation"),
         share=target_macs,
@@ -80,11 +81,15 @@ def compare(
         dense=None if dense is None else read_model(dense).masked.network,
         device=run.device,
         progress=not run.quiet,
-        report=lambda name, seed, result: note(
+        described={**opened, "train_images": data.train_images},
+    )
+    contest.check()
+    found = contest.run(
+        lambda name, seed, result: note(
             f"{name}, seed {seed}: accuracy {result.figures['accuracy']:.4f}, "
             f"total MAC share {result.figures['total_mac_share']:.3f}",
             run.quiet,
-        ),
+        )
     )
     document = {**found.as_json(), "penalty": penalty, "command": command_line(), "machine": machine()}
     file = run.out / ("comparison.json" if split == "test" else f"comparison-{split}.json")
@@ -94,31 +99,41 @@ def compare(
 
 
 def _entry(name: str, recipe: opt.RecipeOptions, target_macs: float | None, trust_code: bool) -> Any:
-    from prunegym.agents.baselines.static_masks import BASELINES
-    from prunegym.agents.comparison.entries import STARTS, TRAINED_BASELINES, as_entry, split_label
+    from prunegym.agents.comparison.entries import as_entry, is_recipe, split_label
 
     label, thing = split_label(name)
-    if ":" in thing or thing in {*BASELINES, *TRAINED_BASELINES, *STARTS} or thing.endswith((".safetensors", ".zip")):
+    if not is_recipe(thing):
         return as_entry(name, trust_code)
     entry = as_entry(dataclasses.replace(recipe, recipe=thing).read(target_macs))
     return entry if label is None else dataclasses.replace(entry, name=label)
 
 
-def comparison_table(found: Comparison) -> Table:
-    """Return a table with a line for each agent: means over seeds with 95 % intervals."""
+def comparison_table(found: Comparison, outcomes: bool = False) -> Table:
+    """Return a table with a line for each agent: means over seeds with 95 % intervals.
+
+    Args:
+        found: The comparison.
+        outcomes: Add whether each is better or worse than the reference, and the task's own reward if it has one.
+    """
     columns = [
         "agent", "accuracy", "difference", "total MACs", "static", "shuffled", "reward", "difference", "static seeds",
     ]  # fmt: skip
     rows = []
     for row in found.rows:
         figures = row.figures
-        shares = [_interval(figures[key], 100) for key in ("static_accuracy", "shuffled_accuracy")]
+        shares = [interval_text(figures[key], 100) for key in ("static_accuracy", "shuffled_accuracy")]
         rows.append(
-            [row.name, _interval(figures["accuracy"], 100), _interval(row.difference, 100),
-             _interval(figures["total_mac_share"], 1, 3), *shares, _interval(figures["reward"], 1),
-             _interval(row.reward_difference, 1),
+            [row.name, interval_text(figures["accuracy"], 100), interval_text(row.difference, 100),
+             interval_text(figures["total_mac_share"], 1, 3), *shares, interval_text(figures["reward"], 1),
+             interval_text(row.reward_difference, 1),
              f"{row.static_seeds} of {len(row.results)}"]
         )  # fmt: skip
+        if outcomes:
+            rows[-1].append(row.outcome)
+        if outcomes and "task_reward" in figures:
+            rows[-1] += [interval_text(figures["task_reward"], 1), interval_text(row.task_reward_difference, 1)]
+    if outcomes:
+        columns += ["outcome", "task's reward", "difference"][: len(rows[0]) - len(columns)]
     caption = (
         f"Means over seeds with 95 % intervals; accuracies in %. The differences, first of accuracy, then of "
         f"reward, are from {found.reference}, paired by image."
@@ -126,7 +141,8 @@ def comparison_table(found: Comparison) -> Table:
     return Table(f"{found.dataset}, {len(found.seeds)} seeds", columns, rows, caption)
 
 
-def _interval(value: Interval | None, factor: float, digits: int | None = None) -> str:
+def interval_text(value: Interval | None, factor: float, digits: int | None = None) -> str:
+    """Return a mean and its interval, times a factor; empty for None."""
     if value is None:
         return ""
     digits = digits or (2 if factor == 100 else 4)

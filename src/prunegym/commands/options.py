@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from prunegym.errors import InvalidInputError
-from prunegym.settings import Change, changed, parse
+from prunegym.settings import parse
 from prunegym.validation import finite as check_finite, whole_number
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ SET = "Change one setting, e.g. n_envs=64 or imitation.steps=100; repeatable. An
 Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help=SET)]
 
 
+DataRoot = Annotated[Path | None, typer.Option(help="Folder with the data sets; else PRUNEGYM_DATA.")]
 SIZE = "Size of images of a folder, e.g. 224 or 224x160 (height x width); by default the model's own."
 
 
@@ -57,7 +58,7 @@ class Data:
     """Where images come from."""
 
     dataset: Annotated[str | None, typer.Option(help="Name or path of a data set; by default the model's own.")] = None
-    data_root: Annotated[Path | None, typer.Option(help="Folder of data sets; else PRUNEGYM_DATA.")] = None
+    data_root: DataRoot = None
     image_size: Annotated[str | None, typer.Option(metavar="SIZE", help=SIZE)] = None
     resize: Annotated[int | None, typer.Option(help="Shorter side of images before the crop.")] = None
     crop: Annotated[str | None, typer.Option(help="center, or none to stretch images to the size.")] = None
@@ -158,35 +159,11 @@ class RecipeOptions:
     settings: Settings = None
 
     def read(self, target_macs: float | None = None) -> Recipe:
-        """Return the recipe with the changes given on the command line; those of ``--set`` come last."""
-        from prunegym.agents.rl.recipe_files import make_recipe, read_recipe
-        from prunegym.envs.rewards.reward import REWARDS, NamedReward
+        """Return the recipe with what the command line says instead; settings of ``--set`` come last."""
+        from prunegym.agents.rl.recipe_files import adjusted_recipe
 
-        stem, env, own = read_recipe(self.recipe)
-        options = ((("n_episodes",), self.episodes), (("env_kwargs", "reward"), self.reward))
-        changes: list[Change] = [
-            (key, value) for key, value in (*options, (("env_kwargs", "penalty"), self.penalty)) if value is not None
-        ]
-        if target_macs is not None:
-            changes += [(("budget", "target_macs"), target_macs), (("target_macs",), None)]
-            if (own.get("imitation") or {}).get("mac_share") is not None:
-                # The teacher gets the same budget: gates that imitate another share would not start at the budget.
-                changes.append((("imitation", "mac_share"), target_macs))
-            if own.get("refine") is not None:
-                changes.append((("refine", "target_macs"), target_macs))
-        changes += parse(self.settings or ())
-        made = changed(own, changes)
-        before, now = (str((one.get("env_kwargs") or {}).get("reward", "l0")) for one in (own, made))
-        given = {key[-1] for key, _ in changes if key[0] == "env_kwargs"}
-        dropped, named = set(), REWARDS.get(now, NamedReward())
-        if now != before and (":" in now or named.whole):
-            dropped.add("accuracy")  # the function returns the whole reward
-        if now != before and named.unit:
-            # The recipe's lambda is the price of all MACs; as the price of one channel it would be far too high.
-            dropped.add("penalty")
-        if dropped - given:
-            made["env_kwargs"] = {key: value for key, value in made["env_kwargs"].items() if key not in dropped - given}
-        return make_recipe(stem, env, made)
+        changes = {"episodes": self.episodes, "reward": self.reward, "penalty": self.penalty}
+        return adjusted_recipe(self.recipe, **changes, target_macs=target_macs, settings=parse(self.settings or ()))
 
 
 @dataclasses.dataclass(frozen=True)

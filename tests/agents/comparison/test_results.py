@@ -58,7 +58,7 @@ def test_an_interrupted_comparison_goes_on(masked, few, tmp_path):
 def test_damaged_results_are_made_again(masked, few, tmp_path):
     made = []
     compare([seeded(made=made)], masked, few, (1,), out=tmp_path)
-    (path,) = (tmp_path / "results" / "test").glob("*.json")
+    (path,) = tmp_path.glob("runs/seeded-seed1/result-test.json")
     path.write_text(path.read_text()[:200])
     compare([seeded(made=made)], masked, few, (1,), out=tmp_path)
     assert made == [1, 1]

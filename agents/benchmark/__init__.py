@@ -1,0 +1,1 @@
+"""Suites of comparisons: run, checked, reported."""

@@ -1,0 +1,1 @@
+"""What runs the cells of a suite: processes of this machine, or a Ray cluster."""

@@ -1,0 +1,150 @@
+"""Cells on a Ray cluster. Nodes need no common file system: cell folders come back as archives."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from prunegym.agents.benchmark.cells import Cell, Place
+from prunegym.agents.benchmark.executors.local import Event, Job, run_job
+from prunegym.agents.benchmark.suite import Suite
+from prunegym.agents.comparison.entries import SEED_MARK, file_of
+from prunegym.agents.comparison.results import slug
+from prunegym.errors import MissingDependencyError
+
+SCRATCH = "PRUNEGYM_SCRATCH"
+"""Environment variable of a node: its folder for cells in hand and for inputs; by default that of temporary files."""
+WAIT = 1.0
+
+
+class RayCluster:
+    """Runs cells on a Ray cluster, one for each of its processors.
+
+    Model files that the suite names are put into the object store once; each node writes them to its disk once. Data
+    sets are read where the nodes have them, by name or path. If a node is lost, its cells in hand begin again on
+    another.
+
+    Args:
+        suite: The suite.
+        place: Folder of the benchmark on this machine, and the device on the nodes.
+        address: Of the cluster, such as ``ray://head:10001`` or ``auto``; None starts Ray on this machine.
+        slots: Number of cells at once; by default the processors of the cluster.
+
+    Raises:
+        MissingDependencyError: If Ray is not installed.
+    """
+
+    def __init__(self, suite: Suite, place: Place, address: str | None = None, slots: int | None = None) -> None:
+        try:
+            import ray
+        except ImportError as error:
+            raise MissingDependencyError("A Ray cluster needs Ray: pip install 'prunegym[ray]'.") from error
+        self._ray, self._place, self._name = ray, place, suite.name
+        self._begun = not ray.is_initialized()
+        if self._begun:
+            ray.init(address=address, log_to_driver=False, include_dashboard=False if address is None else None)
+        self.slots = slots or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        self._suite = ray.put(suite.as_dict())
+        self._inputs = {path: ray.put(Path(path).read_bytes()) for path in sorted(input_files(suite))}
+        self._remote = ray.remote(num_cpus=1, max_retries=0)(remote_cell)
+        self._busy: dict[Any, Cell] = {}
+
+    def submit(self, job: Job) -> None:
+        """Begin a cell on any node."""
+        variables = {key: value for key, value in os.environ.items() if key == "PRUNEGYM_IMPORT"}
+        # In a list, so that the node fetches the bytes only if it lacks the file.
+        inputs = [(path, [reference]) for path, reference in self._inputs.items()]
+        reference = self._remote.options(runtime_env={"env_vars": variables} if variables else None).remote(
+            [self._suite], self._name, job, inputs, self._place.device, self._place.trust_code
+        )
+        self._busy[reference] = job.cell
+
+    def events(self) -> Iterator[Event]:
+        """Wait for a cell to end, and yield how."""
+        ended, _ = self._ray.wait(list(self._busy), num_returns=1, timeout=WAIT)
+        for reference in ended:
+            cell = self._busy.pop(reference)
+            try:
+                event, archive = self._ray.get(reference)
+            except self._ray.exceptions.RayError as error:
+                yield Event(cell, "lost", f"{type(error).__name__}: {str(error).splitlines()[0]}")
+                continue
+            unpack(archive, self._place.root / slug(cell.task) / cell.point.name / "runs")
+            yield event
+
+    def close(self) -> None:
+        """Cancel what runs, and leave the cluster if this object joined it."""
+        for reference in self._busy:
+            self._ray.cancel(reference, force=True)
+        if self._begun:
+            self._ray.shutdown()
+
+
+def input_files(suite: Suite) -> set[str]:
+    """Return the files on this machine that a suite names: models, recipes and original CNNs, and data archives."""
+    named: set[str] = set()
+    for name, task in suite.tasks.items():
+        named |= {text for text in (task.model, task.dense, task.dataset) if text is not None}
+        for agent in suite.agents_of(name):
+            text = str(agent["agent"] if isinstance(agent, Mapping) else agent)
+            named.add(text.partition("=")[2] or text)
+    each = {file_of(text, seed) for text in named for seed in (suite.seeds if SEED_MARK in text else (0,))}
+    return {text for text in each if Path(text).is_file()}
+
+
+def remote_cell(
+    suite: list[Any], name: str, job: Job, inputs: list[tuple[str, list[Any]]], device: str, trust_code: bool
+) -> tuple[Event, bytes]:
+    """Run a cell on a node, in a folder of its own, and return what happened with its folder as an archive."""
+    import ray
+    import torch
+
+    torch.set_num_threads(1)  # one processor is reserved for it
+    scratch = Path(os.environ.get(SCRATCH) or tempfile.gettempdir()) / "prunegym-cells"
+    files = tuple((path, str(on_disk(path, reference[0], scratch))) for path, reference in inputs)
+    scratch.mkdir(parents=True, exist_ok=True)
+    root = Path(tempfile.mkdtemp(dir=scratch))
+    try:
+        place = Place(root, device, trust_code, files)
+        event = run_job(ray.get(suite[0]), name, job, place, lambda _event: None)
+        return event, pack(root / slug(job.cell.task) / job.cell.point.name / "runs")
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+
+
+def on_disk(path: str, reference: Any, scratch: Path) -> Path:
+    """Return the file of an input on this node; it is fetched and written once."""
+    import ray
+
+    mark = hashlib.sha256(reference.binary()).hexdigest()[:16]  # an object never changes
+    file = scratch / "inputs" / mark / Path(path).name
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_name(f"{file.name}.{os.getpid()}")
+        partial.write_bytes(ray.get(reference))
+        partial.replace(file)
+    return file
+
+
+def pack(folder: Path) -> bytes:
+    """Return a folder as a tar archive."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        if folder.is_dir():
+            archive.add(folder, arcname=".")
+    return buffer.getvalue()
+
+
+def unpack(archive: bytes, folder: Path) -> None:
+    """Write an archive of :func:`pack`. Results come last, so that a cell whose folder is not whole has none."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(fileobj=io.BytesIO(archive)) as packed:
+        members = sorted(packed.getmembers(), key=lambda one: Path(one.name).name.startswith("result-"))
+        packed.extractall(folder, members=members, filter="data")

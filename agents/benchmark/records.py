@@ -1,0 +1,175 @@
+"""Results in the folders of benchmarks and comparisons: found, read, and put into tables."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from prunegym.agents.comparison.results import BROKEN, Result
+from prunegym.agents.comparison.table import Comparison, row_of
+from prunegym.errors import InvalidInputError, MissingDataError
+from prunegym.models.data.files.bounded_files import check_regular
+
+RESULTS = "result-*.json"
+
+
+class Where(NamedTuple):
+    """What the results in one table share."""
+
+    task: str
+    point: str
+    split: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Record:
+    """A result in a file.
+
+    Attributes:
+        file: The file, in the folder of the run.
+        cell: How the run's model, data and agent are found again.
+        configuration: What the result depends on, with hashes; None for an agent that may depend on more.
+    """
+
+    file: Path
+    cell: Mapping[str, Any]
+    configuration: Mapping[str, Any] | None
+    content: Mapping[str, Any] = dataclasses.field(repr=False)
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the run."""
+        return self.file.parent
+
+    @functools.cached_property
+    def result(self) -> Result:
+        """The result."""
+        return Result.read(self.content)
+
+    @property
+    def where(self) -> Where:
+        """Where it is in a table."""
+        cell = self.cell
+        task = cell.get("task") or f"{cell.get('dataset') or ''} {cell.get('model')}".strip()
+        return Where(task, cell.get("point", "default"), cell.get("split", "test"))
+
+    @property
+    def agent(self) -> str:
+        """Name of the agent."""
+        return str(self.cell["agent"])
+
+    @property
+    def seed(self) -> int:
+        """The seed."""
+        return int(self.cell["seed"])
+
+    @property
+    def terms(self) -> dict[str, Any]:
+        """What all results in one table must have in common: images, lambda and reward."""
+        marks = self.configuration or {}
+        return {"data set": marks.get("dataset"), "lambda": self.penalty, "reward": self.cell.get("reward")}
+
+    @property
+    def penalty(self) -> float:
+        """Lambda of the figure ``reward``."""
+        return float(self.cell["penalty"])
+
+
+def read_record(file: Path) -> Record:
+    """Read a result's file.
+
+    Raises:
+        InvalidInputError: If it is damaged, or has no description of its cell, as files of earlier versions.
+    """
+    try:
+        stored = json.loads(check_regular(file, "result").read_text())
+        found = Record(file, stored["cell"], stored["configuration"], stored["result"])
+        _ = found.result, found.agent, found.seed, found.penalty
+    except (*BROKEN, AttributeError, RecursionError) as error:
+        raise InvalidInputError(
+            f"{file} is no result of this version, or it is damaged ({type(error).__name__}: {error}). Delete it, and "
+            "run the benchmark again."
+        ) from error
+    return found
+
+
+def read_records(folders: Iterable[Path | str]) -> list[Record]:
+    """Read all results in some folders, in the order in which their files were named.
+
+    Raises:
+        MissingDataError: If there is no such folder, or none has a result.
+        InvalidInputError: If a file is damaged.
+    """
+    folders = [Path(folder) for folder in folders]
+    for folder in folders:
+        if not folder.is_dir():
+            raise MissingDataError(f"There is no folder {folder}. Give the --out of prunegym benchmark or compare.")
+    files = sorted({file.resolve(): file for folder in folders for file in sorted(folder.rglob(RESULTS))}.values())
+    if not files:
+        raise MissingDataError(
+            f"There are no results in {', '.join(map(str, folders))}. Run prunegym benchmark or compare first."
+        )
+    return [read_record(file) for file in files]
+
+
+def grouped(records: Iterable[Record]) -> dict[Where, dict[str, dict[int, Record]]]:
+    """Return records by place, agent and seed.
+
+    Raises:
+        InvalidInputError: If two have the same place, agent and seed.
+    """
+    found: dict[Where, dict[str, dict[int, Record]]] = {}
+    for record in records:
+        seeds = found.setdefault(record.where, {}).setdefault(record.agent, {})
+        first = next(iter(next(iter(found[record.where].values())).values()), record)
+        other = [name for name, mark in record.terms.items() if first.terms[name] != mark]
+        if other:
+            raise InvalidInputError(
+                f"{first.file} and {record.file} are of the same task, but of another {' and '.join(other)}, so they "
+                "cannot stand in one table. Give folders of one suite."
+            )
+        if record.seed in seeds:
+            raise InvalidInputError(
+                f"{seeds[record.seed].file} and {record.file} are both of {record.agent}, seed {record.seed}. Give "
+                "folders that have each run once, or join them with prunegym merge."
+            )
+        seeds[record.seed] = record
+    return found
+
+
+def comparison(
+    where: Where, agents: Mapping[str, Mapping[int, Record]], reference: str | None = None
+) -> Comparison | None:
+    """Return the table of a place; None if its reference has no result.
+
+    The seeds that count for an agent are those that the reference has too.
+
+    Args:
+        where: The place.
+        agents: Its records by agent and seed.
+        reference: What differences are counted from; by default the suite's reference.
+    """
+    first = next(iter(next(iter(agents.values())).values()))
+    name = str(first.cell.get("reference", first.agent)) if reference is None else reference
+    if name not in agents:
+        return None
+    known = {agent: {seed: record.result for seed, record in sorted(agents[agent].items())} for agent in agents}
+    rows = []
+    for agent in sorted(agents, key=lambda one: one != name):
+        own, other = known[agent], known[name]
+        each = [any(record.cell.get("each") for record in agents[one].values()) for one in (agent, name)]
+        if agent != name and all(each):  # neither stands for all seeds
+            both = [seed for seed in own if seed in other]
+            own, other = ({seed: one[seed] for seed in both} or one for one in (own, other))
+        rows.append(row_of(agent, own, other, first.penalty))
+    return Comparison(f"{where.task}, {where.point}, {where.split}", name, tuple(known[name]), tuple(rows))
+
+
+def comparisons(records: Sequence[Record]) -> dict[Where, Comparison]:
+    """Return a table for each task, point and split."""
+    found = {where: comparison(where, agents) for where, agents in grouped(records).items()}
+    return {where: table for where, table in found.items() if table is not None}

@@ -1,0 +1,1 @@
+"""Reports of benchmarks: one page, pictures and CSV files."""

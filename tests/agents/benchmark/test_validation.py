@@ -1,0 +1,155 @@
+"""Figures and stored validations that were edited by hand are caught."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from prunegym.agents.benchmark.leaderboard import leaderboard
+from prunegym.agents.benchmark.records import read_record
+from prunegym.agents.benchmark.validation import VALIDATION, hashes_of, validate, why_not_trusted
+from prunegym.agents.comparison.results import Result
+from prunegym.errors import MissingDataError
+
+RUNS = "digits/lambda-0.2/runs"
+
+
+@pytest.fixture
+def run(copied):
+    return copied / RUNS / "ppo-seed0"
+
+
+def edit(run, change):
+    """Change the stored JSON of a run's result by hand."""
+    file = run / "result-test.json"
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+
+
+def rewrite(run, **changes):
+    """Replace parts of a run's result, with figures that go with them: a careful forgery."""
+    record = read_record(run / "result-test.json")
+    old = record.result
+    correct, shares = changes.get("correct", old.correct), changes.get("total_mac_shares", old.total_mac_shares)
+    figures = old.figures | {
+        "accuracy": correct.double().mean().item(),
+        "total_mac_share": shares.double().mean().item(),
+        "reward": (correct.double() - 0.2 * shares.double()).mean().item(),
+    }
+    result = Result(figures, old.is_static, old.verdict, old.notes, correct, shares, changes.get("masks", old.masks))
+    result.save(record.file, dict(record.configuration), record.cell)
+
+
+def test_runs_of_every_kind_are_valid(copied):
+    for name in ("ppo-seed0", "random-seed1", "start-seed0"):
+        (found,) = validate(copied / RUNS / name)
+        assert (found.valid, found.exact, found.problems, found.other_masks) == (True, True, (), 0.0)
+        assert why_not_trusted(copied / RUNS / name) is None
+
+
+@pytest.mark.parametrize("figure", ["accuracy", "total_mac_share", "static_accuracy", "reward", "distinct_masks"])
+def test_a_figure_that_was_edited_is_caught(run, figure):
+    validate(run)
+    edit(
+        run, lambda content: content["result"]["figures"].update({figure: content["result"]["figures"][figure] * 1.01})
+    )
+    (found,) = validate(run)
+    assert not found.valid
+    assert any(problem.startswith(f"{figure} is ") for problem in found.problems)
+    assert not (run / VALIDATION).exists()
+
+
+def test_a_forgery_that_is_consistent_is_caught(run):
+    right = torch.ones(360, dtype=torch.bool)
+    rewrite(run, correct=right)
+    (found,) = validate(run)
+    assert "other images are answered correctly" in found.problems
+
+
+def test_other_weights_than_the_runs_are_caught(copied):
+    shutil.copy(copied / RUNS / "ppo-seed1/model.safetensors", copied / RUNS / "ppo-seed0/model.safetensors")
+    (found,) = validate(copied / RUNS / "ppo-seed0")
+    assert not found.valid
+    assert found.other_masks > 0
+
+
+def test_elsewhere_few_masks_may_differ(run):
+    record = read_record(run / "result-test.json")
+    masks, shares = record.result.masks.clone(), record.result.total_mac_shares.clone()
+    masks[3, 5] = ~masks[3, 5]  # one image of 360: 0.28 %
+    rewrite(run, masks=masks, total_mac_shares=shares + 0.001)
+    (here,) = validate(run)
+    assert (here.valid, here.exact) == (False, True)
+    described = json.loads((run / "run.json").read_text())
+    described["machine"]["processor"] = "another"
+    (run / "run.json").write_text(json.dumps(described))
+    (elsewhere,) = validate(run)
+    assert (elsewhere.valid, elsewhere.exact) == (True, False)
+    masks[4, 5] = ~masks[4, 5]  # two: 0.56 %
+    rewrite(run, masks=masks)
+    assert "0.56% of the images have another mask; at most 0.50% may" in validate(run)[0].problems
+    rewrite(run, masks=record.result.masks, total_mac_shares=shares + 0.003)
+    assert any(problem.startswith("total_mac_share is") for problem in validate(run)[0].problems)
+
+
+def test_only_validated_runs_are_ranked(copied):
+    boards, left_out = leaderboard([copied])
+    assert (boards, len(left_out)) == ([], 10)
+    for name in ("ppo-seed0", "ppo-seed1", "random-seed0"):
+        validate(copied / RUNS / name)
+    (board,), left_out = leaderboard([copied])
+    assert [row.name for row in board.rows] == ["PPO", "random"]
+    assert [row.outcome for row in board.rows] == ["", "worse"]
+    assert [len(row.results) for row in board.rows] == [2, 1]
+    assert left_out[str(copied / RUNS / "random-seed1")] == "it was not validated"
+    means = [np.mean([one.figures["reward"] for one in row.results.values()]) for row in board.rows]
+    assert [row.figures["reward"].mean for row in board.rows] == pytest.approx(means)
+    assert means[0] > means[1]
+
+
+def test_a_validation_counts_only_for_the_files_that_it_was_made_with(run):
+    validate(run)
+    edit(run, lambda content: content["result"]["figures"].update(accuracy=1.0))
+    assert why_not_trusted(run) == "files changed after it was validated (result-test.json)"
+    validate(run)
+    assert why_not_trusted(run) == "it was not validated"
+
+
+def test_a_file_that_is_added_or_removed_is_a_change(run):
+    validate(run)
+    (run / "more.txt").touch()
+    assert "more.txt" in why_not_trusted(run)
+    (run / "more.txt").unlink()
+    assert why_not_trusted(run) is None
+    (run / "monitor.json").unlink()
+    assert "monitor.json" in why_not_trusted(run)
+
+
+def test_a_stored_validation_that_was_edited_is_caught(run):
+    """Also if the hashes in it fit a figure that was edited too."""
+    validate(run)
+    edit(run, lambda content: content["result"]["figures"].update(accuracy=1.0))
+    stored = json.loads((run / VALIDATION).read_text())
+    stored["files"] = hashes_of(run)
+    assert stored["files"]["result-test.json"] == hashlib.sha256((run / "result-test.json").read_bytes()).hexdigest()
+    (run / VALIDATION).write_text(json.dumps(stored))
+    assert why_not_trusted(run) == "its validation.json was edited, or made by somebody else"
+    (run / VALIDATION).write_text("[")
+    assert why_not_trusted(run).startswith("its validation.json is damaged")
+
+
+def test_a_validation_of_somebody_else_does_not_count(run, tmp_path, monkeypatch):
+    validate(run)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "other"))
+    assert why_not_trusted(run) == "its validation.json was edited, or made by somebody else"
+
+
+def test_a_folder_without_a_result_is_no_run(tmp_path):
+    with pytest.raises(MissingDataError, match=r"has no result-\*\.json"):
+        validate(tmp_path)
