@@ -224,7 +224,8 @@ def main() -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     wanted = chosen.numbers or [number for number in known if not file_of(number).exists()]
     for number in [] if chosen.page else wanted:
-        row = known[number] if chosen.size is None else known[number]._replace(size=chosen.size)
+        row = known[number]
+        row = row if chosen.size is None or row.size < chosen.size else row._replace(size=chosen.size)
         facts = run_apart(number, row)
         file_of(number).write_text(json.dumps(facts, indent=1) + "\n")
         print(number, facts["network"], facts["status"], facts.get("reason", ""), flush=True)
