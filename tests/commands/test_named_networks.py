@@ -10,6 +10,7 @@ from pathlib import Path
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 
 from prunegym.models import ZOO, DynamicCNN, build, read_model
 from prunegym.models.data.transform import Transform
@@ -51,7 +52,9 @@ def test_the_journey(photos: Path, name: str) -> None:
     succeed("prepare", "cnn/cnn.safetensors", "--target-macs", 0.6, *fast, "--out", "prepared")
     rl = "--recipe", "prepared", "--episodes", 32, "--set", "n_envs=16", "--target-macs", 0.6, "--quiet"
     succeed("train", "prepared/prepared.safetensors", *rl, "--out", "agent")
-    assert as_json("evaluate", "agent/model.safetensors")["images"] == 16
+    assert as_json("evaluate", "agent/model.safetensors", "--picture", "masks.png")["images"] == 16
+    assert Image.open("masks.png").width > 100
+    assert "--picture draws" in fail("evaluate", "cnn/cnn.safetensors", "--picture", "masks.png")
     photo = next((photos / "test").rglob("*.jpg"))
     predicted = as_json("predict", photo, "--model", "agent/model.safetensors")["images"][0]
     succeed("export", "agent/model.safetensors", "--out", "agent.onnx")

@@ -48,6 +48,7 @@ def evaluate(
     baselines: Annotated[bool, typer.Option("--baselines", help="Add baselines with the same MACs.")] = False,
     latency: Annotated[Path | None, typer.Option(help="A file of prunegym latency; adds a column time.")] = None,
     execution: opt.Execution = "masked",
+    picture: Annotated[Path | None, typer.Option(help="Draw some images with their masks into this file.")] = None,
     seed: opt.Seed = 0,
 ) -> None:
     """Evaluate a model's own policy, or your agent on this model, on every image of a split."""
@@ -62,6 +63,8 @@ def evaluate(
 
     machine.settle(data)
     stored = network.open(model, data)
+    if picture is not None and (stored.policy is None or stored.info.objective.kind != "classes"):
+        raise InvalidInputError("--picture draws the masks of a model's own policy, for classes. Leave it out.")
     tested = open_split(stored.info, data.dataset, split, images)
     bounds = None
     own: Any = torch.ones(stored.masked.mask_size, dtype=torch.bool)  # a CNN without gates keeps all channels
@@ -86,6 +89,10 @@ def evaluate(
     }
     stored = dataclasses.replace(stored, data={"evaluated": tested}, seed=seed, device=machine.device)
     results = evaluations(model if agent is None else agent, own, stored, train if baselines else None, **options)
+    if picture is not None:
+        from prunegym.commands.demo import SHOWN, draw
+
+        draw(DynamicCNN.of(stored, model), tested, torch.arange(min(SHOWN, len(tested))), picture)
     first, *others = results.values()
     document: dict[str, Any] = first.as_json()
     if baselines:
