@@ -142,12 +142,12 @@ def _met(ratio: float) -> str:
     return "met" if ratio <= NEVER_ABOVE else "MISSED"
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
     """Return a JSON document with six digits of each number: more are noise."""
     if isinstance(value, dict):
-        return {name: _rounded(one) for name, one in value.items()}
+        return {name: rounded(one) for name, one in value.items()}
     if isinstance(value, list):
-        return [_rounded(one) for one in value]
+        return [rounded(one) for one in value]
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
@@ -163,7 +163,7 @@ def stored(file: Path | None) -> list[dict[str, Any]]:
 
 def write(file: Path, earlier: list[dict[str, Any]], results: list[dict[str, Any]], brief: bool) -> None:
     """Write results in the order of the cases, and keep earlier ones of other cases."""
-    new = [_rounded({name: value for name, value in one.items() if not brief or name != "layers"}) for one in results]
+    new = [rounded({name: value for name, value in one.items() if not brief or name != "layers"}) for one in results]
     rows = {(one["case"], one["threads"]): one for one in (*earlier, *new)}
     order = sorted(rows, key=lambda row: (list(CASES).index(row[0]), row[1]))
     document = {"machine": machine(), "results": [rows[row] for row in order]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import math
 import weakref
 from collections.abc import Sequence
 
@@ -54,6 +55,7 @@ class Plan:
         mask_size: Mask bits of all gates.
         decides: Whether a gate has a policy.
         looks: Number of features at each stop of a :class:`~prunegym.models.kernel.plan.Pass`.
+        inputs: Shapes of what it reads for one image: that of the images, and of each further input.
         outputs: Numbers returned for each image.
     """
 
@@ -63,36 +65,45 @@ class Plan:
         buffers: Sequence[native.BufferRecord],
         values: Sequence[native.ValueRecord],
         widths: Sequence[int],
+        spaces: Sequence[Sequence[int]],
         records: Sequence[native.LayerRecord],
     ) -> None:
         variant = native.choose_variant(variant)
         error = ctypes.create_string_buffer(native.ERROR_SIZE)
         self.library = native.library()
+        rows = [native.SpaceRecord(len(row), (ctypes.c_int32 * len(row))(*row)) for row in spaces]
         network = native.NetworkRecord(
-            *(len(buffers), len(values), len(widths), len(records)),
+            *(len(buffers), len(values), len(widths), len(spaces), len(records)),
             *((native.BufferRecord * len(buffers))(*buffers), (native.ValueRecord * len(values))(*values)),
-            *((ctypes.c_int32 * len(widths))(*widths), (native.LayerRecord * len(records))(*records)),
+            *((ctypes.c_int32 * len(widths))(*widths), (native.SpaceRecord * len(rows))(*rows)),
+            (native.LayerRecord * len(records))(*records),
         )
         self.handle = self.library.prunegym_plan_new(variant.encode(), network, error)
         if not self.handle:
             raise native.KernelError(f"The kernel cannot hold the network: {error.value.decode()}.")
-        kinds, images = [native.KINDS[record.kind] for record in records], values[records[0].output]
-        self.variant, self.mask_size, self.outputs = variant, sum(widths), values[records[-1].input].channels
+        kinds = [native.KINDS[record.kind] for record in records]
+        self.variant, self.mask_size = variant, sum(widths)
+        shapes = [_shape(values[max(record.input, record.output)], buffers) for record in records]
+        pairs = list(zip(records, shapes, kinds, strict=True))
+        sizes = [record.offset + math.prod(shape) for record, shape, kind in pairs if kind == "store"]
+        self.outputs = max(sizes)
+        self.inputs = tuple(shape for shape, kind in zip(shapes, kinds, strict=True) if kind == "load")
         self.layers = tuple(f"{index} {kind}" for index, kind in enumerate(kinds))
         looks = (record for record, kind in zip(records, kinds, strict=True) if kind == "look")
         self.looks = tuple(values[look.input].channels * (look.average + look.grid**2) for look in looks)
         self.decides, self._needs_masks = "decide" in kinds, kinds.count("decide") < len(widths)
-        self._image_shape = (images.channels, buffers[images.buffer].height, buffers[images.buffer].width)
+        self._places = native.Images * len(self.inputs)
         self._finalizer = weakref.finalize(self, self.library.prunegym_plan_free, self.handle)
         self._finalizer.atexit = False  # a daemon thread may still be running it
 
     def __call__(
-        self, images: Tensor, masks: Tensor | None = None, threads: int | None = None
+        self, images: Tensor | Sequence[Tensor], masks: Tensor | None = None, threads: int | None = None
     ) -> tuple[Tensor, Tensor]:
         """Run the network.
 
         Args:
-            images: (batch, channels, height, width) float32 on the CPU.
+            images: (batch, channels, height, width) float32 on the CPU; one tensor for each input if there are several,
+                vectors (batch, channels).
             masks: (batch, mask_size) of zeros and ones, any dtype; the bits of gates with a policy are ignored. May be
                 left out where every gate has a policy.
             threads: From 1 to 1024, each with a share of the images; None for torch's number.
@@ -107,7 +118,9 @@ class Plan:
         """
         return self._run(images, masks, thread_count(threads), None)
 
-    def timed(self, images: Tensor, masks: Tensor | None = None, threads: int = 1) -> dict[str, float]:
+    def timed(
+        self, images: Tensor | Sequence[Tensor], masks: Tensor | None = None, threads: int = 1
+    ) -> dict[str, float]:
         """Run and return the seconds spent in each layer.
 
         Args:
@@ -119,34 +132,45 @@ class Plan:
             InvalidInputError: As for ``__call__``, and for several threads with several images.
         """
         threads = thread_count(threads)
-        if threads > 1 and len(images) > 1:
+        batch = len(images if isinstance(images, Tensor) else images[0])
+        if threads > 1 and batch > 1:
             raise InvalidInputError(
-                f"{len(images)} images on {threads} threads may run in parallel, so layers cannot be timed. Give "
-                "threads=1, or one image."
+                f"{batch} images on {threads} threads may run side by side, and then no layer has a time of its "
+                "own. Give threads=1, or one image."
             )
         seconds = (ctypes.c_double * len(self.layers))()
         self._run(images, masks, threads, seconds)
         return dict(zip(self.layers, seconds, strict=True))
 
     def _run(
-        self, images: Tensor, masks: Tensor | None, threads: int, seconds: ctypes.Array[ctypes.c_double] | None
+        self,
+        images: Tensor | Sequence[Tensor],
+        masks: Tensor | None,
+        threads: int,
+        seconds: ctypes.Array[ctypes.c_double] | None,
     ) -> tuple[Tensor, Tensor]:
-        images = self.checked_images(images)
-        batch = len(images)
+        given = [images] if isinstance(images, Tensor) else list(images)
+        if len(given) != len(self.inputs):
+            raise InvalidInputError(f"{len(given)} inputs; the plan reads {len(self.inputs)}.")
+        given = [self.checked_images(value, place) for place, value in enumerate(given)]
+        batch = len(given[0])
+        if any(len(value) != batch for value in given):
+            raise InvalidInputError(f"The inputs have {[len(value) for value in given]} images; give as many of each.")
         used = self.as_bytes(masks, batch)
         outputs = empty_floats(batch, self.outputs)
         if batch == 0:
             return outputs, used
         error = ctypes.create_string_buffer(native.ERROR_SIZE)
+        places = self._places(*map(as_they_lie, given))
         failed = self.library.prunegym_plan_run(
-            self.handle, batch, as_they_lie(images), used.data_ptr(), outputs.data_ptr(), threads, seconds, error
+            self.handle, batch, places, used.data_ptr(), outputs.data_ptr(), threads, seconds, error
         )
         if failed:
             raise native.KernelError(f"The kernel cannot run {batch} images: {error.value.decode()}.")
         return outputs, used
 
-    def checked_images(self, images: Tensor) -> Tensor:
-        """Return images whose memory can be read without a copy.
+    def checked_images(self, images: Tensor, place: int = 0) -> Tensor:
+        """Return images, or another input by its place, whose memory can be read as it is.
 
         Raises:
             InvalidInputError: If they are of another shape, dtype or layout than the plan's, on another device, or too
@@ -155,8 +179,8 @@ class Plan:
         if images.dtype != torch.float32 or images.layout != torch.strided or images.device.type != "cpu":
             found = f"{images.dtype}, {images.layout} on {images.device}"
             raise InvalidInputError(f"Images are {found}; dense float32 on the CPU is needed.")
-        if images.shape[1:] != self._image_shape:  # the check itself takes longer, and a small network microseconds
-            shape("Images", images, ("batch", *self._image_shape))
+        if images.shape[1:] != self.inputs[place]:  # the check itself takes longer, and a small network microseconds
+            shape("Images" if place == 0 else f"Input {place}", images, ("batch", *self.inputs[place]))
         whole_number("The number of images", len(images), 0, native.MAX_IMAGES, "Use smaller batches.")
         return images.resolve_neg()  # else a view like x.conj().imag would be read with the wrong sign
 
@@ -177,6 +201,12 @@ class Plan:
         return masks.clone() if self.decides else masks
 
 
+def _shape(value: native.ValueRecord, buffers: Sequence[native.BufferRecord]) -> tuple[int, ...]:
+    """Return the shape of a value for one image, all channels counted."""
+    buffer = buffers[value.buffer]
+    return (value.channels, buffer.height, buffer.width) if buffer.stride else (value.channels,)
+
+
 def thread_count(threads: int | None) -> int:
     """Return a number of threads; None means torch's.
 
@@ -194,7 +224,7 @@ def as_they_lie(images: Tensor) -> native.Images:
     Torch must not copy images or masks: for large ones it wakes its threads, which then spin for milliseconds on the
     cores that the kernel's own threads need.
     """
-    return native.Images(images.data_ptr(), *images.stride())
+    return native.Images(images.data_ptr(), *images.stride(), *(0,) * (4 - images.ndim))
 
 
 def empty_floats(*sizes: int) -> Tensor:

@@ -17,10 +17,15 @@ import torch
 
 from prunegym.errors import InvalidInputError, MissingDependencyError, PruneGymError
 
-KINDS = ("load", "conv", "max_pool", "add", "subsample", "average", "linear", "decide", "look", "store")
+KINDS = (
+    "load", "conv", "max_pool", "add", "subsample", "average", "linear", "depthwise", "avg_pool", "place", "scale",
+    "expand", "decide", "look", "store",
+)  # fmt: skip
+ACTIVATIONS = ("", "relu", "relu6", "hardswish", "hardsigmoid", "sigmoid", "silu", "gelu")
+"""What may follow a layer's sums; the first is nothing."""
 ERROR_SIZE = 256
-INTERFACE = 6
-"""The version of the functions in csrc/api.cpp."""
+INTERFACE = 7
+"""Of the functions in csrc/api.cpp."""
 MAX_PIXELS, MAX_CHANNELS, MAX_IMAGES, MAX_THREADS = 2**27, 2**20, 2**24, 1024
 """Limits of csrc/common.h: pixels of one channel of a map, channels, images of a batch, and threads."""
 
@@ -38,10 +43,17 @@ class BufferRecord(ctypes.Structure):
 class ValueRecord(ctypes.Structure):
     """A map or vector between layers: csrc/plan.h, ``ValueRecord``."""
 
-    _fields_ = [(name, c_int32) for name in ("buffer", "channels", "gate")]
+    _fields_ = [(name, c_int32) for name in ("buffer", "channels", "space")]
 
 
-_LAYER = ("kind", "input", "second", "output", "kernel", "stride", "padding", "relu", "offset")
+class SpaceRecord(ctypes.Structure):
+    """Channels with the places of their mask bits: csrc/plan.h, ``SpaceRecord``."""
+
+    _fields_ = [("channels", c_int32), ("index", POINTER(c_int32))]
+
+
+_WINDOW = ("kernel", "kernel_width", "stride", "padding", "padding_width", "dilation", "groups", "activation")
+_LAYER = ("kind", "input", "second", "output", *_WINDOW, "offset", "ceil")
 _POLICY = ("gate", "average", "grid", "hidden")
 ARRAYS = ("weight", "bias", "weight2", "bias2", "mean", "scale")
 
@@ -56,9 +68,9 @@ class NetworkRecord(ctypes.Structure):
     """A whole network: csrc/plan.h, ``NetworkRecord``."""
 
     _fields_ = [
-        *((f"{name}_count", c_int32) for name in ("buffer", "value", "gate", "layer")),
-        *(("buffers", POINTER(BufferRecord)), ("values", POINTER(ValueRecord))),
-        *(("widths", POINTER(c_int32)), ("layers", POINTER(LayerRecord))),
+        *((f"{name}_count", c_int32) for name in ("buffer", "value", "gate", "space", "layer")),
+        *(("buffers", POINTER(BufferRecord)), ("values", POINTER(ValueRecord)), ("widths", POINTER(c_int32))),
+        *(("spaces", POINTER(SpaceRecord)), ("layers", POINTER(LayerRecord))),
     ]
 
 
@@ -160,7 +172,7 @@ def choose_variant(name: str | None) -> str:
     return wanted
 
 
-_CONV, _ADD, _LOOK = (KINDS.index(kind) for kind in ("conv", "add", "look"))
+_CONV, _ADD, _LOOK, _SCALE = (KINDS.index(kind) for kind in ("conv", "add", "look", "scale"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +185,7 @@ class Value:
         height: Pixels; 1 for a vector.
         width: Pixels; 1 for a vector.
         stride: Floats from a row to the next in memory; 0 for a vector.
-        gate: The gate that decides which channels are kept; None if all are.
+        gate: The gate, or the space of :meth:`PlanBuilder.space`, that tells which channels are kept; None if all are.
     """
 
     index: int
@@ -198,26 +210,27 @@ def assign_buffers(
         layers: The layers in order, with the indices ``input``, ``second`` and ``output`` of values, or -1.
 
     Returns:
-        The buffers, and for each value the index of its buffer.
+        The buffers, and for each value the index of its buffer; -1 if no layer makes it.
     """
     uses = ("input", "second", "output")
     last_use = {layer[name]: position for position, layer in enumerate(layers) for name in uses}
     stops = [position for position, layer in enumerate(layers) if layer["kind"] == _LOOK]
-    made = {layer["output"]: position for position, layer in enumerate(layers)}
+    made = {layer["output"]: position for position, layer in reversed(list(enumerate(layers)))}
     keys = [
         (value.height, value.width, value.stride, any(made[index] < stop < last_use[index] for stop in stops))
         for index, value in enumerate(values)
     ]
     buffers: list[BufferRecord] = []
-    places = [0] * len(values)
+    places = [-1] * len(values)
     free: dict[tuple[int, int, int, bool], list[int]] = defaultdict(list)
     for position, layer in enumerate(layers):
         output = layer["output"]
         ending = {layer[name] for name in ("input", "second") if layer[name] >= 0 and last_use[layer[name]] == position}
-        if output >= 0:
+        if output >= 0 and places[output] < 0:  # else an earlier layer has made a part of it
             value = values[output]
             key = keys[output]
-            operands = {_CONV: ("second",), _ADD: ("second", "input")}.get(layer["kind"], ())
+            may = {_CONV: ("second",), _ADD: ("second", "input"), _SCALE: ("input",)}
+            operands = may.get(layer["kind"], ())
             if layer["second"] == layer["input"]:  # a layer must not overwrite what it still reads
                 operands = ()
             taken = [layer[n] for n in operands if layer[n] in ending and keys[layer[n]] == key]

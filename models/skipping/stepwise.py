@@ -11,9 +11,10 @@ from prunegym.errors import InvalidInputError
 from prunegym.models.gating.features import MaskFeatures
 from prunegym.models.kernel import Pass, Plan
 from prunegym.models.masking.masked_cnn import ForwardPass, MaskedCNN
-from prunegym.models.skipping.kernel_path import KernelPath, translate
+from prunegym.models.skipping.kernel_path import KernelPath
 from prunegym.models.skipping.program.lowering import UnsupportedError, lower
 from prunegym.models.skipping.program.path import Executed, MaskedPath, check_outputs
+from prunegym.models.skipping.translation import translate
 from prunegym.validation import choice
 
 CHUNK = 64

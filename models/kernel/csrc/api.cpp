@@ -49,7 +49,7 @@ EXPORT const char* prunegym_variants() {
 }
 
 // Raised when a function below gets other arguments, so that Python can tell whether library and package belong together.
-EXPORT int prunegym_interface() { return 6; }
+EXPORT int prunegym_interface() { return 7; }
 // The next runs are on OpenMP's threads; null: on threads of our own.
 EXPORT void prunegym_use_openmp(void* entry) {
   openmp.call = reinterpret_cast<OpenMP>(entry);
@@ -83,9 +83,9 @@ EXPORT void* prunegym_plan_new(const char* variant, const NetworkRecord* network
 
 EXPORT void prunegym_plan_free(Plan* plan) { delete plan; }
 
-EXPORT int prunegym_plan_run(Plan* plan, int batch, const Images* images, uint8_t* masks, float* outputs, int threads,
+EXPORT int prunegym_plan_run(Plan* plan, int batch, const Images* inputs, uint8_t* masks, float* outputs, int threads,
                              double* layer_seconds, char* error) {
-  return failed(error, [&] { plan->run(batch, *images, masks, outputs, threads, layer_seconds); });
+  return failed(error, [&] { plan->run(batch, inputs, masks, outputs, threads, layer_seconds); });
 }
 
 // A pass keeps a pointer to its plan.

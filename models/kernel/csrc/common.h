@@ -12,6 +12,7 @@ namespace prunegym {
 
 constexpr int LINE = 16;        // floats in a cache line of 64 bytes, and the widest vector
 constexpr int MAX_KERNEL = 7;   // largest side of a convolution kernel
+constexpr int MAX_PADDING = 1024, MAX_DILATION = 1024;
 constexpr int OVERREAD = 64;    // floats that must be readable after every buffer: vectors may run past its end
 
 // Within one channel of a map positions are counted by int, which these limits keep from overflowing (check.cpp refuses
@@ -39,6 +40,7 @@ struct Map {
   int channel;  // floats from a channel to the next; an odd number of lines, so that channels spread over the cache
 
   COMMON int first() const { return origin + 1; }
+  COMMON bool is_vector() const { return origin < 0; }
   COMMON int pixels() const { return height * width; }
 };
 
@@ -72,15 +74,25 @@ struct View {
   }
 };
 
-enum Kind : int32_t { LOAD, CONV, MAX_POOL, ADD, SUBSAMPLE, AVERAGE, LINEAR, DECIDE, LOOK, STORE };
+enum Kind : int32_t {
+  LOAD, CONV, MAX_POOL, ADD, SUBSAMPLE, AVERAGE, LINEAR, DEPTHWISE, AVG_POOL, PLACE, SCALE, EXPAND, DECIDE, LOOK, STORE
+};
+// What becomes of a number at the end of a layer. Those up to RELU6 cut it off at two bounds.
+enum Activation : int32_t { NO_ACTIVATION, RELU, RELU6, HARDSWISH, HARDSIGMOID, SIGMOID, SILU, GELU, ACTIVATIONS };
 
 // A layer as Python describes it (shared_library.py has the same structure). All arrays are float32.
 struct LayerRecord {
-  int32_t kind, input, second, output;  // values; -1: none. second: the residual of CONV, the other operand of ADD
-  int32_t kernel, stride, padding, relu;
-  int32_t offset;                          // SUBSAMPLE
-  int32_t gate, average, grid, hidden;     // DECIDE; LOOK has average, grid, mean, scale
-  const float *weight, *bias;              // CONV, LINEAR, and the first linear layer of DECIDE (hidden, features)
+  int32_t kind, input, second, output;  // values; -1: none. second: the residual of CONV, the other operand of ADD, the
+                                        // factors of SCALE
+  int32_t kernel, kernel_width;         // height and width
+  int32_t stride, padding, padding_width, dilation, groups, activation;
+  int32_t offset;                          // SUBSAMPLE, PLACE: channel of the output that gets the first of the input
+                                           // LOAD: which of the inputs; STORE: place among an image's outputs
+  int32_t ceil;                            // of poolings: whether the last window may reach out of the picture
+  int32_t gate, average, grid, hidden;     // DECIDE; LOOK has average, grid, mean, scale; AVG_POOL: average, whether
+                                           // zeros of the padding count
+  const float *weight, *bias;              // CONV, LINEAR, DEPTHWISE, PLACE (factors and summands, or null), and the
+                                           // first linear layer of DECIDE (hidden, features)
   const float *weight2, *bias2, *mean, *scale;  // DECIDE
 };
 
@@ -93,11 +105,12 @@ enum class Path : int {
 };
 
 struct Conv {
-  int kernel, stride, padding;
+  int height, width;  // of the kernel
+  int stride, padding, padding_width, dilation, groups;
   int in_channels, out_channels;
-  const float* weight;  // (out, in, kernel, kernel) as in torch; path winograd: (16, out, in), transformed
+  const float* weight;  // (out, in / groups, height, width) as in torch; path winograd: (16, out, in), transformed
   const float* bias;    // (out)
-  bool relu;
+  int activation;
   Map in, out, residual;
   // Chosen by Variant::plan_conv:
   Path path;
@@ -109,10 +122,13 @@ struct Conv {
   long taps[MAX_KERNEL * MAX_KERNEL];  // from a grid position to the input under each number of the kernel
   const int32_t* valid;                // path in_place: -1 at pixels of the grid, 0 at zero columns and past its end
 
-  COMMON int tap_count() const { return kernel * kernel; }
+  COMMON int tap_count() const { return height * width; }
+  COMMON int group_inputs() const { return in_channels / groups; }
+  COMMON int group_outputs() const { return out_channels / groups; }
   // What threads share: output channels, of which so many are kept, for each band if there are some.
   COMMON int shares(int kept) const { return path == Path::winograd ? bands * kept : kept; }
-  COMMON int phases() const { return stride < kernel ? stride : kernel; }  // row sets of the copies
+  COMMON int reach() const { return (height - 1) * dilation; }  // rows from the first of the kernel to the last
+  COMMON int phases() const { return stride <= reach() ? stride : reach() + 1; }  // row sets of the copies
 };
 
 // One convolution on one image, or the shares first..last - 1 of it: output channels, as places in `out_kept`, band by band.
@@ -123,6 +139,7 @@ struct ConvCall {
   float* output;
   float* scratch;
   int first, last;
+  long skipped;   // weights before those of the group's first input channel, in each row
   bool prefetch;  // whether weights come from far away: fetch those of the next rows while computing these
 };
 
@@ -152,7 +169,7 @@ struct Variant {
   void (*plan_conv)(Conv&, bool has_residual);
   const float* (*prepare_conv)(const Conv&, Kept, const float* map, float* planes);
   void (*conv)(const Conv&, const ConvCall&);
-  LayerFunction layers[LINEAR + 1];  // by kind; null for LOAD and CONV
+  LayerFunction layers[DECIDE];  // by kind; null for LOAD and CONV
   int (*decide)(const Gate&, Kept in, const float* input, int* kept, float* scratch);
   void (*look)(const Gate&, Kept in, const float* input, float* features, float* scratch);
 };

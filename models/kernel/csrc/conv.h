@@ -1,5 +1,6 @@
 // Convolutions: which path a layer takes, its input made ready, rows and grid cut into tiles, results written.
 #pragma once
+#include "pairs.h"
 #include "winograd.h"
 
 namespace prunegym {
@@ -10,11 +11,13 @@ namespace VARIANT {
 // Copies cost a little for each input channel, zero columns cost lanes in every multiplication: copies are taken where
 // they save a tenth of the vectors (maps up to 8x8, mostly) and where a flat grid is impossible.
 static Path choose_path(const Conv& c, bool has_residual) {
-  const bool flat = c.stride == 1 && c.kernel <= 3 && c.padding <= (c.kernel - 1) / 2 && c.in.stride == c.out.stride &&
+  const bool flat = c.stride == 1 && c.height <= 3 && c.width <= 3 && c.dilation == 1 && c.padding <= (c.height - 1) / 2 &&
+                    c.padding_width <= (c.width - 1) / 2 && c.in.stride == c.out.stride &&
                     (!has_residual || c.residual.stride == c.out.stride);
   if (winograd_pays(c)) return Path::winograd;
   const int in_place = vectors_for(c.out.height * c.out.stride), copies = vectors_for(c.out.pixels());
-  if (LANES >= 8 && c.kernel == 3 && c.stride == 1 && c.padding == 1 && c.out.height == 2 && c.out.width == 2)
+  if (LANES >= 8 && c.height == 3 && c.width == 3 && c.stride == 1 && c.padding == 1 && c.padding_width == 1 &&
+      c.dilation == 1 && c.out.height == 2 && c.out.width == 2)
     return Path::two_by_two;
   return flat && 10 * in_place <= 11 * copies ? Path::in_place : Path::copies;
 }
@@ -23,21 +26,21 @@ static void plan_in_place(Conv& c) {
   c.vectors = vectors_for(c.out.height * c.out.stride);
   c.input_channel = c.in.channel;
   for (int t = 0; t < c.tap_count(); t++)
-    c.taps[t] = (t / c.kernel - c.padding) * c.in.stride + t % c.kernel - c.padding;
+    c.taps[t] = (t / c.width - c.padding) * c.in.stride + t % c.width - c.padding_width;
 }
 
 // Copy (phase, dx) holds, row by row, the input under column dx of the kernel, for the input rows
 // phase - padding, phase - padding + stride, ...; so the weight (dy, dx) reads the copy (dy % stride, dx),
-// dy / stride rows further down.
+// dy / stride rows further down (dy: counted in rows of the input, so with the dilation).
 static void plan_copies(Conv& c) {
   const int width = c.out.width;
   c.vectors = vectors_for(c.out.pixels());
-  c.plane = round_up((c.out.height + (c.kernel - 1) / c.stride) * width + LANES, LINE);
-  c.input_channel = (static_cast<long>(c.phases()) * c.kernel * c.plane / LINE | 1) * LINE;
+  c.plane = round_up((c.out.height + c.reach() / c.stride) * width + LANES, LINE);
+  c.input_channel = (static_cast<long>(c.phases()) * c.width * c.plane / LINE | 1) * LINE;
   c.planes_size = c.in_channels * c.input_channel, c.scratch_size = static_cast<long>(MAX_ROWS) * c.vectors * LANES;
   for (int t = 0; t < c.tap_count(); t++) {
-    const int dy = t / c.kernel, dx = t % c.kernel;
-    c.taps[t] = (dy % c.stride * c.kernel + dx) * static_cast<long>(c.plane) + dy / c.stride * width;
+    const int dy = t / c.width * c.dilation, dx = t % c.width;
+    c.taps[t] = (dy % c.stride * c.width + dx) * static_cast<long>(c.plane) + dy / c.stride * width;
   }
 }
 
@@ -74,17 +77,16 @@ static void copy_row_padded(const float* from, int first, int step, int in_width
 }
 
 static void copy_channel(const Conv& c, const float* map, float* to) {
-  const bool framed = c.padding <= 1 && c.stride <= 2;
+  const bool framed = c.padding <= 1 && c.padding_width <= 1 && c.stride <= 2;
   for (int phase = 0; phase < c.phases(); phase++) {
-    for (int dx = 0; dx < c.kernel; dx++, to += c.plane) {
-      const int rows = c.out.height + (c.kernel - 1 - phase) / c.stride;
+    for (int dx = 0; dx < c.width; dx++, to += c.plane) {
+      const int rows = c.out.height + (c.reach() - phase) / c.stride, first = dx * c.dilation - c.padding_width;
       for (int row = 0; row < rows; row++) {
         const int y = row * c.stride + phase - c.padding;
         const float* from = map + c.in.first() + static_cast<long>(y) * c.in.stride;
         float* line = to + row * c.out.width;
-        if (framed) copy_row(from + dx - c.padding, c.stride, c.out.width, line);
-        else copy_row_padded(y >= 0 && y < c.in.height ? from : nullptr, dx - c.padding, c.stride, c.in.width,
-                             c.out.width, line);
+        if (framed) copy_row(from + first, c.stride, c.out.width, line);
+        else copy_row_padded(y >= 0 && y < c.in.height ? from : nullptr, first, c.stride, c.in.width, c.out.width, line);
       }
     }
   }
@@ -108,27 +110,6 @@ static const float* prepare_conv(const Conv& c, Kept kept, const float* map, flo
 
 // ---- Computing.
 
-static Rows make_rows(const Conv& c, const ConvCall& call, int first, int last, int next_last) {
-  Rows rows;
-  const long size = static_cast<long>(c.in_channels) * c.tap_count();
-  rows.prefetch = call.prefetch && next_last > last;
-  rows.prefetch_pixels = false;
-  rows.relu = c.relu;
-  rows.residual[0] = nullptr;
-  for (int r = first; r < last; r++) {
-    const int channel = call.out_kept.index[r];
-    rows.weight[r - first] = c.weight + channel * size;
-    if (rows.prefetch) {
-      const int next = smaller(r + last - first, next_last - 1);
-      rows.next[r - first] = c.weight + call.out_kept.index[next] * size;
-    }
-    rows.bias[r - first] = c.bias[channel];
-    rows.out[r - first] = call.output + static_cast<long>(r) * c.out.channel;
-    if (call.residual) rows.residual[r - first] = call.residual + static_cast<long>(r) * c.residual.channel;
-  }
-  return rows;
-}
-
 static const TileTable tiles9 = make_table<9>(), tiles_any = make_table<0>();
 
 static void run_tiles(const Source& source, const Rows& rows, int row_count, int first, int last, const int32_t* valid) {
@@ -151,6 +132,9 @@ static void conv_in_place(const Conv& c, const ConvCall& call, const Source& sou
       if (call.residual) rows.residual[r] += c.residual.origin;
     }
     run_tiles(source, rows, last_row - first_row, first_vector, last_vector, c.valid);
+    if (!is_long(c.activation)) return;
+    const long shift = static_cast<long>(first_vector) * LANES, size = static_cast<long>(last_vector - first_vector) * LANES;
+    for (int r = 0; r < last_row - first_row; r++) activate(c.activation, rows.out[r] + shift, size, c.valid + shift);
   };
   if (by_pixels) {
     for_parts(0, c.vectors, tiling.vector_blocks, [&](int, int v0, int v1) {
@@ -165,8 +149,9 @@ static void conv_in_place(const Conv& c, const ConvCall& call, const Source& sou
 
 // A grid without zero columns into the output map. Rows are stored in whole vectors, which reach into the next row: so
 // the residual, which may lie where the output goes, is added first.
-static void store_grid(const Conv& c, float* grid, const float* residual, bool relu, float* out) {
+static void store_grid(const Conv& c, float* grid, const float* residual, float* out) {
   const int width = c.out.width;
+  const Bounds bounds = bounds_of(c.activation);
   if (residual) {
     for (int y = 0; y < c.out.height; y++) {
       float* row = grid + y * width;
@@ -175,10 +160,11 @@ static void store_grid(const Conv& c, float* grid, const float* residual, bool r
         store(row + x, load(row + x) + keep(load(add + x), first_lanes(width - x)));
     }
   }
+  if (is_long(c.activation)) activate(c.activation, grid, static_cast<long>(c.vectors) * LANES);
   for (int y = 0; y < c.out.height; y++) {
     const float* row = grid + y * width;
     store_row(out + c.out.first() + static_cast<long>(y) * c.out.stride, width,
-              [&](int x) { return relu_if(relu, load(row + x)); });
+              [&](int x) { return clamp(load(row + x), bounds); });
   }
 }
 
@@ -188,78 +174,18 @@ static void conv_copies(const Conv& c, const ConvCall& call, const Source& sourc
     const Rows target = make_rows(c, call, r0, r1, call.last);
     Rows rows = target;
     rows.residual[0] = nullptr;
-    rows.relu = false;
+    rows.bounds = bounds_of(NO_ACTIVATION);
     for (int r = 0; r < r1 - r0; r++) rows.out[r] = call.scratch + r * grid_size;
     for_parts(0, c.vectors, tiling.vector_blocks, [&](int k, int v0, int v1) {
       rows.prefetch = target.prefetch && k == 0;
       run_tiles(source, rows, r1 - r0, v0, v1, nullptr);
     });
     for (int r = 0; r < r1 - r0; r++)
-      store_grid(c, rows.out[r], call.residual ? target.residual[r] : nullptr, c.relu, target.out[r]);
+      store_grid(c, rows.out[r], call.residual ? target.residual[r] : nullptr, target.out[r]);
   });
 }
 
-#if LANES >= 8
-// 2x2 maps: a 3x3 window reaches all four input pixels from each output pixel, so lanes are pairs of an output and an
-// input pixel, and the weights for the pairs are one permutation of the nine. Eight lanes hold two output pixels: the
-// weights of the upper two are those of the lower two, three further on.
-#if LANES == 8
-constexpr int PAIR_PARTS = 2;
-INLINE Vec pair_weights(const float* w, int part) {
-  const Vec v = load(w + 3 * (1 - part));
-  return SHUFFLE(v, v, 1, 2, 4, 5, 0, 1, 3, 4);
-}
-#else
-constexpr int PAIR_PARTS = 1;
-INLINE Vec pair_weights(const float* w, int) {
-  const Vec v = load(w);
-  return SHUFFLE(v, v, 4, 5, 7, 8, 3, 4, 6, 7, 1, 2, 4, 5, 0, 1, 3, 4);
-}
-#endif
-constexpr int PAIR_ROWS = LANES == 8 ? 6 : 8;
-
-template <int R>
-static void pair_tile(const Conv& c, const Source& source, const Rows& rows) {
-  Vec sums[R][PAIR_PARTS] = {};
-  const float* weight[R];
-  UNROLL for (int r = 0; r < R; r++) weight[r] = rows.weight[r];
-  const float* x = source.data;
-  for (int i = 0; i < source.kept.count; i++, x += LANES) {
-    const long at = source.kept.index[i] * 9L;
-    const Vec pixels = load(x);
-    UNROLL for (int r = 0; r < R; r++) {
-      if (rows.prefetch) prefetch_row(rows.next[r] + at);
-      UNROLL for (int part = 0; part < PAIR_PARTS; part++)
-        sums[r][part] += pair_weights(weight[r] + at, part) * pixels;
-    }
-  }
-  for (int r = 0; r < R; r++) {
-    float lanes[16];
-    for (int part = 0; part < PAIR_PARTS; part++) store(lanes + part * LANES, sums[r][part]);
-    for (int pixel = 0; pixel < 4; pixel++) {
-      const float* four = lanes + 4 * pixel;
-      float v = rows.bias[r] + (four[0] + four[1]) + (four[2] + four[3]);
-      if (rows.residual[0]) v += rows.residual[r][c.residual.first() + pixel / 2 * c.residual.stride + pixel % 2];
-      rows.out[r][c.out.first() + pixel / 2 * c.out.stride + pixel % 2] = c.relu && v < 0 ? 0 : v;
-    }
-  }
-}
-
-static void conv_two_by_two(const Conv& c, const ConvCall& call, const Source& source) {
-  static constexpr void (*pair_tiles[9])(const Conv&, const Source&, const Rows&) = {
-      nullptr,      pair_tile<1>, pair_tile<2>, pair_tile<3>, pair_tile<4>,
-      pair_tile<5>, pair_tile<6>, pair_tile<7>, pair_tile<8>};
-  const int blocks = (call.last - call.first + PAIR_ROWS - 1) / PAIR_ROWS;
-  for_parts(call.first, call.last, blocks, [&](int, int r0, int r1) {
-    pair_tiles[r1 - r0](c, source, make_rows(c, call, r0, r1, call.last));
-  });
-}
-#else
-static void conv_two_by_two(const Conv&, const ConvCall&, const Source&) {}
-#endif
-
-static void conv(const Conv& c, const ConvCall& call) {
-  if (c.path == Path::winograd) return conv_winograd(c, call);
+static void conv_group(const Conv& c, const ConvCall& call) {
   const int rows = call.last - call.first;
   if (rows <= 0) return;
   const Source source{call.input, c.input_channel, c.taps, c.tap_count(), call.in_kept};
@@ -267,6 +193,32 @@ static void conv(const Conv& c, const ConvCall& call) {
   const Tiling tiling = choose_tiling(rows, c.vectors);
   if (c.path == Path::in_place) conv_in_place(c, call, source, tiling);
   else conv_copies(c, call, source, tiling);
+}
+
+// Each group as a convolution of its own: kept channels lie in the order of their numbers, so a group's are neighbours.
+static void conv_groups(const Conv& c, const ConvCall& call) {
+  const Kept in = call.in_kept, out = call.out_kept;
+  for (int first = call.first, begin = 0; first < call.last;) {
+    const int group = out.index[first] / c.group_outputs();
+    const long first_input = static_cast<long>(group) * c.group_inputs();
+    ConvCall own = call;
+    own.first = first;
+    while (first < call.last && out.index[first] / c.group_outputs() == group) first++;
+    while (begin < in.count && in.index[begin] < first_input) begin++;
+    int end = begin;
+    while (end < in.count && in.index[end] < first_input + c.group_inputs()) end++;
+    own.last = first;
+    own.in_kept = Kept{end - begin, in.index + begin};
+    own.input = call.input + begin * c.input_channel;
+    own.skipped = first_input * c.tap_count();
+    conv_group(c, own);
+  }
+}
+
+static void conv(const Conv& c, const ConvCall& call) {
+  if (c.path == Path::winograd) return conv_winograd(c, call);
+  if (c.groups > 1) return conv_groups(c, call);
+  conv_group(c, call);
 }
 
 }  // namespace VARIANT

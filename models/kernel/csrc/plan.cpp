@@ -1,5 +1,6 @@
 // Building a plan: constants copied, layers cut into segments, buffers given their places.
 #include "plan.h"
+#include "sizes.h"
 
 #include <algorithm>
 #include <cstring>
@@ -28,22 +29,35 @@ Floats::Floats(size_t count) {
 
 Plan::Plan(const Variant& variant, const NetworkRecord& network)
     : variant_(variant), values_(network.values, network.values + network.value_count),
-      widths_(network.widths, network.widths + network.gate_count), decided_(widths_.size(), 0) {
+      widths_(network.widths, network.widths + network.gate_count), decided_(widths_.size(), 0),
+      gates_(network.gate_count) {
   check_network(network);
   for (int i = 0; i < network.buffer_count; i++) {
     const BufferRecord& r = network.buffers[i];
     const Map map = make_map(r.height, r.width, r.stride);
     buffers_.push_back(Buffer{map, round_up(static_cast<long>(r.channels) * map.channel, LINE) + OVERREAD, false, 0});
   }
+  mask_size_ = std::accumulate(widths_.begin(), widths_.end(), 0);
+  for (int i = 0; i < network.space_count; i++) {
+    const SpaceRecord& r = network.spaces[i];
+    widths_.push_back(r.channels);
+    spaces_.emplace_back(r.index, r.index + r.channels);
+  }
   for (int width : widths_) {
-    gate_start_.push_back(mask_size_);
-    mask_size_ += width;
+    starts_.push_back(list_size_);
+    list_size_ += width;
   }
   for (const ValueRecord& v : values_) all_channels_.resize(std::max<size_t>(all_channels_.size(), v.channels));
   std::iota(all_channels_.begin(), all_channels_.end(), 0);
   for (int i = 0; i < network.layer_count; i++) {
     layers_.emplace_back().record = network.layers[i];
     place_layer(layers_.back());
+  }
+  std::vector<char> filled(widths_.size(), 0);
+  for (Layer& layer : layers_) {
+    const int space = layer.record.output >= 0 ? values_[layer.record.output].space : -1;
+    layer.fills = space >= gates_ && !filled[space] ? space : -1;
+    if (space >= 0) filled[space] = 1;
   }
   cut_segments();
   place_buffers();
@@ -98,25 +112,43 @@ void Plan::place_layer(Layer& layer) {
   const LayerRecord& r = layer.record;
   const ValueRecord none{0, 0, -1};
   const ValueRecord &in = r.input >= 0 ? values_[r.input] : none, &out = r.output >= 0 ? values_[r.output] : none;
-  if (r.kind == STORE) output_size_ = in.channels;
+  if (r.kind == STORE) output_size_ = std::max(output_size_, r.offset + static_cast<long>(in.channels) * map_of(r.input).pixels());
+  if (r.kind == LOAD) inputs_ = std::max(inputs_, r.offset + 1);
   if (r.kind == DECIDE) place_gate(layer);
   if (r.kind == LOOK) place_features(layer);
   if (r.kind == LINEAR) {
     const size_t size = static_cast<size_t>(in.channels) * map_of(r.input).pixels();
-    layer.record.weight = keep(r.weight, size * out.channels), layer.record.bias = keep(r.bias, out.channels);
+    const bool by_columns = map_of(r.input).is_vector() && out.space < 0;
+    layer.record.hidden = by_columns;
+    layer.record.weight = by_columns ? keep_transposed(r.weight, out.channels, in.channels) : keep(r.weight, size * out.channels);
+    layer.record.bias = keep(r.bias, out.channels);
     scratch_size_ = std::max(scratch_size_, static_cast<long>(size + in.channels * LINE + LINE));
   }
-  if (r.kind != CONV) return;
+  if (r.kind == PLACE && r.weight) {
+    layer.record.weight = keep(r.weight, out.channels), layer.record.bias = keep(r.bias, out.channels);
+  }
+  if (r.kind == DEPTHWISE) {
+    layer.record.weight = keep(r.weight, static_cast<size_t>(in.channels) * r.kernel * r.kernel_width);
+    layer.record.bias = keep(r.bias, in.channels);
+    scratch_size_ = std::max(scratch_size_, depthwise_scratch(r, map_of(r.output)));
+  }
+  if (r.kind == CONV) place_conv(layer);
+}
+
+void Plan::place_conv(Layer& layer) {
+  const LayerRecord& r = layer.record;
+  const ValueRecord &in = values_[r.input], &out = values_[r.output];
   Conv& c = layer.conv;
-  c.kernel = r.kernel, c.stride = r.stride, c.padding = r.padding, c.relu = r.relu != 0;
+  c.height = r.kernel, c.width = r.kernel_width, c.stride = r.stride, c.padding = r.padding;
+  c.padding_width = r.padding_width, c.dilation = r.dilation, c.groups = r.groups, c.activation = r.activation;
   c.in_channels = in.channels, c.out_channels = out.channels;
   c.bias = keep(r.bias, out.channels);
   c.in = map_of(r.input), c.out = map_of(r.output);
   if (r.second >= 0) c.residual = map_of(r.second);
   variant_.plan_conv(c, r.second >= 0);
-  const size_t filters = static_cast<size_t>(out.channels) * in.channels;
+  const size_t filters = static_cast<size_t>(out.channels) * c.group_inputs();
   c.weight = c.path == Path::winograd ? keep_transformed(r.weight, out.channels, in.channels)
-                                      : keep(r.weight, filters * r.kernel * r.kernel);
+                                      : keep(r.weight, filters * c.tap_count());
   if (c.path == Path::in_place) {
     valid_.push_back(valid_positions(c.out, c.vectors * variant_.lanes));
     c.valid = valid_.back().data();
@@ -161,7 +193,7 @@ void Plan::cut_segments() {
   for (int i = 0; i < static_cast<int>(layers_.size()); i++) {
     const Conv& c = layers_[i].conv;
     const bool by_chunks = layers_[i].record.kind == CONV && c.path != Path::winograd && static_cast<size_t>(c.out.pixels()) <= few_pixels &&
-                           static_cast<size_t>(c.in_channels) * c.out_channels * c.tap_count() >= many_weights;
+                           static_cast<size_t>(c.group_inputs()) * c.out_channels * c.tap_count() >= many_weights;
     const bool looked = i > 0 && layers_[i - 1].record.kind == LOOK;
     if (by_chunks || looked || segments_.empty() || segments_.back().by_chunks) segments_.push_back(Segment{i, i, by_chunks});
     segments_.back().last = i + 1;

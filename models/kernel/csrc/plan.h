@@ -15,13 +15,19 @@ struct BufferRecord {
   int32_t channels, height, width, stride;  // stride 0: a vector
 };
 struct ValueRecord {
-  int32_t buffer, channels, gate;  // gate -1: all channels are there
+  int32_t buffer, channels, space;  // space -1: all channels are there
+};
+// A row of channels, each with its place in a mask, or -1 if it is always there.
+struct SpaceRecord {
+  int32_t channels;
+  const int32_t* index;
 };
 struct NetworkRecord {
-  int32_t buffer_count, value_count, gate_count, layer_count;
+  int32_t buffer_count, value_count, gate_count, space_count, layer_count;
   const BufferRecord* buffers;
   const ValueRecord* values;
-  const int32_t* widths;  // of the gates
+  const int32_t* widths;      // of the gates, which are the first spaces
+  const SpaceRecord* spaces;  // those after them
   const LayerRecord* layers;
 };
 
@@ -50,6 +56,7 @@ struct Layer {
   LayerRecord record;
   Conv conv;
   Gate gate;
+  int fills;  // a space whose kept channels are counted before the layer runs, the first that makes some; -1: none
 };
 
 // Images as they lie in memory: floats from an image, a channel, a row and a column to the next. Torch would copy them to
@@ -82,7 +89,7 @@ struct Workspace {
   int images;
   std::unique_ptr<Team> team;  // null for one thread
   Floats shared, own, planes, chunk_planes, scratch;
-  std::vector<int> kept, counts;  // (images, mask_size) and (images, gates)
+  std::vector<int> kept, counts;  // (images, channels of all spaces) and (images, spaces)
 };
 
 class Plan {
@@ -91,13 +98,14 @@ class Plan {
 
   // Masks (batch, mask_size) are read, and where a gate has a policy, written; outputs are (batch, outputs).
   // layer_seconds, if not null, has one number a layer, to which its time is added.
-  void run(int batch, const Images& images, uint8_t* masks, float* outputs, int threads, double* layer_seconds);
+  void run(int batch, const Images* inputs, uint8_t* masks, float* outputs, int threads, double* layer_seconds);
 
  private:
   friend struct Workspace;
   friend class Runner;
   friend class Pass;
   void place_layer(Layer&);
+  void place_conv(Layer&);
   void place_features(Layer&);
   void place_gate(Layer&);
   void cut_segments();
@@ -106,20 +114,22 @@ class Plan {
   const float* keep_transposed(const float* data, int rows, int columns);
   const float* keep_transformed(const float* weight, int outputs, int inputs);
   const Map& map_of(int value) const { return buffers_[values_[value].buffer].map; }
-  void run_share(int first, int last, int parts, const Images&, uint8_t* masks, float* outputs, double* seconds);
+  void run_share(int first, int last, int parts, const Images*, uint8_t* masks, float* outputs, double* seconds);
   std::unique_ptr<Workspace> take_workspace(int images, int parts);
 
   const Variant& variant_;
   std::vector<Buffer> buffers_;
   std::vector<ValueRecord> values_;
-  std::vector<int> widths_, gate_start_;  // mask bits of each gate, and where they begin
+  std::vector<int> widths_, starts_;  // channels of each space, and where their list begins; the first are the gates'
+  std::vector<std::vector<int32_t>> spaces_;  // of those after the gates: the mask bit of each channel, or -1
   std::vector<char> decided_;             // whether the gate has a policy in the plan
   std::vector<Layer> layers_;
   std::vector<Segment> segments_;
   std::vector<int> all_channels_;  // 0, 1, 2, ...: the kept list of values without a gate
   std::vector<std::vector<int32_t>> valid_;
   std::vector<Floats> constants_;
-  int mask_size_ = 0, output_size_ = 0;
+  int gates_ = 0, mask_size_ = 0, list_size_ = 0, inputs_ = 0;
+  long output_size_ = 0;
   long shared_size_ = 0, image_size_ = 0, planes_size_ = 0, chunk_planes_size_ = 0, scratch_size_ = 0;
 
   std::mutex mutex_;

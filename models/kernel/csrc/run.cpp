@@ -15,13 +15,13 @@ Workspace::Workspace(const Plan& plan, int images, int parts)
     : images(images), team(parts > 1 ? std::make_unique<Team>(parts) : nullptr), shared(plan.shared_size_),
       own(plan.image_size_ * images), planes(plan.planes_size_),
       chunk_planes(images > 1 ? plan.chunk_planes_size_ * images : 0), scratch(plan.scratch_size_ * parts),
-      kept(static_cast<size_t>(images) * plan.mask_size_), counts(static_cast<size_t>(images) * plan.widths_.size()) {}
+      kept(static_cast<size_t>(images) * plan.list_size_), counts(static_cast<size_t>(images) * plan.widths_.size()) {}
 
 // The system often grants more memory than there is, and ends the process when it is written to: so we ask before. In
 // double, which cannot overflow.
 void Workspace::require_memory(const Plan& plan, int images, int parts, int workspaces) {
   const double floats = 1.0 * plan.shared_size_ + 1.0 * images * plan.image_size_ + plan.planes_size_ +
-                        1.0 * images * (plan.chunk_planes_size_ + plan.mask_size_) + 1.0 * parts * plan.scratch_size_;
+                        1.0 * images * (plan.chunk_planes_size_ + plan.list_size_) + 1.0 * parts * plan.scratch_size_;
   const double needed = workspaces * floats * sizeof(float);
   const double there = 1.0 * sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGE_SIZE);
   if (there <= 0 || needed <= there) return;
@@ -52,12 +52,12 @@ std::unique_ptr<Workspace> Plan::take_workspace(int images, int parts) {
   return std::make_unique<Workspace>(*this, images, parts);
 }
 
-void Plan::run_share(int first, int last, int parts, const Images& images, uint8_t* masks, float* outputs,
+void Plan::run_share(int first, int last, int parts, const Images* inputs, uint8_t* masks, float* outputs,
                      double* seconds) {
   auto space = take_workspace(std::min(GROUP, last - first), parts);
   for (int start = first; start < last; start += GROUP) {
     const size_t at = start;
-    Runner(*this, *space, std::min(GROUP, last - start), images.from(start), masks + at * mask_size_,
+    Runner(*this, *space, std::min(GROUP, last - start), inputs, start, masks + at * mask_size_,
            outputs + at * output_size_, seconds)
         .run();
   }
@@ -72,21 +72,22 @@ static void check_counts(int batch, int threads) {
 
 // Each thread takes a share of the images, if that keeps half of the threads busy. Otherwise they share each image: of small
 // layers each thread's part is little work.
-void Plan::run(int batch, const Images& images, uint8_t* masks, float* outputs, int threads, double* layer_seconds) {
+void Plan::run(int batch, const Images* inputs, uint8_t* masks, float* outputs, int threads, double* layer_seconds) {
   check_counts(batch, threads);
   if (batch < threads && (batch == 1 || 2 * batch < threads))
-    return run_share(0, batch, threads, images, masks, outputs, layer_seconds);
+    return run_share(0, batch, threads, inputs, masks, outputs, layer_seconds);
   threads = std::min(threads, batch);
   on_threads(threads, [&](int thread) {
     const int first = static_cast<int>(static_cast<long>(batch) * thread / threads);
     const int last = static_cast<int>(static_cast<long>(batch) * (thread + 1) / threads);
-    run_share(first, last, 1, images, masks, outputs, layer_seconds);
+    run_share(first, last, 1, inputs, masks, outputs, layer_seconds);
   });
 }
 
 Pass::Pass(const Plan& plan, int batch, int threads)
     : plan_(plan), batch_(batch), segment_(static_cast<int>(plan.segments_.size())) {
   check_counts(batch, threads);
+  if (plan.inputs_ != 1) throw std::invalid_argument("a pass has one input");
   group_ = std::min(GROUP, (batch + threads - 1) / threads);
   Workspace::require_memory(plan, group_, 1, (batch + group_ - 1) / group_);
   no_masks_.resize(static_cast<size_t>(batch) * plan.mask_size_);
@@ -117,7 +118,7 @@ void Pass::run(const Images& images, uint8_t* masks, float* features, float* out
   on_threads(std::min(threads, groups), [&](int) {
     for (int group = next++; group < groups; group = next++) {
       const size_t first = static_cast<size_t>(group) * group_;
-      Runner(plan_, *groups_[group], std::min(group_, batch_ - group * group_), images.from(group * group_),
+      Runner(plan_, *groups_[group], std::min(group_, batch_ - group * group_), &images, group * group_,
              masks + first * plan_.mask_size_, outputs ? outputs + first * plan_.output_size_ : nullptr, nullptr,
              features ? features + first * size : nullptr)
           .run(first_segment, segment_);

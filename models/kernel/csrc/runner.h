@@ -15,9 +15,10 @@ constexpr long PREFETCH_FLOATS = 16 << 10;   // layers with more weights than th
 // One group of images on one thread, or on a team that shares each image.
 class Runner {
  public:
-  Runner(const Plan& plan, Workspace& space, int count, const Images& images, uint8_t* masks, float* outputs,
+  // Images first..first + count - 1 of each input; masks, outputs and features are those of the first.
+  Runner(const Plan& plan, Workspace& space, int count, const Images* inputs, long first, uint8_t* masks, float* outputs,
          double* seconds, float* features = nullptr)
-      : plan_(plan), space_(space), count_(count), images_(images), masks_(masks), outputs_(outputs),
+      : plan_(plan), space_(space), count_(count), inputs_(inputs), first_(first), masks_(masks), outputs_(outputs),
         seconds_(seconds), features_(features) {}
 
   void run() { run(0, static_cast<int>(plan_.segments_.size())); }
@@ -49,18 +50,16 @@ class Runner {
     seconds_[layer] += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   }
 
-  int* kept_list(int image, int gate) {
-    return space_.kept.data() + static_cast<size_t>(image) * plan_.mask_size_ + plan_.gate_start_[gate];
+  int* kept_list(int image, int space) {
+    return space_.kept.data() + static_cast<size_t>(image) * plan_.list_size_ + plan_.starts_[space];
   }
-  int& kept_count(int image, int gate) { return space_.counts[image * plan_.widths_.size() + gate]; }
-  uint8_t* mask(int image, int gate) {
-    return masks_ + static_cast<size_t>(image) * plan_.mask_size_ + plan_.gate_start_[gate];
-  }
+  int& kept_count(int image, int space) { return space_.counts[image * plan_.widths_.size() + space]; }
+  uint8_t* mask(int image) { return masks_ + static_cast<size_t>(image) * plan_.mask_size_; }
 
   void read_masks(int image) {
-    for (int gate = 0; gate < static_cast<int>(plan_.widths_.size()); gate++) {
+    for (int gate = 0; gate < plan_.gates_; gate++) {
       if (plan_.decided_[gate]) continue;
-      const uint8_t* bits = mask(image, gate);
+      const uint8_t* bits = mask(image) + plan_.starts_[gate];
       int* list = kept_list(image, gate);
       int n = 0;
       for (int c = 0; c < plan_.widths_[gate]; c++) {  // without a branch, which would be guessed wrong half of the time
@@ -71,10 +70,24 @@ class Runner {
     }
   }
 
+  // The kept channels of a space that is no gate's, once the gates that it has channels of are decided.
+  void fill(int image, int space) {
+    if (space < 0) return;
+    const std::vector<int32_t>& index = plan_.spaces_[space - plan_.gates_];
+    const uint8_t* bits = mask(image);
+    int* list = kept_list(image, space);
+    int n = 0;
+    for (int c = 0; c < static_cast<int>(index.size()); c++) {
+      list[n] = c;
+      n += index[c] < 0 || bits[index[c]] != 0;
+    }
+    kept_count(image, space) = n;
+  }
+
   Kept kept(int value, int image) {
     const ValueRecord& v = plan_.values_[value];
-    if (v.gate < 0) return Kept{v.channels, plan_.all_channels_.data()};
-    return Kept{kept_count(image, v.gate), kept_list(image, v.gate)};
+    if (v.space < 0) return Kept{v.channels, plan_.all_channels_.data()};
+    return Kept{kept_count(image, v.space), kept_list(image, v.space)};
   }
   float* data(int value, int image) { return space_.buffer(plan_, plan_.values_[value].buffer, image); }
   View view(int value, int image) {
@@ -97,7 +110,7 @@ class Runner {
     ConvCall call = conv_call(layer, image);
     const float* map = data(layer.record.input, image);
     float* planes = space_.planes.data();
-    call.prefetch = count_ == 1 && static_cast<long>(c.in_channels) * c.out_channels * c.tap_count() > PREFETCH_FLOATS;
+    call.prefetch = count_ == 1 && static_cast<long>(c.group_inputs()) * c.out_channels * c.tap_count() > PREFETCH_FLOATS;
     if (space_.team && space_.team->awake()) return conv_by_team(c, call, map, planes);
     call.input = plan_.variant_.prepare_conv(c, call.in_kept, map, planes);
     call.last = c.shares(call.out_kept.count);
@@ -128,10 +141,11 @@ class Runner {
 
   void conv_by_chunks(const Layer& layer) {
     const Conv& c = layer.conv;
-    const long row = static_cast<long>(c.in_channels) * c.tap_count();
+    const long row = static_cast<long>(c.group_inputs()) * c.tap_count();
     const int chunk = static_cast<int>(std::max(8L, CHUNK_FLOATS / row));
     ConvCall calls[GROUP];
     for (int image = 0; image < count_; image++) {
+      fill(image, layer.fills);
       calls[image] = conv_call(layer, image);
       calls[image].input =
           plan_.variant_.prepare_conv(c, calls[image].in_kept, data(layer.record.input, image),
@@ -153,26 +167,45 @@ class Runner {
     const int n = plan_.variant_.decide(layer.gate, kept(layer.record.input, image), data(layer.record.input, image),
                                         list, space_.scratch.data());
     kept_count(image, gate) = n;
-    std::memset(mask(image, gate), 0, plan_.widths_[gate]);
-    for (int k = 0; k < n; k++) mask(image, gate)[list[k]] = 1;
+    uint8_t* bits = mask(image) + plan_.starts_[gate];
+    std::memset(bits, 0, plan_.widths_[gate]);
+    for (int k = 0; k < n; k++) bits[list[k]] = 1;
   }
 
   void load(const LayerRecord& r, int image) {
     const View out = view(r.output, image);
+    const Images images = inputs_[r.offset].from(first_ + image);
+    const int width = out.map->width;
     for (int y = 0; y < out.map->height; y++) {
-      for (int c = 0; c < out.channels; c++) {
-        const float* from = images_.data + image * images_.image + c * images_.channel + y * images_.row;
-        float* to = out.row(c, y);
-        if (images_.column == 1) std::memcpy(to, from, out.map->width * sizeof(float));
+      for (int c = 0; c < out.kept.count; c++) {
+        const float* from = images.data + out.kept.index[c] * images.channel + y * images.row;
+        float* to = out.map->is_vector() ? out.data + c : out.row(c, y);
+        if (images.column == 1) std::memcpy(to, from, width * sizeof(float));
         else
-          for (int x = 0; x < out.map->width; x++) to[x] = from[x * images_.column];
+          for (int x = 0; x < width; x++) to[x] = from[x * images.column];
       }
+    }
+  }
+
+  // All channels, as torch has them in memory; masked ones are zeros.
+  void store(const LayerRecord& r, int image) {
+    const View in = view(r.input, image);
+    const int pixels = in.map->pixels(), width = in.map->width;
+    float* to = outputs_ + static_cast<size_t>(image) * plan_.output_size_ + r.offset;
+    if (in.kept.count < in.channels) std::memset(to, 0, static_cast<size_t>(in.channels) * pixels * sizeof(float));
+    for (int c = 0; c < in.kept.count; c++) {
+      float* channel = to + static_cast<long>(in.kept.index[c]) * pixels;
+      if (in.map->is_vector()) *channel = in.data[c];
+      else
+        for (int y = 0; y < in.map->height; y++)
+          std::memcpy(channel + static_cast<long>(y) * width, in.row(c, y), width * sizeof(float));
     }
   }
 
   void layer(const Layer& layer, int image) {
     const LayerRecord& r = layer.record;
     const Variant& v = plan_.variant_;
+    fill(image, layer.fills);
     switch (r.kind) {
       case LOAD: return load(r, image);
       case CONV: return conv_alone(layer, image);
@@ -182,11 +215,7 @@ class Runner {
           v.look(layer.gate, kept(r.input, image), data(r.input, image),
                  features_ + static_cast<size_t>(image) * layer.gate.features(), space_.scratch.data());
         return;
-      case STORE: {
-        float* to = outputs_ + static_cast<size_t>(image) * plan_.output_size_;
-        std::memcpy(to, data(r.input, image), plan_.output_size_ * sizeof(float));
-        return;
-      }
+      case STORE: return store(r, image);
       default:
         return v.layers[r.kind](r, view(r.input, image), view(r.second, image), view(r.output, image),
                                 space_.scratch.data());
@@ -196,7 +225,8 @@ class Runner {
   const Plan& plan_;
   Workspace& space_;
   int count_;
-  const Images images_;
+  const Images* inputs_;
+  long first_;
   uint8_t* masks_;
   float* outputs_;
   double* seconds_;

@@ -2,7 +2,7 @@
 // kept input channels pass. Pixels are in the lanes; a weight is read where it lies in (out, in, kernel, kernel) and
 // broadcast. So which channels are kept decides only where x and weights are read, and nothing is copied or reordered.
 #pragma once
-#include "simd.h"
+#include "activation.h"
 
 namespace prunegym {
 namespace VARIANT {
@@ -29,7 +29,8 @@ struct Rows {
   const float* residual[MAX_ROWS];  // added before the ReLU; null: none, for all rows
   float* out[MAX_ROWS];
   float bias[MAX_ROWS];
-  bool prefetch, relu;
+  bool prefetch;
+  Bounds bounds;
   bool prefetch_pixels;  // whether the tile to the right comes next and its pixels are not in the first-level cache
 };
 
@@ -93,7 +94,7 @@ static void tile(const Source& source, const float* x, const Rows& rows, long sh
     UNROLL for (int p = 0; p < P; p++) {
       Vec v = sums[r][p];
       if (rows.residual[0]) v += load(rows.residual[r] + shift + p * LANES);
-      v = relu_if(rows.relu, v);
+      v = clamp(v, rows.bounds);
       if (valid) v = keep(v, load_bits(valid + shift + p * LANES));
       store(rows.out[r] + shift + p * LANES, v);
     }

@@ -21,7 +21,8 @@ constexpr int FEW_CHANNELS = 48, FEW_PIXELS = 196;  // below, the transforms cos
 
 static bool winograd_pays(const Conv& c) {
   const bool countable = static_cast<long>(c.out.height / 2) * c.out_channels <= INT32_MAX;  // Conv::shares
-  return countable && c.kernel == 3 && c.stride == 1 && c.padding == 1 && c.out.height % 2 == 0 && c.out.width % 2 == 0 &&
+  return countable && c.height == 3 && c.width == 3 && c.stride == 1 && c.padding == 1 && c.padding_width == 1 &&
+         c.dilation == 1 && c.groups == 1 && c.out.height % 2 == 0 && c.out.width % 2 == 0 &&
          c.in_channels >= FEW_CHANNELS && c.out_channels >= FEW_CHANNELS && c.out.pixels() >= FEW_PIXELS;
 }
 
@@ -110,6 +111,7 @@ INLINE void store_pixels(float* to, int left, Vec low, Vec high) {
 // The pixels of one output channel and one row of squares, A^T m A, with bias, residual and ReLU.
 INLINE void transform_back(const Conv& c, const float* sums, long plane, Vec bias, const float* residual, float* out) {
   const int width = c.out.width;
+  const Bounds bounds = bounds_of(c.activation);
   for (int x = 0; x < width / 2; x += LANES) {
     Vec s[2][4];
     UNROLL for (int column = 0; column < 4; column++) {
@@ -125,9 +127,11 @@ INLINE void transform_back(const Conv& c, const float* sums, long plane, Vec bia
         const float* add = residual + y * c.residual.stride + 2 * x;
         low += load(add), high += load(add + LANES);
       }
-      store_pixels(out + y * c.out.stride + 2 * x, width - 2 * x, relu_if(c.relu, low), relu_if(c.relu, high));
+      store_pixels(out + y * c.out.stride + 2 * x, width - 2 * x, clamp(low, bounds), clamp(high, bounds));
     }
   }
+  if (is_long(c.activation))
+    for (int y = 0; y < 2; y++) activate(c.activation, out + y * c.out.stride, width);
 }
 
 // A plane's sums of output channels first..last - 1.
@@ -135,6 +139,7 @@ static void multiply_plane(const Conv& c, const ConvCall& call, int first, int l
                            int vectors, Tiling tiling, float* sums) {
   for_parts(first, last, tiling.row_blocks, [&](int, int r0, int r1) {
     Rows rows{};
+    rows.bounds = bounds_of(NO_ACTIVATION);
     for (int r = r0; r < r1; r++) {
       rows.weight[r - r0] = c.weight + (static_cast<long>(p) * c.out_channels + call.out_kept.index[r]) * c.in_channels;
       rows.out[r - r0] = sums + (r - first) * source.channel;

@@ -1,4 +1,4 @@
-"""Fusion of the layers of a program: norms and sums into convolutions, ReLU into any layer before it."""
+"""Fusing the layers of a program: norms and sums into convolutions, activations into what comes before."""
 
 from __future__ import annotations
 
@@ -41,20 +41,20 @@ def fuse(
 
 
 def _fused(before: Layer, layer: Layer, name: str, gated: AbstractSet[str]) -> Layer | None:
-    """Return one layer with the result of both, or None."""
-    if isinstance(layer, Norm) and isinstance(before, Conv) and not before.relu and len(before.inputs) == 1:
+    """Return one layer that does the work of two, or None."""
+    if isinstance(layer, Norm) and isinstance(before, Conv) and not before.activation and len(before.inputs) == 1:
         # s (W x + b) + t = (s W) x + (s b + t), in double so that only the result is rounded.
         scale = layer.scale.view(-1, 1, 1, 1)
         weight = (before.weight.double() * scale).to(before.weight.dtype)
         bias = (before.bias.double() * layer.scale + layer.shift).to(before.bias.dtype)
         return dataclasses.replace(before, name=layer.name, weight=weight, bias=bias)
     if isinstance(layer, Add) and len(layer.inputs) == 1 and isinstance(before, Conv | MaxPool | Add | Linear | Norm):
-        return dataclasses.replace(before, name=layer.name, relu=before.relu or layer.relu)
+        return None if before.activation else dataclasses.replace(before, name=layer.name, activation=layer.activation)
     if isinstance(layer, Add) and len(layer.inputs) == 2 and isinstance(before, Conv):
-        if before.relu or len(before.inputs) > 1 or name in gated:
+        if before.activation or len(before.inputs) > 1 or name in gated:
             return None
         (other,) = (value for value in layer.inputs if value != name)
-        return dataclasses.replace(before, name=layer.name, inputs=(*before.inputs, other), relu=layer.relu)
+        return dataclasses.replace(before, name=layer.name, inputs=(*before.inputs, other), activation=layer.activation)
     if isinstance(layer, Subsample) and isinstance(before, Subsample):
         stride = (before.stride[0] * layer.stride[0], before.stride[1] * layer.stride[1])
         offset = before.offset + layer.offset

@@ -11,6 +11,8 @@ from prunegym.models.masking.gates import Bits
 from prunegym.models.masking.layouts import as_map
 
 Pair = tuple[int, int]
+ACTIVATIONS = ("", "relu", "relu6", "hardswish", "hardsigmoid", "sigmoid", "silu", "gelu")
+"""Functions of torch that a layer may end with; the first is none."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,7 +34,7 @@ class Layer:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Conv(Layer):
-    """A convolution, with its norm folded in; then the sum with ``inputs[1]``, if any, then ReLU.
+    """A convolution, with its norm folded in; then the sum with ``inputs[1]``, if any, then an activation.
 
     Attributes:
         weight: (out, in / groups, height, width).
@@ -40,8 +42,8 @@ class Conv(Layer):
         stride: Rows, columns.
         padding: Zeros above and below, left and right.
         dilation: Rows, columns.
-        relu: Whether negative numbers become 0.
-        gate: The gate whose channels only this layer makes; None if there is none.
+        activation: One of :data:`ACTIVATIONS`.
+        gate: The gate of which it alone makes the channels; None if there is none.
         groups: Groups of channels.
     """
 
@@ -50,38 +52,39 @@ class Conv(Layer):
     stride: Pair
     padding: Pair
     dilation: Pair
-    relu: bool = False
+    activation: str = ""
     gate: int | None = None
     groups: int = 1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Norm(Layer):
-    """Batch norm in eval mode: ``x * scale + shift``, both (channels) float64; then ReLU.
+    """What batch norm does in eval mode: ``x * scale + shift``, both (channels) float64; then an activation.
 
     Most are folded into a convolution.
     """
 
     scale: Tensor
     shift: Tensor
-    relu: bool = False
+    activation: str = ""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MaxPool(Layer):
-    """Max pooling, then ReLU."""
+    """Max pooling, then an activation."""
 
     kernel: Pair
     stride: Pair
     padding: Pair
-    relu: bool = False
+    ceil: bool = False
+    activation: str = ""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Add(Layer):
-    """The sum of one or two values, then ReLU."""
+    """The sum of one or two values, then an activation."""
 
-    relu: bool = False
+    activation: str = ""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -100,11 +103,27 @@ class Average(Layer):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Linear(Layer):
-    """A linear layer on a vector or a flattened map: weight (out, features), bias (out); then ReLU."""
+    """A linear layer on a vector or a flattened map: weight (out, features), bias (out); then an activation."""
 
     weight: Tensor
     bias: Tensor
-    relu: bool = False
+    activation: str = ""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AvgPool(Layer):
+    """Averages over windows; ``padded``: zeros of the padding count."""
+
+    kernel: Pair
+    stride: Pair
+    padding: Pair
+    ceil: bool
+    padded: bool
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scale(Layer):
+    """A map times a factor for each channel, (channels, 1, 1): squeeze-and-excitation."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -17,8 +17,10 @@ from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.masking.operators import IDENTITY, Kind
 from prunegym.models.skipping.program.fusing import fuse
 from prunegym.models.skipping.program.layers import (
+    ACTIVATIONS,
     Add,
     Average,
+    AvgPool,
     Concat,
     Conv,
     Layer,
@@ -26,8 +28,8 @@ from prunegym.models.skipping.program.layers import (
     MaxPool,
     Norm,
     Other,
-    Pair,
     Program,
+    Scale,
     Subsample,
 )
 from prunegym.models.skipping.program.spaces import find_spaces
@@ -97,6 +99,8 @@ class _Lowering:
         """Whether a step does not change numbers: dropout in eval mode, flattening of each image."""
         if step.operation in IDENTITY:
             return True not in (step.arguments.get("train"), step.arguments.get("training"))
+        if step.operation == "adaptive_avg_pool2d" and step.shape[1:] == self.graph[step.inputs[0]].shape[1:]:
+            return True
         if step.kind is Kind.RESHAPE and len(step.shape) == 2:
             before = self.graph[step.inputs[0]].shape if step.inputs else ()  # none if a weight is computed
             return bool(before) and bool(step.shape[0] == before[0])
@@ -117,15 +121,19 @@ class _Lowering:
             return Linear(*head, weight, torch.zeros(len(weight)).to(weight) if bias is None else bias)
         if step.operation == "batch_norm" and step.arguments["training"] is not True and len(shape) == 4:
             return Norm(*head, *self._scale_and_shift(step))
-        if step.operation == "relu" and self.graph[head[2][0]].shape == shape:  # not of a map that is flattened
-            return Add(*head, relu=True)
+        activation = _activation(step)
+        if activation and self.graph[head[2][0]].shape == shape:  # not of a map that is flattened
+            return Add(*head, activation=activation)
+        factors = self._factors(step)
+        if factors is not None:
+            return Scale(*head[:2], factors)
         if len(step.shape) == 4 and self._is_sum(step):
             return Add(*head)
         if _averages(step, shape):
             return Average(*head)
-        pool = _max_pool(step)
+        pool = _pool(step)
         if pool is not None:
-            return MaxPool(*head, *pool)
+            return dataclasses.replace(pool, name=head[0], label=head[1], inputs=head[2])
         return _subsample(step, head, shape) or self._other(step, head)
 
     def _is_layer(self, step: Step) -> bool:
@@ -170,6 +178,16 @@ class _Lowering:
             if layout == (Block(index, gate.width),) and len(gate.producers) == len(gate.points) == 1:
                 return index if step.kind is Kind.CONV else None
         return None
+
+    def _factors(self, step: Step) -> tuple[str, str] | None:
+        """Return a map and its factors, (batch, channels, 1, 1), if a step multiplies them."""
+        parts = [step.arguments.get("self"), step.arguments.get("other")]
+        if step.operation != "mul" or len(step.shape) != 4 or not all(isinstance(part, OutputOf) for part in parts):
+            return None
+        names = [part.name for part in parts if isinstance(part, OutputOf)]
+        names.sort(key=lambda name: self.graph[name].shape != step.shape)
+        fits = [self.graph[name].shape for name in names] == [step.shape, (*step.shape[:2], 1, 1)]
+        return (self.resolve(names[0]), self.resolve(names[1])) if fits and step.shape[2:] != (1, 1) else None
 
     def _is_sum(self, step: Step) -> bool:
         """Whether a step is the plain sum of two values of one shape."""
@@ -233,12 +251,26 @@ def _averages(step: Step, shape: tuple[int, ...]) -> bool:
     return False
 
 
-def _max_pool(step: Step) -> tuple[Pair, Pair, Pair] | None:
-    """Return kernel, stride and padding of plain max pooling."""
+def _activation(step: Step) -> str:
+    """Return the name of an activation that layers may end with, or nothing."""
     given = step.arguments
-    if step.operation != "max_pool2d" or given["ceil_mode"] or pair(given["dilation"]) != (1, 1):
+    if step.operation == "hardtanh" and (given["min_val"], given["max_val"]) == (0, 6):
+        return "relu6"
+    if step.operation == "gelu" and given.get("approximate", "none") != "none":
+        return ""
+    return step.operation if step.operation in ACTIVATIONS else ""
+
+
+def _pool(step: Step) -> MaxPool | AvgPool | None:
+    """Return the pooling that a step is, without a name; None if it is none that is known."""
+    given = step.arguments
+    if step.operation not in ("max_pool2d", "avg_pool2d") or len(step.shape) != 4:
         return None
-    return pair(given["kernel_size"]), pair(given["stride"] or given["kernel_size"]), pair(given["padding"])
+    window = (pair(given["kernel_size"]), pair(given["stride"] or given["kernel_size"]), pair(given["padding"]))
+    if step.operation == "avg_pool2d":
+        padded = bool(given["count_include_pad"])
+        return None if given["divisor_override"] else AvgPool("", "", (), *window, bool(given["ceil_mode"]), padded)
+    return MaxPool("", "", (), *window, bool(given["ceil_mode"])) if pair(given["dilation"]) == (1, 1) else None
 
 
 def _subsample(step: Step, head: tuple[str, str, tuple[str, ...]], shape: tuple[int, ...]) -> Subsample | None:

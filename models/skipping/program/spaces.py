@@ -12,6 +12,7 @@ from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.skipping.program.layers import (
     Add,
     Average,
+    AvgPool,
     Concat,
     Conv,
     Layer,
@@ -19,6 +20,7 @@ from prunegym.models.skipping.program.layers import (
     MaxPool,
     Norm,
     Other,
+    Scale,
     Subsample,
 )
 
@@ -79,7 +81,7 @@ def _may_lack(layer: Layer, bits: Bits, spaces: dict[str, int], indices: list[Te
         return True
     if isinstance(layer, Concat):
         return not any(whole(name) for name in layer.inputs)
-    if isinstance(layer, Norm | MaxPool | Average | Add):
+    if isinstance(layer, Norm | MaxPool | AvgPool | Average | Add | Scale):
         return all(alike(name) for name in layer.inputs)
     if isinstance(layer, Subsample):
         return alike(first) and layer.channels == len(index)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import torch
@@ -25,6 +26,21 @@ def first_values(program: kinds.Program, images: Tensor) -> dict[str, Any]:
     return {program.input: images, BATCH: len(images), LIKE: images[:0]}
 
 
+_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu, "relu6": F.relu6, "hardswish": F.hardswish, "hardsigmoid": F.hardsigmoid, "sigmoid": torch.sigmoid,
+    "silu": F.silu, "gelu": F.gelu,
+}  # fmt: skip
+_IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu_, "relu6": lambda x: x.clamp_(0, 6), "sigmoid": torch.sigmoid_,
+    **{name: functools.partial(getattr(F, name), inplace=True) for name in ("hardswish", "hardsigmoid", "silu")},
+}  # fmt: skip
+
+
+def activate(activation: str, y: Tensor) -> Tensor:
+    """Return what an activation makes of numbers that nothing else reads."""
+    return _IN_PLACE.get(activation, _FUNCTIONS.get(activation, lambda x: x))(y) if activation else y
+
+
 def run_layer(layer: kinds.Layer, values: dict[str, Tensor]) -> Tensor:
     """Run a layer that does not depend on the kept channels."""
     if not layer.inputs:  # a weight that is computed, or that belongs to no layer
@@ -33,13 +49,15 @@ def run_layer(layer: kinds.Layer, values: dict[str, Tensor]) -> Tensor:
     if isinstance(layer, kinds.Linear):
         return linear(layer, values, layer.weight, layer.bias)
     if isinstance(layer, kinds.MaxPool):
-        x = F.max_pool2d(x, layer.kernel, layer.stride, layer.padding)
-        return x.relu_() if layer.relu else x
+        return activate(layer.activation, F.max_pool2d(x, layer.kernel, layer.stride, layer.padding, 1, layer.ceil))
+    if isinstance(layer, kinds.AvgPool):
+        return F.avg_pool2d(x, layer.kernel, layer.stride, layer.padding, layer.ceil, layer.padded)
     if isinstance(layer, kinds.Add):
         if len(layer.inputs) == 1:
-            return x.relu()
-        x = x + values[layer.inputs[1]]
-        return x.relu_() if layer.relu else x
+            return _FUNCTIONS[layer.activation](x)
+        return activate(layer.activation, x + values[layer.inputs[1]])
+    if isinstance(layer, kinds.Scale):
+        return x * values[layer.inputs[1]]
     if isinstance(layer, kinds.Average):
         return x.mean((2, 3), keepdim=True)
     if isinstance(layer, kinds.Subsample):
@@ -57,7 +75,7 @@ def run_layer(layer: kinds.Layer, values: dict[str, Tensor]) -> Tensor:
 def norm(layer: kinds.Norm, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """Run a norm that could not be folded, with the factors (channels,) and offsets of the existing channels."""
     y = torch.addcmul(shift.to(x.dtype)[:, None, None], x, scale.to(x.dtype)[:, None, None])
-    return y.relu_() if layer.relu else y
+    return activate(layer.activation, y)
 
 
 def conv(layer: kinds.Conv, values: dict[str, Tensor], weight: Tensor, bias: Tensor) -> Tensor:
@@ -73,13 +91,13 @@ def finish(y: Tensor, layer: kinds.Conv, values: dict[str, Tensor]) -> Tensor:
     """Run the operations that are fused into a convolution, in place."""
     if len(layer.inputs) > 1:
         y += values[layer.inputs[1]]
-    return y.relu_() if layer.relu else y
+    return activate(layer.activation, y)
 
 
 def linear(layer: kinds.Linear, values: dict[str, Tensor], weight: Tensor, bias: Tensor) -> Tensor:
     """Run a linear layer with given weights."""
     y = F.linear(values[layer.inputs[0]].flatten(1), weight, bias)
-    return y.relu_() if layer.relu else y
+    return activate(layer.activation, y)
 
 
 class FoldedHead:
@@ -184,24 +202,62 @@ class FullPath(ExecutionPath):
 
     def _run(self, images: Tensor, mask: Tensor | None, penalty: float | None) -> Executed:
         """Run images together, layer by layer."""
-        program, bits = self.program, dict[int, Tensor]()
+        state = self.begin(images, mask, penalty)
+        for layer, ending in zip(self.program.layers, self.program.ending, strict=True):
+            state.run(layer)
+            for name in ending:
+                del state.values[name]
+        return Executed(self.program.shaped(state.values[self.program.output]), joined(state.bits, mask))
+
+    def begin(self, images: Tensor, mask: Tensor | None, penalty: float | None) -> FullRun:
+        """Return a run of a batch at its beginning."""
         # All gates at once: a small network's layers take little longer than the operations for one gate would.
         decide = self._deciding.start(None if mask is None else mask.to(images.dtype), penalty)
-        values = first_values(program, images)
-        for layer, ending in zip(program.layers, program.ending, strict=True):
-            for gate in layer.starts:
-                bits[gate] = decide(gate, program.seen(gate, values[layer.inputs[0]]))
-            if isinstance(layer, kinds.Conv):
-                value = conv(layer, values, self._weights[layer.name], layer.bias)
-            else:
-                value = run_layer(layer, values)
-            for gate, places in program.points.get(layer.name, ()):
-                factors = places.factors(bits[gate].to(value.dtype), value)
-                # For a large map new memory costs more than the multiplication, so it is in place if the layer made the
-                # memory: other operations of the network may return their own input.
-                own = isinstance(layer, kinds.Conv | kinds.MaxPool | kinds.Add | kinds.Norm)
-                value = value.mul_(factors) if own else value * factors
-            values[layer.name] = value
-            for name in ending:
-                del values[name]
-        return Executed(program.shaped(values[program.output]), joined(bits, mask))
+        return FullRun(self.program, self._weights, decide, images)
+
+
+class FullRun:
+    """A run of some images on its way.
+
+    Attributes:
+        values: By name.
+        bits: Of the gates that are decided, (images, width).
+    """
+
+    def __init__(self, program: kinds.Program, weights: dict[str, Tensor], decide: Decide, images: Tensor) -> None:
+        self.values = first_values(program, images)
+        self.bits: dict[int, Tensor] = {}
+        self._program, self._weights, self._decide = program, weights, decide
+
+    def run(self, layer: kinds.Layer) -> None:
+        """Run the next layer."""
+        values, program = self.values, self._program
+        for gate in layer.starts:
+            self.bits[gate] = self._decide(gate, program.seen(gate, values[layer.inputs[0]]))
+        if isinstance(layer, kinds.Conv):
+            value = conv(layer, values, self._weights[layer.name], layer.bias)
+        else:
+            value = run_layer(layer, values)
+        for gate, places in program.points.get(layer.name, ()):
+            if gate not in self.bits:  # decided elsewhere, from a mask that is given
+                self.bits[gate] = self._decide(gate, value)
+            factors = places.factors(self.bits[gate].to(value.dtype), value)
+            # For a large map new memory costs more than the multiplication, so it is in place where the layer has
+            # made the memory: an operation of the network's own may return what it was given.
+            own = isinstance(layer, kinds.Conv | kinds.MaxPool | kinds.AvgPool | kinds.Add | kinds.Norm | kinds.Scale)
+            value = value.mul_(factors) if own else value * factors
+        values[layer.name] = value
+
+    def used(self, mask: Tensor) -> Tensor:
+        """Return masks (images, mask_size) with the bits that are decided here."""
+        mask, start = mask.clone(), 0
+        for gate, width in enumerate(self._program.widths):
+            if gate in self.bits:
+                mask[:, start : start + width] = self.bits[gate].bool()
+            start += width
+        return mask
+
+    def learn(self, mask: Tensor, gates: Iterable[int]) -> None:
+        """Take the bits of gates that were decided elsewhere."""
+        parts = torch.split(mask, list(self._program.widths), dim=1)
+        self.bits.update({gate: parts[gate] for gate in gates})

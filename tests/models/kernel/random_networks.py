@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,8 @@ from torch import Tensor
 
 from prunegym.models import kernel
 from prunegym.models.kernel import GateHead, Pass, PlanBuilder, Value
+from prunegym.models.kernel.shared_library import ACTIVATIONS
+from tests.models.kernel.test_kernel_operators import FUNCTIONS
 from tests.models.skipping.skipping_networks import close
 
 Step = Callable[[list[Tensor], list[Tensor]], Tensor]
@@ -45,7 +48,8 @@ class RandomNetwork:
         self.values, self.steps = [self.builder.images], list[Step]()
         self.gates = list(range(len(self.widths)))
         for _ in range(draw.randint(1, 8)):
-            draw.choice([self.conv, self.conv, self.conv, self.pool, self.sum, self.subsample])()
+            kinds = [self.conv, self.conv, self.conv, self.pool, self.sum, self.subsample]
+            draw.choice([*kinds, self.depthwise, self.average, self.concat, self.excite, self.expand])()
         while self.gates:
             self.conv(gate=True)
         self.end()
@@ -63,29 +67,97 @@ class RandomNetwork:
 
     def conv(self, *, gate: bool = False) -> None:
         draw, (index, x) = self.draw, self.a_map()
-        size, stride, padding = draw.choice([1, 2, 3, 4, 5, 7]), draw.choice([1, 1, 2, 3, 5]), draw.randint(0, 3)
-        if draw.random() < 0.6 or min(x.height, x.width) + 2 * padding < size:
-            size, stride, padding = 3, 1, 1
+        size, options = self.window(x)
+        groups = draw.choice([n for n in (1, 2, 3, 4) if x.channels % n == 0]) if draw.random() < 0.3 else 1
         on = self.gates.pop(0) if self.gates and (gate or draw.random() < 0.6) else None
-        out, relu = self.channels() if on is None else self.widths[on], draw.random() < 0.5
-        weight, bias = torch.randn(out, x.channels, size, size) / (x.channels * size**2) ** 0.5, torch.randn(out)
+        out, name = self.channels() if on is None else self.widths[on], draw.choice(ACTIVATIONS)
+        groups = groups if out % groups == 0 else 1
+        weight = torch.randn(out, x.channels // groups, *size) / (x.channels // groups * size[0] * size[1]) ** 0.5
+        bias = torch.randn(out)
         if on is not None:
             self.decision(on, index)
-        sides = ((side + 2 * padding - size) // stride + 1 for side in (x.height, x.width))
-        wanted = (out, *sides, on)
+        made = F.conv2d(torch.zeros(1, 1, x.height, x.width), torch.zeros(1, 1, *size), **options)
+        wanted = (out, *made.shape[2:], on)
         same = [i for i, v in enumerate(self.values) if (v.channels, v.height, v.width, v.gate) == wanted]
         residual = draw.choice(same) if same else None
-        options = {"stride": stride, "padding": padding}
         second = None if residual is None else self.values[residual]
-        y = self.builder.conv(x, weight, bias, **options, relu=relu, gate=on, residual=second)
+        kinds = {**options, "groups": groups}
+        y = self.builder.conv(x, weight, bias, **kinds, activation=name, gate=on, residual=second)
 
         def step(values: list[Tensor], masks: list[Tensor]) -> Tensor:
-            y = F.conv2d(values[index], weight, bias, **options)
-            y = y if residual is None else y + values[residual]
-            y = y.relu() if relu else y
+            y = F.conv2d(values[index], weight, bias, **kinds)
+            y = FUNCTIONS[name](y if residual is None else y + values[residual])
             return y if on is None else y * masks[on][:, :, None, None]
 
         self.add(y, step)
+
+    def window(self, x: Value) -> tuple[tuple[int, int], dict[str, Any]]:
+        """Return a kernel, and stride, padding and dilation, that fit a map."""
+        draw, sides = self.draw, [1, 2, 3, 4, 5, 7]
+        size = (draw.choice(sides),) * 2 if draw.random() < 0.7 else (draw.choice(sides), draw.choice(sides))
+        padding, dilation = (draw.randint(0, 3), draw.randint(0, 3)), draw.choice([1, 1, 1, 2, 3])
+        reach = [(side - 1) * dilation + 1 for side in size]
+        fits = all(s + 2 * p >= r for s, p, r in zip((x.height, x.width), padding, reach, strict=True))
+        if draw.random() < 0.6 or not fits:
+            return (3, 3), {"stride": 1, "padding": (1, 1), "dilation": 1}
+        return size, {"stride": draw.choice([1, 1, 2, 3, 5]), "padding": padding, "dilation": dilation}
+
+    def depthwise(self) -> None:
+        index, x = self.a_map()
+        size, options = self.window(x)
+        name, kinds = self.draw.choice(ACTIVATIONS), {**options, "groups": x.channels}
+        weight, bias = torch.randn(x.channels, 1, *size) / (size[0] * size[1]) ** 0.5, torch.randn(x.channels)
+        y = self.builder.conv(x, weight, bias, **kinds, activation=name, gate=x.gate)
+        self.add(y, lambda v, m: FUNCTIONS[name](F.conv2d(v[index], weight, bias, **kinds)) * self.bits(x, m))
+
+    def bits(self, x: Value, masks: list[Tensor]) -> Tensor:
+        """Return the factors (batch, channels, 1, 1) of a value's channels."""
+        both = torch.cat([*masks, torch.ones(len(masks[0]), 1)], 1) if masks else torch.ones(1, 1)
+        return both[:, self.places(x)][:, :, None, None]
+
+    def places(self, x: Value) -> list[int]:
+        return self.builder._bits(x.gate, x.channels)
+
+    def average(self) -> None:
+        index, x = self.a_map()
+        size, stride, ceil = self.draw.choice([1, 2, 3, 4]), self.draw.choice([1, 2, 2, 3]), self.draw.random() < 0.5
+        padding, inside = self.draw.randint(0, size // 2), self.draw.random() < 0.5
+        if min(x.height, x.width) + 2 * padding >= size:
+            y = self.builder.avg_pool(x, size, stride, padding, ceil_mode=ceil, count_include_pad=inside)
+            self.add(y, lambda v, _: F.avg_pool2d(v[index], size, stride, padding, ceil, inside))
+
+    def concat(self) -> None:
+        _, x = self.a_map()
+        same = [i for i, v in enumerate(self.values) if (v.height, v.width) == (x.height, x.width)]
+        parts = [self.draw.choice(same) for _ in range(self.draw.randint(1, 3))]
+        values, name = [self.values[i] for i in parts], self.draw.choice(ACTIVATIONS)
+        places = [place for value in values for place in self.places(value)]
+        gate = None if max(places) < 0 else self.builder.space(places)
+        scale, shift = torch.rand(len(places)) + 0.5, torch.randn(len(places))
+        y = self.builder.concat(values, scale, shift, activation=name, gate=gate)
+
+        def step(values: list[Tensor], masks: list[Tensor]) -> Tensor:
+            joined = torch.cat([values[i] for i in parts], 1) * scale[:, None, None] + shift[:, None, None]
+            return FUNCTIONS[name](joined) * self.bits(y, masks)
+
+        self.add(y, step)
+
+    def excite(self) -> None:
+        index, x = self.a_map()
+        size, name = self.draw.randint(1, 20), self.draw.choice(ACTIVATIONS)
+        into, out = torch.randn(size, x.channels) / x.channels**0.5, torch.randn(x.channels, size) / size**0.5
+        inner = self.builder.linear(self.builder.average(x), into, activation=name)
+        y = self.builder.scale(x, self.builder.linear(inner, out, activation="sigmoid", gate=x.gate))
+
+        def step(values: list[Tensor], _: list[Tensor]) -> Tensor:
+            factors = FUNCTIONS[name](values[index].mean((2, 3)) @ into.T) @ out.T
+            return values[index] * factors.sigmoid()[:, :, None, None]
+
+        self.add(y, step)
+
+    def expand(self) -> None:
+        index, x = self.a_map()
+        self.add(self.builder.expand(x), lambda v, _: v[index])
 
     def decision(self, gate: int, index: int) -> None:
         x, average, grid = self.values[index], self.draw.random() < 0.6, self.draw.randint(0, 4)
@@ -101,19 +173,23 @@ class RandomNetwork:
 
     def pool(self) -> None:
         index, x = self.a_map()
-        size, stride = self.draw.choice([1, 2, 2, 3, 4, 9]), self.draw.choice([1, 2, 2, 3])
+        size, stride, ceil = (
+            self.draw.choice([1, 2, 2, 3, 4, 9]),
+            self.draw.choice([1, 2, 2, 3]),
+            self.draw.random() < 0.5,
+        )
         padding = self.draw.randint(0, size // 2)
         if min(x.height, x.width) + 2 * padding >= size:
-            y = self.builder.max_pool(x, size, stride, padding, relu=True)
-            self.add(y, lambda values, _: F.max_pool2d(values[index], size, stride, padding).relu())
+            y = self.builder.max_pool(x, size, stride, padding, ceil_mode=ceil, relu=True)
+            self.add(y, lambda values, _: F.max_pool2d(values[index], size, stride, padding, 1, ceil).relu())
 
     def sum(self) -> None:
         index, x = self.a_map()
         shape = x.channels, x.height, x.width, x.gate
         same = [i for i, v in enumerate(self.values) if (v.channels, v.height, v.width, v.gate) == shape]
-        other, relu = self.draw.choice(same), self.draw.random() < 0.5
-        y = self.builder.add(x, self.values[other], relu=relu)
-        self.add(y, lambda v, _: (v[index] + v[other]).relu() if relu else v[index] + v[other])
+        other, name = self.draw.choice(same), self.draw.choice(ACTIVATIONS)
+        y = self.builder.add(x, self.values[other], activation=name)
+        self.add(y, lambda v, m: FUNCTIONS[name](v[index] + v[other]) * self.bits(x, m))
 
     def subsample(self) -> None:
         index, x = self.a_map()

@@ -203,7 +203,7 @@ def test_policy_decides_as_in_torch(variant, average, grid, size):
 
 def test_builder_refuses_what_does_not_fit():
     builder = PlanBuilder(3, 8, 8, gates=[4])
-    with pytest.raises(InvalidInputError, match=r"of shape \(4, 2, 3, 3\); \(out, 3, kernel, kernel\) is needed"):
+    with pytest.raises(InvalidInputError, match=r"of shape \(4, 2, 3, 3\); \(out, 3, height, width\) is needed"):
         builder.conv(builder.images, torch.zeros(4, 2, 3, 3))
     with pytest.raises(InvalidInputError, match="Gate 0 does not fit 5 channels"):
         builder.conv(builder.images, torch.zeros(5, 3, 3, 3), gate=0)
@@ -218,14 +218,12 @@ def test_builder_refuses_what_does_not_fit():
         builder.decide(0, x, random_heads([4], [4], True, 0)[0])
     with pytest.raises(InvalidInputError, match=r"\(outputs, 144\) is needed"):
         builder.linear(x, torch.zeros(2, 4))
-    with pytest.raises(InvalidInputError, match="vector that no gate masks"):
-        builder.build(builder.average(x))
 
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("stride", 0), ("stride", -1), ("stride", 1.0), ("stride", 2**40), ("padding", -1), ("padding", 4), ("gate", -1),
-     ("gate", 1), ("gate", True), ("gate", 0.0)],
+    [("stride", 0), ("stride", -1), ("stride", 1.0), ("stride", 2**40), ("padding", -1), ("padding", 1025),
+     ("gate", -1), ("gate", 1), ("gate", True), ("gate", 0.0)],
 )  # fmt: skip
 def test_builder_refuses_numbers_out_of_range(setting, value):
     builder = PlanBuilder(3, 8, 8, gates=[4])
@@ -236,7 +234,7 @@ def test_builder_refuses_numbers_out_of_range(setting, value):
             builder.linear(builder.images, torch.zeros(4, 192), gate=value)
         with pytest.raises(InvalidInputError, match="gate"):
             builder.decide(value, builder.images, random_heads([4], [3], True, 0)[0])
-    elif value != 4:
+    elif value != 1025:
         with pytest.raises(InvalidInputError, match=setting):
             builder.max_pool(builder.images, 2, **{setting: value})
     if setting == "stride":
@@ -278,8 +276,6 @@ def test_builder_refuses_sizes_and_settings_of_other_layers():
         lambda: builder.max_pool(vector, 1),
         lambda: builder.average(vector),
         lambda: builder.subsample(vector, 1, 8, 2),
-        lambda: builder.look(vector, torch.zeros(3), torch.ones(3)),
-        lambda: builder.decide(0, vector, head),
     ):
         with pytest.raises(InvalidInputError, match="needs a map"):
             layer()

@@ -16,8 +16,8 @@ from prunegym.errors import InvalidInputError, MissingDependencyError
 from prunegym.models import MaskedCNN
 from prunegym.models.kernel import KernelError, Pass, Plan, PlanBuilder, shared_library
 from prunegym.models.kernel.plan import as_they_lie
-from prunegym.models.skipping.kernel_path import translate
 from prunegym.models.skipping.program.lowering import lower
+from prunegym.models.skipping.translation import translate
 from prunegym.models.zoo.network_registry import build
 from tests.models.skipping.skipping_networks import close, each_variant, kept_sets, needs_kernel
 from tests.models.slicing import randomise
@@ -254,10 +254,12 @@ def wrong_records() -> dict[str, Callable[[list, list, list, list], None]]:
         widths[0] = 3
 
     buffers = {("height", 0), ("height", 2**30), ("width", -1), ("stride", 3), ("channels", 2), ("channels", 2**30)}
-    values = {("buffer", -1), ("buffer", 99), ("channels", 0), ("channels", 2**30), ("gate", 1), ("gate", -2)}
+    values = {("buffer", -1), ("buffer", 99), ("channels", 0), ("channels", 2**30), ("space", 1), ("space", -2)}
     conv = {
         ("input", -1), ("input", 99), ("input", 2), ("output", 0), ("output", -1), ("second", 0), ("second", 3),
-        ("kernel", 0), ("kernel", 8), ("stride", 0), ("stride", -1), ("padding", -1), ("padding", 2), ("kind", 10),
+        ("kernel", 0), ("kernel", 8), ("stride", 0), ("stride", -1), ("padding", -1), ("padding", 2),
+        ("padding_width", 2), ("dilation", 0), ("dilation", 2), ("groups", 0), ("groups", 2), ("activation", 8),
+        ("kernel_width", 2), ("kind", 15), ("kind", -1),
     }  # fmt: skip
     pool = {("kernel", 0), ("stride", 0), ("padding", 2), ("padding", -1), ("second", 0), ("input", 3)}
     return {
@@ -267,7 +269,8 @@ def wrong_records() -> dict[str, Callable[[list, list, list, list], None]]:
         **{f"conv {n} {v}": change(3, 1, n, v) for n, v in sorted(conv)},
         **{f"pool {n} {v}": change(3, 2, n, v) for n, v in sorted(pool)},
         "linear": change(3, 3, "output", 1),
-        "store": change(3, 4, "input", 1),
+        "store": change(3, 4, "input", 99),
+        "place in the outputs": change(3, 4, "offset", 2**31 - 1),
         "weight": lambda *records: setattr(records[3][1], "weight", None),
     }
 
@@ -275,9 +278,9 @@ def wrong_records() -> dict[str, Callable[[list, list, list, list], None]]:
 @needs_kernel
 @pytest.mark.parametrize("change", wrong_records())
 def test_the_library_itself_refuses_wrong_records(change, monkeypatch):
-    def changed(variant, buffers, values, widths, records, **more):
+    def changed(variant, buffers, values, widths, spaces, records, **more):
         wrong_records()[change](buffers, values, widths, records)
-        return Plan(variant, buffers, values, widths, records, **more)
+        return Plan(variant, buffers, values, widths, spaces, records, **more)
 
     builder = PlanBuilder(3, 8, 8, gates=[4])
     x = builder.conv(builder.images, torch.ones(4, 3, 3, 3), padding=1, gate=0)

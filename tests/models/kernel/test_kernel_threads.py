@@ -63,7 +63,7 @@ def test_threads_share_an_image_after_fork():
     program = """if True:
         import os, sys, torch
         from prunegym.models import MaskedCNN, build
-        from prunegym.models.skipping.kernel_path import translate
+        from prunegym.models.skipping.translation import translate
         from prunegym.models.skipping.program.lowering import lower
         program = lower(MaskedCNN(build("simple-cnn"), torch.zeros(1, 3, 32, 32)))
         plan = translate(program).plan
@@ -140,7 +140,7 @@ def test_the_end_of_the_program_while_a_plan_runs():
         import ctypes, threading, time, torch
         from prunegym.models import MaskedCNN, build
         from prunegym.models.kernel.plan import as_they_lie
-        from prunegym.models.skipping.kernel_path import translate
+        from prunegym.models.skipping.translation import translate
         from prunegym.models.skipping.program.lowering import lower
         plan = translate(lower(MaskedCNN(build("vgg11"), torch.zeros(1, 3, 32, 32)))).plan
         images, masks = torch.randn(64, 3, 32, 32), torch.ones(64, plan.mask_size, dtype=torch.bool)

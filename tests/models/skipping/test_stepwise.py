@@ -13,9 +13,9 @@ from prunegym.errors import InvalidInputError, UnknownNameError
 from prunegym.models import MaskedCNN, MaskFeatures
 from prunegym.models.kernel import Pass, PlanBuilder
 from prunegym.models.kernel.shared_library import library, openmp
-from prunegym.models.skipping.kernel_path import translate
 from prunegym.models.skipping.program.lowering import lower
 from prunegym.models.skipping.stepwise import CHUNK, KernelPass, MaskedPass, stepwise_pass
+from prunegym.models.skipping.translation import translate
 from tests.models.skipping.skipping_networks import NETWORKS, Mixed, UserNet, close, needs_kernel, random_masks, zoo
 
 pytestmark = pytest.mark.usefixtures("one_thread")

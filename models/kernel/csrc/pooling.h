@@ -1,0 +1,108 @@
+// Poolings of windows, and the average over all pixels.
+#pragma once
+#include "activation.h"
+
+namespace prunegym {
+namespace VARIANT {
+
+// The part of the pixels first..last - 1 of a row's windows that is inside the picture, added or compared one by one.
+template <bool MAX>
+static void pool_checked(const LayerRecord& r, const View& in, int channel, int y, int first, int last, float* to) {
+  const int top = y * r.stride - r.padding, low = larger(top, 0), high = smaller(top + r.kernel, in.map->height);
+  for (int x = first; x < last; x++) {
+    const int left = x * r.stride - r.padding;
+    const int begin = larger(left, 0), end = smaller(left + r.kernel, in.map->width);
+    float total = MAX ? -__builtin_inff() : 0;
+    for (int row = low; row < high; row++) {
+      for (int column = begin; column < end; column++) {
+        const float v = in.row(channel, row)[column];
+        if (!MAX) total += v;
+        else if (total < v) total = v;
+      }
+    }
+    // As torch divides: by the window, without what a last window has beyond the padding.
+    const int rows = r.average ? smaller(top + r.kernel, in.map->height + r.padding) - top : high - low;
+    const int columns = r.average ? smaller(left + r.kernel, in.map->width + r.padding) - left : end - begin;
+    to[x] = MAX ? total : total / (static_cast<float>(rows) * columns);
+  }
+}
+
+// A row by vectors where whole windows are inside the picture, stride 1 or 2; the last vector may overlap the one before.
+template <bool MAX>
+static void pool_row(const LayerRecord& r, const View& in, int channel, int y, int width, float* to) {
+  const int top = y * r.stride - r.padding, left = (r.padding + r.stride - 1) / r.stride;
+  const int right = smaller(width, (in.map->width - r.kernel + r.padding) / r.stride + 1);
+  const int low = larger(top, 0), high = smaller(top + r.kernel, in.map->height);
+  const bool whole = MAX || high - low == r.kernel;
+  if (r.stride > 2 || right - left < LANES || low >= high || !whole)
+    return pool_checked<MAX>(r, in, channel, y, 0, width, to);
+  pool_checked<MAX>(r, in, channel, y, 0, left, to);
+  pool_checked<MAX>(r, in, channel, y, right, width, to);
+  const auto column_of = [&](int column) {
+    Vec best = load(in.row(channel, low) + column);
+    for (int row = low + 1; row < high; row++) {
+      const Vec next = load(in.row(channel, row) + column);
+      best = MAX ? max(best, next) : best + next;
+    }
+    return best;
+  };
+  const float share = 1.f / (static_cast<float>(r.kernel) * r.kernel);
+  const auto window = [&](int x) {
+    Vec best = MAX ? Vec{} - __builtin_inff() : Vec{};
+    for (int dx = 0; dx < r.kernel; dx++) {
+      const int column = x * r.stride + dx - r.padding;
+      const Vec next = r.stride == 1 ? column_of(column) : even_lanes(column_of(column), column_of(column + LANES));
+      best = MAX ? max(best, next) : best + next;
+    }
+    return MAX ? best : best * share;
+  };
+  for (int x = left; x < right - LANES; x += LANES) store(to + x, window(x));
+  store(to + right - LANES, window(right - LANES));
+}
+
+template <bool MAX>
+INLINE void pool(const LayerRecord& r, const View& in, const View& out) {
+  // Without a window that reaches out of the picture.
+  const bool by_two = MAX && r.kernel == 2 && r.stride == 2 && r.padding == 0 && 2 * out.map->width <= in.map->width &&
+                      2 * out.map->height <= in.map->height;
+  const int width = out.map->width;
+  for (int c = 0; c < in.kept.count; c++) {
+    for (int y = 0; y < out.map->height; y++) {
+      float* to = out.row(c, y);
+      if (!by_two) {
+        pool_row<MAX>(r, in, c, y, width, to);
+      } else {
+        const float *a = in.row(c, 2 * y), *b = in.row(c, 2 * y + 1);
+        store_row(to, width, [&](int x) {
+          const Vec left = max(load(a + 2 * x), load(b + 2 * x));
+          const Vec right = max(load(a + 2 * x + LANES), load(b + 2 * x + LANES));
+          return max(even_lanes(left, right), odd_lanes(left, right));
+        });
+      }
+      if (r.activation) activate(r.activation, to, width);
+    }
+  }
+}
+
+static void max_pool(const LayerRecord& r, const View& in, const View&, const View& out, float*) { pool<true>(r, in, out); }
+static void avg_pool(const LayerRecord& r, const View& in, const View&, const View& out, float*) { pool<false>(r, in, out); }
+
+// The average over all pixels of a channel. The zero columns add nothing, so the flat row from the origin is summed.
+INLINE float channel_average(const Map& map, const float* channel) {
+  const int length = map.height * map.stride;  // numbers after it, up to a whole vector, are zeros of the frame
+  const float* x = channel + map.origin;
+  Vec total{}, other{};
+  for (int i = 0; i < length; i += 2 * LANES) {
+    total += load(x + i);
+    if (i + LANES < length) other += load(x + i + LANES);
+  }
+  return sum(total + other) / map.pixels();
+}
+
+static void average(const LayerRecord&, const View& in, const View&, const View& out, float*) {
+  for (int c = 0; c < in.kept.count; c++)
+    out.data[c] = channel_average(*in.map, in.data + static_cast<long>(c) * in.map->channel);
+}
+
+}  // namespace VARIANT
+}  // namespace prunegym
