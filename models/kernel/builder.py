@@ -229,9 +229,7 @@ class PlanBuilder:
         first, channels = self._own(parts[0]), sum(self._own(part).channels for part in parts)
         sizes = {(part.height, part.width, part.stride > 0) for part in parts}
         if len(sizes) > 1:
-            raise InvalidInputError(
-                f"Values of these sizes cannot be concatenated: {[_shape(part) for part in parts]}."
-            )
+            raise InvalidInputError(f"These sizes cannot be concatenated: {[_shape(part) for part in parts]}.")
         bits = [bit for part in parts for bit in self._bits(part.gate, part.channels)]
         if self._bits(gate, channels) != bits:
             raise InvalidInputError("The channels of the parts have other mask bits than the gate of the result.")

@@ -135,8 +135,8 @@ class Plan:
         batch = len(images if isinstance(images, Tensor) else images[0])
         if threads > 1 and batch > 1:
             raise InvalidInputError(
-                f"{batch} images on {threads} threads may run side by side, and then no layer has a time of its "
-                "own. Give threads=1, or one image."
+                f"{batch} images on {threads} threads may run in parallel, so layers cannot be timed. "
+                "Give threads=1, or one image."
             )
         seconds = (ctypes.c_double * len(self.layers))()
         self._run(images, masks, threads, seconds)

@@ -185,7 +185,7 @@ class Value:
         height: Pixels; 1 for a vector.
         width: Pixels; 1 for a vector.
         stride: Floats from a row to the next in memory; 0 for a vector.
-        gate: The gate, or the space of :meth:`PlanBuilder.space`, that tells which channels are kept; None if all are.
+        gate: The gate, or the space of :meth:`PlanBuilder.space`, that says which channels are kept; None if all are.
     """
 
     index: int

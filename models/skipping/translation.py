@@ -73,7 +73,7 @@ def segments(program: Program, policy: GatePolicy | None = None) -> list[Segment
         policy: Decides gate by gate; None: masks are given.
 
     Raises:
-        UnsupportedError: If there is nothing for the kernel, or it does not take the images or lacks the policy's
+        UnsupportedError: If there is nothing for the kernel, or it does not support the images or the policy's
             features.
     """
     trial = _Translation(program, policy, None)
@@ -129,7 +129,7 @@ def translate(
     """Build the kernel's plan of a whole program; see :func:`translate_part`.
 
     Raises:
-        UnsupportedError: If the kernel is not available, lacks the policy's features, or a layer.
+        UnsupportedError: If the kernel is not available, or does not support the policy's features or a layer.
     """
     found = segments(program, policy)
     unknown = next((segment for segment in found if not segment.in_kernel), None)
@@ -157,7 +157,7 @@ def translate_part(
         looks: Features that an agent outside decides by; the plan then stops before each decision.
 
     Raises:
-        UnsupportedError: If the kernel is not available, or lacks the policy's features.
+        UnsupportedError: If the kernel is not available, or does not support the policy's features.
     """
     work = _Translation(program, policy, penalty, looks)
     work.read(segment.reads)
