@@ -52,6 +52,8 @@ def lower(masked: MaskedCNN) -> Program:
     Raises:
         UnsupportedError: If a batch norm has no running statistics, or a convolution a weight that is computed.
     """
+    if masked.constants is not None:
+        raise UnsupportedError("Masked channels have constants in their place.")
     graph = masked.graph
     lowering = _Lowering(masked)
     for step in graph.steps:
