@@ -242,7 +242,7 @@ def own_reward(recipe: Recipe, masked: MaskedCNN, dataset: Dataset) -> OwnReward
             indices=torch.arange(len(mask), device=device),
             mask=mask,
             kept=mask.double().sum(1),
-            mac_share=masked.cost.mac_share(mask),
+            mac_share=masked.spent_share(mask),
             penalty=torch.full((len(mask),), price, dtype=torch.float64, device=device),
             masked=masked,
             dataset=dataset,

@@ -255,6 +255,17 @@ class MaskedCNN(nn.Module):
         self.constants = nn.Parameter(copied_constants, requires_grad=not self.frozen)
         return self
 
+    def spent_share(self, mask: Tensor) -> Tensor:
+        """Return the MAC share of masks that are chosen for each image, with that of adding their constants.
+
+        Args:
+            mask: (batch, mask_size).
+
+        Returns:
+            (batch,) float64.
+        """
+        return self.cost.total_share(mask, 0.0 if self.constants is None else self.cost.compensation_macs(mask))
+
     def split(self, mask: Tensor) -> tuple[Tensor, ...]:
         """Return views of a mask (..., mask_size), one slice (..., width) a gate, in order."""
         parts: tuple[Tensor, ...] = torch.split(mask, [gate.width for gate in self.gates], dim=-1)
