@@ -20,6 +20,7 @@ from prunegym.envs.rewards.outcome import Outcome
 from prunegym.envs.rewards.reward import resolve_reward
 from prunegym.errors import InvalidInputError
 from prunegym.models.data.dataset import Dataset
+from prunegym.models.masking.compensation import COMPENSATIONS
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.training.cnn_training import dense_logits
 from prunegym.models.training.preparation import ImitationConfig
@@ -59,6 +60,9 @@ class Recipe:
     """First stage, skipped if the model has a policy."""
     refine: TuneConfig | None = None
     """Second stage: straight-through refinement of the gates, the CNN frozen."""
+    compensation: Literal["zero", "constant"] = "zero"
+    """What layers that read a masked channel get: zero, or a ``constant``, which refinement learns with the gates. A
+    model that has constants keeps them."""
     target_macs: float | Literal["best"] | None = None
     """Where reinforcement learning starts: after the stages above, one offset on all logits makes masks spend this
     total MAC share. With ``best``, it makes correct - penalty * total MAC share highest on the validation split (for
@@ -99,6 +103,7 @@ class Recipe:
             if field.type == "int":
                 least = 0 if field.name == "n_episodes" else 1
                 whole_number(self._named(field.name), getattr(self, field.name), least)
+        choice(self._named("compensation"), self.compensation, COMPENSATIONS)
         finite(self._named("sharpen"), self.sharpen, above=0)
         if self.target_macs not in (None, "best"):
             share(self._named("target_macs"), self.target_macs, hint="Give a total MAC share, or 'best'.")
@@ -132,6 +137,8 @@ class Recipe:
                 f"baseline is {self.baseline!r} and group {self.group}. Give greedy with a group of at least 2; or "
                 "none, for the mean of the others."
             )
+        if self.compensation == "constant" and self.refine is None:
+            return "compensation is 'constant', but no refine stage learns constants. Add refine, or use zero."
         if self.budget is not None and self.target_macs is not None:
             return "target_macs is where training starts, budget where it starts and ends. Give one of the two."
         reward = self.env_kwargs.get("reward", "l0")
@@ -175,6 +182,8 @@ class Recipe:
         settings = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         # Runs and results of versions without these settings are found again.
         settings = {key: value for key, value in settings.items() if value or key not in ("callbacks", "loggers")}
+        if self.compensation == "zero":
+            del settings["compensation"]
         for name in ("reward", "accuracy"):
             function = self.env_kwargs.get(name)
             if callable(function) or (isinstance(function, str) and ":" in function):
