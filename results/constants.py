@@ -50,6 +50,10 @@ class Study:
 STUDIES = {"resnet20": Study((0.7, 0.6), 5), "vgg11": Study((0.7,), 3), "fashion": Study((0.46,), 3)}
 
 
+SHOWN = {"gates": "gates", "static": "learnt static mask"}
+"""How kinds of cells are called in the table."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Cell:
     """One training."""
@@ -182,7 +186,8 @@ def table(study: Study, found: dict[Cell, dict[str, Any]]) -> dict[str, Any]:
             mine = {cell.seed: one for cell, one in found.items() if cell == Cell(kind, way, share, cell.seed)}
             if not mine:
                 continue
-            row: dict[str, Any] = {"name": f"{kind}-{way}", "share": share, "seeds": sorted(mine)}
+            name = f"{share:.2f}, {SHOWN[kind]}, {way}s"
+            row: dict[str, Any] = {"name": name, "share": share, "seeds": sorted(mine), "count": len(mine)}
             row |= {
                 split: {
                     figure: over([one[split][figure] for one in mine.values()])
@@ -194,7 +199,7 @@ def table(study: Study, found: dict[Cell, dict[str, Any]]) -> dict[str, Any]:
                 other = {seed: found.get(Cell(other_kind, other_way, share, seed)) for seed in mine}
                 pairs = {seed: one for seed, one in other.items() if one is not None}
                 if pairs and (other_kind, other_way) != (kind, way):
-                    row[f"minus_{other_kind}_{other_way}"] = difference(mine, pairs)
+                    row["minus_static" if other_kind != kind else "minus_zeros"] = difference(mine, pairs)
             rows.append(row)
     return {"rows": rows, "seeds": sorted({cell.seed for cell in found})}
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from prunegym.errors import InvalidInputError
 from prunegym.models.masking.gates import Found
 from prunegym.models.masking.graph import Graph, Step
 from prunegym.models.masking.operators import IDENTITY, MIXING, Kind
+from prunegym.validation import shape
 
 COMPENSATIONS = ("zero", "constant")
 """``zero``: a masked channel is a removed filter. ``constant``: its readers see a learnt number instead."""
@@ -27,46 +29,55 @@ class Reader:
         step: Name of its step.
         gates: The gates whose channels it reads and whose constants it gets, in order.
         columns: For each of its inputs the place of its bit among those of these gates; -1 for an input without.
+        widths: How many bits each of these gates has.
         axis: Dimension of its outputs in what it makes, the batch counted.
         groups: Groups of the convolution.
     """
 
     step: str
     gates: tuple[int, ...]
+    widths: tuple[int, ...]
     columns: Tensor
     axis: int
     groups: int
 
-    def sums(self, weight: Tensor, bits: int) -> Tensor:
-        """Return for each bit the sum of the kernels that read its channels.
+    def table(self, weight: Tensor, constants: Sequence[Tensor]) -> Tensor:
+        """Return for each bit what its masked channel adds to the bias: the constant times the sum of its kernel.
 
         Args:
             weight: Of the layer, (out, inputs / groups, ...).
-            bits: Number of bits of its gates.
-
-        Returns:
-            (bits, out), differentiable in the weight.
-        """
-        taps = weight.flatten(2).sum(2) if weight.ndim > 2 else weight
-        if self.groups > 1:  # as of a convolution of all inputs, with zeros between the groups
-            taps = torch.block_diag(*taps.chunk(self.groups))  # type: ignore[no-untyped-call]
-        table = taps.new_zeros(bits + 1, len(taps))  # the last row takes the inputs that have no constant
-        return table.index_add(0, self.columns.to(taps.device) % (bits + 1), taps.T)[:-1]
-
-    def added(self, weight: Tensor, off: Sequence[Tensor], constants: Sequence[Tensor]) -> Tensor:
-        """Return what is added to the layer's output.
-
-        Args:
-            weight: Of the layer.
-            off: 1 - mask of each of its gates, (batch, width).
             constants: Of each of its gates, (width,).
 
         Returns:
-            (batch, out), differentiable in masks, constants and the weight.
+            (bits of its gates, out), differentiable in both.
         """
         joined = torch.cat([*constants])
+        taps = weight.flatten(2).sum(2) if weight.ndim > 2 else weight
+        if self.groups > 1:  # as of a convolution of all inputs, with zeros between the groups
+            taps = torch.block_diag(*taps.chunk(self.groups))  # type: ignore[no-untyped-call]
+        # One row more, for the inputs that have no constant.
+        sums = taps.new_zeros(len(joined) + 1, len(taps))
+        sums = sums.index_add(0, self.columns.to(taps.device) % len(sums), taps.T)[:-1]
+        return joined[:, None] * sums
+
+    def add(self, value: Tensor, masks: Sequence[Tensor | None], table: Tensor) -> Tensor:
+        """Add to what the layer made (batch, ...) the constants of the channels that masks switch off.
+
+        Args:
+            value: The layer's output without them.
+            masks: Of each of its gates (batch, width), any numbers; None keeps all channels.
+            table: See :meth:`table`.
+
+        Returns:
+            Of the value's shape, differentiable in masks and table.
+        """
+        ones = value.new_ones(len(value), 1)
+        given = zip(masks, self.widths, strict=True)
+        kept = [ones.expand(-1, width) if mask is None else mask.to(ones.dtype) for mask, width in given]
         # bias += sum over masked channels of (constant x sum of that channel's kernel)
-        return torch.cat([*off], 1) @ (joined[:, None] * self.sums(weight, len(joined)))
+        added = (1 - torch.cat(kept, 1).to(table.dtype)) @ table
+        out = added.shape[1]
+        return value + added.view(len(value), *[out if place == self.axis else 1 for place in range(1, value.ndim)])
 
 
 def readers(graph: Graph, found: Found) -> tuple[dict[str, Reader], dict[tuple[str, str], str]]:
@@ -102,8 +113,32 @@ def readers(graph: Graph, found: Found) -> tuple[dict[str, Reader], dict[tuple[s
                 own = (index >= starts[gate]) & (index < starts[gate] + width)
                 columns[own] = index[own] - starts[gate] + place
                 place += width
-            made[name] = Reader(name, tuple(chosen), columns, axis, step.arguments.get("groups", 1))
+            widths = tuple(found.gates[gate].width for gate in chosen)
+            made[name] = Reader(name, tuple(chosen), widths, columns, axis, step.arguments.get("groups", 1))
     return made, refused
+
+
+def checked_constants(
+    constants: Tensor, mask_size: int, readers: Mapping[str, Reader], refused: Mapping[tuple[str, str], str]
+) -> Tensor:
+    """Return constants, detached.
+
+    Args:
+        constants: What was given.
+        mask_size: How many are needed.
+        readers: As :func:`readers` returns them.
+        refused: The same.
+
+    Raises:
+        InvalidInputError: If they have another shape or are not finite, or no layer can get them.
+    """
+    if not readers:
+        reasons = "; ".join(f"{gate} in {layer}: {why}" for (gate, layer), why in refused.items())
+        raise InvalidInputError(f"No layer can get constants for masked channels ({reasons}). Use zeros.")
+    shape("The constants", constants, (mask_size,))
+    if not torch.isfinite(constants).all():
+        raise InvalidInputError("Some constants are NaN or infinite. Give finite numbers, zeros to begin with.")
+    return constants.detach()
 
 
 def _starts(found: Found) -> list[int]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from prunegym import validation
 from prunegym.errors import InvalidInputError
 from prunegym.html import table
-from prunegym.models.masking.compensation import COMPENSATIONS, readers
+from prunegym.models.masking.compensation import COMPENSATIONS, checked_constants, readers
 from prunegym.models.masking.cost import CostModel
 from prunegym.models.masking.gates import Gate, GateFinder, choose_gates, wanted_names
 from prunegym.models.masking.graph import Graph, Step, attribute_of, first_values, runner
@@ -243,16 +243,9 @@ class MaskedCNN(nn.Module):
         """
         if constants is None:
             self.constants = None
-            return self
-        if not self.readers:
-            reasons = "; ".join(f"{gate} in {layer}: {why}" for (gate, layer), why in self.without_constants.items())
-            raise InvalidInputError(f"No layer can get constants for masked channels ({reasons}). Use zeros.")
-        shape("The constants", constants, (self.mask_size,))
-        if not torch.isfinite(constants).all():
-            raise InvalidInputError("Some constants are NaN or infinite. Give finite numbers, zeros to begin with.")
-        first = self._first
-        copied_constants = constants.detach().to(first.device, first.dtype, copy=True)
-        self.constants = nn.Parameter(copied_constants, requires_grad=not self.frozen)
+        else:
+            found = checked_constants(constants, self.mask_size, self.readers, self.without_constants)
+            self.constants = nn.Parameter(found.to(self.device, self.dtype, copy=True), requires_grad=not self.frozen)
         return self
 
     def spent_share(self, mask: Tensor) -> Tensor:
@@ -372,21 +365,17 @@ class MaskedCNN(nn.Module):
         else:
             state.reads = as_map(values[self.graph[self.gates[state.gate].producers[0]].inputs[0]])
 
+    def constants_of(self, reader: str) -> Tensor:
+        """Return for each bit of a reader's gates what its masked channel adds to the bias: (bits, out)."""
+        assert self.constants is not None
+        constants, weight = self.split(self.constants), attribute_of(self.network, self.graph[reader].weight)
+        return self.readers[reader].table(weight, [constants[gate] for gate in self.readers[reader].gates])
+
     def _compensated(self, step: Step, value: Tensor, masks: list[Tensor | None]) -> Tensor:
         """Add to a layer's output (batch, ...) what stands in place of the masked channels that it reads."""
-        assert self.constants is not None
         reader = self.readers[step.name]
-        if all(masks[gate] is None for gate in reader.gates):
-            return value
-        constants = self.split(self.constants)
-        weight = attribute_of(self.network, step.weight)
-        off = [
-            weight.new_zeros(len(value), self.gates[gate].width) if mask is None else 1 - mask.to(weight.dtype)
-            for gate, mask in ((gate, masks[gate]) for gate in reader.gates)
-        ]
-        added = reader.added(weight, off, [constants[gate] for gate in reader.gates])
-        shaped = [added.shape[1] if place == reader.axis else 1 for place in range(1, value.ndim)]
-        return value + added.view(len(value), *shaped)
+        mine = [masks[gate] for gate in reader.gates]
+        return value if mine.count(None) == len(mine) else reader.add(value, mine, self.constants_of(step.name))
 
 
 def _check_floats(images: Tensor) -> None:

@@ -193,6 +193,8 @@ def translate(
     """
     if not kernel.available():
         raise UnsupportedError(f"The compiled kernel is not available: {kernel.unavailable_reason()}.")
+    if any(isinstance(layer, Conv | Linear) and layer.constants is not None for layer in program.layers):
+        raise UnsupportedError("The kernel does not add constants of masked channels.")
     if len(program.shapes[program.input]) != 3:
         raise UnsupportedError("The kernel begins with maps.")
     channels, height, width = program.shapes[program.input]

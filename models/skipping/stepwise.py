@@ -107,7 +107,8 @@ class KernelPass:
     def _weights(self) -> list[tuple[int, int]]:
         """Return what tells that a weight has changed; the plan has copies of all."""
         modules = (self._masked.network, self._features)
-        values = (value for module in modules for value in (*module.parameters(), *module.buffers()))
+        values = [value for module in modules for value in (*module.parameters(), *module.buffers())]
+        values += [] if self._masked.constants is None else [self._masked.constants]
         # Tensors that were made in inference mode do not count their changes; they are taken as they are.
         return [(value.data_ptr(), 0 if value.is_inference() else value._version) for value in values]
 

@@ -20,6 +20,7 @@ from prunegym.models.skipping.program.layers import (
     Add,
     Average,
     Concat,
+    Constants,
     Conv,
     Layer,
     Linear,
@@ -52,8 +53,6 @@ def lower(masked: MaskedCNN) -> Program:
     Raises:
         UnsupportedError: If a batch norm has no running statistics, or a convolution a weight that is computed.
     """
-    if masked.constants is not None:
-        raise UnsupportedError("Masked channels have constants in their place.")
     graph = masked.graph
     lowering = _Lowering(masked)
     for step in graph.steps:
@@ -93,6 +92,10 @@ class _Lowering:
             self._alias[step.name] = self.resolve(step.inputs[0])
             return
         layer = self._translate(step)
+        if self.masked.constants is not None and step.name in self.masked.readers:
+            if not isinstance(layer, Conv | Linear):
+                raise UnsupportedError(f"{step} adds constants of masked channels, and is no plain layer.")
+            layer = dataclasses.replace(layer, constants=self._constants(step))
         self.layers.append(dataclasses.replace(layer, starts=self._starts.get(step.name, ())))
 
     def _is_nothing(self, step: Step) -> bool:
@@ -129,6 +132,10 @@ class _Lowering:
         if pool is not None:
             return MaxPool(*head, *pool)
         return _subsample(step, head, shape) or self._other(step, head)
+
+    def _constants(self, step: Step) -> Constants:
+        reader = self.masked.readers[step.name]
+        return Constants(reader.gates, self.masked.constants_of(step.name).detach())
 
     def _is_layer(self, step: Step) -> bool:
         """Whether a step does the work of a module of its own, by whose path people know it."""

@@ -60,12 +60,15 @@ def norm(layer: kinds.Norm, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     return y.relu_() if layer.relu else y
 
 
-def conv(layer: kinds.Conv, values: dict[str, Tensor], weight: Tensor, bias: Tensor) -> Tensor:
-    """Run a convolution with other weights than its own, and what is fused into it."""
+def conv(
+    layer: kinds.Conv, values: dict[str, Tensor], weight: Tensor, bias: Tensor, added: Tensor | None = None
+) -> Tensor:
+    """Run a convolution with other weights than its own, and what is fused into it; ``added`` (images, out) to it."""
     x = values[layer.inputs[0]]
     # Of a grouped convolution's groups each keeps as many channels; of a depthwise one whole groups are left out.
     groups = x.shape[1] if layer.groups > 1 and layer.weight.shape[1] == 1 else layer.groups
     y = F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, groups)
+    y = y if added is None else y.add_(added[:, :, None, None])
     return finish(y, layer, values)
 
 
@@ -76,9 +79,12 @@ def finish(y: Tensor, layer: kinds.Conv, values: dict[str, Tensor]) -> Tensor:
     return y.relu_() if layer.relu else y
 
 
-def linear(layer: kinds.Linear, values: dict[str, Tensor], weight: Tensor, bias: Tensor) -> Tensor:
-    """Run a linear layer with other weights than its own."""
+def linear(
+    layer: kinds.Linear, values: dict[str, Tensor], weight: Tensor, bias: Tensor, added: Tensor | None = None
+) -> Tensor:
+    """Run a linear layer with other weights than its own; ``added`` (images, out) to it."""
     y = F.linear(values[layer.inputs[0]].flatten(1), weight, bias)
+    y = y if added is None else y.add_(added)
     return y.relu_() if layer.relu else y
 
 
@@ -191,8 +197,13 @@ class FullPath(ExecutionPath):
         for layer, ending in zip(program.layers, program.ending, strict=True):
             for gate in layer.starts:
                 bits[gate] = decide(gate, program.seen(gate, values[layer.inputs[0]]))
+            added = None
+            if isinstance(layer, kinds.Conv | kinds.Linear) and layer.constants is not None:
+                added = layer.constants.added(bits)
             if isinstance(layer, kinds.Conv):
-                value = conv(layer, values, self._weights[layer.name], layer.bias)
+                value = conv(layer, values, self._weights[layer.name], layer.bias, added)
+            elif isinstance(layer, kinds.Linear):
+                value = linear(layer, values, layer.weight, layer.bias, added)
             else:
                 value = run_layer(layer, values)
             for gate, places in program.points.get(layer.name, ()):

@@ -115,24 +115,30 @@ def test_each_group_of_a_convolution_sums_its_own_kernels() -> None:
     torch.testing.assert_close(masked(images(1), mask), expected, rtol=1e-9, atol=1e-9)
 
 
+def residual() -> nn.Module:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        x = F.relu(m.stem(x))
+        x = F.relu(x + m.b(F.relu(m.a(x))))
+        return m.fc(pooled(F.relu(x + m.d(F.relu(m.c(x))))))
+
+    return Functional(forward, stem=c(3, 6), a=c(6, 4), b=c(4, 6), c=c(6, 4), d=c(4, 6), fc=head(6))
+
+
 def test_channels_of_a_residual_sum_are_masked_at_each_of_their_points() -> None:
     """The sum between two points does not matter, since the channel is masked behind it again."""
-    network = randomise(build("resnet20")).double()
-    masked = MaskedCNN(network, images(1, 32), gates="all")
-    stem = next(gate for gate in masked.gates if gate.summed)
-    assert not any(gate == stem.name for gate, _ in masked.without_constants)
-    constants = torch.zeros(masked.mask_size, dtype=torch.float64)
-    mask = torch.ones(1, masked.mask_size, dtype=torch.float64)
-    number = masked.gates.index(stem)
-    masked.split(constants)[number][3], masked.split(mask)[number][:, 3] = 0.7, 0.0
-    masked.compensate(constants)
+    network = randomise(residual()).double()
+    masked = MaskedCNN(network, images(1), gates=["stem"])
+    assert masked.gates[0].summed
+    assert masked.without_constants == {}
+    masked.compensate(torch.tensor([0.0, 0.0, 0.0, 0.7, 0.0, -0.4], dtype=torch.float64))
+    mask = torch.tensor([[1.0, 1.0, 0.0, 0.0, 1.0, 1.0]], dtype=torch.float64)
     by_hand = copy.deepcopy(network)
     with torch.no_grad():
-        for name in ("layer1.0.conv1", "layer1.1.conv1", "layer1.2.conv1", "layer2.0.conv1"):
-            conv = by_hand.get_submodule(name)
-            conv.bias = nn.Parameter(0.7 * conv.weight[:, 3].sum((1, 2)))
-    expected = MaskedCNN(by_hand, images(1, 32), gates="all")(images(1, 32), mask)
-    torch.testing.assert_close(masked(images(1, 32), mask), expected, rtol=1e-9, atol=1e-9)
+        for layer in (by_hand.a, by_hand.c):
+            layer.bias += 0.7 * layer.weight[:, 3].sum((1, 2))
+        by_hand.fc.bias += 0.7 * by_hand.fc.weight[:, 3]
+    expected = MaskedCNN(by_hand, images(1), gates=["stem"])(images(1), mask)
+    torch.testing.assert_close(masked(images(1), mask), expected, rtol=1e-9, atol=1e-9)
 
 
 BEHIND = {

@@ -57,6 +57,7 @@ def test_gates_and_constants_are_trained_and_no_weight_changes(digits_masked: Ma
     assert not digits_masked.constants.requires_grad
     assert all(torch.equal(digits_masked.network.state_dict()[name], tensor) for name, tensor in before.items())
     # Trained on, without being asked for again.
+    policy.rescale_logits(offset=-2.0)
     earlier = digits_masked.constants.detach().clone()
     tune(digits_masked, policy, digits, dataclasses.replace(TUNE, compensation=None, train_gates=False))
     assert not torch.equal(digits_masked.constants, earlier)
