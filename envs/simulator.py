@@ -186,7 +186,7 @@ class MaskSimulator:
         self.indices, self.labels, self.penalty = indices, self.task.dataset.labels[indices], penalty.to(device)
         self._raw, self._images = raw, self.task.dataset.normalisation(raw.to(device))
         self.mask = torch.zeros(self.num_envs, self.task.masked.mask_size, device=device)
-        self._mac_share = self.task.masked.cost.mac_share(self.mask)
+        self._mac_share = self.task.masked.spent_share(self.mask)
         self._paid = torch.zeros(self.num_envs, dtype=torch.float64, device=device)
         self._decided, self._looked = 0, self._pass.begin(self._images)
         return self._observe()
@@ -213,7 +213,7 @@ class MaskSimulator:
         widths = [self.task.masked.gates[gate].width for gate in decision.gates]
         for gate, part in zip(decision.gates, torch.split(decided, widths, 1), strict=True):
             self.task.masked.split(self.mask)[gate].copy_(part)
-        self._mac_share = self.task.masked.cost.mac_share(self.mask)
+        self._mac_share = self.task.masked.spent_share(self.mask)
         self._looked = self._pass.advance(self.mask)
         self._decided += 1
         reward = self._pay(self.over, decision.gates[-1])

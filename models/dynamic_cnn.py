@@ -16,7 +16,7 @@ from prunegym.errors import InvalidInputError
 from prunegym.models.checks import check_device
 from prunegym.models.data.normalisation import FULL, Normalisation
 from prunegym.models.gating.gate_policy import check_penalty
-from prunegym.models.gating.static_policy import Policy, rollout
+from prunegym.models.gating.static_policy import Policy, deciding_macs, rollout
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.skipping.program.path import Executed
 from prunegym.models.skipping.skipping_cnn import SkippingCNN
@@ -203,7 +203,7 @@ class DynamicCNN(nn.Module):
         if not output.isfinite().all():
             raise InvalidInputError("The CNN's output is NaN or infinite for some image. Its weights are too large.")
         labels, names, _ = answers(self.info.objective.kind, output, self.classes)
-        macs = self.masked.cost.macs(run.mask) + self.policy.macs
+        macs = self.masked.cost.macs(run.mask) + deciding_macs(self.masked, self.policy, run.mask)
         share = macs / self.masked.cost.total_macs
         return Prediction(labels, names, output, run.mask, macs, share)
 

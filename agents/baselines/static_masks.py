@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +13,13 @@ from torch import Tensor, nn
 from prunegym.agents.evaluation.masks import Masks
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.dynamic_cnn import DynamicCNN
-from prunegym.models.gating.static_policy import StaticPolicy, static_start
+from prunegym.models.gating.static_policy import StaticPolicy, fixed_policy, static_start
 from prunegym.models.masking import importance
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.storage.cnn_info import CNNInfo
 from prunegym.models.storage.model_file import Bundle
 from prunegym.models.training.preparation import PrepareConfig, prepare
-from prunegym.models.training.tuning import TuneConfig
+from prunegym.models.training.tuning import TuneConfig, tune
 from prunegym.validation import choice, finite
 
 
@@ -113,24 +114,56 @@ def taylor_static(masked: MaskedCNN, train: Dataset, share: float) -> Masks:
     return Masks("static, Taylor", importance.at_mac_share(scores, masked, share))
 
 
-def learned_static(masked: MaskedCNN, train: Dataset, share: float, *, epochs: float = 5, seed: int = 0) -> Masks:
+def learned_static(
+    masked: MaskedCNN, info: CNNInfo, train: Dataset, share: float, *, epochs: float = 5, seed: int = 0
+) -> Masks | DynamicCNN:
     """Learn a static mask for a frozen CNN: its static baseline.
 
     It is trained like refined gates, except that the logits do not depend on the image.
 
     Args:
-        masked: The CNN; it is not changed.
+        masked: The CNN; it is not changed. If it has constants, the mask gets separate constants, learnt with it.
+        info: Its description.
         train: Training images.
         share: MAC share. The mask keeps the channels with the largest logits, up to this share.
         epochs: Passes over the training images.
         seed: Seed of the training.
 
     Returns:
-        The mask (mask_size,).
+        The mask (mask_size,); with constants, the CNN with both.
     """
-    config = TuneConfig(target_macs=min(1.0, share), epochs=epochs, train_cnn=False, seed=seed)
-    gates = _prepare_static(masked, train, config, learned=True)[1]
-    return Masks("static, learned", gates.mask_logits() > 0)
+    constants: Literal["constant"] | None = None if masked.constants is None else "constant"
+    config = TuneConfig(target_macs=min(1.0, share), epochs=epochs, train_cnn=False, compensation=constants, seed=seed)
+    tuned, gates = _prepare_static(without_constants(masked), train, config, learned=True)
+    if constants is None:
+        return Masks("static, learned", gates.mask_logits() > 0)
+    return DynamicCNN(tuned, gates, info)
+
+
+def with_constants(
+    found: Masks, masked: MaskedCNN, info: CNNInfo, train: Dataset, *, epochs: float, seed: int = 0
+) -> Masks | DynamicCNN:
+    """Give a static mask learnt constants if the CNN that it is compared on has some.
+
+    Args:
+        found: The mask.
+        masked: The CNN; it is not changed.
+        info: Its description.
+        train: Training images.
+        epochs: Passes over them.
+        seed: Of the training.
+    """
+    if masked.constants is None:
+        return found
+    config = TuneConfig(1.0, epochs, train_cnn=False, train_gates=False, compensation="constant", seed=seed)
+    own, policy = without_constants(masked), fixed_policy(masked, found.mask.float())
+    tune(own, policy, train, config)
+    return DynamicCNN(own, policy, info)
+
+
+def without_constants(masked: MaskedCNN) -> MaskedCNN:
+    """Return a CNN whose masked channels are zero: a copy if it has constants, which were learnt for other masks."""
+    return masked if masked.constants is None else copy.deepcopy(masked).compensate(None)
 
 
 def pruned_and_tuned(

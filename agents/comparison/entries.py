@@ -12,7 +12,7 @@ from typing import Any
 from prunegym.agents.baselines import static_masks as static
 from prunegym.agents.baselines.literature import best_of_k, decore, gates_by_gradient
 from prunegym.agents.comparison.results import fingerprint
-from prunegym.agents.evaluation.masks import Agent, decide_fixed, is_masks
+from prunegym.agents.evaluation.masks import Agent, Masks, decide_fixed, is_masks
 from prunegym.agents.evaluation.predictors import agent_name, as_predictor, load_agent
 from prunegym.agents.rl.lagrangian import gates_at_best_offset, gates_at_mac_share
 from prunegym.agents.rl.recipe import Recipe
@@ -20,7 +20,9 @@ from prunegym.agents.rl.recipe_files import as_recipe
 from prunegym.agents.rl.trainer import train_agent, try_recipe
 from prunegym.errors import InvalidInputError
 from prunegym.models.checks import check_masked
+from prunegym.models.data.dataset import Dataset
 from prunegym.models.dynamic_cnn import DynamicCNN
+from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.storage.model_file import Bundle
 from prunegym.models.training.cnn_training import StageReport
 from prunegym.validation import choice
@@ -203,6 +205,17 @@ def trained_baseline_entry(name: str, epochs: float | None = None) -> Entry:
     )  # fmt: skip
 
 
+def _searched(search: Callable[[MaskedCNN, Dataset, float], Masks]) -> Callable[[Bundle, Terms, float], Agent]:
+    """Return a baseline whose mask is searched without training; its constants, if the model has some, are trained."""
+
+    def make(model: Bundle, terms: Terms, epochs: float) -> Agent:
+        masked, train = model.masked, model.data["train"]
+        found = search(static.without_constants(masked), train, terms.share)
+        return static.with_constants(found, masked, model.info, train, epochs=epochs, seed=model.seed)
+
+    return make
+
+
 def _described(make: Callable[..., Agent], **options: bool) -> Callable[[Bundle, Terms, float], Agent]:
     """Return a baseline that makes a dynamic CNN, and therefore needs the CNN's description."""
     return lambda model, terms, epochs: make(
@@ -211,10 +224,10 @@ def _described(make: Callable[..., Agent], **options: bool) -> Callable[[Bundle,
 
 
 TRAINED_BASELINES: dict[str, Callable[[Bundle, Terms, float], Agent]] = {
-    "greedy-static": lambda model, terms, _epochs: static.greedy_static(model.masked, model.data["train"], terms.share),
-    "taylor-static": lambda model, terms, _epochs: static.taylor_static(model.masked, model.data["train"], terms.share),
+    "greedy-static": _searched(static.greedy_static),
+    "taylor-static": _searched(static.taylor_static),
     "learned-static": lambda model, terms, epochs: static.learned_static(
-        model.masked, model.data["train"], terms.share, epochs=epochs, seed=model.seed
+        model.masked, model.info, model.data["train"], terms.share, epochs=epochs, seed=model.seed
     ),
     "decore": lambda model, terms, epochs: decore(
         model.masked, model.data["train"], terms.share, epochs=epochs, seed=model.seed

@@ -33,7 +33,7 @@ class Evaluation:
         prepared_accuracy: Accuracy of the agent's own CNN with all channels on.
         kept_share: Kept channels / mask_size, mean.
         mac_share: MACs of the masked CNN / MACs of the original CNN, mean.
-        policy_mac_share: MACs of the policy / MACs of the original CNN.
+        policy_mac_share: MACs of deciding the mask, and of adding constants for it, / MACs of the original CNN, mean.
         total_mac_share: The sum of the two.
         mac_share_std: Standard deviation of ``mac_share`` over images.
         distinct_masks: Number of different masks.
@@ -210,8 +210,12 @@ def _summary(
     logits = cache(masks)
     shuffled = cache(masks[decisions.derangement(len(masks))])
     correct = _scores(logits, dataset)
-    mac_share, policy_share = masked.cost.mac_share(masks), decided.macs / masked.cost.total_macs
+    mac_share = masked.cost.mac_share(masks)
     distinct = decisions.count_distinct(masks)
+    deciding = torch.full_like(mac_share, decided.macs)
+    if masked.constants is not None and distinct > 1:  # those of one mask for all images are in the biases
+        deciding += masked.cost.compensation_macs(masks)
+    total_shares = masked.cost.total_share(masks, deciding)
     is_static, sentence = decisions.verdict(correct, _scores(shuffled, dataset), distinct)
     return Evaluation(
         accuracy=_accuracy(logits, dataset),
@@ -219,19 +223,19 @@ def _summary(
         prepared_accuracy=_accuracy(full, dataset),
         kept_share=masks.double().mean().item(),
         mac_share=mac_share.mean().item(),
-        policy_mac_share=policy_share,
-        total_mac_share=mac_share.mean().item() + policy_share,
+        policy_mac_share=deciding.mean().item() / masked.cost.total_macs,
+        total_mac_share=total_shares.mean().item(),
         mac_share_std=mac_share.std(unbiased=False).item(),
         distinct_masks=distinct,
         static_accuracy=_accuracy(cache(decisions.static_mask(masks, masked)), dataset),
         shuffled_accuracy=_accuracy(shuffled, dataset),
-        reward=decisions.penalised_accuracy(correct, mac_share + policy_share, penalty).mean().item(),
+        reward=decisions.penalised_accuracy(correct, total_shares, penalty).mean().item(),
         images=len(dataset),
         is_static=is_static,
         verdict=sentence,
         notes=decided.notes,
         masks=masks,
-        total_mac_shares=mac_share + policy_share,
+        total_mac_shares=total_shares,
         correct=correct,
         logits=logits,
     )

@@ -15,7 +15,7 @@ from prunegym.envs.task import Task
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.dynamic_cnn import DynamicCNN
 from prunegym.models.gating.gate_policy import GatePolicy
-from prunegym.models.gating.static_policy import rollout
+from prunegym.models.gating.static_policy import deciding_macs, rollout
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.skipping.skipping_cnn import prefer_kernel
 from prunegym.models.training.mac_target import TOLERANCE, meet_target, total_mac_share
@@ -175,5 +175,5 @@ def _shifted(agent: DynamicCNN, offset: float) -> DynamicCNN:
 def _reward(agent: DynamicCNN, dataset: Dataset, penalty: float) -> float:
     run, device = prefer_kernel(agent.masked, agent.policy), agent.masked.device
     masks, logits = decide_on_the_way(run, dataset, device)
-    shares = agent.masked.cost.total_share(masks, agent.policy.macs)
+    shares = agent.masked.cost.total_share(masks, deciding_macs(agent.masked, agent.policy, masks))
     return penalised_accuracy(dataset.score(logits), shares, penalty).mean().item()

@@ -22,7 +22,7 @@ from prunegym.agents.rl.recipe import OwnReward, Recipe, own_reward
 from prunegym.agents.rl.run_state import noise_state, restore, restore_noise, state_of
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.gating.gate_policy import GatePolicy
-from prunegym.models.gating.static_policy import Policy
+from prunegym.models.gating.static_policy import Policy, deciding_macs
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.skipping.skipping_cnn import prefer_kernel
 from prunegym.models.storage.model_file import Bundle
@@ -74,7 +74,7 @@ def validation_figures(
     masks, logits = decide_on_the_way(lambda images: run(images, None, shown), dataset, device)
     right = dataset.score(logits).float()
     accuracy = float(right.mean())
-    share = masked.cost.total_share(masks, policy.macs).mean().item()
+    share = masked.cost.total_share(masks, deciding_macs(masked, policy, masks)).mean().item()
     reward = float(penalised_accuracy(right.mean(), share, penalty))
     kept = masks.float().mean(0)  # of each channel, the share of images that keep it
     # In random order, because neighbours in a folder are often of one class.

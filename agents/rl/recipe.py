@@ -20,6 +20,7 @@ from prunegym.envs.rewards.outcome import Outcome
 from prunegym.envs.rewards.reward import resolve_reward
 from prunegym.errors import InvalidInputError
 from prunegym.models.data.dataset import Dataset
+from prunegym.models.masking.compensation import COMPENSATIONS
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.training.cnn_training import dense_logits
 from prunegym.models.training.preparation import ImitationConfig
@@ -59,6 +60,9 @@ class Recipe:
     """First stage, skipped if the model has a policy."""
     refine: TuneConfig | None = None
     """Second stage: straight-through refinement of the gates, the CNN frozen."""
+    compensation: Literal["zero", "constant"] = "zero"
+    """What layers that read a masked channel get: zero, or a ``constant``, which refinement learns with the gates. A
+    model that has constants keeps them."""
     target_macs: float | Literal["best"] | None = None
     """Total MAC share of the gates when reinforcement learning starts: one offset is added to all logits after the
     stages above. ``best`` uses the offset with the highest correct - penalty * total MAC share on the validation split
@@ -100,6 +104,7 @@ class Recipe:
             if field.type == "int":
                 least = 0 if field.name == "n_episodes" else 1
                 whole_number(self._named(field.name), getattr(self, field.name), least)
+        choice(self._named("compensation"), self.compensation, COMPENSATIONS)
         finite(self._named("sharpen"), self.sharpen, above=0)
         if self.target_macs not in (None, "best"):
             share(self._named("target_macs"), self.target_macs, hint="Give a total MAC share, or 'best'.")
@@ -133,6 +138,8 @@ class Recipe:
                 f"baseline is {self.baseline!r} and group {self.group}. Give greedy with a group of at least 2; or "
                 "none, for the mean of the others."
             )
+        if self.compensation == "constant" and self.refine is None:
+            return "compensation is 'constant', but no refine stage learns constants. Add refine, or use zero."
         if self.budget is not None and self.target_macs is not None:
             return "target_macs is where training starts, budget where it starts and ends. Give one of the two."
         reward = self.env_kwargs.get("reward", "l0")
@@ -176,6 +183,8 @@ class Recipe:
         settings = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         # Left out at their defaults, so that runs and results of earlier versions are still found.
         settings = {key: value for key, value in settings.items() if value or key not in ("callbacks", "loggers")}
+        if self.compensation == "zero":
+            del settings["compensation"]
         for name in ("reward", "accuracy"):
             function = self.env_kwargs.get(name)
             if callable(function) or (isinstance(function, str) and ":" in function):
@@ -243,7 +252,7 @@ def own_reward(recipe: Recipe, masked: MaskedCNN, dataset: Dataset) -> OwnReward
             indices=torch.arange(len(mask), device=device),
             mask=mask,
             kept=mask.double().sum(1),
-            mac_share=masked.cost.mac_share(mask),
+            mac_share=masked.spent_share(mask),
             penalty=torch.full((len(mask),), price, dtype=torch.float64, device=device),
             masked=masked,
             dataset=dataset,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import time
 import warnings
 from pathlib import Path
@@ -109,7 +110,9 @@ def train_agent(
     model = Bundle(masked=masked, info=info, policy=policy, data=data, seed=seed, device=device)
     saved = out / "start.safetensors"
     if resume and saved.exists():
-        start = _gates(DynamicCNN.load(saved, copy.deepcopy(masked.network), device))
+        begun = DynamicCNN.load(saved, copy.deepcopy(masked.network), device)
+        start = _gates(begun)
+        masked.compensate(begun.masked.constants)
     else:
         start = _start(model, recipe, out, report)
         DynamicCNN(masked, start, info).save(saved)
@@ -192,16 +195,20 @@ def _start(model: Bundle, recipe: Recipe, out: Path, report: StageReport | None)
 
 def _prepared(model: Bundle, recipe: Recipe, out: Path, report: StageReport | None) -> GatePolicy:
     """Return new gates after the recipe's imitation and refinement."""
-    penalty = recipe.env_kwargs.get("penalty")
+    penalty, refine = recipe.env_kwargs.get("penalty"), recipe.refine
+    if refine is not None and recipe.compensation == "constant":
+        refine = dataclasses.replace(refine, compensation="constant")
     config = PrepareConfig(
         imitation=recipe.imitation,
-        tune=recipe.refine,
+        tune=refine,
         layerwise=LAYERWISE[recipe.env],
         penalty_range=(penalty[0], penalty[1]) if isinstance(penalty, tuple | list) else None,
         seed=model.seed,
         **recipe.gate_policy,
     )
-    return _gates(prepare(model.masked, model.data["train"], config, folder=out, report=report)[1])
+    prepared, policy = prepare(model.masked, model.data["train"], config, folder=out, report=report)
+    model.masked.compensate(prepared.constants)
+    return _gates(policy)
 
 
 def _gates(made: DynamicCNN | Policy) -> GatePolicy:

@@ -35,8 +35,8 @@ def kept_weights(masked: MaskedCNN, mask: Tensor) -> Tensor:
 
 
 def mac_share(masked: MaskedCNN, mask: Tensor) -> Tensor:
-    """Return MACs under the mask / MACs of the original CNN: (batch,) float64."""
-    return masked.cost.mac_share(mask)
+    """Return MACs under the mask, those of adding constants too, / MACs of the original CNN: (batch,) float64."""
+    return masked.spent_share(mask)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -183,12 +183,28 @@ class _Export:
 
     def _factors(self, mask: Known, bits: Bits, dimensions: int) -> Known:
         """Return the factors of a value's channels from the bits of a gate (width,) bool."""
-        floats = self.builder.op("Cast", mask, to=1) if isinstance(mask, str) else mask.astype(np.float32)
-        wide = self.builder.concat([floats, np.ones(1, np.float32)])
+        wide = self.builder.concat([self._floats(mask), np.ones(1, np.float32)])
         index = bits.index.numpy()
         places = np.where(index < 0, index.max() + 1, index)
         shape = [-1 if place == bits.axis else 1 for place in range(dimensions)]
         return self.builder.reshape(self.builder.gather(wide, places, 0), shape)
+
+    def _floats(self, mask: Known) -> Known:
+        return self.builder.op("Cast", mask, to=1) if isinstance(mask, str) else mask.astype(np.float32)
+
+    def _with_constants(self, step: Step, bias: Array, norm: Step | None = None) -> Known:
+        """Add the constants of masked channels to a bias (out,), at export if the mask is known."""
+        reader = self.masked.readers.get(step.name)
+        if self.masked.constants is None or reader is None or not self.masks:
+            return bias
+        table = numpy_of(self.masked.constants_of(step.name))
+        if norm is not None:
+            table = table * numpy_of(scale_and_shift(self.network, norm)[0])
+        kept = self.builder.concat([self._floats(self.masks[gate]) for gate in reader.gates])
+        if not isinstance(kept, str):
+            return bias + (1 - kept) @ table
+        off = self.builder.reshape(self.builder.op("Sub", np.ones(1, np.float32), kept), [1, -1])
+        return self.builder.op("Add", bias, self.builder.reshape(self.builder.op("MatMul", off, table), [-1]))
 
     def _decide(self, gate: int, producer: Step) -> None:
         """Compute the mask of a gate, and of all gates of the same decision, before its producer runs."""
@@ -254,8 +270,11 @@ class _Export:
 
     def _convolution(self, step: Step, weight: Array) -> Known:
         builder = self.builder
+        bias: Known
         if step.weight:
-            weight, bias = map(numpy_of, folded(self.network, step, norm_behind(self.graph, step, self.points)))
+            norm = norm_behind(self.graph, step, self.points)
+            weight, own_bias = map(numpy_of, folded(self.network, step, norm))
+            bias = self._with_constants(step, own_bias, norm)
         else:  # a norm behind computed weights stays
             given = constant(self.network, step, "bias")
             bias = np.zeros(len(weight), np.float32) if given is None else numpy_of(given)
@@ -284,7 +303,7 @@ class _Export:
     def _linear(self, step: Step, weight: Array) -> Known:
         given = constant(self.network, step, "bias")
         x = self.values[step.inputs[0]]
-        bias = np.zeros(len(weight), np.float32) if given is None else numpy_of(given)
+        bias = self._with_constants(step, np.zeros(len(weight), np.float32) if given is None else numpy_of(given))
         if len(self.graph[step.inputs[0]].shape) != 2:
             return self.builder.op("Add", self.builder.op("MatMul", x, weight.T), bias)
         columns = self._columns(step.inputs[0])

@@ -64,6 +64,24 @@ Policy = GatePolicy | StaticPolicy
 """Gates of both kinds."""
 
 
+def deciding_macs(masked: MaskedCNN, policy: Policy, mask: Tensor) -> Tensor:
+    """Return the MACs of deciding the mask of an image and, where a CNN has them, of adding constants for it.
+
+    A static policy's constants are in the biases already, so they cost nothing.
+
+    Args:
+        masked: The CNN.
+        policy: Its gates.
+        mask: (batch, mask_size), the masks that they chose.
+
+    Returns:
+        (batch,) float64.
+    """
+    if masked.constants is None or isinstance(policy, StaticPolicy):
+        return torch.full((len(mask),), float(policy.macs), dtype=torch.float64, device=mask.device)
+    return policy.macs + masked.cost.compensation_macs(mask)
+
+
 def fixed_policy(masked: MaskedCNN, mask: Tensor) -> StaticPolicy:
     """Return a policy that gives every image the same mask: (mask_size,) of 0 and 1, else InvalidInputError."""
     bits("The mask", shape("The mask", mask, (masked.mask_size,)))

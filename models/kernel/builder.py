@@ -89,7 +89,7 @@ class PlanBuilder:
         return len(self._layers)
 
     def space(self, index: Sequence[int]) -> int:
-        """Return a number that stands, as ``gate``, for channels of several gates or of a part of one.
+        """Return a number to use as ``gate`` for channels of several gates or of a part of one.
 
         Args:
             index: (channels) the place of each channel's bit in a mask, or -1 for a channel that is always there.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from prunegym.models.masking.compensation import Reader
 from prunegym.models.masking.gates import Found
 from prunegym.models.masking.graph import Graph, Step, attribute_of
 from prunegym.models.masking.operators import Kind
@@ -33,7 +34,7 @@ class CostModel:
         total_weights: Weights (without biases) of the original network's convolutions and linears.
     """
 
-    def __init__(self, graph: Graph, network: nn.Module, found: Found) -> None:
+    def __init__(self, graph: Graph, network: nn.Module, found: Found, readers: Collection[Reader] = ()) -> None:
         gates = found.gates
         self._widths = torch.tensor([gate.width for gate in gates], dtype=torch.float64)
         reads, makes, macs, weights = [], [], [], []
@@ -60,6 +61,11 @@ class CostModel:
             counted.add(step.weight)
         self._reads, self._makes = torch.stack(reads), torch.stack(makes)
         self._macs = torch.tensor(macs, dtype=torch.float64)
+        self._constants_of = torch.zeros(len(readers), len(gates), dtype=torch.float64)
+        self._constants_to = torch.zeros(len(readers), len(gates) + 1, dtype=torch.float64)
+        for row, reader in enumerate(readers):
+            self._constants_of[row, list(reader.gates)] = 1
+            self._constants_to[row] = found.counts(found.makes[reader.step])
         self._weights = torch.tensor(weights, dtype=torch.float64)
         self._other_macs = 0.0
         self._other_weights = float(_uncounted_weights(network, counted))
@@ -89,9 +95,35 @@ class CostModel:
         """Return MACs under each mask / MACs of the original network: (batch, mask_size) -> (batch,) float64."""
         return self.macs(mask) / self.total_macs
 
-    def total_share(self, mask: Tensor, policy_macs: float) -> Tensor:
-        """Return the MAC share of each mask plus that of the policy: (batch, mask_size) -> (batch,) float64."""
-        return self.mac_share(mask) + finite("policy_macs", policy_macs, 0) / self.total_macs
+    def total_share(self, mask: Tensor, policy_macs: float | Tensor) -> Tensor:
+        """Return the MAC share of each mask plus that of the policy.
+
+        Args:
+            mask: (batch, mask_size).
+            policy_macs: MACs of deciding the mask of an image: a number for all, or (batch,) numbers.
+
+        Returns:
+            (batch,) float64.
+        """
+        spent = policy_macs if isinstance(policy_macs, Tensor) else finite("policy_macs", policy_macs, 0)
+        return self.mac_share(mask) + spent / self.total_macs
+
+    def compensation_macs(self, mask: Tensor) -> Tensor:
+        """Return the MACs of adding the constants of an image's masked channels to the biases of their readers.
+
+        A masked channel costs one for each output that its reader computes. A mask that is the same for all images has
+        them in its biases already, at no cost.
+
+        Args:
+            mask: (batch, mask_size).
+
+        Returns:
+            (batch,) float64.
+        """
+        kept = self.kept(mask)
+        device = kept.device
+        off = (self._widths.to(device) - kept) @ self._constants_of.to(device).T
+        return (off * (_with_one(kept) @ self._constants_to.to(device).T)).sum(1)
 
     def weights(self, mask: Tensor) -> Tensor:
         """Return the number of weights under each mask: (batch, mask_size) -> (batch,) float64.
@@ -107,10 +139,15 @@ class CostModel:
 
     def _count(self, kept: Tensor, price: Tensor) -> Tensor:
         device = kept.device
-        kept = torch.cat([kept.double(), torch.ones(len(kept), 1, dtype=torch.float64, device=device)], dim=1)
+        kept = _with_one(kept.double())
         # Sum over layers of (input channels kept) x (output channels kept) x (price of a pair).
         live = (kept @ self._reads.to(device).T) * (kept @ self._makes.to(device).T)
         return live @ price.to(device)
+
+
+def _with_one(kept: Tensor) -> Tensor:
+    """Return kept channels (batch, gates) with a last column of ones, for the channels that are always there."""
+    return torch.cat([kept, kept.new_ones(len(kept), 1)], dim=1)
 
 
 def _weight_size(step: Step, network: nn.Module) -> int:

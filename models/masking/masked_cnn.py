@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from prunegym import validation
 from prunegym.errors import InvalidInputError
 from prunegym.html import table
+from prunegym.models.masking.compensation import COMPENSATIONS, checked_constants, readers
 from prunegym.models.masking.cost import CostModel
 from prunegym.models.masking.gates import Gate, GateFinder, choose_gates, wanted_names
-from prunegym.models.masking.graph import Graph, first_values, runner
+from prunegym.models.masking.graph import Graph, Step, attribute_of, first_values, runner
 from prunegym.models.masking.layouts import Layout, as_map, gate_map, layouts, places_of
 from prunegym.models.masking.recording.proof import check_same
 from prunegym.models.masking.recording.tracing import (
@@ -58,6 +59,8 @@ class MaskedCNN(nn.Module):
     activation, so masking a channel equals removing its filter. A mask of ones gives the original network. Norms over
     several channels (GroupNorm, LayerNorm) count a masked channel as zeros.
 
+    With :meth:`compensate`, the layers that read a masked channel get a constant in its place, as part of their bias.
+
     Args:
         module: A CNN that takes one tensor.
         example_input: (batch, channels, height, width) float, normalised; MACs are counted for its size.
@@ -72,6 +75,9 @@ class MaskedCNN(nn.Module):
         mask_size: Number of mask bits: the sum of the gates' widths.
         cost: MACs and weights of masks.
         rejected: For each convolution without a gate, the reason.
+        constants: (mask_size,), what replaces masked channels; None for zeros.
+        readers: The layers that get constants, by their step.
+        without_constants: For each gate and layer that reads its masked channels as zeros all the same, the reason.
 
     Raises:
         InvalidInputError: If ``module`` is not a torch module or is masked already, a weight is NaN or infinite, the
@@ -127,7 +133,10 @@ class MaskedCNN(nn.Module):
         self.gates: tuple[Gate, ...] = tuple(choose_gates(passed, wanted, self.rejected, type(module).__name__))
         self.found = finder.bits(list(self.gates))
         self.layouts: dict[str, Layout] = layouts(self.found)
-        self.cost = CostModel(self.graph, self.network, self.found)
+        self.readers, self.without_constants = readers(self.graph, self.found)
+        self.cost = CostModel(self.graph, self.network, self.found, self.readers.values())
+        self.constants: nn.Parameter | None
+        self.register_parameter("constants", None)
         self.mask_size = sum(gate.width for gate in self.gates)
         self.places = places_of(self.gates, self.found.values)
         self._bind()
@@ -155,7 +164,7 @@ class MaskedCNN(nn.Module):
 
     @property
     def _first(self) -> Tensor:
-        return next(self.parameters())
+        return next(self.network.parameters())
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -211,6 +220,44 @@ class MaskedCNN(nn.Module):
         """Set training mode, which a frozen CNN never enters."""
         super().train(mode and not self.frozen)
         return self
+
+    @property
+    def compensation(self) -> str:
+        """What readers of a masked channel get: ``zero`` or ``constant``."""
+        return COMPENSATIONS[self.constants is not None]
+
+    def compensate(self, constants: Tensor | None) -> MaskedCNN:
+        """Set what replaces masked channels.
+
+        A layer that reads a gate then adds to its bias, for each masked channel, the channel's constant times the sum
+        of its kernel. All taps count, also at borders. No weight changes.
+
+        Args:
+            constants: (mask_size,) finite floats, which are copied; None for zeros.
+
+        Returns:
+            Itself.
+
+        Raises:
+            InvalidInputError: If they have another shape or are not finite, or no layer can get them.
+        """
+        if constants is None:
+            self.constants = None
+        else:
+            found = checked_constants(constants, self.mask_size, self.readers, self.without_constants)
+            self.constants = nn.Parameter(found.to(self.device, self.dtype, copy=True), requires_grad=not self.frozen)
+        return self
+
+    def spent_share(self, mask: Tensor) -> Tensor:
+        """Return the MAC share of masks that are chosen for each image, with that of adding their constants.
+
+        Args:
+            mask: (batch, mask_size).
+
+        Returns:
+            (batch,) float64.
+        """
+        return self.cost.total_share(mask, 0.0 if self.constants is None else self.cost.compensation_macs(mask))
 
     def split(self, mask: Tensor) -> tuple[Tensor, ...]:
         """Return views of a mask (..., mask_size), one slice (..., width) per gate, in order."""
@@ -302,6 +349,8 @@ class MaskedCNN(nn.Module):
         for position in range(first, last):
             step = steps[position]
             value = self._runners[position](values)
+            if self.constants is not None and step.name in self.readers:
+                value = self._compensated(step, value, state.masks)
             for point, bits in self.places.get(step.name, ()):
                 mask = state.masks[point]
                 if state.points is not None and point not in state.points:
@@ -316,6 +365,18 @@ class MaskedCNN(nn.Module):
             state.reads, state.logits = None, values[self.graph.output]
         else:
             state.reads = as_map(values[self.graph[self.gates[state.gate].producers[0]].inputs[0]])
+
+    def constants_of(self, reader: str) -> Tensor:
+        """Return for each bit of a reader's gates what its masked channel adds to the bias: (bits, out)."""
+        assert self.constants is not None
+        constants, weight = self.split(self.constants), attribute_of(self.network, self.graph[reader].weight)
+        return self.readers[reader].table(weight, [constants[gate] for gate in self.readers[reader].gates])
+
+    def _compensated(self, step: Step, value: Tensor, masks: list[Tensor | None]) -> Tensor:
+        """Add to a layer's output (batch, ...) what replaces the masked channels that it reads."""
+        reader = self.readers[step.name]
+        mine = [masks[gate] for gate in reader.gates]
+        return value if mine.count(None) == len(mine) else reader.add(value, mine, self.constants_of(step.name))
 
 
 def _check_floats(images: Tensor) -> None:

@@ -37,7 +37,7 @@ class KernelPath(ExecutionPath):
         segments: The parts, in order.
 
     Raises:
-        UnsupportedError: If the kernel is not available, has no layer with weights, or does not have the policy's features.
+        UnsupportedError: If the kernel is not available or has no layer with weights, or no such features.
     """
 
     name = "kernel"

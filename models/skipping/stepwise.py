@@ -108,7 +108,8 @@ class KernelPass:
     def _weights(self) -> list[tuple[int, int]]:
         """Return counters that change with each weight; the plan has copies of all weights."""
         modules = (self._masked.network, self._features)
-        values = (value for module in modules for value in (*module.parameters(), *module.buffers()))
+        values = [value for module in modules for value in (*module.parameters(), *module.buffers())]
+        values += [] if self._masked.constants is None else [self._masked.constants]
         # Tensors that were created in inference mode do not count their changes; they are assumed not to change.
         return [(value.data_ptr(), 0 if value.is_inference() else value._version) for value in values]
 

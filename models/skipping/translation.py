@@ -76,6 +76,8 @@ def segments(program: Program, policy: GatePolicy | None = None) -> list[Segment
         UnsupportedError: If there is nothing for the kernel, or it does not support the images or the policy's
             features.
     """
+    if any(isinstance(layer, Conv | Linear) and layer.constants is not None for layer in program.layers):
+        raise UnsupportedError("The kernel does not add constants of masked channels.")
     trial = _Translation(program, policy, None)
     trial.read((program.input,))
     reasons = [trial.add(layer) for layer in program.layers]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
+import torch
 from torch import Tensor, nn
 
 from prunegym.errors import InvalidInputError, MissingDataError, PruneGymError
@@ -26,8 +27,10 @@ from prunegym.validation import whole_number
 
 LARGEST_WEIGHT = 1e12
 """Largest weight of a policy. With larger ones its logits could become NaN, and masks meaningless."""
-FORMAT, QUANTIZED_FORMAT = 1, 2
-"""The format of files with float weights is still 1, so that versions without int8 weights can read them."""
+FORMAT, QUANTIZED_FORMAT, CONSTANTS_FORMAT = 1, 2, 3
+"""A file has the lowest format that its content needs, so that older versions still read it. With constants for masked
+channels its weights may be int8 or floats."""
+CONSTANTS = "compensation.constants"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -84,6 +87,9 @@ def write_model(
         tensors |= {f"policy.{name}": tensor for name, tensor in state(policy).items()}
         description["gates"] = [gate.name for gate in masked.gates]
         description["features"] = policy.features.config
+        if masked.constants is not None:
+            tensors[CONSTANTS] = masked.constants
+            description |= {"format": CONSTANTS_FORMAT, "compensation": masked.compensation}
         description["policy"] = {"kind": type(policy).__name__, **getattr(policy, "config", {})}
     files.write_tensors(path, tensors, {"prunegym": json.dumps(description)})
 
@@ -107,7 +113,7 @@ def read_model(path: Path | str, network: nn.Module | None = None, gates: str | 
     _check_name(path)
     tensors = files.read_weights(path)
     description = _description(path)
-    if description["format"] == QUANTIZED_FORMAT:
+    if description["format"] != FORMAT:
         tensors = files.dequantized(tensors, str(path))
     with _reading(path, "network"):
         info = from_json(description["info"])
@@ -131,6 +137,8 @@ def read_model(path: Path | str, network: nn.Module | None = None, gates: str | 
     deviations = [value for name, value in policy.features.named_buffers() if name.startswith("std")]
     if any((value <= 0).any() for value in deviations):
         raise InvalidInputError(f"{path} is damaged: its policy divides by standard deviations of 0. Write it again.")
+    if description["format"] == CONSTANTS_FORMAT:
+        masked.compensate(_constants(path, tensors, masked))
     return Bundle(masked=masked, info=info, policy=policy)
 
 
@@ -173,6 +181,16 @@ def _policy(masked: MaskedCNN, features: dict[str, Any], options: dict[str, Any]
     return GatePolicy(made, penalty_range=None if bounds is None else (bounds[0], bounds[1]), **options)
 
 
+def _constants(path: Path, tensors: Mapping[str, Tensor], masked: MaskedCNN) -> Tensor:
+    found = tensors.get(CONSTANTS, torch.zeros(0))
+    if found.shape != (masked.mask_size,) or not (found.abs() <= LARGEST_WEIGHT).all() or not masked.readers:
+        raise InvalidInputError(
+            f"{path} is damaged: the constants for masked channels are missing, of another number, or beyond "
+            f"{LARGEST_WEIGHT:g}. Write it again."
+        )
+    return found
+
+
 def _check_name(path: Path) -> None:
     if path.suffix != ".safetensors" or path.is_dir():
         raise InvalidInputError(
@@ -191,10 +209,10 @@ def _description(path: Path) -> dict[str, Any]:
         )
     with _reading(path, "file"):
         description = dict(json.loads(text))
-    if description.get("format") not in (FORMAT, QUANTIZED_FORMAT):
+    if description.get("format") not in (FORMAT, QUANTIZED_FORMAT, CONSTANTS_FORMAT):
         raise InvalidInputError(
-            f"{path} has format {description.get('format')}; this version of PruneGym reads formats {FORMAT} and "
-            f"{QUANTIZED_FORMAT}. Update it."
+            f"{path} has format {description.get('format')}; this version of PruneGym reads formats {FORMAT} to "
+            f"{CONSTANTS_FORMAT}. Update it."
         )
     return description
 

@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from prunegym.models.gating.static_policy import Policy
+from prunegym.models.gating.static_policy import Policy, deciding_macs
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.skipping.program.lowering import lower
 from prunegym.models.skipping.program.path import DECIDE, ExecutionPath, decides_gate_by_gate
@@ -156,7 +156,7 @@ def profile(
     seconds = median_seconds(flat, rounds, clock, LIMIT)
     found = {kind: {name: seconds[f"{kind}/{name}"] for name in named} for kind, named in forms.items()}
     mask = torch.cat(given)
-    macs = masked.cost.total_share(mask, policy.macs if policy else 0).mean().item()
+    macs = masked.cost.total_share(mask, deciding_macs(masked, policy, mask) if policy else 0).mean().item()
     return Profile(
         **found, taken=taken, reason=fast.choices[-1].reason, failed={**failed, **fast.unavailable}, mac_share=macs,
         kept_share=float(mask.float().mean()), batch=len(batches[0]), machine=machine(),

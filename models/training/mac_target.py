@@ -8,7 +8,7 @@ import torch
 
 from prunegym.errors import InvalidInputError
 from prunegym.models.data.dataset import Dataset
-from prunegym.models.gating.static_policy import Policy
+from prunegym.models.gating.static_policy import Policy, deciding_macs
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.skipping.skipping_cnn import prefer_kernel
 from prunegym.validation import finite, share
@@ -23,8 +23,8 @@ REACH, FARTHEST = 5.0, 80.0
 def total_mac_share(masked: MaskedCNN, policy: Policy, dataset: Dataset, penalty: float | None = None) -> float:
     """Return the mean total MAC share over a data set, policy included; ``penalty`` is the policy's lambda."""
     run = prefer_kernel(masked, policy)
-    masks = [run(images, None, penalty).mask for _, images in dataset.batches(device=masked.device)]
-    return masked.cost.total_share(torch.cat(masks), policy.macs).mean().item()
+    masks = torch.cat([run(images, None, penalty).mask for _, images in dataset.batches(device=masked.device)])
+    return masked.cost.total_share(masks, deciding_macs(masked, policy, masks)).mean().item()
 
 
 def meet_target(

@@ -101,6 +101,46 @@ def test_prepare_variants(made: Path, tmp_path: Path, kind: str) -> None:
     assert document["total_mac_share"]["digits/validation"] == pytest.approx(0.6, abs=0.1)
 
 
+@pytest.mark.parametrize("kinds", [["--frozen"], ["--frozen", "--static"], ["--frozen", "--taylor"], []])
+def test_prepare_with_constants(made: Path, tmp_path: Path, kinds: list[str]) -> None:
+    file = made / "cnn/cnn.safetensors"
+    options = GATES if kinds[1:] else PREPARE
+    command = ["prepare", file, *options, *kinds, "--target-macs", "0.6", "--compensation", "constant"]
+    document = as_json(*command, "--out", tmp_path)
+    assert document["kind"].endswith(", constants")
+    model, cnn = DynamicCNN.load(tmp_path / "prepared.safetensors"), read_model(file).masked.network
+    assert model.masked.constants.abs().max() > 0
+    same = all(torch.equal(cnn.state_dict()[name], value) for name, value in model.masked.network.state_dict().items())
+    assert same == bool(kinds)
+    found = as_json("evaluate", tmp_path / "prepared.safetensors", "--split", "validation")
+    assert found["total_mac_share"] == pytest.approx(document["total_mac_share"]["digits/validation"])
+    assert (found["policy_mac_share"] == 0) == bool(kinds[1:])
+    assert "learnt constants" in succeed("inspect", tmp_path / "prepared.safetensors").stdout
+    assert as_json("inspect", tmp_path / "prepared.safetensors")["compensation"] == "constant"
+
+
+def test_constants_that_nothing_would_train_are_refused(made: Path, tmp_path: Path) -> None:
+    command = ["prepare", made / "cnn/cnn.safetensors", "--out", tmp_path / "run", "--compensation"]
+    assert "--compensation would do nothing" in fail(*command, "constant", "--epochs", "0")
+    assert "Did you mean 'constant'?" in fail(*command, "constants")
+
+
+@pytest.mark.slow
+def test_finetune_trains_constants_on(made: Path, tmp_path: Path) -> None:
+    prepared = tmp_path / "prepared"
+    succeed(
+        "prepare", made / "cnn/cnn.safetensors", *PREPARE, "--target-macs", "0.6", "--compensation", "constant",
+        "--out", prepared,
+    )  # fmt: skip
+    as_json(
+        "finetune", prepared / "prepared.safetensors", "--rounds", "1", "--episodes", "64", "--set", "n_envs=32",
+        "--quiet", "--out", tmp_path / "run",
+    )  # fmt: skip
+    before = DynamicCNN.load(prepared / "prepared.safetensors").masked.constants
+    turned = DynamicCNN.load(tmp_path / "run/turn-1/model.safetensors").masked.constants
+    assert not torch.equal(before, turned)
+
+
 def test_prepare_with_a_price_of_channels(made: Path, tmp_path: Path) -> None:
     command = ["prepare", made / "cnn/cnn.safetensors", *PREPARE, "--frozen", "--sparsity"]
     shares = []

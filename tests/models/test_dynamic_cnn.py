@@ -119,7 +119,7 @@ def test_a_newer_format_is_refused(model: DynamicCNN, tmp_path: Path) -> None:
     tensors = safetensors.torch.load_file(path)
     safetensors.torch.save_file(tensors, path, metadata={"prunegym": json.dumps({"format": 99})})
     with pytest.raises(
-        InvalidInputError, match=r"has format 99; this version of PruneGym reads formats 1 and 2\. Update it\."
+        InvalidInputError, match=r"has format 99; this version of PruneGym reads formats 1 to 3\. Update it\."
     ):
         DynamicCNN.load(path)
 

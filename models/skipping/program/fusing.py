@@ -47,7 +47,11 @@ def _fused(before: Layer, layer: Layer, name: str, gated: AbstractSet[str]) -> L
         scale = layer.scale.view(-1, 1, 1, 1)
         weight = (before.weight.double() * scale).to(before.weight.dtype)
         bias = (before.bias.double() * layer.scale + layer.shift).to(before.bias.dtype)
-        return dataclasses.replace(before, name=layer.name, weight=weight, bias=bias)
+        constants = before.constants
+        if constants is not None:
+            table = (constants.table.double() * layer.scale).to(constants.table.dtype)
+            constants = dataclasses.replace(constants, table=table)
+        return dataclasses.replace(before, name=layer.name, weight=weight, bias=bias, constants=constants)
     if isinstance(layer, Add) and len(layer.inputs) == 1 and isinstance(before, Conv | MaxPool | Add | Linear | Norm):
         return None if before.activation else dataclasses.replace(before, name=layer.name, activation=layer.activation)
     if isinstance(layer, Add) and len(layer.inputs) == 2 and isinstance(before, Conv):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from prunegym.models.masking.gates import Bits
@@ -33,6 +34,24 @@ class Layer:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Constants:
+    """What a layer adds to its bias for the masked channels that it reads.
+
+    Attributes:
+        gates: The gates of these channels.
+        table: (bits of these gates, out): for each bit the constant times the sum of its kernel.
+    """
+
+    gates: tuple[int, ...]
+    table: Tensor
+
+    def added(self, bits: Mapping[int, Tensor]) -> Tensor:
+        """Return what is added, (images, out), from the bits of each gate (images, width), bool or numbers."""
+        kept = torch.cat([bits[gate] for gate in self.gates], 1).to(self.table.dtype)
+        return (1 - kept) @ self.table
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Conv(Layer):
     """A convolution, with its norm folded in; then the sum with ``inputs[1]``, if any, then an activation.
 
@@ -45,6 +64,7 @@ class Conv(Layer):
         activation: One of :data:`ACTIVATIONS`.
         gate: The gate of which it alone makes the channels; None if there is none.
         groups: Groups of channels.
+        constants: What the bias gets for masked channels; None for zeros.
     """
 
     weight: Tensor
@@ -55,6 +75,7 @@ class Conv(Layer):
     activation: str = ""
     gate: int | None = None
     groups: int = 1
+    constants: Constants | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -103,11 +124,15 @@ class Average(Layer):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Linear(Layer):
-    """A linear layer on a vector or a flattened map: weight (out, features), bias (out); then an activation."""
+    """A linear layer on a vector or a flattened map: weight (out, features), bias (out); then an activation.
+
+    ``constants`` are as those of a convolution.
+    """
 
     weight: Tensor
     bias: Tensor
     activation: str = ""
+    constants: Constants | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -22,6 +22,7 @@ from prunegym.models.skipping.program.layers import (
     Average,
     AvgPool,
     Concat,
+    Constants,
     Conv,
     Layer,
     Linear,
@@ -93,6 +94,10 @@ class _Lowering:
             self._alias[step.name] = self.resolve(step.inputs[0])
             return
         layer = self._translate(step)
+        if self.masked.constants is not None and step.name in self.masked.readers:
+            if not isinstance(layer, Conv | Linear):
+                raise UnsupportedError(f"{step} adds constants of masked channels, but is not a plain layer.")
+            layer = dataclasses.replace(layer, constants=self._constants(step))
         self.layers.append(dataclasses.replace(layer, starts=self._starts.get(step.name, ())))
 
     def _is_nothing(self, step: Step) -> bool:
@@ -135,6 +140,10 @@ class _Lowering:
         if pool is not None:
             return dataclasses.replace(pool, name=head[0], label=head[1], inputs=head[2])
         return _subsample(step, head, shape) or self._other(step, head)
+
+    def _constants(self, step: Step) -> Constants:
+        reader = self.masked.readers[step.name]
+        return Constants(reader.gates, self.masked.constants_of(step.name).detach())
 
     def _is_layer(self, step: Step) -> bool:
         """Whether a step is the work of one module, whose path is then the step's label."""

@@ -110,10 +110,10 @@ class GatherPath(ExecutionPath):
     def _layer(self, layer: Layer, state: _State) -> Tensor:
         program, values = self.program, state.values
         inside, outside = self._kept(layer.inputs[0], state), self._kept(layer.name, state)
-        if isinstance(layer, Conv) or (isinstance(layer, Linear) and (inside or outside)):
+        if isinstance(layer, Conv | Linear):
             if isinstance(layer, Conv) and len(layer.inputs) > 1 and outside is None:
                 values = values | {name: self._whole(name, state) for name in layer.inputs[1:]}
-            return self._mask(layer, self._weighted(layer, values, inside, outside), state, outside)
+            return self._mask(layer, self._weighted(layer, values, inside, outside, state.bits), state, outside)
         if outside is None:  # whole maps, with zeros where channels are masked
             values = values | {name: self._whole(name, state) for name in layer.inputs}
             return self._mask(layer, run_layer(layer, values), state, None)
@@ -156,9 +156,17 @@ class GatherPath(ExecutionPath):
         state.bits[gate], state.kept[gate] = bits, KeptChannels(bits[0])
 
     def _weighted(
-        self, layer: Conv | Linear, values: dict[str, Tensor], inside: KeptChannels | None, outside: KeptChannels | None
+        self,
+        layer: Conv | Linear,
+        values: dict[str, Tensor],
+        inside: KeptChannels | None,
+        outside: KeptChannels | None,
+        bits: dict[int, Tensor],
     ) -> Tensor:
         weight, bias = self._slices.get(layer, inside, outside)
+        if layer.constants is not None:
+            added = layer.constants.added({gate: bits[gate][:1] for gate in layer.constants.gates})[0]
+            bias = bias + (added if outside is None or outside.index is None else added[outside.index])
         if isinstance(layer, Linear):
             return linear(layer, values, weight, bias)
         if all(kept.count for kept in (inside, outside) if kept is not None):

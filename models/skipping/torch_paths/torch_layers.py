@@ -78,12 +78,18 @@ def norm(layer: kinds.Norm, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     return activate(layer.activation, y)
 
 
-def conv(layer: kinds.Conv, values: dict[str, Tensor], weight: Tensor, bias: Tensor) -> Tensor:
-    """Run a convolution with given weights, and the operations that are fused into it."""
+def conv(
+    layer: kinds.Conv, values: dict[str, Tensor], weight: Tensor, bias: Tensor, added: Tensor | None = None
+) -> Tensor:
+    """Run a convolution with given weights, and the operations that are fused into it.
+
+    ``added`` (images, out) is added to its sums.
+    """
     x = values[layer.inputs[0]]
     # The groups of a grouped convolution keep equally many channels; a depthwise one drops whole groups.
     groups = x.shape[1] if layer.groups > 1 and layer.weight.shape[1] == 1 else layer.groups
     y = F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, groups)
+    y = y if added is None else y.add_(added[:, :, None, None])
     return finish(y, layer, values)
 
 
@@ -94,9 +100,12 @@ def finish(y: Tensor, layer: kinds.Conv, values: dict[str, Tensor]) -> Tensor:
     return activate(layer.activation, y)
 
 
-def linear(layer: kinds.Linear, values: dict[str, Tensor], weight: Tensor, bias: Tensor) -> Tensor:
-    """Run a linear layer with given weights."""
+def linear(
+    layer: kinds.Linear, values: dict[str, Tensor], weight: Tensor, bias: Tensor, added: Tensor | None = None
+) -> Tensor:
+    """Run a linear layer with given weights; ``added`` (images, out) is added to its output."""
     y = F.linear(values[layer.inputs[0]].flatten(1), weight, bias)
+    y = y if added is None else y.add_(added)
     return activate(layer.activation, y)
 
 
@@ -234,8 +243,13 @@ class FullRun:
         values, program = self.values, self._program
         for gate in layer.starts:
             self.bits[gate] = self._decide(gate, program.seen(gate, values[layer.inputs[0]]))
+        added = None
+        if isinstance(layer, kinds.Conv | kinds.Linear) and layer.constants is not None:
+            added = layer.constants.added(self.bits)
         if isinstance(layer, kinds.Conv):
-            value = conv(layer, values, self._weights[layer.name], layer.bias)
+            value = conv(layer, values, self._weights[layer.name], layer.bias, added)
+        elif isinstance(layer, kinds.Linear):
+            value = linear(layer, values, layer.weight, layer.bias, added)
         else:
             value = run_layer(layer, values)
         for gate, places in program.points.get(layer.name, ()):

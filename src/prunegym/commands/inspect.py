@@ -36,6 +36,8 @@ def inspect(model: AnyModel, data: Data, network: Network, machine: Machine) -> 
         Facts(model, _summary(document)),
         Table("Gates", ["gate", "channels", "price"], rows, caption),
     ]
+    if document["without_constants"]:
+        tables.append(Facts("Layers that no constant for masked channels reaches", document["without_constants"]))
     if document["rejected"]:
         tables.append(Facts("Convolutions that cannot be gates", document["rejected"]))
     emit(document, machine.as_json, *tables)
@@ -68,6 +70,8 @@ def describe(stored: Bundle) -> dict[str, Any]:
         "total_weights": masked.cost.total_weights,
         "policy": None if policy is None else type(policy).__name__,
         "policy_macs": None if policy is None else policy.macs,
+        "compensation": masked.compensation,
+        "without_constants": {f"{layer} of {gate}": why for (gate, layer), why in masked.without_constants.items()},
         "gates": [
             {"name": gate.name, "width": gate.width, "price": round(price)}
             for gate, price in zip(masked.gates, prices, strict=True)
@@ -88,6 +92,7 @@ def _summary(document: dict[str, Any]) -> dict[str, object]:
         "MACs per image": f"{total:,}",
         "fixed MACs": f"{fixed:,} ({percent(fixed / total)}): no mask can remove them",
         "removable": percent(document["removable"]),
+        "masked channels": "zero" if document["compensation"] == "zero" else "learnt constants for their readers",
         "policy": "none" if policy is None else f"{document['policy']}, {policy:,} MACs ({percent(policy / total)})",
     }
     if document["transform"] is not None:

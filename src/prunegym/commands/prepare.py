@@ -12,6 +12,7 @@ from prunegym.commands.options import TRAINED, Network, Run, Seed, Settings, Tra
 from prunegym.commands.output import Facts, emit, progress_of, shares_on
 from prunegym.errors import InvalidInputError
 from prunegym.settings import Change, changed, make_config, parse
+from prunegym.validation import choice
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,6 +41,9 @@ def prepare(
     frozen: Annotated[bool, typer.Option("--frozen", help="Train only the gates, not the CNN's weights.")] = False,
     static: Annotated[bool, typer.Option("--static", help="Static baseline: one learnt mask for all images.")] = False,
     taylor: Annotated[bool, typer.Option("--taylor", help="Static baseline: a Taylor mask, CNN fine-tuned.")] = False,
+    compensation: Annotated[
+        str, typer.Option(help="In place of masked channels: zero, or constant, a learnt number for each.")
+    ] = "zero",
     settings: Settings = None,
     seed: Seed = 0,
 ) -> None:
@@ -52,23 +56,29 @@ def prepare(
     from prunegym.models.catalog import open_split
     from prunegym.models.dynamic_cnn import DynamicCNN
     from prunegym.models.gating.static_policy import static_start
+    from prunegym.models.masking.compensation import COMPENSATIONS
     from prunegym.models.storage.run_folder import begin_run, finish_run
     from prunegym.models.training.preparation import PrepareConfig, prepare as prepare_model
     from prunegym.models.training.tuning import TuneConfig
 
     run.settle(data)
-    if taylor and (static or frozen):
-        raise InvalidInputError("--taylor fine-tunes the CNN to a fixed mask; leave out --static and --frozen.")
+    choice("--compensation", compensation, COMPENSATIONS)
+    learned = compensation == "constant"
+    if taylor and (static or (frozen and not learned)):
+        raise InvalidInputError(
+            "--taylor fine-tunes the CNN to a fixed mask; leave out --static and --frozen, or add --compensation "
+            "constant to train constants alone."
+        )
     if taylor and sparsity is not None:
         raise InvalidInputError("--taylor keeps its mask, so --sparsity has no effect. Leave one out.")
-    if epochs == 0 and (target_macs is not None or sparsity is not None or frozen):
+    if epochs == 0 and (target_macs is not None or sparsity is not None or frozen or learned):
         raise InvalidInputError(
-            "--epochs 0 stops after imitation, so --target-macs, --sparsity and --frozen have no effect. Leave them "
-            "out, or give epochs."
+            "--epochs 0 stops after imitation, so --target-macs, --sparsity, --frozen and --compensation have no "
+            "effect. Leave them out, or give epochs."
         )
     tune = {
         "target_macs": target_macs, "epochs": epochs, "train_cnn": not frozen, "train_gates": not taylor,
-        "sparsity": sparsity, "seed": seed,
+        "sparsity": sparsity, "compensation": compensation if learned else None, "seed": seed,
     }  # fmt: skip
     own = {
         "imitation": None if static or taylor else {"kept_share": 0.6, "seed": seed}, "tune": tune if epochs else None,
@@ -91,7 +101,7 @@ def prepare(
     start = static_start(masked, train, target, learned=static) if static or taylor else None
     masked, policy = prepare_model(masked, train, config, policy=start, folder=run.out, report=progress_of(run.quiet))
     model = DynamicCNN(masked.cpu(), policy.cpu(), stored.info)
-    document = _finish(model, data, run.out, seed, kind if not frozen else f"{kind}, CNN frozen")
+    document = _finish(model, data, run.out, seed, kind + ", CNN frozen" * frozen + ", constants" * learned)
     finish_run(run.out, time.perf_counter() - started, document)
     shares = shares_on(document, "dense_accuracy", "prepared_accuracy", "accuracy", "total_mac_share")
     emit(document, run.as_json, Facts("Prepared", {"kind": document["kind"], **shares, "model": document["model"]}))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from prunegym.agents.baselines.static_masks import (
     pruned_and_tuned,
     taylor_static,
 )
+from prunegym.agents.comparison.entries import Terms, trained_baseline_entry
 from prunegym.agents.evaluation.evaluator import evaluate
 from prunegym.agents.rl.lagrangian import gates_at_mac_share
 from prunegym.errors import InvalidInputError, UnknownNameError
@@ -30,6 +32,7 @@ def macs_of(first, second):
 
 
 FULL = macs_of(16, 32)
+INFO = CNNInfo.of("simple-cnn", load_dataset("digits"))
 
 
 def shares(masks):
@@ -218,12 +221,29 @@ def test_greedy_search_stops_at_the_smallest_mask_it_is_allowed(two_channels, vo
 def test_learned_static_mask_spends_the_share_and_beats_random(masked):
     train = load_dataset("digits")
     before = {name: value.clone() for name, value in masked.state_dict().items()}
-    mask = learned_static(masked, train, 0.4, epochs=4).mask
+    mask = learned_static(masked, INFO, train, 0.4, epochs=4).mask
     assert all(torch.equal(value, before[name]) for name, value in masked.state_dict().items())
     assert 0.4 <= shares(mask)[0] < 0.45
     scores = torch.randn(5, 48, generator=torch.Generator().manual_seed(0))
     others = [evaluate(at_mac_share(row, masked, 0.4), masked, train).accuracy for row in scores]
     assert evaluate(mask, masked, train).accuracy > max(others)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["learned-static", "taylor-static", "greedy-static"])
+def test_static_masks_get_constants_where_the_model_has_some(masked, name):
+    train = load_dataset("digits")
+    masked.compensate(torch.ones(48))
+    model = Bundle(masked=masked, info=INFO, data={"train": train, "evaluated": train})
+    entry = trained_baseline_entry(name, epochs=4)
+    found = entry.make(model, Terms(share=0.4, epochs=4, penalty=0.5, root=Path()))
+    assert masked.constants.tolist() == [1.0] * 48
+    own, mask = found.masked.constants, found.policy.mask_logits() > 0
+    assert not torch.allclose(own, torch.ones(48))
+    result = evaluate(found, None, train)
+    # The product of a static mask with its constants is in the biases, so it costs nothing.
+    assert result.total_mac_share == pytest.approx(shares(mask)[0], rel=1e-9)
+    assert result.accuracy > evaluate(mask, found.masked.compensate(None), train).accuracy
 
 
 def test_taylor_static_mask_weighs_scores_by_price(masked):

@@ -45,6 +45,18 @@ def test_stages_become_their_configurations(tmp_path: Path) -> None:
     assert recipe.as_dict()["imitation"]["steps"] == 5
 
 
+def test_constants_need_a_stage_that_learns_them(tmp_path: Path) -> None:
+    text = "prunegym/ChannelMask-v0:\n  compensation: constant\n"
+    with pytest.raises(InvalidInputError, match=r"no refine stage learns constants\. Add refine, or use zero"):
+        load_recipe(write(tmp_path, text))
+    recipe = load_recipe(write(tmp_path, text + "  refine: {target_macs: 0.7}\n"))
+    assert recipe.as_dict()["compensation"] == "constant"
+    # Stored runs and results of recipes without constants are found again.
+    assert "compensation" not in load_recipe("refined").as_dict()
+    with pytest.raises(UnknownNameError, match=r"compensation 'constants'\. Did you mean 'constant'"):
+        load_recipe(write(tmp_path, text.replace("constant\n", "constants\n")))
+
+
 @pytest.mark.parametrize(
     ("text", "error", "message"),
     [

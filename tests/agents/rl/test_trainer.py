@@ -39,6 +39,23 @@ def test_a_run_leaves_a_model_and_says_how_it_was_made(tmp_path: Path, algo: str
     assert history[-1]["timesteps"] == 256 * 3
 
 
+@pytest.mark.slow
+def test_a_recipe_with_constants_trains_them_before_reinforcement_learning(tmp_path: Path) -> None:
+    recipe = dataclasses.replace(
+        SMALL, compensation="constant", imitation=ImitationConfig(steps=20, mac_share=0.6),
+        refine=TuneConfig(0.6, epochs=1, train_cnn=False), gate_policy={"hidden": 8},
+    )  # fmt: skip
+    model = run(recipe, tmp_path, policy=False)
+    start = DynamicCNN.load(tmp_path / "start.safetensors").masked.constants
+    assert start.abs().max() > 0
+    assert torch.equal(model.masked.constants, start)
+    # A run that is resumed has the constants of its start.
+    again = run(recipe, tmp_path, policy=False, resume=True)
+    assert torch.equal(again.masked.constants, start)
+    images = load_dataset("digits", "test").images[:40]
+    assert torch.equal(again.predict(images).logits, model.predict(images).logits)
+
+
 def test_ppo_raises_the_reward_it_is_trained_for(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = []
     recipe = dataclasses.replace(

@@ -1,0 +1,250 @@
+r"""Constants in place of masked channels of a frozen CNN, beside zeros: gates, and the best single mask, over seeds.
+
+Each cell is one training: gates or a static mask, with constants or zeros, at one MAC share, with one seed. All gates
+of a seed begin with the same imitation; static masks are trained on as many images. A cell that is done is not made
+again, an interrupted one goes on from its last epoch. The document is written after each cell, with what is there.
+
+    python results/constants.py resnet20 results/cifar10-jpeg/cnn.safetensors runs/constants --json constants.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import copy
+import dataclasses
+import functools
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prunegym import DynamicCNN, load_dataset
+from prunegym.agents import evaluate
+from prunegym.agents.comparison.results import interval
+from prunegym.models import Dataset, StaticPolicy
+from prunegym.models.gating.features import MaskFeatures
+from prunegym.models.storage.model_file import Bundle, read_model
+from prunegym.models.storage.run_folder import command_line, machine
+from prunegym.models.training.cnn_training import dense_logits
+from prunegym.models.training.preparation import ImitationConfig, PrepareConfig, prepare
+from prunegym.models.training.tuning import TuneConfig
+
+IMITATION = ImitationConfig(mac_share=0.69, augment="flip")
+EPOCHS = 5.0
+"""Of gates, after the imitation."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """A CNN's MAC shares, and how many seeds."""
+
+    shares: tuple[float, ...]
+    seeds: int
+
+
+STUDIES = {"resnet20": Study((0.7, 0.6), 5), "vgg11": Study((0.7,), 3), "fashion": Study((0.46,), 3)}
+
+
+SHOWN = {"gates": "gates", "static": "learnt static mask"}
+"""How kinds of cells are called in the table."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One training."""
+
+    kind: str
+    compensation: str
+    share: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Its folder, and the name of its file."""
+        return f"{self.kind}-{self.compensation}-{round(100 * self.share)}-{self.seed}"
+
+
+def cells(study: Study) -> list[Cell]:
+    """Return the cells of a study: all of the first seed, then constants of the others, then zeros of the others."""
+    pairs = [(kind, share) for share in study.shares for kind in ("gates", "static")]
+    first = [Cell(kind, way, share, 0) for way in ("constant", "zero") for kind, share in pairs]
+    return first + [
+        Cell(kind, way, share, seed)
+        for way in ("constant", "zero")
+        for seed in range(1, study.seeds)
+        for kind, share in pairs
+    ]
+
+
+class Trainings:
+    """Makes cells of a frozen CNN.
+
+    Args:
+        cnn: Its file.
+        out: Folder of checkpoints, models and finished cells.
+        images: Only so many training images; None for all.
+    """
+
+    def __init__(self, cnn: Path, out: Path, images: int | None = None) -> None:
+        self.stored: Bundle = read_model(cnn)
+        self.out = out
+        info = self.stored.info
+        self.splits = {
+            split: info.adapt(load_dataset(info.dataset, split))  # type: ignore[arg-type]
+            for split in ("train", "validation", "test")
+        }
+        if images is not None:
+            self.splits = {split: data.sample(min(images, len(data))) for split, data in self.splits.items()}
+        masked = self.stored.masked.freeze()
+        masked.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @property
+    def train(self) -> Dataset:
+        """The training images."""
+        return self.splits["train"]
+
+    @functools.cached_property
+    def teacher(self) -> Tensor:
+        """The CNN's logits for each training image."""
+        return dense_logits(self.stored.masked, self.train)
+
+    def run(self, cell: Cell) -> dict[str, Any]:
+        """Train a cell, and return its figures; those that are stored, if it is done."""
+        done = self.out / "cells" / f"{cell.name}.json"
+        if done.exists():
+            found: dict[str, Any] = json.loads(done.read_text())
+            return found
+        started = time.process_time()
+        model = self._trained(cell)
+        figures = {split: self._figures(model, self.splits[split]) for split in ("validation", "test")}
+        constants = model.masked.constants
+        document = {
+            **dataclasses.asdict(cell), **figures, "seconds": time.process_time() - started,
+            "largest_constant": None if constants is None else constants.abs().max().item(),
+            "command": command_line(), "machine": machine(),
+        }  # fmt: skip
+        done.parent.mkdir(parents=True, exist_ok=True)
+        part = done.with_suffix(".partial")
+        part.write_text(json.dumps(document, indent=1) + "\n")
+        part.rename(done)
+        return document
+
+    def _trained(self, cell: Cell) -> DynamicCNN:
+        folder = self.out / cell.name
+        passes = IMITATION.steps * IMITATION.batch_size / len(self.train)
+        tune = TuneConfig(
+            target_macs=cell.share, epochs=EPOCHS + passes * (cell.kind == "static"), train_cnn=False, augment="flip",
+            compensation="constant" if cell.compensation == "constant" else None, seed=cell.seed,
+        )  # fmt: skip
+        config = PrepareConfig(imitation=None, tune=tune, seed=cell.seed)
+        masked = self.stored.masked
+        start = self._imitated(cell.seed) if cell.kind == "gates" else StaticPolicy(MaskFeatures(masked))
+        folder.mkdir(parents=True, exist_ok=True)
+        masked, policy = prepare(
+            masked, self.train, config, policy=start, teacher=self.teacher, folder=folder,
+            report=lambda stage, row: log(f"{cell.name} {stage}", row),
+        )  # fmt: skip
+        model = DynamicCNN(masked, policy, self.stored.info)
+        model.save(folder / "model.safetensors")
+        return model
+
+    def _imitated(self, seed: int) -> Any:
+        """Return gates after imitation, which is done once for each seed."""
+        config = PrepareConfig(imitation=dataclasses.replace(IMITATION, seed=seed), tune=None, seed=seed)
+        folder = self.out / f"imitation-{seed}"
+        folder.mkdir(parents=True, exist_ok=True)
+        report = lambda stage, row: log(f"{stage} {seed}", row)  # noqa: E731
+        return copy.deepcopy(prepare(self.stored.masked, self.train, config, folder=folder, report=report)[1])
+
+    def _figures(self, model: DynamicCNN, split: Dataset) -> dict[str, Any]:
+        found = evaluate(model, None, split)
+        right = base64.b64encode(np.packbits(found.correct.numpy()).tobytes()).decode()
+        return {**found.as_json(), "correct": right}
+
+
+def log(what: str, row: Any) -> None:
+    """Print figures with the time."""
+    print(time.strftime("%H:%M:%S"), what, row, flush=True)
+
+
+def right(document: dict[str, Any], split: str = "test") -> np.ndarray[Any, Any]:
+    """Return whether each image of a finished cell is right, (images,) of 0 and 1."""
+    packed = np.frombuffer(base64.b64decode(document[split]["correct"]), np.uint8)
+    return np.unpackbits(packed)[: document[split]["images"]].astype(np.int64)
+
+
+def table(study: Study, found: dict[Cell, dict[str, Any]]) -> dict[str, Any]:
+    """Return the rows of a study: means over the seeds that are there, and differences to other rows."""
+    rows = []
+    for share in study.shares:
+        for kind, way in (("gates", "constant"), ("static", "constant"), ("gates", "zero"), ("static", "zero")):
+            mine = {cell.seed: one for cell, one in found.items() if cell == Cell(kind, way, share, cell.seed)}
+            if not mine:
+                continue
+            name = f"{share:.2f}, {SHOWN[kind]}, {way}s"
+            row: dict[str, Any] = {"name": name, "share": share, "seeds": sorted(mine), "count": len(mine)}
+            row |= {
+                split: {
+                    figure: over([one[split][figure] for one in mine.values()])
+                    for figure in ("accuracy", "dense_accuracy", "total_mac_share", "policy_mac_share")
+                }
+                for split in ("validation", "test")
+            }
+            for other_kind, other_way in (("static", way), (kind, "zero")):
+                other = {seed: found.get(Cell(other_kind, other_way, share, seed)) for seed in mine}
+                pairs = {seed: one for seed, one in other.items() if one is not None}
+                if pairs and (other_kind, other_way) != (kind, way):
+                    row["minus_static" if other_kind != kind else "minus_zeros"] = difference(mine, pairs)
+            rows.append(row)
+    return {"rows": rows, "seeds": sorted({cell.seed for cell in found})}
+
+
+def difference(mine: dict[int, Any], other: dict[int, Any]) -> dict[str, Any]:
+    """Return the difference of two rows on the test images, over the seeds of both, and by image."""
+    each = [right(mine[seed]) - right(one) for seed, one in other.items()]
+    by_image = np.mean(each, axis=0)
+    # 95 % of a normal distribution: there are thousands of images.
+    half = 1.96 * float(by_image.std(ddof=1)) / len(by_image) ** 0.5
+    return {
+        "over_seeds": over([float(one.mean()) for one in each]),
+        "by_image": {"mean": float(by_image.mean()), "half_width": half, "count": len(by_image)},
+    }
+
+
+def over(values: list[float]) -> dict[str, Any]:
+    """Return a mean with its interval, for JSON; one value alone has none."""
+    return dataclasses.asdict(interval(values))
+
+
+def main() -> None:
+    """Make what is missing of a study, and write its document."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", choices=STUDIES)
+    parser.add_argument("cnn", type=Path, help="file of the trained CNN")
+    parser.add_argument("out", type=Path, help="folder of the runs")
+    parser.add_argument("--json", type=Path, required=True, help="document to write")
+    parser.add_argument("--seeds", type=int, help="how many; those of the study by default")
+    parser.add_argument("--images", type=int, help="use only so many images of each split, for a trial")
+    parser.add_argument("--no-run", action="store_true", help="write the document of the cells that are done")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    study = STUDIES[options.study]
+    study = dataclasses.replace(study, seeds=options.seeds or study.seeds)
+    found: dict[Cell, dict[str, Any]] = {}
+    trainings = None if options.no_run else Trainings(options.cnn, options.out, options.images)
+    for cell in cells(study):
+        done = options.out / "cells" / f"{cell.name}.json"
+        if trainings is not None:
+            found[cell] = trainings.run(cell)
+        elif done.exists():
+            found[cell] = json.loads(done.read_text())
+        options.json.write_text(json.dumps(table(study, found), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
