@@ -19,10 +19,11 @@ from prunegym.models.storage.cnn_info import CNNInfo
 from prunegym.models.storage.model_file import Bundle
 from prunegym.models.training.preparation import PrepareConfig, prepare
 from prunegym.models.training.tuning import TuneConfig
-from prunegym.validation import choice, finite
+from prunegym.validation import choice, finite, typed
 
 
 @torch.no_grad()
+@typed
 def greedy_static(
     masked: MaskedCNN, train: Dataset, share: float, *, images: int = 256, candidates: int = 8, step_share: float = 0.02
 ) -> Masks:
@@ -107,12 +108,14 @@ def _gradient(masked: MaskedCNN, sample: Dataset, batch: Tensor, mask: Tensor) -
     return (total / len(batch)).sqrt()
 
 
+@typed
 def taylor_static(masked: MaskedCNN, train: Dataset, share: float) -> Masks:
     """Return the static mask with the largest Taylor scores per MAC over all gates, at a MAC share."""
     scores = importance.taylor_scores(masked, train) / importance.prices(masked)
     return Masks("static, Taylor", importance.at_mac_share(scores, masked, share))
 
 
+@typed
 def learned_static(masked: MaskedCNN, train: Dataset, share: float, *, epochs: float = 5, seed: int = 0) -> Masks:
     """Learn a static mask of a frozen CNN: the static baseline of the frozen track.
 
@@ -133,6 +136,7 @@ def learned_static(masked: MaskedCNN, train: Dataset, share: float, *, epochs: f
     return Masks("static, learned", gates.mask_logits() > 0)
 
 
+@typed
 def pruned_and_tuned(
     network: nn.Module | MaskedCNN,
     info: CNNInfo,
@@ -236,6 +240,7 @@ BASELINES: dict[str, Callable[[Bundle, float], Masks]] = {
 """The untrained baselines by name. For the others see :data:`prunegym.agents.comparison.entries.TRAINED_BASELINES`."""
 
 
+@typed
 def make_baseline(name: str, model: Bundle, share: float) -> Masks:
     """Make the masks of a baseline.
 

@@ -20,7 +20,7 @@ from prunegym.models.data.transform import Transform
 from prunegym.models.storage.weights import fingerprint_of
 from prunegym.models.tasks.objective import KINDS, Objective
 from prunegym.models.zoo.network_registry import ZOO, build
-from prunegym.validation import whole_number
+from prunegym.validation import typed, whole_number
 
 MOST_PIXELS = 2**22
 """Of the images that a file says its CNN takes, times their channels: to trace it takes memory in proportion."""
@@ -55,6 +55,7 @@ class CNNInfo:
     data_path: str | None = None
 
     @classmethod
+    @typed
     def of(
         cls,
         architecture: str,

@@ -18,6 +18,7 @@ from prunegym.errors import InvalidInputError, MissingDataError
 from prunegym.models.data.dataset import CLASSES, Dataset
 from prunegym.models.data.files.bounded_files import check_regular
 from prunegym.models.data.sources.lazy_images import LazyImages
+from prunegym.validation import typed
 
 
 @contextlib.contextmanager
@@ -74,6 +75,7 @@ def _torch_file(path: Path) -> dict[Any, Any]:
     return state
 
 
+@typed
 def save_weights(network: nn.Module, path: Path | str) -> None:
     """Write a network's parameters and buffers as safetensors."""
     write_tensors(Path(path), network.state_dict())
@@ -125,6 +127,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
+@typed
 def load_weights(network: nn.Module, path: Path | str) -> nn.Module:
     """Load weights of :func:`read_weights` into a network; names and shapes must agree.
 

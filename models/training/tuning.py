@@ -18,7 +18,8 @@ from prunegym.models.gating.static_policy import Policy, Rollout, StraightThroug
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.training import cnn_training
 from prunegym.models.training.mac_target import between, check_range, check_shares
-from prunegym.validation import choice, finite, share, whole_number
+from prunegym.settings import check_types
+from prunegym.validation import choice, finite, share, typed, whole_number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +60,7 @@ class TuneConfig:
 
     def __post_init__(self) -> None:
         """Check the target and lambda."""
+        check_types(self)
         if self.target_macs is None and self.sparsity is None:
             object.__setattr__(self, "target_macs", 0.5)
         if self.target_macs is not None:
@@ -89,6 +91,7 @@ class TuneConfig:
         return dataclasses.replace(self, target_macs=between(self.target_macs, position))
 
 
+@typed
 def tune(
     masked: MaskedCNN,
     policy: Policy,
