@@ -10,11 +10,13 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 from prunegym.errors import InvalidInputError
+from prunegym.validation import typed
 
 
 class _GroupWrapper(VecEnvWrapper):
     """Keeps the returns of the current episodes, to compare those of a group."""
 
+    @typed
     def __init__(self, venv: VecEnv) -> None:
         super().__init__(venv)
         self.group = int(venv.get_attr("group")[0]) if venv.has_attr("group") else 1

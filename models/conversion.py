@@ -16,6 +16,7 @@ from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.gating.gated_layers import SimpleDynamicCNN, gated_layers
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.storage.cnn_info import CNNInfo
+from prunegym.validation import typed
 
 
 class LayerPruning(NamedTuple):
@@ -29,6 +30,7 @@ class LayerPruning(NamedTuple):
 
 
 @torch.no_grad()
+@typed
 def check_pruning(network: nn.Module, images: Tensor) -> dict[str, LayerPruning]:
     """Return which channels each gated convolution prunes, and whether these still affect the output.
 
@@ -66,6 +68,7 @@ def check_pruning(network: nn.Module, images: Tensor) -> dict[str, LayerPruning]
     return found
 
 
+@typed
 def as_dynamic_cnn(network: nn.Module, dataset: Dataset, info: CNNInfo | None = None) -> DynamicCNN:
     """Turn a trained network of gated convolutions into a :class:`DynamicCNN`: the same logits for the same images.
 

@@ -23,7 +23,7 @@ from prunegym.models.skipping.skipping_cnn import SkippingCNN
 from prunegym.models.storage.cnn_info import CNNInfo
 from prunegym.models.storage.model_file import Bundle, read_model, write_model
 from prunegym.models.tasks.answers import answers
-from prunegym.validation import array, choice, shape
+from prunegym.validation import array, choice, shape, typed
 
 
 class Prediction(NamedTuple):
@@ -61,6 +61,7 @@ class DynamicCNN(nn.Module):
         True
     """
 
+    @typed
     def __init__(self, masked: MaskedCNN, policy: Policy, info: CNNInfo) -> None:
         super().__init__()
         # Always the same memory layout, so that a loaded model gives exactly the outputs of the saved one.

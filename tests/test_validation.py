@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from prunegym import agents, envs, models
 from prunegym.errors import InvalidInputError, UnknownNameError
 from prunegym.validation import array, bits, choice, finite, instance, shape, share, whole_number
 
@@ -117,3 +118,60 @@ def test_bits(kind) -> None:
             InvalidInputError, match=r"The mask has the value .*; only 0 and 1 are allowed. Threshold it."
         ):
             bits("The mask", kind(wrong), hint="Threshold it.")
+
+
+CALLS = {
+    "taylor_scores": lambda model, data: models.taylor_scores(model.masked, 3),
+    "fixed_policy": lambda model, data: models.fixed_policy(model.masked, "all"),
+    "rollout": lambda model, data: models.rollout(model.masked, model.policy, [1]),
+    "static_start": lambda model, data: models.static_start(model.masked.network, data, 0.5, learned=True),
+    "GatePolicy": lambda model, data: models.GatePolicy(3),
+    "StaticPolicy": lambda model, data: models.StaticPolicy(model.masked),
+    "MaskFeatures": lambda model, data: models.MaskFeatures(model.masked.network),
+    "DynamicCNN": lambda model, data: models.DynamicCNN(model.masked, None, model.info),
+    "DynamicCNN of a plain network": lambda model, data: models.DynamicCNN(
+        model.masked.network, model.policy, model.info
+    ),
+    "CNNInfo.of": lambda model, data: models.CNNInfo.of("simple-cnn", "digits"),
+    "write_model": lambda model, data: models.write_model("m.safetensors", model.masked.network, "simple-cnn"),
+    "read_model": lambda model, data: models.read_model("m.safetensors", torch.nn.Conv2d),
+    "load_weights": lambda model, data: models.load_weights({}, "w.safetensors"),
+    "l1_norm": lambda model, data: models.l1_norm("network"),
+    "check_pruning": lambda model, data: models.check_pruning(model.masked.network, [1]),
+    "as_dynamic_cnn": lambda model, data: models.as_dynamic_cnn(model.masked.network, "digits"),
+    "meet_target": lambda model, data: models.meet_target(model.masked, None, data, 0.5),
+    "imitate": lambda model, data: models.imitate(model.masked, model.policy, data, None),
+    "new_policy": lambda model, data: models.new_policy(model.masked, data, {}),
+    "tune": lambda model, data: models.tune(model.masked, model.policy, data, None),
+    "train_agent": lambda model, data: agents.train_agent(model.masked, None, data, data, "digits", "out"),
+    "finetune": lambda model, data: agents.finetune(model, data, data, "digits", None, "out"),
+    "gates_at_mac_share": lambda model, data: agents.gates_at_mac_share(model.masked, data, 0.5),
+    "learned_static": lambda model, data: agents.learned_static(model.masked, "digits", 0.5),
+    "GroupAdvantage": lambda model, data: envs.GroupAdvantage(3),
+    "make_baseline": lambda model, data: agents.make_baseline("l1", model, 0.5),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_arguments_of_another_class(call) -> None:
+    model, data = models.shipped_model(), models.load_dataset("digits", "validation")
+    with pytest.raises(InvalidInputError, match=r"^\w+ is a \w+; [\w ]+ is needed\.$"):
+        CALLS[call](model, data)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: models.PrepareConfig(layerwise="yes"), "layerwise is 'yes'; true or false is needed"),
+        (lambda: models.PrepareConfig(tune=3), "tune is 3; a group of settings, or null is needed"),
+        (lambda: models.PrepareConfig(kinds="average"), "kinds is 'average'; "),
+        (lambda: models.TuneConfig(train_cnn="no"), "train_cnn is 'no'; true or false is needed"),
+        (lambda: models.TuneConfig(augment="x"), "augment is 'x'; true or false, or 'flip' is needed"),
+        (lambda: models.ImitationConfig(augment=1), "augment is 1; true or false, or 'flip' is needed"),
+    ],
+)
+def test_settings_of_another_type(make, message) -> None:
+    with pytest.raises(InvalidInputError) as raised:
+        make()
+    assert message in str(raised.value)
+    assert models.TuneConfig(epochs=np.float32(2), batch_size=np.int64(8)).batch_size == 8

@@ -21,11 +21,13 @@ from prunegym.models.training.cnn_training import epoch_batches
 from prunegym.models.training.mac_target import meet_target
 from prunegym.models.training.preparation import ImitationConfig, PrepareConfig, prepare
 from prunegym.models.training.tuning import TuneConfig
+from prunegym.validation import typed
 
 SPARSITY = 0.5
 """What keeping every channel costs in the loss of L1-sparse gates, in nats."""
 
 
+@typed
 def decore(masked: MaskedCNN, train: Dataset, share: float, *, epochs: float = 5, seed: int = 0) -> Masks:
     """Learn one Bernoulli variable for each channel by REINFORCE, without any input (DECORE: Alwani et al. 2022).
 
@@ -91,6 +93,7 @@ def gates_by_gradient(
 
 
 @torch.no_grad()
+@typed
 def best_of_k(
     masked: MaskedCNN,
     policy: Policy | None,

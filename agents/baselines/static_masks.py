@@ -20,10 +20,11 @@ from prunegym.models.storage.cnn_info import CNNInfo
 from prunegym.models.storage.model_file import Bundle
 from prunegym.models.training.preparation import PrepareConfig, prepare
 from prunegym.models.training.tuning import TuneConfig, tune
-from prunegym.validation import choice, finite
+from prunegym.validation import choice, finite, typed
 
 
 @torch.no_grad()
+@typed
 def greedy_static(
     masked: MaskedCNN, train: Dataset, share: float, *, images: int = 256, candidates: int = 8, step_share: float = 0.02
 ) -> Masks:
@@ -108,12 +109,14 @@ def _gradient(masked: MaskedCNN, sample: Dataset, batch: Tensor, mask: Tensor) -
     return (total / len(batch)).sqrt()
 
 
+@typed
 def taylor_static(masked: MaskedCNN, train: Dataset, share: float) -> Masks:
     """Return the static mask with the largest Taylor scores per MAC over all gates, at a MAC share."""
     scores = importance.taylor_scores(masked, train) / importance.prices(masked)
     return Masks("static, Taylor", importance.at_mac_share(scores, masked, share))
 
 
+@typed
 def learned_static(
     masked: MaskedCNN, info: CNNInfo, train: Dataset, share: float, *, epochs: float = 5, seed: int = 0
 ) -> Masks | DynamicCNN:
@@ -166,6 +169,7 @@ def without_constants(masked: MaskedCNN) -> MaskedCNN:
     return masked if masked.constants is None else copy.deepcopy(masked).compensate(None)
 
 
+@typed
 def pruned_and_tuned(
     network: nn.Module | MaskedCNN,
     info: CNNInfo,
@@ -270,6 +274,7 @@ BASELINES: dict[str, Callable[[Bundle, float], Masks]] = {
 :data:`prunegym.agents.comparison.entries.TRAINED_BASELINES`."""
 
 
+@typed
 def make_baseline(name: str, model: Bundle, share: float) -> Masks:
     """Make the masks of a baseline.
 

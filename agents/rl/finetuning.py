@@ -23,8 +23,10 @@ from prunegym.models.storage.run_folder import begin_run, finish_run
 from prunegym.models.training.cnn_training import StageReport, answered, dense_logits, of_stage
 from prunegym.models.training.mac_target import total_mac_share
 from prunegym.models.training.tuning import TuneConfig, tune
+from prunegym.validation import typed
 
 
+@typed
 def finetune(
     model: DynamicCNN,
     train: Dataset,

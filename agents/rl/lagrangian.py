@@ -19,7 +19,7 @@ from prunegym.models.gating.static_policy import deciding_macs, rollout
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.skipping.skipping_cnn import prefer_kernel
 from prunegym.models.training.mac_target import TOLERANCE, meet_target, total_mac_share
-from prunegym.validation import finite, share
+from prunegym.validation import finite, share, typed
 
 ROUNDS = 12
 """Halvings of the interval, when a policy's logits are shifted to its budget."""
@@ -107,6 +107,7 @@ def end_at_budget(masked: MaskedCNN, policy: GatePolicy, validation: Dataset, bu
     return spent
 
 
+@typed
 def gates_at_mac_share(agent: DynamicCNN, dataset: Dataset, share: float) -> DynamicCNN:
     """Shift a dynamic CNN's gate logits until it uses a given share of the MACs.
 
@@ -128,6 +129,7 @@ def gates_at_mac_share(agent: DynamicCNN, dataset: Dataset, share: float) -> Dyn
 
 
 @torch.no_grad()
+@typed
 def gates_at_best_offset(agent: DynamicCNN, dataset: Dataset, penalty: float, *, step: float = 0.15) -> DynamicCNN:
     """Shift a dynamic CNN's gate logits by the offset with the highest reward, correct - penalty * total MAC share.
 

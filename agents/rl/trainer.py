@@ -40,9 +40,10 @@ from prunegym.models.training.cnn_training import StageReport, answered, of_stag
 from prunegym.models.training.mac_target import meet_target
 from prunegym.models.training.preparation import PrepareConfig, prepare
 from prunegym.registration import LAYERWISE
-from prunegym.validation import choice, whole_number
+from prunegym.validation import choice, typed, whole_number
 
 
+@typed
 def train_agent(
     masked: MaskedCNN,
     info: CNNInfo,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Iterable, Iterator
@@ -19,6 +20,7 @@ from prunegym.models.data.targets import check_targets, class_places, renumbered
 from prunegym.models.data.transform import Transform
 from prunegym.models.tasks.answers import target_text
 from prunegym.models.tasks.objective import Objective
+from prunegym.validation import instance, whole_number
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -135,8 +137,12 @@ class Dataset:
 
         Returns:
             (batch, channels, height, width) float32, a new tensor.
+
+        Raises:
+            InvalidInputError: If the indices are no whole numbers, or out of range.
         """
-        images = self.images[indices]
+        with self._indexing():
+            images = self.images[indices]
         if augment is not None:
             images = random_shift_and_flip(images, self.pad, self.flip, augment)
         return self.normalisation(images.to(device))
@@ -227,14 +233,20 @@ class Dataset:
 
     def subset(self, indices: Tensor, split: Split | None = None) -> Dataset:
         """Return the images at ``indices`` (int64) as a data set; with ``split`` they count as that whole split."""
-        places = self.place(indices) if split is None else None
-        return dataclasses.replace(
-            self,
-            images=select(self.images, indices),
-            labels=self.labels[indices],
-            split=split or self.split,
-            places=places,
-        )
+        with self._indexing():
+            places = self.place(indices) if split is None else None
+            images, labels = select(self.images, indices), self.labels[indices]
+        return dataclasses.replace(self, images=images, labels=labels, split=split or self.split, places=places)
+
+    @contextlib.contextmanager
+    def _indexing(self) -> Iterator[None]:
+        try:
+            yield
+        except (IndexError, TypeError) as error:
+            raise InvalidInputError(
+                f"The indices do not fit data set {self.name!r}, split {self.split!r} ({error}). Give an int64 tensor "
+                f"of numbers from 0 to {len(self) - 1}."
+            ) from error
 
     def place(self, indices: Tensor) -> Tensor:
         """Return the indices (count,) int64 in the whole split of images with these indices here."""
@@ -249,7 +261,7 @@ class Dataset:
             count: Its size. If there are fewer images, all are returned.
             seed: Seed of the draw.
         """
-        if count >= len(self):
+        if whole_number("count", count) >= len(self):
             return self
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         return self.subset(order[:count].sort().values)
@@ -283,7 +295,7 @@ class Dataset:
         Raises:
             InvalidInputError: If it is not a slice, is empty or too large, or if this data set is already a part.
         """
-        bounds = span.split(":")
+        bounds = instance("span", span, str, "Give FROM:TO, for example :40000.").split(":")
         where = f"Part {span!r} of {self.name}/{self.split} ({len(self)} images)"
         if len(bounds) != 2 or not all(re.fullmatch(r"-?\d+|", bound) for bound in bounds):
             raise InvalidInputError(f"{where} is not a slice. Give FROM:TO, for example :40000 or 40000:.")

@@ -14,7 +14,7 @@ from prunegym.models.data.dataset import Dataset
 from prunegym.models.gating.feature_kinds import DEFAULT_KINDS, FEATURES, Feature, Seen
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.precision import new_tensors_in
-from prunegym.validation import choice, whole_number, yes_or_no
+from prunegym.validation import choice, typed, whole_number, yes_or_no
 
 CLIP = 10.0
 """Standardised features are clipped to +-CLIP."""
@@ -65,6 +65,7 @@ class MaskFeatures(nn.Module):
     """
 
     @new_tensors_in()
+    @typed
     def __init__(
         self,
         masked: MaskedCNN,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from prunegym.errors import InvalidInputError
 from prunegym.models.gating.features import Decision, MaskFeatures
 from prunegym.models.precision import new_tensors_in
-from prunegym.validation import finite, whole_number
+from prunegym.validation import finite, typed, whole_number
 
 
 def gate_head(features: int, hidden: int, width: int, bias: float = 2.0) -> nn.Sequential:
@@ -43,6 +43,7 @@ class GatePolicy(nn.Module):
     """
 
     @new_tensors_in()
+    @typed
     def __init__(
         self,
         features: MaskFeatures,

@@ -17,7 +17,7 @@ from prunegym.errors import InvalidInputError
 from prunegym.models.gating.gate_policy import gate_head
 from prunegym.models.gating.static_policy import StraightThrough, greedy
 from prunegym.models.zoo.networks import SimpleCNN
-from prunegym.validation import choice, whole_number
+from prunegym.validation import choice, typed, whole_number
 
 Estimator = Literal["straight-through", "gumbel"]
 ESTIMATORS = ("straight-through", "gumbel")
@@ -233,6 +233,7 @@ def gated_layers(network: nn.Module) -> dict[str, DynamicPrunedConv2d]:
     return found
 
 
+@typed
 def l1_norm(network: nn.Module) -> Tensor:
     """Return ||M(x)||_1: the sum of all gates' probabilities in the last forward pass, averaged over its images.
 

@@ -14,7 +14,7 @@ from prunegym.models.gating.gate_policy import GatePolicy, check_penalty
 from prunegym.models.masking.importance import at_mac_share, taylor_scores
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.precision import new_tensors_in
-from prunegym.validation import bits, shape
+from prunegym.validation import bits, shape, typed
 
 
 class StaticPolicy(nn.Module):
@@ -34,6 +34,7 @@ class StaticPolicy(nn.Module):
     penalty_range = None
 
     @new_tensors_in()
+    @typed
     def __init__(self, features: MaskFeatures, bias: float = 2.0) -> None:
         super().__init__()
         self.features = features
@@ -82,6 +83,7 @@ def deciding_macs(masked: MaskedCNN, policy: Policy, mask: Tensor) -> Tensor:
     return policy.macs + masked.cost.compensation_macs(mask)
 
 
+@typed
 def fixed_policy(masked: MaskedCNN, mask: Tensor) -> StaticPolicy:
     """Return a policy that gives every image the same mask: (mask_size,) of 0 and 1, else InvalidInputError."""
     bits("The mask", shape("The mask", mask, (masked.mask_size,)))
@@ -92,6 +94,7 @@ def fixed_policy(masked: MaskedCNN, mask: Tensor) -> StaticPolicy:
     return policy
 
 
+@typed
 def static_start(masked: MaskedCNN, dataset: Dataset, target_macs: float, *, learned: bool) -> StaticPolicy:
     """Return gates for a static baseline, as an input of :func:`prunegym.models.training.preparation.prepare`.
 
@@ -149,6 +152,7 @@ class Rollout(NamedTuple):
     """(batch, mask_size) float."""
 
 
+@typed
 def rollout(
     masked: MaskedCNN,
     policy: Policy,

@@ -10,9 +10,10 @@ from prunegym.models.data.dataset import Dataset
 from prunegym.models.masking.graph import attribute_of
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.masking.operators import Kind
-from prunegym.validation import finite, instance
+from prunegym.validation import finite, typed
 
 
+@typed
 def taylor_scores(masked: MaskedCNN, dataset: Dataset, images: int = 2048) -> Tensor:
     """Score channels by the expected squared change of the loss on removal (Molchanov et al. 2019, equation 8).
 
@@ -25,7 +26,7 @@ def taylor_scores(masked: MaskedCNN, dataset: Dataset, images: int = 2048) -> Te
         (mask_size,) float32: the mean over images of the squared gradient of the loss in the mask.
     """
     total = torch.zeros(masked.mask_size)
-    sample = instance("dataset", dataset, Dataset).sample(images)
+    sample = dataset.sample(images)
     for indices, batch in sample.batches(128, device=masked.device):
         mask = torch.ones(len(indices), masked.mask_size, requires_grad=True)
         output = masked(batch, mask.to(batch.device))

@@ -20,7 +20,7 @@ from prunegym.models.data.transform import Transform
 from prunegym.models.storage.weights import fingerprint_of
 from prunegym.models.tasks.objective import KINDS, Objective
 from prunegym.models.zoo.network_registry import build, is_code, is_known
-from prunegym.validation import whole_number
+from prunegym.validation import typed, whole_number
 
 MOST_PIXELS = 2**22
 """Largest number of pixels times channels of a CNN's images in a file: tracing needs memory in proportion to it."""
@@ -56,6 +56,7 @@ class CNNInfo:
     data_path: str | None = None
 
     @classmethod
+    @typed
     def of(
         cls,
         architecture: str,

@@ -23,7 +23,7 @@ from prunegym.models.precision import new_tensors_in
 from prunegym.models.storage import weights as files
 from prunegym.models.storage.cnn_info import CNNInfo, as_json, from_json
 from prunegym.models.storage.run_state import BROKEN
-from prunegym.validation import whole_number
+from prunegym.validation import typed, whole_number
 
 LARGEST_WEIGHT = 1e12
 """Largest weight of a policy. With larger ones its logits could become NaN, and masks meaningless."""
@@ -54,6 +54,7 @@ class Bundle:
     device: str = "cpu"
 
 
+@typed
 def write_model(
     path: Path | str,
     network: nn.Module,
@@ -95,6 +96,7 @@ def write_model(
 
 
 @new_tensors_in()
+@typed
 def read_model(path: Path | str, network: nn.Module | None = None, gates: str | None = None) -> Bundle:
     """Read a model file of :func:`write_model`.
 

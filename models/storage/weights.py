@@ -19,6 +19,7 @@ from prunegym.models.data.dataset import CLASSES, Dataset
 from prunegym.models.data.files.bounded_files import check_regular
 from prunegym.models.data.sources.lazy_images import LazyImages
 from prunegym.models.storage.misfit import misfit
+from prunegym.validation import typed
 
 
 @contextlib.contextmanager
@@ -75,6 +76,7 @@ def _torch_file(path: Path) -> dict[Any, Any]:
     return state
 
 
+@typed
 def save_weights(network: nn.Module, path: Path | str) -> None:
     """Write a network's parameters and buffers as safetensors."""
     write_tensors(Path(path), network.state_dict())
@@ -128,6 +130,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
+@typed
 def load_weights(network: nn.Module, path: Path | str) -> nn.Module:
     """Load weights of :func:`read_weights` into a network; names and shapes must agree.
 

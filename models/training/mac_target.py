@@ -11,7 +11,7 @@ from prunegym.models.data.dataset import Dataset
 from prunegym.models.gating.static_policy import Policy, deciding_macs
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.skipping.skipping_cnn import prefer_kernel
-from prunegym.validation import finite, share
+from prunegym.validation import finite, share, typed
 
 TOLERANCE = 0.01
 """Largest accepted difference from the target, in total MAC share."""
@@ -27,6 +27,7 @@ def total_mac_share(masked: MaskedCNN, policy: Policy, dataset: Dataset, penalty
     return masked.cost.total_share(masks, deciding_macs(masked, policy, masks)).mean().item()
 
 
+@typed
 def meet_target(
     masked: MaskedCNN,
     policy: Policy,
@@ -88,6 +89,7 @@ def _bisect(
     return low
 
 
+@typed
 def penalty_for(
     masked: MaskedCNN, policy: Policy, dataset: Dataset, target_macs: float, *, images: int = 1000, rounds: int = 10
 ) -> float:

@@ -24,7 +24,8 @@ from prunegym.models.storage.weights import fingerprint_of, load_tensors
 from prunegym.models.training.cnn_training import Report, StageReport, answered, of_stage
 from prunegym.models.training.mac_target import between, check_range, check_shares, meet_target
 from prunegym.models.training.tuning import TuneConfig, tune
-from prunegym.validation import finite, share, whole_number
+from prunegym.settings import check_types
+from prunegym.validation import finite, share, typed, whole_number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,12 +47,14 @@ class PrepareConfig:
     """Names of features in :data:`prunegym.models.gating.feature_kinds.FEATURES`; None: average and grid."""
 
     def __post_init__(self) -> None:
-        """Check the numbers of the policy; its range of lambdas and its kinds are checked when it is made."""
+        """Check the policy; its range of lambdas and the names of its kinds are checked when it is made."""
+        check_types(self)
         for name in ("hidden", "grid", "feature_size"):
             whole_number(name, getattr(self, name))
         whole_number("seed", self.seed, 0)
 
 
+@typed
 def new_policy(masked: MaskedCNN, dataset: Dataset, config: PrepareConfig) -> GatePolicy:
     """Return a policy with calibrated features and new heads. The global random state does not change."""
     features = MaskFeatures(masked, config.layerwise, config.grid, config.feature_size, config.kinds or DEFAULT_KINDS)
@@ -146,6 +149,7 @@ class ImitationConfig:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
+        check_types(self)
         whole_number("steps of imitation", self.steps)
         whole_number("batch_size of imitation", self.batch_size)
         finite("learning_rate of imitation", self.learning_rate, above=0)
@@ -203,6 +207,7 @@ def imitation_loss(policy: Policy, gate_logits: Tensor, mask: Tensor) -> Tensor:
     return torch.stack(losses).mean()
 
 
+@typed
 def imitate(
     masked: MaskedCNN,
     policy: Policy,

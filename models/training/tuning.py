@@ -19,7 +19,8 @@ from prunegym.models.masking.compensation import COMPENSATIONS
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.training import cnn_training
 from prunegym.models.training.mac_target import between, check_range, check_shares
-from prunegym.validation import choice, finite, share, whole_number
+from prunegym.settings import check_types
+from prunegym.validation import choice, finite, share, typed, whole_number
 
 CONSTANT_LEARNING_RATE = 5e-3
 """Peak learning rate of Adam for constants. With 2e-2 ResNet-20 lost a quarter of a point."""
@@ -66,6 +67,7 @@ class TuneConfig:
 
     def __post_init__(self) -> None:
         """Check the target and lambda."""
+        check_types(self)
         if self.target_macs is None and self.sparsity is None:
             object.__setattr__(self, "target_macs", 0.5)
         if self.target_macs is not None:
@@ -100,6 +102,7 @@ class TuneConfig:
         return dataclasses.replace(self, target_macs=between(self.target_macs, position))
 
 
+@typed
 def tune(
     masked: MaskedCNN,
     policy: Policy,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral, Real
 from types import NoneType
 from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
@@ -16,6 +17,10 @@ Config = TypeVar("Config")
 Change = tuple[tuple[str, ...], Any]
 """A key, cut at its dots, and its value."""
 WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", NoneType: "null"}
+
+
+ABSTRACT: dict[Any, type] = {int: Integral, float: Real}
+"""What numpy's numbers are too."""
 
 
 class Loader(yaml.SafeLoader):
@@ -127,23 +132,37 @@ def make_config(config: type[Config], values: Mapping[str, Any], where: str = ""
     return config(**made)
 
 
+def check_types(config: Any) -> None:
+    """Check that the fields of a config, a dataclass, have the types of their hints.
+
+    Raises:
+        InvalidInputError: If a value has another type.
+    """
+    for name, hint in get_type_hints(type(config)).items():
+        if not _fits(getattr(config, name), hint):
+            raise InvalidInputError(f"{name} is {getattr(config, name)!r}; {_needed(hint)} is needed.")
+
+
 def _fits(value: Any, hint: Any) -> bool:
     if get_origin(hint) is Literal:
         return value in get_args(hint)
-    if get_origin(hint) in (Sequence, tuple):
-        return isinstance(value, Sequence) and all(_fits(one, get_args(hint)[0]) for one in value)
+    if get_origin(hint) in (Sequence, tuple, list):
+        fine = isinstance(value, Sequence) and not isinstance(value, str)
+        return fine and all(_fits(one, get_args(hint)[0]) for one in value)
+    if get_origin(hint) is dict:
+        return isinstance(value, Mapping)
     if get_args(hint):
         return any(_fits(value, one) for one in get_args(hint))
     if isinstance(value, bool):  # a bool is an int for Python, but not for a reader
         return hint in (bool, Any)
-    return hint is Any or isinstance(value, int | float if hint is float else hint)
+    return hint is Any or isinstance(value, ABSTRACT.get(hint, hint))
 
 
 def _needed(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return " or ".join(map(repr, get_args(hint)))
-    if get_origin(hint) in (Sequence, tuple):
-        return "a list of numbers"
+    if get_origin(hint) in (Sequence, tuple, list):
+        return "a list of names" if get_args(hint)[0] is str else "a list of numbers"
     if get_args(hint):
         return ", or ".join(map(_needed, get_args(hint)))
     return WORDS.get(hint, "a group of settings")

@@ -5,16 +5,22 @@ All of them return the value, so that a check and its use fit in one expression.
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import inspect
 import math
 import numbers
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import NoneType
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, get_args, get_type_hints
 
 from prunegym.errors import InvalidInputError, UnknownNameError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+Given = ParamSpec("Given")
+Returned = TypeVar("Returned")
 Value = TypeVar("Value")
 Arrays = TypeVar("Arrays")
 """A tensor or an array."""
@@ -62,9 +68,40 @@ def instance(name: str, value: Value, kind: type | tuple[type, ...], hint: str =
     """
     if not isinstance(value, kind):
         kinds = kind if isinstance(kind, tuple) else (kind,)
-        needed = " or ".join(one.__name__ for one in kinds)
+        needed = " or ".join("None" if one is NoneType else one.__name__ for one in kinds)
         raise _refused(f"{name} is a {type(value).__name__}; {needed} is needed.", hint)
     return value
+
+
+def typed(function: Callable[Given, Returned]) -> Callable[Given, Returned]:
+    """Check, at each call, the arguments whose type hints are classes of PruneGym, torch and the like, or None.
+
+    Numbers, words, paths and functions are left to the other checks.
+    """
+    signature = inspect.signature(function)
+
+    @functools.cache
+    def classes() -> dict[str, tuple[type, ...]]:
+        hints = {name: get_args(hint) or (hint,) for name, hint in get_type_hints(function).items() if name != "return"}
+        return {name: kinds for name, kinds in hints.items() if all(map(_is_checked, kinds))}
+
+    @functools.wraps(function)
+    def checked(*args: Given.args, **kwargs: Given.kwargs) -> Returned:
+        given: Mapping[str, Any] = {}
+        with contextlib.suppress(TypeError):  # Python's own message says which argument is missing or too many
+            given = signature.bind(*args, **kwargs).arguments
+        for name, kinds in classes().items():
+            if name in given:
+                instance(name, given[name], kinds)
+        return function(*args, **kwargs)
+
+    return checked
+
+
+def _is_checked(kind: Any) -> bool:
+    if not isinstance(kind, type) or getattr(kind, "_is_protocol", False):
+        return False
+    return kind is NoneType or kind.__module__.partition(".")[0] in ("prunegym", "torch", "stable_baselines3")
 
 
 def yes_or_no(name: str, value: Any) -> bool:

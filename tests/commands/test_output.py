@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from prunegym.commands.output import Facts, Table, fold
+from prunegym.commands.output import Facts, Table, emit, fold
 
 LONG = "runs/cifar10-jpeg/prepared-50-seeds/runs/prepared-with-a-long-name-seed0/model.safetensors"
 COLUMNS = ["agent", "accuracy", "channels kept", "total MACs", "static", "shuffled", "reward", "difference", "seeds"]
@@ -53,3 +53,12 @@ def test_facts_wrap_or_go_under_their_names() -> None:
 def test_paths_break_after_slashes_only_where_they_must() -> None:
     assert fold("see /tmp/x/y and runs/a/b", 20) == ["see /tmp/x/y and", "runs/a/b"]
     assert fold("see /tmp/a-long-name/of-a-folder/x", 20) == ["see /tmp/", "a-long-name/", "of-a-folder/x"]
+
+
+def test_names_with_control_characters_and_without_an_encoding(capsys: pytest.CaptureFixture[str]) -> None:
+    names = "\x1b[31mred", "\ud800", "a\tb", "\x07", "ä"
+    emit({}, False, Table("which", ["name", "share"], [[name, "1"] for name in names]), *names)
+    said = capsys.readouterr().out
+    for shown in (r"\x1b[31mred", r"\ud800", "a\tb", r"\x07", "ä"):
+        assert said.count(shown) == 2
+    assert "\x1b[31m" not in said.replace("\x1b[1mwhich", "")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from prunegym.envs import ChannelMaskEnv, ChannelMaskVectorEnv, MaskSimulator, MaskVecEnv, make_task
-from prunegym.errors import InvalidInputError, MissingDataError, UnknownArgumentError, UnknownNameError
+from prunegym.errors import InvalidInputError, MissingDataError, RewardError, UnknownArgumentError, UnknownNameError
 from prunegym.models.data.dataset_registry import load_dataset
 from prunegym.models.data.splits import from_arrays
 from prunegym.models.gating.features import MaskFeatures
@@ -216,6 +216,16 @@ def test_options_of_reset_of_another_kind(options: dict[str, object]) -> None:
         make_task("digits", images=2.5)
 
 
+@pytest.mark.parametrize("kind", ["complex", "sparse", "meta", "words"])
+def test_rewards_of_another_kind(kind: str) -> None:
+    ones = torch.ones(4)
+    returned = {"complex": ones * 1j, "sparse": ones.to_sparse(), "meta": ones.to("meta"), "words": ["a"] * 4}[kind]
+    env = MaskVecEnv(ONE_STEP, 4, reward=lambda outcome: returned, seed=0)
+    env.reset()
+    with pytest.raises((InvalidInputError, RewardError), match=r"reward .* (returned is|raised)"):
+        env.step(np.ones((4, env.action_space.n), int))
+
+
 @pytest.mark.parametrize("seed", [-1, 1.5, "a", True, [1]])
 def test_seeds(seed) -> None:
     with pytest.raises(InvalidInputError, match=r"seed is .*; a whole number of at least 0 is needed"):
@@ -248,6 +258,9 @@ def test_actions_of_another_byte_order_or_backwards() -> None:
     ("arguments", "message"),
     [
         ({"num_envs": 4.0}, r"num_envs is 4.0; a whole number from 1 to"),
+        ({"num_envs": -1}, r"num_envs is -1; a whole number from 1 to"),
+        ({"num_envs": 1.5}, r"num_envs is 1.5; a whole number from 1 to"),
+        ({"num_envs": 10**9}, r"num_envs is 1000000000; a whole number from 1 to"),
         ({"num_envs": "4"}, r"num_envs is '4'; a whole number from 1 to"),
         ({"seed": -1}, "seed is -1; a whole number of at least 0"),
         ({"augment": 1}, "augment is 1; True, False or 'flip' is allowed"),

@@ -43,6 +43,20 @@ def test_tensors(kind: str) -> None:
         model.masked.cost.mac_share(mask)
 
 
+@pytest.mark.parametrize("execution", ["masked", "full", "torch", "kernel"])
+def test_nothing_that_is_given_is_written_on(execution: str) -> None:
+    net = nn.Sequential(nn.ReLU(inplace=True), *_plain())
+    net[2] = nn.ReLU(inplace=True)
+    masked = MaskedCNN(net.eval(), torch.zeros(1, 1, 8, 8))
+    images, mask = torch.randn(4, 1, 8, 8), (torch.rand(4, masked.mask_size) < 0.5).float()
+    before = images.clone(), mask.clone()
+    if execution in SkippingCNN(masked, None).available:
+        SkippingCNN(masked, None, execution)(images, mask)
+    masked(images, mask)
+    assert torch.equal(images, before[0])
+    assert torch.equal(mask, before[1])
+
+
 @pytest.mark.parametrize("value", [2.0, 0.5, -1.0, float("nan"), float("inf")])
 def test_costs_are_of_masks(value: float) -> None:
     cost = shipped_model().masked.cost

@@ -17,6 +17,8 @@ from tqdm import tqdm
 
 READABLE = 80
 """Width of text where no terminal gives one."""
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""Characters that terminals obey; tabs and line ends are harmless."""
 FEW, NAMES = 16, 24
 """Characters that names need next to all columns, and get where a table is cut; longer ones get a separate line."""
 
@@ -32,16 +34,31 @@ def emit(document: Mapping[str, Any], as_json: bool, *parts: Table | Facts | str
         if index and not isinstance(part, str):
             typer.echo()
         if isinstance(part, str):
-            typer.echo("\n".join(fold(part, width or READABLE)))
+            typer.echo(printable("\n".join(fold(part, width or READABLE))))
             continue
-        for line in fold(part.title, width or READABLE):
+        for line in map(printable, fold(part.title, width or READABLE)):
             typer.echo(line if os.environ.get("NO_COLOR") else typer.style(line, bold=True))
-        typer.echo("\n".join(part.lines(width)))
+        typer.echo(printable("\n".join(part.lines(width))))
+
+
+def printable(text: str) -> str:
+    r"""Return a text in which a terminal obeys nothing: names of classes and files may have control characters.
+
+    Characters that the output cannot encode are written in the same way.
+
+    Example:
+        >>> print(printable("a\x1b[31mb ä"))
+        a\x1b[31mb ä
+    """
+    escaped = CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return escaped.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def note(text: str, quiet: bool = False) -> None:
     """Write a line to standard error."""
     if not quiet:
+        text = printable(text)
         lines = fold(text, shutil.get_terminal_size().columns, "  ") if sys.stderr.isatty() else [text]
         tqdm.write("\n".join(lines), file=sys.stderr)  # above a progress bar, not through it
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from prunegym.errors import InvalidInputError
 from prunegym.models.data.augmentation import random_shift_and_flip
 from prunegym.models.data.dataset import Dataset
+from prunegym.models.data.dataset_registry import load_dataset
 from prunegym.models.data.normalisation import IMAGENET_MEAN, IMAGENET_STD, Normalisation
 from prunegym.models.data.splits import from_arrays, hold_out_validation
 from prunegym.models.storage.cnn_info import CNNInfo
@@ -303,3 +304,25 @@ def test_all_images_have_one_size() -> None:
 def test_a_normalisation_can_be_divided_by(std: float) -> None:
     with pytest.raises(InvalidInputError, match="finite numbers are needed, and standard deviations above 0"):
         Normalisation((0.5,), (std,))
+
+
+@pytest.mark.parametrize(
+    ("take", "message"),
+    [
+        (
+            lambda data: data.batch(torch.tensor([10**9])),
+            "The indices do not fit data set 'digits', split 'validation'",
+        ),
+        (lambda data: data.batch("x"), "Give an int64 tensor of numbers from 0 to 119"),
+        (lambda data: data.batch(torch.tensor([0.5])), "Give an int64 tensor"),
+        (lambda data: data.batch(torch.tensor([True])), "Give an int64 tensor"),
+        (lambda data: data.subset(torch.tensor([10**9])), "Give an int64 tensor"),
+        (lambda data: data.sample(-1), "count is -1; a whole number of at least 1 is needed"),
+        (lambda data: data.sample(2.5), "count is 2.5; a whole number"),
+        (lambda data: data.part(3), "span is a int; str is needed. Give FROM:TO"),
+    ],
+)
+def test_indices_and_counts_that_are_none(take, message) -> None:
+    with pytest.raises(InvalidInputError) as raised:
+        take(load_dataset("digits", "validation"))
+    assert message in str(raised.value)
