@@ -132,8 +132,14 @@ def is_good(facts: Facts) -> bool:
     """Return whether a network is taken, exact, and has enough that masks can remove."""
     if facts["status"] != "taken":
         return False
-    errors = [facts["auto"]["ones_error"], *(facts["all"].get(name, 1.0) for name in ("ones_error", "half_error"))]
-    return max(errors) < EXACT and max(facts[gates]["removable"] for gates in ("auto", "all")) > REMOVABLE
+    errors = [_auto(facts)["ones_error"], *(facts["all"].get(name, 1.0) for name in ("ones_error", "half_error"))]
+    return max(errors) < EXACT and facts["all"]["removable"] > REMOVABLE
+
+
+def _auto(facts: Facts) -> Facts:
+    """Return what was found with the gates of ``auto``; those of ``all`` where it finds none."""
+    found: Facts = facts.get("auto", facts["all"])
+    return found
 
 
 INTRODUCTION = """# Networks that were tried
@@ -179,12 +185,12 @@ def page(found: list[Facts]) -> str:
 
 
 def _line(facts: Facts) -> str:
-    auto, every = facts["auto"], facts["all"]
+    auto, every = _auto(facts), facts["all"]
     over, static, export = facts.get("over_dense"), facts["static_half"], facts["export"]
     cells = [
         facts["number"], facts["network"], facts["size"], f"{auto['seconds']:.0f}", f"{auto['memory_mib']:.0f}",
-        *(f"{one['gates']}/{one['bits']}" for one in (auto, every)),
-        *(f"{one[name]:.3f}" for name in ("removable", "half") for one in (auto, every)),
+        *(f"{one['gates']}/{one['bits']}" if one else "none" for one in (facts.get("auto"), every)),
+        *(f"{one[name]:.3f}" if one else "" for name in ("removable", "half") for one in (facts.get("auto"), every)),
         "" if static is None else f"{static:.3f}",
         _error(every),
         ", ".join(way for way in facts["ways"] if way not in ("full", "masked")) or "none",

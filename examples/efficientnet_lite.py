@@ -86,13 +86,13 @@ def run(network: nn.Module, data: dict[str, Dataset], out: Path, steps: int, epo
         ImitationConfig(steps=steps, batch_size=16, mac_share=TARGET),
         TuneConfig(target_macs=TARGET, epochs=epochs, batch_size=16, train_cnn=False, gate_learning_rate=2e-3),
     )
-    masked, gates = prepare(masked, train, config)
+    masked, gates = prepare(masked, train, config, folder=out)
     print(f"gates trained in {time.perf_counter() - started:.0f} s on {len(train)} crops")
     info = CNNInfo.of("efficientnet_lite:make", train, outputs=masked.output_shape[0])
     model = DynamicCNN(masked, gates, info)
     found = model.predict(test.images)
     with torch.inference_mode():
-        dense = torch.cat([masked(batch).argmax(1) for batch in test.batches(32)])
+        dense = torch.cat([masked(batch).argmax(1) for _, batch in test.batches(32)])
     agreement, share = (found.labels == dense).double().mean().item(), found.mac_share.mean().item()
     print(f"test: agrees on {agreement:.1%} of {len(test)} crops, at {share:.3f} of the MACs")
     out.mkdir(parents=True, exist_ok=True)
@@ -126,10 +126,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("photographs", type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs/efficientnet-lite"))
-    parser.add_argument("--train", type=int, default=240, help="crops to train on")
-    parser.add_argument("--test", type=int, default=90, help="crops to evaluate on")
-    parser.add_argument("--steps", type=int, default=20, help="of imitation")
-    parser.add_argument("--epochs", type=float, default=3.0, help="of refinement")
+    parser.add_argument("--train", type=int, default=160, help="crops to train on")
+    parser.add_argument("--test", type=int, default=60, help="crops to evaluate on")
+    parser.add_argument("--steps", type=int, default=10, help="of imitation")
+    parser.add_argument("--epochs", type=float, default=2.0, help="of refinement")
     options = parser.parse_args()
     run(
         make(),

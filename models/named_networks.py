@@ -128,22 +128,19 @@ def _descriptions(name: str, data: Dataset | None, transform: dict[str, Any]) ->
         return
     stated = stated_by(name)
     if data is not None:
-        shape, info = data.image_shape, CNNInfo.of(name, data, outputs=data.outputs or 1)
+        info = CNNInfo.of(name, data, outputs=data.outputs or 1)
     else:
-        known = stated is not None and stated.source is not None
-        made, norm = _chosen(stated, transform) if stated is not None and known else (None, BLANK)
-        made = made or Transform.of(**transform)
-        shape = (len(norm.mean), *(made.image_size if made is not None else (32, 32)))
-        info = CNNInfo(name, 1, shape, norm, (), "none", transform=made)
-    outputs = _outputs(_fresh(name, shape), shape)
+        made, norm = Transform.of(**transform), BLANK
+        if stated is not None and stated.source is not None:
+            made, norm = _chosen(stated, transform)
+        height, width = (32, 32) if made is None else made.image_size
+        info = CNNInfo(name, 1, (len(norm.mean), height, width), norm, (), "none", transform=made)
+    shape = info.image_shape
+    outputs = _outputs(build(name, None, shape[0], shape[1:]), shape)
     classes = stated.classes if stated is not None else ()
     if len(classes) != outputs:
         classes = tuple(map(str, range(outputs)))
     yield dataclasses.replace(info, num_classes=outputs, classes=classes)
-
-
-def _fresh(name: str, shape: tuple[int, ...]) -> nn.Module:
-    return build(name, None, shape[0], (shape[1], shape[2]))
 
 
 @torch.inference_mode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import re
@@ -114,3 +115,11 @@ def test_make_knows_how_to_make_each_table(target: str) -> None:
     assert found.returncode == 0, found.stderr
     assert found.stdout
     assert all((ROOT / recipe).is_file() for recipe in re.findall(r"results/recipes/\S+\.yaml", found.stdout))
+
+
+def test_the_page_of_networks_is_what_its_documents_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    networks = importlib.import_module("networks")
+    found = [json.loads(path.read_text()) for path in sorted(networks.RESULTS.glob("*.json"))]
+    assert (ROOT / "docs/networks.md").read_text() == networks.page(found), "run benchmarks/networks.py --page"
+    assert {facts["number"] for facts in found} <= set(networks.rows())

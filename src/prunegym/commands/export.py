@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
+import tempfile
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from prunegym.commands.options import NO_DATA, JsonFlag, Network, TrainedModel, grouped
-from prunegym.commands.output import Facts, emit
+from prunegym.commands.output import Facts, emit, note
 from prunegym.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from prunegym.models.storage.model_file import Bundle
+
+ROUNDS, SECONDS = 9, 10.0
 
 
 @grouped
@@ -36,7 +44,7 @@ def export(
     export_onnx(stored, out, decide, pixels, penalty)  # type: ignore[arg-type]  # the name is checked there
     shape = ", ".join(map(str, (1, *stored.info.image_shape)))
     gates, cut = len(stored.masked.gates), 0 if dense else len(cut_gates(stored.masked))
-    document = {
+    document: dict[str, Any] = {
         "model": model, "file": str(out), "bytes": out.stat().st_size, "decide": decide, "gates": gates,
         "gates_cut": cut, "images": f"({shape}) {'uint8' if pixels == 'uint8' else 'float32'}",
     }  # fmt: skip
@@ -45,4 +53,35 @@ def export(
         "input": f"images {document['images']}",
         "channels left out": f"in {cut} of {gates} gates; in the others they are computed and set to zero",
     }
+    over = None if decide != "policy" else over_dense(stored, out, pixels)
+    if over is not None:
+        document["time_over_dense"] = over
+        rows["time here"] = f"{over:.2f} of the dense export's, on random images"
     emit(document, as_json, Facts(f"{model} as ONNX", rows))
+    if over is not None and over > 1:
+        note(f"The export takes {over:.2f} times as long as the dense network here: prunegym export --dense is faster.")
+
+
+def over_dense(model: Bundle, masked: Path, pixels: str) -> float | None:
+    """Return the time of an export with decisions over that of the dense one, medians in turn on random images.
+
+    None if ONNX Runtime is not installed.
+    """
+    if importlib.util.find_spec("onnxruntime") is None:
+        return None
+    import numpy as np
+    import onnxruntime
+
+    from prunegym.models.export.onnx_model import export_onnx
+    from prunegym.models.stopwatch import median_seconds
+
+    random, shape = np.random.default_rng(0), (1, *model.info.image_shape)
+    images = random.integers(0, 256, shape, np.uint8) if pixels == "uint8" else random.random(shape, np.float32)
+    with tempfile.TemporaryDirectory() as folder:
+        dense = export_onnx(model, Path(folder) / "dense.onnx", "all", pixels)  # type: ignore[arg-type]
+        forms = {
+            name: partial(onnxruntime.InferenceSession(path).run, ["logits"], {"images": images})
+            for name, path in (("masked", masked), ("dense", dense))
+        }
+        seconds = median_seconds(forms, ROUNDS, limit=SECONDS)
+    return seconds["masked"] / seconds["dense"]
