@@ -125,14 +125,14 @@ def _timed(record: Record) -> dict[str, float] | None:
     own = agent if isinstance(agent, DynamicCNN) else None
     masked = model.masked if own is None else own.masked
     dataset = model.data["evaluated"] if own is None else own.info.adapt(model.data["evaluated"])
-    images = dataset.batch(torch.arange(min(TIMED_IMAGES, len(dataset)))).split(1)
+    images = torch.split(dataset.batch(torch.arange(min(TIMED_IMAGES, len(dataset)))), 1)
     dense = SkippingCNN(masked)
     forms = {"dense_milliseconds": lambda: [dense(image) for image in images]}
     if own is not None:
         run = SkippingCNN(masked, own.policy)
         forms["milliseconds"] = lambda: [run(image) for image in images]
     elif isinstance(agent, Masks):
-        masks = agent.mask.expand(len(dataset), -1)[: len(images)].split(1)
+        masks = torch.split(agent.mask.expand(len(dataset), -1)[: len(images)], 1)
         pairs = list(zip(images, masks, strict=True))
         forms["milliseconds"] = lambda: [dense(image, mask) for image, mask in pairs]
     else:
