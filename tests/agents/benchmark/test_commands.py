@@ -42,6 +42,16 @@ def test_validate_and_leaderboard_catch_an_edited_figure(copied):
     assert "reward is 0.99" in result.stdout
 
 
+def test_a_comparison_is_validated_and_reported_as_a_suite_is(tmp_path):
+    out = tmp_path / "compare"
+    options = ["--images", "50", "--seeds", "1", "--target-macs", "0.5", "--quiet", "--out", out]
+    document = as_json("compare", "random", "l1", *options)
+    assert document["rows"][0]["outcome"] == ""
+    assert as_json("validate", out)["valid"]
+    (board,) = as_json("leaderboard", out)["boards"].values()
+    assert {row["name"] for row in board} == {"random", "l1"}
+
+
 def test_report_and_merge(copied, tmp_path):
     pytest.importorskip("plotly")
     pytest.importorskip("rliable")
