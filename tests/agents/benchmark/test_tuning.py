@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -71,3 +74,36 @@ def test_a_space_is_checked_before_anything_runs(model, tmp_path):
     with pytest.raises(PruneGymError, match="n_minibatch"):
         tune_recipe(model, "digits", tmp_path / "out", space={"n_minibatch": [1, 2]}, settings=SMALL)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_search_that_is_killed_goes_on_with_the_trial_in_hand(tmp_path):
+    out = tmp_path / "study"
+    small = [word for one in ("n_envs=32", "n_episodes=256", "eval_every=1") for word in ("--set", one)]
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "prunegym",
+        "tune",
+        "digits",
+        "--recipe",
+        "digits",
+        "--trials",
+        "3",
+    ]
+    command += [*small, "--out", str(out), "--quiet"]
+    process = subprocess.Popen(command)
+    while not (out / "trial-1/monitor.json").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    study = optuna.load_study(study_name="prunegym", storage=f"sqlite:///{out / 'study.db'}")
+    asked = study.trials[1].params
+    done = subprocess.run([*command, "--resume", "--json"], check=True, capture_output=True, text=True)
+    trials = json.loads(done.stdout)["trials"]
+    assert len(trials) == 3
+    assert [one["settings"] for one in trials if one["folder"].endswith("trial-1")] == [asked]
+    assert load_recipe(out / "best.yaml").n_envs == 32
