@@ -25,6 +25,12 @@ BASH = {page.name: blocks(page, "bash") for page in sorted(PAGES, key=lambda one
 NOT_RUN = {
     "make demo": "tests/commands/test_inspect.py runs `prunegym demo`",
     "make test": "it runs this test",
+    "pip install -e '.[benchmark]'": "it installs packages that the tests have",
+    "prunegym benchmark digits": "it takes minutes; tests/agents/benchmark runs a smaller suite",
+    "prunegym report runs/digits-suite": "it needs that suite; tests/agents/benchmark writes a report",
+    "prunegym validate runs/digits-suite": "tests/agents/benchmark/test_commands.py runs it on a smaller suite",
+    "prunegym leaderboard runs/digits-suite": "the same",
+    "prunegym merge ": "the same",
     "pip install -e .": ".ci/wheel_test installs PruneGym from a clone",
     "python examples/hard_cap.py": "it takes minutes; tests/test_examples.py runs its parts",
     "python examples/costly_errors.py 20": "it takes an hour; tests/test_examples.py runs it with two seeds",

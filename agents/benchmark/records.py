@@ -104,14 +104,14 @@ def read_records(folders: Iterable[Path | str]) -> list[Record]:
         MissingDataError: If there is no such folder, or none has a result.
         InvalidInputError: If a file is damaged.
     """
-    folders = [Path(folder) for folder in folders]
-    for folder in folders:
+    roots = [Path(folder) for folder in folders]
+    for folder in roots:
         if not folder.is_dir():
             raise MissingDataError(f"There is no folder {folder}. Give the --out of prunegym benchmark or compare.")
-    files = sorted({file.resolve(): file for folder in folders for file in sorted(folder.rglob(RESULTS))}.values())
+    files = sorted({file.resolve(): file for folder in roots for file in sorted(folder.rglob(RESULTS))}.values())
     if not files:
         raise MissingDataError(
-            f"There are no results in {', '.join(map(str, folders))}. Run prunegym benchmark or compare first."
+            f"There are no results in {', '.join(map(str, roots))}. Run prunegym benchmark or compare first."
         )
     return [read_record(file) for file in files]
 

@@ -23,6 +23,7 @@ from prunegym.settings import Change, changed
 from prunegym.validation import choice, finite, whole_number
 
 if TYPE_CHECKING:
+    from optuna import Study
     from optuna.trial import FrozenTrial, Trial
 
 Space = Mapping[str, Any]
@@ -33,7 +34,7 @@ SPACE: Space = {
     "n_minibatches": [1, 2, 4],
 }
 """What is searched if nothing else is given: ranges with ``low``, ``high`` and ``log``, or lists of values."""
-FOLDER = "folder"
+FOLDER, INTERRUPTED = "folder", "interrupted"
 STUDY = "study.db"
 BEST = "best.yaml"
 
@@ -116,11 +117,12 @@ def tune_recipe(
         storage=f"sqlite:///{out / STUDY}", study_name="prunegym", direction="maximize", sampler=sampler, pruner=pruner,
         load_if_exists=True,
     )  # fmt: skip
-    for lost in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
-        study.tell(lost.number, state=optuna.trial.TrialState.FAIL)
+    for lost in _in_hand(study):
+        if not lost.state.is_finished():
+            study.tell(lost.number, state=optuna.trial.TrialState.FAIL)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            study.enqueue_trial(lost.params, user_attrs={FOLDER: lost.user_attrs.get(FOLDER, f"trial-{lost.number}")})
+            study.enqueue_trial(lost.params, user_attrs={FOLDER: lost.user_attrs[FOLDER]})
 
     def objective(trial: Trial) -> float:
         folder = out / str(trial.user_attrs.get(FOLDER, f"trial-{trial.number}"))
@@ -137,11 +139,15 @@ def tune_recipe(
             if trial.should_prune():
                 raise optuna.TrialPruned
 
-        train_agent(
-            model.masked, model.info, model.data["train"], model.data["validation"], _recipe(name, env, own, values),
-            folder, policy=model.policy, seed=model.seed, resume=(folder / "run.json").exists(), device=model.device,
-            progress=False, report=watch,
-        )  # fmt: skip
+        try:
+            train_agent(
+                model.masked, model.info, model.data["train"], model.data["validation"],
+                _recipe(name, env, own, values), folder, policy=model.policy, seed=model.seed,
+                resume=(folder / "run.json").exists(), device=model.device, progress=False, report=watch,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            trial.set_user_attr(INTERRUPTED, True)  # Optuna would take it for a trial that fails
+            raise
         return _best_of(folder)
 
     done = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
@@ -158,6 +164,14 @@ def tune_recipe(
         shutil.copyfile(Path(complete[0].folder) / "model.safetensors", out / "model.safetensors")
     finish_run(out, 0.0, {"trials": [dataclasses.asdict(one) for one in found]})
     return [*complete, *(one for one in found if one.state != "complete")]
+
+
+def _in_hand(study: Study) -> list[FrozenTrial]:
+    """Return trials that an interruption or the end of the process left, and that no later one goes on with."""
+    trials = study.get_trials()
+    left = [one for one in trials if one.user_attrs.get(INTERRUPTED) or one.state.name == "RUNNING"]
+    later = {one.number: {other.user_attrs.get(FOLDER) for other in trials[one.number + 1 :]} for one in left}
+    return [one for one in left if FOLDER in one.user_attrs and one.user_attrs[FOLDER] not in later[one.number]]
 
 
 def check_space(space: Space) -> None:

@@ -167,8 +167,8 @@ def _checked(record: Record, trust_code: bool, device: str) -> Validation:
     now = Result.of(found, own)
     exact = all(run.get(key) == here.get(key) for key in SAME_MACHINE)
     other = 1.0
-    if claimed.masks is not None and claimed.masks.shape == now.masks.shape:  # type: ignore[union-attr]
-        other = (claimed.masks != now.masks).any(1).double().mean().item()
+    if claimed.masks is not None and now.masks is not None and claimed.masks.shape == now.masks.shape:
+        other = torch.ne(claimed.masks, now.masks).any(1).double().mean().item()
     most = 0.0 if exact else MOST_OTHER_MASKS
     if other > most:
         problems.append(f"{other:.2%} of the images have another mask; at most {most:.2%} may")

@@ -139,7 +139,7 @@ class Dataset:
             (batch, channels, height, width) float32, a new tensor.
 
         Raises:
-            InvalidInputError: If the indices are no whole numbers, or out of range.
+            InvalidInputError: If the indices are not whole numbers, or out of range.
         """
         with self._indexing():
             images = self.images[indices]

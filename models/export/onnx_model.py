@@ -202,7 +202,8 @@ class _Export:
             table = table * numpy_of(scale_and_shift(self.network, norm)[0])
         kept = self.builder.concat([self._floats(self.masks[gate]) for gate in reader.gates])
         if not isinstance(kept, str):
-            return bias + (1 - kept) @ table
+            own: Array = bias + (1 - kept) @ table
+            return own
         off = self.builder.reshape(self.builder.op("Sub", np.ones(1, np.float32), kept), [1, -1])
         return self.builder.op("Add", bias, self.builder.reshape(self.builder.op("MatMul", off, table), [-1]))
 

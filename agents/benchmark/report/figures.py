@@ -11,6 +11,7 @@ import torch
 
 from prunegym.agents.benchmark.records import Record, Where
 from prunegym.agents.benchmark.reopening import open_cell, saved_agent
+from prunegym.agents.benchmark.validation import why_not_trusted
 from prunegym.agents.comparison.results import MASKS, MODEL
 from prunegym.agents.comparison.table import TASK_REWARD, Comparison
 from prunegym.agents.evaluation.masks import Masks
@@ -26,13 +27,22 @@ TIMED_IMAGES, ROUNDS, LIMIT = 32, 15, 5.0
 SHOWN = ("accuracy", "total_mac_share", "kept_share", "static_accuracy", "shuffled_accuracy", "reward", TASK_REWARD)
 
 
-def rows_of(tables: Mapping[Where, Comparison], times: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
+def rows_of(
+    tables: Mapping[Where, Comparison],
+    times: Mapping[str, Mapping[str, float]],
+    groups: Mapping[Where, Mapping[str, Mapping[int, Record]]],
+) -> list[dict[str, Any]]:
     """Return a row for each agent at each place.
 
     Each has ``task``, ``point``, ``split``, ``agent``, ``penalty`` and ``outcome``, the means and half widths of
-    :data:`SHOWN`, ``seeds`` with accuracy and total MAC share of each run, and measured milliseconds if there are any.
+    :data:`SHOWN`, ``seeds`` with accuracy and total MAC share of each run, and measured milliseconds if there are any;
+    ``validated`` is the number of runs whose stored validation counts here.
     """
-    return [_row(where, table, row, times) for where, table in tables.items() for row in table.rows]
+    rows = [_row(where, table, row, times) for where, table in tables.items() for row in table.rows]
+    for row in rows:
+        runs = groups[Where(row["task"], row["point"], row["split"])][row["agent"]].values()
+        row["validated"] = sum(why_not_trusted(record.folder) is None for record in runs)
+    return rows
 
 
 def _row(where: Where, table: Comparison, row: Any, times: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
@@ -125,14 +135,14 @@ def _timed(record: Record) -> dict[str, float] | None:
     own = agent if isinstance(agent, DynamicCNN) else None
     masked = model.masked if own is None else own.masked
     dataset = model.data["evaluated"] if own is None else own.info.adapt(model.data["evaluated"])
-    images = dataset.batch(torch.arange(min(TIMED_IMAGES, len(dataset)))).split(1)
+    images = torch.split(dataset.batch(torch.arange(min(TIMED_IMAGES, len(dataset)))), 1)
     dense = SkippingCNN(masked)
     forms = {"dense_milliseconds": lambda: [dense(image) for image in images]}
     if own is not None:
         run = SkippingCNN(masked, own.policy)
         forms["milliseconds"] = lambda: [run(image) for image in images]
     elif isinstance(agent, Masks):
-        masks = agent.mask.expand(len(dataset), -1)[: len(images)].split(1)
+        masks = torch.split(agent.mask.expand(len(dataset), -1)[: len(images)], 1)
         pairs = list(zip(images, masks, strict=True))
         forms["milliseconds"] = lambda: [dense(image, mask) for image, mask in pairs]
     else:

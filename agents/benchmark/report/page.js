@@ -30,8 +30,8 @@ function draw(id, traces, x, y, shapes = []) {
   const axis = (title) => ({ title: { text: title }, gridcolor: line, zerolinecolor: line, linecolor: line, automargin: true });
   Plotly.react(id, traces, {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: text, family: "system-ui, sans-serif", size: 13 },
-    margin: { l: 50, r: 10, t: 10, b: 40 }, xaxis: axis(x), yaxis: axis(y), shapes: shapes.map((one) => ({ ...one, line: { color: text, width: 1, dash: "dot" } })),
-    legend: { orientation: "h", y: -0.2, yanchor: "top" }, hovermode: "closest",
+    margin: { l: 50, r: 10, t: 10, b: 90 }, xaxis: axis(x), yaxis: axis(y), shapes: shapes.map((one) => ({ ...one, line: { color: text, width: 1, dash: "dot" } })),
+    legend: { orientation: "h", x: 0, y: 0, yref: "container", yanchor: "bottom" }, hovermode: "closest",
   }, { responsive: true, displayModeBar: false, displaylogo: false });
 }
 function band(x, low, high, agent) {
@@ -73,7 +73,7 @@ const COLUMNS = [
   ["agent", (row) => row.agent], ["point", (row) => row.point], ["reward", (row) => plain(reward(row), 4)], ["outcome", (row) => row.outcome || (row.reference ? "reference" : "")],
   ["accuracy", (row) => percent(row.figures.accuracy)], ["total MACs", (row) => plain(row.figures.total_mac_share, 3)],
   ["ms", (row) => row.times && [row.times.milliseconds, null, 3]], ["dense ms", (row) => row.times && [row.times.dense_milliseconds, null, 3]],
-  ["static", (row) => percent(row.figures.static_accuracy)], ["shuffled", (row) => percent(row.figures.shuffled_accuracy)], ["seeds", (row) => [row.seeds.length, null, 0]],
+  ["static", (row) => percent(row.figures.static_accuracy)], ["shuffled", (row) => percent(row.figures.shuffled_accuracy)], ["seeds", (row) => [row.seeds.length, null, 0]], ["validated", (row) => `${row.validated} of ${row.seeds.length}`],
 ];
 if (data.rows.some((row) => row.figures.task_reward)) COLUMNS.splice(3, 0, ["task's reward", (row) => plain(row.figures.task_reward, 4)]);
 const key = (value) => (Array.isArray(value) ? value[0] : value);

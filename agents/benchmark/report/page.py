@@ -52,7 +52,7 @@ def write_report(
         raise InvalidInputError("No agent that others are compared with has a result yet. Let the benchmark finish.")
     make_folder(out)
     groups = grouped(records)
-    rows = rows_of(tables, measured(out, groups) if timed else {})
+    rows = rows_of(tables, measured(out, groups) if timed else {}, groups)
     curves = learning_curves(records)
     document = {
         "title": title,

@@ -67,7 +67,9 @@ def summary(tables: Mapping[Where, Comparison], reps: int = 2000, seed: int = 0)
     random = np.random.RandomState(seed)
 
     def estimated(of: Any, measure: Any) -> dict[str, list[float]]:
-        points, bounds = library.get_interval_estimates(of, measure, reps=reps, random_state=random)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of arch, about how rliable seeds it
+            points, bounds = library.get_interval_estimates(of, measure, reps=reps, random_state=random)
         return {
             name: [float(np.squeeze(points[name])), float(bounds[name][0, 0]), float(bounds[name][1, 0])]
             for name in points

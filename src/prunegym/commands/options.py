@@ -162,8 +162,10 @@ class RecipeOptions:
         """Return the recipe with what the command line says instead; settings of ``--set`` come last."""
         from prunegym.agents.rl.recipe_files import adjusted_recipe
 
-        changes = {"episodes": self.episodes, "reward": self.reward, "penalty": self.penalty}
-        return adjusted_recipe(self.recipe, **changes, target_macs=target_macs, settings=parse(self.settings or ()))
+        return adjusted_recipe(
+            self.recipe, episodes=self.episodes, reward=self.reward, penalty=self.penalty, target_macs=target_macs,
+            settings=parse(self.settings or ()),
+        )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from prunegym import shipped_model
 from prunegym.agents.benchmark.report.page import write_report
 
 CHROMIUM = Path(os.environ.get("PRUNEGYM_CHROMIUM", "/usr/bin/chromium"))
@@ -63,7 +64,7 @@ def test_every_part_is_drawn(page):
     assert page.locator("#table tbody tr").count() == 6
     assert page.locator("#statistics-table tr").count() == 4
     assert page.locator(".image").count() == 24
-    assert page.locator("#images canvas").count() == 24 * 2
+    assert page.locator("#images canvas").count() == 24 * len(shipped_model("digits").masked.gates)
     assert page.locator("#about").inner_text() == "1 task, 3 agents, 10 runs."
 
 

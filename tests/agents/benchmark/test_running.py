@@ -113,11 +113,13 @@ def test_every_cell_is_checked_before_the_first_trains(tmp_path, agent, message)
 
 FRAGILE = """
 import numpy as np, pathlib
+import prunegym
+WIDTH = prunegym.shipped_model("digits").masked.mask_size
 
 def agent(observation):
     if pathlib.Path("broken").exists():
         raise OSError("the disk is gone")
-    return np.ones((len(observation["features"]), 48))
+    return np.ones((len(observation["features"]), WIDTH))
 
 agent.layerwise = False
 """

@@ -1,0 +1,68 @@
+"""The same suite on two Ray nodes, each with a folder of its own; one of them is killed in the middle."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+if not os.environ.get("CI"):  # in CI a missing package is a failure
+    pytest.importorskip("ray", reason="ray is not installed: pip install 'prunegym[ray]'")
+
+pytestmark = pytest.mark.slow
+
+PROGRAM = """
+import json, sys
+from pathlib import Path
+from ray.cluster_utils import Cluster
+from prunegym.agents.benchmark.executors.ray_cluster import RayCluster
+from prunegym.agents.benchmark.running import run_suite
+from prunegym.agents.benchmark.suite import make_suite
+
+out, suite = Path(sys.argv[1]), json.loads(sys.argv[2])
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+nodes = [
+    cluster.add_node(num_cpus=1, env_vars={"PRUNEGYM_SCRATCH": str(out.parent / name), "OMP_NUM_THREADS": "1"})
+    for name in ("first", "second")
+]
+cluster.wait_for_nodes()
+import ray
+ray.init(address=cluster.address, log_to_driver=False)
+events = []
+
+def watch(event):
+    events.append([event.kind, event.cell.name])
+    begun = [name for kind, name in events if kind == "begun"]
+    if event.kind == "done" and len(nodes) == 2:  # the other cell is in hand now
+        where = [path.parents[1].name for path in out.parent.glob("*/prunegym-cells/tmp*")]
+        cluster.remove_node(nodes.pop(0 if "first" in where else 1), allow_graceful=False)
+
+on_both = lambda suite, place: RayCluster(suite, place, slots=2)
+found = run_suite(make_suite("tiny", suite), out, watch=watch, executor=on_both)
+print(json.dumps({"finished": found.finished, "failed": list(found.failed.values()), "events": events}))
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+def test_a_node_that_is_killed_costs_the_cell_in_hand_only(made, tmp_path):
+    suite = json.loads((made[0] / "suite.json").read_text())
+    program = [sys.executable, "-W", "ignore", "-c", PROGRAM, str(tmp_path / "out"), json.dumps(suite)]
+    patient = {"RAY_raylet_start_wait_time_s": "240", "RAY_health_check_timeout_ms": "60000"}  # for busy machines
+    done = subprocess.run(program, check=True, capture_output=True, text=True, timeout=280, env=os.environ | patient)
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert (found["finished"], found["failed"]) == (10, [])
+    kinds = [kind for kind, _ in found["events"]]
+    assert kinds.count("lost") >= 1
+    assert kinds.count("done") == 10
+    ended = [name for kind, name in found["events"] if kind == "done"]
+    assert len(set(ended)) == 10  # no finished cell began again
+    assert all((tmp_path / name / "prunegym-cells").is_dir() for name in ("first", "second"))
+    for file in (tmp_path / "out").rglob("result-*.json"):
+        own, other = (
+            json.loads((root / file.relative_to(tmp_path / "out")).read_text()) for root in (tmp_path / "out", made[0])
+        )
+        assert own["result"]["figures"] == pytest.approx(other["result"]["figures"], abs=0.01)

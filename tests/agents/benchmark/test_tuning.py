@@ -1,0 +1,109 @@
+"""Tuning by Optuna: trials are runs, the best recipe is written, and an interrupted search goes on."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from prunegym import load_dataset, load_recipe, shipped_model
+from prunegym.agents.benchmark import tuning
+from prunegym.agents.benchmark.tuning import check_space, tune_recipe
+from prunegym.errors import InvalidInputError, PruneGymError
+from prunegym.models.storage.model_file import Bundle
+from prunegym.settings import parse
+
+optuna = pytest.importorskip("optuna")
+pytestmark = pytest.mark.filterwarnings("ignore")  # of packages that Optuna imports
+SMALL = tuple(parse(["n_envs=32", "n_episodes=64", "eval_every=1", "hyperparameters.n_epochs=1"]))
+SPACE = {"hyperparameters.learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}, "n_minibatches": [1, 2]}
+
+
+@pytest.fixture
+def model():
+    dynamic = shipped_model("digits")
+    data = {"train": load_dataset("digits"), "validation": load_dataset("digits", "validation")}
+    return Bundle(masked=dynamic.masked, info=dynamic.info, policy=dynamic.policy, data=data)
+
+
+def test_trials_are_runs_and_an_interrupted_search_goes_on(model, tmp_path, monkeypatch):
+    out, train, calls = tmp_path / "study", tuning.train_agent, []
+
+    def stopped(*arguments, **options):
+        calls.append(options["resume"])
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return train(*arguments, **options)
+
+    monkeypatch.setattr(tuning, "train_agent", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        tune_recipe(model, "digits", out, space=SPACE, trials=3, settings=SMALL)
+    study = optuna.load_study(study_name="prunegym", storage=f"sqlite:///{out / 'study.db'}")
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "FAIL"]
+    asked = study.trials[1].params
+    found = tune_recipe(model, "digits", out, space=SPACE, trials=3, settings=SMALL, resume=True)
+    assert len(found) == 3
+    assert [dict(one.settings) for one in found].count(asked) == 1  # the trial in hand was tried with the same settings
+    rewards = []
+    for one in found:
+        history = json.loads((out / one.folder.split("/")[-1] / "monitor.json").read_text())["history"]
+        rewards.append(max(row["reward"] for row in history))
+        assert one.reward == pytest.approx(rewards[-1])
+    assert rewards == sorted(rewards, reverse=True)
+    best = load_recipe(out / "best.yaml")
+    assert best.hyperparameters["learning_rate"] == found[0].settings["hyperparameters.learning_rate"]
+    assert (best.n_envs, best.n_minibatches) == (32, found[0].settings["n_minibatches"])
+    with pytest.raises(InvalidInputError, match="other settings"):
+        tune_recipe(model, "digits", out, space={"n_minibatches": [1, 2]}, trials=3, settings=SMALL, resume=True)
+
+
+def test_a_space_is_checked_before_anything_runs(model, tmp_path):
+    for space in (
+        {},
+        {"sharpen": 3},
+        {"sharpen": {"low": 2, "high": 1}},
+        {"sharpen": {"low": 0, "high": 1, "log": True}},
+    ):
+        with pytest.raises(InvalidInputError):
+            check_space(space)
+    with pytest.raises(PruneGymError, match="lo"):
+        check_space({"sharpen": {"lo": 2, "high": 1}})
+    with pytest.raises(PruneGymError, match="n_minibatch"):
+        tune_recipe(model, "digits", tmp_path / "out", space={"n_minibatch": [1, 2]}, settings=SMALL)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_search_that_is_killed_goes_on_with_the_trial_in_hand(tmp_path):
+    out = tmp_path / "study"
+    small = [word for one in ("n_envs=32", "n_episodes=256", "eval_every=1") for word in ("--set", one)]
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "prunegym",
+        "tune",
+        "digits",
+        "--recipe",
+        "digits",
+        "--trials",
+        "3",
+    ]
+    command += [*small, "--out", str(out), "--quiet"]
+    process = subprocess.Popen(command)
+    while not (out / "trial-1/monitor.json").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    study = optuna.load_study(study_name="prunegym", storage=f"sqlite:///{out / 'study.db'}")
+    asked = study.trials[1].params
+    done = subprocess.run([*command, "--resume", "--json"], check=True, capture_output=True, text=True)
+    trials = json.loads(done.stdout)["trials"]
+    assert len(trials) == 3
+    assert [one["settings"] for one in trials if one["folder"].endswith("trial-1")] == [asked]
+    assert load_recipe(out / "best.yaml").n_envs == 32
