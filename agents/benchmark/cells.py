@@ -166,7 +166,7 @@ def entry_of(agent: Any, task: SuiteTask, point: Point, place: Place) -> Entry:
             place.of(thing), env=task.environment, reward=open_reward(task.reward), accuracy=task.accuracy,
             penalty=point.penalty, target_macs=point.budget, settings=settings,
         )  # fmt: skip
-        # Two entries with the same recipe and other settings train in folders of their own.
+        # Two entries with the same recipe and other settings train in separate folders.
         entry = recipe_entry(recipe if label is None else dataclasses.replace(recipe, name=label))
     else:
         entry = as_entry(place.of(thing), place.trust_code)

@@ -17,7 +17,7 @@ SUITE = "suite.json"
 
 
 def merge(folders: Sequence[Path | str], out: Path | str) -> int:
-    """Copy the finished cells of several folders of one suite into another folder, on which the suite can go on.
+    """Copy the finished cells of several folders of one suite into another folder, where the suite can continue.
 
     Args:
         folders: Folders of ``prunegym benchmark``, with the same suite. Their seeds may differ.
@@ -28,7 +28,7 @@ def merge(folders: Sequence[Path | str], out: Path | str) -> int:
 
     Raises:
         MissingDataError: If a folder is no benchmark.
-        InvalidInputError: If ``out`` has a run already, if the suites differ, or if a cell stands in two folders with
+        InvalidInputError: If ``out`` has a run already, if the suites differ, or if a cell is in two folders with
             other results.
     """
     out, roots = Path(out), [Path(folder) for folder in folders]

@@ -130,7 +130,7 @@ def grouped(records: Iterable[Record]) -> dict[Where, dict[str, dict[int, Record
         if other:
             raise InvalidInputError(
                 f"{first.file} and {record.file} are of the same task, but of another {' and '.join(other)}, so they "
-                "cannot stand in one table. Give folders of one suite."
+                "cannot be in one table. Give folders of one suite."
             )
         if record.seed in seeds:
             raise InvalidInputError(
@@ -162,7 +162,7 @@ def comparison(
     for agent in sorted(agents, key=lambda one: one != name):
         own, other = known[agent], known[name]
         each = [any(record.cell.get("each") for record in agents[one].values()) for one in (agent, name)]
-        if agent != name and all(each):  # neither stands for all seeds
+        if agent != name and all(each):  # neither is for all seeds
             both = [seed for seed in own if seed in other]
             own, other = ({seed: one[seed] for seed in both} or one for one in (own, other))
         rows.append(row_of(agent, own, other, first.penalty))

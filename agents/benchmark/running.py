@@ -114,17 +114,17 @@ def run_suite(
 
     Every cell is checked before the first one trains. Each has a folder, ``OUT/TASK/POINT/runs/AGENT-seedN``, that
     says how it was made. A cell that fails keeps its error in ``error.txt``, and the others run. Run the suite again to
-    go on: finished cells are read, trainings resume from their last checkpoint, and failed cells begin again.
+    continue: finished cells are read, trainings resume from their last checkpoint, and failed cells begin again.
 
     Args:
         suite: A suite, the name of one that comes with PruneGym, or a YAML file.
         out: Folder of the benchmark.
-        jobs: Number of processes. 1 runs all cells in this one. For more, a script of yours needs
+        jobs: Number of processes. 1 runs all cells in this one. For more, your script needs
             ``if __name__ == "__main__":``.
         device: Torch device.
         threads: Threads of torch in each process; by default the cores are shared.
         trust_code: Also load agents of Stable-Baselines3, ``.zip``.
-        resume: Go on in a folder that has this suite already.
+        resume: Continue in a folder that has this suite already.
         watch: Called with what happens to each cell.
         executor: Makes what runs the cells, instead of processes of this machine.
 
@@ -135,7 +135,7 @@ def run_suite(
     suite, out = as_suite(suite), Path(out)
     whole_number("jobs", jobs)
     if (out / "run.json").exists() and not resume:
-        raise InvalidInputError(f"{out} has a run already. Add --resume to go on, or give another --out.")
+        raise InvalidInputError(f"{out} has a run already. Add --resume to continue, or give another --out.")
     place = Place(out, device, trust_code)
     cells = plan(suite, place)
     begin_run(out, {"suite": suite.name}, resume)

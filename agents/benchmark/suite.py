@@ -111,7 +111,7 @@ class Suite:
             json.dumps(self.as_dict())
         except TypeError as error:
             raise InvalidInputError(
-                f"Suite {self.name!r} has a value that is no plain text or number: {error}."
+                f"Suite {self.name!r} has a value that is not plain text or a number: {error}."
             ) from error
         folders = [slug(name) for name in self.tasks]
         twice = [name for name, folder in zip(self.tasks, folders, strict=True) if folders.count(folder) > 1]

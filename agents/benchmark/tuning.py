@@ -72,7 +72,7 @@ def tune_recipe(
     """Search for the settings of a recipe with the highest reward on the validation images.
 
     Trials are runs in ``OUT/trial-N``, and the study is ``OUT/study.db`` (SQLite). A trial that is worse than the
-    median of the others at the same step is stopped. After an interruption, the trial in hand goes on from its
+    median of the others at the same step is stopped. After an interruption, the unfinished trial continues from its
     checkpoint.
 
     Args:
@@ -82,7 +82,7 @@ def tune_recipe(
         space: Settings by name, with dots: a range ``{low, high, log}`` or a list of values.
         trials: Number of trials in all, those before an interruption included.
         settings: Further changes of the recipe, for all trials.
-        resume: Go on in a folder that has this study.
+        resume: Continue in a folder that has this study.
         report: Called after each trial.
 
     Returns:
@@ -167,7 +167,7 @@ def tune_recipe(
 
 
 def _in_hand(study: Study) -> list[FrozenTrial]:
-    """Return trials that an interruption or the end of the process left, and that no later one goes on with."""
+    """Return trials that an interruption or the end of the process left, and that no later one continues."""
     trials = study.get_trials()
     left = [one for one in trials if one.user_attrs.get(INTERRUPTED) or one.state.name == "RUNNING"]
     later = {one.number: {other.user_attrs.get(FOLDER) for other in trials[one.number + 1 :]} for one in left}

@@ -138,9 +138,9 @@ def adjusted_recipe(
     given = {key[-1] for key, _ in changes if key[0] == "env_kwargs"}
     dropped, named = set(), REWARDS.get(now, NamedReward()) if isinstance(now, str) else NamedReward()
     if now != before and (callable(now) or ":" in str(now) or named.whole):
-        dropped.add("accuracy")  # what it returns is the whole reward
+        dropped.add("accuracy")  # the function returns the whole reward
     if now != before and named.unit:
-        # The recipe's lambda is for a share of the MACs: so dear, one channel would cost as much as all of them.
+        # The recipe's lambda is the price of all MACs; as the price of one channel it would be far too high.
         dropped.add("penalty")
     if dropped - given:
         made["env_kwargs"] = {key: value for key, value in made["env_kwargs"].items() if key not in dropped - given}

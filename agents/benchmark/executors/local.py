@@ -63,13 +63,13 @@ def error_text(error: BaseException) -> str:
     return line if isinstance(error, PruneGymError) else f"{line}\n\n{''.join(traceback.format_exception(error))}"
 
 
-def run_job(suite: Mapping[str, Any], name: str, job: Job, place: Place, tell: Callable[[Event], None]) -> Event:
-    """Run a cell, and return that it is done or why it failed; ``tell`` is called with its progress."""
+def run_job(suite: Mapping[str, Any], name: str, job: Job, place: Place, report: Callable[[Event], None]) -> Event:
+    """Run a cell, and return that it is done or why it failed; ``report`` is called with its progress."""
     try:
         result = run_cell(
-            suite, name, job.cell, job.share, place, lambda stage, row: tell(Event(job.cell, "progress", stage, row))
+            suite, name, job.cell, job.share, place, lambda stage, row: report(Event(job.cell, "progress", stage, row))
         )
-    except Exception as error:  # the rest of the suite goes on
+    except Exception as error:  # the rest of the suite continues
         return Event(job.cell, "failed", error_text(error))
     return Event(job.cell, "done", figures=result.figures)
 

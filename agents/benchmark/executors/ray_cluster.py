@@ -59,7 +59,7 @@ class RayCluster:
     def submit(self, job: Job) -> None:
         """Begin a cell on any node."""
         variables = {key: value for key, value in os.environ.items() if key == "PRUNEGYM_IMPORT"}
-        # In a list, so that the node fetches the bytes only if it lacks the file.
+        # In a list, so that the node fetches the bytes only if it does not have the file.
         inputs = [(path, [reference]) for path, reference in self._inputs.items()]
         reference = self._remote.options(runtime_env={"env_vars": variables} if variables else None).remote(
             [self._suite], self._name, job, inputs, self._place.device, self._place.trust_code
@@ -102,7 +102,7 @@ def input_files(suite: Suite) -> set[str]:
 def remote_cell(
     suite: list[Any], name: str, job: Job, inputs: list[tuple[str, list[Any]]], device: str, trust_code: bool
 ) -> tuple[Event, bytes]:
-    """Run a cell on a node, in a folder of its own, and return what happened with its folder as an archive."""
+    """Run a cell on a node, in a separate folder, and return what happened with its folder as an archive."""
     import ray
     import torch
 

@@ -116,7 +116,7 @@ def _galleries(
 
 def page(document: Mapping[str, Any], script: str) -> str:
     """Return the page: styles, content, plotly's script once, the figures as JSON, and what shows them."""
-    # "</" would end the script element that the figures stand in.
+    # "</" would end the script element that has the figures.
     figures = json.dumps(document, allow_nan=False).replace("</", "<\\/")
     parts = {name: (PARTS / f"page.{name}").read_text(encoding="utf-8") for name in ("html", "css", "js")}
     inserts = {"css": parts["css"], "plotly": script, "figures": figures, "js": parts["js"]}

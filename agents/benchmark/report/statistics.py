@@ -25,7 +25,7 @@ def scores_of(tables: Mapping[Where, Comparison]) -> Scores:
 
     A place is a task at a lambda or budget. Its score is the task's own reward or else the figure ``reward``, scaled so
     that 0 is the mean of the worst agent there and 1 that of the best. An agent that does not depend on the seed has
-    one row. Agents that lack a place, or have other numbers of seeds in two, are left out.
+    one row. Agents without a result for a place, or have other numbers of seeds in two, are left out.
     """
     found: dict[str, list[list[float]]] = {}
     for table in tables.values():
@@ -43,7 +43,7 @@ def summary(tables: Mapping[Where, Comparison], reps: int = 2000, seed: int = 0)
 
     Args:
         tables: Comparisons by place.
-        reps: Samples of the stratified bootstrap: seeds are drawn anew within each place.
+        reps: Samples of the stratified bootstrap: seeds are drawn with replacement within each place.
         seed: Of the bootstrap.
 
     Returns:

@@ -27,7 +27,7 @@ ENDED = {"found": "finished before", "done": "done", "failed": "FAILED", "lost":
 def benchmark(
     suite: Annotated[str, typer.Argument(help=SUITE)],
     run: opt.Run,
-    jobs: Annotated[int, typer.Option(min=1, help="Cells that run at once, each in a process of its own.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Cells that run at once, each in a separate process.")] = 1,
     seeds: Annotated[str | None, typer.Option(metavar="FROM:TO", help="Seeds, instead of the suite's.")] = None,
     data_root: opt.DataRoot = None,
     trust_code: opt.TrustCode = False,

@@ -27,7 +27,7 @@ def tune(
     """Search for the settings of a recipe with the highest validation reward. OUT/best.yaml is the best recipe.
 
     Trials that are worse than the median are stopped early. With --resume the
-    search goes on; OUT/study.db is an SQLite file that Optuna's dashboard shows.
+    search continues; OUT/study.db is an SQLite file that Optuna's dashboard shows.
     """
     from prunegym.agents.benchmark.tuning import SPACE, Tried, tune_recipe
     from prunegym.agents.rl.recipe_files import read_yaml
