@@ -20,7 +20,7 @@ from prunegym.models.data.transform import Transform
 from prunegym.models.storage.weights import fingerprint_of
 from prunegym.models.tasks.objective import KINDS, Objective
 from prunegym.models.zoo.network_registry import ZOO, build
-from prunegym.validation import typed, whole_number
+from prunegym.validation import instance, typed, whole_number
 
 MOST_PIXELS = 2**22
 """Of the images that a file says its CNN takes, times their channels: to trace it takes memory in proportion."""
@@ -65,6 +65,7 @@ class CNNInfo:
     ) -> CNNInfo:
         """Describe a network for a data set; ``outputs`` is their number where a data set without targets has none."""
         notes = {"splits": list(dataset.notes)} if dataset.notes else {}
+        instance("architecture", architecture, str)
         return cls(
             architecture, outputs or dataset.outputs, dataset.image_shape, dataset.normalisation, dataset.classes,
             dataset.name, {**notes, **(metadata or {})}, dataset.transform, dataset.objective, dataset.path,

@@ -14,6 +14,9 @@ from prunegym.models.precision import new_tensors_in
 from prunegym.models.zoo.networks import VGG, CifarResNet, MCifarNet, ResNet18, SimpleCNN
 from prunegym.validation import choice, whole_number
 
+MOST_CLASSES, LARGEST_SIDE = 1_000_000, 16_384
+"""Of networks of the zoo; more would not fit any memory."""
+
 ZOO: dict[str, Callable[..., nn.Module]] = {
     "simple-cnn": SimpleCNN,
     "simple-cnn-wide": functools.partial(SimpleCNN, widths=(32, 64, 64), batch_norm=True),
@@ -92,9 +95,10 @@ def build(
     """
     constructor = ZOO[choice("model", name, ZOO)]
     height, width = image_size if isinstance(image_size, tuple | list) else (image_size, image_size)
-    for setting, value in {"num_classes": num_classes, "in_channels": in_channels, "image_size": height}.items():
-        whole_number(setting, value)
-    whole_number("image_size", width)
+    whole_number("num_classes", num_classes, 1, MOST_CLASSES)
+    whole_number("in_channels", in_channels, 1, LARGEST_SIDE)
+    for side in (height, width):
+        whole_number("image_size", side, 1, LARGEST_SIDE)
     whole_number("seed", seed, 0)
     arguments = _arguments(constructor, num_classes, in_channels, height)
     with torch.random.fork_rng(devices=[]):
