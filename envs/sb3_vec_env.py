@@ -71,6 +71,14 @@ class MaskVecEnv(MaskInterface, VecEnv):
         self._actions: Action = np.empty(0)
         self._start = time.time()
 
+    def seed(self, seed: int | None = None) -> Sequence[int | None]:
+        """Seed the next reset.
+
+        Raises:
+            InvalidInputError: If the seed is no whole number of at least 0.
+        """
+        return super().seed(None if seed is None else whole_number("seed", seed, 0))
+
     def reset(self) -> VecEnvObs:
         """Start an episode in every sub-environment, with the seed and options that were set before.
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from prunegym.errors import InvalidInputError
 from prunegym.models.checks import check_device
 from prunegym.models.data.normalisation import FULL, Normalisation
+from prunegym.models.gating.features import decisions_of
 from prunegym.models.gating.gate_policy import check_penalty
 from prunegym.models.gating.static_policy import Policy, deciding_macs, rollout
 from prunegym.models.masking.masked_cnn import MaskedCNN
@@ -64,6 +65,12 @@ class DynamicCNN(nn.Module):
     @typed
     def __init__(self, masked: MaskedCNN, policy: Policy, info: CNNInfo) -> None:
         super().__init__()
+        if policy.decisions != decisions_of(masked, policy.features.config["layerwise"]):
+            widths = [decision.width for decision in policy.decisions]
+            raise InvalidInputError(
+                f"The policy decides gates of widths {widths}; those of the CNN have "
+                f"{[gate.width for gate in masked.gates]}. Give the policy that was made for this MaskedCNN."
+            )
         # Always the same memory layout, so that a loaded model gives exactly the outputs of the saved one.
         self.masked = masked.freeze().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.policy = _beside(policy, masked)

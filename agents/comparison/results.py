@@ -24,7 +24,7 @@ from prunegym.models.data.dataset import Dataset
 from prunegym.models.dynamic_cnn import DynamicCNN
 from prunegym.models.storage.run_folder import without_unused
 from prunegym.models.storage.weights import fingerprint_of, hash_of, read_weights, save_text, write_tensors
-from prunegym.validation import whole_number
+from prunegym.validation import array, whole_number
 
 VERSION = 2
 """Increase this if evaluation changes the figures of the same configuration, so that old results are not reused."""
@@ -150,7 +150,7 @@ def interval(values: Sequence[float]) -> Interval:
     whole_number("The number of values of an interval", len(values))
     from scipy.stats import t  # type: ignore[import-untyped]  # takes half a second to import
 
-    numbers = np.asarray(values, dtype=np.float64)
+    numbers = array("The values of an interval", values).astype(np.float64)
     count, mean = len(numbers), float(numbers.mean())
     if count < 2:
         return Interval(mean, None, count)

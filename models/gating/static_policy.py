@@ -14,7 +14,7 @@ from prunegym.models.gating.gate_policy import GatePolicy, check_penalty
 from prunegym.models.masking.importance import at_mac_share, taylor_scores
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.precision import new_tensors_in
-from prunegym.validation import bits, shape, typed
+from prunegym.validation import bits, finite, shape, typed
 
 
 class StaticPolicy(nn.Module):
@@ -39,6 +39,7 @@ class StaticPolicy(nn.Module):
         super().__init__()
         self.features = features
         self.decisions = features.decisions
+        finite("bias", bias)
         self.channels = nn.ParameterList(
             nn.Parameter(torch.full((decision.width,), bias / self.SCALE)) for decision in self.decisions
         )

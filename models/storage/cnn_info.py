@@ -20,7 +20,7 @@ from prunegym.models.data.transform import Transform
 from prunegym.models.storage.weights import fingerprint_of
 from prunegym.models.tasks.objective import KINDS, Objective
 from prunegym.models.zoo.network_registry import build, is_code, is_known
-from prunegym.validation import typed, whole_number
+from prunegym.validation import instance, typed, whole_number
 
 MOST_PIXELS = 2**22
 """Largest number of pixels times channels of a CNN's images in a file: tracing needs memory in proportion to it."""
@@ -66,6 +66,7 @@ class CNNInfo:
     ) -> CNNInfo:
         """Describe a network for a data set; ``outputs`` is needed only if the data set has no targets."""
         notes = {"splits": list(dataset.notes)} if dataset.notes else {}
+        instance("architecture", architecture, str)
         return cls(
             architecture, outputs or dataset.outputs, dataset.image_shape, dataset.normalisation, dataset.classes,
             dataset.name, {**notes, **(metadata or {})}, dataset.transform, dataset.objective, dataset.path,

@@ -23,7 +23,7 @@ from prunegym.models.precision import new_tensors_in
 from prunegym.models.storage import weights as files
 from prunegym.models.storage.cnn_info import CNNInfo, as_json, from_json
 from prunegym.models.storage.run_state import BROKEN
-from prunegym.validation import typed, whole_number
+from prunegym.validation import typed, whole_number, yes_or_no
 
 LARGEST_WEIGHT = 1e12
 """Largest weight of a policy. With larger ones its logits could become NaN, and masks meaningless."""
@@ -79,7 +79,7 @@ def write_model(
     """
     path = Path(path)
     _check_name(path)
-    state = files.quantized_state if int8 else nn.Module.state_dict
+    state = files.quantized_state if yes_or_no("int8", int8) else nn.Module.state_dict
     tensors = {f"network.{name}": tensor for name, tensor in state(network).items()}
     description: dict[str, Any] = {"format": QUANTIZED_FORMAT if int8 else FORMAT, "info": as_json(info)}
     if policy is not None and masked is None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from prunegym.errors import InvalidInputError, MissingDataError
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.storage.weights import save_text
-from prunegym.validation import finite, whole_number
+from prunegym.validation import finite, instance, whole_number
 
 FORMAT = 1
 
@@ -200,7 +200,8 @@ class LatencyTable:
 
 def open_table(table: LatencyTable | Path | str, masked: MaskedCNN) -> LatencyTable:
     """Return a table, or read it from its path, after checking that it is for this CNN."""
-    return (table if isinstance(table, LatencyTable) else LatencyTable.load(table)).check(masked)
+    given = instance("latency_table", table, (LatencyTable, str, Path))
+    return (given if isinstance(given, LatencyTable) else LatencyTable.load(given)).check(masked)
 
 
 def _part(raw: Mapping[str, Any]) -> Part:

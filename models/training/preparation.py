@@ -27,6 +27,9 @@ from prunegym.models.training.tuning import TuneConfig, tune
 from prunegym.settings import check_types
 from prunegym.validation import finite, share, typed, whole_number
 
+WIDEST = 2**20
+"""Of the hidden layers and features of a policy; more would not fit any memory."""
+
 
 @dataclasses.dataclass(frozen=True)
 class PrepareConfig:
@@ -50,7 +53,7 @@ class PrepareConfig:
         """Check the policy; its range of lambdas and the names of its kinds are checked when it is made."""
         check_types(self)
         for name in ("hidden", "grid", "feature_size"):
-            whole_number(name, getattr(self, name))
+            whole_number(name, getattr(self, name), 1, WIDEST)
         whole_number("seed", self.seed, 0)
 
 

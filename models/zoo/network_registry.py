@@ -17,6 +17,9 @@ from prunegym.models.zoo.networks import VGG, CifarResNet, MCifarNet, ResNet18, 
 from prunegym.user_code import import_object
 from prunegym.validation import choice, whole_number
 
+MOST_CLASSES, LARGEST_SIDE = 1_000_000, 16_384
+"""Limits of networks of the zoo; larger ones would not fit into memory."""
+
 ZOO: dict[str, Callable[..., nn.Module]] = {
     "simple-cnn": SimpleCNN,
     "simple-cnn-wide": functools.partial(SimpleCNN, widths=(32, 64, 64), batch_norm=True),
@@ -141,11 +144,11 @@ def build(
     """
     constructor = network_constructor(name)
     height, width = image_size if isinstance(image_size, tuple | list) else (image_size, image_size)
-    numbers = {"num_classes": num_classes, "in_channels": in_channels, "image_size": height}
-    for setting, value in numbers.items():
-        if setting != "num_classes" or value is not None or name in _OWN:
-            whole_number(setting, value)
-    whole_number("image_size", width)
+    if num_classes is not None or name in _OWN:
+        whole_number("num_classes", num_classes, 1, MOST_CLASSES)
+    whole_number("in_channels", in_channels, 1, LARGEST_SIDE)
+    for side in (height, width):
+        whole_number("image_size", side, 1, LARGEST_SIDE)
     whole_number("seed", seed, 0)
     arguments = _arguments(constructor, num_classes, in_channels, height)
     arguments = _taken(constructor, arguments) if is_code(name) else arguments

@@ -56,9 +56,9 @@ def test_paths_break_after_slashes_only_where_they_must() -> None:
 
 
 def test_names_with_control_characters_and_without_an_encoding(capsys: pytest.CaptureFixture[str]) -> None:
-    names = "\x1b[31mred", "\ud800", "a\tb", "\x07", "ä"
+    names = "\x1b[31mred", "\ud800", "\x07", "ä"
     emit({}, False, Table("which", ["name", "share"], [[name, "1"] for name in names]), *names)
     said = capsys.readouterr().out
-    for shown in (r"\x1b[31mred", r"\ud800", "a\tb", r"\x07", "ä"):
+    for shown in (r"\x1b[31mred", r"\ud800", r"\x07", "ä"):
         assert said.count(shown) == 2
     assert "\x1b[31m" not in said.replace("\x1b[1mwhich", "")

@@ -229,6 +229,8 @@ def test_rewards_of_another_kind(kind: str) -> None:
 @pytest.mark.parametrize("seed", [-1, 1.5, "a", True, [1]])
 def test_seeds(seed) -> None:
     with pytest.raises(InvalidInputError, match=r"seed is .*; a whole number of at least 0 is needed"):
+        MaskVecEnv(ONE_STEP, 4).seed(seed)
+    with pytest.raises(InvalidInputError, match=r"seed is .*; a whole number of at least 0 is needed"):
         gym.make("prunegym/ChannelMask-v0").unwrapped.reset(seed=seed)
 
 
@@ -262,6 +264,7 @@ def test_actions_of_another_byte_order_or_backwards() -> None:
         ({"num_envs": 1.5}, r"num_envs is 1.5; a whole number from 1 to"),
         ({"num_envs": 10**9}, r"num_envs is 1000000000; a whole number from 1 to"),
         ({"num_envs": "4"}, r"num_envs is '4'; a whole number from 1 to"),
+        ({"reward": "latency", "latency_table": 3}, "latency_table is a int; LatencyTable or str or Path is needed"),
         ({"seed": -1}, "seed is -1; a whole number of at least 0"),
         ({"augment": 1}, "augment is 1; True, False or 'flip' is allowed"),
     ],

@@ -251,6 +251,12 @@ def test_more_outputs_than_classes(digits: Dataset) -> None:
     assert prediction.names == [str(int(label)) for label in prediction.labels]
 
 
+def test_a_policy_of_another_cnn(model: DynamicCNN) -> None:
+    other = MaskedCNN(build("simple-cnn", 10, 1, 8), torch.zeros(1, 1, 8, 8))
+    with pytest.raises(InvalidInputError, match=r"policy decides gates of widths \[.*those of the CNN have \[16, 32\]"):
+        DynamicCNN(other, shipped_model().policy, model.info)
+
+
 def test_images_that_are_none(model: DynamicCNN) -> None:
     with pytest.raises(InvalidInputError, match=r"The image tensor is of type object; .*Give a tensor of shape"):
         model.predict(None)  # type: ignore[arg-type]

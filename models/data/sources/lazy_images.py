@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from prunegym.errors import InvalidInputError
-from prunegym.validation import whole_number
+from prunegym.validation import typed, whole_number
 
 CACHE = 512 * 2**20
 """Bytes of decoded images that a source keeps."""
@@ -67,6 +67,7 @@ class LazyImages:
         rows: (count,) int64 within the source; None for all.
     """
 
+    @typed
     def __init__(self, source: ImageSource, rows: Tensor | None = None) -> None:
         self.source = source
         self.rows = torch.arange(len(source)) if rows is None else rows

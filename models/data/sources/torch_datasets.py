@@ -19,9 +19,19 @@ from prunegym.models.data.sources.layout import channels_are_last
 from prunegym.models.data.sources.lazy_images import CACHE, LazyImages, ReadImages
 from prunegym.models.data.splits import from_arrays
 from prunegym.models.data.transform import Transform
+from prunegym.validation import array, plain
 
 IMAGE_KEYS = ("image", "img", "pixel_values", "pixels")
 TARGET_KEYS = ("label", "labels", "target", "targets", "fine_label")
+
+
+def _item(data: Any, row: int) -> Any:
+    try:
+        return data[row]
+    except Exception as error:  # whatever the user's data set raises
+        raise InvalidInputError(
+            f"Item {row} of the {type(data).__name__} cannot be read: {type(error).__name__}: {error}."
+        ) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,13 +43,15 @@ class _Items:
     channels: int | None
 
     def read(self, row: int) -> Tensor:
-        image = _parts(self.data[row])[0]
+        image = _parts(_item(self.data, row))[0]
         if isinstance(image, Image.Image):
             try:
                 return to_pixels(image, self.channels, self.transform)
             except ValueError as error:
                 raise InvalidInputError(f"Image {row} cannot be used: {error}.") from error
-        pixels = torch.as_tensor(image)
+        pixels = (
+            plain(f"Image {row}", image) if isinstance(image, Tensor) else torch.as_tensor(array(f"Image {row}", image))
+        )
         if pixels.ndim not in (2, 3):
             raise InvalidInputError(
                 f"Image {row} has the shape {tuple(pixels.shape)}; (channels, height, width) is needed."
@@ -170,7 +182,7 @@ def _parts(item: Any) -> tuple[Any, Any]:
 
 
 def _targets(data: Any) -> Tensor | None:
-    ends = [_parts(data[row])[1] for row in (0, len(data) - 1)]
+    ends = [_parts(_item(data, row))[1] for row in (0, len(data) - 1)]
     if ends[0] is None:
         return None
     known = _known_targets(data)
@@ -184,7 +196,7 @@ def _targets(data: Any) -> Tensor | None:
         )
     ):
         return known
-    return _stacked([_parts(data[row])[1] for row in range(len(data))])
+    return _stacked([_parts(_item(data, row))[1] for row in range(len(data))])
 
 
 def _known_targets(data: Any) -> Tensor | None:

@@ -137,3 +137,21 @@ def test_from_torch_makes_all_splits() -> None:
     assert (test.name, test.classes, test.image_shape, test.pad) == ("mine", ("a", "b", "c"), (3, 4, 4), 1)
     assert test.transform == Transform((4, 4))
     assert from_torch(Items(FORMS["image"]), Items(FORMS["image"]))["test"].unlabelled
+
+
+def _gone(_row: int) -> Any:
+    raise OSError("gone")
+
+
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [
+        (_gone, "Item 0 of the Items cannot be read: OSError: gone."),
+        (lambda row: ("x", 1), "Image 0 is of type <U1; an array of numbers is needed."),
+        (lambda row: (FIRST[row].float().to_sparse(), 1), "Image 0 is sparse; a dense array"),
+    ],
+)
+def test_items_that_cannot_be_read_or_are_none(form: Any, message: str) -> None:
+    with pytest.raises(InvalidInputError) as raised:
+        torch_items(Items(form))
+    assert message in str(raised.value)
