@@ -51,8 +51,10 @@ cluster.shutdown()
 def test_a_node_that_is_killed_costs_the_cell_in_hand_only(made, tmp_path):
     suite = json.loads((made[0] / "suite.json").read_text())
     program = [sys.executable, "-W", "ignore", "-c", PROGRAM, str(tmp_path / "out"), json.dumps(suite)]
-    patient = {"RAY_raylet_start_wait_time_s": "240", "RAY_health_check_timeout_ms": "60000"}  # for busy machines
-    done = subprocess.run(program, check=True, capture_output=True, text=True, timeout=280, env=os.environ | patient)
+    seconds = {"RAY_raylet_start_wait_time_s": "240", "RAY_worker_register_timeout_seconds": "240"}
+    milliseconds = {"RAY_health_check_timeout_ms": "60000", "RAY_agent_register_timeout_ms": "240000"}
+    patient = os.environ | seconds | milliseconds  # for a machine that is busy with other tests
+    done = subprocess.run(program, check=True, capture_output=True, text=True, timeout=280, env=patient)
     found = json.loads(done.stdout.splitlines()[-1])
     assert (found["finished"], found["failed"]) == (10, [])
     kinds = [kind for kind, _ in found["events"]]
