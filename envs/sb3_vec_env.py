@@ -75,7 +75,7 @@ class MaskVecEnv(MaskInterface, VecEnv):
         """Seed the next reset.
 
         Raises:
-            InvalidInputError: If the seed is no whole number of at least 0.
+            InvalidInputError: If the seed is not a whole number of at least 0.
         """
         return super().seed(None if seed is None else whole_number("seed", seed, 0))
 
