@@ -116,6 +116,7 @@ class Processes:
 
     def submit(self, job: Job) -> None:
         """Begin a cell."""
+        self._idle = [(process, pipe) for process, pipe in self._idle if process.is_alive()]
         process, pipe = self._idle.pop() if self._idle else self._start()
         self._busy[pipe] = process, job.cell
         pipe.send(job)

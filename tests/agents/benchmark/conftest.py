@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from prunegym.agents.benchmark.report.page import write_report
 from prunegym.agents.benchmark.running import Benchmark, run_suite
 from tests.agents.benchmark.tiny import SUITE
 
@@ -28,3 +29,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Benchmark]:
 def copied(made: tuple[Path, Benchmark], tmp_path: Path) -> Path:
     """A copy of the folder, to change."""
     return Path(shutil.copytree(made[0], tmp_path / "copy"))
+
+
+@pytest.fixture(scope="session")
+def written(made: tuple[Path, Benchmark], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The files of its report."""
+    return write_report([made[0]], tmp_path_factory.mktemp("report"))

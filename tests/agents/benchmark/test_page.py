@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from prunegym import shipped_model
-from prunegym.agents.benchmark.report.page import write_report
 
 CHROMIUM = Path(os.environ.get("PRUNEGYM_CHROMIUM", "/usr/bin/chromium"))
 
@@ -31,19 +30,14 @@ def browser():
         browser.close()
 
 
-@pytest.fixture(scope="module")
-def address(made, tmp_path_factory):
-    return write_report([made[0]], tmp_path_factory.mktemp("page"))["page"].resolve().as_uri()
-
-
 @pytest.fixture
-def page(browser, address):
+def page(browser, written):
     """The page, offline; what it writes to the console fails the test."""
     context = browser.new_context(offline=True, viewport={"width": 1280, "height": 900})
     page, said = context.new_page(), []
     page.on("console", lambda message: said.append(message.text) if message.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: said.append(str(error)))
-    page.goto(address)
+    page.goto(written["page"].resolve().as_uri())
     page.wait_for_selector("#macs-chart .main-svg", timeout=60_000)
     yield page
     assert said == []

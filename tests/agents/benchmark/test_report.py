@@ -25,17 +25,6 @@ from prunegym.errors import MissingDataError
 pytest.importorskip("plotly")
 
 
-@pytest.fixture(scope="session")
-def written(made, tmp_path_factory):
-    return write_report([made[0]], tmp_path_factory.mktemp("report"))
-
-
-@pytest.fixture(scope="session")
-def document(written):
-    text = written["page"].read_text()
-    return json.loads(re.search(r'<script type="application/json" id="figures">(.*?)</script>', text, re.DOTALL)[1])
-
-
 def test_the_page_is_whole_and_not_too_large(written):
     text = written["page"].read_text()
     assert written["page"].stat().st_size < 15_000_000
@@ -57,7 +46,8 @@ def test_csv_files_have_the_figures_of_the_table(made, written):
     monitor = json.loads((made[0] / "digits/lambda-0.2/runs/ppo-seed0/monitor.json").read_text())["history"]
     own = [line for line in curves if (line["point"], line["seed"]) == ("lambda-0.2", "0")]
     assert [float(line["reward"]) for line in own] == [row["reward"] for row in monitor]
-    assert Image.open(written["picture"]).width > 600
+    with Image.open(written["picture"]) as picture:
+        assert picture.width > 600
 
 
 def test_images_go_from_cheap_to_expensive_with_true_predictions(made):
