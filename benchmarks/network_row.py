@@ -85,9 +85,10 @@ def randomise(network: nn.Module, size: int) -> None:
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             norms.append(module)
     for name, parameter in network.named_parameters():
+        # Some branches begin with a factor of zero, or nearly so: their channels would have no effect.
         if (
-            name.rsplit(".", 1)[-1] in ("gamma", "layer_scale", "skipinit_gain")
-            and not parameter.flatten()[0].item() > 1e-3
+            name.rsplit(".", 1)[-1] in ("gamma", "layer_scale", "skipinit_gain", "gain")
+            and parameter.abs().max() < 1e-3
         ):
             parameter.fill_(0.5)
     momenta = [norm.momentum for norm in norms]

@@ -26,7 +26,7 @@ from torch import nn
 
 ROOT = Path(__file__).parent.parent
 RESULTS, PAGE = ROOT / "results" / "networks", ROOT / "docs" / "networks.md"
-SECONDS = 1200
+SECONDS = 3600
 """For one network."""
 FORK = multiprocessing.get_context("fork")
 """The libraries are imported once."""
