@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import html
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,13 +13,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from prunegym.errors import InvalidInputError
+from prunegym.errors import InvalidInputError, SkippingWarning
 from prunegym.models.checks import check_device
 from prunegym.models.data.normalisation import FULL, Normalisation
 from prunegym.models.gating.features import decisions_of
 from prunegym.models.gating.gate_policy import check_penalty
 from prunegym.models.gating.static_policy import Policy, deciding_macs, rollout
 from prunegym.models.masking.masked_cnn import MaskedCNN
+from prunegym.models.skipping.kernel_path import KernelPath
 from prunegym.models.skipping.program.path import Executed
 from prunegym.models.skipping.skipping_cnn import SkippingCNN
 from prunegym.models.storage.cnn_info import CNNInfo
@@ -104,6 +106,8 @@ class DynamicCNN(nn.Module):
     def skip(self, execution: str = "auto") -> DynamicCNN:
         """Skip the computation of masked channels from now on. Results are the same up to rounding.
 
+        A warning says so if much of the network is computed for all channels, and names the step.
+
         Use it for inference: there are no gradients, and the current weights are copied. Call it again if you change
         them.
 
@@ -120,6 +124,8 @@ class DynamicCNN(nn.Module):
         """
         self._skipping = SkippingCNN(self.masked, self.policy, execution)
         self.execution = execution
+        if execution in ("auto", KernelPath.name) and self._skipping.shortfall:
+            warnings.warn(self._skipping.shortfall, SkippingWarning, stacklevel=2)
         return self
 
     @property

@@ -132,4 +132,6 @@ class KernelPath(ExecutionPath):
                 values[name] = value.view(batch, *program.shapes[name])
             if full is not None and mask is None:
                 full.learn(used, [gate for layer in part.layers for gate in layer.starts])
+        if full is not None and mask is None:
+            used = full.used(used)
         return Executed(program.shaped(values[program.output]), used)

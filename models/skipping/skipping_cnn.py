@@ -25,6 +25,7 @@ from prunegym.models.skipping.program.path import (
 )
 from prunegym.models.skipping.torch_paths.gather import GatherPath
 from prunegym.models.skipping.torch_paths.torch_layers import FullPath
+from prunegym.models.skipping.translation import macs_of
 from prunegym.models.stopwatch import clock_for, settle
 from prunegym.validation import bits, choice, shape
 
@@ -37,6 +38,8 @@ norms folded; ``masked`` is :class:`MaskedCNN` itself; ``auto`` takes the fastes
 first images."""
 
 _MEASURED_IMAGES = 32
+SHORTFALL = 0.2
+"""Share of the multiply-accumulates from which it is said that they are computed for all channels."""
 
 
 def prefer_kernel(masked: MaskedCNN, policy: Policy | None = None) -> SkippingCNN:
@@ -139,6 +142,22 @@ class SkippingCNN:
         if len(images) == 0:
             return MaskedPath(self.masked, self.policy).run(images, mask, penalty)
         return self._paths[self.way(images, mask, penalty)].run(images, mask, penalty)
+
+    @property
+    def shortfall(self) -> str:
+        """What keeps much of the network from being skipped, as a sentence; empty if little does."""
+        kernel = self._paths.get(KernelPath.name)
+        if not isinstance(kernel, KernelPath):
+            if any(path.skips for path in self._paths.values()):
+                return ""
+            return f"No masked channel is skipped: {' '.join(self.unavailable.values())}"
+        macs = {layer.name: macs_of(kernel.program, layer) for layer in kernel.program.layers}
+        outside = {part.why: sum(macs[layer.name] for layer in part.layers) for part in kernel.segments if part.why}
+        share = sum(outside.values()) / max(sum(macs.values()), 1)
+        if share < SHORTFALL:
+            return ""
+        why = max(outside, key=outside.__getitem__)
+        return f"{share:.0%} of the multiply-accumulates are computed for all channels, in torch. {why}"
 
     def path(self, name: str) -> ExecutionPath:
         """Return an available path by name."""

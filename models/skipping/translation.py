@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -162,6 +163,8 @@ def translate_part(
         UnsupportedError: If the kernel is not available, or does not support the policy's features.
     """
     work = _Translation(program, policy, penalty, looks)
+    before = program.layers[: program.layers.index(segment.layers[0])]
+    work.begun.update(gate for layer in before for gate in layer.starts)
     work.read(segment.reads)
     for layer in segment.layers:
         why = work.add(layer)
@@ -194,7 +197,7 @@ class _Translation:
         self._readers = Counter(name for layer in program.layers for name in layer.inputs)
         self._readers[program.output] += 1
         self._concats: dict[str, Concat] = {}  # not yet added: the norm behind them may be done at once
-        self._begun: set[int] = set()
+        self.begun: set[int] = set()
         self._owners = [gate for gate, width in enumerate(program.widths) for _ in range(width)]
 
     def read(self, names: Sequence[str]) -> None:
@@ -219,7 +222,8 @@ class _Translation:
             self._decide(layer)
             self._add(layer)
         except InvalidInputError as error:
-            self._give(layer.name)
+            with contextlib.suppress(InvalidInputError):  # then what reads it is for torch, too
+                self._give(layer.name)
             return f"Layer {layer.label!r} is not in the kernel: {error}"
         return ""
 
@@ -230,7 +234,7 @@ class _Translation:
     def _decide(self, layer: Layer) -> None:
         """Add what decides the gates that begin with a layer, and check that all others that it masks have begun."""
         program = self.program
-        self._begun.update(layer.starts)
+        self.begun.update(layer.starts)
         for gate in layer.starts:
             if self.policy is None and gate not in self.stops:
                 continue
@@ -248,7 +252,7 @@ class _Translation:
             raise InvalidInputError("masked channels are made there, and then zeroed.")
         if layer.name in program.spaces:
             bits = program.indices[program.spaces[layer.name]].tolist()
-            if not {self._owners[bit] for bit in bits if bit >= 0} <= self._begun:
+            if not {self._owners[bit] for bit in bits if bit >= 0} <= self.begun:
                 raise InvalidInputError("a gate that begins after it is masked there.")
 
     def _space(self, name: str) -> int | None:

@@ -58,6 +58,7 @@ class Profile:
         taken: The execution that ``auto`` uses.
         reason: The reason of this choice.
         failed: Forms that could not be run, with the reason.
+        shortfall: The part of the network that keeps much from being skipped; empty if there is none.
         mac_share: Mean MAC share of the masks, the policy's own included.
         kept_share: Mean kept share.
         layers: Layer by layer in the first path that skips, if one can run the network.
@@ -73,6 +74,7 @@ class Profile:
     taken: str
     reason: str
     failed: dict[str, str]
+    shortfall: str
     mac_share: float
     kept_share: float
     layers: tuple[LayerTime, ...]
@@ -158,7 +160,8 @@ def profile(
     mask = torch.cat(given)
     macs = masked.cost.total_share(mask, deciding_macs(masked, policy, mask) if policy else 0).mean().item()
     return Profile(
-        **found, taken=taken, reason=fast.choices[-1].reason, failed={**failed, **fast.unavailable}, mac_share=macs,
+        **found, taken=taken, reason=fast.choices[-1].reason, failed={**failed, **fast.unavailable},
+        shortfall=fast.shortfall, mac_share=macs,
         kept_share=float(mask.float().mean()), batch=len(batches[0]), machine=machine(),
         layers=() if path is None else _layers(masked, path, batches, given, policy, penalty, rounds),
         layers_of="" if path is None else path.name, masks="given" if masks is not None else "by the policy",
@@ -213,7 +216,8 @@ def _layers(
     for name, seconds in times.items():
         decided = int(name.removeprefix(DECIDE)) if name.startswith(DECIDE) else None
         layer = layers.get(name)
-        gate = getattr(layer, "gate", None) if decided is None else decided
+        space = program.spaces.get(name)
+        gate = (space if space is not None and space < len(kept) else None) if decided is None else decided
         label = f"{DECIDE}{masked.gates[decided].name}" if decided is not None else layer.label if layer else name
         share = None if gate is None else kept[gate]
         rows.append(LayerTime(label, share, seconds / count, full[name] / count if name in full else None))

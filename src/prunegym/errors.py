@@ -67,6 +67,10 @@ class PenaltyWarning(UserWarning):
     """A penalty that is priced per channel or weight, but looks like one for a share of the whole network."""
 
 
+class SkippingWarning(UserWarning):
+    """Much of a network is computed for all channels, whatever its mask."""
+
+
 class DataWarning(UserWarning):
     """Files of an image folder that are left out."""
 

@@ -62,7 +62,6 @@ class Conv(Layer):
         padding: Zeros above and below, left and right.
         dilation: Rows, columns.
         activation: One of :data:`ACTIVATIONS`.
-        gate: The gate of which it alone makes the channels; None if there is none.
         groups: Groups of channels.
         constants: What the bias gets for masked channels; None for zeros.
     """
@@ -73,7 +72,6 @@ class Conv(Layer):
     padding: Pair
     dilation: Pair
     activation: str = ""
-    gate: int | None = None
     groups: int = 1
     constants: Constants | None = None
 

@@ -12,7 +12,6 @@ from torch import Tensor
 from prunegym.errors import InvalidInputError, PruneGymError
 from prunegym.models.masking.folding import constant, padding_of, pair, scale_and_shift
 from prunegym.models.masking.graph import BATCH, INPUT, LIKE, Attribute, OutputOf, Step, leaves, runner
-from prunegym.models.masking.layouts import Block
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.masking.operators import IDENTITY, Kind
 from prunegym.models.skipping.program.fusing import fuse
@@ -171,22 +170,13 @@ class _Lowering:
         before, _ = padding_of(step, tuple(weight.shape[2:]))
         geometry = (pair(step.arguments["stride"]), pair(before), pair(step.arguments["dilation"]))
         bias = weight.new_zeros(len(weight)) if bias is None else bias
-        return Conv(*head, weight, bias, *geometry, gate=self._own_gate(step), groups=step.arguments["groups"])
+        return Conv(*head, weight, bias, *geometry, groups=step.arguments["groups"])
 
     def _pads_evenly(self, step: Step) -> bool:
         weight = self._constant(step, "weight")
         assert weight is not None
         before, after = padding_of(step, tuple(weight.shape[2:]))
         return before == after and (step.arguments["padding"] != "same" or max(step.arguments["stride"]) == 1)
-
-    def _own_gate(self, step: Step) -> int | None:
-        """Return the gate whose channels only this convolution makes, one for each bit, masked at one point."""
-        for index in self._starts.get(step.name, ()):
-            gate = self.masked.gates[index]
-            layout = self.masked.layouts.get(step.name)
-            if layout == (Block(index, gate.width),) and len(gate.producers) == len(gate.points) == 1:
-                return index if step.kind is Kind.CONV else None
-        return None
 
     def _factors(self, step: Step) -> tuple[str, str] | None:
         """Return a map and its factors, (batch, channels, 1, 1), if a step multiplies them."""

@@ -67,6 +67,7 @@ def _forms(model: str, found: Profile) -> list[Table | str]:
     where = f"{found.machine['processor']}, kernel {found.machine['kernel']}"
     caption = f"ratio: to the fastest dense form, {found.fastest_dense!r}. {where}"
     shown: list[Table | str] = [Table(title, ["form", "ms", "ratio"], rows, caption), f"auto: {found.reason}"]
+    shown += [f"Little is skipped: {found.shortfall}"] if found.shortfall else []
     shown += [f"{name} cannot be run: {reason}" for name, reason in found.failed.items()]
     return shown
 

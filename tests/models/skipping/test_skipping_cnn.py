@@ -79,7 +79,7 @@ def test_a_residual_network_of_a_user(way):
     close(output, expected.output)
 
 
-@pytest.mark.parametrize("way", [way for way in NAMED if way != "kernel"])
+@pytest.mark.parametrize("way", WAYS)
 def test_what_the_kernel_lacks_runs_in_torch(way):
     masked = MaskedCNN(randomise(Mixed(depthwise=False)), torch.zeros(1, 3, 24, 24), gates=["a", "c"])
     images, masks = torch.randn(6, 3, 24, 24), random_masks(masked)
