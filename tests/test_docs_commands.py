@@ -34,6 +34,7 @@ NOT_RUN = {
     "python results/pictures.py": "test_pictures_are_drawn below runs it into another folder",
     "pip install 'prunegym[onnx]' openvino nncf": "packages that only one benchmark needs",
     "python benchmarks/engines.py": "it needs these packages",
+    "python benchmarks/skipping_networks.py": "it needs torchvision and timm",
     "rl_zoo3 ": "a tool that is not installed here; docs/ecosystem.md names the version that was tried",
     "python examples/rl_zoo_batched.py": "it needs RL-Zoo",
 }
