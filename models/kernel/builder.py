@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -325,8 +326,8 @@ class PlanBuilder(Values):
             MissingDependencyError: If the kernel is not available.
         """
         layers, place = list(self._layers), 0
-        for value in output if isinstance(output, list | tuple) else [output]:
-            self._own(value)
+        outputs: Sequence[Any] = output if isinstance(output, list | tuple) else [output]
+        for value in map(self._own, outputs):
             store: LayerFields = {"kind": KINDS.index("store"), "input": value.index, "second": -1, "output": -1}
             layers.append({**store, "offset": place})
             place += value.channels * value.height * value.width

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections import Counter
+from collections import defaultdict
 from typing import Any
 
 import torch
@@ -89,7 +89,7 @@ class KernelPath(ExecutionPath):
     ) -> dict[str, float]:
         """See :class:`~prunegym.models.skipping.program.path.ExecutionPath`; several images run on one thread."""
         threads = torch.get_num_threads() if self._shared and len(images) == 1 else 1
-        seconds: Counter[str] = Counter()
+        seconds: defaultdict[str, float] = defaultdict(float)
         self._run(images, mask, penalty, threads, seconds)
         return dict(seconds)
 
@@ -99,7 +99,7 @@ class KernelPath(ExecutionPath):
         mask: Tensor | None,
         penalty: float | None,
         threads: int | None,
-        seconds: Counter[str] | None,
+        seconds: defaultdict[str, float] | None,
     ) -> Executed:
         """Run part by part, and add the seconds of each layer to ``seconds`` if it is given."""
         program, batch = self.program, len(images)

@@ -214,7 +214,8 @@ class _Translation:
         shape = self.program.shapes[name]
         if len(shape) in (1, 3):
             flat = shape[:1] if shape[1:] == (1, 1) and name != self.program.input else shape
-            self.values[name] = self.builder.input(*flat, gate=self._space(name))
+            channels, height, width = flat if len(flat) == 3 else (flat[0], 0, 0)
+            self.values[name] = self.builder.input(channels, height, width, self._space(name))
 
     def add(self, layer: Layer) -> str:
         """Add a layer, or return why the kernel does not run it; its value is then one that is given."""

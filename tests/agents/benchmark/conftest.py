@@ -12,6 +12,13 @@ from prunegym.agents.benchmark.running import Benchmark, run_suite
 from tests.agents.benchmark.tiny import SUITE
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of the small benchmark are slow, since each process that runs some has to make it first."""
+    for item in items:
+        if "made" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(autouse=True)
 def own_key(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Validations of tests are sealed with a key of their own."""

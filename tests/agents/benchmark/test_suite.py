@@ -63,7 +63,7 @@ def test_what_is_not_there_is_told(tmp_path):
     (tmp_path / "broken.yaml").write_text("a: [")
     with pytest.raises(InvalidInputError, match="is not YAML"):
         as_suite(tmp_path / "broken.yaml")
-    with pytest.raises(InvalidInputError, match="no plain text or number"):
+    with pytest.raises(InvalidInputError, match="not plain text or a number"):
         Suite("mine", {"a": SuiteTask(reward=lambda outcome: outcome.kept)}, ["digits"])
 
 

@@ -29,6 +29,7 @@ def model():
     return Bundle(masked=dynamic.masked, info=dynamic.info, policy=dynamic.policy, data=data)
 
 
+@pytest.mark.slow
 def test_trials_are_runs_and_an_interrupted_search_goes_on(model, tmp_path, monkeypatch):
     out, train, calls = tmp_path / "study", tuning.train_agent, []
 
