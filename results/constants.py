@@ -15,6 +15,7 @@ import copy
 import dataclasses
 import functools
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -231,7 +232,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, help="how many; those of the study by default")
     parser.add_argument("--images", type=int, help="use only so many images of each split, for a trial")
     parser.add_argument("--no-run", action="store_true", help="write the document of the cells that are done")
-    options = parser.parse_args()
+    options = parser.parse_args(sys.argv[1:])
     torch.set_num_threads(1)
     study = STUDIES[options.study]
     study = dataclasses.replace(study, seeds=options.seeds or study.seeds)

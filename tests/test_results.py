@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.util
 import json
 import re
 import shutil
 import subprocess
+import sys
 
 import pytest
 
+from prunegym.models.dynamic_cnn import shipped_path
 from tests import ROOT
 
 MAKEFILE = ROOT / "results" / "Makefile"
@@ -20,7 +23,7 @@ TARGETS = re.search(r"^\.PHONY: (.*)$", MAKEFILE.read_text(), re.MULTILINE)[1].s
 def load_script(name: str):
     """Import a file of ``results/``, which is no package."""
     spec = importlib.util.spec_from_file_location(name, ROOT / "results" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look for their module there
     spec.loader.exec_module(module)
     return module
 
@@ -123,3 +126,30 @@ def test_the_page_of_networks_is_what_its_documents_say(monkeypatch: pytest.Monk
     found = [json.loads(path.read_text()) for path in sorted(networks.RESULTS.glob("*.json"))]
     assert (ROOT / "docs/networks.md").read_text() == networks.page(found), "run benchmarks/networks.py --page"
     assert {facts["number"] for facts in found} <= set(networks.rows())
+
+
+def test_cells_with_constants_are_made_once_and_become_a_table(tmp_path, monkeypatch) -> None:
+    script = load_script("constants")
+    monkeypatch.setattr(script, "IMITATION", dataclasses.replace(script.IMITATION, steps=1, batch_size=32))
+    monkeypatch.setattr(script, "EPOCHS", 1.0)
+    monkeypatch.setattr(script, "STUDIES", {"resnet20": script.Study((0.6,), 1)})
+    options = ["resnet20", str(shipped_path("digits")), str(tmp_path / "runs"), "--json", str(tmp_path / "table.json")]
+    monkeypatch.setattr(script.sys, "argv", ["constants.py", *options, "--images", "64"])
+    script.main()
+    document = json.loads((tmp_path / "table.json").read_text())
+    assert [row["name"] for row in document["rows"]] == [
+        "0.60, gates, constants", "0.60, learnt static mask, constants", "0.60, gates, zeros",
+        "0.60, learnt static mask, zeros",
+    ]  # fmt: skip
+    gates, static = document["rows"][:2]
+    cells = [tmp_path / f"runs/cells/{kind}-constant-60-0.json" for kind in ("gates", "static")]
+    both = [json.loads(cell.read_text())["test"] for cell in cells]
+    assert gates["test"]["accuracy"]["mean"] == both[0]["accuracy"]
+    difference = both[0]["accuracy"] - both[1]["accuracy"]
+    assert gates["minus_static"]["over_seeds"]["mean"] == pytest.approx(difference)
+    assert gates["minus_static"]["by_image"]["mean"] == pytest.approx(difference)
+    assert static["test"]["policy_mac_share"]["mean"] == 0
+    # Cells that are done are read, not made again.
+    monkeypatch.setattr(script, "prepare", None)
+    script.main()
+    assert json.loads((tmp_path / "table.json").read_text()) == document

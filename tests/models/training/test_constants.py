@@ -40,6 +40,12 @@ def gates(masked: MaskedCNN, dataset: Dataset) -> GatePolicy:
 
 
 @pytest.fixture
+def digits_masked() -> MaskedCNN:
+    """The shipped CNN, which needs no training here."""
+    return shipped_model("digits").masked
+
+
+@pytest.fixture
 def model(digits_masked: MaskedCNN, digits: Dataset) -> DynamicCNN:
     """A CNN whose constants are large, so that they matter."""
     made = DynamicCNN(digits_masked, gates(digits_masked, digits), shipped_model("digits").info)
