@@ -14,6 +14,7 @@ import argparse
 import importlib
 import json
 import multiprocessing
+import re
 import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -181,7 +182,8 @@ def page(found: list[Facts]) -> str:
         lines += [f"- {facts['number']}, {facts['network']}, {facts['status']}: {facts['reason']}" for facts in rest]
     lines += ["", "## Which convolutions have no gate", ""]
     lines += [f"- {facts['number']}, {facts['network']}: {text}" for facts in taken if (text := _rejected(facts))]
-    return "\n".join(lines) + "\n"
+    # Paths of this machine say nothing to a reader; the package and the line do.
+    return re.sub(r"/\S+/site-packages/", "", "\n".join(lines)) + "\n"
 
 
 def _line(facts: Facts) -> str:

@@ -4,7 +4,7 @@ Every form of a network runs in turn in one process, other images and masks each
 kept share drawn from 0.3 to 0.7. The bar is 1.25 times the MAC share plus 0.10. `min` is the ratio of the shortest
 times, `median` the median over the rounds of the ratio to the dense form that is the fastest by its shortest time.
 
-    python benchmarks/skipping_networks.py --json results/speed/networks.json
+    python benchmarks/skipping_networks.py --json networks.json
 
 Needs torchvision and timm. Rows of the file that are of other networks stay, if they are of the same machine.
 """
