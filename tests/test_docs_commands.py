@@ -145,14 +145,15 @@ def test_all_blocks_have_a_language_that_a_test_runs() -> None:
     """Python is run in tests/test_readme.py, which also loads YAML as a recipe.
 
     Blocks marked ``py`` need tools of others, which are not installed here; that page says which versions were tried.
+    Blocks marked ``sh`` need several machines, and those marked ``text`` are what a command prints.
     """
     for page in PAGES:
         fences = [line for line in page.read_text().splitlines() if line.startswith("```")]
-        tools = {"```py"} if page.name == "ecosystem.md" else set()
+        tools = {"ecosystem.md": {"```py"}, "benchmarks.md": {"```sh", "```text"}}.get(page.name, set())
         assert set(fences[0::2]) <= {"```bash", "```python", "```yaml"} | tools, page.name
         assert set(fences[1::2]) <= {"```"}, page.name
         assert not any(line.lstrip().startswith("```") != line.startswith("```") for line in fences)
-        assert "yaml" not in "".join(fences) or page.name == "recipes.md"
+        assert "yaml" not in "".join(fences) or page.name in ("recipes.md", "benchmarks.md")
 
 
 @pytest.mark.slow

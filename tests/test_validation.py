@@ -146,7 +146,7 @@ CALLS = {
     "train_agent": lambda model, data: agents.train_agent(model.masked, None, data, data, "digits", "out"),
     "finetune": lambda model, data: agents.finetune(model, data, data, "digits", None, "out"),
     "gates_at_mac_share": lambda model, data: agents.gates_at_mac_share(model.masked, data, 0.5),
-    "learned_static": lambda model, data: agents.learned_static(model.masked, "digits", 0.5),
+    "learned_static": lambda model, data: agents.learned_static(model.masked, model.info, "digits", 0.5),
     "LazyImages": lambda model, data: models.LazyImages(3),
     "GroupAdvantage": lambda model, data: envs.GroupAdvantage(3),
     "make_baseline": lambda model, data: agents.make_baseline("l1", model, 0.5),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,16 @@ class FirstHalf:
 
 not_an_agent = 3
 """
+
+
+@pytest.fixture(autouse=True)
+def own_environment() -> Iterator[None]:
+    """Modules that a test imports by ``--import`` are not imported by later tests."""
+    before = os.environ.get("PRUNEGYM_IMPORT")
+    yield
+    os.environ.pop("PRUNEGYM_IMPORT", None)
+    if before is not None:
+        os.environ["PRUNEGYM_IMPORT"] = before
 
 
 @pytest.fixture(scope="session")

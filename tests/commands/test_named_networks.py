@@ -53,7 +53,8 @@ def test_the_journey(photos: Path, name: str) -> None:
     rl = "--recipe", "prepared", "--episodes", 32, "--set", "n_envs=16", "--target-macs", 0.6, "--quiet"
     succeed("train", "prepared/prepared.safetensors", *rl, "--out", "agent")
     assert as_json("evaluate", "agent/model.safetensors", "--picture", "masks.png")["images"] == 16
-    assert Image.open("masks.png").width > 100
+    with Image.open("masks.png") as picture:
+        assert picture.width > 100
     assert "--picture draws" in fail("evaluate", "cnn/cnn.safetensors", "--picture", "masks.png")
     photo = next((photos / "test").rglob("*.jpg"))
     predicted = as_json("predict", photo, "--model", "agent/model.safetensors")["images"][0]

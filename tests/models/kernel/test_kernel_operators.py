@@ -252,7 +252,7 @@ def test_the_builder_refuses_what_does_not_fit_together():
         builder.conv(builder.images, torch.zeros(4, 4, 3, 3), dilation=5)
     with pytest.raises(UnknownNameError, match="activation"):
         builder.conv(builder.images, torch.zeros(4, 4, 1, 1), activation="mish")
-    with pytest.raises(InvalidInputError, match="side by side"):
+    with pytest.raises(InvalidInputError, match="cannot be concatenated"):
         builder.concat([x, vector])
     with pytest.raises(InvalidInputError, match="other mask bits"):
         builder.concat([x, builder.images])
@@ -262,5 +262,5 @@ def test_the_builder_refuses_what_does_not_fit_together():
         with pytest.raises(InvalidInputError, match="mask bit"):
             builder.space(index)
     assert builder.space(range(4, 10)) == 1
-    with pytest.raises(InvalidInputError, match="Gate 2 on 4 channels"):
+    with pytest.raises(InvalidInputError, match="Gate 2 does not fit 4 channels"):
         builder.conv(builder.images, torch.zeros(4, 4, 1, 1), gate=builder.space([0, 1, 2]))

@@ -153,7 +153,7 @@ class Louder(MaskFeatures):
     [
         (
             lambda masked: MaskFeatures(masked, feature_size=5),
-            r"The kernel .* more than feature_size=5",
+            r"Layer .* is not in the kernel: .* more than feature_size=5",
         ),
         (Louder, r"the kernel may not support all features of Louder"),
     ],
