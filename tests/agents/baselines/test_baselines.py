@@ -236,7 +236,7 @@ def test_static_masks_get_constants_where_the_model_has_some(masked, name):
     masked.compensate(torch.ones(48))
     model = Bundle(masked=masked, info=INFO, data={"train": train, "evaluated": train})
     entry = trained_baseline_entry(name, epochs=4)
-    found = entry.make(model, Terms(share=0.4, epochs=4, penalty=0.5, root=Path()))
+    found = entry.make(model, Terms(share=0.4, epochs=4, penalty=0.5, folder=Path()))
     assert masked.constants.tolist() == [1.0] * 48
     own, mask = found.masked.constants, found.policy.mask_logits() > 0
     assert not torch.allclose(own, torch.ones(48))

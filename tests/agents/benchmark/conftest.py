@@ -15,7 +15,8 @@ from tests.agents.benchmark.tiny import SUITE
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of the small benchmark are slow, since each process that runs some has to make it first."""
     for item in items:
-        if "made" in getattr(item, "fixturenames", ()):
+        # The hook sees the tests of other folders too, which have other fixtures of this name.
+        if item.path.parent == Path(__file__).parent and "made" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)
 
 
