@@ -121,7 +121,7 @@ def test_prepare_with_constants(made: Path, tmp_path: Path, kinds: list[str]) ->
 
 def test_constants_that_nothing_would_train_are_refused(made: Path, tmp_path: Path) -> None:
     command = ["prepare", made / "cnn/cnn.safetensors", "--out", tmp_path / "run", "--compensation"]
-    assert "--compensation would do nothing" in fail(*command, "constant", "--epochs", "0")
+    assert "--compensation have no effect" in fail(*command, "constant", "--epochs", "0")
     assert "Did you mean 'constant'?" in fail(*command, "constants")
 
 
