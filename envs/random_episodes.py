@@ -44,7 +44,7 @@ class RandomEpisodes:
         return torch.from_numpy(drawn.copy())
 
     def images(self, indices: Tensor) -> Tensor:
-        """Return images (number, channels, height, width) as they are stored, augmented if the task says so."""
+        """Return stored images (number, channels, height, width), augmented if the task says so."""
         images = self._dataset.images[indices]
         if isinstance(self._dataset.images, LazyImages):  # those of the next episodes are read while these are played
             self._dataset.images.expect(torch.from_numpy(self._left[: len(indices)]))

@@ -12,7 +12,7 @@ the baselines without training gets 0.70, all channels on get 0.5, and PPO reach
 
 
 def register_environments() -> None:
-    """Register all ids with Gymnasium; ids that are already registered are left as they are."""
+    """Register all ids with Gymnasium; ids that are registered already stay unchanged."""
     for env_id, layerwise in LAYERWISE.items():
         if env_id not in gym.registry:
             name = "LayerwiseChannelMask" if layerwise else "ChannelMask"

@@ -42,7 +42,7 @@ def test_the_journey(photos: Path, name: str) -> None:
     torch.save(build(name, None, image_size=24, seed=5).state_dict(), "weights.pth")
     shown = as_json("inspect", name, "--weights", "weights.pth")
     assert (len(shown["classes"]), shown["removable"]) == (6, 1.0)
-    # Four classes instead of six: the last layer is trained anew.
+    # Four classes instead of six: the last layer is trained from random weights.
     made = succeed("train-cnn", name, "--weights", "weights.pth", "--dataset", "photos", "--epochs", 1, "--out", "cnn")
     assert "10.weight, 10.bias get random weights" in made.stderr
     info = read_model("cnn/cnn.safetensors").info

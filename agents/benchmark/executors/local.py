@@ -155,7 +155,7 @@ class Processes:
 
 
 def _work(pipe: Connection, suite: Mapping[str, Any], name: str, place: Place, threads: int) -> None:
-    """Run cells as they come, until the other end of the pipe is gone, whatever ended it."""
+    """Run cells until the other end of the pipe is closed, for any reason."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that a person started
     import torch
 
