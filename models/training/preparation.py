@@ -16,8 +16,8 @@ from prunegym.models.data.dataset import Augment, Dataset
 from prunegym.models.gating.feature_kinds import DEFAULT_KINDS
 from prunegym.models.gating.features import MaskFeatures
 from prunegym.models.gating.gate_policy import GatePolicy
+from prunegym.models.gating.importance import at_mac_share, channel_scores, keep_best
 from prunegym.models.gating.static_policy import Policy, StaticPolicy, fixed_policy, rollout
-from prunegym.models.masking.importance import at_mac_share, channel_scores, keep_best
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.storage.run_state import load_state, save_state
 from prunegym.models.storage.weights import fingerprint_of, load_tensors

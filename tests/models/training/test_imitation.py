@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from prunegym.errors import InvalidInputError
 from prunegym.models import Dataset, GatePolicy, ImitationConfig, MaskedCNN, MaskFeatures, imitate, rollout
-from prunegym.models.masking.importance import channel_scores, keep_best
+from prunegym.models.gating.importance import channel_scores, keep_best
 from prunegym.models.training.preparation import FollowMask, imitation_loss
 
 
