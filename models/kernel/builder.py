@@ -75,7 +75,7 @@ class PlanBuilder(Values):
         self,
         x: Value,
         weight: Tensor,
-        bias: Tensor | None = None,
+        bias: Tensor | Value | None = None,
         *,
         stride: int = 1,
         padding: Pair = 0,
@@ -93,7 +93,7 @@ class PlanBuilder(Values):
         Args:
             x: A map.
             weight: (out, in / groups, height, width), at most 7x7.
-            bias: (out).
+            bias: (out); or a value of :meth:`compensate`.
             stride: Stride of both axes, at least 1.
             padding: Zeros on each side; or above and below, left and right.
             dilation: Dilation of both axes, at least 1.
@@ -128,11 +128,12 @@ class PlanBuilder(Values):
                 f"The residual is {shape_of(residual)}, but the convolution's output is {shape_of(y)}; they must be "
                 "equal."
             )
-        depthwise = groups == x.channels == out and groups > 1 and residual is None and x.gate == gate
+        own, biases = self._biases(bias, out)
+        depthwise = groups == x.channels == out and groups > 1 and residual is None and x.gate == gate and not biases
         fields: LayerFields = {"kernel": rows, "kernel_width": columns, "stride": stride, "padding": pads[0]}
         fields |= {"padding_width": pads[1], "dilation": dilation, "groups": groups}
-        fields |= {"activation": activation_number(relu, activation), "weight": weight, "bias": bias_of(bias, out)}
-        self._layer("depthwise" if depthwise else "conv", x, y, fields, second=residual)
+        fields |= {"activation": activation_number(relu, activation), "weight": weight, "bias": own}
+        self._layer("depthwise" if depthwise else "conv", x, y, fields, second=residual, biases=biases)
         return y
 
     def max_pool(
@@ -258,7 +259,7 @@ class PlanBuilder(Values):
         self,
         x: Value,
         weight: Tensor,
-        bias: Tensor | None = None,
+        bias: Tensor | Value | None = None,
         *,
         relu: bool = False,
         activation: str = "",
@@ -269,7 +270,7 @@ class PlanBuilder(Values):
         Args:
             x: A vector or map.
             weight: (out, channels * height * width).
-            bias: (out).
+            bias: (out); or a value of :meth:`compensate`.
             relu: Whether negative numbers become 0.
             activation: One of ``ACTIVATIONS``, in place of ``relu``.
             gate: The gate or space whose bits say which outputs are computed.
@@ -278,7 +279,35 @@ class PlanBuilder(Values):
         check_floats("The weight", weight, ("outputs", features))
         y = self._value(len(weight), 1, 1, gate, stride=0)
         fields: LayerFields = {"activation": activation_number(relu, activation)}
-        self._layer("linear", x, y, {**fields, "weight": weight, "bias": bias_of(bias, len(weight))})
+        own, biases = self._biases(bias, len(weight))
+        self._layer("linear", x, y, {**fields, "weight": weight, "bias": own}, second=biases)
+        return y
+
+    def _biases(self, bias: Tensor | Value | None, outputs: int) -> tuple[Tensor, Value | None]:
+        """Return a layer's own bias, and the value to take instead if one is given."""
+        if not isinstance(bias, Value):
+            return bias_of(bias, outputs), None
+        if (self._own(bias).channels, bias.stride, bias.gate) != (outputs, 0, None):
+            raise InvalidInputError(f"The biases are {shape_of(bias)}, a vector of {outputs} channels is needed.")
+        return bias_of(None, outputs), bias
+
+    def compensate(self, bias: Tensor | None, table: Tensor, gate: int) -> Value:
+        """Add biases that depend on the mask, to be given as ``bias`` to a convolution or linear layer.
+
+        Args:
+            bias: (out), that of the layer.
+            table: (channels, out): for each masked channel a row is added.
+            gate: The gate or space of these channels. Add this layer after the gates are decided.
+
+        Returns:
+            A vector of ``out`` channels.
+        """
+        bits = self._bits(self._gate(gate, len(self._spaces)), 0)
+        if min(bits) < 0:
+            raise InvalidInputError("Some channels of the gate are always there, so nothing can replace them.")
+        outputs = check_floats("The table", table, (len(bits), "outputs")).shape[1]
+        y = self._value(outputs, 1, 1, stride=0)
+        self._layer("compensate", None, y, {"gate": gate, "weight": table, "bias": bias_of(bias, outputs)})
         return y
 
     def decide(self, gate: int, x: Value, head: GateHead) -> None:
@@ -328,8 +357,8 @@ class PlanBuilder(Values):
         layers, place = list(self._layers), 0
         outputs: Sequence[Any] = output if isinstance(output, list | tuple) else [output]
         for value in map(self._own, outputs):
-            store: LayerFields = {"kind": KINDS.index("store"), "input": value.index, "second": -1, "output": -1}
-            layers.append({**store, "offset": place})
+            numbers: LayerFields = {"input": value.index, "second": -1, "biases": -1, "output": -1}
+            layers.append({"kind": KINDS.index("store"), **numbers, "offset": place})
             place += value.channels * value.height * value.width
         whole_number("The number of outputs", place, 1, 2**31 - 1)
         buffers, places = assign_buffers(self._values, layers)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from prunegym.errors import InvalidInputError
 from prunegym.models import kernel
@@ -77,8 +78,6 @@ def segments(program: Program, policy: GatePolicy | None = None) -> list[Segment
         UnsupportedError: If there is nothing for the kernel, or it does not support the images or the policy's
             features.
     """
-    if any(isinstance(layer, Conv | Linear) and layer.constants is not None for layer in program.layers):
-        raise UnsupportedError("The kernel does not add constants of masked channels.")
     trial = _Translation(program, policy, None)
     trial.read((program.input,))
     reasons = [trial.add(layer) for layer in program.layers]
@@ -297,21 +296,30 @@ class _Translation:
         self._note(layer.name)
 
     def _weighted(self, layer: Conv | Linear) -> Value:
-        x, gate = self.value(layer.inputs[0]), self._space(layer.name)
+        x, gate, bias = self.value(layer.inputs[0]), self._space(layer.name), self._bias(layer)
         if isinstance(layer, Linear):
-            return self.builder.linear(x, layer.weight, layer.bias, activation=layer.activation, gate=gate)
+            return self.builder.linear(x, layer.weight, bias, activation=layer.activation, gate=gate)
         second = None
         if len(layer.inputs) > 1:
             second = self._like(layer.name, self.value(layer.inputs[1]))
         if x.stride == 0:
             if layer.weight.shape[2:] != (1, 1) or layer.groups > 1 or second is not None:
                 raise InvalidInputError("it reads a vector, with a kernel, groups or a sum.")
-            return self.builder.linear(x, layer.weight.flatten(1), layer.bias, activation=layer.activation, gate=gate)
+            return self.builder.linear(x, layer.weight.flatten(1), bias, activation=layer.activation, gate=gate)
         return self.builder.conv(
-            x, layer.weight, layer.bias, stride=_square(layer.stride), padding=layer.padding,
+            x, layer.weight, bias, stride=_square(layer.stride), padding=layer.padding,
             dilation=_square(layer.dilation), groups=layer.groups, activation=layer.activation, gate=gate,
             residual=second,
         )  # fmt: skip
+
+    def _bias(self, layer: Conv | Linear) -> Tensor | Value:
+        """Return a layer's bias; with constants, what it is under the masks of the gates that have begun."""
+        if layer.constants is None:
+            return layer.bias
+        if not set(layer.constants.gates) <= self.begun:
+            raise InvalidInputError("a gate that begins after it has constants there.")
+        bits = [bit for bit, gate in enumerate(self._owners) if gate in layer.constants.gates]
+        return self.builder.compensate(layer.bias, layer.constants.table, self.builder.space(bits))
 
     def _other(self, layer: Layer) -> Value:
         if isinstance(layer, Norm) and layer.inputs[0] in self._concats:

@@ -49,7 +49,7 @@ EXPORT const char* prunegym_variants() {
 }
 
 // Raised when a function below gets other arguments, so that Python can tell whether library and package belong together.
-EXPORT int prunegym_interface() { return 7; }
+EXPORT int prunegym_interface() { return 8; }
 // The next runs are on OpenMP's threads; null: on threads of our own.
 EXPORT void prunegym_use_openmp(void* entry) {
   openmp.call = reinterpret_cast<OpenMP>(entry);
