@@ -163,6 +163,6 @@ def test_pictures_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     script = ROOT / "results/pictures.py"
     ran = subprocess.run([sys.executable, script, tmp_path], cwd=tmp_path, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
-    for name in "masks.png", "macs-by-layer.png":
+    for name in "commands.png", "masks.png", "macs-by-layer.png":
         with Image.open(tmp_path / name) as picture:
             assert min(picture.size) > 200
