@@ -203,7 +203,7 @@ def _prepare_static(
     masked: MaskedCNN, train: Dataset, tuning: TuneConfig, *, learned: bool
 ) -> tuple[MaskedCNN, StaticPolicy]:
     start = static_start(masked, train, tuning.target or 1.0, learned=learned)
-    config = PrepareConfig(imitation=None, tune=tuning, seed=tuning.seed)
+    config = PrepareConfig(imitation=None, tune=tuning, seed=tuning.seed or 0)
     tuned, gates = prepare(masked, train, config, policy=start)
     return tuned, cast(StaticPolicy, gates)
 

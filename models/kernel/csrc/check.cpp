@@ -1,5 +1,5 @@
-// What a plan refuses. Python's PlanBuilder checks the same and says it better; here it keeps a wrong record from reading
-// or writing where it must not.
+// What a plan refuses. Python's PlanBuilder checks the same, with better messages. The checks here make sure that a wrong
+// record never reads or writes outside of its arrays.
 #include <stdexcept>
 #include <string>
 
@@ -91,12 +91,12 @@ class Checker {
     need(r.weight && r.bias && inputs <= MAX_FLOATS / outputs, "its weights");
   }
 
-  // Height and width of what a convolution or a pooling writes.
+  // Height and width of the output of a convolution or a pooling.
   void window(const LayerRecord& r, long rows, long columns) const {
     need(is_map(r.input) && is_map(r.output), "its shapes");
     const BufferRecord &in = shape(r.input), &out = shape(r.output);
     need(r.stride >= 1 && r.stride <= MAX_PIXELS, "its stride");
-    // As torch counts: floor((size + 2 padding - kernel) / stride) + 1, and one more if a last window may reach out of the
+    // As torch counts: floor((size + 2 padding - kernel) / stride) + 1, plus one if a last window may reach beyond the
     // picture, unless it begins in the padding on that side.
     const auto fits = [&](long size, long kernel, long padding, long made) {
       const long room = size + 2 * padding - kernel;
@@ -115,7 +115,7 @@ class Checker {
     same_channels(r.input, r.output);
   }
 
-  // A convolution's kernel, padding and dilation. What a kernel reaches over is counted by int, so it has a limit.
+  // A convolution's kernel, padding and dilation. The reach of a kernel is an int, so it has a limit.
   void kernel(const LayerRecord& r) const {
     need(r.kernel >= 1 && r.kernel <= MAX_KERNEL && r.kernel_width >= 1 && r.kernel_width <= MAX_KERNEL, "its kernel");
     need(r.padding >= 0 && r.padding <= MAX_PADDING && r.padding_width >= 0 && r.padding_width <= MAX_PADDING, "its padding");

@@ -27,9 +27,9 @@ static Rows make_rows(const Conv& c, const ConvCall& call, int first, int last, 
 }
 
 #if LANES >= 8
-// 2x2 maps: a 3x3 window reaches all four input pixels from each output pixel, so lanes are pairs of an output and an
-// input pixel, and the weights for the pairs are one permutation of the nine. Eight lanes hold two output pixels: the
-// weights of the upper two are those of the lower two, three further on.
+// 2x2 maps: a 3x3 window around each output pixel covers all four input pixels. So lanes are pairs of an output and an
+// input pixel, and the weights of the pairs are one permutation of the nine. Eight lanes have two output pixels: the
+// weights of the upper two are those of the lower two, three places later.
 #if LANES == 8
 constexpr int PAIR_PARTS = 2;
 INLINE Vec pair_weights(const float* w, int part) {

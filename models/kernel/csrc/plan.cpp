@@ -203,7 +203,7 @@ void Plan::place_gate(Layer& layer) {
   scratch_size_ = std::max(scratch_size_, features_scratch(g) + g.hidden_padded + g.width_padded);
 }
 
-// By chunks where the weights overflow half of a small second-level cache and few pixels share them.
+// Runs by chunks if the weights need more than half of a small second-level cache and few pixels share them.
 void Plan::cut_segments() {
   constexpr size_t many_weights = 64 << 10, few_pixels = 100;
   for (int i = 0; i < static_cast<int>(layers_.size()); i++) {
@@ -217,8 +217,8 @@ void Plan::cut_segments() {
   }
 }
 
-// A buffer whose values are all made and read within one image-by-image segment is shared by all images: it stays in the
-// cache.
+// If all values of a buffer are written and read within one image-by-image segment, all images share it, so it stays in
+// the cache.
 void Plan::place_buffers() {
   std::vector<int> made(values_.size(), -1);
   for (int s = 0; s < static_cast<int>(segments_.size()); s++) {

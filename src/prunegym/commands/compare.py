@@ -138,7 +138,7 @@ def comparison_table(found: Comparison, outcomes: bool = False) -> Table:
         f"Means over seeds with 95 % intervals; accuracies in %. The differences, first of accuracy, then of "
         f"reward, are from {found.reference}, paired by image."
     )
-    return Table(f"{found.dataset}, {len(found.seeds)} seeds", columns, rows, caption)
+    return Table(f"{found.dataset}, {found.seed_count}", columns, rows, caption)
 
 
 def interval_text(value: Interval | None, factor: float, digits: int | None = None) -> str:

@@ -30,7 +30,7 @@ def finetune(
     ] = None,
     seed: Seed = 0,
 ) -> None:
-    """Step 5: train CNN and policy in turns, then freeze again; OUT/model.safetensors is the best checkpoint.
+    """Train CNN and policy in turns, then freeze both; OUT/model.safetensors is the best checkpoint.
 
     --episodes is the number for each turn. --set changes the recipe; names
     that begin with tune. change the CNN's training (tune.epochs=2.5), which

@@ -23,7 +23,7 @@ def predict(
     penalty: ShownPenalty = None,
     execution: Execution = "masked",
 ) -> None:
-    """Step 4: predict image files, and print the share of channels and MACs that each one used."""
+    """Predict image files, and print the share of channels and MACs that each one used."""
     from prunegym.models.catalog import open_trained
     from prunegym.models.dynamic_cnn import DynamicCNN
 

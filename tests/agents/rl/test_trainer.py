@@ -56,6 +56,24 @@ def test_a_recipe_with_constants_trains_them_before_reinforcement_learning(tmp_p
     assert torch.equal(again.predict(images).logits, model.predict(images).logits)
 
 
+@pytest.mark.slow
+def test_stages_follow_the_seed_of_the_run_unless_the_recipe_sets_theirs(tmp_path: Path) -> None:
+    def trained(name: str, own: int | None, seed: int) -> dict[str, Any]:
+        recipe = dataclasses.replace(
+            SMALL, n_episodes=0, gate_policy={"hidden": 4, "grid": 1, "feature_size": 8},
+            imitation=ImitationConfig(steps=3, batch_size=16, mac_share=0.6, seed=own),
+            refine=TuneConfig(0.6, epochs=0.1, train_cnn=False, seed=own),
+        )  # fmt: skip
+        policy = run(recipe, tmp_path / name, policy=False, seed=seed).policy
+        stored = json.loads((tmp_path / name / "run.json").read_text())["settings"]["recipe"]
+        assert stored["imitation"]["seed"] == stored["refine"]["seed"] == (seed if own is None else own)
+        return {key: tensor.tolist() for key, tensor in policy.state_dict().items()}
+
+    followed = trained("followed", None, 3)
+    assert followed == trained("same", 3, 3)
+    assert followed != trained("own", 0, 3)
+
+
 def test_ppo_raises_the_reward_it_is_trained_for(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = []
     recipe = dataclasses.replace(
