@@ -7,15 +7,19 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import gymnasium
 import onnxruntime
 import pytest
 import torch
 from PIL import Image
 
-from prunegym.models import ZOO, DynamicCNN, build, read_model
+from prunegym.agents.comparison.results import load_masks
+from prunegym.models import ZOO, DynamicCNN, MaskedCNN, build, load_dataset, read_model
+from prunegym.models.data.pretrained import pretrained_transform
 from prunegym.models.data.transform import Transform
+from prunegym.models.named_networks import load_images
 from tests import ROOT
-from tests.commands.command_line import as_json, fail, succeed
+from tests.commands.command_line import as_json, fail, run, succeed
 from tests.models.stand_ins import NETWORK, install, uninstall
 
 pytestmark = [
@@ -81,6 +85,51 @@ def test_names_on_the_command_line(photos: Path) -> None:
     del ZOO["own_code:make"], sys.modules["own_code"]
     assert "--import own_code:make" in fail("inspect", "own/cnn.safetensors")
     succeed("--import", "own_code:make", "inspect", "own/cnn.safetensors")
+
+
+@pytest.mark.filterwarnings("ignore::prunegym.errors.SkippingWarning")
+def test_environments_give_images_as_the_library_does(photos: Path) -> None:
+    for name in "torchvision:tiny", "timm:tiny":
+        (transform, normalisation), data = pretrained_transform(name), load_dataset("photos", "train", like=name)
+        env = gymnasium.make("prunegym/ChannelMask-v0", model=name, dataset="photos", observation="image")
+        task = env.unwrapped.task
+        assert (task.dataset.transform, task.dataset.normalisation) == (transform, normalisation)
+        assert torch.equal(torch.from_numpy(env.reset(options={"index": 3})[0]["image"]), data.images[3])
+        assert task.masked.output_shape == (4,)
+
+
+def test_a_comparison_of_a_network_by_name_is_validated(photos: Path) -> None:
+    """Weights, gates, sizes, loss and metric are those of the comparison when its agents are evaluated again."""
+    torch.save(build("timm:tiny", 4, image_size=16, seed=5).state_dict(), "weights.pth")
+    options = ["--weights", "weights.pth", "--dataset", "photos", "--image-size", "16", "--metric", "own_metric:chance"]
+    (photos.parent / "own_metric.py").write_text(
+        "def chance(outputs, targets):\n    return outputs.softmax(1).gather(1, targets[:, None])[:, 0]\n"
+    )
+    document = as_json(
+        "compare", "l1", "--model", "timm:tiny", *options, "--gates", "0,6", "--seeds", 1, "--target-macs", 0.6,
+        "--quiet", "--out", "compared",
+    )  # fmt: skip
+    network = build("timm:tiny", 4)
+    network.load_state_dict(torch.load("weights.pth"))
+    test = load_images("timm:tiny", "photos", "test", image_size=16)
+    masked = MaskedCNN(network, test.batch(torch.arange(1)), gates=["0", "6"])
+    mask = load_masks(next(Path("compared").rglob("masks.safetensors"))).mask
+    with torch.inference_mode():
+        chances = masked(test.batch(torch.arange(len(test))), mask.float().expand(len(test), -1)).softmax(1)
+    expected = chances[torch.arange(len(test)), test.labels].mean().item()
+    assert document["rows"][0]["figures"]["accuracy"]["mean"] == pytest.approx(expected, abs=1e-6)
+    assert as_json("validate", "compared")["valid"]
+    torch.save(build("timm:tiny", 4, seed=6).state_dict(), "weights.pth")
+    assert run("validate", "compared").exit_code == 1
+
+
+def test_weights_of_a_network_by_name_are_made_smaller(photos: Path) -> None:
+    torch.save(build("timm:tiny", None).state_dict(), "weights.pth")
+    found = as_json("quantize", "timm:tiny", "--weights", "weights.pth", "--out", "small.safetensors")
+    assert found["bytes_before"] == Path("weights.pth").stat().st_size
+    assert read_model("small.safetensors").info.architecture == "timm:tiny"
+    for command in ("predict", next(photos.rglob("*.jpg")), "--model"), ("finetune", "--out", "x"):
+        assert "is a CNN without a gate policy" in fail(*command, "timm:tiny")
 
 
 @pytest.mark.filterwarnings("default::prunegym.errors.CoverageWarning")
