@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from prunegym.agents.benchmark.records import read_record
 from prunegym.agents.comparison.results import load_masks
 from prunegym.models import ZOO, DynamicCNN, MaskedCNN, build, load_dataset, read_model
 from prunegym.models.data.pretrained import pretrained_transform
@@ -121,6 +122,20 @@ def test_a_comparison_of_a_network_by_name_is_validated(photos: Path) -> None:
     assert as_json("validate", "compared")["valid"]
     torch.save(build("timm:tiny", 4, seed=6).state_dict(), "weights.pth")
     assert run("validate", "compared").exit_code == 1
+
+
+def test_a_comparison_weighs_classes_and_hides_the_path(photos: Path) -> None:
+    torch.save(build("timm:tiny", 4, seed=5).state_dict(), "weights.pth")
+    options = ["--model", "timm:tiny", "--weights", "weights.pth", "--dataset", "photos", "--image-size", "16"]
+    rl = ["--episodes", "16", "--set", "n_envs=16", "--set", "imitation.steps=1", "--seeds", "1", "--quiet"]
+    marks = {}
+    for name, more in ("plain", []), ("weighted", ["--class-weights", "1,2,3,4", "--no-data-path"]):
+        succeed("compare", "frozen", *options, *rl, *more, "--out", name)
+        marks[name] = read_record(next(Path(name).rglob("result-test.json"))).configuration
+        stored = read_model(next(Path(name).rglob("model.safetensors"))).info.data_path
+        assert stored == (None if more else str(photos))
+    assert {key for key, mark in marks["plain"].items() if mark != marks["weighted"][key]} == {"train"}
+    assert as_json("validate", "weighted")["valid"]
 
 
 def test_weights_of_a_network_by_name_are_made_smaller(photos: Path) -> None:

@@ -65,9 +65,12 @@ def compare(
     things = [_entry(name, recipe, target_macs, trust_code) for name in entries]
     check_entries(things, range(seeds), share=target_macs)
     tested = open_split(stored.info, data.dataset, split, images)
-    train = open_split(stored.info, data.dataset, "train", span=data.train_images)
+    train = open_split(stored.info, data.dataset, "train", span=data.train_images).judged(class_weights=data.weights)
+    validation = open_split(stored.info, data.dataset, "validation")
+    each = {seed: data.hidden(one) for seed, one in each.items()}
     chosen = {key: value for key, value in {**network.options, **data.options}.items() if value is not None}
     made_from = {"model": model, "dataset": tested.name, "train_images": train.span, **chosen, **changes}
+    made_from |= {} if data.class_weights is None else {"class_weights": data.class_weights}
     begin_run(run.out, made_from, run.resume)
     started = time.perf_counter()
     opened = {
@@ -76,12 +79,12 @@ def compare(
     }  # fmt: skip
     contest = Contest.of(
         things,
-        each if SEED_MARK in model else stored,
+        each if SEED_MARK in model else each[0],
         tested,
         range(seeds),
         root=run.out,
         train=train,
-        validation=open_split(stored.info, data.dataset, "validation"),
+        validation=validation,
         share=target_macs,
         penalty=penalty,
         dense=None if dense is None else read_model(dense).masked.network,

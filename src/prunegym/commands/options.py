@@ -144,6 +144,12 @@ class TrainingData(Data):
                 f"--class-weights is {self.class_weights!r}; balanced or numbers like 1,2.5,1 are needed."
             ) from error
 
+    def hidden(self, model: Bundle) -> Bundle:
+        """Return a model as it is stored: with ``--no-data-path`` without the path of its data set."""
+        if not self.no_data_path:
+            return model
+        return dataclasses.replace(model, info=dataclasses.replace(model.info, data_path=None))
+
 
 @dataclasses.dataclass(frozen=True)
 class RecipeOptions:

@@ -45,7 +45,7 @@ def tune(
         note(f"trial {tried.number}: {tried.state}{reward}, {_shown(tried)}", run.quiet)
 
     found = tune_recipe(
-        dataclasses.replace(stored, data=parts, seed=seed, device=run.device), recipe, run.out,
+        dataclasses.replace(data.hidden(stored), data=parts, seed=seed, device=run.device), recipe, run.out,
         space=SPACE if space is None else numbers(read_yaml(space)), trials=trials,
         settings=tuple(parse(settings or ())), resume=run.resume, report=report,
     )  # fmt: skip
