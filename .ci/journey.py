@@ -30,10 +30,10 @@ NAMED = "torchvision:mobilenet_v3_small"
 NETWORKS = (NAMED, "timm:efficientnet_lite0")
 SIZE, SHORTER = 96, 110
 SMALLER = {
-    "train-cnn": "--epochs 1 --train-images :700",
-    "prepare": "--epochs 1 --train-images :320 --set imitation.steps=8 --set imitation.batch_size=32",
-    "train": "--episodes 256 --set n_envs=64 --train-images :320",
-    "evaluate": "--images 100",
+    "train-cnn": "--epochs 1 --train-images :320",
+    "prepare": "--epochs 1 --train-images :128 --set imitation.steps=4 --set imitation.batch_size=32",
+    "train": "--episodes 64 --set n_envs=32 --set eval_every=2 --train-images :128",
+    "evaluate": "--images 50",
 }
 """Options that are added to commands; the last one given counts."""
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
+import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,6 +74,27 @@ def test_the_journey(photos: Path, name: str) -> None:
     torch.testing.assert_close(
         torch.as_tensor(logits), DynamicCNN.load("agent/model.safetensors").predict(pixels).logits, rtol=1e-4, atol=1e-4
     )
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_page(photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """As ``make journey`` runs them with the real libraries: each in a process, the export without this package."""
+    code = importlib.util.spec_from_file_location("journey", ROOT / ".ci/journey.py")
+    script = importlib.util.module_from_spec(code)
+    code.loader.exec_module(script)
+    stand_ins = photos.parent / "stand-ins"
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(stand_ins), *sys.path]))
+    monkeypatch.setattr(script, "SIZE", 24)
+    monkeypatch.setattr(script, "SHORTER", 28)
+    monkeypatch.setitem(script.SMALLER, "train-cnn", "--epochs 1")
+    monkeypatch.setitem(script.SMALLER, "prepare", "--epochs 1 --set imitation.steps=2")
+    monkeypatch.setitem(script.SMALLER, "train", "--episodes 32 --set n_envs=16")
+    monkeypatch.setitem(script.SMALLER, "evaluate", "--images 9")
+    script.journey("torchvision:tiny", photos.parent)
+    said = capsys.readouterr().out
+    assert len(re.findall(r"^\$ prunegym ", said, flags=re.MULTILINE)) == 7
+    assert re.search(r"class \d, \d+% of the channels kept", said)
+    assert Path("runs/net/masks.png").exists()
 
 
 def test_names_on_the_command_line(photos: Path) -> None:
