@@ -13,8 +13,10 @@ from prunegym.agents.comparison.results import Result
 from prunegym.agents.comparison.table import Comparison
 from prunegym.models.catalog import Model
 from prunegym.models.data.dataset import Dataset
+from prunegym.validation import typed
 
 
+@typed
 def compare(
     entries: Sequence[Any],
     model: Model | Mapping[int, Model],

@@ -15,7 +15,7 @@ from prunegym.models.data.normalisation import Normalisation
 from prunegym.models.data.sources.layout import as_images, value_range
 from prunegym.models.data.transform import Transform
 from prunegym.models.tasks.objective import KINDS, Objective, kind_of, spread_of
-from prunegym.validation import array, choice, shape
+from prunegym.validation import array, choice, instance, shape
 
 Arrays = tuple[Any, Any]
 """Images and targets, see :func:`from_arrays`."""
@@ -90,6 +90,7 @@ def from_arrays(
         >>> {split: len(part) for split, part in from_arrays((images, labels), (images, labels)).items()}
         {'train': 36, 'validation': 4, 'test': 40}
     """
+    instance("name", name, str)
     known = None if normalisation is None else len(normalisation.mean)
     images = as_images(train[0], f"Data set {name!r}: the training array", known)
     channels, height = images.shape[1:3]

@@ -15,7 +15,7 @@ from torch import Tensor
 from prunegym.errors import InvalidInputError, MissingDataError
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.storage.weights import save_text
-from prunegym.validation import finite, instance, whole_number
+from prunegym.validation import finite, instance, typed, whole_number
 
 FORMAT = 1
 
@@ -168,12 +168,14 @@ class LatencyTable:
             )
         return self
 
+    @typed
     def save(self, path: Path | str) -> None:
         """Write the table as JSON."""
         content = {"format": FORMAT, **dataclasses.asdict(self)}
         save_text(Path(path), json.dumps(content, indent=1) + "\n")
 
     @classmethod
+    @typed
     def load(cls, path: Path | str) -> LatencyTable:
         """Read what :meth:`save` wrote.
 

@@ -236,6 +236,8 @@ def test_from_arrays_refuses_what_it_would_have_to_guess() -> None:
         from_arrays((images, labels), (images[:0], labels[:0]), name="x")
     with pytest.raises(InvalidInputError, match=r"split 'test': labels range from 1 to 2, but there are 2 classes"):
         from_arrays((images, labels), (images, labels + 1), name="x")
+    with pytest.raises(InvalidInputError, match="name is a int; str is needed"):
+        from_arrays((images, labels), (images, labels), name=3)  # type: ignore[arg-type]
 
 
 def test_labels_are_numbered_as_the_model_s_classes() -> None:
