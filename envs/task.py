@@ -250,10 +250,10 @@ def _datasets(
     dataset: str | Dataset | Mapping[Split, Dataset] | None, split: str, info: CNNInfo | None, model: Model
 ) -> dict[str, Dataset]:
     """Return the split of the episodes as ``evaluated``, and the training split, if there is one."""
-    if isinstance(dataset, Dataset):
-        return {"evaluated": dataset} | ({"train": dataset} if dataset.split == "train" else {})
     if split not in SPLITS:
         raise UnknownNameError("split", split, SPLITS)
+    if isinstance(dataset, Dataset):
+        return {"evaluated": dataset} | ({"train": dataset} if dataset.split == "train" else {})
     if isinstance(dataset, Mapping):
         choice("split of the given data sets", split, dataset)
         for key, one in dataset.items():

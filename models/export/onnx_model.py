@@ -24,12 +24,14 @@ from prunegym.models.masking.layouts import Block
 from prunegym.models.masking.operators import Kind
 from prunegym.models.skipping.program.folding import constant, folded, norm_behind, scale_and_shift
 from prunegym.models.storage.model_file import Bundle
+from prunegym.validation import typed
 
 Decide = Literal["policy", "input", "all"]
 Pixels = Literal["uint8", "unit"]
 PIXELS = {"uint8": np.uint8, "unit": np.float32}
 
 
+@typed
 def export_onnx(
     model: DynamicCNN | Bundle,
     path: Path | str,

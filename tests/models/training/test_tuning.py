@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -231,6 +232,12 @@ def test_one_offset_meets_a_target(digits_masked: MaskedCNN, digits: Dataset, ta
     offset = meet_target(digits_masked, policy, digits, target)
     assert abs(offset + shift) < 20
     assert abs(total_mac_share(digits_masked, policy, digits) - target) < 0.02
+
+
+@pytest.mark.parametrize("target", [0.0, -0.5, float("nan"), "0.5"])
+def test_no_offset_meets_a_target_of_nothing(digits_masked: MaskedCNN, digits: Dataset, target: Any) -> None:
+    with pytest.raises(InvalidInputError, match=r"target_macs is .*a finite number above 0"):
+        meet_target(digits_masked, make_policy(digits_masked, digits), digits, target)
 
 
 @pytest.mark.parametrize("target", [0.0, 1.5])
