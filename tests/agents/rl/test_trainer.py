@@ -26,7 +26,9 @@ from tests.agents.rl.digits_runs import SMALL, run
 @pytest.mark.parametrize("algo", ["ppo", "a2c"])
 def test_a_run_leaves_a_model_and_says_how_it_was_made(tmp_path: Path, algo: str) -> None:
     settings = {"learning_rate": 3e-4, "gamma": 1.0, "gae_lambda": 1.0}
-    model = run(dataclasses.replace(SMALL, algo=algo, hyperparameters=settings), tmp_path)
+    rows: list[dict[str, Any]] = []
+    recipe = dataclasses.replace(SMALL, algo=algo, hyperparameters=settings)
+    model = run(recipe, tmp_path, report=lambda stage, row: rows.append(row) if stage == algo else None)
     images = load_dataset("digits", "test").images[:40]
     loaded = DynamicCNN.load(tmp_path / "model.safetensors")
     assert torch.equal(loaded.predict(images).logits, model.predict(images).logits)
@@ -37,6 +39,8 @@ def test_a_run_leaves_a_model_and_says_how_it_was_made(tmp_path: Path, algo: str
     history = json.loads((tmp_path / "monitor.json").read_text())["history"]
     assert [row["updates"] for row in history] == [0, 3, 6, 8]
     assert history[-1]["timesteps"] == 256 * 3
+    assert [row["timesteps"] for row in rows] == [row["timesteps"] for row in history]
+    assert {row["total_timesteps"] for row in rows} == {256 * 3}
 
 
 @pytest.mark.slow
