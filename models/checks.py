@@ -92,7 +92,7 @@ def output_shape(network: nn.Module, dataset: Dataset, argument: str = "network"
     check_module(network, argument)
     what = f"{argument} is a {type(network).__name__}"
     try:
-        output = _run_one(network, dataset, torch.contiguous_format)
+        output = run_one(network, dataset.batch(torch.arange(1)))
     except Exception as error:  # a network may raise any error
         reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
         raise InvalidInputError(
@@ -113,20 +113,20 @@ def layout_of(network: nn.Module, dataset: Dataset) -> torch.memory_format:
     A network that calls ``view`` on a map needs the contiguous layout.
     """
     try:
-        _run_one(network, dataset, torch.channels_last)
+        run_one(network, dataset.batch(torch.arange(1)).contiguous(memory_format=torch.channels_last))
     except RuntimeError:
         return torch.contiguous_format
     return torch.channels_last
 
 
 @torch.no_grad()
-def _run_one(network: nn.Module, dataset: Dataset, layout: torch.memory_format) -> object:
-    """Run one image in eval mode, then restore the network's mode."""
+def run_one(network: nn.Module, image: Tensor) -> object:
+    """Run an image (1, channels, height, width) in eval mode, then restore the network's mode."""
     device = next((parameter.device for parameter in network.parameters()), "cpu")
     was_training = network.training
     network.eval()
     try:
-        return network(dataset.batch(torch.arange(1), device=device).contiguous(memory_format=layout))
+        return network(image.to(device))
     finally:
         network.train(was_training)
 

@@ -8,6 +8,7 @@ import torch
 
 from prunegym import agents, envs, models
 from prunegym.errors import InvalidInputError, UnknownNameError
+from prunegym.models.timing.latency_table import LatencyTable
 from prunegym.validation import array, bits, choice, finite, instance, shape, share, whole_number
 
 
@@ -149,6 +150,11 @@ CALLS = {
     "learned_static": lambda model, data: agents.learned_static(model.masked, model.info, "digits", 0.5),
     "LazyImages": lambda model, data: models.LazyImages(3),
     "GroupAdvantage": lambda model, data: envs.GroupAdvantage(3),
+    "path of a model": lambda model, data: models.DynamicCNN.load(None),
+    "path of a table": lambda model, data: LatencyTable.load(3),
+    "path to save at": lambda model, data: model.save(3),
+    "path to export to": lambda model, data: model.export_onnx(None),
+    "out": lambda model, data: agents.compare(["l1"], model, data, [0], out=3),
     "make_baseline": lambda model, data: agents.make_baseline("l1", model, 0.5),
 }
 

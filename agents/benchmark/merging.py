@@ -12,10 +12,12 @@ from prunegym.agents.benchmark.records import RESULTS, Record, read_record
 from prunegym.errors import InvalidInputError, MissingDataError
 from prunegym.models.storage.run_folder import begin_run, finish_run
 from prunegym.models.storage.weights import save_text
+from prunegym.validation import typed
 
 SUITE = "suite.json"
 
 
+@typed
 def merge(folders: Sequence[Path | str], out: Path | str) -> int:
     """Copy the finished cells of several folders of one suite into another folder, where the suite can continue.
 

@@ -18,7 +18,7 @@ from prunegym.agents.comparison.table import Comparison
 from prunegym.errors import InvalidInputError
 from prunegym.models.storage.run_folder import begin_run, finish_run
 from prunegym.models.storage.weights import save_text
-from prunegym.validation import whole_number
+from prunegym.validation import typed, whole_number
 
 Watch = Callable[[Event], None]
 TRIES = 3
@@ -98,6 +98,7 @@ def _add(cells: dict[Cell, Planned], contest: Contest, name: str, cell: Cell) ->
         made.state, made.spent = "done", stored.figures["total_mac_share"]
 
 
+@typed
 def run_suite(
     suite: Suite | str | Path,
     out: Path | str,

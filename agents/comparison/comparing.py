@@ -13,8 +13,12 @@ from prunegym.agents.comparison.results import Result
 from prunegym.agents.comparison.table import Comparison
 from prunegym.models.catalog import Model
 from prunegym.models.data.dataset import Dataset
+from prunegym.models.precision import new_tensors_in
+from prunegym.validation import typed
 
 
+@new_tensors_in()
+@typed
 def compare(
     entries: Sequence[Any],
     model: Model | Mapping[int, Model],

@@ -19,6 +19,7 @@ from prunegym.agents.rl.trainer import train_agent, try_recipe
 from prunegym.models.checks import check_dense
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.dynamic_cnn import DynamicCNN
+from prunegym.models.precision import new_tensors_in
 from prunegym.models.storage.run_folder import begin_run, finish_run
 from prunegym.models.training.cnn_training import StageReport, answered, dense_logits, of_stage
 from prunegym.models.training.mac_target import total_mac_share
@@ -26,6 +27,7 @@ from prunegym.models.training.tuning import TuneConfig, tune
 from prunegym.validation import typed
 
 
+@new_tensors_in()
 @typed
 def finetune(
     model: DynamicCNN,

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from prunegym.envs.task import Task
 from prunegym.errors import InvalidInputError
 from prunegym.models.gating.gate_policy import GatePolicy
+from prunegym.models.precision import new_tensors_in
 from prunegym.validation import whole_number
 
 ALWAYS_KEPT = 40.0
@@ -69,6 +70,7 @@ class MaskPolicy(ActorCriticPolicy):
         kwargs["ortho_init"] = False  # it would overwrite the weights of the actor
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
 
+    @new_tensors_in()
     def _build(self, lr_schedule: Schedule) -> None:
         self.actor: GatePolicy = copy.deepcopy(self._arguments["gate_policy"])
         self.actor.rescale_logits(self._arguments["sharpen"])
@@ -101,7 +103,8 @@ class MaskPolicy(ActorCriticPolicy):
         assert isinstance(obs, dict)
         assert isinstance(self.action_dist, BernoulliDistribution)
         assert self.action_space.shape is not None
-        logits = torch.full((len(obs["features"]), self.action_space.shape[0]), ALWAYS_KEPT, device=self.device)
+        shape = len(obs["features"]), self.action_space.shape[0]
+        logits = torch.full(shape, ALWAYS_KEPT, dtype=torch.float32, device=self.device)
         for decision, rows, features in self._decisions(obs):
             penalty = obs["penalty"][rows, 0] if "penalty" in obs else None
             values = self.actor.logits(decision, features, penalty)
@@ -111,7 +114,7 @@ class MaskPolicy(ActorCriticPolicy):
     def predict_values(self, obs: PyTorchObs) -> Tensor:
         """Return the critics' values, (batch, 1)."""
         assert isinstance(obs, dict)
-        values = torch.zeros(len(obs["features"]), 1, device=self.device)
+        values = torch.zeros(len(obs["features"]), 1, dtype=torch.float32, device=self.device)
         extra = [obs[key] for key in ("cost", "penalty") if key in obs]
         for decision, rows, features in self._decisions(obs):
             values[rows] = self.critics[decision](torch.cat([features, *(part[rows] for part in extra)], dim=1))

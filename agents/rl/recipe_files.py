@@ -30,7 +30,7 @@ TO_ALGORITHMS = {
     "stats_window_size",
 }  # fmt: skip
 """Parameters of Stable-Baselines3's algorithms that a recipe cannot set: training sets them, or they have no effect."""
-TO_ENVIRONMENTS = {"model", "dataset", "device", "features"}
+TO_ENVIRONMENTS = {"model", "dataset", "split", "device", "features"}
 """The same for environments."""
 MOST_CHARACTERS = 100_000
 

@@ -32,6 +32,7 @@ from prunegym.models.gating.features import MaskFeatures
 from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.gating.static_policy import Policy, StaticPolicy
 from prunegym.models.masking.masked_cnn import MaskedCNN
+from prunegym.models.precision import new_tensors_in
 from prunegym.models.storage.cnn_info import CNNInfo
 from prunegym.models.storage.model_file import Bundle
 from prunegym.models.storage.run_folder import begin_run, finish_run
@@ -43,6 +44,7 @@ from prunegym.registration import LAYERWISE
 from prunegym.validation import choice, typed, whole_number
 
 
+@new_tensors_in()
 @typed
 def train_agent(
     masked: MaskedCNN,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 
 import torch
 from torch import Tensor
 
 from prunegym.errors import InvalidInputError
+from prunegym.validation import instance
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -40,6 +42,10 @@ class Normalisation:
         Raises:
             InvalidInputError: If a standard deviation is not above 0, a number is not finite, or the range is empty.
         """
+        for name in ("mean", "std"):
+            instance(name, getattr(self, name), (tuple, list), "Give one number per channel.")
+        for value in (*self.mean, *self.std, self.low, self.high):
+            instance("A number of the normalisation", value, numbers.Real)
         if not all(0 < value < math.inf for value in self.std) or not all(map(math.isfinite, self.mean)):
             raise InvalidInputError(
                 f"Normalisation has means {self.mean} and standard deviations {self.std}; finite numbers are needed, "

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from types import NoneType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from prunegym.errors import InvalidInputError
+from prunegym.errors import InvalidInputError, PruneGymError
 from prunegym.models.data.dataset import Dataset, Split
-from prunegym.models.data.normalisation import Normalisation
+from prunegym.models.data.normalisation import FULL, Normalisation
 from prunegym.models.data.sources.layout import as_images, value_range
 from prunegym.models.data.transform import Transform
 from prunegym.models.tasks.objective import KINDS, Objective, kind_of, spread_of
-from prunegym.validation import array, choice, shape
+from prunegym.validation import array, choice, instance, plain, shape, whole_number
 
 Arrays = tuple[Any, Any]
 """Images and targets, see :func:`from_arrays`."""
@@ -90,6 +91,10 @@ def from_arrays(
         >>> {split: len(part) for split, part in from_arrays((images, labels), (images, labels)).items()}
         {'train': 36, 'validation': 4, 'test': 40}
     """
+    _check_options(name, classes, normalisation, pad)
+    for split, given in (("training", train), ("test", test), ("validation", validation)):
+        if given is not None or split != "validation":
+            _check_pair(f"Data set {name!r}: the {split} data", given)
     known = None if normalisation is None else len(normalisation.mean)
     images = as_images(train[0], f"Data set {name!r}: the training array", known)
     channels, height = images.shape[1:3]
@@ -106,12 +111,30 @@ def from_arrays(
         others = as_images(given[0], f"Data set {name!r}: the {split} array", channels)
         hint = "Resize all images to one size first."
         shape(f"Data set {name!r}: the {split} array", others, ("count", *images.shape[1:]), hint)
+        if normalisation.of_own_range and others.dtype in FULL:
+            raise InvalidInputError(
+                f"Data set {name!r}: the {split} array is {others.dtype}, but the training array has floats from "
+                f"{normalisation.low:g} to {normalisation.high:g}. Give all arrays on one scale."
+            )
         labels = _targets(name, given[1], len(others), objective.kind)[0]
         return dataclasses.replace(whole, split=split, images=others, labels=labels)
 
     testing = beside("test", test)
     training, held_out = hold_out_validation(whole) if validation is None else (whole, beside("validation", validation))
     return {"train": training, "validation": held_out, "test": testing}
+
+
+def _check_options(name: object, classes: object, normalisation: object, pad: object) -> None:
+    instance("name", name, str)
+    instance("classes", classes, (Sequence, NoneType), "Give a list of names.")
+    instance("normalisation", normalisation, (Normalisation, NoneType))
+    if pad is not None:
+        whole_number("pad", pad, 0)
+
+
+def _check_pair(what: str, given: object) -> None:
+    if not isinstance(given, tuple | list) or len(given) != 2:
+        raise InvalidInputError(f"{what} is a {type(given).__name__}; a pair (images, targets) is needed.")
 
 
 def _numbers(name: str, targets: Tensor, kind: str) -> tuple[str, ...]:
@@ -132,7 +155,9 @@ def _targets(name: str, given: Any, count: int, kind: str | None) -> tuple[Tenso
     if given is None:
         return torch.zeros(count, 0), Objective("outputs")
     try:
-        targets = given if isinstance(given, Tensor) else torch.as_tensor(array("labels", given))
+        targets = plain("labels", given) if isinstance(given, Tensor) else torch.as_tensor(array("labels", given))
+    except PruneGymError:
+        raise
     except (TypeError, ValueError, RuntimeError) as error:
         raise InvalidInputError(f"Data set {name!r}: labels are not numbers ({error}); integers are needed.") from error
     found = kind_of(targets) if kind is None else choice("kind of targets", kind, KINDS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,12 @@ from prunegym.models.data.dataset import CLASSES, Dataset
 from prunegym.models.data.files.decoding import decode, to_pixels
 from prunegym.models.data.normalisation import Normalisation
 from prunegym.models.data.transform import Transform
+from prunegym.models.storage.run_state import BROKEN
 from prunegym.models.storage.weights import fingerprint_of
+from prunegym.models.tasks.metrics import SHARES
 from prunegym.models.tasks.objective import KINDS, Objective
 from prunegym.models.zoo.network_registry import build, is_code, is_known
-from prunegym.validation import instance, typed, whole_number
+from prunegym.validation import finite, instance, typed, whole_number
 
 MOST_PIXELS = 2**22
 """Largest number of pixels times channels of a CNN's images in a file: tracing needs memory in proportion to it."""
@@ -54,6 +57,14 @@ class CNNInfo:
     transform: Transform | None = None
     objective: Objective = CLASSES
     data_path: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check what PruneGym reads of the metadata.
+
+        Raises:
+            InvalidInputError: If it is of another kind.
+        """
+        _check_metadata(self.metadata)
 
     @classmethod
     @typed
@@ -102,11 +113,20 @@ class CNNInfo:
         return dataclasses.replace(self, metadata=metadata)
 
     def dense_accuracy(self, dataset: Dataset) -> float | None:
-        """Return the original network's accuracy on a data set; None unless it is stored for exactly these images."""
+        """Return the original network's accuracy on a data set; None unless it is stored for exactly these images.
+
+        Raises:
+            InvalidInputError: If the stored number cannot be a value of the data set's metric.
+        """
         images: str | None = self.metadata.get("dense_images", {}).get(_place(dataset))
         if images is None or images != fingerprint_of(dataset):
             return None
-        return float(self.metadata["dense_accuracy"][_place(dataset)])
+        metric, place = dataset.objective.name("metric"), _place(dataset)
+        low, high = (0.0 if metric in SHARES else -math.inf), (math.inf if ":" in metric else 1.0)
+        hint = "The model file is damaged. Give the original network, or write the file again."
+        return finite(
+            f"The metric {metric!r} stored for {place}", self.metadata["dense_accuracy"][place], low, high, hint=hint
+        )
 
     def build(self) -> nn.Module:
         """Build the network with new weights.
@@ -205,6 +225,24 @@ def from_json(raw: dict[str, Any]) -> CNNInfo:
         raw["dataset"], dict(raw["metadata"]), None if transform is None else Transform(**transform), objective,
         None if path is None else str(path),
     )  # fmt: skip
+
+
+def _check_metadata(raw: dict[str, Any]) -> None:
+    """Raise InvalidInputError if metadata that PruneGym reads is of another kind; all other keys are free."""
+    try:
+        figures = [{**raw.get(name, {})} for name in ("dense_accuracy", "prepared_accuracy")]
+        images = {**raw.get("dense_images", {})}
+        texts = [*images.values(), *(e[key] for e in raw.get("history", []) for key in ("step", "command"))]
+        broken = not all(isinstance(text, str) for text in [*texts, *raw.get("splits", [])])
+    except BROKEN:
+        broken = True
+    if broken or not images.keys() <= figures[0].keys():
+        raise InvalidInputError(
+            "metadata has other content than PruneGym writes under dense_accuracy, prepared_accuracy, dense_images, "
+            "splits or history. Choose other names for your own notes."
+        )
+    for place, value in (pair for each in figures for pair in each.items()):
+        finite(f"metadata: the accuracy on {place}", value)
 
 
 def _objective(raw: dict[str, Any]) -> Objective:

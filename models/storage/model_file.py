@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from prunegym.errors import InvalidInputError, MissingDataError, PruneGymError
+from prunegym.models.checks import run_one
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.gating.features import MaskFeatures
 from prunegym.models.gating.gate_policy import GatePolicy
@@ -75,10 +76,13 @@ def write_model(
             is about four times smaller, but not faster: the weights are floats again when the file is read.
 
     Raises:
-        InvalidInputError: If the path does not end in ``.safetensors``, or ``policy`` is given without ``masked``.
+        InvalidInputError: If the path does not end in ``.safetensors``, the network cannot run an image of the
+            described shape, or ``policy`` is given without ``masked``.
     """
     path = Path(path)
     _check_name(path)
+    if masked is None or masked.image_shape != info.image_shape:
+        _check_runs(network, info)
     state = files.quantized_state if yes_or_no("int8", int8) else nn.Module.state_dict
     tensors = {f"network.{name}": tensor for name, tensor in state(network).items()}
     description: dict[str, Any] = {"format": QUANTIZED_FORMAT if int8 else FORMAT, "info": as_json(info)}
@@ -144,10 +148,23 @@ def read_model(path: Path | str, network: nn.Module | None = None, gates: str | 
     return Bundle(masked=masked, info=info, policy=policy)
 
 
+def _check_runs(network: nn.Module, info: CNNInfo) -> None:
+    try:
+        run_one(network, info.example())
+    except Exception as error:  # a network may raise any error
+        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+        raise InvalidInputError(
+            f"The network is a {type(network).__name__}, which cannot run an image of shape {info.image_shape}, as its "
+            f"description says: {reason}. Describe it with CNNInfo.of and the data set that it was trained on."
+        ) from error
+
+
 @contextlib.contextmanager
 def _reading(path: Path, what: str) -> Iterator[None]:
     try:
         yield
+    except InvalidInputError as error:
+        raise InvalidInputError(f"{path} cannot be read: {error}") from error
     except PruneGymError:
         raise
     except BROKEN as error:

@@ -132,3 +132,5 @@ METRICS: dict[str, Metric] = {
         positions_right, iou, agreement,
     )
 }  # fmt: skip
+SHARES = set(METRICS) - {"log_likelihood", "squared_error", "absolute_error"}
+"""Metrics from 0 to 1. The others are at most 0; ``explained`` is at most 1; your functions may return any number."""

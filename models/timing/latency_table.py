@@ -15,7 +15,7 @@ from torch import Tensor
 from prunegym.errors import InvalidInputError, MissingDataError
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.storage.weights import save_text
-from prunegym.validation import finite, instance, whole_number
+from prunegym.validation import finite, instance, typed, whole_number
 
 FORMAT = 1
 
@@ -123,10 +123,15 @@ class LatencyTable:
         """Check the times, and that parts depend on gates that exist."""
         for name in ("fixed", "policy"):
             finite(f"{name} of a latency table", getattr(self, name), 0)
+        instance("execution of a latency table", self.execution, str)
+        for name in ("machine", "validation"):
+            instance(f"{name} of a latency table", getattr(self, name), Mapping)
+        if not self.parts:
+            raise InvalidInputError("The latency table has no parts, so that no mask would change its time.")
         for _, width in self.gates:
             whole_number("The width of a gate of a latency table", width)
         named = {gate for part in self.parts for axis in (part.inputs, part.outputs) for gate in axis.each}
-        if not named <= set(range(len(self.gates))) or not isinstance(self.machine, Mapping):
+        if not named <= set(range(len(self.gates))):
             raise InvalidInputError(f"The latency table has {len(self.gates)} gates, but times of {sorted(named)}.")
         finite("The time of all channels in a latency table", self.dense_seconds, above=0)
 
@@ -168,12 +173,14 @@ class LatencyTable:
             )
         return self
 
+    @typed
     def save(self, path: Path | str) -> None:
         """Write the table as JSON."""
         content = {"format": FORMAT, **dataclasses.asdict(self)}
         save_text(Path(path), json.dumps(content, indent=1) + "\n")
 
     @classmethod
+    @typed
     def load(cls, path: Path | str) -> LatencyTable:
         """Read what :meth:`save` wrote.
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from prunegym.errors import InvalidInputError
 from prunegym.models.checks import check_dataset, check_device, check_images, check_output, layout_of, output_shape
 from prunegym.models.data.dataset import Dataset
+from prunegym.models.precision import new_tensors_in
 from prunegym.models.storage.run_folder import without_unused
 from prunegym.models.storage.run_state import BROKEN, load_part, load_state, save_state
 from prunegym.models.storage.weights import check_inputs, fingerprint_of
@@ -91,6 +92,7 @@ def epoch_batches(count: int, batch_size: int, seed: int, epoch: int) -> tuple[T
     return order[: batches * batch_size].view(batches, batch_size), generator
 
 
+@new_tensors_in()
 def train(
     network: nn.Module,
     dataset: Dataset,

@@ -52,8 +52,11 @@ def meet_target(
 
     Returns:
         The offset that was added.
+
+    Raises:
+        InvalidInputError: If the target is not above 0.
     """
-    finite("target_macs", target_macs)
+    finite("target_macs", target_macs, above=0)
     sample = dataset.sample(images)
     reach = REACH
     offset = _bisect(masked, policy, sample, target_macs, rounds, reach)

@@ -17,9 +17,10 @@ from prunegym.models.data.dataset import Augment, Dataset
 from prunegym.models.gating.feature_kinds import DEFAULT_KINDS
 from prunegym.models.gating.features import MaskFeatures
 from prunegym.models.gating.gate_policy import GatePolicy
+from prunegym.models.gating.importance import at_mac_share, channel_scores, keep_best
 from prunegym.models.gating.static_policy import Policy, StaticPolicy, fixed_policy, rollout
-from prunegym.models.masking.importance import at_mac_share, channel_scores, keep_best
 from prunegym.models.masking.masked_cnn import MaskedCNN
+from prunegym.models.precision import new_tensors_in
 from prunegym.models.storage.run_state import load_state, save_state
 from prunegym.models.storage.weights import fingerprint_of, load_tensors
 from prunegym.models.training.cnn_training import Report, StageReport, answered, of_stage
@@ -86,6 +87,7 @@ def new_policy(masked: MaskedCNN, dataset: Dataset, config: PrepareConfig) -> Ga
         return GatePolicy(features, config.hidden, penalty_range=config.penalty_range).to(masked.device)
 
 
+@new_tensors_in()
 def prepare(
     network: nn.Module | MaskedCNN,
     dataset: Dataset,
@@ -233,6 +235,7 @@ def imitation_loss(policy: Policy, gate_logits: Tensor, mask: Tensor) -> Tensor:
     return torch.stack(losses).mean()
 
 
+@new_tensors_in()
 @typed
 def imitate(
     masked: MaskedCNN,

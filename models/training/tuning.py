@@ -17,6 +17,7 @@ from prunegym.models.data.dataset import Augment, Dataset
 from prunegym.models.gating.static_policy import Policy, Rollout, StraightThrough, deciding_macs, greedy, rollout
 from prunegym.models.masking.compensation import COMPENSATIONS
 from prunegym.models.masking.masked_cnn import MaskedCNN
+from prunegym.models.precision import new_tensors_in
 from prunegym.models.training import cnn_training
 from prunegym.models.training.mac_target import between, check_range, check_shares
 from prunegym.settings import check_types
@@ -104,6 +105,7 @@ class TuneConfig:
         return dataclasses.replace(self, target_macs=between(self.target_macs, position))
 
 
+@new_tensors_in()
 @typed
 def tune(
     masked: MaskedCNN,

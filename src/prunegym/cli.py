@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import errno
 import importlib
 import os
 import shlex
@@ -91,9 +92,10 @@ class Group(TyperGroup):
                 note(f"Error: {error}")
                 raise typer.Exit(USAGE_ERROR) from error
             except OSError as error:
-                if error.filename is None:
+                if error.filename is None and error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EIO):
                     raise
-                note(f"Error: {error.filename}: {error.strerror}. Choose another path.")
+                where = f"{error.filename}: " if error.filename else "The output cannot be written: "
+                note(f"Error: {where}{error.strerror}. Choose another path.")
                 raise typer.Exit(USAGE_ERROR) from error
             except KeyboardInterrupt as error:
                 _end_progress()
@@ -162,4 +164,9 @@ def import_own(
 
 def main() -> None:
     """Run the command that is named by the arguments."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:  # torch cannot be loaded there
+        note("Error: the current folder does not exist any more. Change to another folder.")
+        sys.exit(USAGE_ERROR)
     app(prog_name="prunegym")

@@ -57,7 +57,7 @@ def import_module(name: str, what: str) -> ModuleType:
     try:
         with _current_folder_importable():
             return importlib.import_module(name)
-    except Exception as error:  # your module may raise anything
+    except (Exception, SystemExit) as error:  # your module may raise anything
         raise InvalidInputError(
             f"The {what} cannot be imported: {type(error).__name__}: {error}. "
             f"Looked in the installed packages and in {Path.cwd()}."

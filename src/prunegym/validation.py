@@ -10,7 +10,9 @@ import functools
 import inspect
 import math
 import numbers
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, get_args, get_type_hints
 
@@ -24,6 +26,8 @@ Returned = TypeVar("Returned")
 Value = TypeVar("Value")
 Arrays = TypeVar("Arrays")
 """A tensor or an array."""
+PATH = {Path, str, NoneType}
+"""The hint of a path is made of these."""
 
 
 def whole_number(name: str, value: Any, low: int = 1, high: int | None = None, hint: str = "") -> int:
@@ -74,16 +78,17 @@ def instance(name: str, value: Value, kind: type | tuple[type, ...], hint: str =
 
 
 def typed(function: Callable[Given, Returned]) -> Callable[Given, Returned]:
-    """Check, at each call, the arguments whose type hints are classes of PruneGym, torch and the like, or None.
+    """Check, at each call, the arguments whose type hints are paths, classes of PruneGym, torch and the like, or None.
 
-    Numbers, words, paths and functions are left to the other checks.
+    Numbers, words and functions are left to the other checks.
     """
     signature = inspect.signature(function)
 
     @functools.cache
     def classes() -> dict[str, tuple[type, ...]]:
         hints = {name: get_args(hint) or (hint,) for name, hint in get_type_hints(function).items() if name != "return"}
-        return {name: kinds for name, kinds in hints.items() if all(map(_is_checked, kinds))}
+        paths = {name: (*kinds, os.PathLike) for name, kinds in hints.items() if Path in kinds and {*kinds} <= PATH}
+        return paths | {name: kinds for name, kinds in hints.items() if all(map(_is_checked, kinds))}
 
     @functools.wraps(function)
     def checked(*args: Given.args, **kwargs: Given.kwargs) -> Returned:

@@ -76,6 +76,7 @@ def test_help_names_every_execution() -> None:
     assert all(name in shown for name in EXECUTIONS)
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_says_how_to_resume(tmp_path: Path) -> None:
     # More episodes than can end before the signal comes.
     command = [
@@ -166,3 +167,35 @@ def test_mistakes_in_settings_are_found_before_anything_is_trained(made: Path, t
     model = made / "prepared/prepared.safetensors"
     assert "tune 'epoch'. Did you mean" in fail("finetune", model, "--set", "tune.epoch=8", "--out", out)
     assert not out.exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_behind_the_output() -> None:
+    with Path("/dev/full").open("w") as full:
+        ran = subprocess.run(
+            [sys.executable, "-m", "prunegym", "list", "--json"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert ran.returncode == 2
+    assert ran.stderr == "Error: The output cannot be written: No space left on device. Choose another path.\n"
+
+
+def test_a_folder_that_was_deleted(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; os.mkdir(sys.argv[1]); os.chdir(sys.argv[1]); os.rmdir(sys.argv[1]); import prunegym.cli as c"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", f"{code}; c.main()", tmp_path / "gone"], stderr=subprocess.PIPE, text=True
+    )
+    assert ran.returncode == 2
+    assert ran.stderr == "Error: the current folder does not exist any more. Change to another folder.\n"
+
+
+def test_a_terminal_of_one_column(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "1")
+    assert "digits" in succeed("list").stdout
+
+
+def test_a_module_that_ends_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ending.py").write_text("raise SystemExit(0)")
+    monkeypatch.chdir(tmp_path)
+    assert "'ending' cannot be imported: SystemExit: 0" in fail("--import", "ending", "list")

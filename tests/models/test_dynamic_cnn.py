@@ -102,6 +102,15 @@ def test_files_that_are_no_models(model: DynamicCNN, tmp_path: Path) -> None:
         DynamicCNN.load(tmp_path / "text.safetensors")
 
 
+def test_a_description_of_other_images_is_not_written(model: DynamicCNN, tmp_path: Path) -> None:
+    for network in (build("simple-cnn"), build("simple-cnn", in_channels=1, image_size=16)):
+        with pytest.raises(
+            InvalidInputError, match=r"cannot run an image of shape \(1, 8, 8\), as its description says"
+        ):
+            write_model(tmp_path / "cnn.safetensors", network, model.info)
+    assert not list(tmp_path.iterdir())
+
+
 def test_paths_may_be_strings(model: DynamicCNN, tmp_path: Path) -> None:
     path, weights = f"{tmp_path}/model.safetensors", f"{tmp_path}/weights.safetensors"
     write_model(path, model.masked.network, model.info)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+from pathlib import Path
+
 import pytest
 import torch
 
+from prunegym.agents import load_recipe, train_agent
 from prunegym.envs.sb3_vec_env import MaskVecEnv
 from prunegym.models import DynamicCNN, MaskedCNN, build, load_dataset, shipped_model
 from prunegym.models.precision import new_tensors_in
@@ -36,6 +41,20 @@ def test_an_environment_is_the_same() -> None:
     expected = episode()
     with new_tensors_in(torch.float64):
         assert episode() == expected
+
+
+def test_training_is_the_same(tmp_path: Path) -> None:
+    model, recipe = shipped_model(), dataclasses.replace(load_recipe("digits"), n_episodes=64, n_envs=32)
+    splits = load_dataset("digits", "train").part(":64"), load_dataset("digits", "validation").part(":64")
+
+    def trained(out: Path) -> list[float]:
+        start = copy.deepcopy(model.policy)
+        after = train_agent(model.masked, model.info, *splits, recipe, out, policy=start, progress=False).policy
+        return torch.nn.utils.parameters_to_vector(after.parameters()).tolist()
+
+    expected = trained(tmp_path / "float32")
+    with new_tensors_in(torch.float64):
+        assert trained(tmp_path / "float64") == expected
 
 
 def test_the_default_comes_back_after_an_error() -> None:

@@ -19,11 +19,13 @@ from prunegym.agents.comparison.table import Comparison
 from prunegym.errors import InvalidInputError, MissingDependencyError, PruneGymError
 from prunegym.models.storage.run_folder import machine, make_folder, versions
 from prunegym.models.storage.weights import save_text, whole_file
+from prunegym.validation import typed
 
 PARTS = Path(__file__).parent
 MOST_GALLERIES = 12
 
 
+@typed
 def write_report(
     folders: Sequence[Path | str], out: Path | str, *, timed: bool = True, title: str = "PruneGym benchmark"
 ) -> dict[str, Path]:

@@ -92,11 +92,15 @@ def torch_items(
         raise InvalidInputError("A DataLoader is given; which makes its own batches. Give its .dataset.")
     if isinstance(data, IterableDataset) or not hasattr(data, "__getitem__") or not hasattr(data, "__len__"):
         raise InvalidInputError(f"A {type(data).__name__} has no length or no items by index, which are needed.")
-    if len(data) == 0:
+    try:
+        count = len(data)
+    except Exception as error:  # your class may raise anything
+        raise InvalidInputError(f"The length of a {type(data).__name__} cannot be computed: {error}.") from error
+    if count == 0:
         raise InvalidInputError(f"The {type(data).__name__} is empty. Give at least one image.")
     first = _Items(data, transform, channels).read(0)
     reader = _Items(data, transform, first.shape[0])
-    source = ReadImages(reader.read, len(data), first.shape, first.dtype, workers=workers, cache=cache)
+    source = ReadImages(reader.read, count, first.shape, first.dtype, workers=workers, cache=cache)
     return LazyImages(source), _stacked(targets) if targets is not None else _targets(data)
 
 

@@ -49,7 +49,7 @@ EXPORT const char* prunegym_variants() {
 }
 
 // Increase this when the arguments of a function below change: Python then sees whether library and package fit.
-EXPORT int prunegym_interface() { return 7; }
+EXPORT int prunegym_interface() { return 8; }
 // Later runs use OpenMP's threads, or new threads if this is null.
 EXPORT void prunegym_use_openmp(void* entry) {
   openmp.call = reinterpret_cast<OpenMP>(entry);

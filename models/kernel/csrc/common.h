@@ -75,7 +75,8 @@ struct View {
 };
 
 enum Kind : int32_t {
-  LOAD, CONV, MAX_POOL, ADD, SUBSAMPLE, AVERAGE, LINEAR, DEPTHWISE, AVG_POOL, PLACE, SCALE, EXPAND, DECIDE, LOOK, STORE
+  LOAD, CONV, MAX_POOL, ADD, SUBSAMPLE, AVERAGE, LINEAR, DEPTHWISE, AVG_POOL, PLACE, SCALE, EXPAND, COMPENSATE, DECIDE, LOOK,
+  STORE
 };
 // What is applied to each number at the end of a layer. Those up to RELU6 cut it off at two bounds.
 enum Activation : int32_t { NO_ACTIVATION, RELU, RELU6, HARDSWISH, HARDSIGMOID, SIGMOID, SILU, GELU, ACTIVATIONS };
@@ -83,15 +84,18 @@ enum Activation : int32_t { NO_ACTIVATION, RELU, RELU6, HARDSWISH, HARDSIGMOID, 
 // A layer as Python describes it (shared_library.py has the same structure). All arrays are float32.
 struct LayerRecord {
   int32_t kind, input, second, output;  // values; -1: none. second: the residual of CONV, the other operand of ADD, the
-                                        // factors of SCALE
+                                        // factors of SCALE, the biases of LINEAR (a vector; -1: its own)
+  int32_t biases;                       // the biases of CONV, a vector; -1: its own
   int32_t kernel, kernel_width;         // height and width
   int32_t stride, padding, padding_width, dilation, groups, activation;
   int32_t offset;                          // SUBSAMPLE, PLACE: channel of the output that gets the first of the input
                                            // LOAD: which of the inputs; STORE: place among an image's outputs
   int32_t ceil;                            // of poolings: whether the last window may reach beyond the picture
-  int32_t gate, average, grid, hidden;     // DECIDE; LOOK has average, grid, mean, scale; AVG_POOL: average, whether
+  int32_t gate, average, grid, hidden;     // COMPENSATE: gate, or space, whose masked channels count; DECIDE;
+                                           // LOOK has average, grid, mean, scale; AVG_POOL: average, whether
                                            // zeros of the padding count
-  const float *weight, *bias;              // CONV, LINEAR, DEPTHWISE, PLACE (factors and summands, or null), and the
+  const float *weight, *bias;              // CONV, LINEAR, DEPTHWISE, PLACE (factors and summands, or null), COMPENSATE
+                                           // (a row of summands for each channel, and what they are added to), and the
                                            // first linear layer of DECIDE (hidden, features)
   const float *weight2, *bias2, *mean, *scale;  // DECIDE
 };
@@ -136,6 +140,7 @@ struct Conv {
 struct ConvCall {
   Kept in_kept, out_kept;
   const float* input;     // what Variant::prepare_conv returned
+  const float* bias;      // (out), by the number of the channel
   const float* residual;  // map to add before the ReLU, or null; may be the output map itself
   float* output;
   float* scratch;

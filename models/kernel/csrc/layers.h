@@ -95,6 +95,23 @@ static void expand(const LayerRecord&, const View& in, const View&, const View& 
   }
 }
 
+// Biases of a layer: its own, and the summands of each masked channel that it reads. The vector is followed by zeros up
+// to whole lines.
+static void compensate(const LayerRecord& r, const View& masked, const View&, const View& out, float*) {
+  const long padded = round_up(out.channels, LINE);
+  const Kept rows = masked.kept;
+  __builtin_memcpy(out.data, r.bias, padded * sizeof(float));
+  const auto row = [&](int i) { return r.weight + rows.index[i] * padded; };
+  int i = 0;
+  for (; i + 4 <= rows.count; i += 4) {  // four rows for each time that the sums are read
+    const float *a = row(i), *b = row(i + 1), *c = row(i + 2), *d = row(i + 3);
+    for (long o = 0; o < padded; o += LANES)
+      store(out.data + o, load(out.data + o) + ((load(a + o) + load(b + o)) + (load(c + o) + load(d + o))));
+  }
+  for (; i < rows.count; i++)
+    for (long o = 0; o < padded; o += LANES) store(out.data + o, load(out.data + o) + load(row(i) + o));
+}
+
 INLINE float dot(const float* a, const float* b, long length) {
   Vec total{}, other{};
   long i = 0;
@@ -108,9 +125,9 @@ INLINE float dot(const float* a, const float* b, long length) {
 
 // On a vector, with every output needed: weights are (in, out), so that those of a kept input are adjacent. Outputs are
 // followed by zeros up to whole lines.
-static void linear_by_columns(const LayerRecord& r, const View& in, const View& out) {
+static void linear_by_columns(const LayerRecord& r, const View& in, const float* bias, const View& out) {
   const int padded = round_up(out.channels, LINE);
-  __builtin_memcpy(out.data, r.bias, padded * sizeof(float));
+  __builtin_memcpy(out.data, bias, padded * sizeof(float));
   for (int i = 0; i < in.kept.count; i += 4) {  // four rows each time that the sums are read
     Vec x[4];
     const float* weight[4];
@@ -128,8 +145,9 @@ static void linear_by_columns(const LayerRecord& r, const View& in, const View& 
 
 // With many pixels per channel: one dot product for each kept channel. With few: the kept features are put at their places
 // among zeros, and one dot product covers all. Features are followed by zeros up to a whole vector.
-static void linear(const LayerRecord& r, const View& in, const View&, const View& out, float* scratch) {
-  if (r.hidden) return linear_by_columns(r, in, out);
+static void linear(const LayerRecord& r, const View& in, const View& biases, const View& out, float* scratch) {
+  const float* bias = biases.data ? biases.data : r.bias;
+  if (r.hidden) return linear_by_columns(r, in, bias, out);
   const int pixels = in.map->pixels(), padded = round_up(pixels, LANES);
   const bool apart = pixels >= LANES;
   const long all = static_cast<long>(in.channels) * pixels;
@@ -142,7 +160,7 @@ static void linear(const LayerRecord& r, const View& in, const View&, const View
   }
   for (int j = 0; j < out.kept.count; j++) {
     const float* weight = r.weight + static_cast<long>(out.kept.index[j]) * all;
-    float v = r.bias[out.kept.index[j]];
+    float v = bias[out.kept.index[j]];
     if (!apart) v += dot(weight, scratch, all);
     for (int i = 0; apart && i < in.kept.count; i++)
       v += dot(weight + static_cast<long>(in.kept.index[i]) * pixels, scratch + static_cast<long>(i) * padded, pixels);

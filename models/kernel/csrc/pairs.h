@@ -19,7 +19,7 @@ static Rows make_rows(const Conv& c, const ConvCall& call, int first, int last, 
       const int next = smaller(r + last - first, next_last - 1);
       rows.next[r - first] = c.weight + (call.out_kept.index[next] * size - call.skipped);
     }
-    rows.bias[r - first] = c.bias[channel];
+    rows.bias[r - first] = call.bias[channel];
     rows.out[r - first] = call.output + static_cast<long>(r) * c.out.channel;
     if (call.residual) rows.residual[r - first] = call.residual + static_cast<long>(r) * c.residual.channel;
   }

@@ -56,6 +56,7 @@ struct Layer {
   LayerRecord record;
   Conv conv;
   Gate gate;
+  std::vector<int32_t> bits;  // COMPENSATE: the mask bits of its rows
   int fills;  // a space whose kept channels are counted before this layer, the first that writes some; -1: none
 };
 
@@ -111,6 +112,7 @@ class Plan {
   void cut_segments();
   void place_buffers();
   const float* keep(const float* data, size_t count);
+  const float* keep_padded(const float* data, int rows, int columns);
   const float* keep_transposed(const float* data, int rows, int columns);
   const float* keep_transformed(const float* weight, int outputs, int inputs);
   const Map& map_of(int value) const { return buffers_[values_[value].buffer].map; }

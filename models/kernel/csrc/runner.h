@@ -99,6 +99,7 @@ class Runner {
     const LayerRecord& r = layer.record;
     ConvCall call{};
     call.in_kept = kept(r.input, image), call.out_kept = kept(r.output, image);
+    call.bias = r.biases >= 0 ? data(r.biases, image) : layer.conv.bias;
     call.residual = r.second >= 0 ? data(r.second, image) : nullptr;
     call.output = data(r.output, image);
     call.scratch = space_.scratch.data();
@@ -172,6 +173,19 @@ class Runner {
     for (int k = 0; k < n; k++) bits[list[k]] = 1;
   }
 
+  void compensate(const Layer& layer, int image) {
+    const LayerRecord& r = layer.record;
+    const uint8_t* bits = mask(image);
+    int* list = reinterpret_cast<int*>(space_.scratch.data());
+    int n = 0;
+    for (int row = 0; row < static_cast<int>(layer.bits.size()); row++) {
+      list[n] = row;
+      n += bits[layer.bits[row]] == 0;
+    }
+    const View masked{nullptr, static_cast<int>(layer.bits.size()), Kept{n, list}, nullptr};
+    plan_.variant_.layers[COMPENSATE](r, masked, View{}, view(r.output, image), nullptr);
+  }
+
   void load(const LayerRecord& r, int image) {
     const View out = view(r.output, image);
     const Images images = inputs_[r.offset].from(first_ + image);
@@ -216,6 +230,7 @@ class Runner {
                  features_ + static_cast<size_t>(image) * layer.gate.features(), space_.scratch.data());
         return;
       case STORE: return store(r, image);
+      case COMPENSATE: return compensate(layer, image);
       default:
         return v.layers[r.kind](r, view(r.input, image), view(r.second, image), view(r.output, image),
                                 space_.scratch.data());

@@ -162,7 +162,7 @@ static void winograd_block(const Conv& c, const ConvCall& call, int first, int l
     multiply_plane(c, call, first, last, p, source, vectors, tiling, sums + p * sums_plane);
   }
   for (long channel = first; channel < last; channel++, sums += squares) {
-    const Vec bias = broadcast(c.bias[call.out_kept.index[channel]]);
+    const Vec bias = broadcast(call.bias[call.out_kept.index[channel]]);
     float* out = call.output + channel * c.out.channel + c.out.first();
     const float* residual = call.residual ? call.residual + channel * c.residual.channel + c.residual.first() : nullptr;
     for (long row = first_row; row < last_row; row++)

@@ -26,7 +26,7 @@ FEW, NAMES = 16, 24
 def emit(document: Mapping[str, Any], as_json: bool, *parts: Table | Facts | str) -> None:
     """Print a command's result: the document as JSON, or tables and sentences for people."""
     if as_json:
-        sys.stdout.write(json.dumps(document, indent=1) + "\n")
+        typer.echo(json.dumps(document, indent=1))
         return
     # COLUMNS, if it is set, counts outside a terminal too; elsewhere programs read whole lines.
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() or os.environ.get("COLUMNS") else None
@@ -155,7 +155,7 @@ def _marked(word: re.Match[str]) -> str:
 
 def fold(text: str, width: int, indent: str = "") -> list[str]:
     """Return lines of a text, broken at spaces and, in a path that is longer than a line, after slashes."""
-    wrapper = _Wrapper(width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    wrapper = _Wrapper(max(1, width), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
     marked = re.sub(rf"\S{{{max(1, width - len(indent))},}}", _marked, text)
     return [line.replace("\0", "") for part in marked.splitlines() for line in wrapper.wrap(part)]
 

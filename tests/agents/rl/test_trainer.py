@@ -101,7 +101,13 @@ def test_an_interrupted_run_goes_on_to_the_same_step_count(tmp_path: Path) -> No
 
 
 @pytest.mark.filterwarnings("ignore::prunegym.agents.rl.monitor.CollapseWarning")
-@pytest.mark.parametrize("case", ["plain", "budget", "range of lambdas", "greedy baseline", "a2c"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "budget",
+        *(pytest.param(c, marks=pytest.mark.slow) for c in ("plain", "range of lambdas", "greedy baseline", "a2c")),
+    ],
+)
 def test_a_run_that_is_resumed_ends_as_one_that_never_stopped(tmp_path: Path, case: str) -> None:
     recipe = {
         "plain": SMALL,
@@ -150,6 +156,7 @@ def test_a_reward_that_fails_is_found_before_imitation(tmp_path: Path, reward: C
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_reinforcement_learning_begins_at_the_best_offset(tmp_path: Path) -> None:
     recipe = dataclasses.replace(
         SMALL, imitation=ImitationConfig(steps=50, batch_size=32), gate_policy={"hidden": 8}, target_macs="best",
@@ -190,6 +197,7 @@ def test_a_resumed_run_has_its_own_inputs(tmp_path: Path, part: str) -> None:
         train_agent(model.masked, model.info, train, validation, recipe, tmp_path, policy=model.policy, resume=True)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::prunegym.agents.rl.monitor.CollapseWarning")
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     recipe = dataclasses.replace(SMALL, n_episodes=32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -236,6 +237,25 @@ def test_from_arrays_refuses_what_it_would_have_to_guess() -> None:
         from_arrays((images, labels), (images[:0], labels[:0]), name="x")
     with pytest.raises(InvalidInputError, match=r"split 'test': labels range from 1 to 2, but there are 2 classes"):
         from_arrays((images, labels), (images, labels + 1), name="x")
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"name": 3}, "name is a int; str is needed"), ({"classes": 3}, "classes is a int; .* Give a list of names"),
+    ({"pad": -1}, "pad is -1; a whole number"), ({"pad": 1.5}, r"pad is 1\.5"), ({"pad": "x"}, "pad is 'x'"),
+    ({"normalisation": (0.5, 0.5)}, "normalisation is a tuple; Normalisation"), ({"test": None}, "test data is a None"),
+    ({"train": numbered(20)[0]}, r"the training data is a Tensor; a pair \(images, targets\) is needed"),
+    ({"train": (numbered(20)[0], numbered(20)[1].to("meta"))}, "labels is on the device 'meta'"),
+    ({"train": (9 * numbered(20)[0].float(), numbered(20)[1])}, "the test array is torch.uint8, but .* one scale"),
+])  # fmt: skip
+def test_from_arrays_refuses_other_kinds(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        from_arrays(**{"train": numbered(20), "test": numbered(20), **options})
+
+
+@pytest.mark.parametrize("numbers", [(0.5, 1.0), (("a",), (1.0,)), ((0.5,), (None,)), ((0.5,), (0.0,))])
+def test_a_normalisation_has_a_number_per_channel(numbers: Any) -> None:
+    with pytest.raises(InvalidInputError, match=r"(?i)mean|number"):
+        Normalisation(*numbers)
 
 
 def test_labels_are_numbered_as_the_model_s_classes() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -70,6 +71,20 @@ def test_the_accuracy_of_another_metric_is_another_figure() -> None:
     measured = info().with_dense_accuracy({data: 0.5})
     assert measured.dense_accuracy(data) == 0.5
     assert measured.dense_accuracy(data.judged(metric="probability")) is None
+
+
+@pytest.mark.parametrize(
+    ("metric", "value"), [("log_likelihood", -3.5), (lambda outputs, _: 9 + 0 * outputs[:, 0], 9.0)]
+)
+def test_the_accuracy_of_a_metric_that_is_no_share(metric: Any, value: float) -> None:
+    data = from_arrays((IMAGES, LABELS), (IMAGES, LABELS))["test"].judged(metric=metric)
+    assert info().with_dense_accuracy({data: value}).dense_accuracy(data) == value
+
+
+def test_metadata_of_your_own_is_free() -> None:
+    assert info(metadata={"mine": [1], "epochs": "many"}).metadata == {"mine": [1], "epochs": "many"}
+    with pytest.raises(InvalidInputError, match="Choose other names for your own notes"):
+        info(metadata={"history": "mine"})
 
 
 @pytest.mark.usefixtures("fresh_datasets")

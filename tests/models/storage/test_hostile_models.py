@@ -13,8 +13,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from prunegym.errors import InvalidInputError
-from prunegym.models import DynamicCNN
+from prunegym.agents.evaluation.evaluator import evaluate
+from prunegym.errors import InvalidInputError, PruneGymError
+from prunegym.models import DynamicCNN, load_dataset
 from prunegym.models.dynamic_cnn import shipped_path
 from prunegym.models.storage.run_folder import begin_run
 from prunegym.models.timing.latency_table import LatencyTable
@@ -56,14 +57,26 @@ def test_weights(tmp_path: Path, kind: str) -> None:
         {"num_classes": "10"}, {"image_shape": [1, 10**6, 10**6]}, {"image_shape": [1, 2**40, 8]},
         {"image_shape": [1, -8, 8]}, {"normalisation": {"mean": [float("nan")], "std": [1.0]}},
         {"normalisation": {"mean": [0.5], "std": [0.0]}}, {"architecture": "os:system"},
+        {"metadata": {"dense_accuracy": []}}, {"metadata": {"dense_accuracy": {"digits/test": float("nan")}}},
+        {"metadata": {"dense_accuracy": {"digits/test": "0.9"}}}, {"metadata": {"prepared_accuracy": 1}},
+        {"metadata": {"dense_images": {"digits/test": 3}}}, {"metadata": {"dense_images": {"digits/test": "0"}}},
+        {"metadata": {"history": 3}}, {"metadata": {"history": [{"step": "x"}]}}, {"metadata": {"splits": [None]}},
     ],
 )  # fmt: skip
 def test_descriptions(tmp_path: Path, info: dict[str, Any]) -> None:
     tensors, description = _shipped()
     path = _written(tmp_path / "m.safetensors", tensors, description | {"info": description["info"] | info})
-    with pytest.raises(Exception, match=r".{20}") as raised:
+    with pytest.raises(PruneGymError, match=r"m\.safetensors|has weights of 'os:system'"):
         DynamicCNN.load(path)
-    assert type(raised.value).__module__ == "prunegym.errors"
+
+
+@pytest.mark.parametrize("value", [7.0, -0.1])
+def test_an_accuracy_that_cannot_be(tmp_path: Path, value: float) -> None:
+    tensors, description = _shipped()
+    description["info"]["metadata"]["dense_accuracy"]["digits/test"] = value
+    model = DynamicCNN.load(_written(tmp_path / "m.safetensors", tensors, description))
+    with pytest.raises(InvalidInputError, match=rf"The metric 'correct' stored for digits/test is {value};"):
+        evaluate(model, None, load_dataset("digits", "test"))
 
 
 DEEP = {"deep": "[" * 100_000, "a long number": '{"format": ' + "9" * 6000 + "}", "nothing": ""}

@@ -214,6 +214,10 @@ def test_errors(tmp_path: Path) -> None:
     path.write_text(json.dumps({**content, "format": 7}))
     with pytest.raises(InvalidInputError, match=r"has format 7; this version reads format 1\. Update it\."):
         LatencyTable.load(path)
+    for part, value in (("parts", []), ("execution", 5), ("validation", []), ("machine", 3)):
+        path.write_text(json.dumps({**content, part: value}))
+        with pytest.raises(InvalidInputError, match=rf"table\.json is not a latency table .*{part}"):
+            LatencyTable.load(path)
     content["parts"][0]["seconds"] = [[1.0]]
     path.write_text(json.dumps(content))
     with pytest.raises(

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -174,6 +175,7 @@ def test_the_price_of_a_channel_is_the_gradient_of_its_probability(digits_masked
     torch.testing.assert_close(first, first[:1].expand(48))  # one price for all, whatever their MACs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gates", ["per input", "static"])
 def test_a_larger_lambda_keeps_fewer_channels(digits_masked: MaskedCNN, digits: Dataset, gates: str) -> None:
     kept = []
@@ -189,6 +191,7 @@ def test_a_larger_lambda_keeps_fewer_channels(digits_masked: MaskedCNN, digits: 
     assert kept[1] > kept[2] + 0.1
 
 
+@pytest.mark.slow
 def test_a_target_beside_sparsity_is_met_when_training_is_over(digits_masked: MaskedCNN, digits: Dataset) -> None:
     shares = []
     for target in (None, 0.75):
@@ -229,6 +232,12 @@ def test_one_offset_meets_a_target(digits_masked: MaskedCNN, digits: Dataset, ta
     offset = meet_target(digits_masked, policy, digits, target)
     assert abs(offset + shift) < 20
     assert abs(total_mac_share(digits_masked, policy, digits) - target) < 0.02
+
+
+@pytest.mark.parametrize("target", [0.0, -0.5, float("nan"), "0.5"])
+def test_no_offset_meets_a_target_of_nothing(digits_masked: MaskedCNN, digits: Dataset, target: Any) -> None:
+    with pytest.raises(InvalidInputError, match=r"target_macs is .*a finite number above 0"):
+        meet_target(digits_masked, make_policy(digits_masked, digits), digits, target)
 
 
 @pytest.mark.parametrize("target", [0.0, 1.5])

@@ -103,8 +103,19 @@ class Endless(IterableDataset[Tensor]):
         return iter(())
 
 
+class Negative(TorchDataset[Tensor]):
+    """Has a length that Python refuses."""
+
+    def __len__(self) -> int:
+        return -1
+
+    def __getitem__(self, row: int) -> Tensor:
+        return FIRST[row]
+
+
 @pytest.mark.parametrize(("data", "message"), [
     (DataLoader(TensorDataset(FIRST)), r"\.dataset"), (Endless(), "no length"), (3, "no length"),
+    (Negative(), "length of a Negative cannot be computed"),
     (Items(lambda row: "text"), "are a str"), (Items(lambda row: {"picture": 1}), "pixel_values"), ([], "empty"),
     (Items(lambda row: (torch.zeros(2, 3, 4, 4), 0)), r"\(2, 3, 4, 4\)"),
     (Items(lambda row: (FIRST[row], [0] * (row + 1))), "one shape"),
