@@ -1,4 +1,4 @@
-"""The layers of a plan that have no weights of their own: pooling, sums, products, concatenation."""
+"""The layers of a plan without weights: pooling, sums, products, concatenation."""
 
 from __future__ import annotations
 
