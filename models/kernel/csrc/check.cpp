@@ -186,7 +186,7 @@ class Checker {
     arrays(r, values_[r.input].channels * static_cast<long>(in.height) * in.width, values_[r.output].channels);
   }
 
-  // Biases are read by the number of the channel, so all of them are there.
+  // Biases are read by the number of the channel, so the vector has all of them.
   void biases(int value, int output) const {
     need(is_vector(value) && values_[value].space == -1 && values_[value].channels == values_[output].channels, "its biases");
   }

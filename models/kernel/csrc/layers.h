@@ -95,8 +95,8 @@ static void expand(const LayerRecord&, const View& in, const View&, const View& 
   }
 }
 
-// Biases of a layer: its own, and the summands of each masked channel that it reads. The vector is followed by zeros up
-// to whole lines.
+// Biases of a layer: its own, plus the summands of each masked channel that it reads. Zeros follow the vector, up to whole
+// lines.
 static void compensate(const LayerRecord& r, const View& masked, const View&, const View& out, float*) {
   const long padded = round_up(out.channels, LINE);
   const Kept rows = masked.kept;
