@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from prunegym.agents.benchmark.executors.ray_cluster import SCRATCH, pack, unpack
+from prunegym.agents.benchmark.executors.ray_cluster import SCRATCH, join, pack, unpack
 from prunegym.agents.rl.trainer import train_agent
 from prunegym.errors import MissingDependencyError, PruneGymError
 from prunegym.models.storage.model_file import Bundle
@@ -43,7 +43,9 @@ class RayTrials:
         self._ray, self._queue = ray, Queue
         self._begun = not ray.is_initialized()
         if self._begun:
-            ray.init(address=address or "local", log_to_driver=False, include_dashboard=False if address is None else None)
+            ray.init(
+                address=address or "local", log_to_driver=False, include_dashboard=False if address is None else None
+            )
         self.slots = slots or max(1, int(ray.cluster_resources().get("CPU", 1)))
         self._model = ray.put(model)
         self._remote = ray.remote(num_cpus=1, max_retries=0)(remote_trial)

@@ -41,7 +41,8 @@ def watch(event):
 
 on_both = lambda suite, place: RayCluster(suite, place, slots=2)
 found = run_suite(make_suite("tiny", suite), out, watch=watch, executor=on_both)
-print(json.dumps({"finished": found.finished, "failed": list(found.failed.values()), "events": events}))
+document = {"finished": found.finished, "failed": list(found.failed.values()), "events": events}
+(out.parent / "found.json").write_text(json.dumps(document))  # Ray prints lines of its own
 ray.shutdown()
 cluster.shutdown()
 """
@@ -53,8 +54,8 @@ def test_a_node_that_is_killed_costs_the_cell_in_hand_only(made, tmp_path):
     seconds = {"RAY_raylet_start_wait_time_s": "240", "RAY_worker_register_timeout_seconds": "240"}
     milliseconds = {"RAY_health_check_timeout_ms": "60000", "RAY_agent_register_timeout_ms": "240000"}
     patient = os.environ | seconds | milliseconds  # for a machine that is busy with other tests
-    done = subprocess.run(program, check=True, capture_output=True, text=True, timeout=280, env=patient)
-    found = json.loads(done.stdout.splitlines()[-1])
+    subprocess.run(program, check=True, capture_output=True, timeout=280, env=patient)
+    found = json.loads((tmp_path / "found.json").read_text())
     assert (found["finished"], found["failed"]) == (10, [])
     kinds = [kind for kind, _ in found["events"]]
     assert kinds.count("lost") >= 1
@@ -89,14 +90,15 @@ found = tune_recipe(
     cluster=cluster,
 )
 cluster.close()
-print(json.dumps({"found": [[one.folder, one.reward, one.state] for one in found], "told": len(told)}))
+document = {"found": [[one.folder, one.reward, one.state] for one in found], "told": len(told)}
+Path(sys.argv[2]).write_text(json.dumps(document))
 """
 
 
 def test_trials_of_a_search_run_on_ray(tmp_path):
-    program = [sys.executable, "-W", "ignore", "-c", TUNING, str(tmp_path / "out")]
-    done = subprocess.run(program, check=True, capture_output=True, text=True, timeout=280)
-    answer = json.loads(done.stdout.splitlines()[-1])
+    program = [sys.executable, "-W", "ignore", "-c", TUNING, str(tmp_path / "out"), str(tmp_path / "found.json")]
+    subprocess.run(program, check=True, capture_output=True, timeout=280)
+    answer = json.loads((tmp_path / "found.json").read_text())
     assert (len(answer["found"]), answer["told"]) == (4, 4)
     for folder, reward, state in answer["found"]:
         if state == "complete":
