@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import FrozenTrial, Trial
 
+    from prunegym.agents.benchmark.executors.ray_trials import RayTrials
+
 Space = Mapping[str, Any]
 SPACE: Space = {
     "hyperparameters.learning_rate": {"low": 1e-4, "high": 3e-3, "log": True},
@@ -68,6 +70,7 @@ def tune_recipe(
     settings: tuple[Change, ...] = (),
     resume: bool = False,
     report: Callable[[Tried], None] | None = None,
+    cluster: RayTrials | None = None,
 ) -> list[Tried]:
     """Search for the settings of a recipe with the highest reward on the validation images.
 
@@ -84,6 +87,7 @@ def tune_recipe(
         settings: Further changes of the recipe, for all trials.
         resume: Continue in a folder that has this study.
         report: Called after each trial.
+        cluster: Trains several trials at once on a Ray cluster; None trains one after the other in this process.
 
     Returns:
         All trials, the best first. ``OUT/best.yaml`` is the recipe of the best.
@@ -139,22 +143,26 @@ def tune_recipe(
             if trial.should_prune():
                 raise optuna.TrialPruned
 
+        made = _recipe(name, env, own, values)
         try:
-            train_agent(
-                model.masked, model.info, model.data["train"], model.data["validation"],
-                _recipe(name, env, own, values), folder, policy=model.policy, seed=model.seed,
-                resume=(folder / "run.json").exists(), device=model.device, progress=False, report=watch,
-            )  # fmt: skip
+            if cluster is not None:
+                cluster.train(made, folder, watch)
+            else:
+                train_agent(
+                    model.masked, model.info, model.data["train"], model.data["validation"], made, folder,
+                    policy=model.policy, seed=model.seed, resume=(folder / "run.json").exists(), device=model.device,
+                    progress=False, report=watch,
+                )  # fmt: skip
         except KeyboardInterrupt:
             trial.set_user_attr(INTERRUPTED, True)  # Optuna would take it for a trial that fails
             raise
         return _best_of(folder)
 
     done = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
-    while len(study.get_trials(states=done)) < trials:
-        study.optimize(objective, n_trials=1)
-        if report is not None:
-            report(_tried(study.trials[-1], out))
+    tell = None if report is None else [lambda _, trial: report(_tried(trial, out))]
+    slots = 1 if cluster is None else cluster.slots
+    while (left := trials - len(study.get_trials(states=done))) > 0:
+        study.optimize(objective, n_trials=min(left, slots), n_jobs=slots, callbacks=tell)
     found = [_tried(trial, out) for trial in study.get_trials(states=done)]
     found.sort(key=lambda one: -float("inf") if one.reward is None else -one.reward)
     complete = [one for one in found if one.state == "complete"]

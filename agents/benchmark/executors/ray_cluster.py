@@ -49,7 +49,9 @@ class RayCluster:
         self._ray, self._place, self._name = ray, place, suite.name
         self._begun = not ray.is_initialized()
         if self._begun:
-            ray.init(address=address, log_to_driver=False, include_dashboard=False if address is None else None)
+            ray.init(
+                address=address or "local", log_to_driver=False, include_dashboard=False if address is None else None
+            )
         self.slots = slots or max(1, int(ray.cluster_resources().get("CPU", 1)))
         self._suite = ray.put(suite.as_dict())
         self._inputs = {path: ray.put(Path(path).read_bytes()) for path in sorted(input_files(suite))}
@@ -85,6 +87,14 @@ class RayCluster:
             self._ray.cancel(reference, force=True)
         if self._begun:
             self._ray.shutdown()
+
+
+def join(address: str | None) -> None:
+    """Join a cluster, or start Ray on this machine if there is no address."""
+    import ray
+
+    # Without an address Ray itself would join a cluster that somebody left running here.
+    ray.init(address=address or "local", log_to_driver=False, include_dashboard=None if address else False)
 
 
 def input_files(suite: Suite) -> set[str]:

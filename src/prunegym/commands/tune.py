@@ -11,6 +11,7 @@ import typer
 from prunegym.commands import options as opt
 from prunegym.commands.output import Table, emit, note
 from prunegym.settings import parse
+from prunegym.validation import choice
 
 
 @opt.grouped
@@ -24,12 +25,15 @@ def tune(
     trials: Annotated[int, typer.Option(min=1, help="Number of trials, those before an interruption included.")] = 20,
     settings: opt.Settings = None,
     seed: opt.Seed = 0,
+    executor: Annotated[str, typer.Option(help="local, or ray: trials run on a Ray cluster.")] = "local",
+    ray_address: Annotated[str | None, typer.Option(help="Address of the Ray cluster; auto finds a local one.")] = None,
 ) -> None:
     """Search for the settings of a recipe with the highest validation reward. OUT/best.yaml is the best recipe.
 
     Trials that are worse than the median are stopped early. With --resume the
     search continues; OUT/study.db is an SQLite file that Optuna's dashboard shows.
     """
+    from prunegym.agents.benchmark.executors.ray_trials import RayTrials
     from prunegym.agents.benchmark.tuning import SPACE, Tried, tune_recipe
     from prunegym.agents.rl.recipe_files import read_yaml
     from prunegym.models.catalog import open_split
@@ -44,11 +48,17 @@ def tune(
         reward = "" if tried.reward is None else f", reward {tried.reward:.4f}"
         note(f"trial {tried.number}: {tried.state}{reward}, {_shown(tried)}", run.quiet)
 
-    found = tune_recipe(
-        dataclasses.replace(data.hidden(stored), data=parts, seed=seed, device=run.device), recipe, run.out,
-        space=SPACE if space is None else numbers(read_yaml(space)), trials=trials,
-        settings=tuple(parse(settings or ())), resume=run.resume, report=report,
-    )  # fmt: skip
+    choice("executor", executor, ("local", "ray"))
+    bundle = dataclasses.replace(data.hidden(stored), data=parts, seed=seed, device=run.device)
+    cluster = RayTrials(bundle, ray_address) if executor == "ray" else None
+    try:
+        found = tune_recipe(
+            bundle, recipe, run.out, space=SPACE if space is None else numbers(read_yaml(space)), trials=trials,
+            settings=tuple(parse(settings or ())), resume=run.resume, report=report, cluster=cluster,
+        )  # fmt: skip
+    finally:
+        if cluster is not None:
+            cluster.close()
     rows = [
         [f"trial {one.number}", one.state, "" if one.reward is None else f"{one.reward:.4f}", _shown(one)]
         for one in found

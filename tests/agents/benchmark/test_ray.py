@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -40,7 +41,8 @@ def watch(event):
 
 on_both = lambda suite, place: RayCluster(suite, place, slots=2)
 found = run_suite(make_suite("tiny", suite), out, watch=watch, executor=on_both)
-print(json.dumps({"finished": found.finished, "failed": list(found.failed.values()), "events": events}))
+document = {"finished": found.finished, "failed": list(found.failed.values()), "events": events}
+(out.parent / "found.json").write_text(json.dumps(document))  # Ray prints lines of its own
 ray.shutdown()
 cluster.shutdown()
 """
@@ -52,8 +54,8 @@ def test_a_node_that_is_killed_costs_the_cell_in_hand_only(made, tmp_path):
     seconds = {"RAY_raylet_start_wait_time_s": "240", "RAY_worker_register_timeout_seconds": "240"}
     milliseconds = {"RAY_health_check_timeout_ms": "60000", "RAY_agent_register_timeout_ms": "240000"}
     patient = os.environ | seconds | milliseconds  # for a machine that is busy with other tests
-    done = subprocess.run(program, check=True, capture_output=True, text=True, timeout=280, env=patient)
-    found = json.loads(done.stdout.splitlines()[-1])
+    subprocess.run(program, check=True, capture_output=True, timeout=280, env=patient)
+    found = json.loads((tmp_path / "found.json").read_text())
     assert (found["finished"], found["failed"]) == (10, [])
     kinds = [kind for kind, _ in found["events"]]
     assert kinds.count("lost") >= 1
@@ -66,3 +68,41 @@ def test_a_node_that_is_killed_costs_the_cell_in_hand_only(made, tmp_path):
             json.loads((root / file.relative_to(tmp_path / "out")).read_text()) for root in (tmp_path / "out", made[0])
         )
         assert own["result"]["figures"] == pytest.approx(other["result"]["figures"], abs=0.01)
+
+
+TUNING = """
+import json, sys
+from pathlib import Path
+from prunegym import load_dataset, shipped_model
+from prunegym.agents.benchmark.executors.ray_trials import RayTrials
+from prunegym.agents.benchmark.tuning import tune_recipe
+from prunegym.models.storage.model_file import Bundle
+from prunegym.settings import parse
+
+dynamic = shipped_model("digits")
+data = {split: load_dataset("digits", split) for split in ("train", "validation")}
+model = Bundle(masked=dynamic.masked, info=dynamic.info, policy=dynamic.policy, data=data)
+small = tuple(parse(["n_envs=32", "n_episodes=64", "eval_every=1", "hyperparameters.n_epochs=1"]))
+cluster = RayTrials(model, slots=2)
+told = []
+found = tune_recipe(
+    model, "digits", Path(sys.argv[1]), trials=4, settings=small, space={"n_minibatches": [1, 2]}, report=told.append,
+    cluster=cluster,
+)
+cluster.close()
+document = {"found": [[one.folder, one.reward, one.state] for one in found], "told": len(told)}
+Path(sys.argv[2]).write_text(json.dumps(document))
+"""
+
+
+def test_trials_of_a_search_run_on_ray(tmp_path):
+    program = [sys.executable, "-W", "ignore", "-c", TUNING, str(tmp_path / "out"), str(tmp_path / "found.json")]
+    subprocess.run(program, check=True, capture_output=True, timeout=280)
+    answer = json.loads((tmp_path / "found.json").read_text())
+    assert (len(answer["found"]), answer["told"]) == (4, 4)
+    for folder, reward, state in answer["found"]:
+        if state == "complete":
+            history = json.loads((Path(folder) / "monitor.json").read_text())["history"]
+            assert reward == pytest.approx(max(row["reward"] for row in history))
+            assert (Path(folder) / "model.safetensors").exists()
+    assert (tmp_path / "out/best.yaml").exists()
