@@ -49,9 +49,7 @@ class RayCluster:
         self._ray, self._place, self._name = ray, place, suite.name
         self._begun = not ray.is_initialized()
         if self._begun:
-            ray.init(
-                address=address or "local", log_to_driver=False, include_dashboard=False if address is None else None
-            )
+            join(address)
         self.slots = slots or max(1, int(ray.cluster_resources().get("CPU", 1)))
         self._suite = ray.put(suite.as_dict())
         self._inputs = {path: ray.put(Path(path).read_bytes()) for path in sorted(input_files(suite))}

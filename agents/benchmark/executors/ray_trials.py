@@ -43,9 +43,7 @@ class RayTrials:
         self._ray, self._queue = ray, Queue
         self._begun = not ray.is_initialized()
         if self._begun:
-            ray.init(
-                address=address or "local", log_to_driver=False, include_dashboard=False if address is None else None
-            )
+            join(address)
         self.slots = slots or max(1, int(ray.cluster_resources().get("CPU", 1)))
         self._model = ray.put(model)
         self._remote = ray.remote(num_cpus=1, max_retries=0)(remote_trial)
