@@ -146,7 +146,7 @@ def with_options(
         InvalidInputError: If sizes do not fit each other.
     """
     changes: dict[str, Any] = {}
-    judged = {name: value for name, value in (("loss", loss), ("metric", metric)) if value is not None}
+    judged: dict[str, Any] = {name: value for name, value in (("loss", loss), ("metric", metric)) if value is not None}
     if judged:
         changes["objective"] = dataclasses.replace(model.info.objective, **judged)
     made = Transform.of(**transform)
