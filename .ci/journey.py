@@ -4,7 +4,7 @@ Usage: python .ci/journey.py [--images N] [--network NAME]... [--out FOLDER]
 
 Makes JPEGs of mixed sizes and a file of weights (random ones), runs each command of the page with small images and few
 steps, and runs the page's program on the export in a process that cannot import PruneGym. It needs the environment of
-``make networks``, and about ten minutes of one idle core for each network.
+``make networks``, and about five minutes of one idle core for each network.
 """
 
 from __future__ import annotations
