@@ -76,7 +76,7 @@ def is_image(name: str) -> bool:
 
 
 def not_read(name: str) -> str:
-    """Return why a file is left out that is no image by its name."""
+    """Return why a file is left out that is not an image by its name."""
     return OTHER_FORMAT if Path(name).suffix.lower() in OTHER_SUFFIXES else NO_IMAGE
 
 
