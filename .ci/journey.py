@@ -4,7 +4,7 @@ Usage: python .ci/journey.py [--images N] [--network NAME]... [--out FOLDER]
 
 Makes JPEGs of mixed sizes and a file of weights (random ones), runs each command of the page with small images and few
 steps, and runs the page's program on the export in a process that cannot import PruneGym. It needs the environment of
-``make networks``, and about ten minutes of one idle core for each network.
+``make networks``, and about five minutes of one idle core for each network.
 """
 
 from __future__ import annotations
@@ -66,19 +66,21 @@ def timed(what: str, command: list[str], folder: Path, environment: dict[str, st
         raise SystemExit(f"failed: {what}")
 
 
+def program(network: str) -> str:
+    """Return the page's program for an export, with the network's sizes, and a check that it runs alone."""
+    (found,) = [one for one in blocks("python") if "def answer(" in one]
+    found = found.replace("256, 224", f"{SHORTER}, {SIZE}").replace("photo.jpg", "photos/test/ring/00000.jpg")
+    found = found.replace("BILINEAR", pretrained_transform(network)[0].interpolation.upper())
+    return found + "\nimport sys\nassert 'prunegym' not in sys.modules and 'torch' not in sys.modules\n"
+
+
 def journey(network: str, folder: Path) -> None:
     """Run the commands for one network, then its export without this package."""
     torch.save(build(network, None, seed=1, image_size=SIZE).state_dict(), folder / "mobilenet.pth")
     for words in commands(network):
         timed(shlex.join(words), [sys.executable, "-W", "ignore", "-m", "prunegym", *words[1:]], folder)
-    (program,) = [one for one in blocks("python") if "def answer(" in one]
-    # The page's sizes are those of the library.
-    program = program.replace("256, 224", f"{SHORTER}, {SIZE}").replace("photo.jpg", "photos/test/ring/00000.jpg")
-    transform = pretrained_transform(network)[0]
-    program = program.replace("BILINEAR", transform.interpolation.upper())
     alone = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    check = "\nimport sys\nassert 'prunegym' not in sys.modules and 'torch' not in sys.modules\n"
-    timed("the page's program on runs/net/agent.onnx", [sys.executable, "-c", program + check], folder, alone)
+    timed("the page's program on runs/net/agent.onnx", [sys.executable, "-c", program(network)], folder, alone)
 
 
 def main() -> None:

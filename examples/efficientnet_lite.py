@@ -88,7 +88,15 @@ def run(network: nn.Module, data: dict[str, Dataset], out: Path, steps: int, epo
     config = PrepareConfig(
         # There are few steps, so they are larger than usual.
         ImitationConfig(steps=steps, batch_size=16, mac_share=TARGET, learning_rate=1e-2),
-        TuneConfig(target_macs=TARGET, epochs=epochs, batch_size=16, train_cnn=False, gate_learning_rate=1e-2),
+        # Layers get a learnt constant in place of each masked channel: their weights stay as they are.
+        TuneConfig(
+            target_macs=TARGET,
+            epochs=epochs,
+            batch_size=16,
+            train_cnn=False,
+            gate_learning_rate=1e-2,
+            compensation="constant",
+        ),
     )
     masked, gates = prepare(masked, train, config, folder=out)
     seconds = time.perf_counter() - started
@@ -135,7 +143,7 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=60, help="crops to evaluate on")
     parser.add_argument("--size", type=int, default=128, help="pixels a side; the network was trained with 224")
     parser.add_argument("--steps", type=int, default=30, help="of imitation")
-    parser.add_argument("--epochs", type=float, default=8.0, help="of refinement")
+    parser.add_argument("--epochs", type=float, default=20.0, help="of refinement")
     options = parser.parse_args()
     run(
         make(),
