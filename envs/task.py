@@ -26,6 +26,7 @@ from prunegym.models.data.dataset import SPLITS, Augment, Dataset, Split
 from prunegym.models.data.dataset_registry import load_dataset
 from prunegym.models.gating.features import CLIP, Decision, MaskFeatures, decisions_of
 from prunegym.models.masking.masked_cnn import MaskedCNN
+from prunegym.models.named_networks import load_images
 from prunegym.models.skipping.stepwise import STEPWISE
 from prunegym.models.storage.cnn_info import CNNInfo
 from prunegym.models.timing.latency_table import LatencyTable
@@ -182,8 +183,10 @@ def make_task(
     """Make a task from names or objects.
 
     Args:
-        model: A shipped model (``digits``), a network of the zoo (with fresh weights), a path to a model file
-            (``.safetensors``), your CNN, a :class:`MaskedCNN` or a :class:`DynamicCNN`.
+        model: A shipped model (``digits``), a network by name with new weights (see
+            :func:`prunegym.models.build`), a path to a model file (``.safetensors``), your CNN, a
+            :class:`MaskedCNN` or a :class:`DynamicCNN`. Images of a folder get the size, crop and normalisation that
+            the network's library states.
         dataset: A name or path, a :class:`Dataset` (its own split is used), a dict with a Dataset for each split, or
             None for the one that the model was made for, else ``digits``.
         split: ``train``, ``validation`` or ``test``.
@@ -215,7 +218,7 @@ def make_task(
     """
     choice("execution", execution, STEPWISE)
     choice("observation", observation, OBSERVATIONS)
-    found = resolve_model(model, lambda info: _datasets(dataset, split, info))
+    found = resolve_model(model, lambda info: _datasets(dataset, split, info, model))
     chosen, training = found.data["evaluated"], found.data.get("train")
     if not found.masked.frozen:
         raise InvalidInputError("The MaskedCNN is not frozen. Call masked.freeze() first.")
@@ -244,7 +247,7 @@ def make_task(
 
 
 def _datasets(
-    dataset: str | Dataset | Mapping[Split, Dataset] | None, split: str, info: CNNInfo | None
+    dataset: str | Dataset | Mapping[Split, Dataset] | None, split: str, info: CNNInfo | None, model: Model
 ) -> dict[str, Dataset]:
     """Return the split of the episodes as ``evaluated``, and the training split, if there is one."""
     if split not in SPLITS:
@@ -260,7 +263,8 @@ def _datasets(
         check_dataset(dataset)
     if info is None:  # a fresh network gets the data set that needs no files
         name = "digits" if dataset is None else str(dataset)
-        return {"train": load_dataset(name, "train"), "evaluated": load_dataset(name, split)}
+        load = functools.partial(load_images, str(model)) if isinstance(model, str | Path) else load_dataset
+        return {"train": load(name, "train"), "evaluated": load(name, split)}
     return {"train": load_for(info, dataset, "train"), "evaluated": load_for(info, dataset, split)}
 
 

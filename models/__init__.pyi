@@ -16,6 +16,7 @@ from .gating.gated_layers import (
     SimpleDynamicCNN as SimpleDynamicCNN,
     l1_norm as l1_norm,
 )
+from .gating.importance import taylor_scores as taylor_scores
 from .gating.static_policy import (
     StaticPolicy as StaticPolicy,
     StraightThrough as StraightThrough,
@@ -25,7 +26,6 @@ from .gating.static_policy import (
 )
 from .masking.cost import CostModel as CostModel
 from .masking.gates import Gate as Gate
-from .masking.importance import taylor_scores as taylor_scores
 from .masking.masked_cnn import MaskedCNN as MaskedCNN
 from .skipping.skipping_cnn import EXECUTIONS as EXECUTIONS, SkippingCNN as SkippingCNN
 from .storage.cnn_info import CNNInfo as CNNInfo

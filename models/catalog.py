@@ -13,7 +13,8 @@ from torch import nn
 from prunegym.errors import InvalidInputError, MissingDataError, UnknownNameError
 from prunegym.models.checks import check_images
 from prunegym.models.data.dataset import Dataset
-from prunegym.models.data.dataset_registry import SOURCES, load_dataset
+from prunegym.models.data.dataset_registry import SOURCES, load_dataset, path_of
+from prunegym.models.data.transform import Transform
 from prunegym.models.dynamic_cnn import SHIPPED, DynamicCNN, shipped_path
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.named_networks import masked_bundle, open_network
@@ -120,6 +121,41 @@ def open_trained(name: str, *args: Any, weights: Path | str | None = None, **opt
             "give FOLDER/cnn.safetensors. Or give a file of its weights: --weights FILE."
         )
     return open_model(name, *args, weights=weights, **options)
+
+
+def with_options(
+    model: Bundle,
+    dataset: str | None = None,
+    *,
+    loss: str | None = None,
+    metric: str | None = None,
+    **transform: Any,
+) -> Bundle:
+    """Return a model for other images, loss and metric; options of None stay as the model has them.
+
+    Args:
+        model: The model.
+        dataset: A data set's name or path, which the model keeps as its own.
+        loss: A loss's name, or ``module:function``.
+        metric: The same of a metric.
+        transform: Options of :func:`load_dataset` for images of other sizes.
+
+    Raises:
+        UnknownNameError: For an unknown data set, loss or metric.
+        MissingDataError: If there is nothing at a path.
+        InvalidInputError: If sizes do not fit each other.
+    """
+    changes: dict[str, Any] = {}
+    judged: dict[str, Any] = {name: value for name, value in (("loss", loss), ("metric", metric)) if value is not None}
+    if judged:
+        changes["objective"] = dataclasses.replace(model.info.objective, **judged)
+    made = Transform.of(**transform)
+    if made is not None:
+        changes["transform"] = made
+    path = None if dataset is None else path_of(dataset)
+    if path is not None:
+        changes["data_path"] = path
+    return dataclasses.replace(model, info=dataclasses.replace(model.info, **changes))
 
 
 def load_for(info: CNNInfo, name: str | Path | None, split: str) -> Dataset:

@@ -1,4 +1,4 @@
-"""Draw masks on images, and the MACs of each layer: ``python results/pictures.py``.
+"""Draw masks on images, the MACs of each layer, and the order of the commands: ``python results/pictures.py``.
 
 With ``PRUNEGYM_DATA`` (a folder with ``cifar10-jpeg.tar.gz``) the pictures in ``docs/`` are of the stored ResNet-20;
 without it, of the shipped digits model: ``python results/pictures.py OUT`` writes them to another folder.
@@ -28,9 +28,28 @@ TITLE = (
     "MACs: share of the dense CNN's."
 )
 
+STAGES = {
+    "train-cnn": (0.3, 2, "a CNN learns\nto classify"),
+    "prepare": (3.0, 2, "gates are added and trained\ntogether with the CNN"),
+    "train": (5.7, 2, "the CNN is frozen;\nPPO trains the gates"),
+    "finetune": (5.7, 0, "CNN and gates are\ntrained in turns"),
+    "evaluate  predict  export": (8.4, 2, "figures on test images;\nnew images; an ONNX file"),
+    "compare  benchmark": (3.0, 0, "train and evaluate several\nagents; report: a page"),
+}
+"""Each command, where its box is (left, bottom), and what it does."""
+FLOW = (
+    ("train-cnn", "prepare", "cnn\n.safetensors"),
+    ("prepare", "train", "prepared\n.safetensors"),
+    ("train", "evaluate  predict  export", "model\n.safetensors"),
+    ("train", "finetune", "model.safetensors"),
+    ("prepare", "compare  benchmark", "prepared.safetensors"),
+)
+BOX = (1.9, 1.1)
+
 
 def main(out: Path) -> None:
-    """Write ``masks.png`` and ``macs-by-layer.png``."""
+    """Write ``commands.png``, ``masks.png`` and ``macs-by-layer.png``."""
+    draw_commands(out / "commands.png")
     model, name, data = load()
     chosen = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:IMAGES]
     predicted = [model.predict(data.images[part]) for part in chosen.split(250)]
@@ -128,6 +147,47 @@ def draw_layers(model: DynamicCNN, name: str, masks: Tensor, path: Path) -> None
     panel.legend(loc="upper center", ncols=2, frameon=False, fontsize=9)
     panel.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
+    figure.savefig(path, dpi=100)
+
+
+def draw_commands(path: Path) -> None:
+    """Draw which command runs which stage, and the file that it hands to the next."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import patches, pyplot
+
+    figure, panel = pyplot.subplots(figsize=(10.6, 4))
+    panel.set(xlim=(0.1, 10.5), ylim=(-0.4, 4.1))
+    panel.axis("off")
+    width, height = BOX
+    for name, (left, bottom, text) in STAGES.items():
+        shape = patches.FancyBboxPatch((left, bottom), width, height, "round,pad=0.08", fc="#e8eefa", ec="C0")
+        panel.add_patch(shape)
+        panel.text(left + width / 2, bottom + 0.82, name, ha="center", weight="bold", fontsize=9.5)
+        panel.text(left + width / 2, bottom + 0.1, text, ha="center", fontsize=8.5)
+    arrow = {"arrowstyle": "-|>", "color": "0.3", "shrinkA": 0, "shrinkB": 0}
+    for start, end, file in FLOW:
+        (left, bottom, _), (right, low, _) = STAGES[start], STAGES[end]
+        down = low < bottom
+        tail = (left + width / 2, bottom - 0.08) if down else (left + width + 0.08, bottom + height / 2)
+        head = (right + width / 2, low + height + 0.08) if down else (right - 0.08, low + height / 2)
+        panel.annotate("", head, tail, arrowprops=arrow)
+        place, align = (
+            ((tail[0] - 0.1, 1.55), "right") if down else (((tail[0] + head[0]) / 2, tail[1] + 0.12), "center")
+        )
+        panel.text(*place, file, ha=align, va="center" if down else "bottom", fontsize=7.5, color="0.3")
+    half = width / 2
+    (left, bottom, _), (middle, _, _) = STAGES["train-cnn"], STAGES["train"]
+    right, low, _ = STAGES["evaluate  predict  export"]
+    top = bottom + height + 0.75
+    panel.plot([left + half, left + half, middle + half], [bottom + height + 0.08, top, top], color="0.3", lw=1)
+    panel.annotate("", (middle + half, bottom + height + 0.08), (middle + half, top), arrowprops=arrow)
+    keep = "to keep the CNN's weights: train --recipe refined adds the gates"
+    panel.text((left + middle) / 2 + half, top + 0.1, keep, ha="center", fontsize=8.5, color="0.3")
+    panel.plot([middle + width + 0.08, right + half], [height / 2] * 2, color="0.3", lw=1)
+    panel.annotate("", (right + half, low - 0.08), (right + half, height / 2), arrowprops=arrow)
+    figure.tight_layout(pad=0)
     figure.savefig(path, dpi=100)
 
 

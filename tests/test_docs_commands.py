@@ -26,6 +26,7 @@ NOT_RUN = {
     "make demo": "tests/commands/test_inspect.py runs `prunegym demo`",
     "make test": "it runs this test",
     "pip install -e '.[benchmark]'": "it installs packages that the tests have",
+    "pip install -e '.[tune]'": "the same",
     "prunegym benchmark digits": "it takes minutes; tests/agents/benchmark runs a smaller suite",
     "prunegym report runs/digits-suite": "it needs that suite; tests/agents/benchmark writes a report",
     "prunegym validate runs/digits-suite": "tests/agents/benchmark/test_commands.py runs it on a smaller suite",
@@ -64,6 +65,7 @@ SMALLER = {
     "evaluate": ["--images", "15"],
     "latency": ["--rounds", "1"],
     "profile": ["--rounds", "1"],
+    "tune": ["--trials", "2", "--set", "n_envs=32", "--set", "n_episodes=64"],
 }
 """Options that replace those of a command; the last one given counts."""
 
@@ -163,6 +165,6 @@ def test_pictures_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     script = ROOT / "results/pictures.py"
     ran = subprocess.run([sys.executable, script, tmp_path], cwd=tmp_path, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
-    for name in "masks.png", "macs-by-layer.png":
+    for name in "commands.png", "masks.png", "macs-by-layer.png":
         with Image.open(tmp_path / name) as picture:
             assert min(picture.size) > 200

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import re
 
@@ -52,6 +53,8 @@ def test_figures_are_those_of_the_objects(things) -> None:
     assert f"accuracy {found.accuracy:.4f}" in repr(found)
     assert f"<td>accuracy</td><td>{found.accuracy:.4g}</td>" in found._repr_html_()
     assert "&lt;gates&gt;" in comparison._repr_html_()
+    assert "means over 1 seed<" in comparison._repr_html_()
+    assert dataclasses.replace(comparison, seeds=(0, 1)).seed_count == "2 seeds"
     assert f"{comparison.rows[0].figures['accuracy'].mean:.4f}" in repr(comparison)
     right = things["Outcome"].predictions == things["Outcome"].labels
     assert f"4 episodes: {right.double().mean():.3f} correct, 1.000 of the MACs" in repr(things["Outcome"])
@@ -61,6 +64,8 @@ def test_pictures_are_the_images(things) -> None:
     few = things["Dataset"]
     pictures = re.findall(r"base64,([^\"]+)", few._repr_html_())
     assert len(pictures) == 8
+    # JupyterLab's own style overrides the attribute `height`, so that a digit would be 8 pixels high.
+    assert few._repr_html_().count('style="height: 48px') == 8
     for row, text in enumerate(pictures):
         pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(text))))
         np.testing.assert_array_equal(pixels[:, :, 0], few.images[row, 0].numpy())

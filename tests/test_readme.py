@@ -111,6 +111,14 @@ def test_words_in_code_are_everyday_ones(folder: str) -> None:
     assert found == {}
 
 
+def test_words_in_the_kernel_are_everyday_ones() -> None:
+    files = sorted((ROOT / "models/kernel/csrc").iterdir())
+    comments = {file.name: " ".join(re.findall(r"//(.*)", file.read_text())) for file in files}
+    assert sum(map(len, comments.values())) > 10_000
+    found = {name: NOT_EVERYDAY.findall(re.sub(r"`[^`]*`", "", text)) for name, text in comments.items()}
+    assert not any(found.values()), found
+
+
 def test_recipes_in_the_docs_load(tmp_path: Path) -> None:
     (block,) = blocks(ROOT / "docs/recipes.md", "yaml")
     (tmp_path / "mine.yaml").write_text(block)

@@ -13,8 +13,8 @@ from prunegym.models.data.dataset import Dataset
 from prunegym.models.dynamic_cnn import DynamicCNN
 from prunegym.models.gating.features import MaskFeatures
 from prunegym.models.gating.gate_policy import GatePolicy
+from prunegym.models.gating.importance import at_mac_share
 from prunegym.models.gating.static_policy import Policy, StaticPolicy, StraightThrough, rollout
-from prunegym.models.masking.importance import at_mac_share
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.storage.cnn_info import CNNInfo
 from prunegym.models.training.cnn_training import epoch_batches

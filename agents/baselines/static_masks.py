@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from prunegym.agents.evaluation.masks import Masks
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.dynamic_cnn import DynamicCNN
+from prunegym.models.gating import importance
 from prunegym.models.gating.static_policy import StaticPolicy, fixed_policy, static_start
-from prunegym.models.masking import importance
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.storage.cnn_info import CNNInfo
 from prunegym.models.storage.model_file import Bundle
@@ -203,7 +203,7 @@ def _prepare_static(
     masked: MaskedCNN, train: Dataset, tuning: TuneConfig, *, learned: bool
 ) -> tuple[MaskedCNN, StaticPolicy]:
     start = static_start(masked, train, tuning.target or 1.0, learned=learned)
-    config = PrepareConfig(imitation=None, tune=tuning, seed=tuning.seed)
+    config = PrepareConfig(imitation=None, tune=tuning, seed=tuning.seed or 0)
     tuned, gates = prepare(masked, train, config, policy=start)
     return tuned, cast(StaticPolicy, gates)
 

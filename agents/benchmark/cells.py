@@ -102,9 +102,9 @@ def _opened(settings: str, seeds: tuple[int, ...], place: Place) -> tuple[dict[i
     """Return the models by seed and the data sets of a task, given as JSON."""
     task = SuiteTask(**json.loads(settings))
     paths = {seed: place.of(file_of(task.model, seed)) for seed in seeds}
-    bundles = {path: open_trained(path) for path in dict.fromkeys(paths.values())}
-    info = next(iter(bundles.values())).info
     where = None if task.dataset is None else place.of(task.dataset)
+    bundles = {path: open_trained(path, where) for path in dict.fromkeys(paths.values())}
+    info = next(iter(bundles.values())).info
     parts = {
         "evaluated": open_split(info, where, task.split, task.images),
         "train": open_split(info, where, "train", span=task.train_images),

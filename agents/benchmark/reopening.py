@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -14,9 +16,12 @@ from prunegym.agents.evaluation.masks import Agent
 from prunegym.agents.evaluation.predictors import load_agent
 from prunegym.agents.rl.recipe import Recipe, own_reward
 from prunegym.errors import InvalidInputError, MissingDataError
-from prunegym.models.catalog import open_split, open_trained
+from prunegym.models.catalog import open_split, open_trained, with_options
 from prunegym.models.dynamic_cnn import DynamicCNN
 from prunegym.models.storage.model_file import Bundle
+
+OPTIONS = (("image_size", "resize", "crop", "interpolation"), ("loss", "metric"), ("weights", "gates"))
+"""Options of ``prunegym compare`` that a result keeps if they are given: of images, of what counts, of networks."""
 
 
 def open_cell(record: Record, device: str = "cpu") -> Bundle:
@@ -32,13 +37,20 @@ def open_cell(record: Record, device: str = "cpu") -> Bundle:
             f"{record.file} does not say which model and data it was made with: it was made in Python, from objects. "
             "Only runs of prunegym benchmark and prunegym compare can be opened again."
         )
-    stored = open_trained(file_of(cell["model"], record.seed))
+    where, transform, judged, network = (cell.get("dataset"), *(_given(cell, names) for names in OPTIONS))
+    stored = open_trained(file_of(cell["model"], record.seed), where, **network, **transform)
+    stored = with_options(stored, where, **judged, **transform)
     data = {
-        "evaluated": open_split(stored.info, cell.get("dataset"), cell.get("split", "test"), cell.get("images")),
-        "train": open_split(stored.info, cell.get("dataset"), "train", span=cell.get("train_images")),
+        "evaluated": open_split(stored.info, where, cell.get("split", "test"), cell.get("images")),
+        "train": open_split(stored.info, where, "train", span=cell.get("train_images")),
     }
     stored.masked.to(device)
     return dataclasses.replace(stored, data=data, seed=record.seed, device=device)
+
+
+def _given(cell: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    found = {name: cell[name] for name in names if cell.get(name) is not None}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
 
 
 def saved_agent(record: Record, trust_code: bool = False) -> Agent:

@@ -84,19 +84,24 @@ class Comparison:
     seeds: tuple[int, ...]
     rows: tuple[Row, ...]
 
+    @property
+    def seed_count(self) -> str:
+        """The number of seeds, as ``5 seeds``."""
+        return f"{len(self.seeds)} seed{'s' * (len(self.seeds) != 1)}"
+
     def __repr__(self) -> str:
         """Return each agent's accuracy and MAC share in a line."""
         shown = [
             f"{row.name} {row.figures['accuracy'].mean:.4f} at {row.figures['total_mac_share'].mean:.3f} of the MACs"
             for row in self.rows
         ]
-        return f"Comparison({self.dataset}, {len(self.seeds)} seeds: {'; '.join(shown)})"
+        return f"Comparison({self.dataset}, {self.seed_count}: {'; '.join(shown)})"
 
     def _repr_html_(self) -> str:
         keys = ("accuracy", "total_mac_share", "static_accuracy", "shuffled_accuracy", "reward")
         rows = [[row.name, *(row.figures[key].mean for key in keys), row.verdict] for row in self.rows]
         columns = ["agent", *(key.replace("_", " ") for key in keys), "verdict"]
-        return table(columns, rows, f"{self.dataset}, means over {len(self.seeds)} seeds")
+        return table(columns, rows, f"{self.dataset}, means over {self.seed_count}")
 
     def as_json(self) -> dict[str, Any]:
         """Return the comparison as plain JSON."""

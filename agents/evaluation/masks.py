@@ -254,7 +254,7 @@ def verdict(correct: Tensor, shuffled_correct: Tensor, distinct_masks: int) -> t
     Example:
         >>> right = torch.ones(100, dtype=torch.bool)
         >>> verdict(right, torch.arange(100) >= 30, 100)
-        (False, "Per input: other images' masks lose 30.0 points, 5.5 standard errors.")
+        (False, "The masks depend on the image: those of other images lose 30.0 points, 5.5 standard errors.")
     """
     if distinct_masks == 1:
         return True, "Static: every image gets the same mask."
@@ -264,9 +264,13 @@ def verdict(correct: Tensor, shuffled_correct: Tensor, distinct_masks: int) -> t
     points = 100 * differences.mean().item()
     size = differences.norm().item()
     errors = differences.sum().item() / size if size > 0 else 0.0
+    gain = 0.0 - points  # not -0.0
     if errors <= 2:
         return True, (
-            f"Static in effect: other images' masks do as well ({-points:+.1f} points, within two standard errors), so "
-            f"its {distinct_masks} masks do not depend usefully on the image."
+            f"Static in effect: other images' masks do as well ({gain:+.1f} points, within two standard errors), "
+            f"so its {distinct_masks} masks do not depend usefully on the image."
         )
-    return False, f"Per input: other images' masks lose {points:.1f} points, {errors:.1f} standard errors."
+    return (
+        False,
+        f"The masks depend on the image: those of other images lose {points:.1f} points, {errors:.1f} standard errors.",
+    )

@@ -252,7 +252,7 @@ class TrainingMonitor(BaseCallback):
         self._warn_of_collapse(result)
         self.save()
         if self.report is not None:
-            self.report(row)
+            self.report({**row, "total_timesteps": self.locals["total_timesteps"]})
 
     def _figures(self, actor: GatePolicy, penalty: float) -> ValidationFigures:
         return validation_figures(self.masked, actor, self.validation, penalty, self.own_reward)

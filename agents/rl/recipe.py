@@ -23,7 +23,7 @@ from prunegym.models.data.dataset import Dataset
 from prunegym.models.masking.compensation import COMPENSATIONS
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.training.cnn_training import dense_logits
-from prunegym.models.training.preparation import ImitationConfig, PrepareConfig
+from prunegym.models.training.preparation import ImitationConfig, PrepareConfig, seeded
 from prunegym.models.training.tuning import TuneConfig
 from prunegym.settings import make_config
 from prunegym.user_code import described
@@ -182,7 +182,8 @@ class Recipe:
         Functions are named with a hash of their source, and latency tables with a hash of their content, so that a
         change of either is a change of the settings.
         """
-        settings = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        recipe = seeded(self, 0)  # runs of earlier versions have the number
+        settings = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)}
         # Left out at their defaults, so that runs and results of earlier versions are still found.
         settings = {key: value for key, value in settings.items() if value or key not in ("callbacks", "loggers")}
         if self.compensation == "zero":

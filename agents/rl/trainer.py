@@ -39,7 +39,7 @@ from prunegym.models.storage.run_folder import begin_run, finish_run
 from prunegym.models.storage.weights import naming
 from prunegym.models.training.cnn_training import StageReport, answered, of_stage
 from prunegym.models.training.mac_target import meet_target
-from prunegym.models.training.preparation import PrepareConfig, prepare
+from prunegym.models.training.preparation import PrepareConfig, prepare, seeded
 from prunegym.registration import LAYERWISE
 from prunegym.validation import choice, typed, whole_number
 
@@ -74,7 +74,7 @@ def train_agent(
             there too.
         policy: Gates to start from, such as a prepared model's; they are copied. Imitation and refinement are skipped.
             Gates that decide layer by layer are ignored if the recipe decides in one step, and the other way round.
-        seed: Seed of the whole run.
+        seed: Seed of the whole run, also of stages of the recipe that set none themselves.
         resume: Resume from the run's last checkpoint, up to the recipe's number of episodes.
         device: Torch device.
         progress: Show a progress bar.
@@ -104,6 +104,7 @@ def train_agent(
         message = f"Recipe {recipe.name!r} decides {way}, and the model's gates do not. New gates are trained."
         warnings.warn(message, NewGatesWarning, stacklevel=2)
     policy = copy.deepcopy(_gates_of_kind(policy, recipe))
+    recipe = seeded(recipe, seed) if policy is None else recipe
     settings = {"seed": seed, "dataset": train.name, "train_images": train.span, "cnn": info.architecture}
     inputs = {"CNN": masked, "gates": policy, "training images": train, "validation images": validation}
     begin_run(out, {"recipe": recipe.as_dict(), **settings}, resume, inputs)

@@ -236,5 +236,5 @@ def _find(name: str, root: Path | None) -> Path:
         raise MissingDataError(
             f"There is no data set at {name}. Give the path of a folder, a tar or zip archive, or an .npz file."
         )
-    where = f"not in the folder {root} either" if root else "PRUNEGYM_DATA, the folder of your data sets, is not set"
-    raise UnknownNameError(f"data set ({where})", name, SOURCES)
+    also = f" or in {root}" if root else "; PRUNEGYM_DATA, the folder of your data sets, is not set"
+    raise UnknownNameError("data set", name, SOURCES, f"There is no such folder, archive or .npz file here{also}.")

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prunegym.errors import MissingDependencyError
-from prunegym.models.masking.folding import padding_of, pair
 from prunegym.models.masking.graph import Step
+from prunegym.models.skipping.program.folding import padding_of, pair
 
 Array: TypeAlias = npt.NDArray[Any]
 Known: TypeAlias = Array | str

@@ -18,11 +18,11 @@ from prunegym.models.export.onnx_decisions import decide
 from prunegym.models.export.onnx_graph import Array, GraphBuilder, Known, geometry, numpy_of
 from prunegym.models.export.onnx_operators import OPERATORS, Call, find_operator, unwritable
 from prunegym.models.gating.gate_policy import check_penalty
-from prunegym.models.masking.folding import constant, folded, norm_behind, scale_and_shift
 from prunegym.models.masking.gates import Bits
 from prunegym.models.masking.graph import INPUT, Batch, OutputOf, Own, Step, leaves, runner
 from prunegym.models.masking.layouts import Block
 from prunegym.models.masking.operators import Kind
+from prunegym.models.skipping.program.folding import constant, folded, norm_behind, scale_and_shift
 from prunegym.models.storage.model_file import Bundle
 from prunegym.validation import typed
 

@@ -12,9 +12,9 @@ from torch import nn
 from prunegym.errors import InvalidInputError
 from prunegym.models.export.onnx_graph import GraphBuilder, Known, numpy_of
 from prunegym.models.export.onnx_tensor_operators import TENSOR_OPERATORS
-from prunegym.models.masking.folding import pair
 from prunegym.models.masking.graph import Attribute, Graph, OutputOf, Step, attribute_of
 from prunegym.models.masking.operators import IDENTITY
+from prunegym.models.skipping.program.folding import pair
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.gating.features import MaskFeatures
 from prunegym.models.gating.gate_policy import GatePolicy, check_penalty
-from prunegym.models.masking.importance import at_mac_share, taylor_scores
+from prunegym.models.gating.importance import at_mac_share, taylor_scores
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.precision import new_tensors_in
 from prunegym.validation import bits, finite, shape, typed

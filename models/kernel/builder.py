@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from prunegym.errors import InvalidInputError
+from prunegym.models.kernel.map_layers import MapLayers
 from prunegym.models.kernel.plan import GateHead, Plan
 from prunegym.models.kernel.shared_library import (
     KINDS,
@@ -35,7 +36,7 @@ MAX_KERNEL, MAX_REACH = 7, 1024
 Pair = int | tuple[int, int]
 
 
-class PlanBuilder(Values):
+class PlanBuilder(MapLayers):
     """Collects the layers of a network and builds a :class:`Plan`.
 
     Args:
@@ -75,7 +76,7 @@ class PlanBuilder(Values):
         self,
         x: Value,
         weight: Tensor,
-        bias: Tensor | None = None,
+        bias: Tensor | Value | None = None,
         *,
         stride: int = 1,
         padding: Pair = 0,
@@ -93,7 +94,7 @@ class PlanBuilder(Values):
         Args:
             x: A map.
             weight: (out, in / groups, height, width), at most 7x7.
-            bias: (out).
+            bias: (out); or a value of :meth:`compensate`.
             stride: Stride of both axes, at least 1.
             padding: Zeros on each side; or above and below, left and right.
             dilation: Dilation of both axes, at least 1.
@@ -128,137 +129,19 @@ class PlanBuilder(Values):
                 f"The residual is {shape_of(residual)}, but the convolution's output is {shape_of(y)}; they must be "
                 "equal."
             )
-        depthwise = groups == x.channels == out and groups > 1 and residual is None and x.gate == gate
+        own, biases = self._biases(bias, out)
+        depthwise = groups == x.channels == out and groups > 1 and residual is None and x.gate == gate and not biases
         fields: LayerFields = {"kernel": rows, "kernel_width": columns, "stride": stride, "padding": pads[0]}
         fields |= {"padding_width": pads[1], "dilation": dilation, "groups": groups}
-        fields |= {"activation": activation_number(relu, activation), "weight": weight, "bias": bias_of(bias, out)}
-        self._layer("depthwise" if depthwise else "conv", x, y, fields, second=residual)
-        return y
-
-    def max_pool(
-        self,
-        x: Value,
-        kernel: int,
-        stride: int | None = None,
-        padding: int = 0,
-        *,
-        ceil_mode: bool = False,
-        relu: bool = False,
-        activation: str = "",
-    ) -> Value:
-        """Add max pooling as in torch, and an activation after it if one is given; 2x2 with stride 2 is fast."""
-        fields: LayerFields = {"activation": activation_number(relu, activation)}
-        return self._pool("max_pool", x, kernel, stride, padding, ceil_mode, fields)
-
-    def avg_pool(
-        self,
-        x: Value,
-        kernel: int,
-        stride: int | None = None,
-        padding: int = 0,
-        *,
-        ceil_mode: bool = False,
-        count_include_pad: bool = True,
-    ) -> Value:
-        """Add the averages over windows, as in torch."""
-        return self._pool("avg_pool", x, kernel, stride, padding, ceil_mode, {"average": bool(count_include_pad)})
-
-    def _pool(
-        self, kind: str, x: Value, kernel: int, stride: int | None, padding: int, ceil: bool, fields: LayerFields
-    ) -> Value:
-        self._own(x, f"{kind}()")
-        kernel = whole_number("kernel", kernel, 1, MAX_PIXELS)
-        stride = kernel if stride is None else check_stride(stride)
-        padding = whole_number("padding", padding, 0, kernel // 2, "Pad by half of the kernel at most, as in torch.")
-        height, width = window(x, (kernel, kernel), stride, (padding, padding), ceil)
-        y = self._value(x.channels, height, width, x.gate)
-        fields = {**fields, "kernel": kernel, "kernel_width": kernel, "ceil": bool(ceil)}
-        self._layer(kind, x, y, {**fields, "stride": stride, "padding": padding, "padding_width": padding})
-        return y
-
-    def concat(
-        self,
-        parts: Sequence[Value],
-        scale: Tensor | None = None,
-        shift: Tensor | None = None,
-        *,
-        activation: str = "",
-        gate: int | None = None,
-    ) -> Value:
-        """Concatenate values by channels; then ``x * scale + shift`` if given, and an activation.
-
-        Args:
-            parts: Maps of one size, or vectors; at least one.
-            scale: (channels).
-            shift: (channels).
-            activation: One of ``ACTIVATIONS``.
-            gate: The gate or space of the channels together; its mask bits must be those of the parts.
-        """
-        first, channels = self._own(parts[0]), sum(self._own(part).channels for part in parts)
-        sizes = {(part.height, part.width, part.stride > 0) for part in parts}
-        if len(sizes) > 1:
-            raise InvalidInputError(f"These sizes cannot be concatenated: {[shape_of(part) for part in parts]}.")
-        bits = [bit for part in parts for bit in self._bits(part.gate, part.channels)]
-        if self._bits(gate, channels) != bits:
-            raise InvalidInputError("The channels of the parts have other mask bits than the gate of the result.")
-        y = self._value(channels, first.height, first.width, gate, stride=first.stride if first.stride == 0 else None)
-        fields: LayerFields = {"activation": activation_number(False, activation)}
-        if scale is not None:
-            fields["weight"] = check_floats("scale", scale, (channels,))
-            fields["bias"] = bias_of(shift, channels)
-        offset = 0
-        for part in parts:
-            self._layer("place", part, y, {**fields, "offset": offset})
-            offset += part.channels
-        return y
-
-    def scale(self, x: Value, factors: Value) -> Value:
-        """Add a map (or vector) times a factor for each channel, a vector of as many channels and the same gate."""
-        self._own(x)
-        if (factors.channels, factors.gate, self._own(factors).stride) != (x.channels, x.gate, 0):
-            raise InvalidInputError(f"The factors are {shape_of(factors)}, a vector like {shape_of(x)} is needed.")
-        y = self._value(x.channels, x.height, x.width, x.gate, stride=x.stride)
-        self._layer("scale", x, y, {}, second=factors)
-        return y
-
-    def expand(self, x: Value) -> Value:
-        """Add a value with all of its channels, zeros where they are masked."""
-        y = self._value(self._own(x).channels, x.height, x.width, stride=x.stride)
-        self._layer("expand", x, y, {})
-        return y
-
-    def add(self, a: Value, b: Value | None = None, *, relu: bool = False, activation: str = "") -> Value:
-        """Add the sum of two values of the same shape and gate, or ``a`` alone, with an activation if one is given."""
-        self._own(a)
-        if b is not None and shape_of(a) != shape_of(self._own(b)):
-            raise InvalidInputError(
-                f"Cannot add {shape_of(a)} and {shape_of(b)} (channels, height, width, gate); they must be equal."
-            )
-        y = self._value(a.channels, a.height, a.width, a.gate, stride=a.stride)
-        self._layer("add", a, y, {"activation": activation_number(relu, activation)}, second=b)
-        return y
-
-    def subsample(self, x: Value, stride: int, channels: int, offset: int) -> Value:
-        """Add ResNet's option A shortcut: every ``stride``-th pixel, channels up by ``offset``, zeros elsewhere."""
-        if self._own(x, "subsample()").gate is not None:
-            raise InvalidInputError("The shortcut's input must not be masked by a gate.")
-        stride, offset = check_stride(stride), whole_number("offset", offset, 0, MAX_CHANNELS)
-        y = self._value(channels, (x.height - 1) // stride + 1, (x.width - 1) // stride + 1)
-        self._layer("subsample", x, y, {"stride": stride, "offset": offset})
-        return y
-
-    def average(self, x: Value) -> Value:
-        """Add the average over all pixels: a map becomes a vector."""
-        self._own(x, "average()")
-        y = self._value(x.channels, 1, 1, x.gate, stride=0)
-        self._layer("average", x, y, {})
+        fields |= {"activation": activation_number(relu, activation), "weight": weight, "bias": own}
+        self._layer("depthwise" if depthwise else "conv", x, y, fields, second=residual, biases=biases)
         return y
 
     def linear(
         self,
         x: Value,
         weight: Tensor,
-        bias: Tensor | None = None,
+        bias: Tensor | Value | None = None,
         *,
         relu: bool = False,
         activation: str = "",
@@ -269,7 +152,7 @@ class PlanBuilder(Values):
         Args:
             x: A vector or map.
             weight: (out, channels * height * width).
-            bias: (out).
+            bias: (out); or a value of :meth:`compensate`.
             relu: Whether negative numbers become 0.
             activation: One of ``ACTIVATIONS``, in place of ``relu``.
             gate: The gate or space whose bits say which outputs are computed.
@@ -278,7 +161,35 @@ class PlanBuilder(Values):
         check_floats("The weight", weight, ("outputs", features))
         y = self._value(len(weight), 1, 1, gate, stride=0)
         fields: LayerFields = {"activation": activation_number(relu, activation)}
-        self._layer("linear", x, y, {**fields, "weight": weight, "bias": bias_of(bias, len(weight))})
+        own, biases = self._biases(bias, len(weight))
+        self._layer("linear", x, y, {**fields, "weight": weight, "bias": own}, second=biases)
+        return y
+
+    def _biases(self, bias: Tensor | Value | None, outputs: int) -> tuple[Tensor, Value | None]:
+        """Return a layer's own bias, and the value to take instead if one is given."""
+        if not isinstance(bias, Value):
+            return bias_of(bias, outputs), None
+        if (self._own(bias).channels, bias.stride, bias.gate) != (outputs, 0, None):
+            raise InvalidInputError(f"The biases are {shape_of(bias)}, a vector of {outputs} channels is needed.")
+        return bias_of(None, outputs), bias
+
+    def compensate(self, bias: Tensor | None, table: Tensor, gate: int) -> Value:
+        """Add biases that depend on the mask, to be given as ``bias`` to a convolution or linear layer.
+
+        Args:
+            bias: (out), that of the layer.
+            table: (channels, out): for each masked channel a row is added.
+            gate: The gate or space of these channels. Add this layer after the gates are decided.
+
+        Returns:
+            A vector of ``out`` channels.
+        """
+        bits = self._bits(self._gate(gate, len(self._spaces)), 0)
+        if min(bits) < 0:
+            raise InvalidInputError("Some channels of the gate are always there, so nothing can replace them.")
+        outputs = check_floats("The table", table, (len(bits), "outputs")).shape[1]
+        y = self._value(outputs, 1, 1, stride=0)
+        self._layer("compensate", None, y, {"gate": gate, "weight": table, "bias": bias_of(bias, outputs)})
         return y
 
     def decide(self, gate: int, x: Value, head: GateHead) -> None:
@@ -328,8 +239,8 @@ class PlanBuilder(Values):
         layers, place = list(self._layers), 0
         outputs: Sequence[Any] = output if isinstance(output, list | tuple) else [output]
         for value in map(self._own, outputs):
-            store: LayerFields = {"kind": KINDS.index("store"), "input": value.index, "second": -1, "output": -1}
-            layers.append({**store, "offset": place})
+            numbers: LayerFields = {"input": value.index, "second": -1, "biases": -1, "output": -1}
+            layers.append({"kind": KINDS.index("store"), **numbers, "offset": place})
             place += value.channels * value.height * value.width
         whole_number("The number of outputs", place, 1, 2**31 - 1)
         buffers, places = assign_buffers(self._values, layers)

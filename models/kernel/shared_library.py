@@ -19,12 +19,12 @@ from prunegym.errors import InvalidInputError, MissingDependencyError, PruneGymE
 
 KINDS = (
     "load", "conv", "max_pool", "add", "subsample", "average", "linear", "depthwise", "avg_pool", "place", "scale",
-    "expand", "decide", "look", "store",
+    "expand", "compensate", "decide", "look", "store",
 )  # fmt: skip
 ACTIVATIONS = ("", "relu", "relu6", "hardswish", "hardsigmoid", "sigmoid", "silu", "gelu")
 """What may follow a layer's sums; the first is nothing."""
 ERROR_SIZE = 256
-INTERFACE = 7
+INTERFACE = 8
 """Of the functions in csrc/api.cpp."""
 MAX_PIXELS, MAX_CHANNELS, MAX_IMAGES, MAX_THREADS = 2**27, 2**20, 2**24, 1024
 """Limits of csrc/common.h: pixels of one channel of a map, channels, images of a batch, and threads."""
@@ -53,7 +53,7 @@ class SpaceRecord(ctypes.Structure):
 
 
 _WINDOW = ("kernel", "kernel_width", "stride", "padding", "padding_width", "dilation", "groups", "activation")
-_LAYER = ("kind", "input", "second", "output", *_WINDOW, "offset", "ceil")
+_LAYER = ("kind", "input", "second", "output", "biases", *_WINDOW, "offset", "ceil")
 _POLICY = ("gate", "average", "grid", "hidden")
 ARRAYS = ("weight", "bias", "weight2", "bias2", "mean", "scale")
 
@@ -207,12 +207,13 @@ def assign_buffers(
 
     Args:
         values: All values.
-        layers: The layers in order, with the indices ``input``, ``second`` and ``output`` of values, or -1.
+        layers: The layers in order, with the indices ``input``, ``second``, ``biases`` and ``output`` of values, or -1.
 
     Returns:
         The buffers, and for each value the index of its buffer; -1 if no layer makes it.
     """
-    uses = ("input", "second", "output")
+    reads = ("input", "second", "biases")
+    uses = (*reads, "output")
     last_use = {layer[name]: position for position, layer in enumerate(layers) for name in uses}
     stops = [position for position, layer in enumerate(layers) if layer["kind"] == _LOOK]
     made = {layer["output"]: position for position, layer in reversed(list(enumerate(layers)))}
@@ -225,7 +226,7 @@ def assign_buffers(
     free: dict[tuple[int, int, int, bool], list[int]] = defaultdict(list)
     for position, layer in enumerate(layers):
         output = layer["output"]
-        ending = {layer[name] for name in ("input", "second") if layer[name] >= 0 and last_use[layer[name]] == position}
+        ending = {layer[name] for name in reads if layer[name] >= 0 and last_use[layer[name]] == position}
         if output >= 0 and places[output] < 0:  # else an earlier layer has made a part of it
             value = values[output]
             key = keys[output]

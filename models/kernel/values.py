@@ -122,9 +122,15 @@ class Values:
         return value
 
     def _layer(
-        self, kind: str, x: Value | None, output: Value | None, fields: LayerFields, second: Value | None = None
+        self,
+        kind: str,
+        x: Value | None,
+        output: Value | None,
+        fields: LayerFields,
+        second: Value | None = None,
+        biases: Value | None = None,
     ) -> None:
-        places = {"input": x, "second": second, "output": output}
+        places = {"input": x, "second": second, "biases": biases, "output": output}
         numbers = {name: -1 if value is None else value.index for name, value in places.items()}
         self._layers.append({"kind": KINDS.index(kind), **numbers, **fields})
 

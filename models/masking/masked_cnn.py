@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from prunegym import validation
 from prunegym.errors import InvalidInputError
 from prunegym.html import table
 from prunegym.models.masking.compensation import COMPENSATIONS, checked_constants, readers
 from prunegym.models.masking.cost import CostModel
-from prunegym.models.masking.gates import Gate, GateFinder, choose_gates, wanted_names
-from prunegym.models.masking.graph import Graph, Step, attribute_of, first_values, runner
-from prunegym.models.masking.layouts import Layout, as_map, gate_map, layouts, places_of
+from prunegym.models.masking.forward_pass import ForwardPass, Segments, check_floats
+from prunegym.models.masking.gates import Bits, Gate, GateFinder, choose_gates, wanted_names
+from prunegym.models.masking.graph import Graph, Step, attribute_of, first_values
+from prunegym.models.masking.layouts import Layout, as_map, layouts
 from prunegym.models.masking.recording.proof import check_same
 from prunegym.models.masking.recording.tracing import (
     Output,
@@ -27,29 +26,9 @@ from prunegym.models.masking.recording.tracing import (
     plain,
     trace,
 )
-from prunegym.models.masking.selection import mask_channels
 from prunegym.models.masking.verification import failing_gates
 from prunegym.models.precision import new_tensors_in
 from prunegym.validation import shape
-
-
-@dataclasses.dataclass
-class ForwardPass:
-    """A forward pass of a batch that stops before the producer of each gate.
-
-    Attributes:
-        gate: Index of the next gate; ``len(masked.gates)`` when the pass is over.
-        reads: Input of that gate's producer, (batch, channels, height, width); None when the pass is over.
-        logits: The network's output (batch, ...) when the pass is over, otherwise None.
-        points: If recorded, for each gate passed so far the channels before the mask, (batch, width, height, width).
-    """
-
-    gate: int
-    reads: Tensor | None
-    logits: Tensor | None
-    values: dict[str, Tensor]
-    masks: list[Tensor | None]
-    points: dict[int, Tensor] | None
 
 
 class MaskedCNN(nn.Module):
@@ -138,8 +117,7 @@ class MaskedCNN(nn.Module):
         self.constants: nn.Parameter | None
         self.register_parameter("constants", None)
         self.mask_size = sum(gate.width for gate in self.gates)
-        self.places = places_of(self.gates, self.found.values)
-        self._bind()
+        self._segments = Segments(self.graph, self.network, self.gates, self.found)
         self.to(device)
         if frozen:
             self.freeze()
@@ -171,6 +149,11 @@ class MaskedCNN(nn.Module):
         """(channels, height, width) of the images for which MACs are counted."""
         return self.graph[self.graph.input].shape[1:]
 
+    @property
+    def places(self) -> dict[str, list[tuple[int, Bits]]]:
+        """For each step whose output is masked, the gates and where their bits are in it."""
+        return self._segments.places
+
     def read_shape(self, gate: int) -> tuple[int, ...]:
         """Return the shape (channels, height, width) of the input of a gate's producer, as a pass has it."""
         shape = self.graph[self.graph[self.gates[gate].producers[0]].inputs[0]].shape
@@ -181,25 +164,14 @@ class MaskedCNN(nn.Module):
         """Shape of the network's output for an image: (classes,) where it classifies."""
         return self.graph[self.graph.output].shape[1:]
 
-    def _bind(self) -> None:
-        """Prepare the forward pass: a function for each step, the gates' points, and when values can be freed."""
-        self._runners = [runner(step, self.network) for step in self.graph.steps]
-        starts = [self.graph.index[gate.producers[0]] for gate in self.gates]
-        self._cuts = [0, *starts, len(self.graph.steps)]
-        last = {name: step for step, names in enumerate(s.inputs for s in self.graph.steps) for name in names}
-        self._drop: list[list[str]] = [[] for _ in self.graph.steps]
-        for name, step in last.items():
-            if name != self.graph.output:
-                self._drop[step].append(name)
-
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for copies and pickles, without functions that refer to this object's modules."""
-        return {key: value for key, value in self.__dict__.items() if key != "_runners"}
+        return {key: value for key, value in self.__dict__.items() if key != "_segments"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a copy and bind it to its own modules."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._bind()
+        self._segments = Segments(self.graph, self.network, self.gates, self.found)
 
     def freeze(self) -> MaskedCNN:
         """Make the CNN constant: parameters get no gradients, and it stays in eval mode. Returns itself."""
@@ -304,11 +276,11 @@ class MaskedCNN(nn.Module):
         Returns:
             The pass, at gate 0.
         """
-        _check_floats(images)
+        check_floats(images)
         shape("The image tensor", images, ("batch", self.image_shape[0], "height", "width"))
         values = first_values(self.graph, images)
         state = ForwardPass(-1, None, None, values, [None] * len(self.gates), {} if record else None)
-        self._run_segment(state)
+        self._segments.run(state, self._compensated)
         return state
 
     def advance(self, state: ForwardPass, gate_mask: Tensor | None) -> ForwardPass:
@@ -334,7 +306,7 @@ class MaskedCNN(nn.Module):
             hint = "Give one row per image and one number per channel."
             shape(f"The mask of gate {gate.name!r}", gate_mask, (len(state.reads), gate.width), hint)
         state.masks[state.gate] = gate_mask
-        self._run_segment(state)
+        self._segments.run(state, self._compensated)
         return state
 
     def finish(self, state: ForwardPass) -> Tensor:
@@ -342,29 +314,6 @@ class MaskedCNN(nn.Module):
         while state.logits is None:
             self.advance(state, None)
         return state.logits
-
-    def _run_segment(self, state: ForwardPass) -> None:
-        values, steps = state.values, self.graph.steps
-        first, last = self._cuts[state.gate + 1], self._cuts[state.gate + 2]
-        for position in range(first, last):
-            step = steps[position]
-            value = self._runners[position](values)
-            if self.constants is not None and step.name in self.readers:
-                value = self._compensated(step, value, state.masks)
-            for point, bits in self.places.get(step.name, ()):
-                mask = state.masks[point]
-                if state.points is not None and point not in state.points:
-                    state.points[point] = gate_map(value, bits, self.gates[point].width)
-                if mask is not None:
-                    value = mask_channels(value, bits.factors(mask.to(value.dtype), value))
-            values[step.name] = value
-            for name in self._drop[position]:
-                del values[name]
-        state.gate += 1
-        if state.gate == len(self.gates):
-            state.reads, state.logits = None, values[self.graph.output]
-        else:
-            state.reads = as_map(values[self.graph[self.gates[state.gate].producers[0]].inputs[0]])
 
     def constants_of(self, reader: str) -> Tensor:
         """Return for each bit of a reader's gates what its masked channel adds to the bias: (bits, out)."""
@@ -374,15 +323,8 @@ class MaskedCNN(nn.Module):
 
     def _compensated(self, step: Step, value: Tensor, masks: list[Tensor | None]) -> Tensor:
         """Add to a layer's output (batch, ...) what replaces the masked channels that it reads."""
+        if self.constants is None or step.name not in self.readers:
+            return value
         reader = self.readers[step.name]
         mine = [masks[gate] for gate in reader.gates]
         return value if mine.count(None) == len(mine) else reader.add(value, mine, self.constants_of(step.name))
-
-
-def _check_floats(images: Tensor) -> None:
-    if not isinstance(validation.plain("The image tensor", images), Tensor) or not images.is_floating_point():
-        given = images.dtype if isinstance(images, Tensor) else f"a {type(images).__name__}"
-        raise InvalidInputError(
-            f"The images are {given}; a float tensor, normalised, is needed, as dataset.batch(indices) returns it. "
-            "DynamicCNN.predict takes images that are not normalised."
-        )

@@ -23,9 +23,9 @@ class Kind(Enum):
     NORM = "divides by statistics over several channels"
     RESHAPE = "changes the shape and leaves the order (flatten)"
     LAYOUT = "moves, repeats or picks values (permute, slice)"
-    MULTIPLY = "zero where one operand is zero"
-    DIVIDE = "zero where the first operand is zero"
-    ADD = "zero where both operands are zero"
+    MULTIPLY = "multiplies, which gives zero where one operand is zero"
+    DIVIDE = "divides, which gives zero where the first operand is zero"
+    ADD = "adds, which gives zero where both operands are zero"
     CONCAT = "concatenates values"
     OTHER = "is not known here, so no gate reaches through it"
 

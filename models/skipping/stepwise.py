@@ -10,7 +10,8 @@ from torch import Tensor
 from prunegym.errors import InvalidInputError
 from prunegym.models.gating.features import MaskFeatures
 from prunegym.models.kernel import Pass, Plan
-from prunegym.models.masking.masked_cnn import ForwardPass, MaskedCNN
+from prunegym.models.masking.forward_pass import ForwardPass
+from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.skipping.kernel_path import KernelPath
 from prunegym.models.skipping.program.lowering import UnsupportedError, lower
 from prunegym.models.skipping.program.path import Executed, MaskedPath, check_outputs

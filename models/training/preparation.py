@@ -6,6 +6,7 @@ import copy
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +17,8 @@ from prunegym.models.data.dataset import Augment, Dataset
 from prunegym.models.gating.feature_kinds import DEFAULT_KINDS
 from prunegym.models.gating.features import MaskFeatures
 from prunegym.models.gating.gate_policy import GatePolicy
+from prunegym.models.gating.importance import at_mac_share, channel_scores, keep_best
 from prunegym.models.gating.static_policy import Policy, StaticPolicy, fixed_policy, rollout
-from prunegym.models.masking.importance import at_mac_share, channel_scores, keep_best
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.precision import new_tensors_in
 from prunegym.models.storage.run_state import load_state, save_state
@@ -27,6 +28,9 @@ from prunegym.models.training.mac_target import between, check_range, check_shar
 from prunegym.models.training.tuning import TuneConfig, tune
 from prunegym.settings import check_types
 from prunegym.validation import finite, share, typed, whole_number
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 WIDEST = 2**20
 """Of the hidden layers and features of a policy; more would not fit any memory."""
@@ -45,6 +49,7 @@ class PrepareConfig:
     grid: int = 4
     feature_size: int = 1088
     seed: int = 0
+    """Of the new gates, and of the stages that set none themselves."""
     penalty_range: tuple[float, float] | None = None
     """If given, the policy is for all lambdas in this range, and gets lambda as an input."""
     kinds: tuple[str, ...] | None = None
@@ -56,6 +61,20 @@ class PrepareConfig:
         for name in ("hidden", "grid", "feature_size"):
             whole_number(name, getattr(self, name), 1, WIDEST)
         whole_number("seed", self.seed, 0)
+
+
+StagesT = TypeVar("StagesT", bound="DataclassInstance")
+
+
+def seeded(stages: StagesT, seed: int) -> StagesT:
+    """Return a config whose stages, the configs in its fields, have this seed where they set none themselves."""
+    inner = {field.name: getattr(stages, field.name) for field in dataclasses.fields(stages)}
+    unset = {
+        name: dataclasses.replace(one, seed=seed)
+        for name, one in inner.items()
+        if isinstance(one, ImitationConfig | TuneConfig) and one.seed is None
+    }
+    return dataclasses.replace(stages, **unset)
 
 
 @typed
@@ -99,6 +118,7 @@ def prepare(
         InvalidInputError: If the CNN does not fit the data set's images or classes.
     """
     check_dataset(dataset)
+    config = seeded(config, config.seed)
     masked = (
         copy.deepcopy(network) if isinstance(network, MaskedCNN) else MaskedCNN(network, dataset.batch(torch.arange(1)))
     ).freeze()
@@ -151,7 +171,8 @@ class ImitationConfig:
     with a range of lambdas give two shares, for the lowest and the highest lambda."""
     learning_rate: float = 3e-3
     augment: Augment = True
-    seed: int = 0
+    seed: int | None = None
+    """None: that of :class:`PrepareConfig`."""
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -160,6 +181,8 @@ class ImitationConfig:
         whole_number("batch_size of imitation", self.batch_size)
         finite("learning_rate of imitation", self.learning_rate, above=0)
         share("kept_share", self.kept_share)
+        if self.seed is not None:
+            whole_number("seed of imitation", self.seed, 0)
         if self.mac_share is not None:
             check_shares("mac_share", self.mac_share)
 
@@ -238,7 +261,7 @@ def imitate(
     bounds = check_range("mac_share", config.mac_share, policy)
     device = next(policy.parameters()).device
     dataset = dataset.augmenting(config.augment)
-    generator = torch.Generator().manual_seed(config.seed)
+    generator = torch.Generator().manual_seed(config.seed or 0)
     optimizer = torch.optim.Adam(policy.parameters(), config.learning_rate)
     size = (min(config.batch_size, len(dataset)),)
     batches = (torch.randint(len(dataset), size, generator=generator) for _ in range(config.steps))

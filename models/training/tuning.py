@@ -59,7 +59,8 @@ class TuneConfig:
     augment: Augment = True
     """``flip`` is best for a policy with a coarse grid, because test images are not shifted."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    seed: int = 0
+    seed: int | None = None
+    """None: that of :class:`prunegym.models.PrepareConfig`."""
     sparsity: float | None = None
     """The article's method 5.2: lambda of loss = task + lambda ||M(x)||_1, the sum of an image's keep probabilities.
 
@@ -83,7 +84,8 @@ class TuneConfig:
         if self.compensation is not None:
             choice("compensation", self.compensation, COMPENSATIONS)
         choice("precision", self.precision, cnn_training.PRECISIONS)
-        whole_number("seed", self.seed, 0)
+        if self.seed is not None:
+            whole_number("seed", self.seed, 0)
         if self.sparsity is not None and not isinstance(self.target_macs, float | int | None):
             raise InvalidInputError(
                 "sparsity cannot be combined with two MAC targets. Give one target, or leave out sparsity."
@@ -149,7 +151,7 @@ def tune(
     training.done = stored.restore()
     while training.done < steps:
         epoch = training.done // batches_an_epoch
-        batches, generator = cnn_training.epoch_batches(len(dataset), config.batch_size, config.seed, epoch)
+        batches, generator = cnn_training.epoch_batches(len(dataset), config.batch_size, config.seed or 0, epoch)
         rows = []
         left = batches[: steps - training.done]
         for indices, images in dataset.stream(left, device=masked.device, augment=generator):

@@ -13,24 +13,25 @@ class PruneGymError(Exception):
 class UnknownNameError(PruneGymError, KeyError):
     """A name that is not known: of a model, data set, reward, argument and so on. The message suggests the nearest."""
 
-    def __init__(self, kind: str, name: object, allowed: Iterable[str]) -> None:
+    def __init__(self, kind: str, name: object, allowed: Iterable[str], more: str = "") -> None:
         """Build the message.
 
         Args:
             kind: What has this name, e.g. ``"model"``.
             name: What was given.
             allowed: The names that are known.
+            more: Sentences to add at the end.
         """
         names = sorted(allowed)
-        self._arguments = (kind, name, names)
-        self.message = f"Unknown {kind} {name!r}.{suggestion(name, names)}"
+        self._arguments = (kind, name, names, more)
+        self.message = f"Unknown {kind} {name!r}.{suggestion(name, names)} {more}".rstrip()
         super().__init__(self.message)
 
     def __str__(self) -> str:
         """Return the message itself; ``KeyError`` would put it in quotes."""
         return self.message
 
-    def __reduce__(self) -> tuple[type[UnknownNameError], tuple[str, object, list[str]]]:
+    def __reduce__(self) -> tuple[type[UnknownNameError], tuple[str, object, list[str], str]]:
         """Pickle the arguments, so that worker processes can send the error: ``args`` holds only the message."""
         return type(self), self._arguments
 

@@ -28,7 +28,8 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], caption: str) -
 
 def picture(pixels: Any, side: int = 48) -> Picture:
     """Return an image (channels, height, width) uint8, enlarged without blurring; one or three channels are shown."""
-    return Picture(f'<img src="{png(pixels)}" height="{side}" style="image-rendering: pixelated">')
+    # A style, because JupyterLab's own overrides the attribute `height`.
+    return Picture(f'<img src="{png(pixels)}" style="height: {side}px; image-rendering: pixelated">')
 
 
 def png(pixels: Any) -> str:

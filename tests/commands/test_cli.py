@@ -76,6 +76,7 @@ def test_help_names_every_execution() -> None:
     assert all(name in shown for name in EXECUTIONS)
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_says_how_to_resume(tmp_path: Path) -> None:
     # More episodes than can end before the signal comes.
     command = [

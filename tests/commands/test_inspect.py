@@ -85,6 +85,7 @@ def test_errors_are_one_line_that_says_what_would_be_right(made: Path, tmp_path:
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_demo_twice_in_one_folder(tmp_path: Path) -> None:
     command = ["demo", "--episodes", "256", "--quiet", "--out", tmp_path / "demo"]
     for _ in range(2):

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
+import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import gymnasium
 import onnxruntime
 import pytest
 import torch
 from PIL import Image
 
-from prunegym.models import ZOO, DynamicCNN, build, read_model
+from prunegym.agents.benchmark.records import read_record
+from prunegym.agents.comparison.results import load_masks
+from prunegym.models import ZOO, DynamicCNN, MaskedCNN, build, load_dataset, read_model
+from prunegym.models.data.pretrained import pretrained_transform
 from prunegym.models.data.transform import Transform
+from prunegym.models.named_networks import load_images
 from tests import ROOT
-from tests.commands.command_line import as_json, fail, succeed
+from tests.commands.command_line import as_json, fail, run, succeed
 from tests.models.stand_ins import NETWORK, install, uninstall
 
 pytestmark = [
@@ -69,6 +76,27 @@ def test_the_journey(photos: Path, name: str) -> None:
     )
 
 
+@pytest.mark.slow
+def test_the_commands_of_the_page(photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """As ``make journey`` runs them with the real libraries: each in a process, the export without this package."""
+    code = importlib.util.spec_from_file_location("journey", ROOT / ".ci/journey.py")
+    script = importlib.util.module_from_spec(code)
+    code.loader.exec_module(script)
+    stand_ins = photos.parent / "stand-ins"
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(stand_ins), *sys.path]))
+    monkeypatch.setattr(script, "SIZE", 24)
+    monkeypatch.setattr(script, "SHORTER", 28)
+    monkeypatch.setitem(script.SMALLER, "train-cnn", "--epochs 1")
+    monkeypatch.setitem(script.SMALLER, "prepare", "--epochs 1 --set imitation.steps=2")
+    monkeypatch.setitem(script.SMALLER, "train", "--episodes 32 --set n_envs=16")
+    monkeypatch.setitem(script.SMALLER, "evaluate", "--images 9")
+    script.journey("torchvision:tiny", photos.parent)
+    said = capsys.readouterr().out
+    assert len(re.findall(r"^\$ prunegym ", said, flags=re.MULTILINE)) == 7
+    assert re.search(r"class \d, \d+% of the channels kept", said)
+    assert Path("runs/net/masks.png").exists()
+
+
 def test_names_on_the_command_line(photos: Path) -> None:
     shown = as_json("inspect", "timm:tiny", "--dataset", "photos", "--image-size", "16", "--gates", "6")
     assert (shown["image_shape"], len(shown["classes"]), [gate["name"] for gate in shown["gates"]]) == (
@@ -81,6 +109,65 @@ def test_names_on_the_command_line(photos: Path) -> None:
     del ZOO["own_code:make"], sys.modules["own_code"]
     assert "--import own_code:make" in fail("inspect", "own/cnn.safetensors")
     succeed("--import", "own_code:make", "inspect", "own/cnn.safetensors")
+
+
+@pytest.mark.filterwarnings("ignore::prunegym.errors.SkippingWarning")
+def test_environments_give_images_as_the_library_does(photos: Path) -> None:
+    for name in "torchvision:tiny", "timm:tiny":
+        (transform, normalisation), data = pretrained_transform(name), load_dataset("photos", "train", like=name)
+        env = gymnasium.make("prunegym/ChannelMask-v0", model=name, dataset="photos", observation="image")
+        task = env.unwrapped.task
+        assert (task.dataset.transform, task.dataset.normalisation) == (transform, normalisation)
+        assert torch.equal(torch.from_numpy(env.reset(options={"index": 3})[0]["image"]), data.images[3])
+        assert task.masked.output_shape == (4,)
+
+
+def test_a_comparison_of_a_network_by_name_is_validated(photos: Path) -> None:
+    """Weights, gates, sizes, loss and metric are those of the comparison when its agents are evaluated again."""
+    torch.save(build("timm:tiny", 4, image_size=16, seed=5).state_dict(), "weights.pth")
+    options = ["--weights", "weights.pth", "--dataset", "photos", "--image-size", "16", "--metric", "own_metric:chance"]
+    (photos.parent / "own_metric.py").write_text(
+        "def chance(outputs, targets):\n    return outputs.softmax(1).gather(1, targets[:, None])[:, 0]\n"
+    )
+    document = as_json(
+        "compare", "l1", "--model", "timm:tiny", *options, "--gates", "0,6", "--seeds", 1, "--target-macs", 0.6,
+        "--quiet", "--out", "compared",
+    )  # fmt: skip
+    network = build("timm:tiny", 4)
+    network.load_state_dict(torch.load("weights.pth"))
+    test = load_images("timm:tiny", "photos", "test", image_size=16)
+    masked = MaskedCNN(network, test.batch(torch.arange(1)), gates=["0", "6"])
+    mask = load_masks(next(Path("compared").rglob("masks.safetensors"))).mask
+    with torch.inference_mode():
+        chances = masked(test.batch(torch.arange(len(test))), mask.float().expand(len(test), -1)).softmax(1)
+    expected = chances[torch.arange(len(test)), test.labels].mean().item()
+    assert document["rows"][0]["figures"]["accuracy"]["mean"] == pytest.approx(expected, abs=1e-6)
+    assert as_json("validate", "compared")["valid"]
+    torch.save(build("timm:tiny", 4, seed=6).state_dict(), "weights.pth")
+    assert run("validate", "compared").exit_code == 1
+
+
+def test_a_comparison_weighs_classes_and_hides_the_path(photos: Path) -> None:
+    torch.save(build("timm:tiny", 4, seed=5).state_dict(), "weights.pth")
+    options = ["--model", "timm:tiny", "--weights", "weights.pth", "--dataset", "photos", "--image-size", "16"]
+    rl = ["--episodes", "16", "--set", "n_envs=16", "--set", "imitation.steps=1", "--seeds", "1", "--quiet"]
+    marks = {}
+    for name, more in ("plain", []), ("weighted", ["--class-weights", "1,2,3,4", "--no-data-path"]):
+        succeed("compare", "frozen", *options, *rl, *more, "--out", name)
+        marks[name] = read_record(next(Path(name).rglob("result-test.json"))).configuration
+        stored = read_model(next(Path(name).rglob("model.safetensors"))).info.data_path
+        assert stored == (None if more else str(photos))
+    assert {key for key, mark in marks["plain"].items() if mark != marks["weighted"][key]} == {"train"}
+    assert as_json("validate", "weighted")["valid"]
+
+
+def test_weights_of_a_network_by_name_are_made_smaller(photos: Path) -> None:
+    torch.save(build("timm:tiny", None).state_dict(), "weights.pth")
+    found = as_json("quantize", "timm:tiny", "--weights", "weights.pth", "--out", "small.safetensors")
+    assert found["bytes_before"] == Path("weights.pth").stat().st_size
+    assert read_model("small.safetensors").info.architecture == "timm:tiny"
+    for command in ("predict", next(photos.rglob("*.jpg")), "--model"), ("finetune", "--out", "x"):
+        assert "is a CNN without a gate policy" in fail(*command, "timm:tiny")
 
 
 @pytest.mark.filterwarnings("default::prunegym.errors.CoverageWarning")

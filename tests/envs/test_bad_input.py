@@ -27,7 +27,7 @@ RANGE = r"a range is \(low, high\) with low < high"
         ({"model": "vgg17"}, UnknownNameError, r"Unknown model 'vgg17'. Did you mean 'vgg1[16]'\?"),
         ({"model": "absent.safetensors"}, MissingDataError, "There is no model file absent.safetensors"),
         ({"model": 3}, InvalidInputError, "model is a int; a name, a path to a model file, a torch module"),
-        ({"dataset": "digitz"}, UnknownNameError, r"Unknown data set .*'digitz'. Did you mean 'digits'\?"),
+        ({"dataset": "digitz"}, UnknownNameError, r"Unknown data set 'digitz'\. Did you mean 'digits'\?"),
         ({"split": "tests"}, UnknownNameError, r"Unknown split 'tests'. Did you mean 'test'\?"),
         ({"observation": "imag"}, UnknownNameError, r"Unknown observation 'imag'. Did you mean 'image'\?"),
         ({"penalty": -0.1}, InvalidInputError, rf"penalty is -0.1; {NUMBER}"),

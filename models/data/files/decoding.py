@@ -76,6 +76,8 @@ def is_grey(source: Source, where: str) -> bool:
 def _opened(source: Source, where: str) -> Iterator[Image.Image]:
     try:
         stored = len(source) if isinstance(source, bytes) else source.stat().st_size
+        if stored == 0:
+            raise ValueError("it is empty")
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             check_expansion(image.width * image.height * len(image.getbands()), stored)
             yield image

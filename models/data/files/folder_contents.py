@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -13,12 +14,20 @@ from prunegym.models.data.files.readers import plain_name, tar_members
 
 IMAGE_SUFFIXES = {
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".pnm",
-    ".jp2", ".avif",
+    ".jp2", ".j2k", ".jpx", ".jpf", ".avif", ".mpo", ".apng", ".dib", ".tga", ".pcx",
 }  # fmt: skip
+OTHER_SUFFIXES = {
+    ".heic", ".heif", ".hif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".raw", ".psd",
+    ".svg", ".exr", ".hdr", ".dcm",
+}  # fmt: skip
+"""Images of phones, cameras and programs that Pillow alone does not read."""
+TAR_SUFFIXES = {".tar", ".gz", ".tgz", ".bz2", ".tbz", ".tbz2", ".xz", ".txz"}
+SYSTEM_FOLDERS = {"__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"}
+"""What operating systems and network storage put between files; ``@eaDir`` has small copies of images."""
 
-HIDDEN, NO_IMAGE, ELSEWHERE, SPECIAL, EMPTY = (
-    "hidden", "not an image by its name", "not at <split>/<class>/<image>", "a link to a folder above, or no file",
-    "an empty folder",
+HIDDEN, NO_IMAGE, OTHER_FORMAT, ELSEWHERE, SPECIAL, EMPTY = (
+    "hidden", "not an image by its name", "of a format that is not read: convert it to JPEG or PNG",
+    "not at <split>/<class>/<image>", "a link to a folder above, or no file", "an empty folder",
 )  # fmt: skip
 """Reasons why something is left out."""
 
@@ -50,8 +59,15 @@ def contents_of(path: Path) -> Contents:
     """
     if path.is_dir():
         return _of_folder(path)
-    check_regular(path, "folder or archive of images")
-    return _of_zip(path) if zipfile.is_zipfile(path) else _of_tar(path)
+    ending = check_regular(path, "folder or archive of images").suffix.lower()
+    if ending == ".zip" or zipfile.is_zipfile(path):
+        return _of_zip(path)
+    if ending in TAR_SUFFIXES or _is_tar(path):
+        return _of_tar(path)
+    raise InvalidInputError(
+        f"{path} is neither a tar nor a zip archive, nor an .npz file. Unpack other archives, and give the folder. For "
+        "other forms, such as tables of paths, make a data set in Python: from_arrays and image_files."
+    )
 
 
 def is_image(name: str) -> bool:
@@ -59,9 +75,14 @@ def is_image(name: str) -> bool:
     return Path(name).suffix.lower() in IMAGE_SUFFIXES
 
 
+def not_read(name: str) -> str:
+    """Return why a file is left out that is not an image by its name."""
+    return OTHER_FORMAT if Path(name).suffix.lower() in OTHER_SUFFIXES else NO_IMAGE
+
+
 def is_hidden(step: str) -> bool:
-    """Whether a file or folder is hidden by its name."""
-    return step.startswith(".") or step == "__MACOSX"
+    """Whether a file or folder is hidden by its name, or is one of :data:`SYSTEM_FOLDERS`."""
+    return step.startswith(".") or step in SYSTEM_FOLDERS
 
 
 def _of_folder(path: Path) -> Contents:
@@ -100,6 +121,13 @@ def _of_folder(path: Path) -> Contents:
     return found
 
 
+def _is_tar(path: Path) -> bool:
+    try:
+        return tarfile.is_tarfile(path)
+    except BROKEN:
+        return False
+
+
 def _of_tar(path: Path) -> Contents:
     files, broken, others = tar_members(path, is_image)
     return Contents({**dict.fromkeys(others, b""), **files}, broken)
@@ -111,8 +139,9 @@ def _of_zip(path: Path) -> Contents:
         with zipfile.ZipFile(path) as archive:
             check_members(archive, path.stat().st_size, lambda name: is_image(plain_name(name)))
             for member in archive.infolist():
-                name = plain_name(member.filename)
-                if not member.is_dir():
+                stated = member.filename.replace("\\", "/")  # as some programs for Windows write paths
+                name = plain_name(stated)
+                if not stated.endswith("/"):
                     found.files[name] = archive.read(member) if is_image(name) else b""
     except (zipfile.BadZipFile, RuntimeError, *BROKEN) as error:
         raise InvalidInputError(

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
+import unicodedata
 import warnings
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -16,11 +20,11 @@ from prunegym.models.data.files.decoding import Source
 from prunegym.models.data.files.folder_contents import (
     ELSEWHERE,
     HIDDEN,
-    NO_IMAGE,
     Contents,
     contents_of,
     is_hidden,
     is_image,
+    not_read,
 )
 from prunegym.models.data.sources.image_files import image_files, in_memory
 from prunegym.models.data.splits import from_arrays
@@ -41,6 +45,9 @@ IN_MEMORY = 256 * 2**20
 """Image folders with up to this many bytes of pixels are decoded at once; images of others when they are needed."""
 SHARES: dict[Split, float] = {"test": 0.2, "validation": 0.1}
 """Share of each class that a split gets if the folder has no splits."""
+
+SPLIT_LIKE = re.compile(rf"(?:^|[^a-z])({'|'.join(FOLDERS)})(?:[^a-z]|$)")
+"""Names that hold the name of a split, such as ``train_images`` and ``val2017``."""
 
 Files = dict[str, Source]
 """Images of a split by their path from the top."""
@@ -77,10 +84,10 @@ def image_folder(path: Path, transform: Transform | None = None, channels: int |
         if split not in parts:
             raise InvalidInputError(
                 f"{path} has no images under {split}/<class>/. Both train and test are needed, or folders of classes "
-                "alone."
+                f"alone. {_shown(found)}"
             )
     parts = {split: parts[split] for split in SPLITS if split in parts}
-    classes = tuple(sorted({name.split("/")[-2] for name in parts["train"]}))
+    classes = _classes(path, parts["train"])
     ordered = {split: sorted(files, key=lambda name: name.split("/")[-2:]) for split, files in parts.items()}
     labels = {split: _labels(path, split, classes, names) for split, names in ordered.items()}
     names = [name for part in ordered.values() for name in part]
@@ -100,9 +107,38 @@ def image_folder(path: Path, transform: Transform | None = None, channels: int |
     return {split: dataclasses.replace(part, path=str(path), notes=notes) for split, part in made.items()}
 
 
+def _shown(found: Contents) -> str:
+    """Return a sentence on what a folder has instead."""
+    images = sorted(filter(is_image, found.files))
+    others = Counter(Path(name).suffix.lower() or "without ending" for name in found.files if not is_image(name))
+    kinds = ", ".join(f"{count} {kind}" for kind, count in others.most_common(4))
+    texts = [f"{len(images)} images, such as {images[0]}"] if images else []
+    texts += [f"other files ({kinds}{', ...' if len(others) > 4 else ''})"] if others else []
+    return f"It has {', and '.join(texts)}." if texts else "It has no files that are read."
+
+
+def _class_of(name: str) -> str:
+    """Return an image's class. A Mac writes the letter a-umlaut as two characters, other machines as one."""
+    return unicodedata.normalize("NFC", name.split("/")[-2])
+
+
+def _classes(path: Path, names: Iterable[str]) -> tuple[str, ...]:
+    classes = tuple(sorted({_class_of(name) for name in names}))
+    for label in classes:
+        if not label.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in label):
+            raise InvalidInputError(f"{path} has a folder {label!r}, whose name is not UTF-8. Rename it.")
+    if len(classes) == 1:
+        warnings.warn(
+            f"All images of {path} have the class {classes[0]!r}, so their accuracy says nothing.",
+            DataWarning,
+            stacklevel=2,
+        )
+    return classes
+
+
 def _labels(path: Path, split: Split, classes: tuple[str, ...], names: list[str]) -> Tensor:
     places = {label: place for place, label in enumerate(classes)}
-    found = [name.split("/")[-2] for name in names]
+    found = [_class_of(name) for name in names]
     unknown = next((label for label in found if label not in places), None)
     if unknown is not None:
         raise InvalidInputError(f"{path}/{split} has class {unknown!r}, which is not in train: {', '.join(classes)}.")
@@ -116,8 +152,7 @@ def _by_class(path: Path, found: Contents) -> tuple[dict[Split, Files], tuple[st
         *above, folder, _ = ["", "", *name.split("/")]
         if folder and not any(map(is_hidden, name.split("/")[-2:])):
             folders.setdefault("/".join(above), {}).setdefault(folder, []).append(name)
-    # Classes are the folders of the highest level that has more than one.
-    classes = next((folders[above] for above in sorted(folders, key=len) if len(folders[above]) > 1), {})
+    classes = _folders_of_classes(path, folders)
     parts: dict[Split, Files] = {"train": {}, "validation": {}, "test": {}}
     generator = torch.Generator().manual_seed(0)
     for names in classes.values():
@@ -140,9 +175,38 @@ def _by_class(path: Path, found: Contents) -> tuple[dict[Split, Files], tuple[st
             raise _broken_link(path, name, found)
     for name in found.files.keys() - used:
         if "/" in name or is_image(name):
-            found.leave_out(ELSEWHERE if is_image(name) else NO_IMAGE, name)
+            found.leave_out(ELSEWHERE if is_image(name) else not_read(name), name)
     shares = " and ".join(f"{share:.0%} of each class the {split}" for split, share in SHARES.items())
     return parts, (f"The folder has no splits: a fixed draw made {shares} images. The others are for training.",)
+
+
+def _folders_of_classes(path: Path, folders: Mapping[str, dict[str, list[str]]]) -> dict[str, list[str]]:
+    """Return the folders of classes with their images: those of the highest level that has more than one.
+
+    Args:
+        path: The whole folder, for messages.
+        folders: Images by the name of their folder, by the path above it, which begins with ``/``.
+    """
+    several = sorted((above for above, inner in folders.items() if len(inner) > 1), key=len)
+    if not several:
+        return {}
+    top = several[0].rstrip("/")
+    others = [above for above in several if not f"{above}/".startswith(f"{top}/")]
+    if others:
+        names = ", ".join(sorted(above.strip("/") for above in (top, *others)))
+        raise InvalidInputError(
+            f"{path} has several data sets: {names}. Give the path of one, or make folders train and test that have "
+            "the folders of classes directly inside."
+        )
+    classes = folders[several[0]]
+    like = [SPLIT_LIKE.search(label.lower()) for label in classes]
+    if all(like) and any(match and FOLDERS[match[1]] == "train" for match in like):
+        raise InvalidInputError(
+            f"{path} has images directly in the folders {' and '.join(sorted(classes))}, which seem to be splits. Put "
+            "them into a folder for each class: train/<class>/<image>. For other targets, or none, make a data set in "
+            "Python: from_arrays and image_files."
+        )
+    return classes
 
 
 def _parts(path: Path, found: Contents) -> tuple[dict[Split, Files], tuple[str, ...]]:
@@ -158,7 +222,7 @@ def _parts(path: Path, found: Contents) -> tuple[dict[Split, Files], tuple[str, 
         if any(map(is_hidden, steps[min(top, max(len(steps) - 3, 0)) :])):
             reason = HIDDEN
         elif not is_image(name):
-            reason = NO_IMAGE
+            reason = not_read(name)
         elif not _split_at(steps, -3):
             reason = ELSEWHERE
         else:

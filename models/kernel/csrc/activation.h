@@ -1,5 +1,5 @@
-// Activations of whole vectors. ReLU and ReLU6 are two bounds, applied where a sum is still in a register; the others are
-// longer and run over what was just written.
+// Activations of whole vectors. ReLU and ReLU6 are two bounds, applied while a sum is still in a register. The others
+// take longer, and run over the numbers that were just written.
 #pragma once
 #include <cstring>
 
@@ -8,7 +8,7 @@
 namespace prunegym {
 namespace VARIANT {
 
-// The bounds of an activation that is nothing else, or infinities.
+// The bounds of an activation that only cuts off; infinities for any other.
 struct Bounds {
   float low, high;
 };
@@ -31,7 +31,7 @@ INLINE Vec exponential(Vec x) {
   return (Vec)((Bits)(p * r * r + r + 1.f) + (((Bits)t - 0x4B400000) << 23));
 }
 
-// 1 / x for positive x, by three steps of Newton's method: a division takes four times as long.
+// 1 / x for positive x, by three steps of Newton's method. A division takes four times as long.
 INLINE Vec inverse(Vec x) {
   Vec y = (Vec)(0x7EF311C3 - (Bits)x);
   UNROLL for (int i = 0; i < 3; i++) y = y * (2.f - x * y);
@@ -40,7 +40,7 @@ INLINE Vec inverse(Vec x) {
 
 INLINE Vec sigmoid(Vec x) { return inverse(exponential(clamp(0.f - x, -80, 80)) + 1.f); }
 
-// x Phi(x), with the error function of Abramowitz and Stegun, 7.1.26: off by 2e-7 at most.
+// x Phi(x), with the error function of Abramowitz and Stegun, 7.1.26: which is off by 2e-7 at most.
 INLINE Vec gelu(Vec x) {
   const Vec z = max(x, 0.f - x) * 0.70710678f, t = inverse(z * 0.3275911f + 1.f);
   Vec p = t * 1.061405429f - 1.453152027f;
@@ -68,7 +68,7 @@ INLINE void activate_vectors(float* to, long count, const int32_t* valid) {
     const Vec v = activated(A, load(to + i));
     store(to + i, valid ? keep(v, load_bits(valid + i)) : v);
   }
-  if (const long left = count % LANES) {  // not a number more is touched: what is behind may be another thread's
+  if (const long left = count % LANES) {  // touch no number after it: it may belong to another thread
     float some[LANES] = {};
     to += count - left;
     std::memcpy(some, to, left * sizeof(float));
@@ -79,7 +79,7 @@ INLINE void activate_vectors(float* to, long count, const int32_t* valid) {
   }
 }
 
-// `count` numbers in place; where `valid` is given, those where it is 0 become 0.
+// Changes `count` numbers in place. If `valid` is given, numbers where it is 0 become 0.
 static __attribute__((noinline)) void activate(int activation, float* to, long count, const int32_t* valid = nullptr) {
   switch (activation) {
     case RELU: return activate_vectors<RELU>(to, count, valid);

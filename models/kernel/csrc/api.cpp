@@ -1,5 +1,5 @@
 // The C interface, called by ctypes (which releases the GIL). Functions return 0 or a pointer on success; on failure
-// they write why into `error` (at least 256 bytes).
+// they write the reason into `error` (at least 256 bytes).
 #include <cstdio>
 #include <cstring>
 #include <exception>
@@ -48,16 +48,16 @@ EXPORT const char* prunegym_variants() {
   return names.c_str();
 }
 
-// Raised when a function below gets other arguments, so that Python can tell whether library and package belong together.
-EXPORT int prunegym_interface() { return 7; }
-// The next runs are on OpenMP's threads; null: on threads of our own.
+// Increase this when the arguments of a function below change: Python then sees whether library and package fit.
+EXPORT int prunegym_interface() { return 8; }
+// Later runs use OpenMP's threads, or new threads if this is null.
 EXPORT void prunegym_use_openmp(void* entry) {
   openmp.call = reinterpret_cast<OpenMP>(entry);
   openmp.owner = getpid();
 }
 EXPORT int prunegym_record_size() { return sizeof(LayerRecord); }
 
-// Runs f; if it throws, says why and returns true.
+// Runs f. If it throws, writes the reason and returns true.
 template <typename F>
 static bool failed(char* error, F f) {
   try {

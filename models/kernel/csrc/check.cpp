@@ -1,5 +1,5 @@
-// What a plan refuses. Python's PlanBuilder checks the same and says it better; here it keeps a wrong record from reading
-// or writing where it must not.
+// What a plan refuses. Python's PlanBuilder checks the same, with better messages. The checks here make sure that a wrong
+// record never reads or writes outside of its arrays.
 #include <stdexcept>
 #include <string>
 
@@ -40,13 +40,14 @@ class Checker {
   }
 
   void layer(const LayerRecord& r) {
-    const bool reads = r.kind != LOAD, writes = r.kind != DECIDE && r.kind != LOOK && r.kind != STORE;
+    const bool reads = r.kind != LOAD && r.kind != COMPENSATE, writes = r.kind != DECIDE && r.kind != LOOK && r.kind != STORE;
     need(r.kind >= LOAD && r.kind <= STORE, "its kind");
     need(reads ? is_made(r.input) : r.input == -1, "its input");
     need(writes ? r.output >= 0 && r.output < count() && !made_[r.output] : r.output == -1, "its output");
     need(!writes || r.kind == PLACE || placed_[r.output] == 0, "its output");
-    const bool two = r.kind == CONV || r.kind == ADD || r.kind == SCALE;
+    const bool two = r.kind == CONV || r.kind == ADD || r.kind == SCALE || r.kind == LINEAR;
     need(r.second == -1 ? r.kind != SCALE : two && is_made(r.second), "its second input");
+    need(r.biases == -1 || (r.kind == CONV && is_made(r.biases)), "its biases");
     need(r.activation >= NO_ACTIVATION && r.activation < ACTIVATIONS, "its activation");
     need(r.offset >= 0 && (r.kind == STORE || r.offset <= MAX_CHANNELS), "its offset");
     switch (r.kind) {
@@ -61,6 +62,7 @@ class Checker {
       case PLACE: place(r); break;
       case SCALE: scale(r); break;
       case EXPAND: expand(r); break;
+      case COMPENSATE: compensate(r); break;
       case DECIDE: decide(r); break;
       case LOOK: features(r); break;
       case STORE: store(r);
@@ -89,12 +91,12 @@ class Checker {
     need(r.weight && r.bias && inputs <= MAX_FLOATS / outputs, "its weights");
   }
 
-  // Height and width of what a convolution or a pooling writes.
+  // Height and width of the output of a convolution or a pooling.
   void window(const LayerRecord& r, long rows, long columns) const {
     need(is_map(r.input) && is_map(r.output), "its shapes");
     const BufferRecord &in = shape(r.input), &out = shape(r.output);
     need(r.stride >= 1 && r.stride <= MAX_PIXELS, "its stride");
-    // As torch counts: floor((size + 2 padding - kernel) / stride) + 1, and one more if a last window may reach out of the
+    // As torch counts: floor((size + 2 padding - kernel) / stride) + 1, plus one if a last window may reach beyond the
     // picture, unless it begins in the padding on that side.
     const auto fits = [&](long size, long kernel, long padding, long made) {
       const long room = size + 2 * padding - kernel;
@@ -113,7 +115,7 @@ class Checker {
     same_channels(r.input, r.output);
   }
 
-  // A convolution's kernel, padding and dilation. What a kernel reaches over is counted by int, so it has a limit.
+  // A convolution's kernel, padding and dilation. The reach of a kernel is an int, so it has a limit.
   void kernel(const LayerRecord& r) const {
     need(r.kernel >= 1 && r.kernel <= MAX_KERNEL && r.kernel_width >= 1 && r.kernel_width <= MAX_KERNEL, "its kernel");
     need(r.padding >= 0 && r.padding <= MAX_PADDING && r.padding_width >= 0 && r.padding_width <= MAX_PADDING, "its padding");
@@ -127,6 +129,7 @@ class Checker {
   void conv(const LayerRecord& r) const {
     kernel(r);
     if (r.second >= 0) need(is_map(r.second), "its second input"), same_shape(r.second, r.output);
+    if (r.biases >= 0) biases(r.biases, r.output);
     const long inputs = values_[r.input].channels, outputs = values_[r.output].channels;
     need(r.groups >= 1 && inputs % r.groups == 0 && outputs % r.groups == 0, "its groups");
     arrays(r, inputs / r.groups * r.kernel * r.kernel_width, outputs);
@@ -178,8 +181,22 @@ class Checker {
 
   void linear(const LayerRecord& r) const {
     need(is_vector(r.output), "its output");
+    if (r.second >= 0) biases(r.second, r.output);
     const BufferRecord& in = shape(r.input);
     arrays(r, values_[r.input].channels * static_cast<long>(in.height) * in.width, values_[r.output].channels);
+  }
+
+  // Biases are read by the number of the channel, so the vector has all of them.
+  void biases(int value, int output) const {
+    need(is_vector(value) && values_[value].space == -1 && values_[value].channels == values_[output].channels, "its biases");
+  }
+
+  void compensate(const LayerRecord& r) const {
+    need(is_vector(r.output) && values_[r.output].space == -1, "its output");
+    need(r.gate >= 0 && r.gate < static_cast<int>(widths_.size()), "its gate");
+    if (!is_gate(r.gate))
+      for (int c = 0; c < widths_[r.gate]; c++) need(spaces_[r.gate - gates_].index[c] >= 0, "its gate");
+    arrays(r, widths_[r.gate], values_[r.output].channels);
   }
 
   void features(const LayerRecord& r) const {

@@ -1,42 +1,42 @@
 // What the plan interpreter (plan.cpp) and the layer functions (conv.h, layers.h) both know.
 //
-// The layer functions are compiled once for each vector width (lanes4.cpp, lanes8.cpp, lanes16.cpp) and are reached
-// through a table of pointers, `Variant`; the interpreter picks the widest table that the processor can run.
+// The layer functions are compiled once for each vector width (lanes4.cpp, lanes8.cpp, lanes16.cpp). Each width has a
+// table of pointers to them, `Variant`. The interpreter uses the widest one that the processor can run.
 #pragma once
 #include <cstdint>
 
 namespace prunegym {
 
-// Always inlined: no copy compiled for one processor may stand in for another's when the objects are linked.
+// Always inlined. Otherwise the linker could keep one copy for all widths, compiled for instructions that are missing.
 #define COMMON inline __attribute__((always_inline))
 
 constexpr int LINE = 16;        // floats in a cache line of 64 bytes, and the widest vector
 constexpr int MAX_KERNEL = 7;   // largest side of a convolution kernel
 constexpr int MAX_PADDING = 1024, MAX_DILATION = 1024;
-constexpr int OVERREAD = 64;    // floats that must be readable after every buffer: vectors may run past its end
+constexpr int OVERREAD = 64;    // floats that must be readable after every buffer: vectors may extend past its end
 
-// Within one channel of a map positions are counted by int, which these limits keep from overflowing (check.cpp refuses
-// what is larger); what counts channels, images or weights times anything else is a long.
+// Positions within one channel of a map are ints. These limits keep them from overflowing (check.cpp refuses larger
+// sizes). Products of channels, images or weights with anything else are longs.
 static_assert(sizeof(long) == 8, "the kernel is written for 64 bits");
 constexpr long MAX_PIXELS = 1L << 27;    // of one channel, frame included
 constexpr long MAX_CHANNELS = 1L << 20;  // of a map, outputs of a linear layer, hidden units of a policy
-constexpr long MAX_FLOATS = 1L << 56;    // in all: sums of a few such sizes still fit
+constexpr long MAX_FLOATS = 1L << 56;    // in total: sums of a few such sizes still fit
 constexpr int MAX_IMAGES = 1 << 24, MAX_THREADS = 1024;
 
-// How the pixels of one channel lie in memory. Around the picture lies a frame of zeros one pixel wide, and the zero
-// right of a row is the same number as the zero left of the next row:
+// How the pixels of one channel lie in memory. A frame of zeros, one pixel wide, is around the picture. The zero to the
+// right of a row is the same number as the zero to the left of the next row:
 //
 //     origin - stride ->  0 0 0 0 0         Pixel (y, x) is at first() + y * stride + x, and each of its eight
 //     origin          ->  0 p p p p         neighbours at a fixed distance, also at the border. So a 3x3 convolution
-//                         0 p p p p         runs over one flat row of numbers from `origin`, and what it computes for
-//                         0 0 0 0 0 0       the zero columns is set back to zero when it is stored.
+//                         0 p p p p         runs over one flat row of numbers from `origin`. Its results in the zero
+//                         0 0 0 0 0 0       columns are set back to zero when they are stored.
 //
-// Only kept channels are stored, one after another in the order of their numbers ("compact"): channel number
-// index[i] of a map is at i * channel. A vector (after pooling to one pixel) is a map of one pixel without a frame.
+// Only kept channels are stored, in the order of their numbers ("compact"): channel number index[i] of a map is at
+// i * channel. A vector (after pooling to one pixel) is a map of one pixel without a frame.
 struct Map {
   int height, width;
   int stride;   // floats from a row to the next, at least width + 1
-  int origin;   // where the zero left of row 0 lies; a whole number of cache lines
+  int origin;   // the place of the zero left of row 0; a whole number of cache lines
   int channel;  // floats from a channel to the next; an odd number of lines, so that channels spread over the cache
 
   COMMON int first() const { return origin + 1; }
@@ -56,7 +56,7 @@ COMMON Map make_map(int height, int width, int stride) {
   return Map{height, width, stride, origin, (lines | 1) * LINE};
 }
 
-// The kept channels of a map: their numbers, rising.
+// The numbers of the kept channels of a map, in rising order.
 struct Kept {
   int count;
   const int* index;
@@ -75,23 +75,27 @@ struct View {
 };
 
 enum Kind : int32_t {
-  LOAD, CONV, MAX_POOL, ADD, SUBSAMPLE, AVERAGE, LINEAR, DEPTHWISE, AVG_POOL, PLACE, SCALE, EXPAND, DECIDE, LOOK, STORE
+  LOAD, CONV, MAX_POOL, ADD, SUBSAMPLE, AVERAGE, LINEAR, DEPTHWISE, AVG_POOL, PLACE, SCALE, EXPAND, COMPENSATE, DECIDE, LOOK,
+  STORE
 };
-// What becomes of a number at the end of a layer. Those up to RELU6 cut it off at two bounds.
+// What is applied to each number at the end of a layer. Those up to RELU6 cut it off at two bounds.
 enum Activation : int32_t { NO_ACTIVATION, RELU, RELU6, HARDSWISH, HARDSIGMOID, SIGMOID, SILU, GELU, ACTIVATIONS };
 
 // A layer as Python describes it (shared_library.py has the same structure). All arrays are float32.
 struct LayerRecord {
   int32_t kind, input, second, output;  // values; -1: none. second: the residual of CONV, the other operand of ADD, the
-                                        // factors of SCALE
+                                        // factors of SCALE, the biases of LINEAR (a vector; -1: its own)
+  int32_t biases;                       // the biases of CONV, a vector; -1: its own
   int32_t kernel, kernel_width;         // height and width
   int32_t stride, padding, padding_width, dilation, groups, activation;
   int32_t offset;                          // SUBSAMPLE, PLACE: channel of the output that gets the first of the input
                                            // LOAD: which of the inputs; STORE: place among an image's outputs
-  int32_t ceil;                            // of poolings: whether the last window may reach out of the picture
-  int32_t gate, average, grid, hidden;     // DECIDE; LOOK has average, grid, mean, scale; AVG_POOL: average, whether
+  int32_t ceil;                            // of poolings: whether the last window may reach beyond the picture
+  int32_t gate, average, grid, hidden;     // COMPENSATE: gate, or space, whose masked channels count; DECIDE;
+                                           // LOOK has average, grid, mean, scale; AVG_POOL: average, whether
                                            // zeros of the padding count
-  const float *weight, *bias;              // CONV, LINEAR, DEPTHWISE, PLACE (factors and summands, or null), and the
+  const float *weight, *bias;              // CONV, LINEAR, DEPTHWISE, PLACE (factors and summands, or null), COMPENSATE
+                                           // (a row of summands for each channel, and what they are added to), and the
                                            // first linear layer of DECIDE (hidden, features)
   const float *weight2, *bias2, *mean, *scale;  // DECIDE
 };
@@ -125,22 +129,24 @@ struct Conv {
   COMMON int tap_count() const { return height * width; }
   COMMON int group_inputs() const { return in_channels / groups; }
   COMMON int group_outputs() const { return out_channels / groups; }
-  // What threads share: output channels, of which so many are kept, for each band if there are some.
+  // Number of parts for threads to share: kept output channels, times the number of bands if there are any.
   COMMON int shares(int kept) const { return path == Path::winograd ? bands * kept : kept; }
   COMMON int reach() const { return (height - 1) * dilation; }  // rows from the first of the kernel to the last
   COMMON int phases() const { return stride <= reach() ? stride : reach() + 1; }  // row sets of the copies
 };
 
-// One convolution on one image, or the shares first..last - 1 of it: output channels, as places in `out_kept`, band by band.
+// One convolution on one image, or the shares first..last - 1 of it. A share is an output channel, as a place in
+// `out_kept`; with bands, band by band.
 struct ConvCall {
   Kept in_kept, out_kept;
   const float* input;     // what Variant::prepare_conv returned
+  const float* bias;      // (out), by the number of the channel
   const float* residual;  // map to add before the ReLU, or null; may be the output map itself
   float* output;
   float* scratch;
   int first, last;
   long skipped;   // weights before those of the group's first input channel, in each row
-  bool prefetch;  // whether weights come from far away: fetch those of the next rows while computing these
+  bool prefetch;  // whether weights are outside of the caches: fetch those of the next rows while computing these
 };
 
 // A gate's policy: features, standardised and clipped -> linear -> ReLU -> linear -> kept where the logit is above 0.

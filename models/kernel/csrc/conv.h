@@ -1,4 +1,4 @@
-// Convolutions: which path a layer takes, its input made ready, rows and grid cut into tiles, results written.
+// Convolutions: choose the path of a layer, prepare its input, cut rows and grid into tiles, write the results.
 #pragma once
 #include "pairs.h"
 #include "winograd.h"
@@ -6,10 +6,10 @@
 namespace prunegym {
 namespace VARIANT {
 
-// ---- The plan of a layer: everything that depends on shapes alone.
+// ---- The plan of a layer: everything that depends only on shapes.
 
-// Copies cost a little for each input channel, zero columns cost lanes in every multiplication: copies are taken where
-// they save a tenth of the vectors (maps up to 8x8, mostly) and where a flat grid is impossible.
+// Copies cost a little for each input channel. Zero columns waste lanes in every multiplication. So copies are used
+// where they save a tenth of the vectors (mostly maps up to 8x8), and where a flat grid is impossible.
 static Path choose_path(const Conv& c, bool has_residual) {
   const bool flat = c.stride == 1 && c.height <= 3 && c.width <= 3 && c.dilation == 1 && c.padding <= (c.height - 1) / 2 &&
                     c.padding_width <= (c.width - 1) / 2 && c.in.stride == c.out.stride &&
@@ -52,10 +52,10 @@ static void plan_conv(Conv& c, bool has_residual) {
   if (c.path == Path::winograd) plan_winograd(c);
 }
 
-// ---- Making the input ready.
+// ---- Preparing the input.
 
-// One row of a copy, where the frame of the map holds all zeros that it needs. Writes up to LANES - 1 numbers too
-// many, which the next row overwrites.
+// One row of a copy, where the frame of the map has all zeros that it needs. Writes up to LANES - 1 extra numbers, which
+// the next row overwrites.
 INLINE void copy_row(const float* from, int step, int width, float* to) {
   for (int x = 0; x < width; x += LANES) {
     if (step == 1) store(to + x, load(from + x));
@@ -63,8 +63,8 @@ INLINE void copy_row(const float* from, int step, int width, float* to) {
   }
 }
 
-// The same for wide padding and any stride: zeros where there is no pixel. from: the row's pixel 0, or null above and
-// below; first: the column under to[0].
+// The same for wide padding and any stride, with zeros where there is no pixel. from: the row's pixel 0, or null above
+// and below the picture. first: the column under to[0].
 static void copy_row_padded(const float* from, int first, int step, int in_width, int width, float* to) {
   int begin = first < 0 ? (step - 1 - first) / step : 0, end = first < in_width ? (in_width - 1 - first) / step + 1 : 0;
   if (end > width) end = width;
@@ -121,7 +121,7 @@ static void run_tiles(const Source& source, const Rows& rows, int row_count, int
 constexpr long CACHED_WEIGHTS = 50000;
 
 static void conv_in_place(const Conv& c, const ConvCall& call, const Source& source, Tiling tiling) {
-  // Where all weights stay in the second-level cache, x is read once; otherwise the weights are.
+  // If all weights fit in the second-level cache, x is read once. Otherwise the weights are.
   const bool by_pixels =
       static_cast<long>(call.last - call.first) * source.kept.count * c.tap_count() < CACHED_WEIGHTS;
   auto block = [&](int first_row, int last_row, int first_vector, int last_vector) {
@@ -147,8 +147,8 @@ static void conv_in_place(const Conv& c, const ConvCall& call, const Source& sou
   }
 }
 
-// A grid without zero columns into the output map. Rows are stored in whole vectors, which reach into the next row: so
-// the residual, which may lie where the output goes, is added first.
+// Writes a grid without zero columns into the output map. Rows are stored in whole vectors, which reach into the next
+// row. The residual may be in the same memory as the output, so it is added first.
 static void store_grid(const Conv& c, float* grid, const float* residual, float* out) {
   const int width = c.out.width;
   const Bounds bounds = bounds_of(c.activation);
@@ -195,7 +195,7 @@ static void conv_group(const Conv& c, const ConvCall& call) {
   else conv_copies(c, call, source, tiling);
 }
 
-// Each group as a convolution of its own: kept channels lie in the order of their numbers, so a group's are neighbours.
+// Runs each group as a separate convolution. Kept channels are in the order of their numbers, so a group's are adjacent.
 static void conv_groups(const Conv& c, const ConvCall& call) {
   const Kept in = call.in_kept, out = call.out_kept;
   for (int first = call.first, begin = 0; first < call.last;) {

@@ -1,6 +1,6 @@
-// Depthwise convolutions: each kept channel by itself. With stride 1 and a frame that is wide enough it runs over the flat
-// map; else the channel is first copied to `stride` x `stride` planes of every stride-th pixel, with all zeros around, in
-// which a step of the kernel is a fixed distance too.
+// Depthwise convolutions: each kept channel separately. With stride 1 and a wide enough frame they run over the flat map.
+// Otherwise the channel is first copied to `stride` x `stride` planes of every stride-th pixel, with zeros around them.
+// There, too, a step of the kernel is a fixed distance.
 #pragma once
 #include "activation.h"
 #include "sizes.h"
@@ -8,7 +8,7 @@
 namespace prunegym {
 namespace VARIANT {
 
-// `count` sums from `x`, one after the other, in whole vectors.
+// Computes `count` sums from `x` on, in whole vectors.
 template <int TAPS>
 static void depthwise_run(const float* x, const long* taps, int tap_count, const float* weight, float bias, Bounds bounds,
                           long count, float* to) {
@@ -76,7 +76,7 @@ static void depthwise_sums(const LayerRecord& r, const float* x, const long* tap
   if (is_long(r.activation)) activate(r.activation, to, count);
 }
 
-// On the flat map, zero columns and all; those, and what was written after the last row, are made zero again.
+// Runs over the flat map with its zero columns. These, and the numbers after the last row, are then set to zero again.
 static void depthwise_in_place(const LayerRecord& r, const View& in, const View& out) {
   const Map &from = *in.map, &map = *out.map;
   long taps[MAX_KERNEL * MAX_KERNEL];

@@ -1,4 +1,4 @@
-// What reads channels one by one, and the linear layer.
+// Layers that read channels one by one, and the linear layer.
 #pragma once
 #include "depthwise.h"
 #include "policy.h"
@@ -39,8 +39,8 @@ static void subsample(const LayerRecord& r, const View& in, const View&, const V
   }
 }
 
-// A map's channels beside others in a map of more of them, each times a factor plus a summand if there are some (a norm),
-// and an activation. Of the output's kept channels those before `offset` are there already.
+// Copies a map's channels into a larger map (concatenation). If there are factors and summands (a norm), each channel is
+// multiplied and added to. An activation follows. The output's kept channels before `offset` are already there.
 static void place(const LayerRecord& r, const View& in, const View&, const View& out, float*) {
   int first = 0;
   while (first < out.kept.count && out.kept.index[first] < r.offset) first++;
@@ -65,7 +65,7 @@ static void place(const LayerRecord& r, const View& in, const View&, const View&
   }
 }
 
-// A map times a factor for each channel. The frame's zeros stay zeros, so rows run on without a gap.
+// A map times a factor for each channel. Zeros of the frame stay zeros, so all rows are one loop.
 static void scale(const LayerRecord&, const View& in, const View& factors, const View& out, float*) {
   const Map& map = *in.map;
   const long length = map.is_vector() ? 1 : round_up(map.height * map.stride, LANES);
@@ -95,6 +95,23 @@ static void expand(const LayerRecord&, const View& in, const View&, const View& 
   }
 }
 
+// Biases of a layer: its own, plus the summands of each masked channel that it reads. Zeros follow the vector, up to whole
+// lines.
+static void compensate(const LayerRecord& r, const View& masked, const View&, const View& out, float*) {
+  const long padded = round_up(out.channels, LINE);
+  const Kept rows = masked.kept;
+  __builtin_memcpy(out.data, r.bias, padded * sizeof(float));
+  const auto row = [&](int i) { return r.weight + rows.index[i] * padded; };
+  int i = 0;
+  for (; i + 4 <= rows.count; i += 4) {  // four rows for each time that the sums are read
+    const float *a = row(i), *b = row(i + 1), *c = row(i + 2), *d = row(i + 3);
+    for (long o = 0; o < padded; o += LANES)
+      store(out.data + o, load(out.data + o) + ((load(a + o) + load(b + o)) + (load(c + o) + load(d + o))));
+  }
+  for (; i < rows.count; i++)
+    for (long o = 0; o < padded; o += LANES) store(out.data + o, load(out.data + o) + load(row(i) + o));
+}
+
 INLINE float dot(const float* a, const float* b, long length) {
   Vec total{}, other{};
   long i = 0;
@@ -106,12 +123,12 @@ INLINE float dot(const float* a, const float* b, long length) {
   return sum(total + other);
 }
 
-// On a vector, where every output is wanted: weights (in, out), so that those of a kept input lie together. Outputs are
+// On a vector, with every output needed: weights are (in, out), so that those of a kept input are adjacent. Outputs are
 // followed by zeros up to whole lines.
-static void linear_by_columns(const LayerRecord& r, const View& in, const View& out) {
+static void linear_by_columns(const LayerRecord& r, const View& in, const float* bias, const View& out) {
   const int padded = round_up(out.channels, LINE);
-  __builtin_memcpy(out.data, r.bias, padded * sizeof(float));
-  for (int i = 0; i < in.kept.count; i += 4) {  // four rows for each time that the sums are read
+  __builtin_memcpy(out.data, bias, padded * sizeof(float));
+  for (int i = 0; i < in.kept.count; i += 4) {  // four rows each time that the sums are read
     Vec x[4];
     const float* weight[4];
     for (int k = 0; k < 4; k++) {
@@ -126,10 +143,11 @@ static void linear_by_columns(const LayerRecord& r, const View& in, const View& 
   activate(r.activation, out.data, out.channels);
 }
 
-// Many pixels a channel: one dot product for each kept channel. Few: the kept features are put at their places among
-// zeros and one dot product runs over all. Features are followed by zeros up to a whole vector.
-static void linear(const LayerRecord& r, const View& in, const View&, const View& out, float* scratch) {
-  if (r.hidden) return linear_by_columns(r, in, out);
+// With many pixels per channel: one dot product for each kept channel. With few: the kept features are put at their places
+// among zeros, and one dot product covers all. Features are followed by zeros up to a whole vector.
+static void linear(const LayerRecord& r, const View& in, const View& biases, const View& out, float* scratch) {
+  const float* bias = biases.data ? biases.data : r.bias;
+  if (r.hidden) return linear_by_columns(r, in, bias, out);
   const int pixels = in.map->pixels(), padded = round_up(pixels, LANES);
   const bool apart = pixels >= LANES;
   const long all = static_cast<long>(in.channels) * pixels;
@@ -142,7 +160,7 @@ static void linear(const LayerRecord& r, const View& in, const View&, const View
   }
   for (int j = 0; j < out.kept.count; j++) {
     const float* weight = r.weight + static_cast<long>(out.kept.index[j]) * all;
-    float v = r.bias[out.kept.index[j]];
+    float v = bias[out.kept.index[j]];
     if (!apart) v += dot(weight, scratch, all);
     for (int i = 0; apart && i < in.kept.count; i++)
       v += dot(weight + static_cast<long>(in.kept.index[i]) * pixels, scratch + static_cast<long>(i) * padded, pixels);

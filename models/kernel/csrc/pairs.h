@@ -19,7 +19,7 @@ static Rows make_rows(const Conv& c, const ConvCall& call, int first, int last, 
       const int next = smaller(r + last - first, next_last - 1);
       rows.next[r - first] = c.weight + (call.out_kept.index[next] * size - call.skipped);
     }
-    rows.bias[r - first] = c.bias[channel];
+    rows.bias[r - first] = call.bias[channel];
     rows.out[r - first] = call.output + static_cast<long>(r) * c.out.channel;
     if (call.residual) rows.residual[r - first] = call.residual + static_cast<long>(r) * c.residual.channel;
   }
@@ -27,9 +27,9 @@ static Rows make_rows(const Conv& c, const ConvCall& call, int first, int last, 
 }
 
 #if LANES >= 8
-// 2x2 maps: a 3x3 window reaches all four input pixels from each output pixel, so lanes are pairs of an output and an
-// input pixel, and the weights for the pairs are one permutation of the nine. Eight lanes hold two output pixels: the
-// weights of the upper two are those of the lower two, three further on.
+// 2x2 maps: a 3x3 window around each output pixel covers all four input pixels. So lanes are pairs of an output and an
+// input pixel, and the weights of the pairs are one permutation of the nine. Eight lanes have two output pixels: the
+// weights of the upper two are those of the lower two, three places later.
 #if LANES == 8
 constexpr int PAIR_PARTS = 2;
 INLINE Vec pair_weights(const float* w, int part) {

@@ -69,6 +69,15 @@ const float* Plan::keep(const float* data, size_t count) {
   return constants_.back().data();
 }
 
+// (rows, columns), with zeros after each row up to whole lines.
+const float* Plan::keep_padded(const float* data, int rows, int columns) {
+  const size_t padded = round_up(columns, LINE);
+  constants_.emplace_back(rows * padded);
+  float* to = constants_.back().data();
+  for (int row = 0; row < rows; row++, data += columns) std::memcpy(to + row * padded, data, columns * sizeof(float));
+  return to;
+}
+
 // (rows, columns) -> (columns, rows), with zeros after each row up to whole lines.
 const float* Plan::keep_transposed(const float* data, int rows, int columns) {
   const size_t padded = round_up(rows, LINE);
@@ -123,6 +132,13 @@ void Plan::place_layer(Layer& layer) {
     layer.record.weight = by_columns ? keep_transposed(r.weight, out.channels, in.channels) : keep(r.weight, size * out.channels);
     layer.record.bias = keep(r.bias, out.channels);
     scratch_size_ = std::max(scratch_size_, static_cast<long>(size + in.channels * LINE + LINE));
+  }
+  if (r.kind == COMPENSATE) {
+    for (int c = 0; c < widths_[r.gate]; c++)
+      layer.bits.push_back(r.gate < gates_ ? starts_[r.gate] + c : spaces_[r.gate - gates_][c]);
+    const int rows = static_cast<int>(layer.bits.size());
+    layer.record.weight = keep_padded(r.weight, rows, out.channels), layer.record.bias = keep(r.bias, out.channels);
+    scratch_size_ = std::max(scratch_size_, static_cast<long>(rows));
   }
   if (r.kind == PLACE && r.weight) {
     layer.record.weight = keep(r.weight, out.channels), layer.record.bias = keep(r.bias, out.channels);
@@ -187,7 +203,7 @@ void Plan::place_gate(Layer& layer) {
   scratch_size_ = std::max(scratch_size_, features_scratch(g) + g.hidden_padded + g.width_padded);
 }
 
-// By chunks where the weights overflow half of a small second-level cache and few pixels share them.
+// Runs by chunks if the weights need more than half of a small second-level cache and few pixels share them.
 void Plan::cut_segments() {
   constexpr size_t many_weights = 64 << 10, few_pixels = 100;
   for (int i = 0; i < static_cast<int>(layers_.size()); i++) {
@@ -201,14 +217,14 @@ void Plan::cut_segments() {
   }
 }
 
-// A buffer whose values are all made and read within one image-by-image segment is shared by all images: it stays in the
-// cache.
+// If all values of a buffer are written and read within one image-by-image segment, all images share it, so it stays in
+// the cache.
 void Plan::place_buffers() {
   std::vector<int> made(values_.size(), -1);
   for (int s = 0; s < static_cast<int>(segments_.size()); s++) {
     for (int i = segments_[s].first; i < segments_[s].last; i++) {
       const LayerRecord& r = layers_[i].record;
-      for (int value : {r.input, r.second, r.output}) {
+      for (int value : {r.input, r.second, r.biases, r.output}) {
         if (value < 0) continue;
         if (value == r.output) made[value] = s;
         buffers_[values_[value].buffer].per_image |= segments_[s].by_chunks || made[value] != s;

@@ -1,4 +1,4 @@
-// A plan: a network as a flat list of layers over numbered values, with everything that does not depend on the images.
+// A plan: a network as a flat list of layers and numbered values, with everything that does not depend on the images.
 #pragma once
 #include <cstdlib>
 #include <memory>
@@ -15,7 +15,7 @@ struct BufferRecord {
   int32_t channels, height, width, stride;  // stride 0: a vector
 };
 struct ValueRecord {
-  int32_t buffer, channels, space;  // space -1: all channels are there
+  int32_t buffer, channels, space;  // space -1: all channels are stored
 };
 // A row of channels, each with its place in a mask, or -1 if it is always there.
 struct SpaceRecord {
@@ -31,11 +31,11 @@ struct NetworkRecord {
   const LayerRecord* layers;
 };
 
-// Throws std::invalid_argument if a record is not what the layer functions take: an index out of range, a value that is
-// read before it is made, sizes that do not fit each other or are too large. So wrong records are an error, not a crash.
+// Throws std::invalid_argument if the layer functions cannot take a record: an index is out of range, a value is read
+// before it is written, or sizes do not fit or are too large. So wrong records are an error, not a crash.
 void check_network(const NetworkRecord&);
 
-// Floats, aligned to cache lines, zeroed, in huge pages where they are many, with OVERREAD more after the last.
+// Floats, aligned to cache lines and zeroed, with OVERREAD more after the last. Large ones are in huge pages.
 class Floats {
  public:
   explicit Floats(size_t count = 0);
@@ -48,7 +48,7 @@ class Floats {
 struct Buffer {
   Map map;
   long size;       // floats for one image
-  bool per_image;  // has values that live longer than a segment, or one of a segment by chunks
+  bool per_image;  // has values that are needed after their segment, or by a segment that runs by chunks
   long place;      // in the workspace: floats from the start of the shared part, or of an image's part
 };
 
@@ -56,11 +56,12 @@ struct Layer {
   LayerRecord record;
   Conv conv;
   Gate gate;
-  int fills;  // a space whose kept channels are counted before the layer runs, the first that makes some; -1: none
+  std::vector<int32_t> bits;  // COMPENSATE: the mask bits of its rows
+  int fills;  // a space whose kept channels are counted before this layer, the first that writes some; -1: none
 };
 
-// Images as they lie in memory: floats from an image, a channel, a row and a column to the next. Torch would copy them to
-// another layout on threads of its own, which then spin on the cores that are needed here.
+// The layout of images in memory: floats from one image, channel, row and column to the next. A copy to another layout by
+// torch would use torch's threads, which then spin on the cores that are needed here.
 struct Images {
   const float* data;
   long image, channel, row, column;
@@ -68,8 +69,8 @@ struct Images {
   Images from(long first) const { return Images{data + first * image, image, channel, row, column}; }
 };
 
-// Consecutive layers that run image by image; or one convolution with many weights on a small map, which in a batch
-// runs by chunks of output channels, all images passing before a chunk leaves the cache. A LOOK ends a segment.
+// Consecutive layers that run image by image. Or one convolution with many weights on a small map: in a batch it runs by
+// chunks of output channels, and all images use a chunk while it is in the cache. A LOOK ends a segment.
 struct Segment {
   int first, last;
   bool by_chunks;
@@ -77,9 +78,9 @@ struct Segment {
 
 class Plan;
 
-// What is needed to run a group of images on one thread, or on `parts` threads that share each image.
+// Memory and threads to run a group of images on one thread, or on `parts` threads that share each image.
 struct Workspace {
-  // Throws if the machine has not enough memory for so many such workspaces.
+  // Throws if the machine does not have enough memory for this many workspaces.
   static void require_memory(const Plan&, int images, int parts, int workspaces);
   Workspace(const Plan&, int images, int parts);
   float* buffer(const Plan&, int index, int image) const;
@@ -96,8 +97,8 @@ class Plan {
  public:
   Plan(const Variant& variant, const NetworkRecord&);
 
-  // Masks (batch, mask_size) are read, and where a gate has a policy, written; outputs are (batch, outputs).
-  // layer_seconds, if not null, has one number a layer, to which its time is added.
+  // Masks (batch, mask_size) are read, and written if a gate has a policy. Outputs are (batch, outputs).
+  // layer_seconds, if not null, has one number per layer, to which the layer's time is added.
   void run(int batch, const Images* inputs, uint8_t* masks, float* outputs, int threads, double* layer_seconds);
 
  private:
@@ -111,6 +112,7 @@ class Plan {
   void cut_segments();
   void place_buffers();
   const float* keep(const float* data, size_t count);
+  const float* keep_padded(const float* data, int rows, int columns);
   const float* keep_transposed(const float* data, int rows, int columns);
   const float* keep_transformed(const float* weight, int outputs, int inputs);
   const Map& map_of(int value) const { return buffers_[values_[value].buffer].map; }
@@ -120,7 +122,7 @@ class Plan {
   const Variant& variant_;
   std::vector<Buffer> buffers_;
   std::vector<ValueRecord> values_;
-  std::vector<int> widths_, starts_;  // channels of each space, and where their list begins; the first are the gates'
+  std::vector<int> widths_, starts_;  // channels of each space, and where their list begins; gates come first
   std::vector<std::vector<int32_t>> spaces_;  // of those after the gates: the mask bit of each channel, or -1
   std::vector<char> decided_;             // whether the gate has a policy in the plan
   std::vector<Layer> layers_;
@@ -136,17 +138,17 @@ class Plan {
   std::vector<std::unique_ptr<Workspace>> free_workspaces_;
 };
 
-// One run of a plan that stops at each LOOK: there it tells what it sees, and goes on when the masks are known. So an
-// agent outside decides gate by gate, and no channel that it switches off is computed.
+// One run of a plan that stops at each LOOK. It returns the features there, and continues when the masks are known. So an
+// external agent decides gate by gate, and channels that it switches off are not computed.
 class Pass {
  public:
-  // threads: how many it will mostly run on.
+  // threads: the usual number of threads of this pass.
   Pass(const Plan&, int batch, int threads);
 
-  // Starts with new images, and goes on to the first LOOK; its features are (batch, size of the LOOK).
+  // Starts with new images and runs to the first LOOK. Its features are (batch, size of the LOOK).
   void begin(const Images&, float* features, int threads);
-  // Goes on to the next LOOK, or to the end, where the outputs (batch, outputs) are written. Of the masks
-  // (batch, mask_size) the bits of gates before that must be known.
+  // Runs to the next LOOK, or to the end, where the outputs (batch, outputs) are written. In the masks
+  // (batch, mask_size), the bits of all gates before that point must be known.
   void advance(uint8_t* masks, float* features, float* outputs, int threads);
 
  private:

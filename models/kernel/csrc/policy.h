@@ -30,14 +30,14 @@ static void coarse_grid(const Map& map, int grid, const float* in, float* out, f
   }
 }
 
-// sums += value * weights, over `padded` numbers (whole lines).
+// sums += value * weights, for `padded` numbers (whole lines).
 INLINE void add_scaled(float* sums, float value, const float* weights, int padded) {
   const Vec v = broadcast(value);
   for (int k = 0; k < padded; k += LANES) store(sums + k, load(sums + k) + v * load(weights + k));
 }
 
-// Calls f(place, feature) for the features of the channels that are there, standardised and clipped. Of all features the
-// averages come first, then the grids, each channel by channel.
+// Calls f(place, feature) for the features of stored channels, standardised and clipped. Averages come first, then grids,
+// each channel by channel.
 template <typename F>
 INLINE void for_features(const Gate& g, Kept in, const float* input, float* scratch, F f) {
   float* features = scratch + round_up(g.in.width, LANES) + LANES;
@@ -58,14 +58,14 @@ INLINE void for_features(const Gate& g, Kept in, const float* input, float* scra
   }
 }
 
-// All features of a map: what an agent outside decides by.
+// All features of a map, for an external agent.
 static void look(const Gate& g, Kept in, const float* input, float* features, float* scratch) {
   __builtin_memcpy(features, g.absent, g.features() * sizeof(float));
   for_features(g, in, input, scratch, [&](int at, float z) { features[at] = z; });
 }
 
-// Returns the number of kept channels and writes their numbers. Only the features of channels that are there are
-// computed; what absent ones contribute is the same for every image (Gate::start_absent).
+// Returns how many channels are kept, and writes their numbers. Only features of stored channels are computed. Absent
+// channels contribute the same for every image (Gate::start_absent).
 static int decide(const Gate& g, Kept in, const float* input, int* kept, float* scratch) {
   float* hidden = scratch;
   float* logits = hidden + g.hidden_padded;

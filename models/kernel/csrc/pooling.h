@@ -5,7 +5,7 @@
 namespace prunegym {
 namespace VARIANT {
 
-// The part of the pixels first..last - 1 of a row's windows that is inside the picture, added or compared one by one.
+// Pixels first..last - 1 of a row's windows, as far as they are inside the picture, added or compared one by one.
 template <bool MAX>
 static void pool_checked(const LayerRecord& r, const View& in, int channel, int y, int first, int last, float* to) {
   const int top = y * r.stride - r.padding, low = larger(top, 0), high = smaller(top + r.kernel, in.map->height);
@@ -20,14 +20,14 @@ static void pool_checked(const LayerRecord& r, const View& in, int channel, int 
         else if (total < v) total = v;
       }
     }
-    // As torch divides: by the window, without what a last window has beyond the padding.
+    // As torch does: divide by the window's size, without the part of a last window beyond the padding.
     const int rows = r.average ? smaller(top + r.kernel, in.map->height + r.padding) - top : high - low;
     const int columns = r.average ? smaller(left + r.kernel, in.map->width + r.padding) - left : end - begin;
     to[x] = MAX ? total : total / (static_cast<float>(rows) * columns);
   }
 }
 
-// A row by vectors where whole windows are inside the picture, stride 1 or 2; the last vector may overlap the one before.
+// A row by vectors, where whole windows are inside the picture, with stride 1 or 2. The last vector may overlap another.
 template <bool MAX>
 static void pool_row(const LayerRecord& r, const View& in, int channel, int y, int width, float* to) {
   const int top = y * r.stride - r.padding, left = (r.padding + r.stride - 1) / r.stride;
@@ -62,7 +62,7 @@ static void pool_row(const LayerRecord& r, const View& in, int channel, int y, i
 
 template <bool MAX>
 INLINE void pool(const LayerRecord& r, const View& in, const View& out) {
-  // Without a window that reaches out of the picture.
+  // If no window reaches beyond the picture.
   const bool by_two = MAX && r.kernel == 2 && r.stride == 2 && r.padding == 0 && 2 * out.map->width <= in.map->width &&
                       2 * out.map->height <= in.map->height;
   const int width = out.map->width;
@@ -87,9 +87,9 @@ INLINE void pool(const LayerRecord& r, const View& in, const View& out) {
 static void max_pool(const LayerRecord& r, const View& in, const View&, const View& out, float*) { pool<true>(r, in, out); }
 static void avg_pool(const LayerRecord& r, const View& in, const View&, const View& out, float*) { pool<false>(r, in, out); }
 
-// The average over all pixels of a channel. The zero columns add nothing, so the flat row from the origin is summed.
+// The average of all pixels of a channel. Zero columns add nothing, so the flat row from the origin is summed.
 INLINE float channel_average(const Map& map, const float* channel) {
-  const int length = map.height * map.stride;  // numbers after it, up to a whole vector, are zeros of the frame
+  const int length = map.height * map.stride;  // the numbers after it, up to a whole vector, are zeros of the frame
   const float* x = channel + map.origin;
   Vec total{}, other{};
   for (int i = 0; i < length; i += 2 * LANES) {

@@ -1,4 +1,4 @@
-// Running a plan: images are dealt to threads in groups, each group passes the segments.
+// Running a plan: threads get groups of images, and each group runs through the segments.
 #include <unistd.h>
 
 #include <algorithm>
@@ -17,7 +17,7 @@ Workspace::Workspace(const Plan& plan, int images, int parts)
       chunk_planes(images > 1 ? plan.chunk_planes_size_ * images : 0), scratch(plan.scratch_size_ * parts),
       kept(static_cast<size_t>(images) * plan.list_size_), counts(static_cast<size_t>(images) * plan.widths_.size()) {}
 
-// The system often grants more memory than there is, and ends the process when it is written to: so we ask before. In
+// The system often grants more memory than it has, and kills the process when the memory is used. So we check first, in
 // double, which cannot overflow.
 void Workspace::require_memory(const Plan& plan, int images, int parts, int workspaces) {
   const double floats = 1.0 * plan.shared_size_ + 1.0 * images * plan.image_size_ + plan.planes_size_ +
@@ -70,8 +70,8 @@ static void check_counts(int batch, int threads) {
   if (threads < 1 || threads > MAX_THREADS) throw std::invalid_argument("the number of threads is out of range");
 }
 
-// Each thread takes a share of the images, if that keeps half of the threads busy. Otherwise they share each image: of small
-// layers each thread's part is little work.
+// Each thread takes a share of the images, if that keeps at least half of the threads busy. Otherwise they share each
+// image, which is slower for small layers: each thread's part is little work.
 void Plan::run(int batch, const Images* inputs, uint8_t* masks, float* outputs, int threads, double* layer_seconds) {
   check_counts(batch, threads);
   if (batch < threads && (batch == 1 || 2 * batch < threads))

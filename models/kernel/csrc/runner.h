@@ -8,9 +8,9 @@
 
 namespace prunegym {
 
-constexpr int GROUP = 32;                    // images that pass a chunk of weights together
+constexpr int GROUP = 32;                    // images that use a chunk of weights together
 constexpr long CHUNK_FLOATS = 48 << 10;      // weights of a chunk; with the maps they must fit in a second-level cache
-constexpr long PREFETCH_FLOATS = 16 << 10;   // layers with more weights than this fetch them ahead
+constexpr long PREFETCH_FLOATS = 16 << 10;   // layers with more weights than this prefetch them
 
 // One group of images on one thread, or on a team that shares each image.
 class Runner {
@@ -62,7 +62,7 @@ class Runner {
       const uint8_t* bits = mask(image) + plan_.starts_[gate];
       int* list = kept_list(image, gate);
       int n = 0;
-      for (int c = 0; c < plan_.widths_[gate]; c++) {  // without a branch, which would be guessed wrong half of the time
+      for (int c = 0; c < plan_.widths_[gate]; c++) {  // without a branch, which would be predicted wrong half of the time
         list[n] = c;
         n += bits[c] != 0;
       }
@@ -70,7 +70,7 @@ class Runner {
     }
   }
 
-  // The kept channels of a space that is no gate's, once the gates that it has channels of are decided.
+  // The kept channels of a space that has channels of several gates, after these gates are decided.
   void fill(int image, int space) {
     if (space < 0) return;
     const std::vector<int32_t>& index = plan_.spaces_[space - plan_.gates_];
@@ -99,6 +99,7 @@ class Runner {
     const LayerRecord& r = layer.record;
     ConvCall call{};
     call.in_kept = kept(r.input, image), call.out_kept = kept(r.output, image);
+    call.bias = r.biases >= 0 ? data(r.biases, image) : layer.conv.bias;
     call.residual = r.second >= 0 ? data(r.second, image) : nullptr;
     call.output = data(r.output, image);
     call.scratch = space_.scratch.data();
@@ -117,7 +118,7 @@ class Runner {
     plan_.variant_.conv(c, call);
   }
 
-  // Each thread makes some of the input channels ready, then computes its share.
+  // Each thread prepares some of the input channels, then computes its share.
   void conv_by_team(const Conv& c, const ConvCall& call, const float* map, float* planes) {
     Team& team = *space_.team;
     const auto begin = [&](int count, int part) { return static_cast<int>(static_cast<long>(count) * part / team.parts()); };
@@ -172,6 +173,19 @@ class Runner {
     for (int k = 0; k < n; k++) bits[list[k]] = 1;
   }
 
+  void compensate(const Layer& layer, int image) {
+    const LayerRecord& r = layer.record;
+    const uint8_t* bits = mask(image);
+    int* list = reinterpret_cast<int*>(space_.scratch.data());
+    int n = 0;
+    for (int row = 0; row < static_cast<int>(layer.bits.size()); row++) {
+      list[n] = row;
+      n += bits[layer.bits[row]] == 0;
+    }
+    const View masked{nullptr, static_cast<int>(layer.bits.size()), Kept{n, list}, nullptr};
+    plan_.variant_.layers[COMPENSATE](r, masked, View{}, view(r.output, image), nullptr);
+  }
+
   void load(const LayerRecord& r, int image) {
     const View out = view(r.output, image);
     const Images images = inputs_[r.offset].from(first_ + image);
@@ -187,7 +201,7 @@ class Runner {
     }
   }
 
-  // All channels, as torch has them in memory; masked ones are zeros.
+  // All channels in torch's layout, with zeros for masked ones.
   void store(const LayerRecord& r, int image) {
     const View in = view(r.input, image);
     const int pixels = in.map->pixels(), width = in.map->width;
@@ -216,6 +230,7 @@ class Runner {
                  features_ + static_cast<size_t>(image) * layer.gate.features(), space_.scratch.data());
         return;
       case STORE: return store(r, image);
+      case COMPENSATE: return compensate(layer, image);
       default:
         return v.layers[r.kind](r, view(r.input, image), view(r.second, image), view(r.output, image),
                                 space_.scratch.data());

@@ -1,5 +1,5 @@
-// Vectors of LANES floats, by the compiler's vector extensions: no intrinsics, so one source serves every processor.
-// VARIANT, the namespace, keeps the copies of different widths apart.
+// Vectors of LANES floats, by the compiler's vector extensions. There are no intrinsics, so one source works for every
+// processor. The namespace VARIANT separates the copies of different widths.
 #pragma once
 #include <cstdint>
 #include <utility>
@@ -13,7 +13,7 @@
 #define UNROLL _Pragma("GCC unroll 64")
 #endif
 
-// Reorder the lanes of a and b (numbered on from a's) by a list of literals.
+// Reorders the lanes of a and b by a list of literals. Lanes of b are numbered after those of a.
 #if defined(__clang__) || __GNUC__ >= 12
 #define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
@@ -33,7 +33,7 @@ INLINE int smaller(int a, int b) { return a < b ? a : b; }
 INLINE Vec load(const float* p) { return *reinterpret_cast<const LooseVec*>(p); }
 INLINE Bits load_bits(const int32_t* p) { return *reinterpret_cast<const LooseBits*>(p); }
 INLINE void store(float* p, Vec v) { *reinterpret_cast<LooseVec*>(p) = v; }
-INLINE Vec broadcast(float f) { return f - Vec{}; }  // minus zero, not plus: that would not be a no-op for -0
+INLINE Vec broadcast(float f) { return f - Vec{}; }  // minus zero, not plus, which would change -0
 INLINE Vec max(Vec a, Vec b) { return a < b ? b : a; }
 INLINE Vec keep(Vec v, Bits bits) { return (Vec)((Bits)v & bits); }
 INLINE Vec relu_if(bool relu, Vec v) { return relu ? max(v, Vec{}) : v; }
@@ -66,8 +66,8 @@ INLINE float sum(Vec v) {
 
 INLINE int vectors_for(int positions) { return (positions + LANES - 1) / LANES; }
 
-// A row of pixels, stored in whole vectors with zeros after its last pixel: they fall on the frame, or on the next row,
-// which is stored after it.
+// Stores a row of pixels in whole vectors, with zeros after its last pixel. The zeros are in the frame, or in the next
+// row, which is stored later.
 template <typename F>
 INLINE void store_row(float* to, int width, F pixels_at) {
   for (int x = 0; x < width; x += LANES) store(to + x, keep(pixels_at(x), first_lanes(width - x)));

@@ -1,14 +1,14 @@
-// How a depthwise convolution lays out its scratch memory: what the plan and the layer function both know.
+// The scratch memory of a depthwise convolution, as the plan and the layer function both use it.
 #pragma once
 #include "common.h"
 
 namespace prunegym {
 
-constexpr int DEPTHWISE_BLOCK = 8;  // vectors that pass the kernel together
+constexpr int DEPTHWISE_BLOCK = 8;  // vectors that are computed together
 
 // The planes of one channel, row by row.
 struct DepthwisePlanes {
-  int stride;       // planes each way
+  int stride;       // planes in each direction
   int rows, pitch;  // of a plane
   long plane, count;
 
@@ -19,13 +19,13 @@ COMMON DepthwisePlanes depthwise_planes(const LayerRecord& r, const Map& out) {
   const int down = (r.kernel - 1) * r.dilation, right = (r.kernel_width - 1) * r.dilation;
   DepthwisePlanes p{r.stride, out.height + down / r.stride, out.width + right / r.stride, 0, 0};
   p.plane = round_up(static_cast<long>(p.rows) * p.pitch, LINE) + (DEPTHWISE_BLOCK + 1) * LINE;
-  // Those that no tap reads are left out.
+  // Planes that no tap reads are left out.
   const int high = r.stride <= down ? r.stride : down + 1, wide = r.stride <= right ? r.stride : right + 1;
   p.count = static_cast<long>(high) * wide;
   return p;
 }
 
-// Floats that a depthwise convolution needs: the planes, and the channel that is made.
+// Floats that a depthwise convolution needs: the planes and one output channel.
 COMMON long depthwise_scratch(const LayerRecord& r, const Map& out) {
   const DepthwisePlanes p = depthwise_planes(r, out);
   return p.plane * p.count + round_up(p.positions(out), LINE) + (DEPTHWISE_BLOCK + 1) * LINE;

@@ -1,6 +1,6 @@
-// Threads that share the convolutions of one image, layer by layer. Between layers they wait for microseconds, so they
-// spin while a network runs. Waking takes as long as several layers of a small network: until they are awake, layers are
-// run alone.
+// Threads that share the convolutions of one image, layer by layer. Between layers they wait only microseconds, so they
+// spin while a network runs. Waking them takes as long as several layers of a small network. Until they are awake, the
+// first thread runs layers alone.
 #pragma once
 #include <atomic>
 #include <functional>
@@ -16,7 +16,7 @@ class Team {
 
   int parts() const { return parts_; }
 
-  // Runs f, which may call run(), on the first thread to come; the others help until it is done.
+  // Runs f, which may call run(), on the first thread that arrives. The others help until it is done.
   template <typename F>
   void during(F f) {
     running_ = true;
@@ -26,10 +26,10 @@ class Team {
       f();
     });
   }
-  // Whether all helpers would begin at once.
+  // Whether all helpers are ready to begin.
   bool awake() const { return awake_.load(std::memory_order_acquire) == parts_ - 1; }
 
-  // Calls work(part) for every part, on as many threads, and returns when all are done.
+  // Calls work(part) for every part, each on its own thread, and returns when all are done.
   void run(const std::function<void(int)>& work) {
     work_ = &work;
     pending_.store(parts_ - 1, std::memory_order_relaxed);
@@ -39,13 +39,13 @@ class Team {
   }
 
  private:
-  // Lets the helpers go, also if something was thrown: else they would spin for ever.
+  // Releases the helpers, even after an exception: otherwise they would never stop spinning.
   struct Stop {
     std::atomic<bool>& running;
     ~Stop() { running = false; }
   };
 
-  // On a busy machine the thread that is waited for may not be running at all: give way after a while.
+  // On a busy machine, the other thread may not be running at all, so yield after a while.
   static void pause(int spins) {
     if (spins > 1000) std::this_thread::yield();
 #if defined(__x86_64__) || defined(__i386__)
@@ -53,7 +53,7 @@ class Team {
 #endif
   }
 
-  // Rounds begin only when all helpers are awake, so none is under way when one comes.
+  // Rounds begin only when all helpers are awake, so no round is running when a helper arrives.
   void help(int part) {
     unsigned seen = round_;
     awake_.fetch_add(1, std::memory_order_release);

@@ -1,4 +1,4 @@
-// Threads that share the images of a batch, or one image (team.h): OpenMP's where these are at hand, else new ones.
+// Threads that share the images of a batch, or one image (team.h): OpenMP's if they can be used, otherwise new ones.
 #pragma once
 #include <unistd.h>
 
@@ -11,14 +11,14 @@
 
 namespace prunegym {
 
-// OpenMP's own entry point, of the library that torch has loaded. Its threads spin for milliseconds after each of torch's
-// operations; work for them is begun at once, while threads of our own would have to share the cores with the spinning.
-// Runs work(data) on so many threads, or on fewer.
+// The entry point of the OpenMP library that torch has loaded. It runs work(data) on the given number of threads, or on
+// fewer. Its threads spin for milliseconds after each of torch's operations, so they begin at once. New threads would
+// have to share the cores with the spinning ones.
 typedef void (*OpenMP)(void (*work)(void*), void* data, unsigned threads, unsigned flags);
 
 struct OpenMPEntry {
   std::atomic<OpenMP> call{nullptr};
-  std::atomic<int> owner{0};  // OpenMP's threads do not survive fork(), and it waits for them for ever
+  std::atomic<int> owner{0};  // OpenMP's threads do not survive fork(), and after it OpenMP would wait for them endlessly
 
   OpenMP get() const { return owner == getpid() ? call.load() : nullptr; }
 };
@@ -48,7 +48,7 @@ static void on_threads(int threads, F f) {
     std::vector<std::thread> helpers;
     try {
       for (int thread = 1; thread < threads; thread++) helpers.emplace_back(work);
-    } catch (const std::system_error&) {  // no more to be had: those that are there do all
+    } catch (const std::system_error&) {  // the system has no more threads: those that exist do all the work
     }
     work();
     for (std::thread& helper : helpers) helper.join();

@@ -1,19 +1,19 @@
-// The inner loops of a convolution: a tile of R output channels by P vectors of pixels is kept in registers while all
-// kept input channels pass. Pixels are in the lanes; a weight is read where it lies in (out, in, kernel, kernel) and
-// broadcast. So which channels are kept decides only where x and weights are read, and nothing is copied or reordered.
+// The inner loops of a convolution. A tile of R output channels by P vectors of pixels stays in registers while all kept
+// input channels are added. Lanes are pixels. A weight is read from its place in (out, in, kernel, kernel) and broadcast.
+// So the kept channels only decide where x and weights are read, and nothing is copied or reordered.
 #pragma once
 #include "activation.h"
 
 namespace prunegym {
 namespace VARIANT {
 
-// Registers: R * P sums, the smaller of R and P operands held, one more. x86 has 16 of 128 and 256 bits, 32 of 512.
-// Each tile costs time to compile, most of all with 512 bits, so there are no more shapes than are of use.
+// Registers: R * P sums, the smaller of R and P operands, and one more. x86 has 16 registers of 128 and 256 bits, 32 of
+// 512. Each tile takes time to compile, especially with 512 bits, so there are only shapes that are used.
 constexpr int SUMS = LANES == 16 ? 24 : 12;
 constexpr int MAX_ROWS = 8;
 constexpr int MAX_VECTORS = LANES == 16 ? 4 : 6;
 
-// The input of a convolution as tiles read it.
+// The input of a convolution, as tiles read it.
 struct Source {
   const float* data;
   long channel;      // floats from a kept channel to the next
@@ -31,7 +31,7 @@ struct Rows {
   float bias[MAX_ROWS];
   bool prefetch;
   Bounds bounds;
-  bool prefetch_pixels;  // whether the tile to the right comes next and its pixels are not in the first-level cache
+  bool prefetch_pixels;  // whether the tile to the right is next and its pixels are not in the first-level cache
 };
 
 typedef void (*Tile)(const Source&, const float* x, const Rows&, long shift, const int32_t* valid);
@@ -41,7 +41,7 @@ INLINE void prefetch_row(const float* weight) {
   __builtin_prefetch(weight + 8, 0, 2);  // nine weights may lie across two lines
 }
 
-// The pixels of the next tile: far too many rows are read side by side for the processor to see the pattern.
+// Prefetches the pixels of the next tile. Too many rows are read in parallel for the processor to predict this.
 template <int P>
 INLINE void prefetch_pixels(const Source& source, const float* x) {
   const int side = source.tap_count == 9 ? 3 : 1;
@@ -68,14 +68,14 @@ static void tile(const Source& source, const float* x, const Rows& rows, long sh
     if (TAPS && rows.prefetch_pixels) prefetch_pixels<P>(source, x);
     auto tap = [&](int t) __attribute__((always_inline)) {
       const float* xt = x + source.taps[t];
-      if constexpr (P <= R) {  // hold the P vectors of pixels, broadcast weight by weight
+      if constexpr (P <= R) {  // keep the P vectors of pixels in registers, broadcast one weight at a time
         Vec pixels[P];
         UNROLL for (int p = 0; p < P; p++) pixels[p] = load(xt + p * LANES);
         UNROLL for (int r = 0; r < R; r++) {
           const Vec w = broadcast(weight[r][at + t]);
           UNROLL for (int p = 0; p < P; p++) sums[r][p] += w * pixels[p];
         }
-      } else {  // hold the R weights, load pixels vector by vector
+      } else {  // keep the R weights in registers, load one vector of pixels at a time
         Vec w[R];
         UNROLL for (int r = 0; r < R; r++) w[r] = broadcast(weight[r][at + t]);
         UNROLL for (int p = 0; p < P; p++) {
@@ -123,13 +123,13 @@ constexpr TileTable make_table() {
 
 static const TileTable tiles1 = make_table<1>();
 
-// How to cut rows x vectors into tiles: as evenly as possible, in the shape that takes the fewest cycles.
+// How to cut rows x vectors into tiles: as evenly as possible, with the shape that needs the fewest cycles.
 struct Tiling {
   int row_blocks, vector_blocks;
 };
 
-// Half cycles for one tap of a tile: two multiply-adds and two loads a cycle, a sum can be added to every four cycles,
-// and more vectors than rows go slower than that (measured: 5.5 cycles for 2 x 4, 4.4 for 4 x 2).
+// Half cycles for one tap of a tile. A cycle has two multiply-adds and two loads, and the same sum can be added to every
+// four cycles. More vectors than rows are slower than that (measured: 5.5 cycles for 2 x 4, 4.4 for 4 x 2).
 INLINE long tile_cost(int rows, int vectors) {
   const int work = rows * vectors, loads = rows + vectors;
   const int busy = larger(work, loads);
@@ -142,7 +142,7 @@ INLINE long strip_cost(int rows, int vectors, int vector_blocks) {
   return wide * tile_cost(rows, narrow + 1) + (vector_blocks - wide) * tile_cost(rows, narrow);
 }
 
-// Of equals that of more rows, so that x is read fewer times, or that of wider tiles.
+// With the same cost, prefer more rows, because x is then read fewer times, or wider tiles.
 static Tiling choose_tiling(int rows, int vectors, bool wide = false) {
   Tiling best{1, 1};
   long best_cost = INT64_MAX;
@@ -164,7 +164,7 @@ static Tiling choose_tiling(int rows, int vectors, bool wide = false) {
 template <typename F>
 INLINE void for_parts(int first, int last, int parts, F f) {
   const int size = (last - first) / parts, rest = (last - first) % parts;
-  // Part k begins at first + (last - first) * k / parts, without that product: it is beyond 32 bits for large maps.
+  // Part k begins at first + (last - first) * k / parts. This avoids the product, which can exceed 32 bits.
   for (int k = 0, begin = first, extra = 0; k < parts; k++) {
     int end = begin + size;
     extra += rest;

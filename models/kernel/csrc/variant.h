@@ -12,7 +12,8 @@ namespace VARIANT {
 extern const Variant variant;
 const Variant variant = {
     TEXT(VARIANT), LANES, plan_conv, prepare_conv, conv,
-    {nullptr, nullptr, max_pool, add, subsample, average, linear, depthwise, avg_pool, place, scale, expand}, decide, look,
+    {nullptr, nullptr, max_pool, add, subsample, average, linear, depthwise, avg_pool, place, scale, expand,
+     compensate}, decide, look,
 };
 
 }  // namespace VARIANT

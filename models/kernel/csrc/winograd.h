@@ -1,9 +1,9 @@
-// 3x3 convolutions of large maps by Winograd's F(2x2, 3x3) (Lavin and Gray 2016, section 4.1): four output pixels of a
-// channel, a square, take 16 multiplications for each input channel instead of 36. Input and weights are transformed to
-// 16 planes each, which are multiplied plane by plane, over kept channels alone, and the sums are transformed back.
+// 3x3 convolutions of large maps by Winograd's F(2x2, 3x3) (Lavin and Gray 2016, section 4.1). Four output pixels of a
+// channel (a square) need 16 multiplications per input channel instead of 36. Input and weights are transformed to 16
+// planes each. These are multiplied plane by plane, for kept channels only, and the sums are transformed back.
 //
-// Squares are in the vector lanes, numbered row by row without gaps. A band of rows of squares passes at a time, and for
-// a block of output channels plane after plane, so that what a plane's tiles read stays in the second-level cache.
+// Lanes are squares, numbered row by row without gaps. One band of rows of squares is computed at a time, plane after
+// plane for a block of output channels. So the data of a plane's tiles stay in the second-level cache.
 #pragma once
 #include <cstring>
 
@@ -13,11 +13,11 @@ namespace prunegym {
 namespace VARIANT {
 
 constexpr int PLANES = 16;
-constexpr int BAND_SQUARES = 128;         // at most, if a row of squares is not more than that
+constexpr int BAND_SQUARES = 128;         // at most, unless a single row has more squares
 constexpr long BAND_FLOATS = 1 << 20;     // of the input's planes, with all channels
-constexpr int BLOCK_ROWS = 48;            // output channels that a plane stays for
+constexpr int BLOCK_ROWS = 48;            // output channels that are computed while a plane is in the cache
 constexpr long CACHED_FLOATS = 256 << 10;  // of a map that stays in the second-level cache
-constexpr int FEW_CHANNELS = 48, FEW_PIXELS = 196;  // below, the transforms cost about what they save (measured)
+constexpr int FEW_CHANNELS = 48, FEW_PIXELS = 196;  // with fewer, the transforms cost about as much as they save (measured)
 
 static bool winograd_pays(const Conv& c) {
   const bool countable = static_cast<long>(c.out.height / 2) * c.out_channels <= INT32_MAX;  // Conv::shares
@@ -28,12 +28,12 @@ static bool winograd_pays(const Conv& c) {
 
 INLINE int band_begin(const Conv& c, int band) { return static_cast<int>(c.out.height / 2 * static_cast<long>(band) / c.bands); }
 
-// Of a channel in a plane: an odd number of lines, so that channels spread over the cache.
+// Floats of a channel in a plane: an odd number of lines, so that channels spread over the cache.
 INLINE long squares_size(const Conv& c) { return (round_up(c.vectors * LANES, LINE) / LINE | 1) * LINE; }
-// What is written too much after the last channel must not fall on the next plane.
+// Extra numbers after the last channel must not overwrite the next plane.
 INLINE long plane_size(const Conv& c, int channels) { return channels * squares_size(c) + LANES; }
 
-// As few vectors as possible, in as few bands as fit: for each band all weights are read.
+// As few vectors as possible, in as few bands as fit, because each band reads all weights.
 static void plan_winograd(Conv& c) {
   const int rows = c.out.height / 2, width = c.out.width / 2;
   int best = INT32_MAX;
@@ -59,7 +59,7 @@ INLINE void patch_row(const float* from, Vec* columns) {
   }
 }
 
-// Rows of a channel are too short and too far apart for the processor to see what is read next.
+// Rows of a channel are too short and too far apart for the processor to predict the next read.
 INLINE void prefetch_patches(const float* from, long stride) {
   UNROLL for (int y = 0; y < 4; y++)
     UNROLL for (int at = 0; at < 2 * LANES; at += LINE) __builtin_prefetch(from + y * stride + at, 0, 3);
@@ -80,8 +80,8 @@ INLINE void transform_patch(const Vec (&d)[4][4], float* to, long plane) {
   }
 }
 
-// The planes (16, kept channels, squares) of a band. Squares are written in whole vectors; what is too much is
-// overwritten by the next row.
+// The planes (16, kept channels, squares) of a band. Squares are written in whole vectors; the next row overwrites extra
+// numbers.
 static void transform_input(const Conv& c, const ConvCall& call, int first_row, int last_row, float* planes) {
   const long squares = squares_size(c), plane = plane_size(c, call.in_kept.count), stride = c.in.stride;
   const int width = c.out.width / 2;
@@ -99,8 +99,8 @@ static void transform_input(const Conv& c, const ConvCall& call, int first_row, 
   }
 }
 
-// LANES * 2 pixels of a row of the output, of which `left` are inside the picture. Not a pixel more is written: the next
-// row may be another thread's.
+// LANES * 2 pixels of a row of the output, of which `left` are inside the picture. No others are written: the next row
+// may belong to another thread.
 INLINE void store_pixels(float* to, int left, Vec low, Vec high) {
   if (left >= 2 * LANES) return store(to, low), store(to + LANES, high);
   float pixels[2 * LANES];
@@ -123,7 +123,7 @@ INLINE void transform_back(const Conv& c, const float* sums, long plane, Vec bia
       const Vec left = (bias + s[y][0]) + (s[y][1] + s[y][2]), right = bias + (s[y][1] - s[y][2]) - s[y][3];
       Vec low = interleave_low(left, right), high = interleave_high(left, right);
       if (residual) {
-        // May reach into a row that another thread is writing; what is read there is not stored.
+        // May read from a row that another thread is writing; those numbers are not stored.
         const float* add = residual + y * c.residual.stride + 2 * x;
         low += load(add), high += load(add + LANES);
       }
@@ -150,7 +150,7 @@ static void multiply_plane(const Conv& c, const ConvCall& call, int first, int l
   });
 }
 
-// Output channels first..last - 1, no more than BLOCK_ROWS, of a band whose planes are at hand.
+// Output channels first..last - 1, at most BLOCK_ROWS, of a band whose planes are ready.
 static void winograd_block(const Conv& c, const ConvCall& call, int first, int last, int first_row, int last_row,
                            const float* planes, float* sums) {
   static const long tap = 0;
@@ -162,7 +162,7 @@ static void winograd_block(const Conv& c, const ConvCall& call, int first, int l
     multiply_plane(c, call, first, last, p, source, vectors, tiling, sums + p * sums_plane);
   }
   for (long channel = first; channel < last; channel++, sums += squares) {
-    const Vec bias = broadcast(c.bias[call.out_kept.index[channel]]);
+    const Vec bias = broadcast(call.bias[call.out_kept.index[channel]]);
     float* out = call.output + channel * c.out.channel + c.out.first();
     const float* residual = call.residual ? call.residual + channel * c.residual.channel + c.residual.first() : nullptr;
     for (long row = first_row; row < last_row; row++)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from prunegym.errors import InvalidInputError, PruneGymError
-from prunegym.models.masking.folding import constant, padding_of, pair, scale_and_shift
 from prunegym.models.masking.graph import BATCH, INPUT, LIKE, Attribute, OutputOf, Step, leaves, runner
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.masking.operators import IDENTITY, Kind
+from prunegym.models.skipping.program.folding import constant, padding_of, pair, scale_and_shift
 from prunegym.models.skipping.program.fusing import fuse
 from prunegym.models.skipping.program.layers import (
     ACTIVATIONS,

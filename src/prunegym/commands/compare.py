@@ -31,6 +31,7 @@ def compare(
     entries: Annotated[list[str], typer.Argument(metavar="RECIPE...", help=ENTRIES)],
     run: opt.Run,
     data: opt.TrainingData,
+    network: opt.Network,
     model: Annotated[str, typer.Option(help="The CNN, with gates or without; may have {seed} in its path.")] = "digits",
     split: opt.Split = "test",
     images: opt.Images = None,
@@ -49,13 +50,13 @@ def compare(
     """
     from prunegym.agents.comparison.contest import Contest, check_entries
     from prunegym.agents.comparison.entries import SEED_MARK, file_of
-    from prunegym.models.catalog import open_split, open_trained
+    from prunegym.models.catalog import open_split
     from prunegym.models.storage.model_file import read_model
     from prunegym.models.storage.run_folder import begin_run, command_line, finish_run, machine
     from prunegym.models.storage.weights import save_text
 
     run.settle(data)
-    each = {seed: data.on(open_trained(file_of(model, seed))) for seed in range(seeds if SEED_MARK in model else 1)}
+    each = {seed: network.open(file_of(model, seed), data) for seed in range(seeds if SEED_MARK in model else 1)}
     stored = each[0]
     if stored.policy is None and all(":" in entry for entry in entries):
         note("The model has no gate policy: agents decide from the standard features.", run.quiet)
@@ -64,24 +65,32 @@ def compare(
     things = [_entry(name, recipe, target_macs, trust_code) for name in entries]
     check_entries(things, range(seeds), share=target_macs)
     tested = open_split(stored.info, data.dataset, split, images)
-    train = open_split(stored.info, data.dataset, "train", span=data.train_images)
-    begin_run(run.out, {"model": model, "dataset": tested.name, "train_images": train.span, **changes}, run.resume)
+    train = open_split(stored.info, data.dataset, "train", span=data.train_images).judged(class_weights=data.weights)
+    validation = open_split(stored.info, data.dataset, "validation")
+    each = {seed: data.hidden(one) for seed, one in each.items()}
+    chosen = {key: value for key, value in {**network.options, **data.options}.items() if value is not None}
+    made_from = {"model": model, "dataset": tested.name, "train_images": train.span, **chosen, **changes}
+    made_from |= {} if data.class_weights is None else {"class_weights": data.class_weights}
+    begin_run(run.out, made_from, run.resume)
     started = time.perf_counter()
-    opened = {"model": model, "dataset": data.dataset, "split": split, "images": images, "dense": dense and str(dense)}
+    opened = {
+        "model": model, "dataset": data.dataset, "split": split, "images": images, "dense": dense and str(dense),
+        "train_images": data.train_images, **chosen,
+    }  # fmt: skip
     contest = Contest.of(
         things,
-        each if SEED_MARK in model else stored,
+        each if SEED_MARK in model else each[0],
         tested,
         range(seeds),
         root=run.out,
         train=train,
-        validation=open_split(stored.info, data.dataset, "validation"),
+        validation=validation,
         share=target_macs,
         penalty=penalty,
         dense=None if dense is None else read_model(dense).masked.network,
         device=run.device,
         progress=not run.quiet,
-        described={**opened, "train_images": data.train_images},
+        described=opened,
     )
     contest.check()
     found = contest.run(
@@ -138,7 +147,7 @@ def comparison_table(found: Comparison, outcomes: bool = False) -> Table:
         f"Means over seeds with 95 % intervals; accuracies in %. The differences, first of accuracy, then of "
         f"reward, are from {found.reference}, paired by image."
     )
-    return Table(f"{found.dataset}, {len(found.seeds)} seeds", columns, rows, caption)
+    return Table(f"{found.dataset}, {found.seed_count}", columns, rows, caption)
 
 
 def interval_text(value: Interval | None, factor: float, digits: int | None = None) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from prunegym.commands.options import RecipeOptions, Run, Seed, TrainedModel, TrainingData, grouped
+from prunegym.commands.options import GATED, RecipeOptions, Run, Seed, TrainingData, grouped
 from prunegym.commands.output import emit, progress_of
 from prunegym.commands.train import validation_table
 from prunegym.settings import changed, make_config, parse
@@ -18,7 +18,7 @@ PREPARED = RecipeOptions("prepared", episodes=10240)
 
 @grouped
 def finetune(
-    model: TrainedModel,
+    model: Annotated[str, typer.Argument(help=GATED)],
     run: Run,
     data: TrainingData,
     rounds: Annotated[int, typer.Option(help="Number of turns; each trains the CNN, then the policy.", min=1)] = 2,
@@ -30,20 +30,20 @@ def finetune(
     ] = None,
     seed: Seed = 0,
 ) -> None:
-    """Step 5: train CNN and policy in turns, then freeze again; OUT/model.safetensors is the best checkpoint.
+    """Train CNN and policy in turns, then freeze both; OUT/model.safetensors is the best checkpoint.
 
     --episodes is the number for each turn. --set changes the recipe; names
     that begin with tune. change the CNN's training (tune.epochs=2.5), which
     is one epoch in each turn by default.
     """
     from prunegym.agents.rl.finetuning import finetune as finetune_model
-    from prunegym.models.catalog import open_split, open_trained, with_history
+    from prunegym.models.catalog import open_model, open_split, with_history
     from prunegym.models.dynamic_cnn import DynamicCNN
     from prunegym.models.storage.model_file import read_model
     from prunegym.models.training.tuning import TuneConfig
 
     run.settle(data)
-    stored = DynamicCNN.of(data.on(open_trained(model)), model)
+    stored = DynamicCNN.of(data.on(open_model(model)), model)
     splits = {split: open_split(stored.info, data.dataset, split) for split in ("train", "validation")}
     train = splits["train"] if data.train_images is None else splits["train"].part(data.train_images)
     stored.info = with_history(stored.info, "finetune", seed, data.no_data_path)

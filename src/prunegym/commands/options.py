@@ -27,6 +27,7 @@ def finite(param: typer.CallbackParam, value: float | None) -> float | None:
 
 
 TRAINED = "A model file, a shipped model, or a network by name with --weights."
+GATED = "A model file with a gate policy, or a shipped model."
 TrainedModel = Annotated[str, typer.Argument(help=TRAINED)]
 NAMES = "of the zoo, timm:NAME, torchvision:NAME or module:function"
 AnyModel = Annotated[str, typer.Argument(help=f"A model file, a shipped model, or a network: {NAMES}.")]
@@ -72,22 +73,16 @@ class Data:
         size = None if self.image_size is None else _sides(self.image_size)
         return {"image_size": size, "resize": self.resize, "crop": self.crop, "interpolation": self.interpolation}
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """All that is not about where the data are: of the transform, loss and metric."""
+        return {**self.transform, "loss": self.loss, "metric": self.metric}
+
     def on(self, model: Bundle) -> Bundle:
         """Return a model for these images, loss and metric; options that are not given stay as the model has them."""
-        from prunegym.models.data.dataset_registry import path_of
-        from prunegym.models.data.transform import Transform
+        from prunegym.models.catalog import with_options
 
-        changes: dict[str, Any] = {}
-        judged = {name: value for name in ("loss", "metric") if (value := getattr(self, name)) is not None}
-        if judged:
-            changes["objective"] = dataclasses.replace(model.info.objective, **judged)
-        transform = Transform.of(**self.transform)
-        if transform is not None:
-            changes["transform"] = transform
-        path = None if self.dataset is None else path_of(self.dataset)
-        if path is not None:
-            changes["data_path"] = path
-        return dataclasses.replace(model, info=dataclasses.replace(model.info, **changes))
+        return with_options(model, self.dataset, **self.options)
 
 
 NO_DATA = Data()
@@ -111,14 +106,16 @@ class Network:
     weights: Annotated[Path | None, typer.Option(help="File of weights, for a network by name.")] = None
     gates: Annotated[str | None, typer.Option(help=GATES)] = None
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options, as :func:`prunegym.models.catalog.open_model` has them."""
+        return {"weights": None if self.weights is None else str(self.weights), "gates": self.gates}
+
     def open(self, name: str, data: Data = NO_DATA, trained: bool = True) -> Bundle:
         """Open a model by name; a network is built for the data."""
         from prunegym.models.catalog import open_model, open_trained
 
-        opened = (open_trained if trained else open_model)(
-            name, data.dataset, weights=self.weights, gates=self.gates, **data.transform
-        )
-        return data.on(opened)
+        return data.on((open_trained if trained else open_model)(name, data.dataset, **self.options, **data.transform))
 
 
 PART = "Part of the shuffled training images. :40000 and 40000: share no image."
@@ -146,6 +143,12 @@ class TrainingData(Data):
             raise InvalidInputError(
                 f"--class-weights is {self.class_weights!r}; balanced or numbers like 1,2.5,1 are needed."
             ) from error
+
+    def hidden(self, model: Bundle) -> Bundle:
+        """Return a model as it is stored: with ``--no-data-path`` without the path of its data set."""
+        if not self.no_data_path:
+            return model
+        return dataclasses.replace(model, info=dataclasses.replace(model.info, data_path=None))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prunegym.commands.options import AnyMachine, Execution, ShownPenalty, grouped
+from prunegym.commands.options import GATED, AnyMachine, Execution, ShownPenalty, grouped
 from prunegym.commands.output import Table, emit, percent
 
 if TYPE_CHECKING:
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 def predict(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files, of any size.")],
     machine: AnyMachine,
-    model: Annotated[str, typer.Option("--model", help="A model file or a shipped model.")] = "digits",
+    model: Annotated[str, typer.Option("--model", help=GATED)] = "digits",
     penalty: ShownPenalty = None,
     execution: Execution = "masked",
 ) -> None:
-    """Step 4: predict image files, and print the share of channels and MACs that each one used."""
-    from prunegym.models.catalog import open_trained
+    """Predict image files, and print the share of channels and MACs that each one used."""
+    from prunegym.models.catalog import open_model
     from prunegym.models.dynamic_cnn import DynamicCNN
 
     machine.settle()
-    dynamic = DynamicCNN.of(open_trained(model), model).to(machine.device).skip(execution)
+    dynamic = DynamicCNN.of(open_model(model), model).to(machine.device).skip(execution)
     rows = describe(dynamic, images, penalty)
     document = {"model": model, "execution": execution, "images": rows}
     emit(document, machine.as_json, prediction_table(f"Predictions of {model}", rows))

@@ -47,7 +47,7 @@ def prepare(
     settings: Settings = None,
     seed: Seed = 0,
 ) -> None:
-    """Steps 2 and 3: add gates, train them by imitation and then together with the CNN, and freeze the CNN.
+    """Add gates, train them by imitation and then together with the CNN, and freeze the CNN.
 
     Writes OUT/prepared.safetensors. --set changes the policy (hidden, grid,
     feature_size), its imitation (imitation.steps; imitation=null leaves it

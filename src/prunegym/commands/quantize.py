@@ -7,12 +7,15 @@ from typing import Annotated
 
 import typer
 
-from prunegym.commands.options import JsonFlag, TrainedModel
+from prunegym.commands.options import JsonFlag, Network, TrainedModel, grouped
 from prunegym.commands.output import Facts, emit
+from prunegym.errors import InvalidInputError
 
 
+@grouped
 def quantize(
     model: TrainedModel,
+    network: Network,
     out: Annotated[Path, typer.Option("--out", help="The smaller model file.")],
     as_json: JsonFlag = False,
 ) -> None:
@@ -20,12 +23,15 @@ def quantize(
 
     The weights become float32 again when the file is read.
     """
-    from prunegym.models.catalog import open_trained, with_history
+    from prunegym.models.catalog import with_history
     from prunegym.models.dynamic_cnn import SHIPPED, shipped_path
     from prunegym.models.storage.model_file import write_model
 
-    stored = open_trained(model)
-    before = (shipped_path(model) if model in SHIPPED else Path(model)).stat().st_size
+    stored = network.open(model)
+    source = shipped_path(model) if model in SHIPPED else network.weights or Path(model)
+    if not source.is_file():
+        raise InvalidInputError(f"{model} is a network by name, and not a file. Give its weights: --weights FILE.")
+    before = source.stat().st_size
     info = with_history(stored.info, "quantize, int8 weights", 0)
     write_model(out, stored.masked.network, info, stored.policy, stored.masked, int8=True)
     after = out.stat().st_size

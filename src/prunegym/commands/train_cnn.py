@@ -34,7 +34,7 @@ def train_cnn(
     seed: Seed = 0,
     settings: Settings = None,
 ) -> None:
-    """Step 1: train a network; OUT/cnn.safetensors is the result.
+    """Train a network; OUT/cnn.safetensors is the result.
 
     --set changes batch_size, learning_rate, weight_decay, momentum or precision.
     """

@@ -18,6 +18,7 @@ def tune(
     model: opt.TrainedModel,
     run: opt.Run,
     data: opt.TrainingData,
+    network: opt.Network,
     recipe: Annotated[str, typer.Option(help="A recipe that comes with PruneGym, or a YAML file.")] = "frozen",
     space: Annotated[Path | None, typer.Option(help="YAML: settings with {low, high, log} or a list each.")] = None,
     trials: Annotated[int, typer.Option(min=1, help="Number of trials, those before an interruption included.")] = 20,
@@ -31,11 +32,11 @@ def tune(
     """
     from prunegym.agents.benchmark.tuning import SPACE, Tried, tune_recipe
     from prunegym.agents.rl.recipe_files import read_yaml
-    from prunegym.models.catalog import open_split, open_trained
+    from prunegym.models.catalog import open_split
     from prunegym.settings import numbers
 
     run.settle(data)
-    stored = data.on(open_trained(model))
+    stored = network.open(model, data)
     train = open_split(stored.info, data.dataset, "train", span=data.train_images).judged(class_weights=data.weights)
     parts = {"train": train, "validation": open_split(stored.info, data.dataset, "validation")}
 
@@ -44,7 +45,7 @@ def tune(
         note(f"trial {tried.number}: {tried.state}{reward}, {_shown(tried)}", run.quiet)
 
     found = tune_recipe(
-        dataclasses.replace(stored, data=parts, seed=seed, device=run.device), recipe, run.out,
+        dataclasses.replace(data.hidden(stored), data=parts, seed=seed, device=run.device), recipe, run.out,
         space=SPACE if space is None else numbers(read_yaml(space)), trials=trials,
         settings=tuple(parse(settings or ())), resume=run.resume, report=report,
     )  # fmt: skip

@@ -22,7 +22,7 @@ from prunegym.agents.evaluation.evaluator import evaluate
 from prunegym.agents.rl.lagrangian import gates_at_mac_share
 from prunegym.errors import InvalidInputError, UnknownNameError
 from prunegym.models import CNNInfo, DynamicCNN, MaskedCNN, build, fixed_policy, load_dataset, taylor_scores
-from prunegym.models.masking.importance import activations, at_mac_share, channel_scores, keep_best, l1_scores
+from prunegym.models.gating.importance import activations, at_mac_share, channel_scores, keep_best, l1_scores
 from prunegym.models.storage.model_file import Bundle
 
 

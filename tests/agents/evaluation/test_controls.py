@@ -65,8 +65,8 @@ def test_verdict_at_two_standard_errors(own, other, static):
         f"Static in effect: other images' masks do as well ({-points:+.1f} points, within two standard errors), so "
         "its 50 masks do not depend usefully on the image."
         if static
-        else f"Per input: other images' masks lose {points:.1f} points, {points / math.sqrt(own + other):.1f} standard "
-        "errors."
+        else f"The masks depend on the image: those of other images lose {points:.1f} points, "
+        f"{points / math.sqrt(own + other):.1f} standard errors."
     )
     assert sentence == expected
 

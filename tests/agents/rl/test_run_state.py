@@ -51,7 +51,7 @@ class _Noise(BaseCallback):
 
 
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("kind", [PPO, A2C])
+@pytest.mark.parametrize("kind", [PPO, pytest.param(A2C, marks=pytest.mark.slow)])
 def test_an_algorithm_resumes_exactly(tmp_path: Path, kind: type[OnPolicyAlgorithm], task: str) -> None:
     path, rollouts = tmp_path / "state.safetensors", 12  # in eight, each image comes once
     whole = _made(kind, task).learn(rollouts * STEPS).policy.state_dict()

@@ -26,7 +26,9 @@ from tests.agents.rl.digits_runs import SMALL, run
 @pytest.mark.parametrize("algo", ["ppo", "a2c"])
 def test_a_run_leaves_a_model_and_says_how_it_was_made(tmp_path: Path, algo: str) -> None:
     settings = {"learning_rate": 3e-4, "gamma": 1.0, "gae_lambda": 1.0}
-    model = run(dataclasses.replace(SMALL, algo=algo, hyperparameters=settings), tmp_path)
+    rows: list[dict[str, Any]] = []
+    recipe = dataclasses.replace(SMALL, algo=algo, hyperparameters=settings)
+    model = run(recipe, tmp_path, report=lambda stage, row: rows.append(row) if stage == algo else None)
     images = load_dataset("digits", "test").images[:40]
     loaded = DynamicCNN.load(tmp_path / "model.safetensors")
     assert torch.equal(loaded.predict(images).logits, model.predict(images).logits)
@@ -37,6 +39,8 @@ def test_a_run_leaves_a_model_and_says_how_it_was_made(tmp_path: Path, algo: str
     history = json.loads((tmp_path / "monitor.json").read_text())["history"]
     assert [row["updates"] for row in history] == [0, 3, 6, 8]
     assert history[-1]["timesteps"] == 256 * 3
+    assert [row["timesteps"] for row in rows] == [row["timesteps"] for row in history]
+    assert {row["total_timesteps"] for row in rows} == {256 * 3}
 
 
 @pytest.mark.slow
@@ -54,6 +58,24 @@ def test_a_recipe_with_constants_trains_them_before_reinforcement_learning(tmp_p
     assert torch.equal(again.masked.constants, start)
     images = load_dataset("digits", "test").images[:40]
     assert torch.equal(again.predict(images).logits, model.predict(images).logits)
+
+
+@pytest.mark.slow
+def test_stages_follow_the_seed_of_the_run_unless_the_recipe_sets_theirs(tmp_path: Path) -> None:
+    def trained(name: str, own: int | None, seed: int) -> dict[str, Any]:
+        recipe = dataclasses.replace(
+            SMALL, n_episodes=0, gate_policy={"hidden": 4, "grid": 1, "feature_size": 8},
+            imitation=ImitationConfig(steps=3, batch_size=16, mac_share=0.6, seed=own),
+            refine=TuneConfig(0.6, epochs=0.1, train_cnn=False, seed=own),
+        )  # fmt: skip
+        policy = run(recipe, tmp_path / name, policy=False, seed=seed).policy
+        stored = json.loads((tmp_path / name / "run.json").read_text())["settings"]["recipe"]
+        assert stored["imitation"]["seed"] == stored["refine"]["seed"] == (seed if own is None else own)
+        return {key: tensor.tolist() for key, tensor in policy.state_dict().items()}
+
+    followed = trained("followed", None, 3)
+    assert followed == trained("same", 3, 3)
+    assert followed != trained("own", 0, 3)
 
 
 def test_ppo_raises_the_reward_it_is_trained_for(tmp_path: Path) -> None:
@@ -83,7 +105,13 @@ def test_an_interrupted_run_goes_on_to_the_same_step_count(tmp_path: Path) -> No
 
 
 @pytest.mark.filterwarnings("ignore::prunegym.agents.rl.monitor.CollapseWarning")
-@pytest.mark.parametrize("case", ["plain", "budget", "range of lambdas", "greedy baseline", "a2c"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "budget",
+        *(pytest.param(c, marks=pytest.mark.slow) for c in ("plain", "range of lambdas", "greedy baseline", "a2c")),
+    ],
+)
 def test_a_run_that_is_resumed_ends_as_one_that_never_stopped(tmp_path: Path, case: str) -> None:
     recipe = {
         "plain": SMALL,
@@ -132,6 +160,7 @@ def test_a_reward_that_fails_is_found_before_imitation(tmp_path: Path, reward: C
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_reinforcement_learning_begins_at_the_best_offset(tmp_path: Path) -> None:
     recipe = dataclasses.replace(
         SMALL, imitation=ImitationConfig(steps=50, batch_size=32), gate_policy={"hidden": 8}, target_macs="best",
@@ -172,6 +201,7 @@ def test_a_resumed_run_has_its_own_inputs(tmp_path: Path, part: str) -> None:
         train_agent(model.masked, model.info, train, validation, recipe, tmp_path, policy=model.policy, resume=True)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::prunegym.agents.rl.monitor.CollapseWarning")
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     recipe = dataclasses.replace(SMALL, n_episodes=32)

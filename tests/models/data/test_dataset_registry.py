@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import pickle
 import re
 from pathlib import Path
 
@@ -78,8 +79,10 @@ def test_unknown_names(tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError) as caught:
         load_dataset("cifar-10", root=tmp_path)
     assert str(caught.value) == (
-        f"Unknown data set (not in the folder {tmp_path} either) 'cifar-10'. Did you mean 'cifar10'? " + known
+        f"Unknown data set 'cifar-10'. Did you mean 'cifar10'? {known} "
+        f"There is no such folder, archive or .npz file here or in {tmp_path}."
     )
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
     with pytest.raises(UnknownNameError, match=re.escape("Unknown data set ''. " + known)):
         load_dataset("")
     with pytest.raises(UnknownNameError) as caught:

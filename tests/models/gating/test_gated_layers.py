@@ -127,6 +127,7 @@ def test_other_outputs_than_classes_are_no_network_of_the_zoo(digits: Dataset) -
     assert as_dynamic_cnn(SimpleDynamicCNN(in_channels=1, image_size=8), digits).info.architecture == "simple-cnn"
 
 
+@pytest.mark.slow
 def test_joint_training_prunes_and_exports_to_the_same_model(digits: Dataset, tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = SimpleDynamicCNN(in_channels=1, image_size=8, estimator="gumbel")

@@ -82,14 +82,25 @@ class RandomNetwork:
         residual = draw.choice(same) if same else None
         second = None if residual is None else self.values[residual]
         kinds = {**options, "groups": groups}
-        y = self.builder.conv(x, weight, bias, **kinds, activation=name, gate=on, residual=second)
+        begun = len(self.widths) - len(self.gates)
+        chosen = draw.sample(range(begun), draw.randint(1, begun)) if begun and draw.random() < 0.3 else []
+        table, biases = self.compensation(chosen, bias)
+        y = self.builder.conv(x, weight, biases, **kinds, activation=name, gate=on, residual=second)
 
         def step(values: list[Tensor], masks: list[Tensor]) -> Tensor:
             y = F.conv2d(values[index], weight, bias, **kinds)
+            if chosen:
+                y = y + ((1 - torch.cat([masks[gate] for gate in chosen], 1)) @ table)[:, :, None, None]
             y = FUNCTIONS[name](y if residual is None else y + values[residual])
             return y if on is None else y * masks[on][:, :, None, None]
 
         self.add(y, step)
+
+    def compensation(self, gates: list[int], bias: Tensor) -> tuple[Tensor, Tensor | Value]:
+        """Return a row of summands for each channel of gates, and the biases that they are added to under masks."""
+        table = torch.randn(sum(self.widths[gate] for gate in gates), len(bias))
+        bits = [sum(self.widths[:gate]) + bit for gate in gates for bit in range(self.widths[gate])]
+        return table, self.builder.compensate(bias, table, self.builder.space(bits)) if gates else bias
 
     def window(self, x: Value) -> tuple[tuple[int, int], dict[str, Any]]:
         """Return a kernel, and stride, padding and dilation, that fit a map."""

@@ -189,6 +189,27 @@ def test_linear_layers_read_kept_inputs_alone(variant, inputs, outputs):
 
 
 @each_variant
+@pytest.mark.parametrize("outputs", [1, 17, 160])
+@pytest.mark.parametrize(("pixels", "groups"), [((2, 2), 1), ((3, 5), 1), ((7, 6), 3), ((9, 9), 1), ((16, 16), 1)])
+def test_biases_that_depend_on_masked_channels(variant, pixels, groups, outputs):
+    """Of two gates, in a convolution of each path, and in a linear layer after it."""
+    outputs *= groups
+    builder, x, map_of = gated(48, *pixels, (outputs,))
+    weight, table = torch.randn(outputs, 48 // groups, 3, 3), torch.randn(48, outputs)
+    bias, both = torch.randn(outputs), torch.randn(48 + outputs, 5)
+    last = torch.randn(5, outputs)
+    y = builder.conv(x, weight, builder.compensate(bias, table, 0), padding=1, groups=groups, relu=True, gate=1)
+    biases = builder.compensate(None, both, builder.space(range(48 + outputs)))
+    plan = builder.build(builder.linear(builder.average(y), last, biases), variant)
+    for threads, batch in ((1, 5), (3, 1), (2, 34)):
+        images, masks = torch.randn(batch, 3, *pixels), kept_sets(batch, [48, outputs])
+        off = 1 - masks.float()
+        inner = F.conv2d(map_of(images, masks[:, :48]), weight, bias, padding=1, groups=groups)
+        inner = (inner + (off[:, :48] @ table)[:, :, None, None]).relu() * masks[:, 48:, None, None]
+        close(plan(images, masks, threads)[0], inner.mean((2, 3)) @ last.T + off @ both)
+
+
+@each_variant
 def test_a_policy_decides_from_a_vector(variant):
     """The gate of a squeezing layer: its features are the averages themselves, for the grid four times."""
     builder, x, map_of = gated(6, 4, 5, (8,))
@@ -264,3 +285,14 @@ def test_the_builder_refuses_what_does_not_fit_together():
     assert builder.space(range(4, 10)) == 1
     with pytest.raises(InvalidInputError, match="Gate 2 does not fit 4 channels"):
         builder.conv(builder.images, torch.zeros(4, 4, 1, 1), gate=builder.space([0, 1, 2]))
+    with pytest.raises(InvalidInputError, match=r"The table is of shape \(6, 2\)"):
+        builder.compensate(None, torch.zeros(6, 2), 0)
+    with pytest.raises(InvalidInputError, match="always there"):
+        builder.compensate(None, torch.zeros(2, 2), builder.space([0, -1]))
+    with pytest.raises(InvalidInputError, match="There is no gate 9"):
+        builder.compensate(None, torch.zeros(2, 2), 9)
+    biases = builder.compensate(None, torch.zeros(4, 2), 0)
+    with pytest.raises(InvalidInputError, match="a vector of 4 channels is needed"):
+        builder.conv(x, torch.zeros(4, 4, 1, 1), biases)
+    with pytest.raises(InvalidInputError, match="not a value of this builder"):
+        PlanBuilder(4, 8, 8).conv(builder.images, torch.zeros(2, 4, 1, 1), biases)

@@ -221,6 +221,7 @@ def test_more_memory_than_there_is():
         Pass(plan, 10**10)
 
 
+@pytest.mark.slow
 @needs_kernel
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are Linux's")
 def test_memory_that_the_system_refuses():

@@ -56,6 +56,7 @@ def test_threads_that_are_called_again_and_again_miss_nothing():
         assert torch.equal(plan(images, masks, threads=3)[0], expected)
 
 
+@pytest.mark.slow
 @needs_kernel
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_threads_share_an_image_after_fork():
@@ -94,6 +95,7 @@ def test_several_threads_may_call_one_plan():
     assert all(torch.equal(result, expected) for result in results)
 
 
+@pytest.mark.slow
 @needs_kernel
 @pytest.mark.skipif(sys.platform != "linux", reason="torch uses GNU's OpenMP on Linux")
 def test_torchs_threads_are_found_beside_another_packages_openmp():

@@ -23,6 +23,7 @@ from prunegym.models import (
 )
 from prunegym.models.zoo.networks import SimpleCNN
 from tests.models.network_parts import Inception
+from tests.models.skipping.skipping_networks import WAYS
 from tests.models.slicing import randomise
 
 NETWORKS = {
@@ -56,8 +57,8 @@ def close(found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * expected.abs().max().item())
 
 
-@pytest.mark.parametrize("execution", ["torch", "full"])
-def test_paths_in_torch_give_what_the_masked_cnn_gives(masked: MaskedCNN, execution: str) -> None:
+@pytest.mark.parametrize("execution", WAYS)
+def test_executions_give_what_the_masked_cnn_gives(masked: MaskedCNN, execution: str) -> None:
     generator = torch.Generator().manual_seed(2)
     batch = torch.randn(5, *masked.image_shape, generator=generator)
     mask = torch.rand(5, masked.mask_size, generator=generator) < 0.5

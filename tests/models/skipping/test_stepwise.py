@@ -67,7 +67,7 @@ def test_features_of_every_form(options):
 
 
 @needs_kernel
-@pytest.mark.parametrize("batch", [1, 31, 33, 2 * CHUNK + 1])
+@pytest.mark.parametrize("batch", [1, 31, 33, pytest.param(2 * CHUNK + 1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("ours", [True, False])
 def test_any_number_of_images_on_either_kind_of_threads(batch, ours):
     masked = zoo("resnet20")

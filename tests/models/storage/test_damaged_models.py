@@ -70,7 +70,7 @@ def test_bytes_of_a_model_file(tmp_path: Path, made: list[Change]) -> None:
     _use(path)
 
 
-@pytest.mark.parametrize("kind", ["GatePolicy", "StaticPolicy"])
+@pytest.mark.parametrize("kind", ["GatePolicy", pytest.param("StaticPolicy", marks=pytest.mark.slow)])
 @bounded
 @given(data=st.data())
 def test_the_description_in_a_model_file(kind: str, tmp_path: Path, data: st.DataObject) -> None:

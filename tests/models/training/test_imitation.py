@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from prunegym.errors import InvalidInputError
 from prunegym.models import Dataset, GatePolicy, ImitationConfig, MaskedCNN, MaskFeatures, imitate, rollout
-from prunegym.models.masking.importance import channel_scores, keep_best
+from prunegym.models.gating.importance import channel_scores, keep_best
 from prunegym.models.training.preparation import FollowMask, imitation_loss
 
 
@@ -69,6 +69,7 @@ def test_a_policy_learns_the_teachers_masks(digits_masked: MaskedCNN, digits: Da
     assert [row["step"] for row in rows] == [50, 100, 150, 200, 250, 300]
 
 
+@pytest.mark.slow
 def test_a_policy_of_all_lambdas_imitates_another_share_at_each(digits_masked: MaskedCNN, digits: Dataset) -> None:
     features = MaskFeatures(digits_masked).calibrate(digits_masked, digits)
     torch.manual_seed(0)

@@ -175,6 +175,7 @@ def test_the_price_of_a_channel_is_the_gradient_of_its_probability(digits_masked
     torch.testing.assert_close(first, first[:1].expand(48))  # one price for all, whatever their MACs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gates", ["per input", "static"])
 def test_a_larger_lambda_keeps_fewer_channels(digits_masked: MaskedCNN, digits: Dataset, gates: str) -> None:
     kept = []
@@ -190,6 +191,7 @@ def test_a_larger_lambda_keeps_fewer_channels(digits_masked: MaskedCNN, digits: 
     assert kept[1] > kept[2] + 0.1
 
 
+@pytest.mark.slow
 def test_a_target_beside_sparsity_is_met_when_training_is_over(digits_masked: MaskedCNN, digits: Dataset) -> None:
     shares = []
     for target in (None, 0.75):

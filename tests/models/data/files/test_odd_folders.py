@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import tarfile
+import unicodedata
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from prunegym.errors import InvalidInputError
+from prunegym.errors import DataWarning, InvalidInputError
 from prunegym.models.data.dataset_registry import load_dataset
 from tests.models.data.data_files import RANDOM
 
@@ -25,6 +27,12 @@ pytestmark = [
 
 def image(height: int = 20, width: int = 24) -> Image.Image:
     return Image.fromarray(RANDOM.integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def jpeg(**options: object) -> bytes:
+    stream = io.BytesIO()
+    image().save(stream, "JPEG", **options)
+    return stream.getvalue()
 
 
 def made(
@@ -113,6 +121,61 @@ def missing_class_in_test(root: Path) -> Path:
     return root
 
 
+def windows_zip(root: Path) -> Path:
+    made(root)
+    with zipfile.ZipFile(root.with_suffix(".zip"), "w") as archive:
+        for file in root.rglob("*"):
+            member = zipfile.ZipInfo("x")  # the constructor itself would turn backslashes of Windows around
+            name = str(file.relative_to(root)).replace("/", "\\")
+            member.filename = f"photos\\{name}" + "\\" * file.is_dir()
+            archive.writestr(member, b"" if file.is_dir() else file.read_bytes())
+    return root.with_suffix(".zip")
+
+
+def cut_zip(root: Path) -> Path:
+    path = mac_zip(root)
+    path.write_bytes(path.read_bytes()[:-200])
+    return path
+
+
+def letters_of_a_mac(root: Path) -> Path:
+    made(root, splits=("train",), classes=(unicodedata.normalize("NFC", "Bär"), "b"))
+    return made(root, splits=("test",), classes=(unicodedata.normalize("NFD", "Bär"), "b"))
+
+
+def small_copies(root: Path) -> Path:
+    with_file(made(root), "train/@eaDir/a/x.jpg", image())
+    with_file(root, "train/a/@eaDir/0.jpg/SYNOPHOTO_THUMB_M.jpg", image())
+    return with_file(root, "train/@eaDir/y.jpg", image())
+
+
+def frames(root: Path, ending: str, kind: str) -> Path:
+    for file in made(root, ending="png").rglob("*.png"):
+        Image.open(file).save(file.with_suffix(ending), format=kind, save_all=True, append_images=[image()])
+        file.unlink()
+    return root
+
+
+def no_utf8(root: Path) -> Path:
+    for split in "train", "test":
+        (made(root) / split / os.fsdecode(b"b\xe4r")).mkdir(exist_ok=True)
+        shutil.copy(root / "train/a/0.jpg", root / split / os.fsdecode(b"b\xe4r") / "0.jpg")
+    return root
+
+
+def directly_in(root: Path, *folders: str) -> Path:
+    for folder in folders:
+        for number in range(6):
+            with_file(root, f"{folder}/{number}.jpg", image())
+    return root
+
+
+def a_file(root: Path, name: str, content: bytes) -> Path:
+    root.mkdir()
+    (root / name).write_bytes(content)
+    return root / name
+
+
 def two_of_each_class(root: Path) -> Path:
     for label in "ab":
         for number in range(2):
@@ -163,14 +226,61 @@ LOAD: dict[str, Callable[[Path], Path]] = {
     "a link back": linked_back,
     "a pipe": pipe,
     "a class that test lacks": missing_class_in_test,
+    "classes named as splits": lambda root: made(root, classes=("train", "test")),
+    "zip from Windows": windows_zip,
+    "letters as a Mac writes them": letters_of_a_mac,
+    "small copies of network storage": small_copies,
+    "apng": lambda root: frames(root, ".apng", "PNG"),
+    "two pictures of a camera": lambda root: frames(root, ".mpo", "MPO"),
+    "pages of TIFF": lambda root: frames(root, ".tiff", "TIFF"),
+    "animated webp": lambda root: frames(root, ".webp", "WEBP"),
+    "j2k": lambda root: made(root, ending="j2k"),
+    "tga": lambda root: made(root, ending="TGA"),
+    "a photo of a phone": lambda root: with_file(made(root), "train/a/IMG_1.HEIC", b"\0\0\0\x18ftypheic"),
+    "LAB": lambda root: made(root, ending="tif", make=lambda: image().convert("LAB")),
+    "EXIF that is none": lambda root: with_file(made(root), "train/a/e.jpg", jpeg(exif=b"Exif\0\0nothing")),
 }
 REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "only train": (lambda root: made(root, splits=("train",)), "no images under test/<class>/"),
     "only test": (lambda root: made(root, splits=("test",)), "no images under train/<class>/"),
-    "flat": (flat, "no images under train/<class>/"),
-    "empty": (empty, "no images under train/<class>/"),
+    "flat": (flat, "no images under train/<class>/.* It has 1 images, such as 0.png"),
+    "empty": (empty, "no images under train/<class>/.* It has no files"),
+    "one folder": (lambda root: directly_in(root, "a"), "6 images, such as a/0.jpg"),
+    "another name of a split": (lambda root: made(root, splits=("train", "dev")), "24 images, such as dev/a/0.jpg"),
+    "no endings": (lambda root: with_file(root, "train/a/n0195", b"x"), "1 without ending"),
+    "tables": (lambda root: with_file(root, "data/train-0.parquet", b"PAR1"), r"other files \(1 .parquet\)"),
+    "paths in a table": (
+        lambda root: with_file(directly_in(root, "images"), "train.csv", b"path,label"),
+        r"6 images, such as images/0.jpg, and other files \(1 .csv\)",
+    ),
+    "images directly in splits": (lambda root: directly_in(root, "train", "test"), "test and train, which seem to be"),
+    "splits with years": (lambda root: directly_in(root, "train2017", "val2017"), "which seem to be splits"),
+    "splits below images": (lambda root: directly_in(root, "images/train", "images/val"), "which seem to be splits"),
+    "splits with other names": (
+        lambda root: made(root, splits=("seg_train", "seg_test")),
+        "several data sets: seg_test, seg_train",
+    ),
+    "classes of classes": (
+        lambda root: made(root, splits=("animals", "things"), classes=("a", "b")),
+        "several data sets: animals, things",
+    ),
+    "classes below splits": (
+        lambda root: made(root, splits=("train/animals", "test/animals")),
+        "several data sets: test/animals",
+    ),
+    "a folder that is not UTF-8": (no_utf8, "whose name is not UTF-8. Rename it"),
+    "7z": (lambda root: a_file(root, "x.7z", b"7z\xbc\xaf\x27\x1c" * 99), "neither a tar nor a zip archive"),
+    "a table": (lambda root: a_file(root, "train.csv", b"path,label\n"), "from_arrays and image_files"),
+    "half a zip": (cut_zip, "cannot be read as a zip archive"),
+    "a pointer of git-lfs": (
+        lambda root: with_file(made(root), "train/a/0.jpg", b"version https://git-lfs"),
+        "0.jpg cannot be read",
+    ),
     "two of each class": (two_of_each_class, "too few images to split"),
-    "no bytes": (lambda root: with_file(made(root), "train/a/z.jpg", b""), "z.jpg cannot be read as an image"),
+    "no bytes": (
+        lambda root: with_file(made(root), "train/a/z.jpg", b""),
+        r"z.jpg cannot be read as an image \(it is empty\)",
+    ),
     "a page of an error": (lambda root: with_file(made(root), "test/a/z.png", b"<html>404"), "z.png cannot be read"),
     "truncated": (truncated, "0.jpg cannot be read as an image"),
     "floats": (lambda root: made(root, ending="tif", make=floats), "32 bits per pixel"),
@@ -193,6 +303,14 @@ def test_it_loads(name: str, tmp_path: Path) -> None:
     assert len(splits["test"]) == (6 if name == "a class that test lacks" else 6 * classes)
     assert 6 * classes <= len(splits["train"]) + len(splits["validation"]) <= 6 * classes + 1
     assert splits["train"].image_shape == (1 if name == "16 bits" else 3, 16, 16)
+
+
+def test_what_is_left_out_or_of_little_use_is_told(tmp_path: Path) -> None:
+    with_file(made(tmp_path / "mine"), "train/a/IMG_1.HEIC", b"x")
+    with pytest.warns(DataWarning, match=r"1 \(of a format that is not read: convert it to JPEG or PNG\), such as"):
+        load_dataset(str(tmp_path / "mine"), "train")
+    with pytest.warns(DataWarning, match="the class 'a', so their accuracy says nothing"):
+        load_dataset(str(made(tmp_path / "one", classes=("a",))), "train")
 
 
 @pytest.mark.parametrize("name", REFUSED)

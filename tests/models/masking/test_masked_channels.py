@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from prunegym.models.masking.forward_pass import mask_channels
 from prunegym.models.masking.masked_cnn import MaskedCNN
-from prunegym.models.masking.selection import mask_channels
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 1e38])
