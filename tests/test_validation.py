@@ -145,6 +145,7 @@ CALLS = {
     "new_policy": lambda model, data: models.new_policy(model.masked, data, {}),
     "tune": lambda model, data: models.tune(model.masked, model.policy, data, None),
     "train_agent": lambda model, data: agents.train_agent(model.masked, None, data, data, "digits", "out"),
+    "prepare": lambda model, data: models.prepare(model.masked, data, 3),
     "finetune": lambda model, data: agents.finetune(model, data, data, "digits", None, "out"),
     "gates_at_mac_share": lambda model, data: agents.gates_at_mac_share(model.masked, data, 0.5),
     "learned_static": lambda model, data: agents.learned_static(model.masked, model.info, "digits", 0.5),

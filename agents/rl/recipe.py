@@ -23,8 +23,9 @@ from prunegym.models.data.dataset import Dataset
 from prunegym.models.masking.compensation import COMPENSATIONS
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.training.cnn_training import dense_logits
-from prunegym.models.training.preparation import ImitationConfig, seeded
+from prunegym.models.training.preparation import ImitationConfig, PrepareConfig, seeded
 from prunegym.models.training.tuning import TuneConfig
+from prunegym.settings import make_config
 from prunegym.user_code import described
 from prunegym.validation import choice, finite, share, whole_number, yes_or_no
 
@@ -111,6 +112,7 @@ class Recipe:
         for setting in ("callbacks", "loggers"):
             if not isinstance(getattr(self, setting), list | tuple):
                 raise InvalidInputError(f"{self._named(setting)} is {getattr(self, setting)!r}; a list is needed.")
+        make_config(PrepareConfig, self.gate_policy, f"{self._named('gate_policy')}.")
         conflict = self._conflict()
         if conflict is not None:
             raise InvalidInputError(f"Recipe {self.name!r}: {conflict}")

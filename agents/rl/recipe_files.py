@@ -95,7 +95,12 @@ def read_yaml(path: Path) -> Any:
 
 def as_recipe(recipe: Recipe | str | Path) -> Recipe:
     """Return a recipe, or read it by its name or file; see :func:`load_recipe` for the errors."""
-    return recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    if not isinstance(recipe, Recipe):
+        return load_recipe(recipe)
+    names = _names_within(recipe.algo)
+    for key in ("env_kwargs", "gate_policy", "hyperparameters"):
+        _check_names(f"setting of {key} in recipe {recipe.name!r}:", getattr(recipe, key), names[key])
+    return recipe
 
 
 def adjusted_recipe(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunegym.errors import InvalidInputError, PruneGymError
+from prunegym.errors import InvalidInputError
 from prunegym.models.data.dataset import Dataset, Split
 from prunegym.models.data.normalisation import FULL, Normalisation
 from prunegym.models.data.sources.layout import as_images, value_range
@@ -156,8 +156,6 @@ def _targets(name: str, given: Any, count: int, kind: str | None) -> tuple[Tenso
         return torch.zeros(count, 0), Objective("outputs")
     try:
         targets = plain("labels", given) if isinstance(given, Tensor) else torch.as_tensor(array("labels", given))
-    except PruneGymError:
-        raise
     except (TypeError, ValueError, RuntimeError) as error:
         raise InvalidInputError(f"Data set {name!r}: labels are not numbers ({error}); integers are needed.") from error
     found = kind_of(targets) if kind is None else choice("kind of targets", kind, KINDS)

@@ -88,6 +88,7 @@ def new_policy(masked: MaskedCNN, dataset: Dataset, config: PrepareConfig) -> Ga
 
 
 @new_tensors_in()
+@typed
 def prepare(
     network: nn.Module | MaskedCNN,
     dataset: Dataset,

@@ -184,6 +184,8 @@ def test_numbers_without_a_dot_are_numbers(tmp_path: Path) -> None:
         ("env_kwargs:", "env_kwargs is None; a mapping of settings is needed"),
         ("env_kwargs: {rewrd: macs}", "'rewrd'.*Did you mean 'reward'"),
         ("gate_policy: {hiden: 64}", "'hiden'.*Did you mean 'hidden'"),
+        ("gate_policy: {hidden: 0}", "hidden is 0; a whole number from 1"),
+        ("gate_policy: {grid: x}", r"gate_policy\.grid is 'x'"),
         ("imitation: 5", "imitation is 5; a mapping of settings is needed"),
         ("imitation: {steps: -5}", "steps of imitation is -5"),
         ("refine: {epochs: .nan}", "epochs is nan"),

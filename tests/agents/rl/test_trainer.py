@@ -301,6 +301,13 @@ def test_fine_tuning_refuses_another_teacher_before_it_begins(tmp_path: Path) ->
 
 
 @pytest.mark.filterwarnings("ignore::prunegym.agents.rl.monitor.CollapseWarning")
+@pytest.mark.parametrize("changes", [{"hyperparameters": {"n_steps": 5}}, {"env_kwargs": {"device": "cpu"}}])
+def test_settings_of_a_recipe_that_have_no_effect_are_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(UnknownNameError, match=r"Unknown setting of (hyperparameters|env_kwargs) in recipe"):
+        run(dataclasses.replace(SMALL, **changes), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_folders_may_be_strings(tmp_path: Path) -> None:
     recipe = dataclasses.replace(SMALL, n_episodes=0)
     agent = run(recipe, f"{tmp_path}/agent")
