@@ -7,7 +7,7 @@
 
 EfficientNet-Lite0 keeps its weights (of ImageNet). Gates learn on crops of some photographs and are evaluated on crops
 of others: how often is the class that of the dense network, and for which share of its MACs? Then the network is timed
-and exported. It takes about ten minutes of one core. If it is interrupted, run it again: it continues from its
+and exported. It takes about three minutes of one idle core. If it is interrupted, run it again: it continues from its
 checkpoints in --out. The licence of the weights is not declared: use them, but do not pass them on. The photographs are
 GPL-2+ by Debian's copyright file, and LGPLv3 by their own descriptions.
 
