@@ -53,7 +53,7 @@ def results(out: Path) -> dict[str, Any]:
             tensors = safetensors.torch.load_file(path)
             found[name] = {key: (tuple(value.shape), value.numpy().tobytes()) for key, value in tensors.items()}
         elif path.suffix == ".json":
-            found[name] = without_time(json.loads(path.read_text()))
+            found[name] = without_time(json.loads(path.read_text().replace(str(out), "OUT")))
     return found
 
 

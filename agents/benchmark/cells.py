@@ -22,7 +22,7 @@ from prunegym.models.data.dataset import Dataset
 from prunegym.models.storage.model_file import Bundle, read_model
 from prunegym.models.training.cnn_training import StageReport
 from prunegym.user_code import import_object
-from prunegym.validation import choice
+from prunegym.validation import choice, instance
 
 AGENT_KEYS = ("agent", "name", "set", "targets")
 STRAIGHT_THROUGH = "straight-through"
@@ -158,7 +158,8 @@ def entry_of(agent: Any, task: SuiteTask, point: Point, place: Place) -> Entry:
         raise InvalidInputError(f"An agent is {agent!r}; a name, a file, or a mapping with agent: is needed.")
     label, thing = split_label(options["agent"])
     label = options.get("name", label)
-    settings = [(tuple(str(key).split(".")), value) for key, value in (options.get("set") or {}).items()]
+    given = instance("set of an agent", options.get("set") or {}, Mapping)
+    settings = [(tuple(str(key).split(".")), value) for key, value in given.items()]
     if thing == STRAIGHT_THROUGH:
         entry = straight_through_entry(options.get("targets") or [0.5 if point.budget is None else point.budget])
     elif is_recipe(thing):

@@ -10,6 +10,7 @@ from typing import Any
 
 from prunegym.agents.benchmark.records import RESULTS, Record, read_record
 from prunegym.errors import InvalidInputError, MissingDataError
+from prunegym.models.data.files.bounded_files import read_json
 from prunegym.models.storage.run_folder import begin_run, finish_run
 from prunegym.models.storage.weights import save_text
 from prunegym.validation import typed
@@ -62,7 +63,7 @@ def merge(folders: Sequence[Path | str], out: Path | str) -> int:
 
 def _suite(root: Path) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = json.loads((root / SUITE).read_text())
+        found: dict[str, Any] = read_json(root / SUITE, "suite")
         _ = found["seeds"], found["tasks"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise MissingDataError(
@@ -73,6 +74,6 @@ def _suite(root: Path) -> dict[str, Any]:
 
 def _name(root: Path) -> str:
     try:
-        return str(json.loads((root / "run.json").read_text())["settings"]["suite"])
+        return str(read_json(root / "run.json", "record of a run")["settings"]["suite"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise MissingDataError(f"{root} is no folder of prunegym benchmark: it has no run.json.") from error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 from prunegym.agents.comparison.results import BROKEN, Result
 from prunegym.agents.comparison.table import Comparison, row_of
 from prunegym.errors import InvalidInputError, MissingDataError
-from prunegym.models.data.files.bounded_files import check_regular
+from prunegym.models.data.files.bounded_files import read_json
 
 RESULTS = "result-*.json"
 
@@ -86,10 +85,10 @@ def read_record(file: Path) -> Record:
         InvalidInputError: If it is damaged, or has no description of its cell, as files of earlier versions.
     """
     try:
-        stored = json.loads(check_regular(file, "result").read_text())
+        stored = read_json(file, "result")
         found = Record(file, stored["cell"], stored["configuration"], stored["result"])
         _ = found.result, found.agent, found.seed, found.penalty
-    except (*BROKEN, AttributeError, RecursionError) as error:
+    except (*BROKEN, AttributeError) as error:
         raise InvalidInputError(
             f"{file} is no result of this version, or it is damaged ({type(error).__name__}: {error}). Delete it, and "
             "run the benchmark again."

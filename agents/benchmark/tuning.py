@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
@@ -16,6 +15,7 @@ from prunegym.agents.rl.recipe import Recipe
 from prunegym.agents.rl.recipe_files import make_recipe, read_recipe
 from prunegym.agents.rl.trainer import train_agent, try_recipe
 from prunegym.errors import InvalidInputError, MissingDependencyError
+from prunegym.models.data.files.bounded_files import read_json
 from prunegym.models.storage.model_file import Bundle
 from prunegym.models.storage.run_folder import begin_run, finish_run
 from prunegym.models.storage.weights import save_text
@@ -217,7 +217,7 @@ def _suggest(trial: Trial, key: str, one: Any) -> Any:
 
 def _best_of(folder: Path) -> float:
     """Return the highest validation reward of a run, from its file: a resumed run has reported a part only."""
-    history = json.loads((folder / "monitor.json").read_text())["history"]
+    history = read_json(folder / "monitor.json", "history")["history"]
     return max(float(row["reward"]) for row in history)
 
 

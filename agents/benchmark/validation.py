@@ -22,6 +22,7 @@ from prunegym.agents.evaluation.evaluator import evaluate
 from prunegym.agents.evaluation.masks import penalised_accuracy
 from prunegym.agents.evaluation.predictors import PredictorOptions
 from prunegym.errors import MissingDataError
+from prunegym.models.data.files.bounded_files import read_json
 from prunegym.models.kernel.shared_library import MAX_THREADS
 from prunegym.models.storage.model_file import Bundle, read_model
 from prunegym.models.storage.run_folder import machine
@@ -105,7 +106,7 @@ def why_not_trusted(folder: Path) -> str | None:
     if not file.is_file():
         return "it was not validated"
     try:
-        content = json.loads(file.read_text())
+        content = read_json(file, "validation")
         seal, files = content.pop("seal"), content["files"]
         sealed = hmac.compare_digest(str(seal), _seal(content))
         now = hashes_of(folder)
@@ -232,7 +233,7 @@ def _threads(count: Any) -> Iterator[None]:
 
 def _run_of(record: Record) -> Mapping[str, Any]:
     try:
-        found = json.loads((record.folder / "run.json").read_text())["machine"]
+        found = read_json(record.folder / "run.json", "record of a run")["machine"]
     except (OSError, ValueError, KeyError, TypeError):
         return {}
     return found if isinstance(found, Mapping) else {}

@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from prunegym.agents.evaluation.evaluator import Evaluation
 from prunegym.agents.evaluation.masks import Masks, is_masks, penalised_accuracy
 from prunegym.models.data.dataset import Dataset
+from prunegym.models.data.files.bounded_files import read_json
 from prunegym.models.dynamic_cnn import DynamicCNN
 from prunegym.models.storage.run_folder import without_unused
 from prunegym.models.storage.weights import fingerprint_of, hash_of, read_weights, save_text, write_tensors
-from prunegym.validation import array, whole_number
+from prunegym.validation import array, finite, whole_number
 
 VERSION = 2
 """Increase this if evaluation changes the figures of the same configuration, so that old results are not reused."""
@@ -84,7 +85,7 @@ class Result:
     def load(cls, path: Path, configuration: dict[str, Any]) -> Result | None:
         """Read a result; None if the file is missing or has another configuration."""
         try:
-            stored = json.loads(path.read_text())
+            stored = read_json(path, "result")
             if without_unused(stored["configuration"]) != without_unused(json.loads(json.dumps(configuration))):
                 return None
             return cls.read(stored["result"])
@@ -94,17 +95,26 @@ class Result:
     @classmethod
     def read(cls, content: Mapping[str, Any]) -> Result:
         """Return the result in the content of a file; one of ``BROKEN`` is raised if it is damaged."""
-        data, images = base64.b64decode(content["correct"]), content["figures"]["images"]
+        figures, is_static, verdict = content["figures"], content["is_static"], content["verdict"]
+        notes, images = tuple(content["notes"]), whole_number("images", figures["images"])
+        for name, value in figures.items():
+            finite(f"The figure {name}", value)
+        if not isinstance(is_static, bool) or not all(isinstance(text, str) for text in (verdict, *notes)):
+            raise TypeError("is_static, the verdict or the notes are of another kind")
+        data = base64.b64decode(content["correct"])
         bits = np.unpackbits(np.frombuffer(data, np.uint8))[:images].astype(bool)
         correct = torch.from_numpy(np.frombuffer(data, "<f8").copy() if content.get("scores") else bits)
         shares = np.frombuffer(base64.b64decode(content["total_mac_shares"]), "<f4").astype(np.float32)
         masks = None
         if content.get("masks") is not None:
-            packed = np.frombuffer(zlib.decompress(base64.b64decode(content["masks"])), np.uint8).reshape(images, -1)
+            size = images * -(-whole_number("mask_size", content["mask_size"]) // 8)
+            expanded = zlib.decompressobj().decompress(base64.b64decode(content["masks"]), size + 1)  # no bomb
+            packed = np.frombuffer(expanded, np.uint8).reshape(images, -1)
             masks = torch.from_numpy(np.unpackbits(packed, axis=1)[:, : content["mask_size"]].astype(bool))
+        if not len(correct) == len(shares) == images or not (np.isfinite(shares).all() and correct.isfinite().all()):
+            raise ValueError(f"it does not have one finite number for each of {images} images")
         # Read by name, because files of earlier versions have more fields.
-        figures, is_static, verdict = content["figures"], content["is_static"], content["verdict"]
-        return cls(figures, is_static, verdict, tuple(content["notes"]), correct, torch.from_numpy(shares), masks)
+        return cls(figures, is_static, verdict, notes, correct, torch.from_numpy(shares), masks)
 
 
 BROKEN = (OSError, ValueError, KeyError, TypeError, zlib.error)

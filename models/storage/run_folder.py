@@ -18,7 +18,7 @@ from torch import nn
 from prunegym.errors import InvalidInputError
 from prunegym.models import kernel
 from prunegym.models.data.dataset import Dataset
-from prunegym.models.data.files.bounded_files import check_regular
+from prunegym.models.data.files.bounded_files import read_json
 from prunegym.models.storage.weights import fingerprint_of, save_text
 
 try:
@@ -171,10 +171,10 @@ def _group(run: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        run = json.loads(check_regular(path, "record of a run").read_text())
+        run = read_json(path, "record of a run")
     except InvalidInputError:
         raise
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InvalidInputError(f"{path} is not JSON ({error}). Delete it, or choose another folder.") from error
     if not isinstance(run, dict):
         raise InvalidInputError(f"{path} does not describe a run. Delete it, or choose another folder.")

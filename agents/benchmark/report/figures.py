@@ -16,6 +16,7 @@ from prunegym.agents.comparison.results import MASKS, MODEL
 from prunegym.agents.comparison.table import TASK_REWARD, Comparison
 from prunegym.agents.evaluation.masks import Masks
 from prunegym.errors import PruneGymError
+from prunegym.models.data.files.bounded_files import read_json
 from prunegym.models.dynamic_cnn import DynamicCNN
 from prunegym.models.skipping.skipping_cnn import SkippingCNN
 from prunegym.models.stopwatch import median_seconds
@@ -70,7 +71,7 @@ def learning_curves(records: Sequence[Record]) -> list[dict[str, Any]]:
     found = []
     for record in records:
         try:
-            history = json.loads((record.folder / "monitor.json").read_text())["history"]
+            history = read_json(record.folder / "monitor.json", "history")["history"]
             rows = [[row[key] for key in ("timesteps", "accuracy", "total_mac_share", "reward")] for row in history]
         except (OSError, ValueError, KeyError, TypeError):
             continue  # a baseline, or a run without reinforcement learning
@@ -93,7 +94,7 @@ def measured(root: Path, groups: Mapping[Where, Mapping[str, Mapping[int, Record
     """
     here = machine()
     try:
-        stored = json.loads((root / TIMES).read_text())
+        stored = read_json(root / TIMES, "table of times")
         known = stored["times"] if stored["machine"] == here else {}
     except (OSError, ValueError, KeyError, TypeError):
         known = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import io
+import json
 import lzma
 import os
 import zipfile
@@ -55,6 +56,20 @@ def check_regular(path: Path, what: str) -> Path:
     if not os.access(path, os.R_OK):
         raise InvalidInputError(f"{path} cannot be read (Permission denied). Allow reading it.")
     return path
+
+
+def read_json(path: Path, what: str) -> Any:
+    """Return the content of a JSON file that may be damaged or hostile.
+
+    Raises:
+        InvalidInputError: If it is not a regular file, or may not be read.
+        ValueError: If it is not JSON, or nested too deeply.
+    """
+    text = check_regular(path, what).read_text(encoding="utf-8")
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 class ExpandedFile(io.RawIOBase):

@@ -98,6 +98,7 @@ def test_compare_is_the_suite_of_one_task(made, tmp_path):
     [
         ({"agent": "digits", "name": "other", "set": {"env_kwargs.reward": "maks"}}, "maks"),
         ({"agent": "digits", "set": {"n_evs": 3}}, "n_evs"),
+        ({"agent": "digits", "set": 3}, "set of an agent is a int"),
         ({"agent": "l1", "set": {"n_envs": 3}}, "'l1' has no set:"),
         ({"agent": "straight-through", "targets": [1.5]}, "1.5"),
         ("missing.safetensors", "missing"),

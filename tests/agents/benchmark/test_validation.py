@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
+import os
 import shutil
+import zlib
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +19,7 @@ from prunegym.agents.benchmark.leaderboard import leaderboard
 from prunegym.agents.benchmark.records import read_record
 from prunegym.agents.benchmark.validation import VALIDATION, hashes_of, validate, why_not_trusted
 from prunegym.agents.comparison.results import Result
-from prunegym.errors import MissingDataError
+from prunegym.errors import InvalidInputError, MissingDataError
 
 RUNS = "digits/lambda-0.2/runs"
 
@@ -153,3 +158,32 @@ def test_a_validation_of_somebody_else_does_not_count(run, tmp_path, monkeypatch
 def test_a_folder_without_a_result_is_no_run(tmp_path):
     with pytest.raises(MissingDataError, match=r"has no result-\*\.json"):
         validate(tmp_path)
+
+
+DAMAGED: dict[str, Callable[[dict[str, Any]], object]] = {
+    "accuracy of NaN": lambda result: result["figures"].update(accuracy=float("nan")),
+    "accuracy of text": lambda result: result["figures"].update(accuracy="0.9"),
+    "no images": lambda result: result["figures"].update(images=0),
+    "too few answers": lambda result: result.update(correct=""),
+    "too few shares": lambda result: result.update(total_mac_shares="AAAA"),
+    "another kind of static": lambda result: result.update(is_static="x"),
+    "another kind of notes": lambda result: result.update(notes=[3]),
+    "masks that expand": lambda result: result.update(masks=base64.b64encode(zlib.compress(bytes(64 << 20))).decode()),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_a_damaged_result_is_named(kind, run):
+    edit(run, lambda content: DAMAGED[kind](content["result"]))
+    with pytest.raises(InvalidInputError, match=r"result-test\.json is no result of this version, or it is damaged"):
+        read_record(run / "result-test.json")
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "", None])
+def test_a_damaged_record_of_a_run_does_not_end_validation(content, run):
+    (run / "run.json").unlink()
+    if content is None:
+        os.mkfifo(run / "run.json")
+    else:
+        (run / "run.json").write_text(content)
+    assert validate(run)[0].valid
