@@ -161,7 +161,10 @@ class DynamicCNN(nn.Module):
             sizes = ", ".join(map(str, self.info.image_shape))
             hint = f"Give a tensor of shape (batch, {sizes}), uint8 in 0..255 or floats in [0, 1]."
             images = torch.as_tensor(array("The image tensor", images, hint))
-        hint = "Resize the images, and add the batch dimension for a single one."
+        hint = (
+            "Put channels first (in NumPy: images.transpose(0, 3, 1, 2)), add the batch dimension for a single image "
+            "(image[None]), and resize images of another size."
+        )
         shape("The image tensor", images, ("batch", *self.info.image_shape), hint)
         norm = self.normalisation
         if images.dtype not in FULL or norm.of_own_range:

@@ -23,7 +23,7 @@ CAPTION = (
     "accuracy, kept channels and both controls in %. loss: points of accuracy below the dense network. total MACs: of "
     "masked CNN and policy, as a share of the dense CNN's; +-: standard deviation over images. static: one mask for "
     "all images, of the channels kept most often. shuffled: masks shuffled across images. reward: accuracy - penalty * "
-    "total MACs."
+    "total MACs, with the penalty of this evaluation (0.5 by default), not of training."
 )
 AGENT = "module:name of an agent with predict(observation), or a .zip of PPO or A2C (--trust-code)."
 PENALTY = "lambda in the column reward; 0.5 by default. A policy for a range of lambdas also gets it as input."

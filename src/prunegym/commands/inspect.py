@@ -92,7 +92,7 @@ def _summary(document: dict[str, Any]) -> dict[str, object]:
         "MACs per image": f"{total:,}",
         "fixed MACs": f"{fixed:,} ({percent(fixed / total)}): no mask can remove them",
         "removable": percent(document["removable"]),
-        "masked channels": "zero" if document["compensation"] == "zero" else "learnt constants for their readers",
+        "a masked channel is": "zero" if document["compensation"] == "zero" else "a learnt constant for its readers",
         "policy": "none" if policy is None else f"{document['policy']}, {policy:,} MACs ({percent(policy / total)})",
     }
     if document["transform"] is not None:
