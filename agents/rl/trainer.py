@@ -38,7 +38,7 @@ from prunegym.models.storage.model_file import Bundle
 from prunegym.models.storage.run_folder import begin_run, finish_run
 from prunegym.models.storage.weights import naming
 from prunegym.models.training.cnn_training import StageReport, answered, of_stage
-from prunegym.models.training.mac_target import meet_target
+from prunegym.models.training.mac_target import check_reachable, meet_target
 from prunegym.models.training.preparation import PrepareConfig, prepare, seeded
 from prunegym.registration import LAYERWISE
 from prunegym.validation import choice, typed, whole_number
@@ -155,6 +155,10 @@ def try_recipe(recipe: Recipe, masked: MaskedCNN, train: Dataset, validation: Da
     policy = _gates_of_kind(policy, recipe)
     check_named("callback", recipe.callbacks)
     check_named("logger", recipe.loggers)
+    if recipe.refine is not None and policy is None:
+        check_reachable(f"Recipe {recipe.name!r}: refine's target_macs", recipe.refine.target_macs, masked)
+    if recipe.budget is not None:
+        check_reachable(f"Recipe {recipe.name!r}: the budget's target_macs", recipe.budget.target_macs, masked)
     features = MaskFeatures(masked, layerwise).to(masked.device)
     task = make_task(masked, train, layerwise=layerwise, features=features, **recipe.env_kwargs)
     if policy is not None and (policy.penalty_range is None) == isinstance(task.penalty, tuple):

@@ -157,6 +157,22 @@ def check_range(name: str, value: float | Sequence[float] | None, policy: Policy
     return policy.penalty_range
 
 
+def check_reachable(name: str, value: float | Sequence[float] | None, masked: MaskedCNN) -> None:
+    """Check that masks can cost as little as a MAC share, or two of them.
+
+    Raises:
+        InvalidInputError: If the layers that no gate reaches cost more.
+    """
+    if value is None:
+        return
+    least = masked.cost.fixed_macs / masked.cost.total_macs
+    if min(value if isinstance(value, list | tuple) else [value]) < least:
+        raise InvalidInputError(
+            f"{name} is {value}, but {least:.3f} of the MACs cannot be skipped: no gate reaches them. Give a larger "
+            'share, or use more gates (gates="all", or names of layers).'
+        )
+
+
 def between(value: float | Sequence[float] | None, position: float) -> float | None:
     """Interpolate between two ends at a position (0 to 1). A single number, or None, is returned unchanged."""
     if value is None or isinstance(value, float | int):

@@ -24,7 +24,7 @@ from prunegym.models.precision import new_tensors_in
 from prunegym.models.storage.run_state import load_state, save_state
 from prunegym.models.storage.weights import fingerprint_of, load_tensors
 from prunegym.models.training.cnn_training import Report, StageReport, answered, of_stage
-from prunegym.models.training.mac_target import between, check_range, check_shares, meet_target
+from prunegym.models.training.mac_target import between, check_range, check_reachable, check_shares, meet_target
 from prunegym.models.training.tuning import TuneConfig, tune
 from prunegym.settings import check_types
 from prunegym.validation import finite, share, typed, whole_number
@@ -115,7 +115,8 @@ def prepare(
         The CNN, frozen, and its gates.
 
     Raises:
-        InvalidInputError: If the CNN does not fit the data set's images or classes.
+        InvalidInputError: If the CNN does not fit the data set's images or classes, or the MAC target is below what
+            masks can reach.
     """
     check_dataset(dataset)
     config = seeded(config, config.seed)
@@ -126,6 +127,7 @@ def prepare(
     dataset = answered(dataset, masked)
     if config.tune is not None:
         check_output(dataset, masked.output_shape)
+        check_reachable("target_macs", config.tune.target_macs, masked)
     policy = new_policy(masked, dataset, config) if policy is None else policy
     folder = None if folder is None else Path(folder)
     done = None if folder is None else folder / "imitation.safetensors"

@@ -19,7 +19,7 @@ from prunegym.models.masking.compensation import COMPENSATIONS
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.precision import new_tensors_in
 from prunegym.models.training import cnn_training
-from prunegym.models.training.mac_target import between, check_range, check_shares
+from prunegym.models.training.mac_target import between, check_range, check_reachable, check_shares
 from prunegym.settings import check_types
 from prunegym.validation import choice, finite, share, typed, whole_number
 
@@ -130,9 +130,10 @@ def tune(
 
     Raises:
         InvalidInputError: If the loss becomes NaN or infinite, or there are two targets, but the policy is for one
-            lambda.
+            lambda, or a target is below the MAC share of masks that switch off all channels.
     """
     check_range("target_macs", config.target_macs, policy)
+    check_reachable("target_macs", config.target_macs, masked)
     dataset = dataset.augmenting(config.augment)
     dataset = cnn_training.answered(dataset, masked)
     if teacher is None and config.distillation > 0:

@@ -48,7 +48,8 @@ def summary(tables: Mapping[Where, Comparison], reps: int = 2000, seed: int = 0)
 
     Returns:
         ``iqm``: for each agent the interquartile mean of :func:`scores_of` and its 95 % interval; ``improvement``: the
-        probability that its run is better than one of the first table's reference, with the interval; ``profile``: the
+        probability that its run is better than one of the first table's reference, with the interval (None for an agent
+        with one run of each task); ``profile``: the
         share of runs with a score above each of ``levels``; ``reference``, ``levels`` and ``left_out``.
 
     Raises:
@@ -66,17 +67,17 @@ def summary(tables: Mapping[Where, Comparison], reps: int = 2000, seed: int = 0)
         return {"iqm": {}, "improvement": {}, "profile": {}, "levels": [], "left_out": sorted(names)}
     random = np.random.RandomState(seed)
 
-    def estimated(of: Any, measure: Any) -> dict[str, list[float]]:
+    def estimated(of: Any, measure: Any) -> dict[str, list[float | None]]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of arch, about how rliable seeds it
             points, bounds = library.get_interval_estimates(of, measure, reps=reps, random_state=random)
-        return {
-            name: [float(np.squeeze(points[name])), float(bounds[name][0, 0]), float(bounds[name][1, 0])]
-            for name in points
-        }
+        # Drawn again with replacement, one run is always the same run: that is no interval.
+        spread = {name: len(scores[name]) > 1 for name in points}
+        ends = {name: [float(end[0]) if spread[name] else None for end in bounds[name]] for name in points}
+        return {name: [float(np.squeeze(points[name])), *ends[name]] for name in points}
 
     iqm = estimated(scores, lambda values: np.array([metrics.aggregate_iqm(values)]))
-    improvement: dict[str, list[float]] = {}
+    improvement: dict[str, list[float | None]] = {}
     if first.reference in scores and len(scores) > 1:
         pairs = {name: (own, scores[first.reference]) for name, own in scores.items() if name != first.reference}
         improvement = estimated(pairs, lambda own, other: np.array([metrics.probability_of_improvement(own, other)]))

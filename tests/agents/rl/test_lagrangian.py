@@ -14,10 +14,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from prunegym.agents.evaluation.evaluator import evaluate
 from prunegym.agents.rl.lagrangian import Budget, BudgetWarning, DualAscent, end_at_budget
 from prunegym.agents.rl.monitor import TrainingMonitor
-from prunegym.agents.rl.trainer import build_algorithm, training_env
+from prunegym.agents.rl.trainer import build_algorithm, training_env, try_recipe
 from prunegym.envs import make_task
 from prunegym.errors import InvalidInputError
-from prunegym.models import DynamicCNN, GatePolicy, MaskFeatures, load_dataset, shipped_model
+from prunegym.models import DynamicCNN, GatePolicy, MaskedCNN, MaskFeatures, load_dataset, shipped_model
 from prunegym.models.storage.model_file import Bundle
 from prunegym.models.training.mac_target import total_mac_share
 from tests.agents.rl.digits_runs import SMALL, run
@@ -123,3 +123,11 @@ def test_a_budget_that_cannot_be(tmp_path: Path) -> None:
         torch.nn.init.zeros_(head[2].weight)
     with pytest.warns(BudgetWarning, match=r"share is 0\.\d+, not 0\.3, and no offset of its logits comes closer"):
         end_at_budget(masked, policy, load_dataset("digits", "validation"), Budget(0.3))
+
+
+def test_a_budget_that_no_mask_reaches_is_refused() -> None:
+    network, train = shipped_model("digits").masked.network, load_dataset("digits", "train")
+    masked = MaskedCNN(network, train.batch(torch.arange(1)), gates=["features.0"])
+    recipe = dataclasses.replace(SMALL, budget=Budget(0.01))
+    with pytest.raises(InvalidInputError, match=r"the budget's target_macs is 0.01, but 0\.\d+ of the MACs cannot"):
+        try_recipe(recipe, masked, train, load_dataset("digits", "validation"), None)

@@ -244,3 +244,18 @@ def test_no_offset_meets_a_target_of_nothing(digits_masked: MaskedCNN, digits: D
 def test_a_target_out_of_range(target: float) -> None:
     with pytest.raises(InvalidInputError, match=rf"target_macs is {target}; a finite number above 0 and at most 1"):
         TuneConfig(target_macs=target)
+
+
+def test_a_target_that_no_mask_reaches_is_refused_before_training(digits_cnn: torch.nn.Module, digits: Dataset) -> None:
+    masked = MaskedCNN(digits_cnn, digits.batch(torch.arange(1)), gates=["features.0"])
+    least = masked.cost.mac_share(torch.zeros(1, masked.mask_size)).item()
+    assert least > 0.01
+    with pytest.raises(InvalidInputError, match=rf"target_macs is 0.01, but {least:.3f} of the MACs cannot be skipped"):
+        prepare(masked, digits, PrepareConfig(tune=TuneConfig(target_macs=0.01)))
+    with pytest.raises(InvalidInputError, match=r"target_macs is \[0.5, 0.01\].*Give a larger share"):
+        tune(
+            masked,
+            GatePolicy(MaskFeatures(masked), 8, penalty_range=(0.1, 1.0)),
+            digits,
+            TuneConfig(target_macs=[0.5, 0.01]),
+        )
