@@ -15,10 +15,7 @@ def check_dataset(dataset: object, name: str = "The data set") -> None:
     """Raise InvalidInputError unless this is a Dataset; ``name`` is what it is called in the message."""
     if not isinstance(dataset, Dataset):
         given = repr(dataset) if isinstance(dataset, str) else f"a {type(dataset).__name__}"
-        raise InvalidInputError(
-            f"{name} is {given}; a Dataset is needed, for example load_dataset('digits', "
-            "'test'). Make one from a torch Dataset with from_torch, or from arrays with from_arrays."
-        )
+        raise InvalidInputError(f"{name} is {given}; a Dataset is needed. {Dataset.HINT}")
 
 
 def check_images(dataset: Dataset, shape: tuple[int, ...]) -> None:
@@ -92,7 +89,7 @@ def output_shape(network: nn.Module, dataset: Dataset, argument: str = "network"
     check_module(network, argument)
     what = f"{argument} is a {type(network).__name__}"
     try:
-        output = run_one(network, dataset.batch(torch.arange(1)))
+        output = run_one(network, dataset.batch(torch.arange(1)).contiguous())
     except Exception as error:  # a network may raise any error
         reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
         raise InvalidInputError(

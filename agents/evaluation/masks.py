@@ -254,7 +254,7 @@ def verdict(correct: Tensor, shuffled_correct: Tensor, distinct_masks: int) -> t
     Example:
         >>> right = torch.ones(100, dtype=torch.bool)
         >>> verdict(right, torch.arange(100) >= 30, 100)
-        (False, "The masks depend on the image: those of other images lose 30.0 points, 5.5 standard errors.")
+        (False, 'The masks depend on the image: those of other images lose 30.0 points, 5.5 standard errors.')
     """
     if distinct_masks == 1:
         return True, "Static: every image gets the same mask."

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -52,6 +52,12 @@ class Dataset:
         path: Absolute path of the data set; None if it is known by its name, or was made in Python.
         notes: Sentences on how its splits were made.
     """
+
+    HINT: ClassVar[str] = (
+        "For example load_dataset('digits', 'test'). Make one from a torch Dataset with from_torch, or from arrays "
+        "with from_arrays."
+    )
+    """How to get one, for errors."""
 
     name: str
     split: Split

@@ -61,6 +61,8 @@ def whole_number(name: str, value: Any, low: int = 1, high: int | None = None, h
 def instance(name: str, value: Value, kind: type | tuple[type, ...], hint: str = "") -> Value:
     """Check that a value is an instance of a class, or of one of several classes.
 
+    A class may say in ``HINT`` how to get one; a given ``hint`` is used instead.
+
     Raises:
         InvalidInputError: If it is not.
 
@@ -68,11 +70,13 @@ def instance(name: str, value: Value, kind: type | tuple[type, ...], hint: str =
         >>> instance("dataset", 3, str, "Give its name.")
         Traceback (most recent call last):
             ...
-        prunegym.errors.InvalidInputError: dataset is a int; str is needed. Give its name.
+        prunegym.errors.InvalidInputError: dataset is a int; a str is needed. Give its name.
     """
     if not isinstance(value, kind):
         kinds = kind if isinstance(kind, tuple) else (kind,)
         needed = " or ".join("None" if one is NoneType else one.__name__ for one in kinds)
+        needed = f"a {needed}" if len(kinds) == 1 else needed
+        hint = hint or " ".join(getattr(one, "HINT", "") for one in kinds).strip()
         raise _refused(f"{name} is a {type(value).__name__}; {needed} is needed.", hint)
     return value
 

@@ -240,7 +240,7 @@ def test_from_arrays_refuses_what_it_would_have_to_guess() -> None:
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    ({"name": 3}, "name is a int; str is needed"), ({"classes": 3}, "classes is a int; .* Give a list of names"),
+    ({"name": 3}, "name is a int; a str is needed"), ({"classes": 3}, "classes is a int; .* Give a list of names"),
     ({"pad": -1}, "pad is -1; a whole number"), ({"pad": 1.5}, r"pad is 1\.5"), ({"pad": "x"}, "pad is 'x'"),
     ({"normalisation": (0.5, 0.5)}, "normalisation is a tuple; Normalisation"), ({"test": None}, "test data is a None"),
     ({"train": numbered(20)[0]}, r"the training data is a Tensor; a pair \(images, targets\) is needed"),
@@ -339,7 +339,7 @@ def test_a_normalisation_can_be_divided_by(std: float) -> None:
         (lambda data: data.subset(torch.tensor([10**9])), "Give an int64 tensor"),
         (lambda data: data.sample(-1), "count is -1; a whole number of at least 1 is needed"),
         (lambda data: data.sample(2.5), "count is 2.5; a whole number"),
-        (lambda data: data.part(3), "span is a int; str is needed. Give FROM:TO"),
+        (lambda data: data.part(3), "span is a int; a str is needed. Give FROM:TO"),
     ],
 )
 def test_indices_and_counts_that_are_none(take, message) -> None:
