@@ -149,7 +149,7 @@ def test_a_quiet_comparison_says_nothing_before_its_table(made: Path, tmp_path: 
     assert re.search(r"\d+%\|", shown)  # the bar
     assert "seed 0: accuracy" in shown
     quiet = in_a_terminal(*command, tmp_path / "quiet", "--quiet", NO_COLOR="1")
-    assert quiet.startswith("digits/test, 1 seeds")
+    assert quiet.startswith("digits/test, 1 seed")
 
 
 def test_mistakes_in_settings_are_found_before_anything_is_trained(made: Path, tmp_path: Path) -> None:
