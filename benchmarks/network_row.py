@@ -7,12 +7,14 @@ import importlib
 import resource
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunegym.errors import PruneGymError
 from prunegym.models import MaskedCNN
@@ -202,26 +204,33 @@ def _zeroed(network: nn.Module, masked: MaskedCNN, images: Tensor, output: str |
 
 
 def _hooked(network: nn.Module, masked: MaskedCNN, images: Tensor, output: str | int | None) -> Tensor:
-    """Return the outputs of a copy in which hooks zero the first half of each gate, after norm and activation."""
+    """Return the outputs of a copy in which the first half of each gate is zeroed, after norm and activation.
+
+    Hooks zero what modules return. Sums and concatenations in the code of a module are zeroed as torch runs them.
+    """
     plain = copy.deepcopy(network)
     mask, starts, start = half(masked), {}, 0
     for number, gate in enumerate(masked.gates):
         starts[number], start = start, start + gate.width
     calls: dict[str, dict[int, list[Tensor]]] = {}
+    operations: dict[tuple[str, str], dict[int, list[Tensor]]] = {}
     for name, places in masked.places.items():
         step = masked.graph[name]
-        inside = [other.name for other in masked.graph.steps if other.layer == step.layer and other.kind is step.kind]
         factor = torch.ones(())
         for number, bits in places:
             own = mask[:, starts[number] : starts[number] + masked.gates[number].width]
             factor = factor * bits.factors(own, images.new_empty(1, *step.shape[1:]))
-        module = plain.get_submodule(step.layer)
-        if next(module.children(), None) is not None and not step.weight:
-            raise TypeError(f"{name} is not a separate module")
-        calls.setdefault(step.layer, {}).setdefault(inside.index(name), []).append(factor)
+        same = [other for other in masked.graph.steps if other.layer == step.layer and other.kind is step.kind]
+        if next(plain.get_submodule(step.layer).children(), None) is None or step.weight:
+            place = [other.name for other in same].index(name)
+            calls.setdefault(step.layer, {}).setdefault(place, []).append(factor)
+        else:
+            place = [other.name for other in same if other.operation == step.operation].index(name)
+            operations.setdefault((step.layer, step.operation), {}).setdefault(place, []).append(factor)
     for layer, factors in calls.items():
         plain.get_submodule(layer).register_forward_hook(_Zero(factors))
-    return _chosen(plain(images.clone()), output)
+    with _ZeroOperations(plain, operations):
+        return _chosen(plain(images.clone()), output)
 
 
 class _Zero:
@@ -234,6 +243,28 @@ class _Zero:
         self.call += 1
         for factor in self.factors.get(self.call, ()):
             result = result * factor
+        return result
+
+
+class _ZeroOperations(TorchDispatchMode):
+    """Multiplies what operations in a module's own code return: by module, name of the operation, and count."""
+
+    def __init__(self, network: nn.Module, factors: dict[tuple[str, str], dict[int, list[Tensor]]]) -> None:
+        super().__init__()
+        self.factors, self.calls, self.inside = factors, Counter[tuple[str, str]](), [""]
+        for name, module in network.named_modules():
+            module.register_forward_pre_hook(lambda _module, _inputs, name=name: self.inside.append(name))
+            module.register_forward_hook(self._leave)
+
+    def _leave(self, *_: object) -> None:
+        self.inside.pop()
+
+    def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        at = self.inside[-1], func.overloadpacket.__name__.rstrip("_")
+        for factor in self.factors.get(at, {}).get(self.calls[at], ()):
+            result.mul_(factor)  # in place, as `add_` returns what it was given
+        self.calls[at] += 1
         return result
 
 
