@@ -79,7 +79,8 @@ def test_latency_is_measured_trained_for_and_evaluated(made: Path, tmp_path: Pat
     assert document["policy_seconds"] > 0
     assert "error end to end" in succeed("latency", model, "--out", table, "--rounds", "2").stdout
     assert as_json("evaluate", model, "--latency", table)["latency_share"] > 0
-    assert "estimated from the latency table" in succeed("evaluate", model, "--latency", table).stdout
+    shown = succeed("evaluate", model, "--latency", table).stdout
+    assert "estimated from the latency table" in " ".join(shown.split())
     line = ["train", model, *RL, "--reward", "latency"]
     succeed(*line, "--set", f"env_kwargs.latency_table={table}", "--out", tmp_path / "run")
     assert (tmp_path / "run/model.safetensors").is_file()

@@ -115,7 +115,7 @@ def test_prepare_with_constants(made: Path, tmp_path: Path, kinds: list[str]) ->
     found = as_json("evaluate", tmp_path / "prepared.safetensors", "--split", "validation")
     assert found["total_mac_share"] == pytest.approx(document["total_mac_share"]["digits/validation"])
     assert (found["policy_mac_share"] == 0) == bool(kinds[1:])
-    assert "learnt constants" in succeed("inspect", tmp_path / "prepared.safetensors").stdout
+    assert "a learnt constant for its readers" in succeed("inspect", tmp_path / "prepared.safetensors").stdout
     assert as_json("inspect", tmp_path / "prepared.safetensors")["compensation"] == "constant"
 
 

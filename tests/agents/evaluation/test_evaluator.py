@@ -199,7 +199,7 @@ def test_wrong_masks_are_refused(masked, few):
 
 def test_a_data_set_is_no_name(masked):
     with pytest.raises(
-        InvalidInputError, match=r"The data set is 'digits'; a Dataset is needed, for example load_dataset"
+        InvalidInputError, match=r"The data set is 'digits'; a Dataset is needed. For example load_dataset"
     ):
         evaluate(torch.ones(48), masked, "digits")
 
