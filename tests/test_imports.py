@@ -46,6 +46,7 @@ def test_help_loads_neither_torch_nor_sb3(arguments: list[str]) -> None:
     )
 
 
+@pytest.mark.slow
 def test_making_an_environment_loads_no_sb3() -> None:
     run(
         "import sys, gymnasium, prunegym; gymnasium.make('prunegym/ChannelMask-v0'); "
