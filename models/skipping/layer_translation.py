@@ -15,21 +15,7 @@ from prunegym.models import kernel
 from prunegym.models.gating.features import MaskFeatures
 from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.kernel import GateHead, PlanBuilder, Value
-from prunegym.models.skipping.program.layers import (
-    Add,
-    Average,
-    AvgPool,
-    Concat,
-    Conv,
-    Layer,
-    Linear,
-    MaxPool,
-    Norm,
-    Pair,
-    Program,
-    Scale,
-    Subsample,
-)
+from prunegym.models.skipping.program import layers as kinds
 from prunegym.models.skipping.program.lowering import UnsupportedError
 from prunegym.models.skipping.program.path import DECIDE
 
@@ -38,7 +24,11 @@ class Translation:
     """A plan that grows layer by layer."""
 
     def __init__(
-        self, program: Program, policy: GatePolicy | None, penalty: float | None, looks: MaskFeatures | None = None
+        self,
+        program: kinds.Program,
+        policy: GatePolicy | None,
+        penalty: float | None,
+        looks: MaskFeatures | None = None,
     ) -> None:
         if not kernel.available():
             raise UnsupportedError(f"The compiled kernel is not available: {kernel.unavailable_reason()}.")
@@ -55,7 +45,7 @@ class Translation:
         self.parts: list[str] = []
         self._readers = Counter(name for layer in program.layers for name in layer.inputs)
         self._readers[program.output] += 1
-        self._concats: dict[str, Concat] = {}  # not yet added: the norm behind them may be done at once
+        self._concats: dict[str, kinds.Concat] = {}  # not yet added: the norm behind them may be done at once
         self.begun: set[int] = set()
         self._owners = [gate for gate, width in enumerate(program.widths) for _ in range(width)]
 
@@ -76,7 +66,7 @@ class Translation:
             channels, height, width = flat if len(flat) == 3 else (flat[0], 0, 0)
             self.values[name] = self.builder.input(channels, height, width, self._space(name))
 
-    def add(self, layer: Layer) -> str:
+    def add(self, layer: kinds.Layer) -> str:
         """Add a layer, or return why the kernel does not run it; its value is then one that is given."""
         try:
             self._decide(layer)
@@ -91,7 +81,7 @@ class Translation:
         """Note what the last layers of the plan do."""
         self.parts += [part] * (self.builder.size - len(self.parts))
 
-    def _decide(self, layer: Layer) -> None:
+    def _decide(self, layer: kinds.Layer) -> None:
         """Add what decides the gates that begin with a layer, and check that all others that it masks have begun."""
         program = self.program
         self.begun.update(layer.starts)
@@ -128,7 +118,7 @@ class Translation:
             raise InvalidInputError("it reads no value of the image, as where a weight is computed.")
         return self.values[name]
 
-    def _joined(self, layer: Concat, name: str, norm: Norm | None = None) -> Value:
+    def _joined(self, layer: kinds.Concat, name: str, norm: kinds.Norm | None = None) -> Value:
         parts = [self._like(name, self.value(part)) for part in layer.inputs]
         if norm is None:
             return self.builder.concat(parts, gate=self._space(name))
@@ -139,25 +129,27 @@ class Translation:
         """Return a value with all of its channels if a value that is made of it has all."""
         return self.builder.expand(x) if name not in self.program.spaces and x.gate is not None else x
 
-    def _add(self, layer: Layer) -> None:
+    def _add(self, layer: kinds.Layer) -> None:
         """Add a layer; raises InvalidInputError if the kernel has no such layer."""
-        if isinstance(layer, Concat) and len(self.program.shapes[layer.name]) == 3:
+        if isinstance(layer, kinds.Concat) and len(self.program.shapes[layer.name]) == 3:
             self._concats[layer.name] = layer
             if self._readers[layer.name] > 1:
                 self.value(layer.name)
             return
-        own = layer.weight if isinstance(layer, Conv | Linear) else None
+        own = layer.weight if isinstance(layer, kinds.Conv | kinds.Linear) else None
         if own is not None and (own.dtype != torch.float32 or own.device.type != "cpu"):
             raise InvalidInputError(f"its weights are {own.dtype} on {own.device}, not float32 on the CPU.")
-        if not isinstance(layer, Norm) or layer.inputs[0] not in self._concats:
+        if not isinstance(layer, kinds.Norm) or layer.inputs[0] not in self._concats:
             for name in layer.inputs:
                 self.value(name)
-        self.values[layer.name] = self._weighted(layer) if isinstance(layer, Conv | Linear) else self._other(layer)
+        self.values[layer.name] = (
+            self._weighted(layer) if isinstance(layer, kinds.Conv | kinds.Linear) else self._other(layer)
+        )
         self._note(layer.name)
 
-    def _weighted(self, layer: Conv | Linear) -> Value:
+    def _weighted(self, layer: kinds.Conv | kinds.Linear) -> Value:
         x, gate, bias = self.value(layer.inputs[0]), self._space(layer.name), self._bias(layer)
-        if isinstance(layer, Linear):
+        if isinstance(layer, kinds.Linear):
             return self.builder.linear(x, layer.weight, bias, activation=layer.activation, gate=gate)
         second = None
         if len(layer.inputs) > 1:
@@ -172,7 +164,7 @@ class Translation:
             residual=second,
         )  # fmt: skip
 
-    def _bias(self, layer: Conv | Linear) -> Tensor | Value:
+    def _bias(self, layer: kinds.Conv | kinds.Linear) -> Tensor | Value:
         """Return a layer's bias; with constants, what it is under the masks of the gates that have begun."""
         if layer.constants is None:
             return layer.bias
@@ -181,32 +173,32 @@ class Translation:
         bits = [bit for bit, gate in enumerate(self._owners) if gate in layer.constants.gates]
         return self.builder.compensate(layer.bias, layer.constants.table, self.builder.space(bits))
 
-    def _other(self, layer: Layer) -> Value:
-        if isinstance(layer, Norm) and layer.inputs[0] in self._concats:
+    def _other(self, layer: kinds.Layer) -> Value:
+        if isinstance(layer, kinds.Norm) and layer.inputs[0] in self._concats:
             return self._joined(self._concats.pop(layer.inputs[0]), layer.name, layer)
         builder, inputs = self.builder, [self._like(layer.name, self.value(name)) for name in layer.inputs]
         x = inputs[0]
-        if isinstance(layer, Norm):
+        if isinstance(layer, kinds.Norm):
             scale, shift = layer.scale.float(), layer.shift.float()
             return builder.concat([x], scale, shift, activation=layer.activation, gate=x.gate)
-        if isinstance(layer, Average):
+        if isinstance(layer, kinds.Average):
             return builder.average(x) if x.stride else x
-        if isinstance(layer, Add):
+        if isinstance(layer, kinds.Add):
             return builder.add(x, *inputs[1:], activation=layer.activation)
-        if isinstance(layer, Scale):
+        if isinstance(layer, kinds.Scale):
             return builder.scale(x, inputs[1])
-        if isinstance(layer, MaxPool):
+        if isinstance(layer, kinds.MaxPool):
             window = [_square(pair) for pair in (layer.kernel, layer.stride, layer.padding)]
             return builder.max_pool(x, *window, ceil_mode=layer.ceil, activation=layer.activation)
-        if isinstance(layer, AvgPool):
+        if isinstance(layer, kinds.AvgPool):
             window = [_square(pair) for pair in (layer.kernel, layer.stride, layer.padding)]
             return builder.avg_pool(x, *window, ceil_mode=layer.ceil, count_include_pad=layer.padded)
-        if isinstance(layer, Subsample):
+        if isinstance(layer, kinds.Subsample):
             return builder.subsample(x, _square(layer.stride), layer.channels, layer.offset)
         raise InvalidInputError("it is of another kind.")
 
 
-def _square(pair: Pair) -> int:
+def _square(pair: kinds.Pair) -> int:
     if pair[0] != pair[1]:
         raise InvalidInputError(f"rows and columns differ ({pair}).")
     return pair[0]
