@@ -88,14 +88,9 @@ def output_shape(network: nn.Module, dataset: Dataset, argument: str = "network"
     check_dataset(dataset)
     check_module(network, argument)
     what = f"{argument} is a {type(network).__name__}"
-    try:
-        output = run_one(network, dataset.batch(torch.arange(1)).contiguous())
-    except Exception as error:  # a network may raise any error
-        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
-        raise InvalidInputError(
-            f"{what}, which cannot run a normalised image of data set {dataset.name!r}, {dataset.image_shape} "
-            f"(channels, height, width): {reason}. Choose a data set and a network that fit together."
-        ) from error
+    image = f"a normalised image of data set {dataset.name!r}, {dataset.image_shape} (channels, height, width)"
+    hint = "Choose a data set and a network that fit together."
+    output = try_one(network, dataset.batch(torch.arange(1)).contiguous(), what, image, hint)
     if not isinstance(output, Tensor) or output.ndim == 0:
         raise InvalidInputError(
             f"{what}, which returns a {type(output).__name__}; a tensor (batch, classes) is needed. Wrap it in a "
@@ -126,6 +121,26 @@ def run_one(network: nn.Module, image: Tensor) -> object:
         return network(image.to(device))
     finally:
         network.train(was_training)
+
+
+def try_one(network: nn.Module, image: Tensor, what: str, described: str, hint: str) -> object:
+    """Run an image with :func:`run_one`.
+
+    Args:
+        network: The network.
+        image: (1, channels, height, width).
+        what: What the network is, for the message.
+        described: What the image is.
+        hint: How to fix it.
+
+    Raises:
+        InvalidInputError: If the network raises any error.
+    """
+    try:
+        return run_one(network, image)
+    except Exception as error:  # a network may raise any error
+        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+        raise InvalidInputError(f"{what}, which cannot run {described}: {reason}. {hint}") from error
 
 
 def check_device(name: str | torch.device) -> torch.device:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from prunegym.errors import InvalidInputError, MissingDataError, PruneGymError
-from prunegym.models.checks import run_one
+from prunegym.models.checks import try_one
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.gating.features import MaskFeatures
 from prunegym.models.gating.gate_policy import GatePolicy
@@ -149,14 +149,9 @@ def read_model(path: Path | str, network: nn.Module | None = None, gates: str | 
 
 
 def _check_runs(network: nn.Module, info: CNNInfo) -> None:
-    try:
-        run_one(network, info.example())
-    except Exception as error:  # a network may raise any error
-        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
-        raise InvalidInputError(
-            f"The network is a {type(network).__name__}, which cannot run an image of shape {info.image_shape}, as its "
-            f"description says: {reason}. Describe it with CNNInfo.of and the data set that it was trained on."
-        ) from error
+    described = f"an image of shape {info.image_shape}, as its description says"
+    hint = "Describe it with CNNInfo.of and the data set that it was trained on."
+    try_one(network, info.example(), f"The network is a {type(network).__name__}", described, hint)
 
 
 @contextlib.contextmanager
