@@ -71,13 +71,12 @@ class Cell:
 
 
 def cells(study: Study) -> list[Cell]:
-    """Return the cells of a study: all of the first seed, then constants of the others, then zeros of the others."""
+    """Return the cells of a study: constants of all seeds, then zeros."""
     pairs = [(kind, share) for share in study.shares for kind in ("gates", "static")]
-    first = [Cell(kind, way, share, 0) for way in ("constant", "zero") for kind, share in pairs]
-    return first + [
+    return [
         Cell(kind, way, share, seed)
         for way in ("constant", "zero")
-        for seed in range(1, study.seeds)
+        for seed in range(study.seeds)
         for kind, share in pairs
     ]
 
