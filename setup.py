@@ -27,10 +27,18 @@ from setuptools.modified import newer_group
 ROOMS = ("models", "envs", "agents")
 SOURCES = Path("models/kernel/csrc")
 COMMON_FLAGS = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fvisibility=hidden", "-pthread", "-g0", "-Wall", "-Wextra"]
+# Bytes: results are the same bit for bit on every processor, so no product and sum are rounded as one.
+BYTES = ["-ffp-contract=off"]
+VNNI = [*BYTES, "-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mavx512vnni", "-mavx512vbmi", "-mavx512vbmi2"]
 VARIANT_FLAGS = {
     "lanes8.cpp": ["-mavx2", "-mfma"],
     "lanes16.cpp": ["-mavx512f", "-mavx512vl", "-mavx512dq", "-mfma"],
+    "bytes4.cpp": BYTES,
+    "bytes8.cpp": [*BYTES, "-mavx2"],
+    "vnni.cpp": VNNI,
+    "amx.cpp": [*VNNI, "-mamx-tile", "-mamx-int8"],
 }
+X86 = set(VARIANT_FLAGS) - {"bytes4.cpp"}
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 SANITIZE_FLAGS = [*SANITIZE, "-O1", "-g1", "-fno-omit-frame-pointer"]
 WANTED = os.environ.get("PRUNEGYM_KERNEL_BUILD", "auto")
@@ -48,9 +56,10 @@ class BuildKernel(build_ext):
             flags.append("-DPRUNEGYM_X86")
             if os.environ.get("PRUNEGYM_EMULATE_AVX512"):  # to test the logic of lanes16.cpp without the processor
                 flags.append("-DPRUNEGYM_EMULATE_AVX512")
-                variants["lanes16.cpp"] = [*variants["lanes8.cpp"], "-Wno-psabi"]
+                for name, like in (("lanes16.cpp", "lanes8.cpp"), ("vnni.cpp", "bytes8.cpp"), ("amx.cpp", "bytes8.cpp")):
+                    variants[name] = [*variants[like], "-Wno-psabi"]
         else:
-            ext.sources = [source for source in ext.sources if Path(source).name not in variants]
+            ext.sources = [source for source in ext.sources if Path(source).name not in X86]
 
         def build(source: str) -> str:
             (made,) = self.compiler.object_filenames([source], output_dir=self.build_temp)
@@ -78,8 +87,8 @@ def packages() -> list[str]:
 
 kernel = Extension(
     "prunegym.models.kernel._skipping",
-    sources=sorted(str(path) for path in SOURCES.glob("*.cpp")),
-    depends=sorted(str(path) for path in SOURCES.glob("*.h")),
+    sources=sorted(str(path) for path in SOURCES.rglob("*.cpp")),
+    depends=sorted(str(path) for path in SOURCES.rglob("*.h")),
     optional=WANTED != "required",
 )
 setup(

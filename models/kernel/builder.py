@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from prunegym.errors import InvalidInputError
-from prunegym.models.kernel.map_layers import MapLayers
+from prunegym.models.kernel.byte_layers import ByteLayers, Pair
 from prunegym.models.kernel.plan import GateHead, Plan
 from prunegym.models.kernel.shared_library import (
     KINDS,
@@ -32,11 +32,8 @@ from prunegym.models.kernel.values import (
 )
 from prunegym.validation import whole_number
 
-MAX_KERNEL, MAX_REACH = 7, 1024
-Pair = int | tuple[int, int]
 
-
-class PlanBuilder(MapLayers):
+class PlanBuilder(ByteLayers):
     """Collects the layers of a network and builds a :class:`Plan`.
 
     Args:
@@ -110,30 +107,13 @@ class PlanBuilder(MapLayers):
         self._own(x, "conv()")
         groups = check_groups(groups, x.channels, weight)
         expected = "out", x.channels // groups, "height", "width"
-        out, _, rows, columns = check_floats("The weight", weight, expected).shape
-        stride, dilation = check_stride(stride), whole_number("dilation", dilation, 1, MAX_REACH)
-        down, right = (padding, padding) if isinstance(padding, int) else padding
-        pads = [whole_number("padding", one, 0, MAX_REACH) for one in (down, right)]
-        for side in (rows, columns):
-            whole_number("The kernel's side", side, 1, MAX_KERNEL)
-        reach = (rows - 1) * dilation + 1, (columns - 1) * dilation + 1
-        height, width = window(x, reach, stride, pads)
-        # With rows of the input's stride such a convolution reads the input map directly, without copies.
-        small = stride == dilation == 1 and max(rows, columns) <= 3
-        in_place = small and pads[0] <= (rows - 1) // 2 and pads[1] <= (columns - 1) // 2
-        y = self._value(out, height, width, gate, stride=x.stride if in_place else None)
-        if (height + reach[0] + 4) * (width + reach[1] + 4) > MAX_PIXELS:
-            raise InvalidInputError(f"The kernel reaches over {reach} pixels; that is too much for such a map.")
-        if residual is not None and shape_of(self._own(residual, "residual")) != shape_of(y):
-            raise InvalidInputError(
-                f"The residual is {shape_of(residual)}, but the convolution's output is {shape_of(y)}; they must be "
-                "equal."
-            )
+        out = len(check_floats("The weight", weight, expected))
+        fields, sizes = self._kernel(x, weight, stride, padding, dilation)
+        y = self._value(out, *sizes[:2], gate, stride=sizes[2])
+        self._check_residual(residual, y)
         own, biases = self._biases(bias, out)
         depthwise = groups == x.channels == out and groups > 1 and residual is None and x.gate == gate and not biases
-        fields: LayerFields = {"kernel": rows, "kernel_width": columns, "stride": stride, "padding": pads[0]}
-        fields |= {"padding_width": pads[1], "dilation": dilation, "groups": groups}
-        fields |= {"activation": activation_number(relu, activation), "weight": weight, "bias": own}
+        fields |= {"groups": groups, "activation": activation_number(relu, activation), "weight": weight, "bias": own}
         self._layer("depthwise" if depthwise else "conv", x, y, fields, second=residual, biases=biases)
         return y
 
@@ -224,13 +204,16 @@ class PlanBuilder(MapLayers):
         fields: LayerFields = {"average": bool(average), "grid": grid, "mean": check_floats("mean", mean, (size,))}
         self._layer("look", x, None, {**fields, "scale": 1 / check_floats("std", std, (size,))})
 
-    def build(self, output: Value | Sequence[Value], variant: str | None = None) -> Plan:
+    def build(
+        self, output: Value | Sequence[Value], variant: str | None = None, byte_variant: str | None = None
+    ) -> Plan:
         """Copy all weights into a plan.
 
         Args:
             output: What the plan returns: a vector or map, all channels, zeros where they are masked; or several, one
                 after the other.
             variant: One of :func:`variants`; None for the best.
+            byte_variant: One of :func:`byte_variants`, for layers on bytes; None for the best.
 
         Raises:
             InvalidInputError: If an output is not a value of this builder, or there is no such variant.
@@ -239,20 +222,22 @@ class PlanBuilder(MapLayers):
         layers, place = list(self._layers), 0
         outputs: Sequence[Any] = output if isinstance(output, list | tuple) else [output]
         for value in map(self._own, outputs):
+            if value.is_bytes:
+                raise InvalidInputError("An output is bytes; give what to_floats() makes of it.")
             numbers: LayerFields = {"input": value.index, "second": -1, "biases": -1, "output": -1}
             layers.append({"kind": KINDS.index("store"), **numbers, "offset": place})
             place += value.channels * value.height * value.width
         whole_number("The number of outputs", place, 1, 2**31 - 1)
         buffers, places = assign_buffers(self._values, layers)
         records = [
-            ValueRecord(place, value.channels, -1 if value.gate is None else value.gate)
+            ValueRecord(place, value.channels, -1 if value.gate is None else value.gate, value.zero, value.scale)
             if place >= 0
-            else ValueRecord(0, 1, -1)  # nothing makes it: its layer was refused
+            else ValueRecord(0, 1, -1, buffers[0].zero, 1.0)  # nothing makes it: its layer was refused
             for place, value in zip(places, self._values, strict=True)
         ]
         arrays: list[Tensor] = []  # kept alive until the plan has copied them
         return Plan(
-            variant,
+            (variant, byte_variant),
             buffers,
             records,
             self._widths,

@@ -68,7 +68,7 @@ class MapLayers(Values):
         stride = kernel if stride is None else check_stride(stride)
         padding = whole_number("padding", padding, 0, kernel // 2, "Pad by half of the kernel at most, as in torch.")
         height, width = window(x, (kernel, kernel), stride, (padding, padding), ceil)
-        y = self._value(x.channels, height, width, x.gate)
+        y = self._value(x.channels, height, width, x.gate, scale=x.scale, zero=x.zero)
         fields = {**fields, "kernel": kernel, "kernel_width": kernel, "ceil": bool(ceil)}
         self._layer(kind, x, y, {**fields, "stride": stride, "padding": padding, "padding_width": padding})
         return y
@@ -140,7 +140,8 @@ class MapLayers(Values):
         if self._own(x, "subsample()").gate is not None:
             raise InvalidInputError("The shortcut's input must not be masked by a gate.")
         stride, offset = check_stride(stride), whole_number("offset", offset, 0, MAX_CHANNELS)
-        y = self._value(channels, (x.height - 1) // stride + 1, (x.width - 1) // stride + 1)
+        size = (x.height - 1) // stride + 1, (x.width - 1) // stride + 1
+        y = self._value(channels, *size, scale=x.scale, zero=x.zero)
         self._layer("subsample", x, y, {"stride": stride, "offset": offset})
         return y
 

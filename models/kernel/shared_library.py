@@ -19,12 +19,12 @@ from prunegym.errors import InvalidInputError, MissingDependencyError, PruneGymE
 
 KINDS = (
     "load", "conv", "max_pool", "add", "subsample", "average", "linear", "depthwise", "avg_pool", "place", "scale",
-    "expand", "compensate", "decide", "look", "store",
+    "expand", "compensate", "convert", "decide", "look", "store",
 )  # fmt: skip
 ACTIVATIONS = ("", "relu", "relu6", "hardswish", "hardsigmoid", "sigmoid", "silu", "gelu")
 """What may follow a layer's sums; the first is nothing."""
 ERROR_SIZE = 256
-INTERFACE = 8
+INTERFACE = 9
 """Of the functions in csrc/api.cpp."""
 MAX_PIXELS, MAX_CHANNELS, MAX_IMAGES, MAX_THREADS = 2**27, 2**20, 2**24, 1024
 """Limits of csrc/common.h: pixels of one channel of a map, channels, images of a batch, and threads."""
@@ -37,13 +37,13 @@ class KernelError(PruneGymError, MemoryError):
 class BufferRecord(ctypes.Structure):
     """Memory for a map: csrc/plan.h, ``BufferRecord``."""
 
-    _fields_ = [(name, c_int32) for name in ("channels", "height", "width", "stride")]
+    _fields_ = [(name, c_int32) for name in ("channels", "height", "width", "stride", "zero")]
 
 
 class ValueRecord(ctypes.Structure):
     """A map or vector between layers: csrc/plan.h, ``ValueRecord``."""
 
-    _fields_ = [(name, c_int32) for name in ("buffer", "channels", "space")]
+    _fields_ = [*((name, c_int32) for name in ("buffer", "channels", "space", "zero")), ("scale", c_float)]
 
 
 class SpaceRecord(ctypes.Structure):
@@ -82,7 +82,7 @@ class Images(ctypes.Structure):
 
 FUNCTIONS: dict[str, tuple[type | None, list[Any]]] = {
     "use_openmp": (None, [c_void_p]),
-    "plan_new": (c_void_p, [c_char_p, POINTER(NetworkRecord), c_char_p]),
+    "plan_new": (c_void_p, [c_char_p, c_char_p, POINTER(NetworkRecord), c_char_p]),
     "plan_free": (None, [c_void_p]),
     "plan_run": (c_int, [c_void_p, c_int, POINTER(Images), c_void_p, c_void_p, c_int, POINTER(c_double), c_char_p]),
     "pass_new": (c_void_p, [c_void_p, c_int, c_int, c_char_p]),
@@ -109,7 +109,7 @@ def load() -> tuple[ctypes.CDLL | None, str]:
         )
     try:
         library = ctypes.CDLL(str(found[0]))
-        library.prunegym_variants.restype = c_char_p
+        library.prunegym_variants.restype = library.prunegym_variants_on_bytes.restype = c_char_p
         known = (library.prunegym_interface(), library.prunegym_record_size())
         if known != (INTERFACE, ctypes.sizeof(LayerRecord)):
             return None, f"{found[0]} was built for another version of prunegym; rebuild it"
@@ -151,6 +151,15 @@ def variants() -> tuple[str, ...]:
     return tuple(library.prunegym_variants().decode().split(",")) if library is not None else ()
 
 
+def byte_variants() -> tuple[str, ...]:
+    """Names of the compiled variants for int8 that this processor runs, best first: ``amx``, ``vnni``, ``bytes8``...
+
+    Empty if the kernel is not available.
+    """
+    library = load()[0]
+    return tuple(library.prunegym_variants_on_bytes().decode().split(",")) if library is not None else ()
+
+
 def library() -> Any:
     """Return the loaded library.
 
@@ -172,6 +181,17 @@ def choose_variant(name: str | None) -> str:
     return wanted
 
 
+def choose_byte_variant(name: str | None) -> str:
+    """Check the name of a variant for int8; None means the environment variable PRUNEGYM_INT8, or else the best."""
+    library()
+    wanted = name or os.environ.get("PRUNEGYM_INT8") or byte_variants()[0]
+    if wanted not in byte_variants():
+        raise InvalidInputError(f"int8 variant {wanted!r} cannot run here; these can: {', '.join(byte_variants())}.")
+    return wanted
+
+
+FLOATS = -1
+"""In place of a zero point: the numbers of a value are floats."""
 _CONV, _ADD, _LOOK, _SCALE = (KINDS.index(kind) for kind in ("conv", "add", "look", "scale"))
 
 
@@ -186,6 +206,8 @@ class Value:
         width: Pixels; 1 for a vector.
         stride: Floats from a row to the next in memory; 0 for a vector.
         gate: The gate, or the space of :meth:`PlanBuilder.space`, that says which channels are kept; None if all are.
+        scale: Of bytes.
+        zero: Of bytes: the one that stands for 0; :data:`FLOATS` for floats.
     """
 
     index: int
@@ -194,6 +216,18 @@ class Value:
     width: int
     stride: int
     gate: int | None = None
+    scale: float = 0.0
+    zero: int = FLOATS
+
+    @property
+    def is_bytes(self) -> bool:
+        """Whether its numbers are bytes; then they stand for ``scale * (byte - zero)``."""
+        return self.zero != FLOATS
+
+    @property
+    def stored(self) -> int:
+        """Channels in memory: four of bytes are one number of 32 bits."""
+        return -(-self.channels // 4) if self.is_bytes else self.channels
 
 
 def assign_buffers(
@@ -218,12 +252,12 @@ def assign_buffers(
     stops = [position for position, layer in enumerate(layers) if layer["kind"] == _LOOK]
     made = {layer["output"]: position for position, layer in reversed(list(enumerate(layers)))}
     keys = [
-        (value.height, value.width, value.stride, any(made[index] < stop < last_use[index] for stop in stops))
+        (value.height, value.width, value.stride, value.zero, any(made[index] < stop < last_use[index] for stop in stops))
         for index, value in enumerate(values)
     ]
     buffers: list[BufferRecord] = []
     places = [-1] * len(values)
-    free: dict[tuple[int, int, int, bool], list[int]] = defaultdict(list)
+    free: dict[tuple[int, int, int, int, bool], list[int]] = defaultdict(list)
     for position, layer in enumerate(layers):
         output = layer["output"]
         ending = {layer[name] for name in reads if layer[name] >= 0 and last_use[layer[name]] == position}
@@ -242,9 +276,9 @@ def assign_buffers(
                 places[output] = free[key].pop()
             else:
                 places[output] = len(buffers)
-                buffers.append(BufferRecord(0, *key[:3]))
+                buffers.append(BufferRecord(0, *key[:4]))
             buffer = buffers[places[output]]
-            buffer.channels = max(buffer.channels, value.channels)
+            buffer.channels = max(buffer.channels, value.stored)
         for index in ending:
             free[keys[index]].append(places[index])
     return buffers, places

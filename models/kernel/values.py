@@ -12,6 +12,7 @@ from prunegym.errors import InvalidInputError
 from prunegym.models.kernel.shared_library import (
     ACTIVATIONS,
     ARRAYS,
+    FLOATS,
     KINDS,
     MAX_CHANNELS,
     MAX_PIXELS,
@@ -21,6 +22,8 @@ from prunegym.models.kernel.shared_library import (
 from prunegym.validation import choice, shape, whole_number
 
 MAX_GRID = 1024
+ON_BYTES = ("conv", "max_pool", "subsample", "average", "convert", "decide", "look")
+"""Kinds of layers that may read bytes."""
 LayerFields = dict[str, int | Tensor]
 
 
@@ -103,7 +106,15 @@ class Values:
         return whole_number("The number of features", features, 1, MAX_PIXELS, "Use average=True or a smaller grid.")
 
     def _value(
-        self, channels: int, height: int, width: int, gate: int | None = None, *, stride: int | None = None
+        self,
+        channels: int,
+        height: int,
+        width: int,
+        gate: int | None = None,
+        *,
+        stride: int | None = None,
+        scale: float = 0.0,
+        zero: int = FLOATS,
     ) -> Value:
         channels = whole_number("The number of channels", channels, 1, MAX_CHANNELS)
         stride = width + 1 if stride is None else stride
@@ -117,7 +128,7 @@ class Values:
             raise InvalidInputError(
                 f"Gate {gate} does not fit {channels} channels; the widths of the gates are {self._widths}."
             )
-        value = Value(len(self._values), channels, height, width, stride, gate)
+        value = Value(len(self._values), channels, height, width, stride, gate, scale, zero)
         self._values.append(value)
         return value
 
@@ -130,6 +141,8 @@ class Values:
         second: Value | None = None,
         biases: Value | None = None,
     ) -> None:
+        if x is not None and x.is_bytes and kind not in ON_BYTES:
+            raise InvalidInputError(f"{kind} does not read bytes; give what to_floats() makes of {x!r}.")
         places = {"input": x, "second": second, "biases": biases, "output": output}
         numbers = {name: -1 if value is None else value.index for name, value in places.items()}
         self._layers.append({"kind": KINDS.index(kind), **numbers, **fields})

@@ -80,7 +80,7 @@ INLINE void activate_vectors(float* to, long count, const int32_t* valid) {
 }
 
 // Changes `count` numbers in place. If `valid` is given, numbers where it is 0 become 0.
-static __attribute__((noinline)) void activate(int activation, float* to, long count, const int32_t* valid = nullptr) {
+[[maybe_unused]] static __attribute__((noinline)) void activate(int activation, float* to, long count, const int32_t* valid = nullptr) {
   switch (activation) {
     case RELU: return activate_vectors<RELU>(to, count, valid);
     case RELU6: return activate_vectors<RELU6>(to, count, valid);

@@ -6,6 +6,11 @@
 #include <new>
 #include <stdexcept>
 #include <string>
+#if defined(PRUNEGYM_X86) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include "plan.h"
 #include "threads.h"
@@ -17,6 +22,10 @@ namespace prunegym {
 namespace generic { extern const Variant variant; }
 namespace avx2 { extern const Variant variant; }
 namespace avx512 { extern const Variant variant; }
+namespace bytes4 { extern const Variant variant; }
+namespace bytes8 { extern const Variant variant; }
+namespace vnni { extern const Variant variant; }
+namespace amx { extern const Variant variant; }
 
 std::vector<const Variant*> runnable_variants() {
   std::vector<const Variant*> variants;
@@ -34,22 +43,64 @@ std::vector<const Variant*> runnable_variants() {
   return variants;
 }
 
+#if defined(PRUNEGYM_X86) && defined(__linux__)
+// Whether the processor has tiles of bytes (CPUID 7, EDX bits 24 and 25).
+static bool has_tiles() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 24 & 3) == 3;
+}
+
+// AMX needs the kernel's permission, which is for the whole process; without it the first tile is a crash.
+static bool tiles_allowed() {
+  constexpr long request = 0x1023, tiles = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, request, tiles) == 0;
+}
+#else
+static bool has_tiles() { return false; }
+static bool tiles_allowed() { return false; }
+#endif
+
+std::vector<const Variant*> runnable_on_bytes() {
+  std::vector<const Variant*> variants;
+#ifdef PRUNEGYM_X86
+  __builtin_cpu_init();
+#ifdef PRUNEGYM_EMULATE_AVX512
+  if (__builtin_cpu_supports("avx2")) variants = {&amx::variant, &vnni::variant};
+#else
+  const bool vnni = __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+                    __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi2");
+  static const bool tiles = vnni && has_tiles() && tiles_allowed();
+  if (tiles) variants.push_back(&amx::variant);
+  if (vnni) variants.push_back(&vnni::variant);
+#endif
+  if (__builtin_cpu_supports("avx2")) variants.push_back(&bytes8::variant);
+#endif
+  variants.push_back(&bytes4::variant);
+  return variants;
+}
+
 }  // namespace prunegym
 
 using namespace prunegym;
 
+static std::string names_of(const std::vector<const Variant*>& variants) {
+  std::string all;
+  for (const Variant* v : variants) all += (all.empty() ? "" : ",") + std::string(v->name);
+  return all;
+}
+
 // Names of the runnable variants, best first, separated by commas.
 EXPORT const char* prunegym_variants() {
-  static const std::string names = [] {
-    std::string all;
-    for (const Variant* v : runnable_variants()) all += (all.empty() ? "" : ",") + std::string(v->name);
-    return all;
-  }();
+  static const std::string names = names_of(runnable_variants());
+  return names.c_str();
+}
+EXPORT const char* prunegym_variants_on_bytes() {
+  static const std::string names = names_of(runnable_on_bytes());
   return names.c_str();
 }
 
 // Increase this when the arguments of a function below change: Python then sees whether library and package fit.
-EXPORT int prunegym_interface() { return 8; }
+EXPORT int prunegym_interface() { return 9; }
 // Later runs use OpenMP's threads, or new threads if this is null.
 EXPORT void prunegym_use_openmp(void* entry) {
   openmp.call = reinterpret_cast<OpenMP>(entry);
@@ -71,13 +122,15 @@ static bool failed(char* error, F f) {
   return true;
 }
 
-EXPORT void* prunegym_plan_new(const char* variant, const NetworkRecord* network, char* error) {
+static const Variant& named(const char* name, const std::vector<const Variant*>& variants) {
+  for (const Variant* v : variants)
+    if (std::strcmp(v->name, name) == 0) return *v;
+  throw std::invalid_argument("no variant " + std::string(name));
+}
+
+EXPORT void* prunegym_plan_new(const char* variant, const char* on_bytes, const NetworkRecord* network, char* error) {
   Plan* plan = nullptr;
-  failed(error, [&] {
-    for (const Variant* v : runnable_variants())
-      if (std::strcmp(v->name, variant) == 0) plan = new Plan(*v, *network);
-    if (!plan) throw std::invalid_argument("no variant " + std::string(variant));
-  });
+  failed(error, [&] { plan = new Plan(named(variant, runnable_variants()), named(on_bytes, runnable_on_bytes()), *network); });
   return plan;
 }
 

@@ -62,12 +62,18 @@ struct Kept {
   const int* index;
 };
 
+constexpr int FLOATS = -1;
+
 // A map or vector of one image: channel i is the i-th of those that are kept.
 struct View {
   const Map* map;
   int channels;  // kept or not
   Kept kept;
-  float* data;  // null: there is no such input
+  float* data;   // null: there is no such input
+  int zero;      // of bytes, which stand for scale * (byte - zero); FLOATS: the numbers are floats
+  float scale;
+
+  COMMON bool is_bytes() const { return zero != FLOATS; }
 
   COMMON float* row(int channel, int y) const {
     return data + static_cast<long>(channel) * map->channel + map->first() + static_cast<long>(y) * map->stride;
@@ -75,8 +81,8 @@ struct View {
 };
 
 enum Kind : int32_t {
-  LOAD, CONV, MAX_POOL, ADD, SUBSAMPLE, AVERAGE, LINEAR, DEPTHWISE, AVG_POOL, PLACE, SCALE, EXPAND, COMPENSATE, DECIDE, LOOK,
-  STORE
+  LOAD, CONV, MAX_POOL, ADD, SUBSAMPLE, AVERAGE, LINEAR, DEPTHWISE, AVG_POOL, PLACE, SCALE, EXPAND, COMPENSATE,
+  CONVERT, DECIDE, LOOK, STORE
 };
 // What is applied to each number at the end of a layer. Those up to RELU6 cut it off at two bounds.
 enum Activation : int32_t { NO_ACTIVATION, RELU, RELU6, HARDSWISH, HARDSIGMOID, SIGMOID, SILU, GELU, ACTIVATIONS };
@@ -97,7 +103,8 @@ struct LayerRecord {
   const float *weight, *bias;              // CONV, LINEAR, DEPTHWISE, PLACE (factors and summands, or null), COMPENSATE
                                            // (a row of summands for each channel, and what they are added to), and the
                                            // first linear layer of DECIDE (hidden, features)
-  const float *weight2, *bias2, *mean, *scale;  // DECIDE
+  const float *weight2, *bias2, *mean, *scale;  // DECIDE. CONV on bytes: weights are whole numbers, and `scale` (out) is
+                                                // the input's scale times that of the weights over the output's
 };
 
 // How a convolution reads its input. A grid is the sequence of positions that it computes, vector by vector.
@@ -106,6 +113,17 @@ enum class Path : int {
   copies,      // from shifted copies of the input, one for each column of the kernel; the grid has pixels only
   two_by_two,  // 2x2 maps: lanes are pairs of an output and an input pixel
   winograd,    // squares of four output pixels, by fewer multiplications (winograd.h)
+};
+
+// What a convolution on bytes has besides (packed/conv.h).
+struct Packed {
+  const int8_t* weight;  // (out, taps, inputs): the inputs of a tap adjacent, with zeros up to tap_bytes; null: floats
+  int tap_bytes;
+  const float* factor;  // (out): from sums of products to units of the output
+  int zero_in, zero_out, zero_second;
+  float scale_second, unit, inverse_unit, low, high;  // scales over the output's, the output's own, and bounds
+  bool by_rows;      // whether a block of rows is computed for all pixels before the next
+  long copies_size;  // floats of the copies; after them are the panels
 };
 
 struct Conv {
@@ -125,12 +143,18 @@ struct Conv {
   long planes_size, scratch_size;      // floats that prepare_conv writes, at most, and of scratch
   long taps[MAX_KERNEL * MAX_KERNEL];  // from a grid position to the input under each number of the kernel
   const int32_t* valid;                // path in_place: -1 at pixels of the grid, 0 at zero columns and past its end
+  float fill;                          // what the frame of the input is made of, where it is copied
+  Packed packed;
 
   COMMON int tap_count() const { return height * width; }
   COMMON int group_inputs() const { return in_channels / groups; }
   COMMON int group_outputs() const { return out_channels / groups; }
-  // Number of parts for threads to share: kept output channels, times the number of bands if there are any.
-  COMMON int shares(int kept) const { return path == Path::winograd ? bands * kept : kept; }
+  // Number of parts for threads to share: kept output channels, times the number of bands if there are any. Of bytes:
+  // quads of channels.
+  COMMON int shares(int kept) const {
+    if (packed.weight) return (kept + 3) / 4;
+    return path == Path::winograd ? bands * kept : kept;
+  }
   COMMON int reach() const { return (height - 1) * dilation; }  // rows from the first of the kernel to the last
   COMMON int phases() const { return stride <= reach() ? stride : reach() + 1; }  // row sets of the copies
 };
@@ -175,9 +199,9 @@ struct Variant {
   void (*plan_conv)(Conv&, bool has_residual);
   const float* (*prepare_conv)(const Conv&, Kept, const float* map, float* planes);
   void (*conv)(const Conv&, const ConvCall&);
-  LayerFunction layers[DECIDE];  // by kind; null for LOAD and CONV
-  int (*decide)(const Gate&, Kept in, const float* input, int* kept, float* scratch);
-  void (*look)(const Gate&, Kept in, const float* input, float* features, float* scratch);
+  LayerFunction layers[DECIDE];  // by kind; null for those that it has not, as LOAD and CONV
+  int (*decide)(const Gate&, const View& in, int* kept, float* scratch);
+  void (*look)(const Gate&, const View& in, float* features, float* scratch);
 };
 
 }  // namespace prunegym

@@ -1,6 +1,7 @@
 // Convolutions: choose the path of a layer, prepare its input, cut rows and grid into tiles, write the results.
 #pragma once
 #include "pairs.h"
+#include "planes.h"
 #include "winograd.h"
 
 namespace prunegym {
@@ -11,86 +12,26 @@ namespace VARIANT {
 // Copies cost a little for each input channel. Zero columns waste lanes in every multiplication. So copies are used
 // where they save a tenth of the vectors (mostly maps up to 8x8), and where a flat grid is impossible.
 static Path choose_path(const Conv& c, bool has_residual) {
-  const bool flat = c.stride == 1 && c.height <= 3 && c.width <= 3 && c.dilation == 1 && c.padding <= (c.height - 1) / 2 &&
-                    c.padding_width <= (c.width - 1) / 2 && c.in.stride == c.out.stride &&
-                    (!has_residual || c.residual.stride == c.out.stride);
   if (winograd_pays(c)) return Path::winograd;
   const int in_place = vectors_for(c.out.height * c.out.stride), copies = vectors_for(c.out.pixels());
   if (LANES >= 8 && c.height == 3 && c.width == 3 && c.stride == 1 && c.padding == 1 && c.padding_width == 1 &&
       c.dilation == 1 && c.out.height == 2 && c.out.width == 2)
     return Path::two_by_two;
-  return flat && 10 * in_place <= 11 * copies ? Path::in_place : Path::copies;
-}
-
-static void plan_in_place(Conv& c) {
-  c.vectors = vectors_for(c.out.height * c.out.stride);
-  c.input_channel = c.in.channel;
-  for (int t = 0; t < c.tap_count(); t++)
-    c.taps[t] = (t / c.width - c.padding) * c.in.stride + t % c.width - c.padding_width;
-}
-
-// Copy (phase, dx) holds, row by row, the input under column dx of the kernel, for the input rows
-// phase - padding, phase - padding + stride, ...; so the weight (dy, dx) reads the copy (dy % stride, dx),
-// dy / stride rows further down (dy: counted in rows of the input, so with the dilation).
-static void plan_copies(Conv& c) {
-  const int width = c.out.width;
-  c.vectors = vectors_for(c.out.pixels());
-  c.plane = round_up((c.out.height + c.reach() / c.stride) * width + LANES, LINE);
-  c.input_channel = (static_cast<long>(c.phases()) * c.width * c.plane / LINE | 1) * LINE;
-  c.planes_size = c.in_channels * c.input_channel, c.scratch_size = static_cast<long>(MAX_ROWS) * c.vectors * LANES;
-  for (int t = 0; t < c.tap_count(); t++) {
-    const int dy = t / c.width * c.dilation, dx = t % c.width;
-    c.taps[t] = (dy % c.stride * c.width + dx) * static_cast<long>(c.plane) + dy / c.stride * width;
-  }
+  return is_flat(c, has_residual) && 10 * in_place <= 11 * copies ? Path::in_place : Path::copies;
 }
 
 static void plan_conv(Conv& c, bool has_residual) {
   c.path = choose_path(c, has_residual);
   if (c.path == Path::in_place) plan_in_place(c);
-  if (c.path == Path::copies) plan_copies(c);
+  if (c.path == Path::copies) {
+    plan_copies(c, c.in_channels);
+    c.scratch_size = static_cast<long>(MAX_ROWS) * c.vectors * LANES;
+  }
   if (c.path == Path::two_by_two) c.input_channel = LANES, c.planes_size = static_cast<long>(c.in_channels) * LANES;
   if (c.path == Path::winograd) plan_winograd(c);
 }
 
 // ---- Preparing the input.
-
-// One row of a copy, where the frame of the map has all zeros that it needs. Writes up to LANES - 1 extra numbers, which
-// the next row overwrites.
-INLINE void copy_row(const float* from, int step, int width, float* to) {
-  for (int x = 0; x < width; x += LANES) {
-    if (step == 1) store(to + x, load(from + x));
-    else store(to + x, even_lanes(load(from + 2 * x), load(from + 2 * x + LANES)));
-  }
-}
-
-// The same for wide padding and any stride, with zeros where there is no pixel. from: the row's pixel 0, or null above
-// and below the picture. first: the column under to[0].
-static void copy_row_padded(const float* from, int first, int step, int in_width, int width, float* to) {
-  int begin = first < 0 ? (step - 1 - first) / step : 0, end = first < in_width ? (in_width - 1 - first) / step + 1 : 0;
-  if (end > width) end = width;
-  if (!from || begin >= end) begin = end = width;
-  else if (step <= 2) copy_row(from + first + begin * step, step, end - begin, to + begin);
-  else
-    for (int x = begin; x < end; x++) to[x] = from[first + x * step];
-  for (int x = 0; x < begin; x++) to[x] = 0;
-  for (int x = end; x < width; x++) to[x] = 0;
-}
-
-static void copy_channel(const Conv& c, const float* map, float* to) {
-  const bool framed = c.padding <= 1 && c.padding_width <= 1 && c.stride <= 2;
-  for (int phase = 0; phase < c.phases(); phase++) {
-    for (int dx = 0; dx < c.width; dx++, to += c.plane) {
-      const int rows = c.out.height + (c.reach() - phase) / c.stride, first = dx * c.dilation - c.padding_width;
-      for (int row = 0; row < rows; row++) {
-        const int y = row * c.stride + phase - c.padding;
-        const float* from = map + c.in.first() + static_cast<long>(y) * c.in.stride;
-        float* line = to + row * c.out.width;
-        if (framed) copy_row(from + first, c.stride, c.out.width, line);
-        else copy_row_padded(y >= 0 && y < c.in.height ? from : nullptr, first, c.stride, c.in.width, c.out.width, line);
-      }
-    }
-  }
-}
 
 static const float* prepare_conv(const Conv& c, Kept kept, const float* map, float* planes) {
   if (c.path == Path::in_place) return map + c.in.origin;

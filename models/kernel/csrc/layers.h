@@ -1,7 +1,7 @@
 // Layers that read channels one by one, and the linear layer.
 #pragma once
 #include "depthwise.h"
-#include "policy.h"
+#include "features.h"
 
 namespace prunegym {
 namespace VARIANT {

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <new>
 #include <numeric>
 #include <stdexcept>
@@ -27,15 +28,18 @@ Floats::Floats(size_t count) {
   std::memset(data, 0, bytes);
 }
 
-Plan::Plan(const Variant& variant, const NetworkRecord& network)
-    : variant_(variant), values_(network.values, network.values + network.value_count),
+Plan::Plan(const Variant& variant, const Variant& on_bytes, const NetworkRecord& network)
+    : variant_(variant), on_bytes_(on_bytes), values_(network.values, network.values + network.value_count),
       widths_(network.widths, network.widths + network.gate_count), decided_(widths_.size(), 0),
       gates_(network.gate_count) {
   check_network(network);
   for (int i = 0; i < network.buffer_count; i++) {
     const BufferRecord& r = network.buffers[i];
     const Map map = make_map(r.height, r.width, r.stride);
-    buffers_.push_back(Buffer{map, round_up(static_cast<long>(r.channels) * map.channel, LINE) + OVERREAD, false, 0});
+    Buffer buffer{map, round_up(static_cast<long>(r.channels) * map.channel, LINE) + OVERREAD, false, 0, 0};
+    const int32_t frame = r.zero == FLOATS ? 0 : r.zero * 0x01010101;
+    std::memcpy(&buffer.fill, &frame, sizeof(frame));
+    buffers_.push_back(buffer);
   }
   mask_size_ = std::accumulate(widths_.begin(), widths_.end(), 0);
   for (int i = 0; i < network.space_count; i++) {
@@ -119,7 +123,7 @@ static std::vector<int32_t> valid_positions(const Map& map, int positions) {
 
 void Plan::place_layer(Layer& layer) {
   const LayerRecord& r = layer.record;
-  const ValueRecord none{0, 0, -1};
+  const ValueRecord none{0, 0, -1, FLOATS, 0};
   const ValueRecord &in = r.input >= 0 ? values_[r.input] : none, &out = r.output >= 0 ? values_[r.output] : none;
   if (r.kind == STORE) output_size_ = std::max(output_size_, r.offset + static_cast<long>(in.channels) * map_of(r.input).pixels());
   if (r.kind == LOAD) inputs_ = std::max(inputs_, r.offset + 1);
@@ -161,19 +165,44 @@ void Plan::place_conv(Layer& layer) {
   c.bias = keep(r.bias, out.channels);
   c.in = map_of(r.input), c.out = map_of(r.output);
   if (r.second >= 0) c.residual = map_of(r.second);
-  variant_.plan_conv(c, r.second >= 0);
+  c.fill = buffers_[in.buffer].fill;
+  variant_of(r).plan_conv(c, r.second >= 0);
   const size_t filters = static_cast<size_t>(out.channels) * c.group_inputs();
-  c.weight = c.path == Path::winograd ? keep_transformed(r.weight, out.channels, in.channels)
-                                      : keep(r.weight, filters * c.tap_count());
+  if (is_bytes(r.input)) place_weights_of_bytes(layer);
+  else if (c.path == Path::winograd) c.weight = keep_transformed(r.weight, out.channels, in.channels);
+  else c.weight = keep(r.weight, filters * c.tap_count());
   if (c.path == Path::in_place) {
-    valid_.push_back(valid_positions(c.out, c.vectors * variant_.lanes));
+    valid_.push_back(valid_positions(c.out, c.vectors * variant_of(r).lanes));
     c.valid = valid_.back().data();
   }
   planes_size_ = std::max(planes_size_, c.planes_size);
   scratch_size_ = std::max(scratch_size_, c.scratch_size);
 }
 
-static long features_scratch(const Gate& g) { return round_up(g.in.width, LINE) + LINE + 1 + g.grid * g.grid; }
+// (out, in, kernel, kernel) -> (out, kernel, kernel, in), as bytes; and what makes bytes of the sums.
+void Plan::place_weights_of_bytes(Layer& layer) {
+  const LayerRecord& r = layer.record;
+  const ValueRecord &in = values_[r.input], &out = values_[r.output];
+  const int taps = layer.conv.tap_count();
+  Packed& p = layer.conv.packed;
+  p.tap_bytes = round_up(in.channels, 16);
+  const size_t bytes = static_cast<size_t>(out.channels) * taps * p.tap_bytes;
+  constants_.emplace_back(bytes / sizeof(float));
+  int8_t* to = reinterpret_cast<int8_t*>(constants_.back().data());
+  p.weight = to;
+  for (long o = 0; o < out.channels; o++)
+    for (int i = 0; i < in.channels; i++)
+      for (int t = 0; t < taps; t++)
+        to[(o * taps + t) * p.tap_bytes + i] = static_cast<int8_t>(r.weight[(o * in.channels + i) * taps + t]);
+  p.factor = keep(r.scale, out.channels);
+  p.zero_in = in.zero, p.zero_out = out.zero, p.unit = out.scale, p.inverse_unit = 1 / out.scale;
+  if (r.second >= 0) p.zero_second = values_[r.second].zero, p.scale_second = values_[r.second].scale / out.scale;
+  const float infinity = std::numeric_limits<float>::infinity();
+  p.low = r.activation == RELU || r.activation == RELU6 ? 0 : -infinity;
+  p.high = r.activation == RELU6 ? 6 * p.inverse_unit : infinity;
+}
+
+static long features_scratch(const Gate& g) { return g.in.channel + round_up(g.in.width, LINE) + 3 * LINE + g.grid * g.grid; }
 
 void Plan::place_features(Layer& layer) {
   const LayerRecord& r = layer.record;

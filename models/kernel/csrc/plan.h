@@ -12,10 +12,13 @@ namespace prunegym {
 
 // The records that Python fills (shared_library.py has the same structures), as LayerRecord. All arrays are copied.
 struct BufferRecord {
-  int32_t channels, height, width, stride;  // stride 0: a vector
+  int32_t channels, height, width, stride;  // stride 0: a vector. Of bytes, four channels count as one
+  int32_t zero;                             // what the frame is made of: a byte, or FLOATS
 };
 struct ValueRecord {
   int32_t buffer, channels, space;  // space -1: all channels are stored
+  int32_t zero;                     // of bytes; FLOATS for floats
+  float scale;
 };
 // A row of channels, each with its place in a mask, or -1 if it is always there.
 struct SpaceRecord {
@@ -50,6 +53,7 @@ struct Buffer {
   long size;       // floats for one image
   bool per_image;  // has values that are needed after their segment, or by a segment that runs by chunks
   long place;      // in the workspace: floats from the start of the shared part, or of an image's part
+  float fill;      // what the frame is made of
 };
 
 struct Layer {
@@ -84,6 +88,7 @@ struct Workspace {
   static void require_memory(const Plan&, int images, int parts, int workspaces);
   Workspace(const Plan&, int images, int parts);
   float* buffer(const Plan&, int index, int image) const;
+  void fill_frames(const Plan&);
 
   float* scratch_of(const Plan&, int part) const;
 
@@ -95,7 +100,8 @@ struct Workspace {
 
 class Plan {
  public:
-  Plan(const Variant& variant, const NetworkRecord&);
+  // on_bytes: for layers that read or write bytes.
+  Plan(const Variant& variant, const Variant& on_bytes, const NetworkRecord&);
 
   // Masks (batch, mask_size) are read, and written if a gate has a policy. Outputs are (batch, outputs).
   // layer_seconds, if not null, has one number per layer, to which the layer's time is added.
@@ -107,6 +113,9 @@ class Plan {
   friend class Pass;
   void place_layer(Layer&);
   void place_conv(Layer&);
+  void place_weights_of_bytes(Layer&);
+  bool is_bytes(int value) const { return value >= 0 && values_[value].zero != FLOATS; }
+  const Variant& variant_of(const LayerRecord& r) const { return r.kind == CONVERT || is_bytes(r.input) ? on_bytes_ : variant_; }
   void place_features(Layer&);
   void place_gate(Layer&);
   void cut_segments();
@@ -119,7 +128,7 @@ class Plan {
   void run_share(int first, int last, int parts, const Images*, uint8_t* masks, float* outputs, double* seconds);
   std::unique_ptr<Workspace> take_workspace(int images, int parts);
 
-  const Variant& variant_;
+  const Variant &variant_, &on_bytes_;
   std::vector<Buffer> buffers_;
   std::vector<ValueRecord> values_;
   std::vector<int> widths_, starts_;  // channels of each space, and where their list begins; gates come first
@@ -160,7 +169,8 @@ class Pass {
   std::vector<std::unique_ptr<Workspace>> groups_;  // group_ images each
 };
 
-// The variants that were compiled and that this processor runs, best first.
+// The variants that were compiled and that this processor runs, best first; those for floats, or for bytes.
 std::vector<const Variant*> runnable_variants();
+std::vector<const Variant*> runnable_on_bytes();
 
 }  // namespace prunegym

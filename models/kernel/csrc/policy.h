@@ -1,6 +1,6 @@
-// A gate's policy: features of a map, standardised, and two small layers.
+// A gate's policy: two small layers on features. The features themselves are in features.h and packed/layers.h.
 #pragma once
-#include "pooling.h"
+#include "activation.h"
 
 namespace prunegym {
 namespace VARIANT {
@@ -36,42 +36,17 @@ INLINE void add_scaled(float* sums, float value, const float* weights, int padde
   for (int k = 0; k < padded; k += LANES) store(sums + k, load(sums + k) + v * load(weights + k));
 }
 
-// Calls f(place, feature) for the features of stored channels, standardised and clipped. Averages come first, then grids,
-// each channel by channel.
-template <typename F>
-INLINE void for_features(const Gate& g, Kept in, const float* input, float* scratch, F f) {
-  float* features = scratch + round_up(g.in.width, LANES) + LANES;
-  const int cells = g.grid * g.grid;
-  for (int i = 0; i < in.count; i++) {
-    const float* map = input + static_cast<long>(i) * g.in.channel;
-    if (g.in.is_vector()) {
-      for (int k = 0; k < g.average + cells; k++) features[k] = *map;
-    } else {
-      if (g.average) *features = channel_average(g.in, map);
-      if (g.grid) coarse_grid(g.in, g.grid, map, features + g.average, scratch);
-    }
-    for (int k = 0; k < g.average + cells; k++) {
-      const int at = k < g.average ? in.index[i] : g.average * g.in_channels + in.index[i] * cells + k - g.average;
-      const float z = (features[k] - g.mean[at]) * g.scale[at];
-      f(at, z < -10 ? -10 : z > 10 ? 10 : z);
-    }
-  }
-}
-
-// All features of a map, for an external agent.
-static void look(const Gate& g, Kept in, const float* input, float* features, float* scratch) {
-  __builtin_memcpy(features, g.absent, g.features() * sizeof(float));
-  for_features(g, in, input, scratch, [&](int at, float z) { features[at] = z; });
-}
-
 // Returns how many channels are kept, and writes their numbers. Only features of stored channels are computed. Absent
 // channels contribute the same for every image (Gate::start_absent).
-static int decide(const Gate& g, Kept in, const float* input, int* kept, float* scratch) {
+//
+// features(scratch, f): calls f(place, feature) for them.
+template <typename F>
+INLINE int decide_by(const Gate& g, Kept in, int* kept, float* scratch, F features) {
   float* hidden = scratch;
   float* logits = hidden + g.hidden_padded;
   const bool all = in.count == g.in_channels;
   __builtin_memcpy(hidden, all ? g.start : g.start_absent, g.hidden_padded * sizeof(float));
-  for_features(g, in, input, logits + g.width_padded, [&](int at, float z) {
+  features(logits + g.width_padded, [&](int at, float z) {
     add_scaled(hidden, all ? z : z - g.absent[at], g.weight1 + static_cast<long>(at) * g.hidden_padded, g.hidden_padded);
   });
   __builtin_memcpy(logits, g.bias2, g.width_padded * sizeof(float));

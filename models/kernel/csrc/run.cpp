@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdio>
+#include <cstring>
 #include <stdexcept>
 
 #include "runner.h"
@@ -15,7 +16,22 @@ Workspace::Workspace(const Plan& plan, int images, int parts)
     : images(images), team(parts > 1 ? std::make_unique<Team>(parts) : nullptr), shared(plan.shared_size_),
       own(plan.image_size_ * images), planes(plan.planes_size_),
       chunk_planes(images > 1 ? plan.chunk_planes_size_ * images : 0), scratch(plan.scratch_size_ * parts),
-      kept(static_cast<size_t>(images) * plan.list_size_), counts(static_cast<size_t>(images) * plan.widths_.size()) {}
+      kept(static_cast<size_t>(images) * plan.list_size_), counts(static_cast<size_t>(images) * plan.widths_.size()) {
+  fill_frames(plan);
+}
+
+// Frames of floats are zeros, as all memory is at first. No layer writes to a frame.
+void Workspace::fill_frames(const Plan& plan) {
+  for (int index = 0; index < static_cast<int>(plan.buffers_.size()); index++) {
+    const Buffer& b = plan.buffers_[index];
+    int32_t bits;
+    std::memcpy(&bits, &b.fill, sizeof(bits));
+    for (int image = 0; bits && image < (b.per_image ? images : 1); image++) {
+      float* data = buffer(plan, index, image);
+      std::fill(data, data + b.size, b.fill);
+    }
+  }
+}
 
 // The system often grants more memory than it has, and kills the process when the memory is used. So we check first, in
 // double, which cannot overflow.

@@ -91,8 +91,9 @@ class Runner {
   }
   float* data(int value, int image) { return space_.buffer(plan_, plan_.values_[value].buffer, image); }
   View view(int value, int image) {
-    if (value < 0) return View{};
-    return View{&plan_.map_of(value), plan_.values_[value].channels, kept(value, image), data(value, image)};
+    if (value < 0) return View{nullptr, 0, Kept{0, nullptr}, nullptr, FLOATS, 0};
+    const ValueRecord& v = plan_.values_[value];
+    return View{&plan_.map_of(value), v.channels, kept(value, image), data(value, image), v.zero, v.scale};
   }
 
   ConvCall conv_call(const Layer& layer, int image) {
@@ -112,21 +113,23 @@ class Runner {
     const float* map = data(layer.record.input, image);
     float* planes = space_.planes.data();
     call.prefetch = count_ == 1 && static_cast<long>(c.group_inputs()) * c.out_channels * c.tap_count() > PREFETCH_FLOATS;
-    if (space_.team && space_.team->awake()) return conv_by_team(c, call, map, planes);
-    call.input = plan_.variant_.prepare_conv(c, call.in_kept, map, planes);
+    const Variant& v = plan_.variant_of(layer.record);
+    if (space_.team && space_.team->awake()) return conv_by_team(v, c, call, map, planes);
+    call.input = v.prepare_conv(c, call.in_kept, map, planes);
     call.last = c.shares(call.out_kept.count);
-    plan_.variant_.conv(c, call);
+    v.conv(c, call);
   }
 
   // Each thread prepares some of the input channels, then computes its share.
-  void conv_by_team(const Conv& c, const ConvCall& call, const float* map, float* planes) {
+  void conv_by_team(const Variant& v, const Conv& c, const ConvCall& call, const float* map, float* planes) {
     Team& team = *space_.team;
     const auto begin = [&](int count, int part) { return static_cast<int>(static_cast<long>(count) * part / team.parts()); };
-    const float* input = plan_.variant_.prepare_conv(c, Kept{0, nullptr}, map, planes);
-    if (c.path == Path::copies || c.path == Path::two_by_two) {
+    const bool whole = c.packed.weight != nullptr;  // panels have all channels of some pixels
+    const float* input = v.prepare_conv(c, whole ? call.in_kept : Kept{0, nullptr}, map, planes);
+    if (!whole && (c.path == Path::copies || c.path == Path::two_by_two)) {
       team.run([&](int part) {
         const int first = begin(call.in_kept.count, part), last = begin(call.in_kept.count, part + 1);
-        plan_.variant_.prepare_conv(c, Kept{last - first, call.in_kept.index + first},
+        v.prepare_conv(c, Kept{last - first, call.in_kept.index + first},
                                     map + static_cast<long>(first) * c.in.channel,
                                     planes + static_cast<long>(first) * c.input_channel);
       });
@@ -136,12 +139,14 @@ class Runner {
       own.input = input;
       own.scratch = space_.scratch_of(plan_, part);
       own.first = begin(c.shares(call.out_kept.count), part), own.last = begin(c.shares(call.out_kept.count), part + 1);
-      plan_.variant_.conv(c, own);
+      v.conv(c, own);
     });
   }
 
   void conv_by_chunks(const Layer& layer) {
     const Conv& c = layer.conv;
+    const Variant& v = plan_.variant_of(layer.record);
+    const int unit = c.packed.weight ? 4 : 1;  // rows of a share
     const long row = static_cast<long>(c.group_inputs()) * c.tap_count();
     const int chunk = static_cast<int>(std::max(8L, CHUNK_FLOATS / row));
     ConvCall calls[GROUP];
@@ -149,15 +154,15 @@ class Runner {
       fill(image, layer.fills);
       calls[image] = conv_call(layer, image);
       calls[image].input =
-          plan_.variant_.prepare_conv(c, calls[image].in_kept, data(layer.record.input, image),
+          v.prepare_conv(c, calls[image].in_kept, data(layer.record.input, image),
                                       space_.chunk_planes.data() + plan_.chunk_planes_size_ * image);
     }
     for (int end = chunk; end < c.out_channels + chunk; end += chunk) {  // output channels below `end`, by number
       for (int image = 0; image < count_; image++) {
         ConvCall& call = calls[image];
         call.first = call.last;
-        while (call.last < call.out_kept.count && call.out_kept.index[call.last] < end) call.last++;
-        plan_.variant_.conv(c, call);
+        while (unit * call.last < call.out_kept.count && call.out_kept.index[unit * call.last] < end) call.last++;
+        v.conv(c, call);
       }
     }
   }
@@ -165,8 +170,8 @@ class Runner {
   void decide(const Layer& layer, int image) {
     const int gate = layer.record.gate;
     int* list = kept_list(image, gate);
-    const int n = plan_.variant_.decide(layer.gate, kept(layer.record.input, image), data(layer.record.input, image),
-                                        list, space_.scratch.data());
+    const int n = plan_.variant_of(layer.record).decide(layer.gate, view(layer.record.input, image), list,
+                                                        space_.scratch.data());
     kept_count(image, gate) = n;
     uint8_t* bits = mask(image) + plan_.starts_[gate];
     std::memset(bits, 0, plan_.widths_[gate]);
@@ -182,8 +187,8 @@ class Runner {
       list[n] = row;
       n += bits[layer.bits[row]] == 0;
     }
-    const View masked{nullptr, static_cast<int>(layer.bits.size()), Kept{n, list}, nullptr};
-    plan_.variant_.layers[COMPENSATE](r, masked, View{}, view(r.output, image), nullptr);
+    const View masked{nullptr, static_cast<int>(layer.bits.size()), Kept{n, list}, nullptr, FLOATS, 0};
+    plan_.variant_.layers[COMPENSATE](r, masked, view(-1, image), view(r.output, image), nullptr);
   }
 
   void load(const LayerRecord& r, int image) {
@@ -218,7 +223,7 @@ class Runner {
 
   void layer(const Layer& layer, int image) {
     const LayerRecord& r = layer.record;
-    const Variant& v = plan_.variant_;
+    const Variant& v = plan_.variant_of(r);
     fill(image, layer.fills);
     switch (r.kind) {
       case LOAD: return load(r, image);
@@ -226,8 +231,7 @@ class Runner {
       case DECIDE: return decide(layer, image);
       case LOOK:
         if (features_)
-          v.look(layer.gate, kept(r.input, image), data(r.input, image),
-                 features_ + static_cast<size_t>(image) * layer.gate.features(), space_.scratch.data());
+          v.look(layer.gate, view(r.input, image), features_ + static_cast<size_t>(image) * layer.gate.features(), space_.scratch.data());
         return;
       case STORE: return store(r, image);
       case COMPENSATE: return compensate(layer, image);

@@ -13,7 +13,7 @@ extern const Variant variant;
 const Variant variant = {
     TEXT(VARIANT), LANES, plan_conv, prepare_conv, conv,
     {nullptr, nullptr, max_pool, add, subsample, average, linear, depthwise, avg_pool, place, scale, expand,
-     compensate}, decide, look,
+     compensate, nullptr}, decide, look,
 };
 
 }  // namespace VARIANT

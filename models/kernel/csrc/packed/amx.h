@@ -1,0 +1,101 @@
+// Products of tiles by AMX. Where it is not compiled in, the same by plain loops, so that its logic is tested anywhere.
+#pragma once
+#include "tiles.h"
+
+namespace prunegym {
+namespace VARIANT {
+
+#if defined(PRUNEGYM_TILES) && LANES == 16
+
+constexpr int TILE = 16;  // rows, and numbers of 32 bits in each
+
+#ifdef __AMX_INT8__
+
+struct TileConfig {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t bytes[16] = {};
+  uint8_t rows[16] = {};
+};
+
+// Sums are tiles 0 to 3 (rows by positions), weights 4 and 5, pixels 6 and 7.
+INLINE void begin_tiles(int rows) {
+  TileConfig config;
+  for (int tile = 0; tile < 8; tile++) config.bytes[tile] = 64, config.rows[tile] = TILE;
+  for (int tile : {0, 1, 4}) config.rows[tile] = static_cast<uint8_t>(smaller(rows, TILE));
+  _tile_loadconfig(&config);
+}
+INLINE void end_tiles() { _tile_release(); }
+
+// 16 or 32 rows of weights times a panel's two tiles of positions.
+template <bool TWO>
+static void multiply(const int32_t* weights, int length, const int32_t* panel, int32_t* sums) {
+  const long stride = static_cast<long>(length) * sizeof(int32_t);
+  _tile_zero(0);
+  _tile_zero(1);
+  if (TWO) {
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+  const int32_t* right = panel + static_cast<long>(length) * TILE;
+  for (int k = 0; k < length; k += TILE) {
+    _tile_loadd(4, weights + k, stride);
+    _tile_loadd(6, panel + static_cast<long>(k) * TILE, 64);
+    _tile_loadd(7, right + static_cast<long>(k) * TILE, 64);
+    _tile_dpbsud(0, 4, 6);
+    _tile_dpbsud(1, 4, 7);
+    if (TWO) {
+      _tile_loadd(5, weights + static_cast<long>(TILE) * length + k, stride);
+      _tile_dpbsud(2, 5, 6);
+      _tile_dpbsud(3, 5, 7);
+    }
+  }
+  _tile_stored(0, sums, BLOCK * sizeof(int32_t));
+  _tile_stored(1, sums + TILE, BLOCK * sizeof(int32_t));
+  if (TWO) {
+    _tile_stored(2, sums + TILE * BLOCK, BLOCK * sizeof(int32_t));
+    _tile_stored(3, sums + TILE * BLOCK + TILE, BLOCK * sizeof(int32_t));
+  }
+}
+
+#else
+
+INLINE void begin_tiles(int) {}
+INLINE void end_tiles() {}
+
+template <bool TWO>
+static void multiply(const int32_t* weights, int length, const int32_t* panel, int32_t* sums) {
+  for (int row = 0; row < (TWO ? 2 : 1) * TILE; row++)
+    for (int half = 0; half < 2; half++) {
+      Bits total{};
+      for (int k = 0; k < length; k++)
+        total = dot(total, load_bits(panel + (static_cast<long>(half) * length + k) * TILE), weights[static_cast<long>(row) * length + k]);
+      store_bits(sums + row * BLOCK + half * TILE, total);
+    }
+}
+
+#endif
+
+INLINE long panel_floats(int length) { return 2L * length * TILE; }
+
+// What is under each tap at a block's positions. Quads after the last tap's stay as they are: their weights are zero.
+static void make_panel(const Pixels& source, int length, int32_t* panel) {
+  int32_t* right = panel + static_cast<long>(length) * TILE;
+  long k = 0;
+  for (int t = 0; t < source.tap_count; t++) {
+    const int32_t* x = source.x + source.taps[t];
+    for (int i = 0; i < source.quads; i++, k += TILE, x += source.channel) {
+      store_bits(panel + k, load_bits(x));
+      store_bits(right + k, load_bits(x + TILE));
+    }
+  }
+}
+
+static void sums_of_tiles(const int32_t* panel, const Gathered& g, int first, int rows, int32_t* sums) {
+  if (rows > TILE) multiply<true>(g.row(first), g.length, panel, sums);
+  else multiply<false>(g.row(first), g.length, panel, sums);
+}
+
+#endif
+
+}  // namespace VARIANT
+}  // namespace prunegym

@@ -1,0 +1,20 @@
+// The table of layer functions on bytes, for one set of instructions; included once by each file of them.
+#pragma once
+#include "conv.h"
+#include "layers.h"
+
+#define TEXT(name) TEXT_OF(name)
+#define TEXT_OF(name) #name
+
+namespace prunegym {
+namespace VARIANT {
+
+extern const Variant variant;
+const Variant variant = {
+    TEXT(VARIANT), LANES, plan_conv, prepare_conv, conv,
+    {nullptr, nullptr, max_pool, nullptr, subsample, average, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr,
+     convert}, decide_on_bytes, look_at_bytes,
+};
+
+}  // namespace VARIANT
+}  // namespace prunegym
