@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -55,6 +55,7 @@ class MaskedCNN(nn.Module):
         cost: MACs and weights of masks.
         rejected: For each convolution without a gate, the reason.
         constants: (mask_size,), what replaces masked channels; None for zeros.
+        ranges: The smallest and largest number of each step's value, for execution ``int8``; None if not calibrated.
         readers: The layers that get constants, by their step.
         without_constants: For each gate and layer that reads its masked channels as zeros all the same, the reason.
 
@@ -116,6 +117,7 @@ class MaskedCNN(nn.Module):
         self.cost = CostModel(self.graph, self.network, self.found, self.readers.values())
         self.constants: nn.Parameter | None
         self.register_parameter("constants", None)
+        self.ranges: Mapping[str, tuple[float, float]] | None = None
         self.mask_size = sum(gate.width for gate in self.gates)
         self._segments = Segments(self.graph, self.network, self.gates, self.found)
         self.to(device)

@@ -15,7 +15,8 @@ from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.skipping.program.layers import Conv, Program
 from prunegym.models.skipping.program.path import Clock, Executed, ExecutionPath
 from prunegym.models.skipping.torch_paths.torch_layers import FullPath
-from prunegym.models.skipping.translation import Translated, segments, translate_part
+from prunegym.models.skipping.layer_translation import Translation
+from prunegym.models.skipping.translation import Translated, TranslationFactory, segments, translate_part
 
 KEPT_PLANS = 5
 
@@ -32,6 +33,7 @@ class KernelPath(ExecutionPath):
         program: The network, float32 on the CPU.
         policy: Decides gate by gate in the kernel; None: masks are given.
         variant: Variant of the kernel; None for the best.
+        translation: See :func:`prunegym.models.skipping.translation.translate_part`.
 
     Attributes:
         segments: The parts, in order.
@@ -44,7 +46,13 @@ class KernelPath(ExecutionPath):
     skips = True
     own_clock = True
 
-    def __init__(self, program: Program, policy: GatePolicy | None = None, variant: str | None = None) -> None:
+    def __init__(
+        self,
+        program: Program,
+        policy: GatePolicy | None = None,
+        variant: str | None = None,
+        translation: TranslationFactory = Translation,
+    ) -> None:
         super().__init__(program, policy)
         self.segments = parts = segments(program, policy)
         self._torch = None if len(parts) == 1 else FullPath(program, policy)
@@ -58,7 +66,10 @@ class KernelPath(ExecutionPath):
         def plans(decides: bool, penalty: float | None) -> list[Translated | None]:
             inside = policy if decides else None
             return [
-                translate_part(program, part, inside, penalty, variant) if part.in_kernel else None for part in parts
+                translate_part(program, part, inside, penalty, variant, translation=translation)
+                if part.in_kernel
+                else None
+                for part in parts
             ]
 
         self._plans = plans

@@ -88,7 +88,7 @@ class Translation:
         for gate in layer.starts:
             if self.policy is None and gate not in self.stops:
                 continue
-            x = self.value(layer.inputs[0])
+            x = self._seen(layer.inputs[0])
             if program.reads[gate] != (x.channels, x.height, x.width):
                 raise InvalidInputError("a policy sees what it reads in another shape.")
             if self.policy is not None:
@@ -108,6 +108,10 @@ class Translation:
     def _space(self, name: str) -> int | None:
         place = self.program.spaces.get(name)
         return None if place is None else self.builder.space(self.program.indices[place].tolist())
+
+    def _seen(self, name: str) -> Value:
+        """Return a value as a policy reads it."""
+        return self.value(name)
 
     def value(self, name: str) -> Value:
         """Return a value; a concatenation that waited for a norm is added now."""
@@ -159,8 +163,8 @@ class Translation:
                 raise InvalidInputError("it reads a vector, with a kernel, groups or a sum.")
             return self.builder.linear(x, layer.weight.flatten(1), bias, activation=layer.activation, gate=gate)
         return self.builder.conv(
-            x, layer.weight, bias, stride=_square(layer.stride), padding=layer.padding,
-            dilation=_square(layer.dilation), groups=layer.groups, activation=layer.activation, gate=gate,
+            x, layer.weight, bias, stride=square(layer.stride), padding=layer.padding,
+            dilation=square(layer.dilation), groups=layer.groups, activation=layer.activation, gate=gate,
             residual=second,
         )  # fmt: skip
 
@@ -188,17 +192,18 @@ class Translation:
         if isinstance(layer, kinds.Scale):
             return builder.scale(x, inputs[1])
         if isinstance(layer, kinds.MaxPool):
-            window = [_square(pair) for pair in (layer.kernel, layer.stride, layer.padding)]
+            window = [square(pair) for pair in (layer.kernel, layer.stride, layer.padding)]
             return builder.max_pool(x, *window, ceil_mode=layer.ceil, activation=layer.activation)
         if isinstance(layer, kinds.AvgPool):
-            window = [_square(pair) for pair in (layer.kernel, layer.stride, layer.padding)]
+            window = [square(pair) for pair in (layer.kernel, layer.stride, layer.padding)]
             return builder.avg_pool(x, *window, ceil_mode=layer.ceil, count_include_pad=layer.padded)
         if isinstance(layer, kinds.Subsample):
-            return builder.subsample(x, _square(layer.stride), layer.channels, layer.offset)
+            return builder.subsample(x, square(layer.stride), layer.channels, layer.offset)
         raise InvalidInputError("it is of another kind.")
 
 
-def _square(pair: kinds.Pair) -> int:
+def square(pair: kinds.Pair) -> int:
+    """Return the one number of both axes."""
     if pair[0] != pair[1]:
         raise InvalidInputError(f"rows and columns differ ({pair}).")
     return pair[0]

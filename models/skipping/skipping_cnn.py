@@ -13,6 +13,7 @@ from prunegym.errors import InvalidInputError
 from prunegym.models.gating.gate_policy import GatePolicy, check_penalty
 from prunegym.models.gating.static_policy import Policy
 from prunegym.models.masking.masked_cnn import MaskedCNN
+from prunegym.models.skipping.int8_path import Int8Path
 from prunegym.models.skipping.kernel_path import KernelPath
 from prunegym.models.skipping.program.lowering import UnsupportedError, lower
 from prunegym.models.skipping.program.path import (
@@ -29,13 +30,13 @@ from prunegym.models.skipping.translation import macs_of
 from prunegym.models.stopwatch import clock_for, settle
 from prunegym.validation import bits, choice, shape
 
-PATHS: tuple[type[ExecutionPath], ...] = (KernelPath, GatherPath, FullPath, MaskedPath)
+PATHS: tuple[type[ExecutionPath], ...] = (KernelPath, GatherPath, FullPath, MaskedPath, Int8Path)
 """All execution paths. To add one, write its class and name it here."""
 
 EXECUTIONS = ("auto", *(path.name for path in PATHS))
 """Names of the execution paths: ``kernel`` and ``torch`` skip masked channels; ``full`` computes all channels, with
-norms folded; ``masked`` is :class:`MaskedCNN` itself; ``auto`` takes the fastest of the first three, measured on the
-first images."""
+norms folded; ``masked`` is :class:`MaskedCNN` itself; ``int8`` is ``kernel`` with convolutions on bytes, for which a
+network is calibrated first; ``auto`` takes the fastest of the first three, measured on the first images."""
 
 _MEASURED_IMAGES = 32
 SHORTFALL = 0.2
@@ -90,11 +91,11 @@ class SkippingCNN:
         inside = policy if isinstance(policy, GatePolicy) and self._gate_by_gate else None
         program = functools.cache(functools.partial(lower, masked))
         for kind in PATHS:
-            if execution not in ("auto", kind.name):
+            if execution != kind.name and (execution != "auto" or kind.rounds):
                 continue
             try:
                 path = kind.make(masked, program, inside)
-                if kind is not MaskedPath:  # the reference itself
+                if kind is not MaskedPath and not kind.rounds:  # the reference itself, or too coarse to compare
                     check_outputs(path.run, masked, inside)
                 self._paths[kind.name] = path
             except UnsupportedError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 from prunegym.models.gating.features import MaskFeatures
@@ -17,6 +18,7 @@ from prunegym.models.skipping.program.layers import (
 )
 from prunegym.models.skipping.program.lowering import UnsupportedError
 
+TranslationFactory = Callable[[Program, GatePolicy | None, float | None, MaskFeatures | None], Translation]
 SMALLEST = 0.01
 """Share of the multiply-accumulates that a segment of the kernel has at least; smaller ones are left to torch, for
 values are copied at each change."""
@@ -130,6 +132,7 @@ def translate_part(
     penalty: float | None = None,
     variant: str | None = None,
     looks: MaskFeatures | None = None,
+    translation: TranslationFactory = Translation,
 ) -> Translated:
     """Build the kernel's plan of a segment. It reads and returns whole masks, and whole values.
 
@@ -140,11 +143,12 @@ def translate_part(
         penalty: lambda, for a policy with a ``penalty_range``.
         variant: Of the kernel; None for the best.
         looks: Features that an agent outside decides by; the plan then stops before each decision.
+        translation: Makes what layers are added to; by default they compute in float32.
 
     Raises:
         UnsupportedError: If the kernel is not available, or does not support the policy's features.
     """
-    work = Translation(program, policy, penalty, looks)
+    work = translation(program, policy, penalty, looks)
     before = program.layers[: program.layers.index(segment.layers[0])]
     work.begun.update(gate for layer in before for gate in layer.starts)
     work.read(segment.reads)

@@ -1,0 +1,210 @@
+"""Execution in the compiled kernel with convolutions on bytes, and the ranges of values that it needs."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from prunegym.errors import InvalidInputError
+from prunegym.models.data.dataset import Dataset
+from prunegym.models.gating.features import MaskFeatures
+from prunegym.models.gating.gate_policy import GatePolicy
+from prunegym.models.kernel import Value
+from prunegym.models.masking.masked_cnn import MaskedCNN
+from prunegym.models.skipping.kernel_path import KernelPath
+from prunegym.models.skipping.layer_translation import Translation, square
+from prunegym.models.skipping.program import layers as kinds
+from prunegym.models.skipping.program.lowering import UnsupportedError, lower
+from prunegym.models.skipping.torch_paths.torch_layers import FullPath
+
+Range = tuple[float, float]
+"""Of a value: the smallest and the largest number that its bytes stand for."""
+POSITIVE = ("relu", "relu6", "hardsigmoid", "sigmoid")
+"""Activations after which no number is negative."""
+LARGEST_CODE, LARGEST_BYTE = 127, 255
+
+
+class Int8Path(KernelPath):
+    """Runs convolutions on bytes, with sums of 32 bits; everything else, and all decisions, in float32.
+
+    Weights are int8 with one scale for each output channel. Values are bytes with one scale each, taken from the ranges
+    that :func:`calibrate` measures. Grouped and depthwise convolutions and linear layers stay in float32.
+
+    Args:
+        program: The network, float32 on the CPU.
+        policy: Decides gate by gate in the kernel; None: masks are given.
+        ranges: Of the values, by name.
+        variant: Variant of the kernel; None for the best.
+
+    Raises:
+        UnsupportedError: If the kernel is not available, or a range is missing.
+    """
+
+    name = "int8"
+    measured = False
+    rounds = True
+
+    def __init__(
+        self,
+        program: kinds.Program,
+        policy: GatePolicy | None,
+        ranges: Mapping[str, Range],
+        variant: str | None = None,
+    ) -> None:
+        super().__init__(program, policy, variant, functools.partial(_ByteTranslation, ranges))
+
+    @classmethod
+    def make(cls, masked: MaskedCNN, program: Callable[[], kinds.Program], policy: GatePolicy | None) -> Self:
+        """Return the path for a CNN that was calibrated."""
+        if masked.ranges is None:
+            raise UnsupportedError(
+                "int8 needs the range of each value, and none is stored. Measure them on training images: "
+                "prunegym quantize MODEL --calibrate, or model.calibrate(dataset) in Python."
+            )
+        return cls(program(), policy, masked.ranges)
+
+
+class _ByteTranslation(Translation):
+    """A plan whose convolutions read and write bytes, where the kernel has them."""
+
+    def __init__(
+        self,
+        ranges: Mapping[str, Range],
+        program: kinds.Program,
+        policy: GatePolicy | None,
+        penalty: float | None,
+        looks: MaskFeatures | None = None,
+    ) -> None:
+        super().__init__(program, policy, penalty, looks)
+        self._ranges = ranges
+        self._floats: dict[Value, Value] = {}
+        self._bytes: dict[Value, Value] = {}
+
+    def value(self, name: str) -> Value:
+        """Return a value as floats."""
+        x = super().value(name)
+        if not x.is_bytes:
+            return x
+        if x not in self._floats:
+            self._floats[x] = self.builder.to_floats(x)
+        return self._floats[x]
+
+    def _seen(self, name: str) -> Value:
+        return super().value(name)
+
+    def _as_bytes(self, name: str, reader: str) -> Value:
+        """Return a value as bytes, with all of its channels if what is made of it has all."""
+        x = super().value(name)
+        if self._like_is_whole(reader, x):
+            x = self._like(reader, self.value(name))
+        if x.is_bytes:
+            return x
+        if x not in self._bytes:
+            low, high = self._range(name)
+            self._bytes[x] = self.builder.to_bytes(x, scale_of(low, high), signed=low < 0)
+        return self._bytes[x]
+
+    def _like_is_whole(self, reader: str, x: Value) -> bool:
+        return reader not in self.program.spaces and x.gate is not None
+
+    def _range(self, name: str) -> Range:
+        if name not in self._ranges:
+            raise UnsupportedError(f"int8 has no range for the value of step {name!r}. Calibrate the network again.")
+        return self._ranges[name]
+
+    def _weighted(self, layer: kinds.Conv | kinds.Linear) -> Value:
+        if not on_bytes(layer) or self._seen(layer.inputs[0]).stride == 0:
+            return super()._weighted(layer)
+        assert isinstance(layer, kinds.Conv)
+        x = self._as_bytes(layer.inputs[0], layer.inputs[0])
+        second = None if len(layer.inputs) == 1 else self._as_bytes(layer.inputs[1], layer.name)
+        low, high = self._range(layer.name)
+        signed = layer.activation not in POSITIVE
+        codes, scales = int8_codes(layer.weight)
+        return self.builder.byte_conv(
+            x, codes, scales, self._bias(layer), scale=scale_of(low if signed else 0.0, high), signed=signed,
+            stride=square(layer.stride), padding=layer.padding, dilation=square(layer.dilation),
+            activation=layer.activation, gate=self._space(layer.name), residual=second,
+        )  # fmt: skip
+
+    def _other(self, layer: kinds.Layer) -> Value:
+        x = self._seen(layer.inputs[0]) if layer.inputs[0] not in self._concats else None
+        if x is None or not x.is_bytes or self._like_is_whole(layer.name, x):
+            return super()._other(layer)
+        if isinstance(layer, kinds.Average):
+            return self.builder.average(x)
+        if isinstance(layer, kinds.MaxPool) and layer.activation in ("", "relu"):
+            window = [square(pair) for pair in (layer.kernel, layer.stride, layer.padding)]
+            return self.builder.max_pool(x, *window, ceil_mode=layer.ceil, activation=layer.activation)
+        if isinstance(layer, kinds.Subsample) and layer.offset % 4 == 0 and x.channels % 4 == 0:
+            return self.builder.subsample(x, square(layer.stride), layer.channels, layer.offset)
+        return super()._other(layer)
+
+
+def on_bytes(layer: kinds.Layer) -> bool:
+    """Whether a layer is a convolution that the kernel runs on bytes, if it reads a map."""
+    return isinstance(layer, kinds.Conv) and layer.groups == 1
+
+
+def scale_of(low: float, high: float) -> float:
+    """Return what one step of a byte stands for: 255 steps above zero, or 127 on each side of it."""
+    widest = max(-low, high) / LARGEST_CODE if low < 0 else high / LARGEST_BYTE
+    return max(widest, torch.finfo(torch.float32).tiny)
+
+
+def int8_codes(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a layer's weight (out, ...) as int8 codes from -127 to 127, and the scale of each output channel (out,)."""
+    rows = weight.flatten(1)
+    scales = rows.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / LARGEST_CODE
+    codes = (rows / scales[:, None]).round().clamp(-LARGEST_CODE, LARGEST_CODE)
+    return codes.to(torch.int8).view_as(weight), scales
+
+
+@torch.no_grad()
+def calibrate(masked: MaskedCNN, policy: GatePolicy | None, dataset: Dataset, images: int = 1024) -> dict[str, Range]:
+    """Measure the ranges of all values that :class:`Int8Path` needs as bytes.
+
+    Args:
+        masked: The CNN.
+        policy: Decides the masks; without one nothing is masked.
+        dataset: Training images.
+        images: How many of them are used.
+
+    Returns:
+        For each value the mean over images of its smallest and of its largest number.
+
+    Raises:
+        InvalidInputError: If there is no image, or the network cannot be read as layers.
+    """
+    if len(dataset) == 0:
+        raise InvalidInputError("There is no image to calibrate with.")
+    try:
+        program = lower(masked)
+    except UnsupportedError as error:
+        raise InvalidInputError(f"The network cannot run in int8: {error}") from error
+    path = FullPath(program, policy)
+    convolutions = [layer for layer in program.layers if on_bytes(layer)]
+    wanted = {name for layer in convolutions for name in (layer.name, *layer.inputs)}
+    found: dict[str, list[Tensor]] = {name: [] for name in wanted}
+    sample = dataset.sample(min(images, len(dataset)))
+    for _, batch in sample.batches(64):
+        mask = None if policy else torch.ones(len(batch), masked.mask_size, dtype=torch.bool)
+        state = path.begin(batch, mask, None)
+        _note(found, state.values)
+        for layer, ending in zip(program.layers, program.ending, strict=True):
+            state.run(layer)
+            _note(found, {layer.name: state.values[layer.name]})
+            for name in ending:
+                del state.values[name]
+    means = {name: torch.cat(parts).mean(0).tolist() for name, parts in found.items()}
+    return {name: (min(low, 0.0), max(high, 0.0)) for name, (low, high) in means.items()}
+
+
+def _note(found: dict[str, list[Tensor]], values: Mapping[str, Tensor]) -> None:
+    for name, value in values.items():
+        if name in found:
+            found[name].append(torch.stack(value.flatten(1).aminmax(dim=1), 1))
