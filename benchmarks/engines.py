@@ -1,4 +1,4 @@
-"""The kernel, skipping in float32, against dense engines that compute in int8 and bfloat16.
+"""The kernel, skipping in float32 and int8, against dense engines that compute in int8 and bfloat16.
 
 All run in one process, in turn, round after round; the table gives medians. Weights are random. Masks are random too,
 each gate's kept share drawn from 0.3 to 0.7, other masks each round. Int8 models are calibrated on random images, so
@@ -33,9 +33,10 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantiz
 from torch import Tensor, nn
 
 from prunegym.models import MaskedCNN, SkippingCNN, build
+from prunegym.models.skipping.int8_path import calibrate
 from prunegym.models.stopwatch import median_seconds
 from prunegym.models.storage.run_folder import machine
-from prunegym.models.timing.profiler import random_masks
+from prunegym.models.timing.latency_measurement import random_masks
 
 BATCHES = 8
 Form = Callable[[], object]
@@ -55,12 +56,15 @@ class Images(CalibrationDataReader):  # type: ignore[misc]
 
 def skipping(masked: MaskedCNN, batches: list[Tensor], masks: list[Tensor]) -> dict[str, Form]:
     """Return the kernel with masks, and with all channels on."""
-    fast, both = SkippingCNN(masked, execution="kernel"), itertools.cycle(zip(batches, masks, strict=True))
-    images, ones = itertools.cycle(batches), torch.ones_like(masks[0])
-    return {
-        "kernel float32, skipping": lambda: fast(*next(both)),
-        "kernel float32, all channels": lambda: fast(next(images), ones),
-    }
+    masked.ranges = calibrate(masked, None, batches[:1])
+    ones = torch.ones_like(masks[0])
+    forms: dict[str, Form] = {}
+    for precision, execution in (("float32", "kernel"), ("int8", "int8")):
+        fast = SkippingCNN(masked, execution=execution)
+        both, images = itertools.cycle(zip(batches, masks, strict=True)), itertools.cycle(batches)
+        forms[f"kernel {precision}, skipping"] = lambda run=fast, given=both: run(*next(given))
+        forms[f"kernel {precision}, all channels"] = lambda run=fast, given=images: run(next(given), ones)
+    return forms
 
 
 def in_openvino(file: bytes, batches: list[Tensor], threads: int) -> dict[str, Form]:
@@ -132,10 +136,10 @@ def run_case(case: str, threads: int, args: argparse.Namespace) -> dict[str, Any
     clock = time.process_time if args.clock == "cpu" else time.perf_counter
     seconds = median_seconds(forms, args.rounds, clock, limit=120.0)
     share = float(masked.cost.mac_share(torch.cat(masks)).mean())
+    fastest = min(value for form, value in seconds.items() if not form.startswith("kernel"))
     print(f"\n{case}, {threads} thread(s), MAC share {share:.3f}, load {os.getloadavg()[0]:.1f}")
     for form, value in seconds.items():
-        ratio = value / seconds["kernel float32, skipping"]
-        print(f"  {form:30s} {1e3 * value:10.3f} ms   {ratio:.2f} of the kernel's time", flush=True)
+        print(f"  {form:30s} {1e3 * value:10.3f} ms   {value / fastest:.2f} of the fastest dense engine", flush=True)
     return {
         "case": case, "threads": threads, "clock": args.clock, "load": round(os.getloadavg()[0], 1),
         "mac_share": share, "seconds": {form: float(f"{value:.4g}") for form, value in seconds.items()},

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Self
 
 import torch
 from torch import Tensor
 
 from prunegym.errors import InvalidInputError
-from prunegym.models.data.dataset import Dataset
 from prunegym.models.gating.features import MaskFeatures
 from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.kernel import Value
@@ -165,23 +164,20 @@ def int8_codes(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def calibrate(masked: MaskedCNN, policy: GatePolicy | None, dataset: Dataset, images: int = 1024) -> dict[str, Range]:
+def calibrate(masked: MaskedCNN, policy: GatePolicy | None, images: Iterable[Tensor]) -> dict[str, Range]:
     """Measure the ranges of all values that :class:`Int8Path` needs as bytes.
 
     Args:
         masked: The CNN.
         policy: Decides the masks; without one nothing is masked.
-        dataset: Training images.
-        images: How many of them are used.
+        images: Batches of normalised training images (batch, channels, height, width).
 
     Returns:
-        For each value the mean over images of its smallest and of its largest number.
+        For each value the mean over images of its smallest and of its largest number, zero included.
 
     Raises:
         InvalidInputError: If there is no image, or the network cannot be read as layers.
     """
-    if len(dataset) == 0:
-        raise InvalidInputError("There is no image to calibrate with.")
     try:
         program = lower(masked)
     except UnsupportedError as error:
@@ -190,8 +186,7 @@ def calibrate(masked: MaskedCNN, policy: GatePolicy | None, dataset: Dataset, im
     convolutions = [layer for layer in program.layers if on_bytes(layer)]
     wanted = {name for layer in convolutions for name in (layer.name, *layer.inputs)}
     found: dict[str, list[Tensor]] = {name: [] for name in wanted}
-    sample = dataset.sample(min(images, len(dataset)))
-    for _, batch in sample.batches(64):
+    for batch in images:
         mask = None if policy else torch.ones(len(batch), masked.mask_size, dtype=torch.bool)
         state = path.begin(batch, mask, None)
         _note(found, state.values)
@@ -200,6 +195,8 @@ def calibrate(masked: MaskedCNN, policy: GatePolicy | None, dataset: Dataset, im
             _note(found, {layer.name: state.values[layer.name]})
             for name in ending:
                 del state.values[name]
+    if not any(found.values()):
+        raise InvalidInputError("There is no image to calibrate with.")
     means = {name: torch.cat(parts).mean(0).tolist() for name, parts in found.items()}
     return {name: (min(low, 0.0), max(high, 0.0)) for name, (low, high) in means.items()}
 

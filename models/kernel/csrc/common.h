@@ -120,8 +120,11 @@ struct Packed {
   const int8_t* weight;  // (out, taps, inputs): the inputs of a tap adjacent, with zeros up to tap_bytes; null: floats
   int tap_bytes;
   const float* factor;  // (out): from sums of products to units of the output
-  int zero_in, zero_out, zero_second;
-  float scale_second, unit, inverse_unit, low, high;  // scales over the output's, the output's own, and bounds
+  int zero_in, zero_out;
+  float scale_second;        // of the residual, over the output's
+  float unit, inverse_unit;  // the output's scale
+  float offset;              // what is added to all sums: the output's zero point, less the residual's
+  float low, high;           // bounds of the output
   bool by_rows;      // whether a block of rows is computed for all pixels before the next
   long copies_size;  // floats of the copies; after them are the panels
 };

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <limits>
 #include <new>
 #include <numeric>
 #include <stdexcept>
@@ -196,10 +195,14 @@ void Plan::place_weights_of_bytes(Layer& layer) {
         to[(o * taps + t) * p.tap_bytes + i] = static_cast<int8_t>(r.weight[(o * in.channels + i) * taps + t]);
   p.factor = keep(r.scale, out.channels);
   p.zero_in = in.zero, p.zero_out = out.zero, p.unit = out.scale, p.inverse_unit = 1 / out.scale;
-  if (r.second >= 0) p.zero_second = values_[r.second].zero, p.scale_second = values_[r.second].scale / out.scale;
-  const float infinity = std::numeric_limits<float>::infinity();
-  p.low = r.activation == RELU || r.activation == RELU6 ? 0 : -infinity;
-  p.high = r.activation == RELU6 ? 6 * p.inverse_unit : infinity;
+  p.offset = static_cast<float>(out.zero);
+  if (r.second >= 0) {
+    p.scale_second = values_[r.second].scale / out.scale;
+    p.offset = p.offset - static_cast<float>(values_[r.second].zero) * p.scale_second;
+  }
+  const float zero = static_cast<float>(out.zero), far = 1e6f;
+  p.low = r.activation == RELU || r.activation == RELU6 ? zero : -far;
+  p.high = r.activation == RELU6 ? 6 * p.inverse_unit + zero : far;
 }
 
 static long features_scratch(const Gate& g) { return g.in.channel + round_up(g.in.width, LINE) + 3 * LINE + g.grid * g.grid; }

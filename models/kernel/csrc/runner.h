@@ -10,6 +10,7 @@ namespace prunegym {
 
 constexpr int GROUP = 32;                    // images that use a chunk of weights together
 constexpr long CHUNK_FLOATS = 48 << 10;      // weights of a chunk; with the maps they must fit in a second-level cache
+constexpr long CHUNK_BYTES = 512 << 10;
 constexpr long PREFETCH_FLOATS = 16 << 10;   // layers with more weights than this prefetch them
 
 // One group of images on one thread, or on a team that shares each image.
@@ -148,7 +149,8 @@ class Runner {
     const Variant& v = plan_.variant_of(layer.record);
     const int unit = c.packed.weight ? 4 : 1;  // rows of a share
     const long row = static_cast<long>(c.group_inputs()) * c.tap_count();
-    const int chunk = static_cast<int>(std::max(8L, CHUNK_FLOATS / row));
+    const long weights = c.packed.weight ? CHUNK_BYTES : CHUNK_FLOATS;
+    const int chunk = static_cast<int>(std::max(8L, weights / row));
     ConvCall calls[GROUP];
     for (int image = 0; image < count_; image++) {
       fill(image, layer.fills);

@@ -17,44 +17,48 @@ struct TileConfig {
   uint8_t rows[16] = {};
 };
 
+// The compiler does not know what these instructions read, so all that is stored before must be in memory.
+INLINE void written() { __asm__ volatile("" ::: "memory"); }
+
 // Sums are tiles 0 to 3 (rows by positions), weights 4 and 5, pixels 6 and 7.
 INLINE void begin_tiles(int rows) {
   TileConfig config;
   for (int tile = 0; tile < 8; tile++) config.bytes[tile] = 64, config.rows[tile] = TILE;
   for (int tile : {0, 1, 4}) config.rows[tile] = static_cast<uint8_t>(smaller(rows, TILE));
+  written();
   _tile_loadconfig(&config);
 }
 INLINE void end_tiles() { _tile_release(); }
 
 // 16 or 32 rows of weights times a panel's two tiles of positions.
-template <bool TWO>
+template <bool TWO, bool RIGHT>
 static void multiply(const int32_t* weights, int length, const int32_t* panel, int32_t* sums) {
   const long stride = static_cast<long>(length) * sizeof(int32_t);
   _tile_zero(0);
-  _tile_zero(1);
-  if (TWO) {
-    _tile_zero(2);
-    _tile_zero(3);
-  }
+  if (RIGHT) _tile_zero(1);
+  if (TWO) _tile_zero(2);
+  if (TWO && RIGHT) _tile_zero(3);
   const int32_t* right = panel + static_cast<long>(length) * TILE;
+  written();
   for (int k = 0; k < length; k += TILE) {
     _tile_loadd(4, weights + k, stride);
     _tile_loadd(6, panel + static_cast<long>(k) * TILE, 64);
-    _tile_loadd(7, right + static_cast<long>(k) * TILE, 64);
     _tile_dpbsud(0, 4, 6);
-    _tile_dpbsud(1, 4, 7);
+    if (RIGHT) {
+      _tile_loadd(7, right + static_cast<long>(k) * TILE, 64);
+      _tile_dpbsud(1, 4, 7);
+    }
     if (TWO) {
       _tile_loadd(5, weights + static_cast<long>(TILE) * length + k, stride);
       _tile_dpbsud(2, 5, 6);
-      _tile_dpbsud(3, 5, 7);
     }
+    if (TWO && RIGHT) _tile_dpbsud(3, 5, 7);
   }
-  _tile_stored(0, sums, BLOCK * sizeof(int32_t));
-  _tile_stored(1, sums + TILE, BLOCK * sizeof(int32_t));
-  if (TWO) {
-    _tile_stored(2, sums + TILE * BLOCK, BLOCK * sizeof(int32_t));
-    _tile_stored(3, sums + TILE * BLOCK + TILE, BLOCK * sizeof(int32_t));
-  }
+  constexpr int row = BLOCK * sizeof(int32_t);
+  _tile_stored(0, sums, row);
+  if (RIGHT) _tile_stored(1, sums + TILE, row);
+  if (TWO) _tile_stored(2, sums + TILE * BLOCK, row);
+  if (TWO && RIGHT) _tile_stored(3, sums + TILE * BLOCK + TILE, row);
 }
 
 #else
@@ -62,10 +66,10 @@ static void multiply(const int32_t* weights, int length, const int32_t* panel, i
 INLINE void begin_tiles(int) {}
 INLINE void end_tiles() {}
 
-template <bool TWO>
+template <bool TWO, bool RIGHT>
 static void multiply(const int32_t* weights, int length, const int32_t* panel, int32_t* sums) {
   for (int row = 0; row < (TWO ? 2 : 1) * TILE; row++)
-    for (int half = 0; half < 2; half++) {
+    for (int half = 0; half < (RIGHT ? 2 : 1); half++) {
       Bits total{};
       for (int k = 0; k < length; k++)
         total = dot(total, load_bits(panel + (static_cast<long>(half) * length + k) * TILE), weights[static_cast<long>(row) * length + k]);
@@ -90,9 +94,11 @@ static void make_panel(const Pixels& source, int length, int32_t* panel) {
   }
 }
 
-static void sums_of_tiles(const int32_t* panel, const Gathered& g, int first, int rows, int32_t* sums) {
-  if (rows > TILE) multiply<true>(g.row(first), g.length, panel, sums);
-  else multiply<false>(g.row(first), g.length, panel, sums);
+// right: whether the second vector of positions is wanted.
+static void sums_of_tiles(const int32_t* panel, const Gathered& g, int first, int rows, bool right, int32_t* sums) {
+  const auto run = rows > TILE ? (right ? multiply<true, true> : multiply<true, false>)
+                               : (right ? multiply<false, true> : multiply<false, false>);
+  run(g.row(first), g.length, panel, sums);
 }
 
 #endif

@@ -1,6 +1,8 @@
 // Convolutions on bytes: for each image the weights of kept inputs are gathered, blocks of outputs and positions are
 // summed in 32 bits, and sums become bytes again.
 #pragma once
+#include <utility>
+
 #include "../planes.h"
 #include "amx.h"
 
@@ -15,10 +17,8 @@ constexpr bool TILES = false;
 
 // ---- The plan of a layer.
 
-// Few pixels: what all taps read fits in the second-level cache, so a block of rows is gathered and used for all pixels.
-// Many: all rows are gathered, and each block of pixels is used for all of them.
-constexpr long MANY_FLOATS = 64 << 10;
-
+// Few pixels: a block of rows is gathered and used for all pixels. Many: all rows are gathered, and each block of pixels is
+// used for all of them.
 static void plan_conv(Conv& c, bool has_residual) {
   const int in_place = vectors_for(c.out.height * c.out.stride), copies = vectors_for(c.out.pixels());
   c.path = is_flat(c, has_residual) && 10 * in_place <= 11 * copies ? Path::in_place : Path::copies;
@@ -26,11 +26,11 @@ static void plan_conv(Conv& c, bool has_residual) {
   else plan_copies(c, (c.in_channels + 3) / 4, BLOCK);
   const int length = length_of(c.tap_count(), c.in_channels);
   const long all = (c.vectors + 1) / 2 * static_cast<long>(BLOCK) * length;
-  c.packed.by_rows = all <= MANY_FLOATS;
+  c.packed.by_rows = all <= static_cast<long>(c.out_channels) * length;
   c.packed.copies_size = round_up(c.planes_size, LINE);
   if (TILES && c.packed.by_rows) c.planes_size = c.packed.copies_size + all;
   const int rows = c.packed.by_rows ? BLOCK_ROWS : c.out_channels + 3;
-  c.scratch_size = SUMS_FLOATS + static_cast<long>(BLOCK) * length + gathered_floats(c.tap_count(), c.in_channels, rows);
+  c.scratch_size = 2 * SUMS_FLOATS + 2L * BLOCK * length + gathered_floats(c.tap_count(), c.in_channels, rows);
 }
 
 INLINE Pixels pixels_of(const Conv& c, const float* input, int inputs, int vector) {
@@ -57,20 +57,27 @@ static const float* prepare_conv(const Conv& c, Kept kept, const float* map, flo
 
 // ---- From sums to bytes.
 
-// Four rows at one vector of positions: (sum * factor + summand + second) as a byte.
-INLINE Bits finished(const Conv& c, const Gathered& g, int row, const int32_t* sums, bool second, Bits added) {
+// Four rows at one vector of positions: (sum * factor + summand + second) as a byte. LONG: an activation that is more
+// than two bounds.
+template <bool SECOND, bool LONG>
+INLINE Bits finished(const Conv& c, const Gathered& g, int row, const int32_t* sums, Bits added) {
   const Packed& p = c.packed;
-  Bits quads{};
+  Vec v[4];
   UNROLL for (int j = 0; j < 4; j++) {
-    Vec v = __builtin_convertvector(load_bits(sums + j * BLOCK) - g.zeros[row + j], Vec);
-    v = v * g.factor[row + j];
-    v = v + g.summand[row + j];
-    if (second) v = v + (byte_of(added, j) - static_cast<float>(p.zero_second)) * p.scale_second;
-    if (is_long(c.activation)) v = activated(c.activation, v * p.unit) * p.inverse_unit;
-    else v = clamp(v, p.low, p.high);
-    quads |= to_byte(v + static_cast<float>(p.zero_out)) << (8 * j);
+    v[j] = __builtin_convertvector(load_bits(sums + j * BLOCK), Vec) * g.factor[row + j];
+    v[j] = v[j] + g.summand[row + j];
+    if (SECOND) {
+      const Vec more = byte_of(added, j) * p.scale_second;
+      v[j] = v[j] + more;
+    }
+    if (LONG) {
+      const float zero = static_cast<float>(p.zero_out);
+      v[j] = activated(c.activation, (v[j] - zero) * p.unit) * p.inverse_unit;
+      v[j] = v[j] + zero;
+    }
+    v[j] = clamp(v[j], p.low, p.high);
   }
-  return quads;
+  return to_quads(v);
 }
 
 // Calls f(done, y, x, count) for the parts of a picture's rows that make up the positions first..first + count - 1.
@@ -88,36 +95,49 @@ INLINE const int32_t* pixel(const Map& map, const float* data, long quad, int y,
   return quads_of(data) + quad * map.channel + map.first() + static_cast<long>(y) * map.stride + x;
 }
 
-// Writes rows `row`.. of the kept outputs at one or two vectors of positions. at: the first of the rows in g.
-static void finish(const Conv& c, const ConvCall& call, const Gathered& g, int at, int row, int rows, int vector,
-                   const int32_t* sums) {
+// Sums of a block that are not yet bytes. The next block's are computed first, since tiles take long to arrive.
+struct Pending {
+  int row, rows, at;  // rows of the kept outputs, and where the first is among the gathered
+  int vector;         // the first of one or two
+  const int32_t* sums;
+};
+
+// Writes a block.
+template <bool SECOND, bool LONG>
+static void write(const Conv& c, const ConvCall& call, const Gathered& g, const Pending& block) {
+  const auto [row, rows, at, vector, sums] = block;
   const int vectors = smaller(2, c.vectors - vector), position = vector * LANES;
   const Bits fill = broadcast_bits(c.packed.zero_out * 0x01010101);
-  const bool second = call.residual != nullptr;
   for (int r = 0; r < rows; r += 4) {
     const long quad = (row + r) / 4;
     int32_t* out = quads_of(call.output) + quad * c.out.channel;
     if (c.path == Path::in_place) {
       for (int v = 0; v < vectors; v++) {
         const int to = position + v * LANES;
-        const Bits added = second ? load_bits(quads_of(call.residual) + quad * c.residual.channel + c.residual.origin + to) : Bits{};
-        const Bits bytes = finished(c, g, at + r, sums + r * BLOCK + v * LANES, second, added);
+        const Bits added = SECOND ? load_bits(quads_of(call.residual) + quad * c.residual.channel + c.residual.origin + to) : Bits{};
+        const Bits bytes = finished<SECOND, LONG>(c, g, at + r, sums + r * BLOCK + v * LANES, added);
         store_bits(out + c.out.origin + to, bits_or(bytes, load_bits(c.valid + to), fill));
       }
       continue;
     }
     int32_t made[BLOCK], added[BLOCK] = {};
     const int count = smaller(vectors * LANES, c.out.pixels() - position);
-    if (second)
+    if (SECOND)
       for_rows(position, count, c.out.width, [&](int done, int y, int x, int part) {
         std::memcpy(added + done, pixel(c.residual, call.residual, quad, y, x), part * sizeof(int32_t));
       });
     for (int v = 0; v < vectors; v++)
-      store_bits(made + v * LANES, finished(c, g, at + r, sums + r * BLOCK + v * LANES, second, load_bits(added + v * LANES)));
+      store_bits(made + v * LANES, finished<SECOND, LONG>(c, g, at + r, sums + r * BLOCK + v * LANES, load_bits(added + v * LANES)));
     for_rows(position, count, c.out.width, [&](int done, int y, int x, int part) {
       std::memcpy(out + c.out.first() + static_cast<long>(y) * c.out.stride + x, made + done, part * sizeof(int32_t));
     });
   }
+}
+
+static void finish(const Conv& c, const ConvCall& call, const Gathered& g, const Pending& block) {
+  const bool more = is_long(c.activation);
+  const auto run = call.residual ? (more ? write<true, true> : write<true, false>) : (more ? write<false, true> : write<false, false>);
+  run(c, call, g, block);
 }
 
 // ---- Computing.
@@ -127,35 +147,43 @@ static void conv(const Conv& c, const ConvCall& call) {
   const int first = 4 * call.first, last = 4 * call.last;
   if (first >= last) return;
   const int at_once = c.packed.by_rows ? smaller(BLOCK_ROWS, last - first) : last - first;
-  int32_t* const sums = quads_of(call.scratch);
-  float* scratch = call.scratch + SUMS_FLOATS;
+  int32_t* sums[2] = {quads_of(call.scratch), quads_of(call.scratch) + SUMS_FLOATS};
+  float* scratch = call.scratch + 2 * SUMS_FLOATS;
 #if defined(PRUNEGYM_TILES)
-  int32_t* const own_panel = quads_of(scratch);
-  scratch += panel_floats(length_of(c.tap_count(), c.in_channels));
+  const long panel_size = panel_floats(length_of(c.tap_count(), c.in_channels));
+  int32_t* panels[2] = {quads_of(scratch), quads_of(scratch) + panel_size};
+  scratch += 2 * panel_size;
   begin_tiles(at_once);
 #endif
   Gathered g = place_gathered(c, call, at_once, scratch);
   for (int begin = first; begin < last; begin += at_once) {
     const int end = smaller(last, begin + at_once);
     gather(c, call, begin, end, g);
+    Pending pending{};
+    const auto pixels = [&](int v) { return pixels_of(c, call.input, call.in_kept.count, v); };
+#if defined(PRUNEGYM_TILES)
+    if (!c.packed.by_rows) make_panel(pixels(0), g.length, panels[0]);
+#endif
     for (int v = 0; v < c.vectors; v += 2) {
 #if defined(PRUNEGYM_TILES)
-      const int32_t* panel = quads_of(call.input) + v / 2 * panel_floats(g.length);
-      if (!c.packed.by_rows) {
-        make_panel(pixels_of(c, call.input, call.in_kept.count, v), g.length, own_panel);
-        panel = own_panel;
-      }
+      // A panel is made one block ahead: numbers that were just stored can't be loaded as a tile at once.
+      if (!c.packed.by_rows && v + 2 < c.vectors) make_panel(pixels(v + 2), g.length, panels[1]);
+      const int32_t* panel = c.packed.by_rows ? quads_of(call.input) + v / 2 * panel_floats(g.length) : panels[0];
+      std::swap(panels[0], panels[1]);
 #endif
       for (int row = begin; row < end; row += BLOCK_ROWS) {
-        const int rows = smaller(BLOCK_ROWS, end - row);
+        const Pending next{row, smaller(BLOCK_ROWS, end - row), row - begin, v, sums[0]};
 #if defined(PRUNEGYM_TILES)
-        sums_of_tiles(panel, g, row - begin, rows, sums);
+        sums_of_tiles(panel, g, next.at, next.rows, c.vectors - v > 1, sums[0]);
 #else
-        sums_of_dots(pixels_of(c, call.input, call.in_kept.count, v), g, row - begin, rows, sums);
+        sums_of_dots(pixels(v), g, next.at, next.rows, sums[0]);
 #endif
-        finish(c, call, g, row - begin, row, rows, v, sums);
+        if (pending.rows) finish(c, call, g, pending);
+        pending = next;
+        std::swap(sums[0], sums[1]);
       }
     }
+    finish(c, call, g, pending);
   }
 #if defined(PRUNEGYM_TILES)
   end_tiles();

@@ -62,37 +62,39 @@ INLINE int32_t pool_checked(const LayerRecord& r, const View& in, int quad, int 
   return found;
 }
 
-// Vectors of windows that are inside the picture; the others one by one.
+// Vectors of windows that are inside the picture, of which the last may overlap another; the others one by one.
 static void max_pool(const LayerRecord& r, const View& in, const View&, const View& out, float*) {
-  const int left = (r.padding + r.stride - 1) / r.stride;
-  const int right = smaller(out.map->width, (in.map->width - r.kernel + r.padding) / r.stride + 1);
-  const Bits zero = broadcast_bits(r.activation == RELU ? out.zero * 0x01010101 : 0);
+  const int left = (r.padding + r.stride - 1) / r.stride, width = out.map->width;
+  const int right = smaller(width, (in.map->width - r.kernel + r.padding) / r.stride + 1);
+  const bool vectors = r.stride <= 2 && right - left >= LANES;
+  const Bits least = broadcast_bits(r.activation == RELU ? out.zero * 0x01010101 : 0);
   for (int quad = 0; quad < quads_in(in); quad++)
     for (int y = 0; y < out.map->height; y++) {
       const int top = larger(y * r.stride - r.padding, 0), bottom = smaller(y * r.stride - r.padding + r.kernel, in.map->height);
       const auto column_of = [&](int column) {
-        Bits best = zero;
+        Bits best = least;
         for (int row = top; row < bottom; row++) best = max_bytes(best, load_bits(quad_row(in, quad, row) + column));
         return best;
       };
-      int32_t* to = quad_row(out, quad, y);
-      int x = left;
-      if (r.stride <= 2)
-        for (; x + LANES <= right; x += LANES) {
-          Bits best = zero;
-          for (int dx = 0; dx < r.kernel; dx++) {
-            const int column = x * r.stride + dx - r.padding;
-            best = max_bytes(best, r.stride == 1 ? column_of(column)
-                                                 : (Bits)even_lanes((Vec)column_of(column), (Vec)column_of(column + LANES)));
-          }
-          store_bits(to + x, best);
+      const auto window = [&](int x) {
+        Bits best = least;
+        const int first = x * r.stride - r.padding;
+        if (r.stride == 1)
+          for (int dx = 0; dx < r.kernel; dx++) best = max_bytes(best, column_of(first + dx));
+        for (int dx = 0; r.stride == 2 && dx < r.kernel; dx += 2) {  // two columns of the window from the same numbers
+          const Vec a = (Vec)column_of(first + dx), b = (Vec)column_of(first + dx + LANES);
+          best = max_bytes(best, (Bits)even_lanes(a, b));
+          if (dx + 1 < r.kernel) best = max_bytes(best, (Bits)odd_lanes(a, b));
         }
-      const auto one = [&](int at) {
-        const Bits found = broadcast_bits(pool_checked(r, in, quad, y, at));
-        to[at] = max_bytes(found, zero)[0];
+        return best;
       };
-      for (; x < out.map->width; x++) one(x);
-      for (x = 0; x < left; x++) one(x);
+      int32_t* to = quad_row(out, quad, y);
+      for (int x = left; vectors && x < right - LANES; x += LANES) store_bits(to + x, window(x));
+      if (vectors) store_bits(to + right - LANES, window(right - LANES));
+      for (int x = 0; x < width; x++) {
+        if (vectors && x == left) x = right;
+        if (x < width) to[x] = max_bytes(broadcast_bits(pool_checked(r, in, quad, y, x)), least)[0];
+      }
     }
 }
 

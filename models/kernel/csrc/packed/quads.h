@@ -2,6 +2,10 @@
 // map of C kept channels lies in memory as (C + 3) / 4 channels of floats would: all of Map's distances hold, and copies
 // of floats copy quads. Bytes of a last quad that belong to no channel have any value; their weights are zero.
 #pragma once
+#ifdef __AVX512BW__
+#include <immintrin.h>
+#endif
+
 #include "../activation.h"
 
 namespace prunegym {
@@ -20,6 +24,20 @@ INLINE Vec byte_of(Bits quads, int j) { return __builtin_convertvector((quads >>
 
 // Rounded to the nearest byte, ties to the even one. The sum with 1.5 * 2^23 leaves it in the lowest bits.
 INLINE Bits to_byte(Vec v) { return (Bits)(clamp(v, 0, 255) + 12582912.f) & 255; }
+
+// Four vectors, from -FAR to FAR, as the bytes of quads.
+constexpr float FAR = 1e6f;
+INLINE Bits to_quads(const Vec (&v)[4]) {
+#if defined(__AVX512BW__)
+  const auto whole = [&](int j) { return _mm512_cvtps_epi32((__m512)v[j]); };  // ties to even, as to_byte
+  // Saturating packs leave in each 128 bits four bytes of each vector, one vector after the other.
+  const __m512i bytes = _mm512_packus_epi16(_mm512_packs_epi32(whole(0), whole(1)), _mm512_packs_epi32(whole(2), whole(3)));
+  const __m512i order = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+  return (Bits)_mm512_shuffle_epi8(bytes, order);
+#else
+  return to_byte(v[0]) | to_byte(v[1]) << 8 | to_byte(v[2]) << 16 | to_byte(v[3]) << 24;
+#endif
+}
 
 // The larger of each two bytes.
 INLINE Bits max_bytes(Bits a, Bits b) { return (Bits)((Bytes)a > (Bytes)b ? (Bytes)a : (Bytes)b); }

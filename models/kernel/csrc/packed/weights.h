@@ -1,10 +1,6 @@
 // The weights of a convolution on bytes. For each image those of the kept inputs are gathered, so that the inner loops
 // read them one after the other.
 #pragma once
-#ifdef __AVX512VBMI2__
-#include <immintrin.h>
-#endif
-
 #include <cstring>
 
 #include "quads.h"
@@ -19,8 +15,7 @@ struct Gathered {
   int quads;                // of kept inputs, for each tap
   int length;               // quads in a row, of all taps, up to whole steps; what is added has weights of zero
   int32_t* rows;            // (rows, length): [row][tap][input]
-  int32_t* zeros;           // (rows): the input's zero point times the sum of the row's weights
-  float *factor, *summand;  // (rows)
+  float *factor, *summand;  // (rows): of a sum
   uint64_t* chosen;         // (inputs / 64): the bits of kept inputs
 
   COMMON const int32_t* row(int r) const { return rows + static_cast<long>(r) * length; }
@@ -31,16 +26,16 @@ INLINE int chosen_floats(int inputs) { return round_up((inputs + 63) / 64 * 2, L
 
 // Floats of scratch for the gathered weights of some rows. The last store of a row reaches into the next.
 INLINE long gathered_floats(int taps, int inputs, int rows) {
-  return static_cast<long>(round_up(rows, STEP)) * (length_of(taps, inputs) + 3) + chosen_floats(inputs) + 2 * LINE;
+  return static_cast<long>(round_up(rows, STEP)) * (length_of(taps, inputs) + 2) + chosen_floats(inputs) + 2 * LINE;
 }
 
 INLINE Gathered place_gathered(const Conv& c, const ConvCall& call, int rows, float* scratch) {
   const int padded = round_up(rows, STEP), inputs = call.in_kept.count;
   Gathered g{};
   g.quads = (inputs + 3) / 4, g.length = length_of(c.tap_count(), inputs);
-  g.zeros = quads_of(scratch), g.factor = scratch + padded, g.summand = scratch + 2 * padded;
-  g.chosen = reinterpret_cast<uint64_t*>(scratch + 3 * padded);
-  g.rows = quads_of(scratch + 3 * padded + chosen_floats(c.in_channels));
+  g.factor = scratch, g.summand = scratch + padded;
+  g.chosen = reinterpret_cast<uint64_t*>(scratch + 2 * padded);
+  g.rows = quads_of(scratch + 2 * padded + chosen_floats(c.in_channels));
 #ifdef __AVX512VBMI2__
   std::memset(g.chosen, 0, chosen_floats(c.in_channels) * sizeof(float));
   for (int i = 0; i < inputs; i++) g.chosen[call.in_kept.index[i] / 64] |= 1ull << (call.in_kept.index[i] % 64);
@@ -48,15 +43,16 @@ INLINE Gathered place_gathered(const Conv& c, const ConvCall& call, int rows, fl
   return g;
 }
 
-// Copies the weights of kept inputs under one tap, with zeros up to a whole quad, and adds them to `total`. `to` may be
-// written 64 bytes further.
+// Copies the weights of kept inputs under one tap, with zeros up to a whole quad, and if asked adds them to `total`. `to`
+// may be written 64 bytes further.
+template <bool TOTAL>
 INLINE void gather_tap([[maybe_unused]] const Gathered& g, [[maybe_unused]] Kept kept, [[maybe_unused]] int inputs,
                        const int8_t* from, int8_t* to, Bits& total) {
 #ifdef __AVX512VBMI2__
   for (int at = 0; at < inputs; at += 64) {
     const __m512i w = _mm512_maskz_compress_epi8(g.chosen[at / 64], _mm512_loadu_si512(from + at));
     _mm512_storeu_si512(to, w);
-    total = (Bits)_mm512_dpbusd_epi32((__m512i)total, _mm512_set1_epi8(1), w);
+    if (TOTAL) total = (Bits)_mm512_dpbusd_epi32((__m512i)total, _mm512_set1_epi8(1), w);
     to += __builtin_popcountll(g.chosen[at / 64]);
   }
   std::memset(to, 0, 4);
@@ -67,29 +63,35 @@ INLINE void gather_tap([[maybe_unused]] const Gathered& g, [[maybe_unused]] Kept
 }
 
 // Gathers rows `first`..`last` - 1 of the kept outputs; those after the last kept one are zeros.
-static void gather(const Conv& c, const ConvCall& call, int first, int last, Gathered& g) {
+template <bool SIGNS>
+static void gather_rows(const Conv& c, const ConvCall& call, int first, int last, Gathered& g) {
   const Packed& p = c.packed;
-  const int taps = c.tap_count();
-  const bool signs = p.zero_in != 0;
+  const int taps = c.tap_count(), used = taps * g.quads;
   for (int row = first; row < last; row++) {
     const int at = row - first;
     int8_t* to = reinterpret_cast<int8_t*>(g.rows + static_cast<long>(at) * g.length);
     if (row >= call.out_kept.count) {
       std::memset(to, 0, g.length * sizeof(int32_t));
-      g.zeros[at] = 0, g.factor[at] = g.summand[at] = 0;
+      g.factor[at] = g.summand[at] = 0;
       continue;
     }
     const int o = call.out_kept.index[row];
     const int8_t* weight = p.weight + static_cast<long>(o) * taps * p.tap_bytes;
     Bits total{};
     for (int t = 0; t < taps; t++, weight += p.tap_bytes)
-      gather_tap(g, call.in_kept, c.in_channels, weight, to + 4L * t * g.quads, total);
-    const int used = taps * g.quads;
+      gather_tap<SIGNS>(g, call.in_kept, c.in_channels, weight, to + 4L * t * g.quads, total);
     std::memset(to + 4L * used, 0, (g.length - used) * sizeof(int32_t));
-    g.zeros[at] = 0;
-    for (int lane = 0; signs && lane < LANES; lane++) g.zeros[at] += p.zero_in * total[lane];
-    g.factor[at] = p.factor[o], g.summand[at] = call.bias[o] * p.inverse_unit;
+    int32_t sum = 0;  // of all weights, which the input's zero point adds to the sums of products
+    for (int lane = 0; SIGNS && lane < LANES; lane++) sum += total[lane];
+    const float zeros = static_cast<float>(p.zero_in * sum) * p.factor[o];
+    g.factor[at] = p.factor[o];
+    g.summand[at] = call.bias[o] * p.inverse_unit - zeros + p.offset;
   }
+}
+
+static void gather(const Conv& c, const ConvCall& call, int first, int last, Gathered& g) {
+  if (c.packed.zero_in) gather_rows<true>(c, call, first, last, g);
+  else gather_rows<false>(c, call, first, last, g);
 }
 
 }  // namespace VARIANT
