@@ -56,7 +56,11 @@ class BuildKernel(build_ext):
             flags.append("-DPRUNEGYM_X86")
             if os.environ.get("PRUNEGYM_EMULATE_AVX512"):  # to test the logic of lanes16.cpp without the processor
                 flags.append("-DPRUNEGYM_EMULATE_AVX512")
-                for name, like in (("lanes16.cpp", "lanes8.cpp"), ("vnni.cpp", "bytes8.cpp"), ("amx.cpp", "bytes8.cpp")):
+                for name, like in (
+                    ("lanes16.cpp", "lanes8.cpp"),
+                    ("vnni.cpp", "bytes8.cpp"),
+                    ("amx.cpp", "bytes8.cpp"),
+                ):
                     variants[name] = [*variants[like], "-Wno-psabi"]
         else:
             ext.sources = [source for source in ext.sources if Path(source).name not in X86]

@@ -15,18 +15,20 @@ from torch import Tensor, nn
 
 from prunegym.errors import InvalidInputError, SkippingWarning
 from prunegym.models.checks import check_device
+from prunegym.models.data.dataset import Dataset
 from prunegym.models.data.normalisation import FULL, Normalisation
 from prunegym.models.gating.features import decisions_of
 from prunegym.models.gating.gate_policy import check_penalty
 from prunegym.models.gating.static_policy import Policy, deciding_macs, rollout
 from prunegym.models.masking.masked_cnn import MaskedCNN
+from prunegym.models.skipping.int8_path import calibrate
 from prunegym.models.skipping.kernel_path import KernelPath
 from prunegym.models.skipping.program.path import Executed
 from prunegym.models.skipping.skipping_cnn import SkippingCNN
 from prunegym.models.storage.cnn_info import CNNInfo
 from prunegym.models.storage.model_file import Bundle, read_model, write_model
 from prunegym.models.tasks.answers import answers
-from prunegym.validation import array, choice, shape, typed
+from prunegym.validation import array, choice, shape, typed, whole_number
 
 
 class Prediction(NamedTuple):
@@ -113,7 +115,8 @@ class DynamicCNN(nn.Module):
 
         Args:
             execution: ``auto`` measures on the first images which path is fastest here, see
-                :data:`prunegym.models.EXECUTIONS`; ``masked`` computes every channel again.
+                :data:`prunegym.models.EXECUTIONS`; ``int8`` rounds values to bytes, for which :meth:`calibrate` comes
+                first; ``masked`` computes every channel again.
 
         Returns:
             Itself.
@@ -126,6 +129,26 @@ class DynamicCNN(nn.Module):
         self.execution = execution
         if execution in ("auto", KernelPath.name) and self._skipping.shortfall:
             warnings.warn(self._skipping.shortfall, SkippingWarning, stacklevel=2)
+        return self
+
+    def calibrate(self, dataset: Dataset, images: int = 1024) -> DynamicCNN:
+        """Measure the ranges of values that execution ``int8`` needs, under the masks of the policy.
+
+        They are part of the model and of its file. Calibrate again after the CNN or its policy was trained.
+
+        Args:
+            dataset: Training images, normalised as the model needs them.
+            images: How many of them are used; a random subset, the same every time.
+
+        Returns:
+            Itself.
+
+        Raises:
+            InvalidInputError: If there is no image, or the network cannot be read as layers.
+        """
+        sample = dataset.sample(min(whole_number("images", images), len(dataset)))
+        self.masked.ranges = calibrate(self.masked, self.policy, (batch for _, batch in sample.batches(64)))
+        self._skipping = None
         return self
 
     @property

@@ -252,7 +252,13 @@ def assign_buffers(
     stops = [position for position, layer in enumerate(layers) if layer["kind"] == _LOOK]
     made = {layer["output"]: position for position, layer in reversed(list(enumerate(layers)))}
     keys = [
-        (value.height, value.width, value.stride, value.zero, any(made[index] < stop < last_use[index] for stop in stops))
+        (
+            value.height,
+            value.width,
+            value.stride,
+            value.zero,
+            any(made[index] < stop < last_use[index] for stop in stops),
+        )
         for index, value in enumerate(values)
     ]
     buffers: list[BufferRecord] = []

@@ -12,12 +12,14 @@ from torch import Tensor
 from prunegym.errors import InvalidInputError
 from prunegym.models.gating.features import MaskFeatures
 from prunegym.models.gating.gate_policy import GatePolicy
+from prunegym.models.gating.static_policy import Policy
 from prunegym.models.kernel import Value
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.skipping.kernel_path import KernelPath
 from prunegym.models.skipping.layer_translation import Translation, square
 from prunegym.models.skipping.program import layers as kinds
 from prunegym.models.skipping.program.lowering import UnsupportedError, lower
+from prunegym.models.skipping.program.path import decide_first, decides_gate_by_gate
 from prunegym.models.skipping.torch_paths.torch_layers import FullPath
 
 Range = tuple[float, float]
@@ -25,6 +27,8 @@ Range = tuple[float, float]
 POSITIVE = ("relu", "relu6", "hardsigmoid", "sigmoid")
 """Activations after which no number is negative."""
 LARGEST_CODE, LARGEST_BYTE = 127, 255
+DEVIATIONS = 2.0
+"""Standard deviations over images between the mean of a value's largest number and the end of its range."""
 
 
 class Int8Path(KernelPath):
@@ -164,7 +168,7 @@ def int8_codes(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def calibrate(masked: MaskedCNN, policy: GatePolicy | None, images: Iterable[Tensor]) -> dict[str, Range]:
+def calibrate(masked: MaskedCNN, policy: Policy | None, images: Iterable[Tensor]) -> dict[str, Range]:
     """Measure the ranges of all values that :class:`Int8Path` needs as bytes.
 
     Args:
@@ -173,7 +177,9 @@ def calibrate(masked: MaskedCNN, policy: GatePolicy | None, images: Iterable[Ten
         images: Batches of normalised training images (batch, channels, height, width).
 
     Returns:
-        For each value the mean over images of its smallest and of its largest number, zero included.
+        For each value the smallest and the largest number that its bytes shall stand for, zero included: means over
+        images, and two standard deviations more (of five choices the one with which most validation images of ResNet-20
+        keep their class).
 
     Raises:
         InvalidInputError: If there is no image, or the network cannot be read as layers.
@@ -182,12 +188,17 @@ def calibrate(masked: MaskedCNN, policy: GatePolicy | None, images: Iterable[Ten
         program = lower(masked)
     except UnsupportedError as error:
         raise InvalidInputError(f"The network cannot run in int8: {error}") from error
-    path = FullPath(program, policy)
+    inside = policy if isinstance(policy, GatePolicy) and decides_gate_by_gate(policy) else None
+    path = FullPath(program, inside)
     convolutions = [layer for layer in program.layers if on_bytes(layer)]
     wanted = {name for layer in convolutions for name in (layer.name, *layer.inputs)}
     found: dict[str, list[Tensor]] = {name: [] for name in wanted}
     for batch in images:
-        mask = None if policy else torch.ones(len(batch), masked.mask_size, dtype=torch.bool)
+        mask = None
+        if policy is None:
+            mask = torch.ones(len(batch), masked.mask_size, dtype=torch.bool)
+        elif inside is None:
+            mask = decide_first(masked, policy, batch, None)
         state = path.begin(batch, mask, None)
         _note(found, state.values)
         for layer, ending in zip(program.layers, program.ending, strict=True):
@@ -197,8 +208,15 @@ def calibrate(masked: MaskedCNN, policy: GatePolicy | None, images: Iterable[Ten
                 del state.values[name]
     if not any(found.values()):
         raise InvalidInputError("There is no image to calibrate with.")
-    means = {name: torch.cat(parts).mean(0).tolist() for name, parts in found.items()}
-    return {name: (min(low, 0.0), max(high, 0.0)) for name, (low, high) in means.items()}
+    return {name: _range_of(torch.cat(parts).double()) for name, parts in found.items()}
+
+
+def _range_of(extremes: Tensor) -> Range:
+    """Return a value's range from its smallest and largest number in each image (images, 2)."""
+    mean, spread = extremes.mean(0), extremes.std(0, correction=0)
+    low, high = (mean + DEVIATIONS * spread * torch.tensor([-1.0, 1.0])).tolist()
+    # Without negative numbers there is no need for any.
+    return (min(low, 0.0) if extremes.min() < 0 else 0.0), max(high, 0.0)
 
 
 def _note(found: dict[str, list[Tensor]], values: Mapping[str, Tensor]) -> None:

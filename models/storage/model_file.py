@@ -32,6 +32,8 @@ FORMAT, QUANTIZED_FORMAT, CONSTANTS_FORMAT = 1, 2, 3
 """A file has the lowest format that its content needs, so that older versions still read it. With constants for masked
 channels its weights may be int8 or floats."""
 CONSTANTS = "compensation.constants"
+RANGES = "int8.ranges"
+"""Of values, for execution ``int8``; older versions leave them out."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -86,6 +88,9 @@ def write_model(
     state = files.quantized_state if yes_or_no("int8", int8) else nn.Module.state_dict
     tensors = {f"network.{name}": tensor for name, tensor in state(network).items()}
     description: dict[str, Any] = {"format": QUANTIZED_FORMAT if int8 else FORMAT, "info": as_json(info)}
+    if masked is not None and masked.ranges is not None:
+        tensors[RANGES] = torch.tensor([*masked.ranges.values()], dtype=torch.float32)
+        description["ranges"] = [*masked.ranges]
     if policy is not None and masked is None:
         raise InvalidInputError("A gate policy is stored with its masked CNN. Give masked= too.")
     if policy is not None and masked is not None:
@@ -130,6 +135,8 @@ def read_model(path: Path | str, network: nn.Module | None = None, gates: str | 
         raise InvalidInputError(f"{path} has a policy for its own {len(stored)} gates. Leave out the choice of gates.")
     chosen = stored or ("auto" if gates is None else gates if gates in ("auto", "all") else gates.split(","))
     masked = MaskedCNN(network, info.example(), gates=chosen)
+    if "ranges" in description:
+        masked.ranges = _ranges(path, tensors, description["ranges"])
     if "policy" not in description:
         return Bundle(masked=masked, info=info)
     with _reading(path, "policy"):
@@ -203,6 +210,14 @@ def _constants(path: Path, tensors: Mapping[str, Tensor], masked: MaskedCNN) -> 
             f"{LARGEST_WEIGHT:g}. Write it again."
         )
     return found
+
+
+def _ranges(path: Path, tensors: Mapping[str, Tensor], names: Any) -> dict[str, tuple[float, float]]:
+    found = tensors.get(RANGES, torch.zeros(0))
+    named = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if not named or found.shape != (len(names), 2) or not (found.abs() <= LARGEST_WEIGHT).all():
+        raise InvalidInputError(f"{path} is damaged: its ranges of values for int8 do not fit. Write it again.")
+    return {name: (min(low, 0.0), max(high, 0.0)) for name, (low, high) in zip(names, found.tolist(), strict=True)}
 
 
 def _check_name(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import io
@@ -9,7 +10,7 @@ import itertools
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from prunegym.models.gating.static_policy import Policy, deciding_macs
 from prunegym.models.masking.masked_cnn import MaskedCNN
+from prunegym.models.skipping.int8_path import calibrate
 from prunegym.models.skipping.program.lowering import lower
 from prunegym.models.skipping.program.path import DECIDE, ExecutionPath, decides_gate_by_gate
 from prunegym.models.skipping.skipping_cnn import SkippingCNN
@@ -113,6 +115,7 @@ def profile(
     penalty: float | None = None,
     rounds: int = 20,
     compiled: bool = False,
+    int8: bool = False,
     forget: bool = True,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Profile:
@@ -126,6 +129,8 @@ def profile(
         penalty: lambda, for a policy with a ``penalty_range``.
         rounds: Rounds, if they take less than a minute.
         compiled: Also time ``torch.compile`` of the dense network.
+        int8: Also time execution ``int8``; a CNN that was not calibrated gets its ranges from ``batches``, for this
+            measurement only.
         forget: Gather weights again for each batch, as for masks that never come twice. Otherwise each batch runs once
             before the clock starts.
         clock: Returns seconds.
@@ -141,6 +146,9 @@ def profile(
     skipping: Forms = {
         name: _in_turn(SkippingCNN(masked, policy, name), batches, wanted, penalty, forget) for name in fast.available
     }
+    if int8:
+        with _calibrated(masked, policy, batches):
+            skipping["int8"] = _in_turn(SkippingCNN(masked, policy, "int8"), batches, wanted, penalty, forget)
     reference: Forms = {}
     try:
         reference["ONNX Runtime, dense"] = dense_in_onnx_runtime(masked.network, batches[0])
@@ -166,6 +174,14 @@ def profile(
         layers=() if path is None else _layers(masked, path, batches, given, policy, penalty, rounds),
         layers_of="" if path is None else path.name, masks="given" if masks is not None else "by the policy",
     )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _calibrated(masked: MaskedCNN, policy: Policy | None, batches: list[Tensor]) -> Iterator[None]:
+    before = masked.ranges
+    masked.ranges = before or calibrate(masked, policy, batches)
+    yield
+    masked.ranges = before
 
 
 def _in_turn(

@@ -39,7 +39,10 @@ Images = Annotated[int | None, typer.Option("--images", help="Use a random subse
 DenseFile = Annotated[Path | None, typer.Option(help="File of the original CNN; losses are counted from it.")]
 TRUST = "Load agents of Stable-Baselines3 (.zip), which can run any code. Only from people you trust."
 TrustCode = Annotated[bool, typer.Option("--trust-code", help=TRUST)]
-HOW = "masked (compute all channels, then zero), kernel, torch, full, or auto (the fastest of these three)."
+HOW = (
+    "masked (compute all channels, then zero), kernel, torch, full, auto (the fastest of these three), or int8 "
+    "(the kernel on bytes, after quantize --calibrate)."
+)
 Execution = Annotated[str, typer.Option(help=HOW)]
 ShownPenalty = Annotated[float | None, typer.Option(help="lambda, for a model that was trained for a range.")]
 Episodes = Annotated[int | None, typer.Option("--episodes", min=0, help="Episodes (images), instead of the recipe's.")]
