@@ -35,6 +35,7 @@ VARIANT_FLAGS = {
     "lanes16.cpp": ["-mavx512f", "-mavx512vl", "-mavx512dq", "-mfma"],
     "bytes4.cpp": BYTES,
     "bytes8.cpp": [*BYTES, "-mavx2"],
+    "avxvnni.cpp": [*BYTES, "-mavx2", "-mavxvnni"],
     "vnni.cpp": VNNI,
     "amx.cpp": [*VNNI, "-mamx-tile", "-mamx-int8"],
 }

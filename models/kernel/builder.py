@@ -25,10 +25,7 @@ from prunegym.models.kernel.values import (
     bias_of,
     check_floats,
     check_groups,
-    check_stride,
     record_of,
-    shape_of,
-    window,
 )
 from prunegym.validation import whole_number
 
@@ -144,14 +141,6 @@ class PlanBuilder(ByteLayers):
         own, biases = self._biases(bias, len(weight))
         self._layer("linear", x, y, {**fields, "weight": weight, "bias": own}, second=biases)
         return y
-
-    def _biases(self, bias: Tensor | Value | None, outputs: int) -> tuple[Tensor, Value | None]:
-        """Return a layer's own bias, and the value to take instead if one is given."""
-        if not isinstance(bias, Value):
-            return bias_of(bias, outputs), None
-        if (self._own(bias).channels, bias.stride, bias.gate) != (outputs, 0, None):
-            raise InvalidInputError(f"The biases are {shape_of(bias)}, a vector of {outputs} channels is needed.")
-        return bias_of(None, outputs), bias
 
     def compensate(self, bias: Tensor | None, table: Tensor, gate: int) -> Value:
         """Add biases that depend on the mask, to be given as ``bias`` to a convolution or linear layer.

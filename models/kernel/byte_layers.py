@@ -28,8 +28,8 @@ LARGEST_CODE = 127
 class ByteLayers(MapLayers):
     """Adds layers to a plan whose numbers are bytes.
 
-    A byte ``q`` stands for ``scale * (q - zero)``. Zero is 0, or 128 where numbers may be negative. Results are the same
-    bit for bit on all processors.
+    A byte ``q`` stands for ``scale * (q - zero)``. Zero is 0, or 128 where numbers may be negative. Results are the
+    same bit for bit on all processors.
 
     Raises:
         InvalidInputError: All methods, for a value of another builder, and for shapes or settings that do not fit.
@@ -45,7 +45,9 @@ class ByteLayers(MapLayers):
         """
         if self._own(x, "to_bytes()").is_bytes:
             raise InvalidInputError(f"{x!r} is bytes already.")
-        y = self._value(x.channels, x.height, x.width, x.gate, stride=x.stride, **_bytes(scale, signed))
+        y = self._value(
+            x.channels, x.height, x.width, x.gate, stride=x.stride, scale=_positive(scale), zero=SIGNED_ZERO * signed
+        )
         self._layer("convert", x, y, {})
         return y
 
@@ -100,7 +102,7 @@ class ByteLayers(MapLayers):
         out = len(shape("The codes", codes, ("out", x.channels, "height", "width")))
         scales = check_floats("The scales", scales, (out,))
         fields, sizes = self._kernel(x, codes, stride, padding, dilation)
-        y = self._value(out, *sizes[:2], gate, stride=sizes[2], **_bytes(scale, signed))
+        y = self._value(out, *sizes[:2], gate, stride=sizes[2], scale=_positive(scale), zero=SIGNED_ZERO * signed)
         self._check_residual(residual, y)
         own, biases = self._biases(bias, out)
         fields |= {"groups": 1, "activation": activation_number(relu, activation), "weight": codes.float(), "bias": own}
@@ -137,5 +139,5 @@ class ByteLayers(MapLayers):
             )
 
 
-def _bytes(scale: float, signed: bool) -> dict[str, float | int]:
-    return {"scale": finite("scale", scale, above=0), "zero": SIGNED_ZERO if signed else 0}
+def _positive(scale: float) -> float:
+    return finite("scale", scale, above=0)

@@ -99,6 +99,14 @@ class Values:
         start = sum(self._widths[:gate])
         return list(range(start, start + self._widths[gate]))
 
+    def _biases(self, bias: Tensor | Value | None, outputs: int) -> tuple[Tensor, Value | None]:
+        """Return a layer's own bias, and the value to take instead if one is given."""
+        if not isinstance(bias, Value):
+            return bias_of(bias, outputs), None
+        if (self._own(bias).channels, bias.stride, bias.gate) != (outputs, 0, None):
+            raise InvalidInputError(f"The biases are {shape_of(bias)}, a vector of {outputs} channels is needed.")
+        return bias_of(None, outputs), bias
+
     def _features(self, x: Value, average: bool, grid: int) -> int:
         """Return the number of features that a decision is made from."""
         per_channel = int(bool(average)) + whole_number("grid", grid, 0, MAX_GRID) ** 2

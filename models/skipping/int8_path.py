@@ -160,7 +160,7 @@ def scale_of(low: float, high: float) -> float:
 
 
 def int8_codes(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a layer's weight (out, ...) as int8 codes from -127 to 127, and the scale of each output channel (out,)."""
+    """Return a weight (out, ...) as int8 codes from -127 to 127, and the scale of each output channel (out,)."""
     rows = weight.flatten(1)
     scales = rows.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / LARGEST_CODE
     codes = (rows / scales[:, None]).round().clamp(-LARGEST_CODE, LARGEST_CODE)

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from prunegym.models.gating.gate_policy import GatePolicy
+from prunegym.models.skipping.layer_translation import Translation
 from prunegym.models.skipping.program.layers import Conv, Program
 from prunegym.models.skipping.program.path import Clock, Executed, ExecutionPath
 from prunegym.models.skipping.torch_paths.torch_layers import FullPath
-from prunegym.models.skipping.layer_translation import Translation
 from prunegym.models.skipping.translation import Translated, TranslationFactory, segments, translate_part
 
 KEPT_PLANS = 5

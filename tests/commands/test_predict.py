@@ -12,6 +12,7 @@ from PIL import Image
 
 from prunegym.models import DynamicCNN, load_dataset
 from tests.commands.command_line import RL, as_json, fail, succeed
+from tests.models.skipping.skipping_networks import needs_kernel
 
 # Settings that take seconds make weak agents.
 pytestmark = pytest.mark.filterwarnings("ignore::prunegym.agents.rl.monitor.CollapseWarning")
@@ -116,3 +117,13 @@ def test_profile_tells_times_what_is_taken_and_why(made: Path) -> None:
 def test_too_many_threads_are_refused():
     message = fail("profile", "digits", "--threads", 99999999999)
     assert "--threads is 99999999999; a whole number from 1 to 1024 is needed." in message
+
+
+@needs_kernel
+def test_quantize_calibrates_for_int8(tmp_path: Path) -> None:
+    path = tmp_path / "digits-int8.safetensors"
+    assert as_json("quantize", "digits", "--out", path, "--calibrate", "--images", 200)["calibrated"]
+    document = as_json("evaluate", path, "--execution", "int8", "--images", 200)
+    assert document["accuracy"] > 0.95
+    assert "calibrate" in fail("evaluate", "digits", "--execution", "int8")
+    assert "int8" in as_json("profile", "simple-cnn", "--int8", "--rounds", 1)["skipping"]

@@ -24,6 +24,7 @@ namespace avx2 { extern const Variant variant; }
 namespace avx512 { extern const Variant variant; }
 namespace bytes4 { extern const Variant variant; }
 namespace bytes8 { extern const Variant variant; }
+namespace avxvnni { extern const Variant variant; }
 namespace vnni { extern const Variant variant; }
 namespace amx { extern const Variant variant; }
 
@@ -49,6 +50,11 @@ static bool has_tiles() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 24 & 3) == 3;
 }
+// Whether it has AVX-VNNI (CPUID 7.1, EAX bit 4).
+static bool has_avxvnni() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
+}
 
 // AMX needs the kernel's permission, which is for the whole process; without it the first tile is a crash.
 static bool tiles_allowed() {
@@ -57,6 +63,7 @@ static bool tiles_allowed() {
 }
 #else
 static bool has_tiles() { return false; }
+static bool has_avxvnni() { return false; }
 static bool tiles_allowed() { return false; }
 #endif
 
@@ -73,6 +80,7 @@ std::vector<const Variant*> runnable_on_bytes() {
   if (tiles) variants.push_back(&amx::variant);
   if (vnni) variants.push_back(&vnni::variant);
 #endif
+  if (__builtin_cpu_supports("avx2") && has_avxvnni()) variants.push_back(&avxvnni::variant);
   if (__builtin_cpu_supports("avx2")) variants.push_back(&bytes8::variant);
 #endif
   variants.push_back(&bytes4::variant);

@@ -56,8 +56,8 @@ class ExecutionPath(ABC):
         name: Its name for users.
         skips: Whether masked channels take no time. Such a path has :meth:`timed`.
         measured: Whether ``auto`` considers it.
-        rounds: Whether its results differ from the masked CNN's by more than float32's rounding. Then it runs only where
-            it is asked for by name.
+        rounds: Whether its results differ from the masked CNN's by more than float32's rounding. Then it runs only
+            where it is asked for by name.
         own_clock: Whether :meth:`timed` ignores the clock that it is given, and counts wall time.
     """
 

@@ -15,14 +15,14 @@ from prunegym.models import (
     build,
     kernel,
 )
-from prunegym.models.skipping.skipping_cnn import EXECUTIONS
+from prunegym.models.skipping.skipping_cnn import PATHS
 from tests.models.slicing import randomise
 
 needs_kernel = pytest.mark.skipif(not kernel.available(), reason=f"no compiled kernel: {kernel.unavailable_reason()}")
 each_variant = pytest.mark.parametrize(
     "variant", kernel.variants() or [pytest.param("none", marks=pytest.mark.skip(reason=kernel.unavailable_reason()))]
 )
-NAMED = [way for way in EXECUTIONS if way != "auto"]
+NAMED = [path.name for path in PATHS if not path.rounds]
 WAYS = [pytest.param(way, marks=needs_kernel if way == "kernel" else ()) for way in NAMED]
 SLOW = {"resnet18", "resnet32", "resnet44", "resnet56", "vgg11", "vgg16"}
 NETWORKS = [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in ZOO]

@@ -2,7 +2,7 @@
 // map of C kept channels lies in memory as (C + 3) / 4 channels of floats would: all of Map's distances hold, and copies
 // of floats copy quads. Bytes of a last quad that belong to no channel have any value; their weights are zero.
 #pragma once
-#ifdef __AVX512BW__
+#ifdef __AVX2__
 #include <immintrin.h>
 #endif
 

@@ -17,6 +17,14 @@ constexpr int SUMS_FLOATS = BLOCK_ROWS * BLOCK;
 INLINE Bits dot(Bits sums, Bits pixels, int32_t weights) {
 #if defined(__AVX512VNNI__)
   return (Bits)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)pixels, _mm512_set1_epi32(weights));
+#elif defined(__AVXVNNI__)
+  return (Bits)_mm256_dpbusd_avx_epi32((__m256i)sums, (__m256i)pixels, _mm256_set1_epi32(weights));
+#elif defined(__AVX2__) && LANES == 8
+  // Products of 16 bits: bytes 0 and 2, then 1 and 3. The instruction for bytes would cut their sums off.
+  const __m256i p = (__m256i)pixels, w = _mm256_set1_epi32(weights), low = _mm256_set1_epi32(0x00FF00FF);
+  const __m256i even = _mm256_madd_epi16(_mm256_and_si256(p, low), _mm256_srai_epi16(_mm256_slli_epi16(w, 8), 8));
+  const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(p, 8), _mm256_srai_epi16(w, 8));
+  return sums + (Bits)even + (Bits)odd;
 #else
   UNROLL for (int j = 0; j < 4; j++)
     sums += ((pixels >> (8 * j)) & 255) * static_cast<int32_t>(static_cast<int8_t>(weights >> (8 * j)));
