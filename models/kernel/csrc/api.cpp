@@ -46,25 +46,25 @@ std::vector<const Variant*> runnable_variants() {
 
 #if defined(PRUNEGYM_X86) && defined(__linux__)
 // Whether the processor has tiles of bytes (CPUID 7, EDX bits 24 and 25).
-static bool has_tiles() {
+[[maybe_unused]] static bool has_tiles() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 24 & 3) == 3;
 }
 // Whether it has AVX-VNNI (CPUID 7.1, EAX bit 4).
-static bool has_avxvnni() {
+[[maybe_unused]] static bool has_avxvnni() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
 }
 
 // AMX needs the kernel's permission, which is for the whole process; without it the first tile is a crash.
-static bool tiles_allowed() {
+[[maybe_unused]] static bool tiles_allowed() {
   constexpr long request = 0x1023, tiles = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
   return syscall(SYS_arch_prctl, request, tiles) == 0;
 }
 #else
-static bool has_tiles() { return false; }
-static bool has_avxvnni() { return false; }
-static bool tiles_allowed() { return false; }
+[[maybe_unused]] static bool has_tiles() { return false; }
+[[maybe_unused]] static bool has_avxvnni() { return false; }
+[[maybe_unused]] static bool tiles_allowed() { return false; }
 #endif
 
 std::vector<const Variant*> runnable_on_bytes() {
