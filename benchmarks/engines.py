@@ -134,7 +134,7 @@ def run_case(case: str, threads: int, args: argparse.Namespace) -> dict[str, Any
         forms |= in_onnx_runtime(file.getvalue(), batches, threads)
         forms |= in_torch(build(name, image_size=size).eval(), batches)
     clock = time.process_time if args.clock == "cpu" else time.perf_counter
-    seconds = median_seconds(forms, args.rounds, clock, limit=90.0, turn=TURN)
+    seconds = median_seconds(forms, args.rounds, clock, limit=90.0, turn=TURN, most_calls=1000)
     share = float(masked.cost.mac_share(torch.cat(masks)).mean())
     fastest = min(value for form, value in seconds.items() if not form.startswith("kernel"))
     print(f"\n{case}, {threads} thread(s), MAC share {share:.3f}, load {os.getloadavg()[0]:.1f}")

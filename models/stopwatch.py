@@ -45,6 +45,7 @@ def median_seconds(
     clock: Callable[[], float] = time.perf_counter,
     limit: float = float("inf"),
     turn: float = TURN,
+    most_calls: int = MOST_CALLS,
 ) -> dict[str, float]:
     """Return the median seconds of each form; each round times all forms one after the other.
 
@@ -57,6 +58,7 @@ def median_seconds(
         clock: Returns seconds.
         limit: Seconds after which no further round starts; there is at least one round.
         turn: Seconds for which a short form is called in each round.
+        most_calls: Its largest number of calls in a round.
     """
     times: dict[str, list[float]] = {name: [] for name in forms}
     calls = dict.fromkeys(forms, 1)
@@ -73,5 +75,5 @@ def median_seconds(
             if number >= WARM_UP:
                 times[name].append(seconds)
             elif number == WARM_UP - 1:
-                calls[name] = max(1, min(MOST_CALLS, int(turn / max(seconds, 1e-9))))
+                calls[name] = max(1, min(most_calls, int(turn / max(seconds, 1e-9))))
     return {name: statistics.median(values) for name, values in times.items()}

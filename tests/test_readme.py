@@ -112,7 +112,7 @@ def test_words_in_code_are_everyday_ones(folder: str) -> None:
 
 
 def test_words_in_the_kernel_are_everyday_ones() -> None:
-    files = sorted((ROOT / "models/kernel/csrc").iterdir())
+    files = sorted((ROOT / "models/kernel/csrc").rglob("*.[ch]*"))
     comments = {file.name: " ".join(re.findall(r"//(.*)", file.read_text())) for file in files}
     assert sum(map(len, comments.values())) > 10_000
     found = {name: NOT_EVERYDAY.findall(re.sub(r"`[^`]*`", "", text)) for name, text in comments.items()}

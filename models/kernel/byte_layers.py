@@ -21,14 +21,14 @@ from prunegym.validation import finite, shape, whole_number
 MAX_KERNEL, MAX_REACH = 7, 1024
 Pair = int | tuple[int, int]
 SIGNED_ZERO = 128
-"""The byte that stands for 0 where numbers may be negative; elsewhere it is 0."""
+"""The byte that means 0 where numbers may be negative; elsewhere it is 0."""
 LARGEST_CODE = 127
 
 
 class ByteLayers(MapLayers):
     """Adds layers to a plan whose numbers are bytes.
 
-    A byte ``q`` stands for ``scale * (q - zero)``. Zero is 0, or 128 where numbers may be negative. Results are the
+    A byte ``q`` means ``scale * (q - zero)``. Zero is 0, or 128 where numbers may be negative. Results are the
     same bit for bit on all processors.
 
     Raises:
@@ -40,7 +40,7 @@ class ByteLayers(MapLayers):
 
         Args:
             x: A map of floats.
-            scale: What one step of a byte stands for, above 0.
+            scale: What one step of a byte means, above 0.
             signed: Whether numbers may be negative.
         """
         if self._own(x, "to_bytes()").is_bytes:
@@ -52,7 +52,7 @@ class ByteLayers(MapLayers):
         return y
 
     def to_floats(self, x: Value) -> Value:
-        """Add what the bytes of a map stand for."""
+        """Add what the bytes of a map mean."""
         if not self._own(x, "to_floats()").is_bytes:
             raise InvalidInputError(f"{x!r} is floats already.")
         y = self._value(x.channels, x.height, x.width, x.gate, stride=x.stride)
@@ -83,9 +83,9 @@ class ByteLayers(MapLayers):
         Args:
             x: A map of bytes.
             codes: (out, in, height, width), int8 from -127 to 127.
-            scales: (out), what one step of a code stands for.
+            scales: (out), what one step of a code means.
             bias: (out); or a value of :meth:`compensate`.
-            scale: What one step of the output's bytes stands for.
+            scale: What one step of the output's bytes means.
             signed: Whether the output may be negative.
             stride: Stride of both axes, at least 1.
             padding: Zeros on each side; or above and below, left and right.

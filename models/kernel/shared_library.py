@@ -207,7 +207,7 @@ class Value:
         stride: Floats from a row to the next in memory; 0 for a vector.
         gate: The gate, or the space of :meth:`PlanBuilder.space`, that says which channels are kept; None if all are.
         scale: Of bytes.
-        zero: Of bytes: the one that stands for 0; :data:`FLOATS` for floats.
+        zero: Of bytes: the one that means 0; :data:`FLOATS` for floats.
     """
 
     index: int
@@ -221,7 +221,7 @@ class Value:
 
     @property
     def is_bytes(self) -> bool:
-        """Whether its numbers are bytes; then they stand for ``scale * (byte - zero)``."""
+        """Whether its numbers are bytes; then they mean ``scale * (byte - zero)``."""
         return self.zero != FLOATS
 
     @property

@@ -23,7 +23,7 @@ from prunegym.models.skipping.program.path import decide_first, decides_gate_by_
 from prunegym.models.skipping.torch_paths.torch_layers import FullPath
 
 Range = tuple[float, float]
-"""Of a value: the smallest and the largest number that its bytes stand for."""
+"""Of a value: the smallest and the largest number that its bytes can mean."""
 POSITIVE = ("relu", "relu6", "hardsigmoid", "sigmoid")
 """Activations after which no number is negative."""
 LARGEST_CODE, LARGEST_BYTE = 127, 255
@@ -154,7 +154,7 @@ def on_bytes(layer: kinds.Layer) -> bool:
 
 
 def scale_of(low: float, high: float) -> float:
-    """Return what one step of a byte stands for: 255 steps above zero, or 127 on each side of it."""
+    """Return what one step of a byte means: 255 steps above zero, or 127 on each side of it."""
     widest = max(-low, high) / LARGEST_CODE if low < 0 else high / LARGEST_BYTE
     return max(widest, torch.finfo(torch.float32).tiny)
 
@@ -177,7 +177,7 @@ def calibrate(masked: MaskedCNN, policy: Policy | None, images: Iterable[Tensor]
         images: Batches of normalised training images (batch, channels, height, width).
 
     Returns:
-        For each value the smallest and the largest number that its bytes shall stand for, zero included: means over
+        For each value the smallest and the largest number that its bytes shall reach, zero included: means over
         images, and two standard deviations more (of five choices the one with which most validation images of ResNet-20
         keep their class).
 

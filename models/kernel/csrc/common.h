@@ -70,7 +70,7 @@ struct View {
   int channels;  // kept or not
   Kept kept;
   float* data;   // null: there is no such input
-  int zero;      // of bytes, which stand for scale * (byte - zero); FLOATS: the numbers are floats
+  int zero;      // of bytes, which mean scale * (byte - zero); FLOATS: the numbers are floats
   float scale;
 
   COMMON bool is_bytes() const { return zero != FLOATS; }

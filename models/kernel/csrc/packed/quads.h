@@ -1,4 +1,4 @@
-// Maps of bytes. A byte q stands for scale * (q - zero). Four channels of a pixel are one number of 32 bits, a quad. So a
+// Maps of bytes. A byte q means scale * (q - zero). Four channels of a pixel are one number of 32 bits, a quad. So a
 // map of C kept channels lies in memory as (C + 3) / 4 channels of floats would: all of Map's distances hold, and copies
 // of floats copy quads. Bytes of a last quad that belong to no channel have any value; their weights are zero.
 #pragma once
