@@ -185,7 +185,7 @@ class MaskedCNN(nn.Module):
 
     def unfreeze(self) -> MaskedCNN:
         """Let the CNN be trained again, as joint fine-tuning does. Returns itself, in training mode."""
-        self.frozen = False
+        self.frozen, self.ranges = False, None
         for parameter in self.parameters():
             parameter.requires_grad_(True)
         return self.train()
@@ -215,6 +215,7 @@ class MaskedCNN(nn.Module):
         Raises:
             InvalidInputError: If they have another shape or are not finite, or no layer can get them.
         """
+        self.ranges = None
         if constants is None:
             self.constants = None
         else:

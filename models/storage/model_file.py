@@ -135,8 +135,8 @@ def read_model(path: Path | str, network: nn.Module | None = None, gates: str | 
         raise InvalidInputError(f"{path} has a policy for its own {len(stored)} gates. Leave out the choice of gates.")
     chosen = stored or ("auto" if gates is None else gates if gates in ("auto", "all") else gates.split(","))
     masked = MaskedCNN(network, info.example(), gates=chosen)
-    if "ranges" in description:
-        masked.ranges = _ranges(path, tensors, description["ranges"])
+    ranges = _ranges(path, tensors, description["ranges"]) if "ranges" in description else None
+    masked.ranges = ranges
     if "policy" not in description:
         return Bundle(masked=masked, info=info)
     with _reading(path, "policy"):
@@ -152,6 +152,7 @@ def read_model(path: Path | str, network: nn.Module | None = None, gates: str | 
         raise InvalidInputError(f"{path} is damaged: its policy divides by standard deviations of 0. Write it again.")
     if description["format"] == CONSTANTS_FORMAT:
         masked.compensate(_constants(path, tensors, masked))
+        masked.ranges = ranges
     return Bundle(masked=masked, info=info, policy=policy)
 
 

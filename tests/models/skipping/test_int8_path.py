@@ -68,6 +68,21 @@ def test_constants_are_added_in_int8_too():
     assert error(masked, smooth(6), random_masks(masked)) < 0.06
 
 
+def test_ranges_go_when_the_network_changes_and_stay_in_its_file(tmp_path):
+    torch.manual_seed(0)
+    model = shipped_model()
+    constants = torch.randn(model.masked.mask_size) * 0.1
+    model.masked.compensate(constants)
+    model.calibrate(model.info.adapt(load_dataset("digits", "train")), images=16).save(tmp_path / "model.safetensors")
+    again = DynamicCNN.load(tmp_path / "model.safetensors").masked
+    assert [*again.ranges] == [*model.masked.ranges]
+    torch.testing.assert_close(torch.tensor([*again.ranges.values()]), torch.tensor([*model.masked.ranges.values()]))
+    for change in (lambda one: one.compensate(None), lambda one: one.unfreeze()):
+        again.ranges = model.masked.ranges
+        change(again)
+        assert again.ranges is None
+
+
 def test_codes_by_hand():
     codes, scales = int8_codes(torch.tensor([[2.54, -1.27], [0.0, 0.0]])[:, :, None, None])
     assert codes.flatten(1).tolist() == [[127, -64], [0, 0]]  # 63.5 goes to the even neighbour
