@@ -221,7 +221,9 @@ def _hooked(network: nn.Module, masked: MaskedCNN, images: Tensor, output: str |
             own = mask[:, starts[number] : starts[number] + masked.gates[number].width]
             factor = factor * bits.factors(own, images.new_empty(1, *step.shape[1:]))
         same = [other for other in masked.graph.steps if other.layer == step.layer and other.kind is step.kind]
-        if next(plain.get_submodule(step.layer).children(), None) is None or step.weight:
+        last = [other for other in masked.graph.steps if other.layer == step.layer][-1]
+        whole = next(plain.get_submodule(step.layer).children(), None) is None or step.weight
+        if whole and last.shape == step.shape:  # otherwise the module returns it in another layout
             place = [other.name for other in same].index(name)
             calls.setdefault(step.layer, {}).setdefault(place, []).append(factor)
         else:
@@ -261,9 +263,10 @@ class _ZeroOperations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        at = self.inside[-1], func.overloadpacket.__name__.rstrip("_")
+        at = self.inside[-1], func.overloadpacket.__name__.rstrip("_").removeprefix("native_")
         for factor in self.factors.get(at, {}).get(self.calls[at], ()):
-            result.mul_(factor)  # in place, as `add_` returns what it was given
+            # In place, as `add_` returns what it was given. Norms return their statistics too.
+            (result[0] if isinstance(result, tuple) else result).mul_(factor)
         self.calls[at] += 1
         return result
 

@@ -23,10 +23,13 @@ from typing import Any
 
 import torch
 from network_row import EXACT, Facts, Row, measured
+from skipping_networks import NETWORKS
 from torch import nn
 
 ROOT = Path(__file__).parent.parent
 RESULTS, PAGE = ROOT / "results" / "networks", ROOT / "docs" / "networks.md"
+TIMES = ROOT / "results" / "speed" / "networks.json"
+"""Written by `skipping_networks.py`."""
 SECONDS = 3600
 """For one network."""
 FORK = multiprocessing.get_context("fork")
@@ -157,7 +160,7 @@ all gates without these channels.
   where that fails, with the filters *zeroed* (networks without norms), or with channels zeroed by *hooks*.
 - **CPU s** and **MiB**: to construct `MaskedCNN` with `gates="auto"`, on one thread.
 - **way**: what `skip` can use here. **time**: seconds over those of the fastest dense torch form, at kept shares of 0.3
-  to 0.7 (empty: not measured).
+  to 0.7 of the gates of `auto` (empty: not measured; [more](skipping-and-export.md#how-fast-it-is)).
 - **export**: the largest difference of ONNX Runtime's outputs at half.
 """
 
@@ -174,7 +177,7 @@ def page(found: list[Facts]) -> str:
         "MACs removable.\n",
         f"| {' | '.join(titles)} |",
         "| " + "--- | " * len(titles),
-        *map(_line, taken),
+        *(_line(facts, over_dense().get(facts["network"])) for facts in taken),
     ]
     rest = [facts for facts in found if facts["status"] != "taken"]
     if rest:
@@ -186,9 +189,16 @@ def page(found: list[Facts]) -> str:
     return re.sub(r"/\S+/site-packages/", "", "\n".join(lines)) + "\n"
 
 
-def _line(facts: Facts) -> str:
+def over_dense() -> dict[str, float]:
+    """Return the time of each network that was timed, as a multiple of the fastest dense form's."""
+    timed = json.loads(TIMES.read_text())["results"] if TIMES.exists() else []
+    ratios = {row["network"]: row["ratio"] for row in timed if row["network"] in NETWORKS}
+    return {f"{library} {name}": ratio for name, ratio in ratios.items() for library in ("torchvision", "timm")}
+
+
+def _line(facts: Facts, over: float | None) -> str:
     auto, every = _auto(facts), facts["all"]
-    over, static, export = facts.get("over_dense"), facts["static_half"], facts["export"]
+    static, export = facts["static_half"], facts["export"]
     cells = [
         facts["number"], facts["network"], facts["size"], f"{auto['seconds']:.0f}", f"{auto['memory_mib']:.0f}",
         *(f"{one['gates']}/{one['bits']}" if one else "none" for one in (facts.get("auto"), every)),

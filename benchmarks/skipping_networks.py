@@ -4,7 +4,8 @@ Every form of a network runs in turn in one process, other images and masks each
 kept share drawn from 0.3 to 0.7. The bar is 1.25 times the MAC share plus 0.10. `min` is the ratio of the shortest
 times, `median` the median over the rounds of the ratio to the dense form that is the fastest by its shortest time.
 
-    python benchmarks/skipping_networks.py --json networks.json
+    python benchmarks/skipping_networks.py --brief --json results/speed/networks.json
+    python benchmarks/skipping_networks.py --brief --no-compile --json results/speed/networks-uncompiled.json
 
 Needs torchvision and timm. Rows of the file that are of other networks stay, if they are of the same machine.
 """
@@ -184,6 +185,7 @@ def main() -> None:
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu: of this process alone")
     parser.add_argument("--layers", action="store_true", help="print each layer")
     parser.add_argument("--json", type=Path, help="write the results there too")
+    parser.add_argument("--brief", action="store_true", help="leave the times of layers out of the file")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
@@ -194,7 +196,7 @@ def main() -> None:
         if options.layers:
             for part in row["layers"]:
                 print(f"    {part['layer']:40s} {part['kind']:20s} {1e6 * part['seconds']:9.1f} us")
-        rows[name] = rounded(row)
+        rows[name] = rounded({key: value for key, value in row.items() if not options.brief or key != "layers"})
         if options.json:
             order = [known for known in (*NETWORKS, *OWN) if known in rows]
             document = {"machine": machine(), "results": [rows[known] for known in order]}

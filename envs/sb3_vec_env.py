@@ -31,7 +31,7 @@ class MaskVecEnv(MaskInterface, VecEnv):
 
     Args:
         env_id: ``prunegym/ChannelMask-v0`` or ``prunegym/LayerwiseChannelMask-v0``.
-        num_envs: Number of sub-environments.
+        num_envs: Number of sub-environments; must be given.
         group: Number of neighbours that get the same image and lambda, for :class:`~prunegym.envs.GroupAdvantage`.
         seed: Seed of all randomness, from the first reset on.
         render_mode: ``rgb_array`` or None.
@@ -55,7 +55,7 @@ class MaskVecEnv(MaskInterface, VecEnv):
     def __init__(
         self,
         env_id: str,
-        num_envs: int,
+        num_envs: int | None = None,
         group: int = 1,
         seed: int | None = None,
         render_mode: str | None = None,
@@ -65,6 +65,8 @@ class MaskVecEnv(MaskInterface, VecEnv):
         if seed is not None:
             whole_number("seed", seed, 0)
         self._set_up(layerwise, task, render_mode, ("env_id", "num_envs", "group", "seed"))
+        if num_envs is None:
+            raise InvalidInputError("num_envs is missing; give the number of sub-environments, e.g. num_envs=32.")
         self.group = group
         self.simulator = MaskSimulator(self.task, num_envs, np.random.default_rng(seed), group)
         super().__init__(num_envs, self.task.observation_space, self.task.action_space)

@@ -50,7 +50,8 @@ def test_it_is_short_in_a_terminal_and_a_table_in_a_notebook(name, things) -> No
 
 def test_figures_are_those_of_the_objects(things) -> None:
     found, comparison = things["Evaluation"], things["Comparison"]
-    assert f"accuracy {found.accuracy:.4f}" in repr(found)
+    assert f"accuracy {found.accuracy:.4f} (dense {found.dense_accuracy:.4f})" in repr(found)
+    assert "<td>total MAC share</td>" in found._repr_html_()
     assert f"<td>accuracy</td><td>{found.accuracy:.4g}</td>" in found._repr_html_()
     assert "&lt;gates&gt;" in comparison._repr_html_()
     assert "means over 1 seed<" in comparison._repr_html_()

@@ -11,7 +11,7 @@ import torch
 
 from prunegym.agents.comparison.results import Interval, Result, interval
 from prunegym.agents.evaluation.evaluator import JSON_KEYS
-from prunegym.html import table
+from prunegym.html import table, words
 
 DIFFERENCES = (
     "difference",
@@ -100,7 +100,7 @@ class Comparison:
     def _repr_html_(self) -> str:
         keys = ("accuracy", "total_mac_share", "static_accuracy", "shuffled_accuracy", "reward")
         rows = [[row.name, *(row.figures[key].mean for key in keys), row.verdict] for row in self.rows]
-        columns = ["agent", *(key.replace("_", " ") for key in keys), "verdict"]
+        columns = ["agent", *(words(key) for key in keys), "verdict"]
         return table(columns, rows, f"{self.dataset}, means over {self.seed_count}")
 
     def as_json(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from prunegym.agents.evaluation import masks as decisions
 from prunegym.agents.evaluation.predictors import PredictorOptions, decide_by_prediction
-from prunegym.html import table
+from prunegym.html import table, words
 from prunegym.models.catalog import Model, resolve_model
 from prunegym.models.checks import check_dataset, check_dense, check_device, check_masked
 from prunegym.models.data.dataset import Dataset
@@ -77,13 +77,13 @@ class Evaluation:
     def __repr__(self) -> str:
         """Return the main figures in a line; all are fields."""
         return (
-            f"Evaluation({self.images:,} images: accuracy {self.accuracy:.4f}, total MAC share "
-            f"{self.total_mac_share:.3f}, reward {self.reward:.4f}; static mask {self.static_accuracy:.4f}, shuffled "
-            f"{self.shuffled_accuracy:.4f})"
+            f"Evaluation({self.images:,} images: accuracy {self.accuracy:.4f} (dense {self.dense_accuracy:.4f}), "
+            f"total MAC share {self.total_mac_share:.3f}, reward {self.reward:.4f}; static mask "
+            f"{self.static_accuracy:.4f}, shuffled {self.shuffled_accuracy:.4f})"
         )
 
     def _repr_html_(self) -> str:
-        rows = [(key.replace("_", " "), value) for key, value in self.as_json().items()]
+        rows = [(words(key), value) for key, value in self.as_json().items()]
         return table(("figure", "value"), rows, " ".join([self.verdict, *self.notes]))
 
     def as_json(self) -> dict[str, float | int]:

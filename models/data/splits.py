@@ -165,6 +165,11 @@ def _targets(name: str, given: Any, count: int, kind: str | None) -> tuple[Tenso
             f"Data set {name!r}: labels are {targets.dtype} of shape {tuple(targets.shape)}; one integer per image, of "
             "shape (count,), is needed for classes. For other targets give kind='numbers' or kind='labels'."
         )
+    if kind is None and found == "numbers" and targets.ndim == 2 and bool(((targets == 0) | (targets == 1)).all()):
+        raise InvalidInputError(
+            f"Data set {name!r}: labels are {targets.dtype} of shape {tuple(targets.shape)}, all 0 or 1. Give "
+            "labels.argmax(1) for one class per image, labels.long() for several, or kind='numbers' for a regression."
+        )
     if found == "classes" and targets.ndim == 1 and not targets.is_floating_point():
         targets = targets.long()
     if found == "numbers":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import reprlib
 from collections import defaultdict
 from collections.abc import Iterable
@@ -60,8 +61,20 @@ class Bits:
 
     def factors(self, mask: Tensor, value: Tensor) -> Tensor:
         """Return the factors of a value: mask (batch, mask_size), value (batch, ...); both have the same dtype."""
-        wide = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)[:, self.index]  # -1 is the one at the end
+        wide = mask
+        if self._some_stay:
+            wide = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)[:, self.index]  # -1 is the one at the end
+        elif not self._in_order or mask.shape[1] != len(self.index):
+            wide = mask.index_select(1, self.index)
         return wide.view(len(mask), *[len(self.index) if place == self.axis else 1 for place in range(1, value.ndim)])
+
+    @functools.cached_property
+    def _some_stay(self) -> bool:
+        return bool((self.index < 0).any())
+
+    @functools.cached_property
+    def _in_order(self) -> bool:
+        return self.index.tolist() == list(range(len(self.index)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -59,18 +59,18 @@ def begin_run(
             shown = [f"{key}: {_shown(before.get(key))}, not {_shown(now.get(key))}" for key in changed[:SHOWN]]
             more = f"; {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
             raise InvalidInputError(
-                f"{out} has a run with other settings ({'; '.join(shown)}{more}). Give another --out, or the same "
-                "settings."
+                f"{out} has a run with other settings ({'; '.join(shown)}{more}). Give another folder (--out), or the "
+                "same settings."
             )
         made_from = _group(run, "inputs")
         other = [name for name in hashes if name in made_from and made_from[name] != hashes[name]]
         if other:
             raise InvalidInputError(
-                f"{out} has a run with other inputs ({', '.join(other)}). Give another --out, or the inputs of that "
-                "run."
+                f"{out} has a run with other inputs ({', '.join(other)}). Give another folder (--out), or the inputs "
+                "of that run."
             )
         if not resume:
-            raise InvalidInputError(f"{out} has this run already. Add --resume to resume it, or give another --out.")
+            raise InvalidInputError(f"{out} has this run already. Add --resume, or give another folder (--out).")
         _hold(out)
         return
     make_folder(out)
@@ -92,7 +92,7 @@ def make_folder(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InvalidInputError(f"Folder {out} cannot be created ({error.strerror}). Give another --out.") from error
+        raise InvalidInputError(f"Folder {out} cannot be created ({error.strerror}). Give another (--out).") from error
 
 
 def without_unused(settings: Any) -> Any:

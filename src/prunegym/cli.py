@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import errno
 import importlib
+import itertools
 import os
 import shlex
 import sys
@@ -17,7 +18,7 @@ from typer.core import TyperCommand, TyperGroup
 
 import prunegym
 from prunegym.commands.output import note
-from prunegym.errors import PruneGymError
+from prunegym.errors import InvalidInputError, PruneGymError
 from prunegym.user_code import import_module
 
 USAGE_ERROR, INTERRUPTED = 2, 130
@@ -52,6 +53,8 @@ class _Command(TyperCommand):
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
         """Import the command, and let it read its arguments."""
+        if ("--out", "") in itertools.pairwise(args) or "--out=" in args:  # a path would be the current folder
+            raise InvalidInputError("--out is empty. Give a name; '.' is the current folder.")
         name = COMMANDS[str(self.name)]
         app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
         app.command(self.name)(getattr(importlib.import_module(f"prunegym.commands.{name}"), name))

@@ -26,6 +26,16 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], caption: str) -
     return f"<p>{html.escape(caption)}</p><table><tr>{head}</tr>{body}</table>"
 
 
+def words(key: str) -> str:
+    """Return the key of a figure as it is written in text.
+
+    Example:
+        >>> words("total_mac_share")
+        'total MAC share'
+    """
+    return key.replace("_", " ").replace("mac ", "MAC ")
+
+
 def picture(pixels: Any, side: int = 48) -> Picture:
     """Return an image (channels, height, width) uint8, enlarged without blurring; one or three channels are shown."""
     # A style, because JupyterLab's own overrides the attribute `height`.

@@ -199,3 +199,8 @@ def test_a_module_that_ends_the_program(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "ending.py").write_text("raise SystemExit(0)")
     monkeypatch.chdir(tmp_path)
     assert "'ending' cannot be imported: SystemExit: 0" in fail("--import", "ending", "list")
+
+
+def test_an_empty_folder_is_not_the_current_one() -> None:
+    assert "--out is empty" in fail("train-cnn", "resnet20", "--out", "")
+    assert "--out is empty" in fail("quantize", "digits", "--out=")

@@ -259,6 +259,7 @@ def test_actions_of_another_byte_order_or_backwards() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"num_envs": None}, r"num_envs is missing; give the number"),
         ({"num_envs": 4.0}, r"num_envs is 4.0; a whole number from 1 to"),
         ({"num_envs": -1}, r"num_envs is -1; a whole number from 1 to"),
         ({"num_envs": 1.5}, r"num_envs is 1.5; a whole number from 1 to"),

@@ -151,6 +151,8 @@ void Plan::place_layer(Layer& layer) {
     layer.record.bias = keep(r.bias, in.channels);
     scratch_size_ = std::max(scratch_size_, depthwise_scratch(r, map_of(r.output)));
   }
+  if (r.kind == MAX_POOL || r.kind == AVG_POOL)
+    scratch_size_ = std::max(scratch_size_, pool_scratch(r, map_of(r.input), map_of(r.output)));
   if (r.kind == CONV) place_conv(layer);
 }
 

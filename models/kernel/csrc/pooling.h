@@ -27,41 +27,44 @@ static void pool_checked(const LayerRecord& r, const View& in, int channel, int 
   }
 }
 
-// A row by vectors, where whole windows are inside the picture, with stride 1 or 2. The last vector may overlap another.
+// A row by vectors, with stride 1 or 2. `line` gets the results of whole columns, between numbers that change nothing.
 template <bool MAX>
-static void pool_row(const LayerRecord& r, const View& in, int channel, int y, int width, float* to) {
-  const int top = y * r.stride - r.padding, left = (r.padding + r.stride - 1) / r.stride;
-  const int right = smaller(width, (in.map->width - r.kernel + r.padding) / r.stride + 1);
-  const int low = larger(top, 0), high = smaller(top + r.kernel, in.map->height);
-  const bool whole = MAX || high - low == r.kernel;
-  if (r.stride > 2 || right - left < LANES || low >= high || !whole)
-    return pool_checked<MAX>(r, in, channel, y, 0, width, to);
-  pool_checked<MAX>(r, in, channel, y, 0, left, to);
-  pool_checked<MAX>(r, in, channel, y, right, width, to);
-  const auto column_of = [&](int column) {
-    Vec best = load(in.row(channel, low) + column);
+static void pool_row(const LayerRecord& r, const View& in, int channel, int y, int width, float* to, float* line) {
+  const int top = y * r.stride - r.padding, low = larger(top, 0), high = smaller(top + r.kernel, in.map->height);
+  if (r.stride > 2 || low >= high) return pool_checked<MAX>(r, in, channel, y, 0, width, to);
+  const int end = larger((width - 1) * r.stride + r.kernel, r.padding + in.map->width);
+  const float nothing = MAX ? -__builtin_inff() : 0;
+  for (int x = 0; x < r.padding; x++) line[x] = nothing;
+  for (int x = 0; x < in.map->width; x += LANES) {
+    Vec best = load(in.row(channel, low) + x);
     for (int row = low + 1; row < high; row++) {
-      const Vec next = load(in.row(channel, row) + column);
+      const Vec next = load(in.row(channel, row) + x);
       best = MAX ? max(best, next) : best + next;
     }
-    return best;
-  };
-  const float share = 1.f / (static_cast<float>(r.kernel) * r.kernel);
-  const auto window = [&](int x) {
-    Vec best = MAX ? Vec{} - __builtin_inff() : Vec{};
+    store(line + r.padding + x, best);
+  }
+  for (int x = r.padding + in.map->width; x < end; x++) line[x] = nothing;
+  const int rows = r.average ? smaller(top + r.kernel, in.map->height + r.padding) - top : high - low;
+  const float share = 1.f / (static_cast<float>(rows) * r.kernel);
+  store_row(to, width, [&](int first) {
+    Vec best = broadcast(nothing);
     for (int dx = 0; dx < r.kernel; dx++) {
-      const int column = x * r.stride + dx - r.padding;
-      const Vec next = r.stride == 1 ? column_of(column) : even_lanes(column_of(column), column_of(column + LANES));
+      const float* from = line + first * r.stride + dx;
+      const Vec next = r.stride == 1 ? load(from) : even_lanes(load(from), load(from + LANES));
       best = MAX ? max(best, next) : best + next;
     }
     return MAX ? best : best * share;
-  };
-  for (int x = left; x < right - LANES; x += LANES) store(to + x, window(x));
-  store(to + right - LANES, window(right - LANES));
+  });
+  if (MAX) return;
+  // Windows that reach beyond the picture may have another size.
+  const int left = smaller(width, (r.padding + r.stride - 1) / r.stride);
+  const int right = larger(left, smaller(width, (in.map->width - r.kernel + r.padding) / r.stride + 1));
+  pool_checked<MAX>(r, in, channel, y, 0, left, to);
+  pool_checked<MAX>(r, in, channel, y, right, width, to);
 }
 
 template <bool MAX>
-INLINE void pool(const LayerRecord& r, const View& in, const View& out) {
+INLINE void pool(const LayerRecord& r, const View& in, const View& out, float* line) {
   // If no window reaches beyond the picture.
   const bool by_two = MAX && r.kernel == 2 && r.stride == 2 && r.padding == 0 && 2 * out.map->width <= in.map->width &&
                       2 * out.map->height <= in.map->height;
@@ -70,7 +73,7 @@ INLINE void pool(const LayerRecord& r, const View& in, const View& out) {
     for (int y = 0; y < out.map->height; y++) {
       float* to = out.row(c, y);
       if (!by_two) {
-        pool_row<MAX>(r, in, c, y, width, to);
+        pool_row<MAX>(r, in, c, y, width, to, line);
       } else {
         const float *a = in.row(c, 2 * y), *b = in.row(c, 2 * y + 1);
         store_row(to, width, [&](int x) {
@@ -84,8 +87,13 @@ INLINE void pool(const LayerRecord& r, const View& in, const View& out) {
   }
 }
 
-static void max_pool(const LayerRecord& r, const View& in, const View&, const View& out, float*) { pool<true>(r, in, out); }
-static void avg_pool(const LayerRecord& r, const View& in, const View&, const View& out, float*) { pool<false>(r, in, out); }
+static void max_pool(const LayerRecord& r, const View& in, const View&, const View& out, float* scratch) {
+  pool<true>(r, in, out, scratch);
+}
+
+static void avg_pool(const LayerRecord& r, const View& in, const View&, const View& out, float* scratch) {
+  pool<false>(r, in, out, scratch);
+}
 
 // The average of all pixels of a channel. Zero columns add nothing, so the flat row from the origin is summed.
 INLINE float channel_average(const Map& map, const float* channel) {

@@ -1,4 +1,4 @@
-// The scratch memory of a depthwise convolution, as the plan and the layer function both use it.
+// The scratch memory of depthwise convolutions and poolings, as the plan and the layer functions use it.
 #pragma once
 #include "common.h"
 
@@ -29,6 +29,12 @@ COMMON DepthwisePlanes depthwise_planes(const LayerRecord& r, const Map& out) {
 COMMON long depthwise_scratch(const LayerRecord& r, const Map& out) {
   const DepthwisePlanes p = depthwise_planes(r, out);
   return p.plane * p.count + round_up(p.positions(out), LINE) + (DEPTHWISE_BLOCK + 1) * LINE;
+}
+
+// Floats that a pooling needs: one row of its input with the padding, and what vectors write and read beyond it.
+COMMON long pool_scratch(const LayerRecord& r, const Map& in, const Map& out) {
+  const long rows = in.width + 2L * r.padding, windows = static_cast<long>(out.width + LINE) * r.stride + r.kernel;
+  return (rows < windows ? windows : rows) + 2 * LINE;
 }
 
 }  // namespace prunegym

@@ -179,10 +179,15 @@ def check_outputs(
         except RuntimeError as error:
             raise UnsupportedError(f"It fails on this network: {' '.join(str(error).split())}") from error
         expected = masked(images, found.mask)
-    if found.output.shape != expected.shape:
-        shapes = f"{tuple(found.output.shape)}, the masked CNN {tuple(expected.shape)}"
+    check_close(found.output, expected)
+
+
+def check_close(output: Tensor, expected: Tensor) -> None:
+    """Raise ``UnsupportedError`` if an output differs by more than rounding from the masked CNN's."""
+    if output.shape != expected.shape:
+        shapes = f"{tuple(output.shape)}, the masked CNN {tuple(expected.shape)}"
         raise UnsupportedError(f"It gives outputs of shape {shapes}.")
     # The largest error over the largest output, max |y - y'| / max |y'|.
-    difference = float((found.output - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
-    if not difference <= max(TOLERANCE, ROUNDINGS * torch.finfo(masked.dtype).eps):
+    difference = float((output - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
+    if not difference <= max(TOLERANCE, ROUNDINGS * torch.finfo(expected.dtype).eps):
         raise UnsupportedError(f"Its outputs differ from the masked CNN's by {difference:.2g} of the largest output.")

@@ -9,13 +9,15 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.skipping.program.layers import Conv, Layer, Linear, Norm, Program
 from prunegym.models.skipping.program.path import DECIDE, Clock, Decide, Executed, ExecutionPath
-from prunegym.models.skipping.torch_paths.gathered_weights import KeptChannels, Slices
+from prunegym.models.skipping.torch_paths.gathered_weights import KeptChannels, Slices, gathered
+from prunegym.models.skipping.torch_paths.recorded import Examples, Recorded
 from prunegym.models.skipping.torch_paths.torch_layers import (
     Deciding,
     conv,
@@ -38,7 +40,7 @@ class GatherPath(ExecutionPath):
     """Removes masked channels: weights are gathered for images with equal masks, so that smaller convolutions run.
 
     It is faster for large maps, where gathering weights is cheap compared with convolutions, and if many images share
-    few masks.
+    few masks. The pass of one image with a given mask is recorded, if each gate keeps a channel.
 
     Args:
         program: The network.
@@ -56,10 +58,21 @@ class GatherPath(ExecutionPath):
         layers = [layer for layer in program.layers if isinstance(layer, Conv | Linear)]
         own = sum(layer.weight.numel() for layer in layers)
         self._slices = Slices(layers, CACHED_COPIES * own if cached is None else cached)
+        # Those that have masked channels.
+        self._cut = [layer for layer in layers if {layer.name, layer.inputs[0]} & program.spaces.keys()]
+        self._first_bits = np.cumsum((0, *program.widths[:-1]))
+        examples = Examples(program)
+
+        def example() -> tuple[Tensor, ...]:
+            image, mask = examples()
+            return image, mask, *self._gather(mask)
+
+        self._gathering = Recorded(self._gather, lambda: examples()[1:])
+        self._one = Recorded(self._with_weights, example)
 
     @property
     def gathered(self) -> list[Tensor]:
-        """The gathered weights that are stored in case their masks come again."""
+        """The gathered weights and biases that are stored in case their masks come again."""
         return self._slices.weights
 
     def forget(self) -> None:
@@ -92,10 +105,17 @@ class GatherPath(ExecutionPath):
 
     def _group(self, images: Tensor, mask: Tensor | None, penalty: float | None, watch: _Watch) -> Executed:
         """Run images that share one mask (1, mask_size), or one image whose mask is decided during the pass."""
-        program = self.program
-        values = first_values(program, images)
+        if mask is not None and len(images) == 1 and not watch.on and self._keeps_some(mask):
+            bits = mask.numpy().tobytes()
+            weights = self._slices.stored(bits, lambda: self._gathering(mask))
+            return Executed(self._one(images, mask, *weights), mask)
+        values = first_values(self.program, images)
         state = _State(values, self._deciding.start(mask, penalty), mask is not None)
-        state.wide = torch.ones(sum(program.widths) + 1, dtype=torch.bool, device=images.device)
+        state.wide = torch.ones(sum(self.program.widths) + 1, dtype=torch.bool, device=images.device)
+        return Executed(self._whole_pass(state, watch), joined(state.bits, mask))
+
+    def _whole_pass(self, state: _State, watch: _Watch) -> Tensor:
+        program, values = self.program, state.values
         for layer, ending in zip(program.layers, program.ending, strict=True):
             for gate in layer.starts:
                 if state.given:
@@ -105,7 +125,36 @@ class GatherPath(ExecutionPath):
             values[layer.name] = watch.time(layer.name, self._layer, layer, state)
             for name in ending:
                 del values[name]
-        return Executed(program.shaped(self._whole(program.output, state)), joined(state.bits, mask))
+        return program.shaped(self._whole(program.output, state))
+
+    def _keeps_some(self, mask: Tensor) -> bool:
+        """Whether the mask (1, mask_size) is on the CPU and keeps a channel of each gate."""
+        return mask.device.type == "cpu" and bool(np.logical_or.reduceat(mask[0].numpy(), self._first_bits).all())
+
+    def _recording(self, mask: Tensor) -> _State:
+        """Return the state of a pass whose operations do not depend on the mask (1, mask_size)."""
+        state = _State({}, self._deciding.start(mask, None), True, recorded=True)
+        state.wide = torch.cat((mask[0], mask.new_ones(1)))
+        return state
+
+    def _gather(self, mask: Tensor) -> tuple[Tensor, ...]:
+        """Return what depends on a mask (1, mask_size): weights, and biases where output channels are masked."""
+        state, found = self._recording(mask), list[Tensor]()
+        for layer in self._cut:
+            both = gathered(layer, self._kept(layer.inputs[0], state), self._kept(layer.name, state))
+            found += both if layer.name in self.program.spaces else both[:1]
+        return tuple(found)
+
+    def _with_weights(self, image: Tensor, mask: Tensor, *weights: Tensor) -> Tensor:
+        """Run one image with what :meth:`_gather` returns for its mask (1, mask_size)."""
+        state = self._recording(mask)
+        state.values = first_values(self.program, image)
+        left = iter(weights)
+        state.weights = {
+            layer.name: (next(left), next(left) if layer.name in self.program.spaces else layer.bias)
+            for layer in self._cut
+        }
+        return self._whole_pass(state, _Watch())
 
     def _layer(self, layer: Layer, state: _State) -> Tensor:
         program, values = self.program, state.values
@@ -113,7 +162,7 @@ class GatherPath(ExecutionPath):
         if isinstance(layer, Conv | Linear):
             if isinstance(layer, Conv) and len(layer.inputs) > 1 and outside is None:
                 values = values | {name: self._whole(name, state) for name in layer.inputs[1:]}
-            return self._mask(layer, self._weighted(layer, values, inside, outside, state.bits), state, outside)
+            return self._mask(layer, self._weighted(layer, values, inside, outside, state), state, outside)
         if outside is None:  # whole maps, with zeros where channels are masked
             values = values | {name: self._whole(name, state) for name in layer.inputs}
             return self._mask(layer, run_layer(layer, values), state, None)
@@ -131,7 +180,8 @@ class GatherPath(ExecutionPath):
         if space is None:
             return None
         if space not in state.kept:
-            state.kept[space] = KeptChannels(state.wide[self.program.indices[space].to(state.wide.device)])
+            bits = state.wide[self.program.indices[space].to(state.wide.device)]
+            state.kept[space] = KeptChannels(bits, state.recorded)
         return state.kept[space]
 
     def _whole(self, name: str, state: _State) -> Tensor:
@@ -153,7 +203,7 @@ class GatherPath(ExecutionPath):
         bits = state.decide(gate, seen)
         start = sum(self.program.widths[:gate])
         state.wide[start : start + self.program.widths[gate]] = bits[0]
-        state.bits[gate], state.kept[gate] = bits, KeptChannels(bits[0])
+        state.bits[gate], state.kept[gate] = bits, KeptChannels(bits[0], state.recorded)
 
     def _weighted(
         self,
@@ -161,11 +211,11 @@ class GatherPath(ExecutionPath):
         values: dict[str, Tensor],
         inside: KeptChannels | None,
         outside: KeptChannels | None,
-        bits: dict[int, Tensor],
+        state: _State,
     ) -> Tensor:
-        weight, bias = self._slices.get(layer, inside, outside)
+        weight, bias = state.weights.get(layer.name) or self._slices.get(layer, inside, outside)
         if layer.constants is not None:
-            added = layer.constants.added({gate: bits[gate][:1] for gate in layer.constants.gates})[0]
+            added = layer.constants.added({gate: state.bits[gate][:1] for gate in layer.constants.gates})[0]
             bias = bias + (added if outside is None or outside.index is None else added[outside.index])
         if isinstance(layer, Linear):
             return linear(layer, values, weight, bias)
@@ -181,12 +231,15 @@ class GatherPath(ExecutionPath):
 class _State:
     """State of a run: values by name, the bits of each gate so far, and the kept channels of each space.
 
-    ``wide`` has all bits so far, and a last one for channels that always exist.
+    ``wide`` has all bits so far, and a last one for channels that always exist. A recorded run has its weights and
+    biases by layer.
     """
 
     values: dict[str, Any]
     decide: Decide
     given: bool
+    recorded: bool = False
+    weights: dict[str, tuple[Tensor, Tensor]] = dataclasses.field(default_factory=dict)
     bits: dict[int, Tensor] = dataclasses.field(default_factory=dict)
     kept: dict[int, KeptChannels] = dataclasses.field(default_factory=dict)
     wide: Tensor = dataclasses.field(default_factory=lambda: torch.ones(1, dtype=torch.bool))
@@ -195,9 +248,10 @@ class _State:
 class _Watch:
     """Seconds for each part of the work; 0 without a clock."""
 
-    def __init__(self, clock: Clock = lambda: 0.0) -> None:
+    def __init__(self, clock: Clock | None = None) -> None:
+        self.on = clock is not None
         self.seconds: dict[str, float] = defaultdict(float)
-        self._clock = clock
+        self._clock = clock or (lambda: 0.0)
 
     def time(self, part: str, work: Callable[[Any, _State], Result], layer: Layer, state: _State) -> Result:
         start = self._clock()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Hashable, Iterable
 
 import torch
 from torch import Tensor
@@ -15,6 +15,10 @@ from prunegym.models.skipping.program.layers import Conv, Linear
 class KeptChannels:
     """The kept channels of a gate.
 
+    Args:
+        bits: (width) bool.
+        always: Whether there is an index, and no key, whatever the bits are: for a pass that is recorded.
+
     Attributes:
         bits: (width) bool.
         count: Number of kept channels.
@@ -22,16 +26,16 @@ class KeptChannels:
         key: Identifies the mask.
     """
 
-    def __init__(self, bits: Tensor) -> None:
+    def __init__(self, bits: Tensor, always: bool = False) -> None:
         self.bits = bits
         index = bits.nonzero()[:, 0]
         self.count = len(index)
-        self.index = None if self.count == len(bits) else index
-        self.key = b"" if self.index is None else bits.cpu().numpy().tobytes()
+        self.index = index if always or self.count < len(bits) else None
+        self.key = b"" if always or self.index is None else bits.cpu().numpy().tobytes()
 
 
 class Slices:
-    """Gathered weights by layer and masks; the most recently used ones are stored, up to a size.
+    """Gathered weights by masks; the most recently used ones are stored, up to a size.
 
     Args:
         layers: Layers whose weights are gathered.
@@ -42,12 +46,12 @@ class Slices:
         self._size, self._used = size, 0
         self._whole = {layer.name: _as_maps(layer.weight) for layer in layers}
         self._lock = threading.Lock()  # one path may run in many Python threads
-        self._found: OrderedDict[tuple[str, bytes, bytes], tuple[Tensor, Tensor]] = OrderedDict()
+        self._found: OrderedDict[Hashable, tuple[Tensor, ...]] = OrderedDict()
 
     @property
     def weights(self) -> list[Tensor]:
-        """The stored weights."""
-        return [weight for weight, _ in self._found.values()]
+        """The stored weights and biases."""
+        return [one for found in self._found.values() for one in found]
 
     def clear(self) -> None:
         """Drop all stored weights."""
@@ -57,26 +61,34 @@ class Slices:
 
     def get(
         self, layer: Conv | Linear, inside: KeptChannels | None, outside: KeptChannels | None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         """Return weight and bias of a layer between the kept channels ``inside`` and ``outside``; None: all."""
         key = (layer.name, b"" if inside is None else inside.key, b"" if outside is None else outside.key)
         if not key[1] and not key[2]:
             return self._whole[layer.name], layer.bias
+        return self.stored(key, lambda: gathered(layer, inside, outside))
+
+    def stored(self, key: Hashable, make: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """Return the weights that are stored under a key, or else make and store them."""
         with self._lock:
             if key in self._found:
-                weight, bias = self._found.pop(key)
                 # A mask that comes again may come often: with the layout of maps, torch makes no copy.
-                weight = _as_maps(weight)
+                found = tuple(map(_as_maps, self._found.pop(key)))
             else:
-                weight, bias = _gathered(layer, inside, outside)
-                self._used += weight.numel()
-            self._found[key] = weight, bias  # the latest one; the least recently used ones are dropped
-            while self._used > self._size and len(self._found) > 1:
-                self._used -= self._found.popitem(last=False)[1][0].numel()
-        return weight, bias
+                found = make()
+                self._used += _size(found)
+            self._found[key] = found  # the latest one; the least recently used ones are dropped
+            while self._used > self._size:
+                self._used -= _size(self._found.popitem(last=False)[1])
+        return found
 
 
-def _gathered(layer: Conv | Linear, inside: KeptChannels | None, outside: KeptChannels | None) -> tuple[Tensor, Tensor]:
+def _size(weights: Iterable[Tensor]) -> int:
+    return sum(one.numel() for one in weights)
+
+
+def gathered(layer: Conv | Linear, inside: KeptChannels | None, outside: KeptChannels | None) -> tuple[Tensor, Tensor]:
+    """Return weight and bias of a layer for the kept channels."""
     # Gathering from torch's default layout is faster than from the layout of maps.
     weight, bias = layer.weight, layer.bias
     if outside is not None and outside.index is not None:
@@ -91,7 +103,7 @@ def _gathered(layer: Conv | Linear, inside: KeptChannels | None, outside: KeptCh
         if repeat == 1:
             weight = weight.index_select(1, inside.index)
         else:
-            weight = weight.view(len(weight), -1, repeat).index_select(1, inside.index).flatten(1)
+            weight = torch.unflatten(weight, 1, (-1, repeat)).index_select(1, inside.index).flatten(1)
     return weight, bias
 
 

@@ -15,6 +15,7 @@ from prunegym.models.gating.gate_policy import GatePolicy, check_penalty
 from prunegym.models.masking.graph import BATCH, LIKE
 from prunegym.models.skipping.program import layers as kinds
 from prunegym.models.skipping.program.path import Decide, Executed, ExecutionPath
+from prunegym.models.skipping.torch_paths.recorded import Examples, Recorded, depthwise
 
 LAMBDAS = 4
 """Number of lambdas for which folded heads are stored."""
@@ -87,8 +88,10 @@ def conv(
     """
     x = values[layer.inputs[0]]
     # The groups of a grouped convolution keep equally many channels; a depthwise one drops whole groups.
-    groups = x.shape[1] if layer.groups > 1 and layer.weight.shape[1] == 1 else layer.groups
-    y = F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, groups)
+    if layer.groups > 1 and layer.weight.shape[1] == 1:
+        y = depthwise(x, weight, bias, layer)
+    else:
+        y = F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
     y = y if added is None else y.add_(added[:, :, None, None])
     return finish(y, layer, values)
 
@@ -182,6 +185,8 @@ FEW_WEIGHTS = 1_000_000
 class FullPath(ExecutionPath):
     """Computes every channel, with norms folded, and masks them. It is about as fast as the dense network.
 
+    The pass of one image with a given mask is recorded.
+
     Maps and weights have the layout channels_last. Of the networks that were timed in both layouts, only VGG-16 and
     ResNet-18 with 64 images of 32x32 were faster in the other one, by a few per cent on an Intel Xeon.
 
@@ -201,9 +206,12 @@ class FullPath(ExecutionPath):
             if isinstance(layer, kinds.Conv)
         }
         self._in_groups = sum(weight.numel() for weight in self._weights.values()) <= FEW_WEIGHTS
+        self._one = Recorded(lambda image, mask: self._run(image, mask, None).output, Examples(program))
 
     def run(self, images: Tensor, mask: Tensor | None, penalty: float | None) -> Executed:
         """See :class:`~prunegym.models.skipping.program.path.ExecutionPath`."""
+        if len(images) == 1 and mask is not None and images.device.type == "cpu":
+            return Executed(self._one(images, mask), mask)
         if len(images) <= GROUP or not self._in_groups or images.device.type != "cpu":
             return self._run(images, mask, penalty)
         groups = (slice(start, start + GROUP) for start in range(0, len(images), GROUP))

@@ -197,7 +197,7 @@ def test_a_resumed_run_has_its_own_inputs(tmp_path: Path, part: str) -> None:
         else:
             next((model.masked if part == "CNN" else model.policy).parameters()).add_(0.1)
     validation = load_dataset("digits", "validation")
-    with pytest.raises(InvalidInputError, match=rf"a run with other inputs \({part}\)\. Give another --out"):
+    with pytest.raises(InvalidInputError, match=rf"a run with other inputs \({part}\)\. Give another folder \(--out\)"):
         train_agent(model.masked, model.info, train, validation, recipe, tmp_path, policy=model.policy, resume=True)
 
 

@@ -98,7 +98,8 @@ def test_kinds_of_targets(kind: str) -> None:
 
 
 @pytest.mark.parametrize(("targets", "message"), [
-    (LABELS.float(), "kind='numbers'"), (LABELS[:, None], "kind='labels'"), (torch.randn(60, 2, 2, 2), "Known are"),
+    (LABELS.float(), "kind='numbers'"), (torch.eye(3)[LABELS % 3], r"labels.argmax\(1\)"),
+    (LABELS[:, None], "kind='labels'"), (torch.randn(60, 2, 2, 2), "Known are"),
     (torch.full((60, 2), 2), "0 and 1 are needed"), (torch.full((60,), torch.nan), "not all finite"),
     (LABELS[:30], "is of shape"), ("cat", "not numbers"),
 ])  # fmt: skip

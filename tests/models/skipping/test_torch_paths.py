@@ -16,6 +16,7 @@ from prunegym.models import (
 )
 from prunegym.models.skipping.program.lowering import lower
 from prunegym.models.skipping.torch_paths.gather import GatherPath
+from prunegym.models.skipping.torch_paths.recorded import Recorded
 from prunegym.models.skipping.torch_paths.torch_layers import GROUP, FullPath
 from tests.models.skipping.skipping_networks import (
     WAYS,
@@ -130,7 +131,48 @@ def test_the_torch_path_computes_what_is_kept_and_no_more(name):
     """By torch's own counter, which counts two operations for each MAC."""
     masked = zoo(name)
     path, image = GatherPath(lower(masked)), torch.randn(1, 3, 32, 32)
+    path.run(image, torch.ones(1, masked.mask_size, dtype=torch.bool), None)  # is recorded
     for mask in random_masks(masked):
         with FlopCounterMode(display=False) as counter:
             path.run(image, mask[None], None)
         assert counter.get_total_flops() == 2 * masked.cost.macs(mask[None]).item()
+
+
+@pytest.mark.parametrize("path", [GatherPath, FullPath])
+@pytest.mark.parametrize("name", ["resnet20", "m-cifarnet", "user", "depthwise"])
+def test_the_pass_of_one_image_is_recorded(name, path):
+    """One record serves all masks and images, and any number of kept channels, in place of what it is made of."""
+    networks = {"user": (UserNet, 32), "depthwise": (lambda: Mixed(depthwise=True), 24)}
+    if name in networks:
+        make, size = networks[name]
+        masked = MaskedCNN(randomise(make()), torch.zeros(1, 3, size, size))
+    else:
+        masked, size = zoo(name), 32
+    recorded = path(lower(masked))
+    images, masks = torch.randn(6, 3, size, size), random_masks(masked)
+    expected = masked(images, masks)
+    for i in (4, 0, 1, 2, 3, 4):
+        close(recorded.run(images[i : i + 1], masks[i : i + 1], None).output, expected[i : i + 1])
+    assert recorded._one.is_recorded
+    assert path is FullPath or recorded._gathering.is_recorded
+
+
+def test_what_cannot_be_recorded_runs_as_it_is():
+    """An operation of the user's that TorchScript does not know, and one that does other things each time."""
+    calls = []
+
+    def counting(x):
+        calls.append(1)
+        return x + len(calls)
+
+    def untraceable(x):
+        if torch.jit.is_tracing():
+            raise NotImplementedError("no trace")
+        return 2 * x
+
+    once = Recorded(counting, lambda: (torch.randn(3),))
+    assert once(torch.zeros(3))[0] == len(calls)
+    assert not once.is_recorded
+    once = Recorded(untraceable, lambda: (torch.randn(3),))
+    assert torch.equal(once(torch.ones(3)), torch.full((3,), 2.0))
+    assert not once.is_recorded
