@@ -22,6 +22,7 @@ from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 from setuptools.modified import newer_group
 
 ROOMS = ("models", "envs", "agents")
@@ -30,6 +31,7 @@ COMMON_FLAGS = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fvisibility=hidden"
 # Bytes: results are the same bit for bit on every processor, so no product and sum are rounded as one.
 BYTES = ["-ffp-contract=off"]
 VNNI = [*BYTES, "-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mavx512vnni", "-mavx512vbmi", "-mavx512vbmi2"]
+VNNI.append("-Wno-maybe-uninitialized")  # of gcc 12 in its own header
 VARIANT_FLAGS = {
     "lanes8.cpp": ["-mavx2", "-mfma"],
     "lanes16.cpp": ["-mavx512f", "-mavx512vl", "-mavx512dq", "-mfma"],
@@ -40,6 +42,7 @@ VARIANT_FLAGS = {
     "amx.cpp": [*VNNI, "-mamx-tile", "-mamx-int8"],
 }
 X86 = set(VARIANT_FLAGS) - {"bytes4.cpp"}
+NEWEST = ("vnni.cpp", "avxvnni.cpp", "amx.cpp")
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 SANITIZE_FLAGS = [*SANITIZE, "-O1", "-g1", "-fno-omit-frame-pointer"]
 WANTED = os.environ.get("PRUNEGYM_KERNEL_BUILD", "auto")
@@ -66,6 +69,11 @@ class BuildKernel(build_ext):
         else:
             ext.sources = [source for source in ext.sources if Path(source).name not in X86]
 
+        for name in NEWEST:  # older compilers do not have these instructions
+            if name in {Path(source).name for source in ext.sources} and not self._takes(variants[name]):
+                flags.append(f"-DPRUNEGYM_WITHOUT_{Path(name).stem.upper()}")
+                ext.sources = [source for source in ext.sources if Path(source).name != name]
+
         def build(source: str) -> str:
             (made,) = self.compiler.object_filenames([source], output_dir=self.build_temp)
             if self.force or newer_group([source, *ext.depends, __file__], made):
@@ -80,6 +88,17 @@ class BuildKernel(build_ext):
         target = self.get_ext_fullpath(ext.name)
         link = ["-pthread", *(SANITIZE if sanitize else [])]
         self.compiler.link_shared_object(objects, target, extra_postargs=link, target_lang="c++")
+
+    def _takes(self, flags: list[str]) -> bool:
+        """Return whether the compiler knows some flags."""
+        source = Path(self.build_temp) / "flags.cpp"
+        source.parent.mkdir(parents=True, exist_ok=True)
+        source.write_text("int main() { return 0; }\n")
+        try:
+            self.compiler.compile([str(source)], output_dir=self.build_temp, extra_postargs=flags)
+        except CompileError:
+            return False
+        return True
 
 
 def packages() -> list[str]:

@@ -74,13 +74,19 @@ std::vector<const Variant*> runnable_on_bytes() {
 #ifdef PRUNEGYM_EMULATE_AVX512
   if (__builtin_cpu_supports("avx2")) variants = {&amx::variant, &vnni::variant};
 #else
-  const bool vnni = __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-                    __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi2");
-  static const bool tiles = vnni && has_tiles() && tiles_allowed();
+  [[maybe_unused]] const bool wide = __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+                                     __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi2");
+#ifndef PRUNEGYM_WITHOUT_AMX
+  static const bool tiles = wide && has_tiles() && tiles_allowed();
   if (tiles) variants.push_back(&amx::variant);
-  if (vnni) variants.push_back(&vnni::variant);
 #endif
+#ifndef PRUNEGYM_WITHOUT_VNNI
+  if (wide) variants.push_back(&vnni::variant);
+#endif
+#endif
+#ifndef PRUNEGYM_WITHOUT_AVXVNNI
   if (__builtin_cpu_supports("avx2") && has_avxvnni()) variants.push_back(&avxvnni::variant);
+#endif
   if (__builtin_cpu_supports("avx2")) variants.push_back(&bytes8::variant);
 #endif
   variants.push_back(&bytes4::variant);
