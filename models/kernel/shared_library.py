@@ -8,7 +8,7 @@ import functools
 import importlib.machinery
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from ctypes import POINTER, c_char_p, c_double, c_float, c_int, c_int32, c_int64, c_void_p
 from pathlib import Path
 from typing import Any
@@ -174,19 +174,20 @@ def library() -> Any:
 
 def choose_variant(name: str | None) -> str:
     """Check the name of a variant; None means the environment variable PRUNEGYM_KERNEL, or else the best."""
-    library()
-    wanted = name or os.environ.get("PRUNEGYM_KERNEL") or variants()[0]
-    if wanted not in variants():
-        raise InvalidInputError(f"Kernel variant {wanted!r} cannot run here; these can: {', '.join(variants())}.")
-    return wanted
+    return _chosen("Kernel variant", name, "PRUNEGYM_KERNEL", variants)
 
 
 def choose_byte_variant(name: str | None) -> str:
     """Check the name of a variant for int8; None means the environment variable PRUNEGYM_INT8, or else the best."""
+    return _chosen("int8 variant", name, "PRUNEGYM_INT8", byte_variants)
+
+
+def _chosen(what: str, name: str | None, variable: str, runnable: Callable[[], tuple[str, ...]]) -> str:
     library()
-    wanted = name or os.environ.get("PRUNEGYM_INT8") or byte_variants()[0]
-    if wanted not in byte_variants():
-        raise InvalidInputError(f"int8 variant {wanted!r} cannot run here; these can: {', '.join(byte_variants())}.")
+    known = runnable()
+    wanted = name or os.environ.get(variable) or known[0]
+    if wanted not in known:
+        raise InvalidInputError(f"{what} {wanted!r} cannot run here; these can: {', '.join(known)}.")
     return wanted
 
 

@@ -6,6 +6,8 @@
 
 #include "common.h"
 
+#define TEXT(name) TEXT_OF(name)
+#define TEXT_OF(name) #name
 #define INLINE static inline __attribute__((always_inline))
 #ifdef __clang__
 #define UNROLL _Pragma("clang loop unroll(full)")

@@ -3,9 +3,6 @@
 #include "conv.h"
 #include "layers.h"
 
-#define TEXT(name) TEXT_OF(name)
-#define TEXT_OF(name) #name
-
 namespace prunegym {
 namespace VARIANT {
 
