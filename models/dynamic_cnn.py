@@ -146,7 +146,7 @@ class DynamicCNN(nn.Module):
         Raises:
             InvalidInputError: If there is no image, or the network cannot be read as layers.
         """
-        sample = dataset.sample(min(whole_number("images", images), len(dataset)))
+        sample = dataset.sample(whole_number("images", images))
         self.masked.ranges = calibrate(self.masked, self.policy, (batch for _, batch in sample.batches(64)))
         self._skipping = None
         return self

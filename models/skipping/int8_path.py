@@ -21,12 +21,13 @@ from prunegym.models.skipping.program import layers as kinds
 from prunegym.models.skipping.program.lowering import UnsupportedError, lower
 from prunegym.models.skipping.program.path import decide_first, decides_gate_by_gate
 from prunegym.models.skipping.torch_paths.torch_layers import FullPath
+from prunegym.models.storage.weights import quantize
 
 Range = tuple[float, float]
 """Of a value: the smallest and the largest number that its bytes can mean."""
 POSITIVE = ("relu", "relu6", "hardsigmoid", "sigmoid")
 """Activations after which no number is negative."""
-LARGEST_CODE, LARGEST_BYTE = 127, 255
+LARGEST_SIGNED, LARGEST_BYTE = 127, 255
 DEVIATIONS = 2.0
 """Standard deviations over images between the mean of a value's largest number and the end of its range."""
 
@@ -102,7 +103,7 @@ class _ByteTranslation(Translation):
     def _as_bytes(self, name: str, reader: str) -> Value:
         """Return a value as bytes, with all of its channels if what is made of it has all."""
         x = super().value(name)
-        if self._like_is_whole(reader, x):
+        if self._is_expanded(reader, x):
             x = self._like(reader, self.value(name))
         if x.is_bytes:
             return x
@@ -111,7 +112,8 @@ class _ByteTranslation(Translation):
             self._bytes[x] = self.builder.to_bytes(x, scale_of(low, high), signed=low < 0)
         return self._bytes[x]
 
-    def _like_is_whole(self, reader: str, x: Value) -> bool:
+    def _is_expanded(self, reader: str, x: Value) -> bool:
+        """Whether a reader gets all channels of a value, as :meth:`_like` makes them."""
         return reader not in self.program.spaces and x.gate is not None
 
     def _range(self, name: str) -> Range:
@@ -127,7 +129,7 @@ class _ByteTranslation(Translation):
         second = None if len(layer.inputs) == 1 else self._as_bytes(layer.inputs[1], layer.name)
         low, high = self._range(layer.name)
         signed = layer.activation not in POSITIVE
-        codes, scales = int8_codes(layer.weight)
+        codes, scales = quantize(layer.weight)
         return self.builder.byte_conv(
             x, codes, scales, self._bias(layer), scale=scale_of(low if signed else 0.0, high), signed=signed,
             stride=square(layer.stride), padding=layer.padding, dilation=square(layer.dilation),
@@ -136,7 +138,7 @@ class _ByteTranslation(Translation):
 
     def _other(self, layer: kinds.Layer) -> Value:
         x = self._seen(layer.inputs[0]) if layer.inputs[0] not in self._concats else None
-        if x is None or not x.is_bytes or self._like_is_whole(layer.name, x):
+        if x is None or not x.is_bytes or self._is_expanded(layer.name, x):
             return super()._other(layer)
         if isinstance(layer, kinds.Average):
             return self.builder.average(x)
@@ -155,16 +157,8 @@ def on_bytes(layer: kinds.Layer) -> bool:
 
 def scale_of(low: float, high: float) -> float:
     """Return what one step of a byte means: 255 steps above zero, or 127 on each side of it."""
-    widest = max(-low, high) / LARGEST_CODE if low < 0 else high / LARGEST_BYTE
+    widest = max(-low, high) / LARGEST_SIGNED if low < 0 else high / LARGEST_BYTE
     return max(widest, torch.finfo(torch.float32).tiny)
-
-
-def int8_codes(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a weight (out, ...) as int8 codes from -127 to 127, and the scale of each output channel (out,)."""
-    rows = weight.flatten(1)
-    scales = rows.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / LARGEST_CODE
-    codes = (rows / scales[:, None]).round().clamp(-LARGEST_CODE, LARGEST_CODE)
-    return codes.to(torch.int8).view_as(weight), scales
 
 
 @torch.no_grad()

@@ -34,15 +34,14 @@ def quantize(
     from prunegym.models.skipping.int8_path import calibrate as measure_ranges
     from prunegym.models.storage.model_file import write_model
 
+    Machine().settle(data)
     stored = network.open(model, data)
     source = shipped_path(model) if model in SHIPPED else network.weights or Path(model)
     if not source.is_file():
         raise InvalidInputError(f"{model} is a network by name, and not a file. Give its weights: --weights FILE.")
     before = source.stat().st_size
     if calibrate:
-        Machine().settle(data)
-        train = open_split(stored.info, data.dataset, "train")
-        sample = train.sample(min(images, len(train)))
+        sample = open_split(stored.info, data.dataset, "train").sample(images)
         stored.masked.ranges = measure_ranges(stored.masked, stored.policy, (batch for _, batch in sample.batches(64)))
     info = with_history(stored.info, "quantize, int8 weights", 0)
     write_model(out, stored.masked.network, info, stored.policy, stored.masked, int8=True)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from prunegym.errors import InvalidInputError
 from prunegym.models import DynamicCNN, MaskedCNN, SkippingCNN, build, fixed_policy, load_dataset, shipped_model
-from prunegym.models.skipping.int8_path import Int8Path, calibrate, int8_codes, scale_of
+from prunegym.models.skipping.int8_path import Int8Path, calibrate, scale_of
 from prunegym.models.skipping.program.lowering import UnsupportedError, lower
 from tests.models.skipping.skipping_networks import needs_kernel, random_masks, zoo
 from tests.models.slicing import randomise
@@ -83,10 +83,7 @@ def test_ranges_go_when_the_network_changes_and_stay_in_its_file(tmp_path):
         assert again.ranges is None
 
 
-def test_codes_by_hand():
-    codes, scales = int8_codes(torch.tensor([[2.54, -1.27], [0.0, 0.0]])[:, :, None, None])
-    assert codes.flatten(1).tolist() == [[127, -64], [0, 0]]  # 63.5 goes to the even neighbour
-    assert scales[0] == pytest.approx(0.02)
+def test_scales_by_hand():
     assert scale_of(0.0, 2.55) == pytest.approx(0.01)
     assert scale_of(-2.54, 1.0) == pytest.approx(0.02)
 
