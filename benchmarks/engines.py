@@ -151,7 +151,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", default=["resnet20-32-1"], metavar="NETWORK-SIZE-BATCH")
     parser.add_argument("--threads", nargs="+", type=int, default=[1])
-    parser.add_argument("--rounds", type=int, default=60, help="of each case, for two minutes at most")
+    parser.add_argument("--rounds", type=int, default=60, help="of each case, for 90 seconds at most")
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     parser.add_argument("--fastest", action="store_true", help="leave out ONNX Runtime and torch, which are slower")
     parser.add_argument("--json", type=Path, help="write the results there too")
