@@ -24,7 +24,7 @@ from prunegym.models.training.cnn_training import StageReport
 from prunegym.user_code import import_object
 from prunegym.validation import choice, instance
 
-AGENT_KEYS = ("agent", "name", "set", "targets")
+AGENT_KEYS = ("agent", "name", "set", "targets", "epochs")
 STRAIGHT_THROUGH = "straight-through"
 
 
@@ -94,6 +94,7 @@ def contest_of(suite: Suite, name: str, point: Point, place: Place) -> Contest:
         reward=None if reward is None else Recipe(name="task", env_kwargs=own),
         described={"task": name, "point": point.name, "lambda": point.penalty, "budget": point.budget, **described},
         progress=False,
+        shared=place.root / "shared",
     )
 
 
@@ -142,7 +143,8 @@ def entry_of(agent: Any, task: SuiteTask, point: Point, place: Place) -> Entry:
 
     Args:
         agent: As ``prunegym compare`` takes it, or a mapping with ``agent`` and any of ``name``, ``set`` (settings of a
-            recipe by name, with dots) and ``targets`` (MAC targets of ``straight-through``).
+            recipe by name, with dots), ``targets`` and ``epochs`` (MAC targets of ``straight-through``, and its
+            passes over the training images for each).
         task: The task.
         point: The point.
         place: Where it runs.
@@ -161,7 +163,8 @@ def entry_of(agent: Any, task: SuiteTask, point: Point, place: Place) -> Entry:
     given = instance("set of an agent", options.get("set") or {}, Mapping)
     settings = [(tuple(str(key).split(".")), value) for key, value in given.items()]
     if thing == STRAIGHT_THROUGH:
-        entry = straight_through_entry(options.get("targets") or [0.5 if point.budget is None else point.budget])
+        targets = options.get("targets") or [0.5 if point.budget is None else point.budget]
+        entry = straight_through_entry(targets, epochs=options.get("epochs"))
     elif is_recipe(thing):
         recipe = adjusted_recipe(
             place.of(thing), env=task.environment, reward=open_reward(task.reward), accuracy=task.accuracy,
@@ -171,10 +174,14 @@ def entry_of(agent: Any, task: SuiteTask, point: Point, place: Place) -> Entry:
         entry = recipe_entry(recipe if label is None else dataclasses.replace(recipe, name=label))
     else:
         entry = as_entry(place.of(thing), place.trust_code)
-    extra = {"set", "targets"} - {STRAIGHT_THROUGH: {"targets"}}.get(thing, {"set"} if is_recipe(thing) else set())
+    extra = {"set", "targets", "epochs"} - {STRAIGHT_THROUGH: {"targets", "epochs"}}.get(
+        thing, {"set"} if is_recipe(thing) else set()
+    )
     wrong = sorted(extra & set(options))
     if wrong:
-        raise InvalidInputError(f"The agent {thing!r} has no {wrong[0]}:. set: is for recipes, targets: for {thing!r}.")
+        raise InvalidInputError(
+            f"The agent {thing!r} has no {wrong[0]}:. set: is for recipes, targets: and epochs: for straight-through."
+        )
     if entry.key is None and entry.seed_key is None:
         entry = dataclasses.replace(entry, key={"agent": thing})  # named by its path: a finished cell is not run again
     return entry if label is None else dataclasses.replace(entry, name=label)

@@ -43,6 +43,7 @@ class Contest:
         reward: A recipe whose reward is the task's own; None if the figure ``reward`` is.
         described: How to open the model and its data again, as plain JSON; stored with each result.
         progress: Whether trainings show a progress bar.
+        shared: Folder of trainings that other contests use too.
     """
 
     entries: tuple[Entry, ...]
@@ -56,6 +57,7 @@ class Contest:
     reward: Recipe | None = None
     described: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     progress: bool = True
+    shared: Path | None = None
 
     @classmethod
     def of(
@@ -177,7 +179,7 @@ class Contest:
             for file in (*folder.glob("*.json"), *folder.glob("*.safetensors")):
                 file.unlink()
             begin_run(folder, {"entry": entry.name, **(configuration or {}), "seed": seed}, resume=False)
-        terms = Terms(share, self.epochs, self.penalty, folder, self.progress, self.reward, report)
+        terms = Terms(share, self.epochs, self.penalty, folder, self.progress, self.reward, report, self.shared)
         agent = entry.make(model, terms)
         found = evaluate(
             agent, model, model.data["evaluated"], penalty=self.penalty, dense=self.dense, device=model.device,

@@ -14,8 +14,8 @@ from prunegym.agents.baselines.literature import best_of_k, decore, gates_by_gra
 from prunegym.agents.comparison.results import fingerprint
 from prunegym.agents.evaluation.masks import Agent, Masks, decide_fixed, is_masks
 from prunegym.agents.evaluation.predictors import agent_name, as_predictor, load_agent
-from prunegym.agents.rl.lagrangian import gates_at_best_offset, gates_at_mac_share
-from prunegym.agents.rl.recipe import Recipe
+from prunegym.agents.rl.lagrangian import best_of_offsets, gates_at_best_offset, gates_at_mac_share
+from prunegym.agents.rl.recipe import Recipe, own_reward
 from prunegym.agents.rl.recipe_files import as_recipe
 from prunegym.agents.rl.trainer import train_agent, try_recipe
 from prunegym.errors import InvalidInputError
@@ -40,6 +40,7 @@ class Terms:
         progress: Whether trainings show a progress bar.
         reward: A recipe whose reward is the task's own; None if the figure ``reward`` is.
         report: Called with the stages of a training and their figures.
+        shared: Folder of trainings that several tasks can use; None if there is only one.
     """
 
     share: float
@@ -49,6 +50,7 @@ class Terms:
     progress: bool = True
     reward: Recipe | None = None
     report: StageReport | None = None
+    shared: Path | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -109,7 +111,8 @@ def start_entry(shift: str | None = None) -> Entry:
 
     Args:
         shift: ``same-macs`` adds one offset to all logits so that the gates get the reference's MAC share;
-            ``best-offset`` uses the offset with the highest reward on the validation split; None changes nothing.
+            ``best-offset`` uses the offset with the highest reward on the validation split, the task's own if it has
+            one; None changes nothing.
 
     Raises:
         UnknownNameError: If there is no such shift.
@@ -121,7 +124,11 @@ def start_entry(shift: str | None = None) -> Entry:
         start = _own_gates(model)
         if shift == "same-macs":
             return gates_at_mac_share(start, model.data["evaluated"], terms.share)
-        return start if shift is None else gates_at_best_offset(start, model.data["validation"], terms.penalty)
+        validation = model.data["validation"]
+        measure = None if terms.reward is None else own_reward(terms.reward, model.masked, validation)
+        if shift == "best-offset" and measure is not None:
+            return best_of_offsets(start, validation, terms.penalty, measure)[1]
+        return start if shift is None else gates_at_best_offset(start, validation, terms.penalty)
 
     name = "start" if shift is None else f"start-{shift}"
     # Do not change the word "start" in the key: stored results are found by it.

@@ -3,60 +3,87 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-
-import torch
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from prunegym.agents.comparison.entries import Entry, Terms
-from prunegym.agents.evaluation.masks import decide_on_the_way, penalised_accuracy
+from prunegym.agents.comparison.results import fingerprint
+from prunegym.agents.rl.lagrangian import best_of_offsets
 from prunegym.agents.rl.recipe import own_reward
 from prunegym.errors import InvalidInputError
 from prunegym.models.dynamic_cnn import DynamicCNN
 from prunegym.models.gating.gate_policy import GatePolicy
-from prunegym.models.skipping.skipping_cnn import prefer_kernel
 from prunegym.models.storage.model_file import Bundle
 from prunegym.models.training.mac_target import check_shares
 from prunegym.models.training.tuning import TuneConfig, tune
-
-OFFSETS = tuple(0.25 * step for step in range(-12, 9))
-"""Offsets that are tried on all logits."""
+from prunegym.validation import finite
 
 
-def straight_through_entry(targets: Sequence[float], gate_learning_rate: float = 5e-3) -> Entry:
+def straight_through_entry(
+    targets: Sequence[float], gate_learning_rate: float = 5e-3, epochs: float | None = None
+) -> Entry:
     """Train the model's gates straight-through to each MAC target, and keep the best target and offset.
 
-    For each target, the gates see as many images as the reference does in its whole training; the CNN is frozen. Of all
-    targets and :data:`OFFSETS`, the pair with the highest mean reward on the validation images is used: the task's own
-    reward, which needs no gradient for this choice, or else correct - penalty * total MAC share.
+    The CNN is frozen. Of all targets and offsets (:data:`prunegym.agents.rl.lagrangian.OFFSETS`), the pair with the
+    highest mean reward on the validation images is used: the task's own reward, which needs no gradient for this
+    choice, or else correct - penalty * total MAC share. The training itself does not depend on the reward, so tasks of
+    a suite with the same model share it.
 
     Args:
         targets: Total MAC shares.
         gate_learning_rate: Learning rate of the gates.
+        epochs: Passes over the training images for each target; by default as many as the reference takes in its whole
+            training.
 
     Raises:
-        InvalidInputError: If a target is no share above 0, or there is none.
+        InvalidInputError: If a target is no share above 0, or there is none, or ``epochs`` is not above 0.
     """
     if not isinstance(targets, Sequence) or isinstance(targets, str) or not targets:
         raise InvalidInputError(f"targets is {targets!r}; a list of MAC shares is needed, such as [0.2, 0.4].")
     for target in targets:
         check_shares("A target of straight-through gates", target)
+    if epochs is not None:
+        finite("epochs of straight-through gates", epochs, above=0)
 
     def make(model: Bundle, terms: Terms) -> DynamicCNN:
-        tried: list[tuple[float, GatePolicy]] = []
+        passes, validation = epochs or terms.epochs, model.data["validation"]
+        measure = None if terms.reward is None else own_reward(terms.reward, model.masked, validation)
+        tried: list[tuple[float, DynamicCNN]] = []
         for target in targets:
-            policy = copy.deepcopy(_gates_of(model)).to(model.device)
             config = TuneConfig(
-                target, terms.epochs, 64, train_cnn=False, gate_learning_rate=gate_learning_rate, anneal=0.2,
-                augment="flip", seed=model.seed,
+                target, passes, 64, train_cnn=False, gate_learning_rate=gate_learning_rate, anneal=0.2, augment="flip",
+                seed=model.seed,
             )  # fmt: skip
-            tune(model.masked, policy, model.data["train"], config)
-            tried.append(best_offset(policy, judge_of(model, terms)))
+            trained = _trained(model, config, terms.shared)
+            tried.append(best_of_offsets(trained, validation, terms.penalty, measure))
             if terms.report is not None:
                 terms.report(f"straight-through to {target:g}", {"reward": tried[-1][0]})
-        return DynamicCNN(model.masked, max(tried, key=lambda pair: pair[0])[1], model.info)
+        return max(tried, key=lambda pair: pair[0])[1]
 
-    key = {"straight-through": list(targets), "gate_learning_rate": gate_learning_rate}
-    return Entry("straight-through", make, key, seeded=True, as_long=True, check=_gates_of)
+    key: dict[str, Any] = {"straight-through": list(targets), "gate_learning_rate": gate_learning_rate}
+    key |= {} if epochs is None else {"epochs": epochs}
+    return Entry("straight-through", make, key, seeded=True, as_long=epochs is None, check=_gates_of)
+
+
+def _trained(model: Bundle, config: TuneConfig, shared: Path | None) -> DynamicCNN:
+    """Return the gates of one target; those of another task, if it trained the same."""
+    gates = _gates_of(model)
+    marks = [fingerprint(thing) for thing in (model.masked, gates, model.data["train"])]
+    name = hashlib.sha256(json.dumps([*marks, dataclasses.asdict(config)]).encode()).hexdigest()[:24]
+    stored = None if shared is None else shared / f"straight-through-{name}.safetensors"
+    if stored is not None and stored.exists():
+        return DynamicCNN.load(stored, copy.deepcopy(model.masked.network), model.device)
+    policy = copy.deepcopy(gates).to(model.device)
+    tune(model.masked, policy, model.data["train"], config)
+    trained = DynamicCNN(model.masked, policy, model.info)
+    if stored is not None:
+        stored.parent.mkdir(parents=True, exist_ok=True)
+        trained.save(stored)
+    return trained
 
 
 def _gates_of(model: Bundle) -> GatePolicy:
@@ -66,34 +93,3 @@ def _gates_of(model: Bundle) -> GatePolicy:
             "or the start.safetensors of a run of `prunegym train`."
         )
     return model.policy
-
-
-Judge = Callable[[GatePolicy], float]
-
-
-def judge_of(model: Bundle, terms: Terms) -> Judge:
-    """Return a function that measures gates on the validation images, by the task's own reward if it has one."""
-    validation, masked = model.data["validation"], model.masked
-    measure = None if terms.reward is None else own_reward(terms.reward, masked, validation)
-
-    @torch.inference_mode()
-    def judge(policy: GatePolicy) -> float:
-        run = prefer_kernel(masked, policy)
-        masks, logits = decide_on_the_way(lambda images: run(images, None, None), validation, masked.device)
-        if measure is not None:
-            return measure(masks, logits, terms.penalty)
-        shares = masked.cost.total_share(masks, policy.macs)
-        return float(penalised_accuracy(validation.score(logits), shares, terms.penalty).mean())
-
-    return judge
-
-
-def best_offset(policy: GatePolicy, judge: Judge) -> tuple[float, GatePolicy]:
-    """Return the highest reward over :data:`OFFSETS` on all logits, and a copy of the gates with that offset."""
-
-    def shifted(offset: float) -> tuple[float, GatePolicy]:
-        moved = copy.deepcopy(policy)
-        moved.rescale_logits(offset=offset)
-        return judge(moved), moved
-
-    return max((shifted(offset) for offset in OFFSETS), key=lambda pair: pair[0])

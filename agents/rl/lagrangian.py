@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
+from torch import Tensor
 
 from prunegym.agents.evaluation.masks import decide_on_the_way, penalised_accuracy
 from prunegym.envs.rewards.reward import FULL_MASK_COST
@@ -21,6 +22,8 @@ from prunegym.models.skipping.skipping_cnn import prefer_kernel
 from prunegym.models.training.mac_target import TOLERANCE, meet_target, total_mac_share
 from prunegym.validation import finite, share, typed
 
+OFFSETS = tuple(0.25 * step for step in range(-12, 9))
+"""Offsets that are tried on all logits for a reward that is not ``macs``."""
 ROUNDS = 12
 """Halvings of the interval, when a policy's logits are shifted to its budget."""
 
@@ -168,14 +171,42 @@ def gates_at_best_offset(agent: DynamicCNN, dataset: Dataset, penalty: float, *,
     return _shifted(agent, best() * unit)
 
 
+Measure = Callable[[Tensor, Tensor, float], float]
+"""See :data:`prunegym.agents.rl.recipe.OwnReward`."""
+
+
+@torch.no_grad()
+def best_of_offsets(
+    agent: DynamicCNN, dataset: Dataset, penalty: float, measure: Measure | None
+) -> tuple[float, DynamicCNN]:
+    """Shift a dynamic CNN's gate logits by the one of :data:`OFFSETS` with the highest mean reward on a split.
+
+    All are tried: a reward without a gradient may be flat around the gates, so that a search by steps stops at once.
+
+    Args:
+        agent: Masked CNN and gates; not changed.
+        dataset: Labelled images to choose on.
+        penalty: lambda.
+        measure: Returns the mean reward; None for correct - penalty * total MAC share.
+
+    Returns:
+        The reward, and the same CNN with a shifted copy of the gates.
+    """
+    shifted = (_shifted(agent, offset) for offset in OFFSETS)
+    tried = ((_reward(moved, dataset, penalty, measure), moved) for moved in shifted)
+    return max(tried, key=lambda pair: pair[0])
+
+
 def _shifted(agent: DynamicCNN, offset: float) -> DynamicCNN:
     policy = copy.deepcopy(agent.policy)
     policy.rescale_logits(offset=offset)
     return DynamicCNN(agent.masked, policy, agent.info)
 
 
-def _reward(agent: DynamicCNN, dataset: Dataset, penalty: float) -> float:
+def _reward(agent: DynamicCNN, dataset: Dataset, penalty: float, measure: Measure | None = None) -> float:
     run, device = prefer_kernel(agent.masked, agent.policy), agent.masked.device
     masks, logits = decide_on_the_way(run, dataset, device)
+    if measure is not None:
+        return measure(masks, logits, penalty)
     shares = agent.masked.cost.total_share(masks, deciding_macs(agent.masked, agent.policy, masks))
     return penalised_accuracy(dataset.score(logits), shares, penalty).mean().item()

@@ -66,8 +66,9 @@ class Recipe:
     model that has constants keeps them."""
     target_macs: float | Literal["best"] | None = None
     """Total MAC share of the gates when reinforcement learning starts: one offset is added to all logits after the
-    stages above. ``best`` uses the offset with the highest correct - penalty * total MAC share on the validation split
-    (only for the reward ``macs``; a range of penalties counts as its middle)."""
+    stages above. ``best`` uses the offset with the highest reward on the validation split, for gates of the model too:
+    correct - penalty * total MAC share for the reward ``macs``, else the recipe's own (a range of penalties counts as
+    its middle)."""
     budget: Budget | None = None
     """Instead of ``target_macs``: reinforcement learning starts and ends at this total MAC share, and adapts lambda."""
     algo: str = "ppo"
@@ -144,12 +145,6 @@ class Recipe:
             return "compensation is 'constant', but no refine stage learns constants. Add refine, or use zero."
         if self.budget is not None and self.target_macs is not None:
             return "target_macs is where training starts, budget where it starts and ends. Give one of the two."
-        reward = self.env_kwargs.get("reward", "l0")
-        if self.target_macs == "best" and reward != "macs":
-            return (
-                f"target_macs is 'best', where correct - penalty * MAC share is highest, but the reward is {reward!r}. "
-                "Set env_kwargs' reward to 'macs', or give target_macs as a share above 0 and at most 1."
-            )
         if isinstance(self.env_kwargs.get("penalty"), tuple | list):
             message = "a budget adapts one penalty, but penalty is a range. Give one number, or leave out the budget."
             return None if self.budget is None else message

@@ -140,12 +140,9 @@ def test_what_a_range_of_lambdas_excludes() -> None:
     assert Recipe("mine", env_kwargs=ranged, refine=refine).refine is refine
 
 
-def test_the_best_place_to_begin_needs_a_reward_that_is_known() -> None:
-    assert (
-        Recipe("mine", env_kwargs={"reward": "macs", "penalty": [0.2, 1.0]}, target_macs="best").middle_penalty == 0.6
-    )
-    with pytest.raises(InvalidInputError, match=r"the reward is 'l0'\. Set env_kwargs' reward to 'macs'"):
-        Recipe("mine", target_macs="best")
+def test_a_range_of_penalties_counts_as_its_middle() -> None:
+    ranged = {"reward": "macs", "penalty": [0.2, 1.0]}
+    assert Recipe("mine", env_kwargs=ranged, target_macs="best").middle_penalty == 0.6
 
 
 @pytest.mark.parametrize("reward", ["blockdrop", "mine:squared_macs"])
