@@ -22,8 +22,8 @@ from prunegym.models.skipping.skipping_cnn import prefer_kernel
 from prunegym.models.training.mac_target import TOLERANCE, meet_target, total_mac_share
 from prunegym.validation import finite, share, typed
 
-OFFSETS = tuple(0.25 * step for step in range(-12, 9))
-"""Offsets that are tried on all logits for a reward that is not ``macs``."""
+OFFSETS = tuple(0.2 * step for step in range(-14, 11))
+"""Offsets that are tried for a reward that is not ``macs``, in standard deviations of the logits."""
 ROUNDS = 12
 """Halvings of the interval, when a policy's logits are shifted to its budget."""
 
@@ -150,8 +150,7 @@ def gates_at_best_offset(agent: DynamicCNN, dataset: Dataset, penalty: float, *,
         The same CNN with a shifted copy of the gates.
     """
     finite("penalty", penalty, 0)
-    some = dataset.batch(torch.arange(min(250, len(dataset))), device=agent.masked.device)
-    unit = step * rollout(agent.masked, agent.policy, some).gate_logits.std().item()
+    unit = step * _deviation(agent, dataset)
     rewards = {0.0: _reward(agent, dataset, penalty)}
 
     def try_at(steps: float) -> None:
@@ -192,9 +191,16 @@ def best_of_offsets(
     Returns:
         The reward, and the same CNN with a shifted copy of the gates.
     """
-    shifted = (_shifted(agent, offset) for offset in OFFSETS)
+    unit = _deviation(agent, dataset)
+    shifted = (_shifted(agent, steps * unit) for steps in OFFSETS)
     tried = ((_reward(moved, dataset, penalty, measure), moved) for moved in shifted)
     return max(tried, key=lambda pair: pair[0])
+
+
+def _deviation(agent: DynamicCNN, dataset: Dataset) -> float:
+    """Return the standard deviation of the gates' logits over some images."""
+    some = dataset.batch(torch.arange(min(250, len(dataset))), device=agent.masked.device)
+    return rollout(agent.masked, agent.policy, some).gate_logits.std().item()
 
 
 def _shifted(agent: DynamicCNN, offset: float) -> DynamicCNN:

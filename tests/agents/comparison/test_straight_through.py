@@ -17,6 +17,7 @@ from prunegym.agents.rl.recipe import Recipe
 from prunegym.agents.rl.trainer import train_agent
 from prunegym.envs.rewards.no_gradient import HardCap
 from prunegym.errors import InvalidInputError
+from prunegym.models.gating.static_policy import rollout
 from prunegym.models.storage.model_file import Bundle
 
 CAP = 0.4
@@ -40,15 +41,21 @@ def test_the_offset_is_the_best_on_the_validation_images(tmp_path):
     assert [stage for stage, _ in said] == ["straight-through to 0.3", "straight-through to 0.5"]
     best = earned(made, data["validation"])
     assert best == pytest.approx(max(reward for _, reward in said))
-    for offset in (-0.5, -0.25, 0.25, 0.5):
+    few = data["validation"].batch(torch.arange(len(data["validation"])))
+    deviation = rollout(made.masked, made.policy, few).gate_logits.std().item()
+    for steps in (-0.4, -0.2, 0.2, 0.4):
         policy = copy.deepcopy(made.policy)
-        policy.rescale_logits(offset=offset)
+        policy.rescale_logits(offset=steps * deviation)
         moved = earned(DynamicCNN(made.masked, policy, made.info), data["validation"])
         assert moved <= best + 1e-9  # it was tried too
     assert best > earned(start, data["validation"])
     # Reinforcement learning and the untrained gates may begin where this reward is highest, too.
     shifted = start_entry("best-offset").make(model, terms)
     assert earned(shifted, data["validation"]) > earned(start, data["validation"])
+    start.policy.rescale_logits(8.0)  # the same masks; offsets must grow as the logits do
+    assert earned(start_entry("best-offset").make(model, terms), data["validation"]) == earned(
+        shifted, data["validation"]
+    )
     recipe = Recipe("task", env_kwargs={"reward": HardCap(CAP)}, target_macs="best", n_episodes=0)
     begun = train_agent(
         start.masked, start.info, data["train"], data["validation"], recipe, tmp_path / "run", policy=start.policy
