@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import errno
 import importlib
 import itertools
@@ -99,6 +100,8 @@ class Group(TyperGroup):
                     raise
                 where = f"{error.filename}: " if error.filename else "The output cannot be written: "
                 note(f"Error: {where}{error.strerror}. Choose another path.")
+                if error.filename is None:
+                    _drop_output()
                 raise typer.Exit(USAGE_ERROR) from error
             except KeyboardInterrupt as error:
                 _end_progress()
@@ -106,6 +109,12 @@ class Group(TyperGroup):
                 how = f" Resume with: {again}" if ctx.find_root().meta.get(RESUMABLE) else ""
                 typer.echo(f"Interrupted.{how}", err=True)
                 raise typer.Exit(INTERRUPTED) from error
+
+
+def _drop_output() -> None:
+    """Empty the buffer into nothing: Python writes it once more when it ends, which fails with exit status 120."""
+    with contextlib.suppress(OSError), Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def _end_progress() -> None:

@@ -170,11 +170,12 @@ def test_mistakes_in_settings_are_found_before_anything_is_trained(made: Path, t
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_behind_the_output() -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_behind_the_output(unbuffered: str) -> None:
+    command = [sys.executable, "-m", "prunegym", "list", "--json"]
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
     with Path("/dev/full").open("w") as full:
-        ran = subprocess.run(
-            [sys.executable, "-m", "prunegym", "list", "--json"], stdout=full, stderr=subprocess.PIPE, text=True
-        )
+        ran = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=environment)
     assert ran.returncode == 2
     assert ran.stderr == "Error: The output cannot be written: No space left on device. Choose another path.\n"
 
