@@ -14,7 +14,7 @@ from prunegym.agents.baselines.literature import best_of_k, decore, gates_by_gra
 from prunegym.agents.comparison.results import fingerprint
 from prunegym.agents.evaluation.masks import Agent, Masks, decide_fixed, is_masks
 from prunegym.agents.evaluation.predictors import agent_name, as_predictor, load_agent
-from prunegym.agents.rl.lagrangian import best_of_offsets, gates_at_best_offset, gates_at_mac_share
+from prunegym.agents.rl.lagrangian import gates_at_best_offset, gates_at_mac_share
 from prunegym.agents.rl.recipe import Recipe, own_reward
 from prunegym.agents.rl.recipe_files import as_recipe
 from prunegym.agents.rl.trainer import train_agent, try_recipe
@@ -124,11 +124,11 @@ def start_entry(shift: str | None = None) -> Entry:
         start = _own_gates(model)
         if shift == "same-macs":
             return gates_at_mac_share(start, model.data["evaluated"], terms.share)
+        if shift is None:
+            return start
         validation = model.data["validation"]
         measure = None if terms.reward is None else own_reward(terms.reward, model.masked, validation)
-        if shift == "best-offset" and measure is not None:
-            return best_of_offsets(start, validation, terms.penalty, measure)[1]
-        return start if shift is None else gates_at_best_offset(start, validation, terms.penalty)
+        return gates_at_best_offset(start, validation, terms.penalty, measure=measure)
 
     name = "start" if shift is None else f"start-{shift}"
     # Do not change the word "start" in the key: stored results are found by it.

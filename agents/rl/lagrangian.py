@@ -24,6 +24,8 @@ from prunegym.validation import finite, share, typed
 
 OFFSETS = tuple(0.2 * step for step in range(-14, 11))
 """Offsets that are tried for a reward that is not ``macs``, in standard deviations of the logits."""
+Measure = Callable[[Tensor, Tensor, float], float]
+"""See :data:`prunegym.agents.rl.recipe.OwnReward`."""
 ROUNDS = 12
 """Halvings of the interval, when a policy's logits are shifted to its budget."""
 
@@ -133,23 +135,29 @@ def gates_at_mac_share(agent: DynamicCNN, dataset: Dataset, share: float) -> Dyn
 
 @torch.no_grad()
 @typed
-def gates_at_best_offset(agent: DynamicCNN, dataset: Dataset, penalty: float, *, step: float = 0.15) -> DynamicCNN:
+def gates_at_best_offset(
+    agent: DynamicCNN, dataset: Dataset, penalty: float, *, step: float = 0.15, measure: Measure | None = None
+) -> DynamicCNN:
     """Shift a dynamic CNN's gate logits by the offset with the highest reward, correct - penalty * total MAC share.
 
     Compare an agent with the gates that it started from at this offset. The difference shows what reinforcement
     learning adds that a single offset does not. The search goes up step by step until two steps in a row do not help,
-    then down in the same way, and finally tries half a step on each side of the best offset.
+    then down in the same way, and finally tries half a step on each side of the best offset. For a reward of another
+    kind all of :data:`OFFSETS` are tried.
 
     Args:
         agent: Masked CNN and gates; not changed.
         dataset: Labelled images to choose on, such as the validation split.
         penalty: lambda.
         step: Distance between two offsets, in standard deviations of the agent's logits.
+        measure: Returns the mean of another reward; None for correct - penalty * total MAC share.
 
     Returns:
         The same CNN with a shifted copy of the gates.
     """
     finite("penalty", penalty, 0)
+    if measure is not None:
+        return best_of_offsets(agent, dataset, penalty, measure)[1]
     unit = step * _deviation(agent, dataset)
     rewards = {0.0: _reward(agent, dataset, penalty)}
 
@@ -168,10 +176,6 @@ def gates_at_best_offset(agent: DynamicCNN, dataset: Dataset, penalty: float, *,
     for steps in (middle - 0.5, middle + 0.5):
         try_at(steps)
     return _shifted(agent, best() * unit)
-
-
-Measure = Callable[[Tensor, Tensor, float], float]
-"""See :data:`prunegym.agents.rl.recipe.OwnReward`."""
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from prunegym.agents.rl.callbacks import check_named, make_callbacks, make_logger
-from prunegym.agents.rl.lagrangian import DualAscent, best_of_offsets, end_at_budget, gates_at_best_offset
+from prunegym.agents.rl.lagrangian import DualAscent, end_at_budget, gates_at_best_offset
 from prunegym.agents.rl.mask_policy import MaskPolicy
 from prunegym.agents.rl.monitor import TrainingMonitor
 from prunegym.agents.rl.recipe import CLASSES, SCHEDULES, Recipe, linear_start, own_reward
@@ -194,9 +194,7 @@ def _start(model: Bundle, recipe: Recipe, out: Path, report: StageReport | None)
         held_out = model.data["validation"].sample(recipe.eval_images)
         made = DynamicCNN(model.masked, start, model.info)
         measure = own_reward(recipe, model.masked, held_out)
-        if measure is not None:
-            return _gates(best_of_offsets(made, held_out, recipe.middle_penalty, measure)[1])
-        return _gates(gates_at_best_offset(made, held_out, recipe.middle_penalty))
+        return _gates(gates_at_best_offset(made, held_out, recipe.middle_penalty, measure=measure))
     if recipe.budget is not None:
         target = recipe.budget.target_macs
     if target is not None:
