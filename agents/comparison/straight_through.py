@@ -12,7 +12,7 @@ from typing import Any
 
 from prunegym.agents.comparison.entries import Entry, Terms
 from prunegym.agents.comparison.results import fingerprint
-from prunegym.agents.rl.lagrangian import best_of_offsets
+from prunegym.agents.rl.lagrangian import OFFSETS, best_of_offsets
 from prunegym.agents.rl.recipe import own_reward
 from prunegym.errors import InvalidInputError
 from prunegym.models.dynamic_cnn import DynamicCNN
@@ -30,8 +30,8 @@ def straight_through_entry(
 
     The CNN is frozen. Of all targets and offsets (:data:`prunegym.agents.rl.lagrangian.OFFSETS`), the pair with the
     highest mean reward on the validation images is used: the task's own reward, which needs no gradient for this
-    choice, or else correct - penalty * total MAC share. The training itself does not depend on the reward, so tasks of
-    a suite with the same model share it.
+    choice, or else correct - penalty * total MAC share. Neither the training nor the masks at an offset depend on the
+    reward, so tasks of a suite with the same model share both.
 
     Args:
         targets: Total MAC shares.
@@ -58,8 +58,10 @@ def straight_through_entry(
                 target, passes, 64, train_cnn=False, gate_learning_rate=gate_learning_rate, anneal=0.2, augment="flip",
                 seed=model.seed,
             )  # fmt: skip
-            trained = _trained(model, config, terms.shared)
-            tried.append(best_of_offsets(trained, validation, terms.penalty, measure))
+            stored = _stored(model, config, terms.shared)
+            trained = _trained(model, config, stored)
+            offsets = None if stored is None else stored.with_stem(f"{stored.stem}-offsets")
+            tried.append(best_of_offsets(trained, validation, terms.penalty, measure, offsets))
             if terms.report is not None:
                 terms.report(f"straight-through to {target:g}", {"reward": tried[-1][0]})
         return max(tried, key=lambda pair: pair[0])[1]
@@ -69,12 +71,18 @@ def straight_through_entry(
     return Entry("straight-through", make, key, seeded=True, as_long=epochs is None, check=_gates_of)
 
 
-def _trained(model: Bundle, config: TuneConfig, shared: Path | None) -> DynamicCNN:
+def _stored(model: Bundle, config: TuneConfig, shared: Path | None) -> Path | None:
+    """Return the file for the gates of one target, named by everything that they and their offsets depend on."""
+    if shared is None:
+        return None
+    things = (model.masked, model.policy, model.data["train"], model.data["validation"])
+    marks = [*(fingerprint(thing) for thing in things), dataclasses.asdict(config), OFFSETS]
+    return shared / f"straight-through-{hashlib.sha256(json.dumps(marks).encode()).hexdigest()[:24]}.safetensors"
+
+
+def _trained(model: Bundle, config: TuneConfig, stored: Path | None) -> DynamicCNN:
     """Return the gates of one target; those of another task, if it trained the same."""
     gates = _gates_of(model)
-    marks = [fingerprint(thing) for thing in (model.masked, gates, model.data["train"])]
-    name = hashlib.sha256(json.dumps([*marks, dataclasses.asdict(config)]).encode()).hexdigest()[:24]
-    stored = None if shared is None else shared / f"straight-through-{name}.safetensors"
     if stored is not None and stored.exists():
         return DynamicCNN.load(stored, copy.deepcopy(model.masked.network), model.device)
     policy = copy.deepcopy(gates).to(model.device)

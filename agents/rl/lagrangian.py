@@ -6,7 +6,9 @@ import copy
 import dataclasses
 import warnings
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +21,7 @@ from prunegym.models.gating.gate_policy import GatePolicy
 from prunegym.models.gating.static_policy import deciding_macs, rollout
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.skipping.skipping_cnn import prefer_kernel
+from prunegym.models.storage.weights import read_weights, write_tensors
 from prunegym.models.training.mac_target import TOLERANCE, meet_target, total_mac_share
 from prunegym.validation import finite, share, typed
 
@@ -159,10 +162,11 @@ def gates_at_best_offset(
     if measure is not None:
         return best_of_offsets(agent, dataset, penalty, measure)[1]
     unit = step * _deviation(agent, dataset)
-    rewards = {0.0: _reward(agent, dataset, penalty)}
+    rewards = {0.0: _reward(agent, dataset, *_decided(agent, dataset), penalty)}
 
     def try_at(steps: float) -> None:
-        rewards[steps] = _reward(_shifted(agent, steps * unit), dataset, penalty)
+        moved = _shifted(agent, steps * unit)
+        rewards[steps] = _reward(moved, dataset, *_decided(moved, dataset), penalty)
 
     def best() -> float:
         return max(rewards, key=lambda steps: rewards[steps])
@@ -180,7 +184,7 @@ def gates_at_best_offset(
 
 @torch.no_grad()
 def best_of_offsets(
-    agent: DynamicCNN, dataset: Dataset, penalty: float, measure: Measure | None
+    agent: DynamicCNN, dataset: Dataset, penalty: float, measure: Measure | None, stored: Path | None = None
 ) -> tuple[float, DynamicCNN]:
     """Shift a dynamic CNN's gate logits by the one of :data:`OFFSETS` with the highest mean reward on a split.
 
@@ -191,14 +195,28 @@ def best_of_offsets(
         dataset: Labelled images to choose on.
         penalty: lambda.
         measure: Returns the mean reward; None for correct - penalty * total MAC share.
+        stored: File that keeps the masks and outputs at all offsets, for other rewards on the same gates and images:
+            the CNN is run once for all of them. The caller names it by the gates and the images. None keeps nothing.
 
     Returns:
         The reward, and the same CNN with a shifted copy of the gates.
     """
     unit = _deviation(agent, dataset)
-    shifted = (_shifted(agent, steps * unit) for steps in OFFSETS)
-    tried = ((_reward(moved, dataset, penalty, measure), moved) for moved in shifted)
-    return max(tried, key=lambda pair: pair[0])
+    shifted = [_shifted(agent, steps * unit) for steps in OFFSETS]
+    if stored is None or not stored.exists():
+        decided = [_decided(moved, dataset) for moved in shifted]
+        if stored is not None:
+            packed = [torch.from_numpy(np.packbits(masks.numpy(), axis=1)) for masks, _ in decided]
+            write_tensors(
+                stored, {"masks": torch.stack(packed), "logits": torch.stack([logits for _, logits in decided])}
+            )
+    else:
+        tensors = read_weights(stored)
+        bits = np.unpackbits(tensors["masks"].numpy(), axis=2, count=agent.masked.mask_size).astype(bool)
+        decided = list(zip(torch.from_numpy(bits), tensors["logits"], strict=True))
+    rewards = [_reward(moved, dataset, *done, penalty, measure) for moved, done in zip(shifted, decided, strict=True)]
+    best = max(range(len(shifted)), key=rewards.__getitem__)
+    return rewards[best], shifted[best]
 
 
 def _deviation(agent: DynamicCNN, dataset: Dataset) -> float:
@@ -213,9 +231,14 @@ def _shifted(agent: DynamicCNN, offset: float) -> DynamicCNN:
     return DynamicCNN(agent.masked, policy, agent.info)
 
 
-def _reward(agent: DynamicCNN, dataset: Dataset, penalty: float, measure: Measure | None = None) -> float:
-    run, device = prefer_kernel(agent.masked, agent.policy), agent.masked.device
-    masks, logits = decide_on_the_way(run, dataset, device)
+def _decided(agent: DynamicCNN, dataset: Dataset) -> tuple[Tensor, Tensor]:
+    run = prefer_kernel(agent.masked, agent.policy)
+    return decide_on_the_way(run, dataset, agent.masked.device)
+
+
+def _reward(
+    agent: DynamicCNN, dataset: Dataset, masks: Tensor, logits: Tensor, penalty: float, measure: Measure | None = None
+) -> float:
     if measure is not None:
         return measure(masks, logits, penalty)
     shares = agent.masked.cost.total_share(masks, deciding_macs(agent.masked, agent.policy, masks))

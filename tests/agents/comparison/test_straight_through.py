@@ -13,6 +13,7 @@ from prunegym.agents.comparison import straight_through
 from prunegym.agents.comparison.comparing import compare
 from prunegym.agents.comparison.entries import Terms, start_entry
 from prunegym.agents.comparison.straight_through import straight_through_entry
+from prunegym.agents.rl import lagrangian
 from prunegym.agents.rl.recipe import Recipe
 from prunegym.agents.rl.trainer import train_agent
 from prunegym.envs.rewards.no_gradient import HardCap
@@ -74,11 +75,14 @@ def test_tasks_of_a_suite_share_the_training(tmp_path, monkeypatch):
     def make(penalty, shared):
         return entry.make(model, Terms(1.0, 7.0, penalty, tmp_path, False, shared=shared)).policy.state_dict()
 
-    alone, first = make(0.5, None), make(0.5, tmp_path / "shared")
+    other, alone, first = make(0.0, None), make(0.5, None), make(0.5, tmp_path / "shared")
     monkeypatch.setattr(straight_through, "tune", lambda *_: pytest.fail("trained again"))
     again = make(0.5, tmp_path / "shared")
     assert all(torch.equal(value, first[name]) and torch.equal(value, again[name]) for name, value in alone.items())
-    make(2.0, tmp_path / "shared")  # another reward, the same training
+    monkeypatch.setattr(lagrangian, "decide_on_the_way", lambda *_: pytest.fail("the CNN was run again"))
+    taken = make(0.0, tmp_path / "shared")  # another reward, the same training and the same masks
+    assert all(torch.equal(value, taken[name]) for name, value in other.items())
+    assert any(not torch.equal(value, first[name]) for name, value in other.items())
     with pytest.raises(pytest.fail.Exception, match="trained again"):
         straight_through_entry([0.5], epochs=0.5).make(
             model, Terms(1.0, 7.0, 0.5, tmp_path, shared=tmp_path / "shared")
