@@ -110,7 +110,7 @@ class Translation:
         return None if place is None else self.builder.space(self.program.indices[place].tolist())
 
     def _seen(self, name: str) -> Value:
-        """Return a value as a policy reads it."""
+        """Return a value as it was made: as a policy reads it, for example."""
         return self.value(name)
 
     def value(self, name: str) -> Value:
@@ -145,7 +145,7 @@ class Translation:
             raise InvalidInputError(f"its weights are {own.dtype} on {own.device}, not float32 on the CPU.")
         if not isinstance(layer, kinds.Norm) or layer.inputs[0] not in self._concats:
             for name in layer.inputs:
-                self.value(name)
+                self._seen(name)
         self.values[layer.name] = (
             self._weighted(layer) if isinstance(layer, kinds.Conv | kinds.Linear) else self._other(layer)
         )

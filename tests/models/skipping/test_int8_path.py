@@ -61,6 +61,13 @@ def test_layers_without_a_form_on_bytes_run_in_float32():
     assert error(masked, smooth(6), random_masks(masked)) < 0.06
 
 
+def test_bytes_become_floats_only_where_a_layer_needs_floats():
+    program = lower(zoo("resnet20"))
+    ranges = dict.fromkeys([program.input, *(layer.name for layer in program.layers)], (-1.0, 1.0))
+    (plan,) = Int8Path(program, None, ranges)._plans(False, None)
+    assert [layer.split()[1] for layer in plan.plan.layers].count("convert") == 1  # of the images
+
+
 def test_constants_are_added_in_int8_too():
     torch.manual_seed(0)
     masked = zoo("resnet20")
