@@ -125,8 +125,14 @@ struct Packed {
   float unit, inverse_unit;  // the output's scale
   float offset;              // what is added to all sums: the output's zero point, less the residual's
   float low, high;           // bounds of the output
+  int pitch;         // of path copies: from one row of the grid to the next, at least the output's width
   bool by_rows;      // whether a block of rows is computed for all pixels before the next
   long copies_size;  // floats of the copies; after them are the panels
+  // packed/together.h; null where images are always computed one by one. (out / 32, steps, 2, 16, 16, 4): of two tiles
+  // the quads of inputs, of 16 outputs each. together_size: floats for each image.
+  const int8_t* tiles;
+  int steps;
+  long together_size;
 };
 
 struct Conv {
@@ -202,6 +208,8 @@ struct Variant {
   void (*plan_conv)(Conv&, bool has_residual);
   const float* (*prepare_conv)(const Conv&, Kept, const float* map, float* planes);
   void (*conv)(const Conv&, const ConvCall&);
+  // Several images at once, each with its call; null where it is not known. Returns false if one by one is faster.
+  bool (*conv_together)(const Conv&, const ConvCall*, int count, float* planes);
   LayerFunction layers[DECIDE];  // by kind; null for those that it has not, as LOAD and CONV
   int (*decide)(const Gate&, const View& in, int* kept, float* scratch);
   void (*look)(const Gate&, const View& in, float* features, float* scratch);

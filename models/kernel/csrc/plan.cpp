@@ -54,6 +54,7 @@ Plan::Plan(const Variant& variant, const Variant& on_bytes, const NetworkRecord&
   std::iota(all_channels_.begin(), all_channels_.end(), 0);
   for (int i = 0; i < network.layer_count; i++) {
     layers_.emplace_back().record = network.layers[i];
+    layers_.back().loaded = -1;
     place_layer(layers_.back());
   }
   std::vector<char> filled(widths_.size(), 0);
@@ -62,8 +63,22 @@ Plan::Plan(const Variant& variant, const Variant& on_bytes, const NetworkRecord&
     layer.fills = space >= gates_ && !filled[space] ? space : -1;
     if (space >= 0) filled[space] = 1;
   }
+  join_loads();
   cut_segments();
   place_buffers();
+}
+
+// An input that is only made bytes of need not be copied before.
+void Plan::join_loads() {
+  for (Layer& load : layers_) {
+    if (load.record.kind != LOAD) continue;
+    Layer* reader = nullptr;
+    int readers = 0;
+    for (Layer& layer : layers_)
+      for (int value : {layer.record.input, layer.record.second, layer.record.biases})
+        if (value == load.record.output) reader = &layer, readers++;
+    if (readers == 1 && reader->record.kind == CONVERT) load.loaded = reader->loaded = load.record.offset;
+  }
 }
 
 const float* Plan::keep(const float* data, size_t count) {
@@ -167,6 +182,7 @@ void Plan::place_conv(Layer& layer) {
   c.in = map_of(r.input), c.out = map_of(r.output);
   if (r.second >= 0) c.residual = map_of(r.second);
   c.fill = buffers_[in.buffer].fill;
+  c.packed.zero_in = in.zero;
   variant_of(r).plan_conv(c, r.second >= 0);
   const size_t filters = static_cast<size_t>(out.channels) * c.group_inputs();
   if (is_bytes(r.input)) place_weights_of_bytes(layer);
@@ -195,8 +211,9 @@ void Plan::place_weights_of_bytes(Layer& layer) {
     for (int i = 0; i < in.channels; i++)
       for (int t = 0; t < taps; t++)
         to[(o * taps + t) * p.tap_bytes + i] = static_cast<int8_t>(r.weight[(o * in.channels + i) * taps + t]);
+  if (p.together_size) place_tiles(p, out.channels, taps);
   p.factor = keep(r.scale, out.channels);
-  p.zero_in = in.zero, p.zero_out = out.zero, p.unit = out.scale, p.inverse_unit = 1 / out.scale;
+  p.zero_out = out.zero, p.unit = out.scale, p.inverse_unit = 1 / out.scale;
   p.offset = static_cast<float>(out.zero);
   if (r.second >= 0) {
     p.scale_second = values_[r.second].scale / out.scale;
@@ -205,6 +222,17 @@ void Plan::place_weights_of_bytes(Layer& layer) {
   const float zero = static_cast<float>(out.zero), far = 1e6f;
   p.low = r.activation == RELU || r.activation == RELU6 ? zero : -far;
   p.high = r.activation == RELU6 ? 6 * p.inverse_unit + zero : far;
+}
+
+// The weights as tiles read them when several images are computed at once.
+void Plan::place_tiles(Packed& p, int outputs, int taps) {
+  const long row = static_cast<long>(taps) * p.tap_bytes, size = static_cast<long>(p.steps) * 1024;
+  constants_.emplace_back(static_cast<size_t>(round_up(outputs, 32)) / 16 * size / sizeof(float));
+  int8_t* to = reinterpret_cast<int8_t*>(constants_.back().data());
+  p.tiles = to;
+  for (long o = 0; o < outputs; o++)
+    for (long k = 0; k < row; k++)
+      to[(o / 32 * 2 * p.steps + k / 64 * 2 + o / 16 % 2) * 1024 + k % 64 / 4 * 64 + o % 16 * 4 + k % 4] = p.weight[o * row + k];
 }
 
 static long features_scratch(const Gate& g) { return g.in.channel + round_up(g.in.width, LINE) + 3 * LINE + g.grid * g.grid; }
@@ -242,12 +270,13 @@ void Plan::cut_segments() {
   constexpr size_t many_weights = 64 << 10, few_pixels = 100;
   for (int i = 0; i < static_cast<int>(layers_.size()); i++) {
     const Conv& c = layers_[i].conv;
-    const bool by_chunks = layers_[i].record.kind == CONV && c.path != Path::winograd && static_cast<size_t>(c.out.pixels()) <= few_pixels &&
-                           static_cast<size_t>(c.group_inputs()) * c.out_channels * c.tap_count() >= many_weights;
+    const bool many = static_cast<size_t>(c.group_inputs()) * c.out_channels * c.tap_count() >= many_weights;
+    const bool by_chunks = layers_[i].record.kind == CONV && c.path != Path::winograd &&
+                           static_cast<size_t>(c.out.pixels()) <= few_pixels && (many || c.packed.tiles);
     const bool looked = i > 0 && layers_[i - 1].record.kind == LOOK;
     if (by_chunks || looked || segments_.empty() || segments_.back().by_chunks) segments_.push_back(Segment{i, i, by_chunks});
     segments_.back().last = i + 1;
-    if (by_chunks) chunk_planes_size_ = std::max(chunk_planes_size_, c.planes_size);
+    if (by_chunks) chunk_planes_size_ = std::max({chunk_planes_size_, c.planes_size, c.packed.together_size});
   }
 }
 

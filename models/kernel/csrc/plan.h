@@ -61,6 +61,7 @@ struct Layer {
   Conv conv;
   Gate gate;
   std::vector<int32_t> bits;  // COMPENSATE: the mask bits of its rows
+  int loaded;  // LOAD, and the CONVERT that alone reads what it loads: which of the inputs; else -1
   int fills;  // a space whose kept channels are counted before this layer, the first that writes some; -1: none
 };
 
@@ -114,10 +115,12 @@ class Plan {
   void place_layer(Layer&);
   void place_conv(Layer&);
   void place_weights_of_bytes(Layer&);
+  void place_tiles(Packed&, int outputs, int taps);
   bool is_bytes(int value) const { return value >= 0 && values_[value].zero != FLOATS; }
   const Variant& variant_of(const LayerRecord& r) const { return r.kind == CONVERT || is_bytes(r.input) ? on_bytes_ : variant_; }
   void place_features(Layer&);
   void place_gate(Layer&);
+  void join_loads();
   void cut_segments();
   void place_buffers();
   const float* keep(const float* data, size_t count);

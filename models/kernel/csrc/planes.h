@@ -75,5 +75,35 @@ static void copy_channel(const Conv& c, const float* map, float* to) {
   }
 }
 
+// The same with one copy for each phase of rows and of columns, which all columns of the kernel share. Rows of the grid
+// are `pitch` long, a little longer than the output's. Needs fewer copies where the stride is 2 or more.
+static int phases_pitch(const Conv& c) { return c.out.width + (c.width - 1) * c.dilation / c.stride; }
+static int phases_across(const Conv& c) { return smaller(c.stride, (c.width - 1) * c.dilation + 1); }
+
+[[maybe_unused]] static void plan_phases(Conv& c, int stored, int extra) {
+  const int pitch = phases_pitch(c), across = phases_across(c);
+  c.vectors = vectors_for((c.out.height - 1) * pitch + c.out.width);
+  c.plane = round_up((c.out.height + c.reach() / c.stride) * pitch + extra, LINE);
+  c.input_channel = (static_cast<long>(c.phases()) * across * c.plane / LINE | 1) * LINE;
+  c.planes_size = stored * c.input_channel;
+  for (int t = 0; t < c.tap_count(); t++) {
+    const int dy = t / c.width * c.dilation, dx = t % c.width * c.dilation;
+    c.taps[t] = (dy % c.stride * across + dx % c.stride) * static_cast<long>(c.plane) + dy / c.stride * pitch + dx / c.stride;
+  }
+}
+
+[[maybe_unused]] static void copy_phases(const Conv& c, const float* map, float* to) {
+  const int pitch = phases_pitch(c), across = phases_across(c);
+  for (int phase = 0; phase < c.phases(); phase++)
+    for (int first = 0; first < across; first++, to += c.plane) {
+      const int rows = c.out.height + (c.reach() - phase) / c.stride;
+      for (int row = 0; row < rows; row++) {
+        const int y = row * c.stride + phase - c.padding;
+        const float* from = y >= 0 && y < c.in.height ? map + c.in.first() + static_cast<long>(y) * c.in.stride : nullptr;
+        copy_row_padded(from, first - c.padding_width, c.stride, c.in.width, pitch, c.fill, to + static_cast<long>(row) * pitch);
+      }
+    }
+}
+
 }  // namespace VARIANT
 }  // namespace prunegym

@@ -155,6 +155,10 @@ class Runner {
     for (int image = 0; image < count_; image++) {
       fill(image, layer.fills);
       calls[image] = conv_call(layer, image);
+      calls[image].input = data(layer.record.input, image);
+    }
+    if (c.packed.tiles && v.conv_together(c, calls, count_, space_.chunk_planes.data())) return;
+    for (int image = 0; image < count_; image++) {
       calls[image].input =
           v.prepare_conv(c, calls[image].in_kept, data(layer.record.input, image),
                                       space_.chunk_planes.data() + plan_.chunk_planes_size_ * image);
@@ -208,6 +212,24 @@ class Runner {
     }
   }
 
+  // Whether bytes are made of an input where it lies. Its rows are read in whole vectors.
+  bool in_place(const Layer& layer, const View& picture) const {
+    if (layer.loaded < 0 || picture.map->is_vector() || picture.map->width % LINE) return false;
+    const Images& images = inputs_[layer.loaded];
+    return images.column == 1 && std::max(images.row, images.channel) <= MAX_PIXELS;
+  }
+
+  void convert(const Layer& layer, int image) {
+    View in = view(layer.record.input, image);
+    Map map = *in.map;
+    if (in_place(layer, in)) {
+      const Images images = inputs_[layer.loaded].from(first_ + image);
+      map.origin = -1, map.stride = static_cast<int>(images.row), map.channel = static_cast<int>(images.channel);
+      in.map = &map, in.data = const_cast<float*>(images.data);
+    }
+    plan_.on_bytes_.layers[CONVERT](layer.record, in, View{}, view(layer.record.output, image), nullptr);
+  }
+
   // All channels in torch's layout, with zeros for masked ones.
   void store(const LayerRecord& r, int image) {
     const View in = view(r.input, image);
@@ -228,7 +250,8 @@ class Runner {
     const Variant& v = plan_.variant_of(r);
     fill(image, layer.fills);
     switch (r.kind) {
-      case LOAD: return load(r, image);
+      case LOAD: return in_place(layer, view(r.output, image)) ? void() : load(r, image);
+      case CONVERT: return convert(layer, image);
       case CONV: return conv_alone(layer, image);
       case DECIDE: return decide(layer, image);
       case LOOK:

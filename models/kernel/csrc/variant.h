@@ -8,7 +8,7 @@ namespace VARIANT {
 
 extern const Variant variant;
 const Variant variant = {
-    TEXT(VARIANT), LANES, plan_conv, prepare_conv, conv,
+    TEXT(VARIANT), LANES, plan_conv, prepare_conv, conv, nullptr,
     {nullptr, nullptr, max_pool, add, subsample, average, linear, depthwise, avg_pool, place, scale, expand,
      compensate, nullptr}, decide, look,
 };

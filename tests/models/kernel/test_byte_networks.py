@@ -51,6 +51,22 @@ def test_each_activation_is_within_a_step_of_torch(variant, activation):
 
 
 @each_byte_variant
+def test_images_in_any_layout_become_bytes(variant):
+    builder = PlanBuilder(3, 5, 32)
+    floats = builder.to_floats(builder.to_bytes(builder.images, 1 / 32, signed=True))
+    plan = builder.build(floats, byte_variant=variant)
+    cut = (torch.randint(-128, 128, (4, 4, 9, 48)) / 32)[1:, :3, 2:7, 7:39]
+    for images in (
+        cut,
+        cut.contiguous(),
+        cut.contiguous(memory_format=torch.channels_last),
+        cut[:1].expand(3, 3, 5, 32),
+    ):
+        found, _ = plan(images, threads=1)
+        assert torch.equal(found, images.flatten(1))
+
+
+@each_byte_variant
 @pytest.mark.parametrize("average", [True, False])
 def test_a_policy_decides_on_bytes_as_on_floats(variant, average):
     torch.manual_seed(1)

@@ -17,13 +17,18 @@ constexpr bool TILES = false;
 
 // ---- The plan of a layer.
 
+static void plan_together(Conv& c);  // together.h
+
 // Few pixels: a block of rows is gathered and used for all pixels. Many: all rows are gathered, and each block of pixels is
 // used for all of them.
 static void plan_conv(Conv& c, bool has_residual) {
   const int in_place = vectors_for(c.out.height * c.out.stride), copies = vectors_for(c.out.pixels());
   c.path = is_flat(c, has_residual) && 10 * in_place <= 11 * copies ? Path::in_place : Path::copies;
+  const int stored = (c.in_channels + 3) / 4;
+  c.packed.pitch = c.stride > 1 && 10 * phases_pitch(c) <= 11 * c.out.width ? phases_pitch(c) : c.out.width;
   if (c.path == Path::in_place) plan_in_place(c);
-  else plan_copies(c, (c.in_channels + 3) / 4, BLOCK);
+  else if (c.packed.pitch > c.out.width) plan_phases(c, stored, BLOCK);
+  else plan_copies(c, stored, BLOCK);
   const int length = length_of(c.tap_count(), c.in_channels);
   const long all = (c.vectors + 1) / 2 * static_cast<long>(BLOCK) * length;
   c.packed.by_rows = all <= static_cast<long>(c.out_channels) * length;
@@ -31,6 +36,7 @@ static void plan_conv(Conv& c, bool has_residual) {
   if (TILES && c.packed.by_rows) c.planes_size = c.packed.copies_size + all;
   const int rows = c.packed.by_rows ? BLOCK_ROWS : c.out_channels + 3;
   c.scratch_size = 2 * SUMS_FLOATS + 2L * BLOCK * length + gathered_floats(c.tap_count(), c.in_channels, rows);
+  if (TILES) plan_together(c);
 }
 
 INLINE Pixels pixels_of(const Conv& c, const float* input, int inputs, int vector) {
@@ -40,8 +46,9 @@ INLINE Pixels pixels_of(const Conv& c, const float* input, int inputs, int vecto
 // kept: inputs, of which only the number counts.
 static const float* prepare_conv(const Conv& c, Kept kept, const float* map, float* planes) {
   const int quads = (kept.count + 3) / 4;
+  const auto copy = c.packed.pitch > c.out.width ? copy_phases : copy_channel;
   for (int i = 0; c.path == Path::copies && i < quads; i++)
-    copy_channel(c, map + static_cast<long>(i) * c.in.channel, planes + static_cast<long>(i) * c.input_channel);
+    copy(c, map + static_cast<long>(i) * c.in.channel, planes + static_cast<long>(i) * c.input_channel);
   const float* input = c.path == Path::copies ? planes : map + c.in.origin;
 #if defined(PRUNEGYM_TILES)
   if (c.packed.by_rows) {
@@ -57,38 +64,54 @@ static const float* prepare_conv(const Conv& c, Kept kept, const float* map, flo
 
 // ---- From sums to bytes.
 
-// Four rows at one vector of positions: (sum * factor + summand + second) as a byte. LONG: an activation that is more
-// than two bounds.
+// sum * factor + summand + second, in units of the output. LONG: an activation that is more than two bounds. F: a number
+// for all lanes, or a vector.
+template <bool SECOND, bool LONG, typename F>
+INLINE Vec scaled(const Conv& c, Bits sums, F factor, F summand, Vec second) {
+  const Packed& p = c.packed;
+  Vec v = __builtin_convertvector(sums, Vec) * factor;
+  v = v + summand;
+  if (SECOND) {
+    const Vec more = second * p.scale_second;
+    v = v + more;
+  }
+  if (LONG) {
+    const float zero = static_cast<float>(p.zero_out);
+    v = activated(c.activation, (v - zero) * p.unit) * p.inverse_unit;
+    v = v + zero;
+  }
+  return clamp(v, p.low, p.high);
+}
+
+// Four rows at one vector of positions, as bytes.
 template <bool SECOND, bool LONG>
 INLINE Bits finished(const Conv& c, const Gathered& g, int row, const int32_t* sums, Bits added) {
-  const Packed& p = c.packed;
   Vec v[4];
   UNROLL for (int j = 0; j < 4; j++) {
-    v[j] = __builtin_convertvector(load_bits(sums + j * BLOCK), Vec) * g.factor[row + j];
-    v[j] = v[j] + g.summand[row + j];
-    if (SECOND) {
-      const Vec more = byte_of(added, j) * p.scale_second;
-      v[j] = v[j] + more;
-    }
-    if (LONG) {
-      const float zero = static_cast<float>(p.zero_out);
-      v[j] = activated(c.activation, (v[j] - zero) * p.unit) * p.inverse_unit;
-      v[j] = v[j] + zero;
-    }
-    v[j] = clamp(v[j], p.low, p.high);
+    const Vec second = SECOND ? byte_of(added, j) : Vec{};
+    v[j] = scaled<SECOND, LONG>(c, load_bits(sums + j * BLOCK), g.factor[row + j], g.summand[row + j], second);
   }
   return to_quads(v);
 }
 
-// Calls f(done, y, x, count) for the parts of a picture's rows that make up the positions first..first + count - 1.
+// Calls f(done, y, x, count) for the parts of a picture's rows among the positions first..first + count - 1 of a grid with
+// rows of `pitch`, in parts of one vector at most.
 template <typename F>
-INLINE void for_rows(int first, int count, int width, F f) {
-  int y = first / width, x = first % width;
-  for (int done = 0; done < count; y++, x = 0) {
-    const int part = smaller(width - x, count - done);
-    f(done, y, x, part);
-    done += part;
-  }
+INLINE void for_rows(const Conv& c, int first, int count, F f) {
+  const int width = c.out.width, height = c.out.height, pitch = c.packed.pitch;
+  int y = first / pitch, x = first % pitch;
+  for (int done = 0; done < count && y < height; done += pitch - x, y++, x = 0)
+    for (int part = 0; part < smaller(width - x, count - done); part += LANES)
+      f(done + part, y, x + part, smaller(LANES, smaller(width - x, count - done) - part));
+}
+
+// The first n numbers of a vector, and no others.
+INLINE void store_some(int32_t* to, Bits v, int n) {
+#ifdef __AVX512F__
+  _mm512_mask_storeu_epi32(to, static_cast<__mmask16>((1u << n) - 1), (__m512i)v);
+#else
+  std::memcpy(to, &v, n * sizeof(int32_t));
+#endif
 }
 
 INLINE const int32_t* pixel(const Map& map, const float* data, long quad, int y, int x) {
@@ -120,16 +143,15 @@ static void write(const Conv& c, const ConvCall& call, const Gathered& g, const 
       }
       continue;
     }
-    int32_t made[BLOCK], added[BLOCK] = {};
-    const int count = smaller(vectors * LANES, c.out.pixels() - position);
+    int32_t made[BLOCK + LANES], added[BLOCK] = {};
     if (SECOND)
-      for_rows(position, count, c.out.width, [&](int done, int y, int x, int part) {
-        std::memcpy(added + done, pixel(c.residual, call.residual, quad, y, x), part * sizeof(int32_t));
+      for_rows(c, position, vectors * LANES, [&](int done, int y, int x, int part) {
+        store_some(added + done, load_bits(pixel(c.residual, call.residual, quad, y, x)), part);
       });
     for (int v = 0; v < vectors; v++)
       store_bits(made + v * LANES, finished<SECOND, LONG>(c, g, at + r, sums + r * BLOCK + v * LANES, load_bits(added + v * LANES)));
-    for_rows(position, count, c.out.width, [&](int done, int y, int x, int part) {
-      std::memcpy(out + c.out.first() + static_cast<long>(y) * c.out.stride + x, made + done, part * sizeof(int32_t));
+    for_rows(c, position, vectors * LANES, [&](int done, int y, int x, int part) {
+      store_some(out + c.out.first() + static_cast<long>(y) * c.out.stride + x, load_bits(made + done), part);
     });
   }
 }
