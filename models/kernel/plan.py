@@ -13,7 +13,7 @@ from torch import Tensor
 
 from prunegym.errors import InvalidInputError
 from prunegym.models.kernel import shared_library as native
-from prunegym.validation import bits, shape, whole_number
+from prunegym.validation import bits, is_whole_mask, shape, whole_number
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -178,13 +178,15 @@ class Plan:
             InvalidInputError: If they are of another shape, dtype or layout than the plan's, on another device, or too
                 many.
         """
-        if images.dtype != torch.float32 or images.layout != torch.strided or images.device.type != "cpu":
+        if images.dtype != torch.float32 or images.layout != torch.strided or not images.is_cpu:
             found = f"{images.dtype}, {images.layout} on {images.device}"
             raise InvalidInputError(f"Images are {found}; dense float32 on the CPU is needed.")
         if images.shape[1:] != self.inputs[place]:  # the check itself takes longer, and a small network microseconds
             shape("Images" if place == 0 else f"Input {place}", images, ("batch", *self.inputs[place]))
-        whole_number("The number of images", len(images), 0, native.MAX_IMAGES, "Use smaller batches.")
-        return images.resolve_neg()  # else a view like x.conj().imag would be read with the wrong sign
+        if len(images) > native.MAX_IMAGES:
+            whole_number("The number of images", len(images), 0, native.MAX_IMAGES, "Use smaller batches.")
+        # Else a view like x.conj().imag would be read with the wrong sign.
+        return images.resolve_neg() if images.is_neg() else images
 
     def as_bytes(self, masks: Tensor | None, batch: int) -> Tensor:
         """Return contiguous bool masks; a copy if a gate has a policy, since the kernel then writes to them."""
@@ -194,6 +196,8 @@ class Plan:
                     f"Masks of shape ({batch}, {self.mask_size}) are needed, because some gates have no policy."
                 )
             return torch.empty(batch, self.mask_size, dtype=torch.bool, device="cpu")
+        if is_whole_mask(masks, batch, self.mask_size) and masks.is_contiguous():
+            return masks.clone() if self.decides else masks
         shape("The mask", masks, (batch, self.mask_size), "Give one row for each image.")
         if masks.layout != torch.strided or masks.is_meta:
             raise InvalidInputError(f"masks is {masks.layout} on {masks.device}; a dense tensor with values is needed.")

@@ -28,7 +28,7 @@ from prunegym.models.masking.recording.tracing import (
 )
 from prunegym.models.masking.verification import failing_gates
 from prunegym.models.precision import new_tensors_in
-from prunegym.validation import shape
+from prunegym.validation import is_whole_mask, shape
 
 
 class MaskedCNN(nn.Module):
@@ -241,6 +241,8 @@ class MaskedCNN(nn.Module):
 
     def check_mask(self, mask: Tensor, batch: int) -> None:
         """Raise InvalidInputError unless the mask is a tensor (batch, mask_size)."""
+        if is_whole_mask(mask, batch, self.mask_size):
+            return
         if not isinstance(mask, Tensor):
             raise InvalidInputError(f"The mask is a {type(mask).__name__}; a tensor is needed: torch.as_tensor(mask).")
         names = ", ".join(gate.name for gate in self.gates[:4])

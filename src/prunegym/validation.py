@@ -236,6 +236,23 @@ def shape(name: str, value: Arrays, expected: Sequence[int | str], hint: str = "
     return value
 
 
+def is_whole_mask(mask: Any, batch: int, size: int) -> bool:
+    """Whether a mask is a dense bool tensor (batch, size) on the CPU: it needs none of the checks.
+
+    For a small network they take as long as a few of its layers.
+    """
+    import torch
+
+    return (
+        isinstance(mask, torch.Tensor)
+        and mask.dtype == torch.bool
+        and mask.is_cpu
+        and not mask.is_nested
+        and mask.layout == torch.strided
+        and mask.shape == (batch, size)
+    )
+
+
 def bits(name: str, values: Any, hint: str = "") -> Any:
     """Check that a tensor or an array has only the values 0 and 1; booleans are allowed.
 
