@@ -270,9 +270,9 @@ void Plan::cut_segments() {
   constexpr size_t many_weights = 64 << 10, few_pixels = 100;
   for (int i = 0; i < static_cast<int>(layers_.size()); i++) {
     const Conv& c = layers_[i].conv;
-    const bool many = static_cast<size_t>(c.group_inputs()) * c.out_channels * c.tap_count() >= many_weights;
-    const bool by_chunks = layers_[i].record.kind == CONV && c.path != Path::winograd &&
-                           static_cast<size_t>(c.out.pixels()) <= few_pixels && (many || c.packed.tiles);
+    const bool small = layers_[i].record.kind == CONV && c.path != Path::winograd && static_cast<size_t>(c.out.pixels()) <= few_pixels;
+    const bool by_chunks = small && (c.packed.tiles ||
+                           static_cast<size_t>(c.group_inputs()) * c.out_channels * c.tap_count() >= many_weights);
     const bool looked = i > 0 && layers_[i - 1].record.kind == LOOK;
     if (by_chunks || looked || segments_.empty() || segments_.back().by_chunks) segments_.push_back(Segment{i, i, by_chunks});
     segments_.back().last = i + 1;
