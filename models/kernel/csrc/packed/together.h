@@ -23,6 +23,8 @@ INLINE long picture_floats(const Conv& c) {  // one image with its frame, and wh
   const long pixels = static_cast<long>(framed(c.in.height, c.padding)) * framed(c.in.width, c.padding_width);
   return round_up(pixels * in_bytes(c) / 4 + 2 * LINE, LINE);
 }
+
+// Weights of such a layer are kept twice, since single images gather them.
 static void plan_together(Conv& c) {
   Packed& p = c.packed;
   if (p.zero_in || c.out.pixels() > MOST_PIXELS || c.groups > 1) return;
