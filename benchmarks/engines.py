@@ -145,9 +145,10 @@ def run_case(case: str, threads: int, args: argparse.Namespace) -> dict[str, Any
         forms |= in_onnx_runtime(file.getvalue(), batches, threads)
         forms |= in_torch(build(name, image_size=size).eval(), batches)
     clock = time.process_time if args.clock == "cpu" else time.perf_counter
+    forms = {name: form for name, form in forms.items() if args.only in name}
     seconds = median_seconds(forms, args.rounds, clock, limit=90.0, turn=TURN, most_calls=1000)
     share = float(masked.cost.mac_share(torch.cat(masks)).mean())
-    fastest = min(value for form, value in seconds.items() if not form.startswith("kernel"))
+    fastest = min((value for form, value in seconds.items() if not form.startswith("kernel")), default=float("nan"))
     print(f"\n{case}, {threads} thread(s), MAC share {share:.3f}, load {os.getloadavg()[0]:.1f}")
     for form, value in seconds.items():
         print(f"  {form:30s} {1e3 * value:10.3f} ms   {value / fastest:.2f} of the fastest dense engine", flush=True)
@@ -165,6 +166,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=60, help="of each case, for 90 seconds at most")
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     parser.add_argument("--fastest", action="store_true", help="leave out ONNX Runtime and torch, which are slower")
+    parser.add_argument("--only", default="", help="only forms whose name has this, for a profiler such as perf")
     parser.add_argument("--json", type=Path, help="write the results there too")
     args = parser.parse_args()
     with torch.no_grad():

@@ -10,15 +10,9 @@ namespace VARIANT {
 
 INLINE int out_bytes(const Conv& c) { return round_up(c.out_channels, 64); }
 INLINE int most_channels(const Conv& c) { return larger(c.in_channels, c.out_channels); }
-INLINE long chosen_floats(const Conv& c) { return 2L * round_up(most_channels(c), 64) / 64; }
 // Quads from one pixel to the next, in a row of pixels that is on its way from or to a map.
 INLINE int pitch_of(const Conv& c) { return round_up(most_channels(c), 64) / 4 + LINE; }
 INLINE long line_floats(const Conv& c) { return static_cast<long>(larger(c.in.width, c.out.width)) * pitch_of(c); }
-
-INLINE void choose(Kept kept, int channels, uint64_t* chosen) {
-  for (int word = 0; word <= (channels - 1) / 64; word++) chosen[word] = 0;
-  for (int i = 0; i < kept.count; i++) chosen[kept.index[i] / 64] |= 1ull << (kept.index[i] % 64);
-}
 
 // Kept bytes to their places among all channels, with zeros between. Up to 63 more zeros are written.
 INLINE void spread(const uint64_t* chosen, int channels, const int8_t* from, int8_t* to) {

@@ -30,7 +30,7 @@ static void plan_together(Conv& c) {
   if (p.zero_in || c.out.pixels() > MOST_PIXELS || c.groups > 1) return;
   p.steps = (c.tap_count() * in_bytes(c) + STEP_BYTES - 1) / STEP_BYTES;
   p.together_size = round_up(c.out.pixels(), TILE) * (row_bytes(c) + out_bytes(c)) / 4 + out_bytes(c) + 2 * LINE;
-  const long size = picture_floats(c) + out_bytes(c) + 2 * OUTPUTS * OUTPUTS + round_up(chosen_floats(c), LINE) + line_floats(c);
+  const long size = picture_floats(c) + out_bytes(c) + 2 * OUTPUTS * OUTPUTS + chosen_floats(most_channels(c)) + line_floats(c);
   if (c.scratch_size < size) c.scratch_size = size;
 }
 
@@ -167,7 +167,7 @@ static bool together(const Conv& c, const ConvCall* calls, int count, float* pla
   int8_t* picture = reinterpret_cast<int8_t*>(take(picture_floats(c)));
   int32_t* sums[2] = {quads_of(take(OUTPUTS * OUTPUTS)), quads_of(take(OUTPUTS * OUTPUTS))};
   float* factor = take(bytes);
-  uint64_t* chosen = reinterpret_cast<uint64_t*>(take(chosen_floats(c)));
+  uint64_t* chosen = reinterpret_cast<uint64_t*>(take(chosen_floats(most_channels(c))));
   int32_t* line = quads_of(take(line_floats(c)));
   std::memset(picture, 0, picture_floats(c) * sizeof(float));
   std::memset(factor, 0, bytes * sizeof(float));

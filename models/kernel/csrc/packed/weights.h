@@ -29,6 +29,12 @@ INLINE long gathered_floats(int taps, int inputs, int rows) {
   return static_cast<long>(round_up(rows, STEP)) * (length_of(taps, inputs) + 2) + chosen_floats(inputs) + 2 * LINE;
 }
 
+// The bits of kept channels.
+INLINE void choose(Kept kept, int channels, uint64_t* chosen) {
+  std::memset(chosen, 0, chosen_floats(channels) * sizeof(float));
+  for (int i = 0; i < kept.count; i++) chosen[kept.index[i] / 64] |= 1ull << (kept.index[i] % 64);
+}
+
 INLINE Gathered place_gathered(const Conv& c, const ConvCall& call, int rows, float* scratch) {
   const int padded = round_up(rows, STEP), inputs = call.in_kept.count;
   Gathered g{};
@@ -37,8 +43,7 @@ INLINE Gathered place_gathered(const Conv& c, const ConvCall& call, int rows, fl
   g.chosen = reinterpret_cast<uint64_t*>(scratch + 2 * padded);
   g.rows = quads_of(scratch + 2 * padded + chosen_floats(c.in_channels));
 #ifdef __AVX512VBMI2__
-  std::memset(g.chosen, 0, chosen_floats(c.in_channels) * sizeof(float));
-  for (int i = 0; i < inputs; i++) g.chosen[call.in_kept.index[i] / 64] |= 1ull << (call.in_kept.index[i] % 64);
+  choose(call.in_kept, c.in_channels, g.chosen);
 #endif
   return g;
 }
