@@ -50,6 +50,7 @@ NOT_RUN = {
     "prunegym predict photos/test/ring/00000.jpg --model runs/net/": "as above",
     "python examples/efficientnet_lite.py": "it needs weights and photographs; tests/test_examples.py runs its parts",
     "python benchmarks/skipping_networks.py": "it needs torchvision and timm",
+    "perf ": "a profiler of Linux, which is not installed by the project; the benchmark it watches needs packages too",
     "rl_zoo3 ": "a tool that is not installed here; docs/ecosystem.md names the version that was tried",
     "python examples/rl_zoo_batched.py": "it needs RL-Zoo",
 }
