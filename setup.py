@@ -32,6 +32,7 @@ COMMON_FLAGS = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fvisibility=hidden"
 BYTES = ["-ffp-contract=off"]
 VNNI = [*BYTES, "-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mavx512vnni", "-mavx512vbmi", "-mavx512vbmi2"]
 VNNI.append("-Wno-maybe-uninitialized")  # of gcc 12 in its own header
+HALVES = ["-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mavx512vbmi2", "-mavx512bf16", "-mfma"]
 VARIANT_FLAGS = {
     "lanes8.cpp": ["-mavx2", "-mfma"],
     "lanes16.cpp": ["-mavx512f", "-mavx512vl", "-mavx512dq", "-mfma"],
@@ -40,9 +41,12 @@ VARIANT_FLAGS = {
     "avxvnni.cpp": [*BYTES, "-mavx2", "-mavxvnni"],
     "vnni.cpp": VNNI,
     "amx.cpp": [*VNNI, "-mamx-tile", "-mamx-int8"],
+    "pairs8.cpp": ["-mavx2", "-mfma"],
+    "avx512_bf16.cpp": HALVES,
+    "amx_bf16.cpp": [*HALVES, "-mamx-tile", "-mamx-bf16"],
 }
 X86 = set(VARIANT_FLAGS) - {"bytes4.cpp"}
-NEWEST = ("vnni.cpp", "avxvnni.cpp", "amx.cpp")
+NEWEST = ("vnni.cpp", "avxvnni.cpp", "amx.cpp", "avx512_bf16.cpp", "amx_bf16.cpp")
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 SANITIZE_FLAGS = [*SANITIZE, "-O1", "-g1", "-fno-omit-frame-pointer"]
 WANTED = os.environ.get("PRUNEGYM_KERNEL_BUILD", "auto")
@@ -64,6 +68,8 @@ class BuildKernel(build_ext):
                     ("lanes16.cpp", "lanes8.cpp"),
                     ("vnni.cpp", "bytes8.cpp"),
                     ("amx.cpp", "bytes8.cpp"),
+                    ("avx512_bf16.cpp", "pairs8.cpp"),
+                    ("amx_bf16.cpp", "pairs8.cpp"),
                 ):
                     variants[name] = [*variants[like], "-Wno-psabi"]
         else:

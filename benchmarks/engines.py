@@ -1,4 +1,4 @@
-"""The kernel, skipping in float32 and int8, against dense engines that compute in int8 and bfloat16.
+"""The kernel, skipping in float32, int8 and bfloat16, against dense engines of lower precision.
 
 All run in one process, in turn, round after round; the table gives medians. Weights are random. Masks are random too,
 each gate's kept share drawn from 0.3 to 0.7, other masks each round. Int8 models are calibrated on random images, so
@@ -8,8 +8,8 @@ this measures time and not accuracy. It needs packages that PruneGym does not:
     python benchmarks/engines.py --cases resnet20-32-1 vgg16-32-1 --json results/speed/engines.json
 
 On a busy machine `--clock cpu` (one thread only) counts the processor time of this process. What a processor with AVX2
-alone would do is seen with ONEDNN_MAX_CPU_ISA=AVX2 for OpenVINO, PRUNEGYM_KERNEL=avx2 and PRUNEGYM_INT8=bytes8 for the
-kernel, and `--fastest`, since ONNX Runtime has no such limit.
+alone would do is seen with ONEDNN_MAX_CPU_ISA=AVX2 for OpenVINO, PRUNEGYM_KERNEL=avx2, PRUNEGYM_INT8=bytes8 and
+PRUNEGYM_BFLOAT16=pairs8 for the kernel, and `--fastest`, since ONNX Runtime has no such limit.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from prunegym.models.timing.latency_measurement import random_masks
 BATCHES = 8
 TURN = 0.2
 """Seconds for which a form runs in each round: a processor takes a while to recover from the one before."""
-LIMITS = ("ONEDNN_MAX_CPU_ISA", "PRUNEGYM_KERNEL", "PRUNEGYM_INT8")
+LIMITS = ("ONEDNN_MAX_CPU_ISA", "PRUNEGYM_KERNEL", "PRUNEGYM_INT8", "PRUNEGYM_BFLOAT16")
 """Environment variables that keep engines from using all instructions of the processor."""
 Form = Callable[[], object]
 
@@ -65,7 +65,7 @@ def skipping(masked: MaskedCNN, batches: list[Tensor], masks: list[Tensor]) -> d
     masked.ranges = calibrate(masked, None, batches[:1])
     ones = torch.ones_like(masks[0])
     forms: dict[str, Form] = {}
-    for precision, execution in (("float32", "kernel"), ("int8", "int8")):
+    for precision, execution in (("float32", "kernel"), ("int8", "int8"), ("bfloat16", "bfloat16")):
         fast = SkippingCNN(masked, execution=execution)
         both, images = itertools.cycle(zip(batches, masks, strict=True)), itertools.cycle(batches)
         forms[f"kernel {precision}, skipping"] = lambda run=fast, given=both: run(*next(given))

@@ -116,7 +116,7 @@ class DynamicCNN(nn.Module):
         Args:
             execution: ``auto`` measures on the first images which path is fastest here, see
                 :data:`prunegym.models.EXECUTIONS`; ``int8`` rounds values to bytes, for which :meth:`calibrate` comes
-                first; ``masked`` computes every channel again.
+                first, and ``bfloat16`` to numbers of 16 bits; ``masked`` computes every channel again.
 
         Returns:
             Itself.

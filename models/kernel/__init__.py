@@ -12,6 +12,7 @@ from prunegym.models.kernel.shared_library import (
     KernelError as KernelError,
     Value as Value,
     available as available,
+    bfloat16_variants as bfloat16_variants,
     byte_variants as byte_variants,
     unavailable_reason as unavailable_reason,
     variants as variants,

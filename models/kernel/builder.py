@@ -86,8 +86,8 @@ class PlanBuilder(ByteLayers):
         A depthwise convolution, one filter a channel, keeps the channels that its input keeps.
 
         Args:
-            x: A map.
-            weight: (out, in / groups, height, width), at most 7x7.
+            x: A map; of floats, or of bfloat16, then without groups.
+            weight: (out, in / groups, height, width), at most 7x7. It is rounded to bfloat16 if the map is.
             bias: (out); or a value of :meth:`compensate`.
             stride: Stride of both axes, at least 1.
             padding: Zeros on each side; or above and below, left and right.
@@ -98,15 +98,21 @@ class PlanBuilder(ByteLayers):
             gate: The gate or space whose bits say which output channels are computed.
             residual: A map of the output's shape and gate, added before the activation.
 
+        Returns:
+            A map of the same numbers as ``x``. Sums of products of bfloat16 are floats, rounded at the end.
+
         Raises:
             InvalidInputError: If shapes do not fit, or the kernel has no such convolution.
         """
-        self._own(x, "conv()")
+        if self._own(x, "conv()").is_bytes:
+            raise InvalidInputError(f"conv() does not read bytes; give what to_floats() makes of {x!r}.")
         groups = check_groups(groups, x.channels, weight)
+        if x.is_packed and groups > 1:
+            raise InvalidInputError(f"conv() in bfloat16 has no groups; give what to_floats() makes of {x!r}.")
         expected = "out", x.channels // groups, "height", "width"
         out = len(check_floats("The weight", weight, expected))
         fields, sizes = self._kernel(x, weight, stride, padding, dilation)
-        y = self._value(out, *sizes[:2], gate, stride=sizes[2])
+        y = self._value(out, *sizes[:2], gate, stride=sizes[2], scale=x.scale, zero=x.zero)
         self._check_residual(residual, y)
         own, biases = self._biases(bias, out)
         depthwise = groups == x.channels == out and groups > 1 and residual is None and x.gate == gate and not biases
@@ -194,7 +200,11 @@ class PlanBuilder(ByteLayers):
         self._layer("look", x, None, {**fields, "scale": 1 / check_floats("std", std, (size,))})
 
     def build(
-        self, output: Value | Sequence[Value], variant: str | None = None, byte_variant: str | None = None
+        self,
+        output: Value | Sequence[Value],
+        variant: str | None = None,
+        byte_variant: str | None = None,
+        bfloat16_variant: str | None = None,
     ) -> Plan:
         """Copy all weights into a plan.
 
@@ -203,6 +213,7 @@ class PlanBuilder(ByteLayers):
                 after the other.
             variant: One of :func:`variants`; None for the best.
             byte_variant: One of :func:`byte_variants`, for layers on bytes; None for the best.
+            bfloat16_variant: One of :func:`bfloat16_variants`, for layers on bfloat16; None for the best.
 
         Raises:
             InvalidInputError: If an output is not a value of this builder, or there is no such variant.
@@ -211,8 +222,8 @@ class PlanBuilder(ByteLayers):
         layers, place = list(self._layers), 0
         outputs: Sequence[Any] = output if isinstance(output, list | tuple) else [output]
         for value in map(self._own, outputs):
-            if value.is_bytes:
-                raise InvalidInputError("An output is bytes; give what to_floats() makes of it.")
+            if value.is_packed:
+                raise InvalidInputError("An output is bytes or bfloat16; give what to_floats() makes of it.")
             numbers: LayerFields = {"input": value.index, "second": -1, "biases": -1, "output": -1}
             layers.append({"kind": KINDS.index("store"), **numbers, "offset": place})
             place += value.channels * value.height * value.width
@@ -226,7 +237,7 @@ class PlanBuilder(ByteLayers):
         ]
         arrays: list[Tensor] = []  # kept alive until the plan has copied them
         return Plan(
-            (variant, byte_variant),
+            (variant, byte_variant, bfloat16_variant),
             buffers,
             records,
             self._widths,

@@ -1,4 +1,4 @@
-"""The layers of a plan that make bytes of floats, and floats of bytes, and the convolution on bytes."""
+"""The layers of a plan that make bytes or bfloat16 of floats, and the reverse, and the convolution on bytes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from prunegym.errors import InvalidInputError
 from prunegym.models.kernel.map_layers import MapLayers
-from prunegym.models.kernel.shared_library import MAX_PIXELS, Value
+from prunegym.models.kernel.shared_library import MAX_PIXELS, PAIRS, Value
 from prunegym.models.kernel.values import (
     LayerFields,
     activation_number,
@@ -26,10 +26,10 @@ LARGEST_CODE = 127
 
 
 class ByteLayers(MapLayers):
-    """Adds layers to a plan whose numbers are bytes.
+    """Adds layers to a plan whose numbers are bytes or bfloat16.
 
     A byte ``q`` means ``scale * (q - zero)``. Zero is 0, or 128 where numbers may be negative. Results are the
-    same bit for bit on all processors.
+    same bit for bit on all processors. Those of bfloat16 are not: processors add products in another order.
 
     Raises:
         InvalidInputError: All methods, for a value of another builder, and for shapes or settings that do not fit.
@@ -43,21 +43,31 @@ class ByteLayers(MapLayers):
             scale: What one step of a byte means, above 0.
             signed: Whether numbers may be negative.
         """
-        if self._own(x, "to_bytes()").is_bytes:
-            raise InvalidInputError(f"{x!r} is bytes already.")
+        self._check_floats(x, "to_bytes()")
         y = self._value(
             x.channels, x.height, x.width, x.gate, stride=x.stride, scale=_positive(scale), zero=SIGNED_ZERO * signed
         )
         self._layer("convert", x, y, {})
         return y
 
+    def to_bfloat16(self, x: Value) -> Value:
+        """Add a map's numbers as bfloat16, the nearest; ties to even."""
+        self._check_floats(x, "to_bfloat16()")
+        y = self._value(x.channels, x.height, x.width, x.gate, stride=x.stride, scale=1.0, zero=PAIRS)
+        self._layer("convert", x, y, {})
+        return y
+
     def to_floats(self, x: Value) -> Value:
-        """Add what the bytes of a map mean."""
-        if not self._own(x, "to_floats()").is_bytes:
+        """Add what the bytes of a map mean, or its numbers of bfloat16."""
+        if not self._own(x, "to_floats()").is_packed:
             raise InvalidInputError(f"{x!r} is floats already.")
         y = self._value(x.channels, x.height, x.width, x.gate, stride=x.stride)
         self._layer("convert", x, y, {})
         return y
+
+    def _check_floats(self, x: Value, maker: str) -> None:
+        if self._own(x, maker).is_packed:
+            raise InvalidInputError(f"{x!r} is {'bytes' if x.is_bytes else 'bfloat16'} already.")
 
     def byte_conv(
         self,
@@ -132,7 +142,11 @@ class ByteLayers(MapLayers):
         return fields, (height, width, x.stride if in_place else None)
 
     def _check_residual(self, residual: Value | None, y: Value) -> None:
-        if residual is not None and shape_of(self._own(residual, "residual")) != shape_of(y):
+        if residual is not None and self._own(residual, "residual").is_packed != y.is_packed:
+            raise InvalidInputError(
+                f"The residual is {residual!r} and the output {y!r}; give both as floats, or neither."
+            )
+        if residual is not None and shape_of(residual) != shape_of(y):
             raise InvalidInputError(
                 f"The residual is {shape_of(residual)}, but the convolution's output is {shape_of(y)}; they must be "
                 "equal."

@@ -50,7 +50,7 @@ class Plan:
     """A network in the kernel's memory. Made by :meth:`PlanBuilder.build`; safe to call from several threads.
 
     Attributes:
-        variant: The compiled variant that runs it; two if some layers are on bytes.
+        variant: The compiled variant that runs it; two if some layers are on bytes or bfloat16.
         layers: Names of the layers, in the order of their times in :meth:`timed`.
         mask_size: Mask bits of all gates.
         decides: Whether a gate has a policy.
@@ -61,14 +61,14 @@ class Plan:
 
     def __init__(
         self,
-        variants: tuple[str | None, str | None],
+        variants: Sequence[str | None],
         buffers: Sequence[native.BufferRecord],
         values: Sequence[native.ValueRecord],
         widths: Sequence[int],
         spaces: Sequence[Sequence[int]],
         records: Sequence[native.LayerRecord],
     ) -> None:
-        variant, bytes_by = native.choose_variant(variants[0]), native.choose_byte_variant(variants[1])
+        chosen = native.choose_variants(variants)
         error = ctypes.create_string_buffer(native.ERROR_SIZE)
         self.library = native.library()
         rows = [native.SpaceRecord(len(row), (ctypes.c_int32 * len(row))(*row)) for row in spaces]
@@ -78,13 +78,14 @@ class Plan:
             *((ctypes.c_int32 * len(widths))(*widths), (native.SpaceRecord * len(rows))(*rows)),
             (native.LayerRecord * len(records))(*records),
         )
-        self.handle = self.library.prunegym_plan_new(variant.encode(), bytes_by.encode(), network, error)
+        self.handle = self.library.prunegym_plan_new(*(name.encode() for name in chosen), network, error)
         if not self.handle:
             raise native.KernelError(f"The kernel cannot hold the network: {error.value.decode()}.")
         kinds = [native.KINDS[record.kind] for record in records]
         self.mask_size = sum(widths)
-        on_bytes = any(value.zero != native.FLOATS for value in values)
-        self.variant = f"{variant}, {bytes_by}" if on_bytes else variant
+        zeros = {value.zero for value in values}
+        there = (True, max(zeros) >= 0, native.PAIRS in zeros)
+        self.variant = ", ".join(name for name, used in zip(chosen, there, strict=True) if used)
         shapes = [_shape(values[max(record.input, record.output)], buffers) for record in records]
         pairs = list(zip(records, shapes, kinds, strict=True))
         sizes = [record.offset + math.prod(shape) for record, shape, kind in pairs if kind == "store"]

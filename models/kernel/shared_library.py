@@ -8,7 +8,7 @@ import functools
 import importlib.machinery
 import os
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from ctypes import POINTER, c_char_p, c_double, c_float, c_int, c_int32, c_int64, c_void_p
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ KINDS = (
 ACTIVATIONS = ("", "relu", "relu6", "hardswish", "hardsigmoid", "sigmoid", "silu", "gelu")
 """What may follow a layer's sums; the first is nothing."""
 ERROR_SIZE = 256
-INTERFACE = 9
+INTERFACE = 10
 """Of the functions in csrc/api.cpp."""
 MAX_PIXELS, MAX_CHANNELS, MAX_IMAGES, MAX_THREADS = 2**27, 2**20, 2**24, 1024
 """Limits of csrc/common.h: pixels of one channel of a map, channels, images of a batch, and threads."""
@@ -82,7 +82,7 @@ class Images(ctypes.Structure):
 
 FUNCTIONS: dict[str, tuple[type | None, list[Any]]] = {
     "use_openmp": (None, [c_void_p]),
-    "plan_new": (c_void_p, [c_char_p, c_char_p, POINTER(NetworkRecord), c_char_p]),
+    "plan_new": (c_void_p, [c_char_p, c_char_p, c_char_p, POINTER(NetworkRecord), c_char_p]),
     "plan_free": (None, [c_void_p]),
     "plan_run": (c_int, [c_void_p, c_int, POINTER(Images), c_void_p, c_void_p, c_int, POINTER(c_double), c_char_p]),
     "pass_new": (c_void_p, [c_void_p, c_int, c_int, c_char_p]),
@@ -91,6 +91,13 @@ FUNCTIONS: dict[str, tuple[type | None, list[Any]]] = {
     "pass_advance": (c_int, [c_void_p, c_void_p, c_void_p, c_void_p, c_int, c_char_p]),
 }
 """Result and arguments of the functions in csrc/api.cpp, whose names begin with ``prunegym_``."""
+VARIANTS = {
+    "variants": ("Kernel variant", "PRUNEGYM_KERNEL"),
+    "variants_on_bytes": ("int8 variant", "PRUNEGYM_INT8"),
+    "variants_on_pairs": ("bfloat16 variant", "PRUNEGYM_BFLOAT16"),
+}
+"""The functions that list the compiled variants, by what these compute with: what it is called, and the environment
+variable that chooses one."""
 
 
 @functools.lru_cache(maxsize=1)
@@ -109,7 +116,8 @@ def load() -> tuple[ctypes.CDLL | None, str]:
         )
     try:
         library = ctypes.CDLL(str(found[0]))
-        library.prunegym_variants.restype = library.prunegym_variants_on_bytes.restype = c_char_p
+        for name in VARIANTS:
+            getattr(library, f"prunegym_{name}").restype = c_char_p
         known = (library.prunegym_interface(), library.prunegym_record_size())
         if known != (INTERFACE, ctypes.sizeof(LayerRecord)):
             return None, f"{found[0]} was built for another version of prunegym; rebuild it"
@@ -147,17 +155,22 @@ def variants() -> tuple[str, ...]:
 
     Empty if the kernel is not available.
     """
-    library = load()[0]
-    return tuple(library.prunegym_variants().decode().split(",")) if library is not None else ()
+    return _runnable("variants")
 
 
 def byte_variants() -> tuple[str, ...]:
-    """Names of the compiled variants for int8 that this processor runs, best first: ``amx``, ``vnni``, ``bytes8``...
+    """Names of those for int8: ``amx``, ``vnni``, ``bytes8``..."""
+    return _runnable("variants_on_bytes")
 
-    Empty if the kernel is not available.
-    """
+
+def bfloat16_variants() -> tuple[str, ...]:
+    """Names of those for bfloat16: ``amx_bf16``, ``avx512_bf16``, ``pairs8``..."""
+    return _runnable("variants_on_pairs")
+
+
+def _runnable(function: str) -> tuple[str, ...]:
     library = load()[0]
-    return tuple(library.prunegym_variants_on_bytes().decode().split(",")) if library is not None else ()
+    return tuple(getattr(library, f"prunegym_{function}")().decode().split(",")) if library is not None else ()
 
 
 def library() -> Any:
@@ -172,27 +185,28 @@ def library() -> Any:
     return loaded
 
 
-def choose_variant(name: str | None) -> str:
-    """Check the name of a variant; None means the environment variable PRUNEGYM_KERNEL, or else the best."""
-    return _chosen("Kernel variant", name, "PRUNEGYM_KERNEL", variants)
+def choose_variants(names: Sequence[str | None]) -> list[str]:
+    """Check names of variants for floats, int8 and bfloat16.
 
+    Args:
+        names: None means the environment variable PRUNEGYM_KERNEL, PRUNEGYM_INT8 or PRUNEGYM_BFLOAT16, or else the
+            best.
 
-def choose_byte_variant(name: str | None) -> str:
-    """Check the name of a variant for int8; None means the environment variable PRUNEGYM_INT8, or else the best."""
-    return _chosen("int8 variant", name, "PRUNEGYM_INT8", byte_variants)
-
-
-def _chosen(what: str, name: str | None, variable: str, runnable: Callable[[], tuple[str, ...]]) -> str:
+    Raises:
+        InvalidInputError: If a variant cannot run here.
+    """
     library()
-    known = runnable()
-    wanted = name or os.environ.get(variable) or known[0]
-    if wanted not in known:
-        raise InvalidInputError(f"{what} {wanted!r} cannot run here; these can: {', '.join(known)}.")
-    return wanted
+    chosen = []
+    for name, (function, (what, variable)) in zip(names, VARIANTS.items(), strict=True):
+        known = _runnable(function)
+        chosen.append(name or os.environ.get(variable) or known[0])
+        if chosen[-1] not in known:
+            raise InvalidInputError(f"{what} {chosen[-1]!r} cannot run here; these can: {', '.join(known)}.")
+    return chosen
 
 
-FLOATS = -1
-"""In place of a zero point: the numbers of a value are floats."""
+FLOATS, PAIRS = -1, -2
+"""In place of the byte that means zero: the numbers of a value are floats, or bfloat16."""
 _CONV, _ADD, _LOOK, _SCALE = (KINDS.index(kind) for kind in ("conv", "add", "look", "scale"))
 
 
@@ -207,8 +221,8 @@ class Value:
         width: Pixels; 1 for a vector.
         stride: Floats from a row to the next in memory; 0 for a vector.
         gate: The gate, or the space of :meth:`PlanBuilder.space`, that says which channels are kept; None if all are.
-        scale: Of bytes.
-        zero: Of bytes: the one that means 0; :data:`FLOATS` for floats.
+        scale: Of bytes; 1 of bfloat16.
+        zero: Of bytes: the one that means 0; else :data:`FLOATS` or :data:`PAIRS`.
     """
 
     index: int
@@ -223,12 +237,17 @@ class Value:
     @property
     def is_bytes(self) -> bool:
         """Whether its numbers are bytes; then they mean ``scale * (byte - zero)``."""
+        return self.zero >= 0
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether its numbers are bytes or bfloat16."""
         return self.zero != FLOATS
 
     @property
     def stored(self) -> int:
-        """Channels in memory: four of bytes are one number of 32 bits."""
-        return -(-self.channels // 4) if self.is_bytes else self.channels
+        """Numbers of 32 bits that a pixel takes in memory: four channels of bytes are one, or two of bfloat16."""
+        return -(-self.channels // {FLOATS: 1, PAIRS: 2}.get(self.zero, 4))
 
 
 def assign_buffers(

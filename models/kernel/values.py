@@ -22,8 +22,8 @@ from prunegym.models.kernel.shared_library import (
 from prunegym.validation import choice, shape, whole_number
 
 MAX_GRID = 1024
-ON_BYTES = ("conv", "max_pool", "subsample", "average", "convert", "decide", "look")
-"""Kinds of layers that may read bytes."""
+PACKED = ("conv", "max_pool", "subsample", "average", "convert", "decide", "look")
+"""Kinds of layers that may read bytes or bfloat16."""
 LayerFields = dict[str, int | Tensor]
 
 
@@ -149,8 +149,8 @@ class Values:
         second: Value | None = None,
         biases: Value | None = None,
     ) -> None:
-        if x is not None and x.is_bytes and kind not in ON_BYTES:
-            raise InvalidInputError(f"{kind} does not read bytes; give what to_floats() makes of {x!r}.")
+        if x is not None and x.is_packed and kind not in PACKED:
+            raise InvalidInputError(f"{kind} does not read bytes or bfloat16; give what to_floats() makes of {x!r}.")
         places = {"input": x, "second": second, "biases": biases, "output": output}
         numbers = {name: -1 if value is None else value.index for name, value in places.items()}
         self._layers.append({"kind": KINDS.index(kind), **numbers, **fields})

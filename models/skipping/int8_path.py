@@ -16,7 +16,8 @@ from prunegym.models.gating.static_policy import Policy
 from prunegym.models.kernel import Value
 from prunegym.models.masking.masked_cnn import MaskedCNN
 from prunegym.models.skipping.kernel_path import KernelPath
-from prunegym.models.skipping.layer_translation import Translation, square
+from prunegym.models.skipping.layer_translation import square
+from prunegym.models.skipping.packed_translation import PackedTranslation, is_packed
 from prunegym.models.skipping.program import layers as kinds
 from prunegym.models.skipping.program.lowering import UnsupportedError, lower
 from prunegym.models.skipping.program.path import decide_first, decides_gate_by_gate
@@ -51,6 +52,7 @@ class Int8Path(KernelPath):
     name = "int8"
     measured = False
     rounds = True
+    shared_from = 1e8  # layers take less time, so threads wait for longer: ResNet-20 is faster on one
 
     def __init__(
         self,
@@ -72,8 +74,10 @@ class Int8Path(KernelPath):
         return cls(program(), policy, masked.ranges)
 
 
-class _ByteTranslation(Translation):
-    """A plan whose convolutions read and write bytes, where the kernel has them."""
+class _ByteTranslation(PackedTranslation):
+    """A plan whose convolutions read and write bytes."""
+
+    per_pack = 4
 
     def __init__(
         self,
@@ -85,48 +89,17 @@ class _ByteTranslation(Translation):
     ) -> None:
         super().__init__(program, policy, penalty, looks)
         self._ranges = ranges
-        self._floats: dict[Value, Value] = {}
-        self._bytes: dict[Value, Value] = {}
 
-    def value(self, name: str) -> Value:
-        """Return a value as floats."""
-        x = super().value(name)
-        if not x.is_bytes:
-            return x
-        if x not in self._floats:
-            self._floats[x] = self.builder.to_floats(x)
-        return self._floats[x]
-
-    def _seen(self, name: str) -> Value:
-        return super().value(name)
-
-    def _as_bytes(self, name: str, reader: str) -> Value:
-        """Return a value as bytes, with all of its channels if what is made of it has all."""
-        x = super().value(name)
-        if self._is_expanded(reader, x):
-            x = self._like(reader, self.value(name))
-        if x.is_bytes:
-            return x
-        if x not in self._bytes:
-            low, high = self._range(name)
-            self._bytes[x] = self.builder.to_bytes(x, scale_of(low, high), signed=low < 0)
-        return self._bytes[x]
-
-    def _is_expanded(self, reader: str, x: Value) -> bool:
-        """Whether a reader gets all channels of a value, as :meth:`_like` makes them."""
-        return reader not in self.program.spaces and x.gate is not None
+    def _pack(self, name: str, x: Value) -> Value:
+        low, high = self._range(name)
+        return self.builder.to_bytes(x, scale_of(low, high), signed=low < 0)
 
     def _range(self, name: str) -> Range:
         if name not in self._ranges:
             raise UnsupportedError(f"int8 has no range for the value of step {name!r}. Calibrate the network again.")
         return self._ranges[name]
 
-    def _weighted(self, layer: kinds.Conv | kinds.Linear) -> Value:
-        if not on_bytes(layer) or self._seen(layer.inputs[0]).stride == 0:
-            return super()._weighted(layer)
-        assert isinstance(layer, kinds.Conv)
-        x = self._as_bytes(layer.inputs[0], layer.inputs[0])
-        second = None if len(layer.inputs) == 1 else self._as_bytes(layer.inputs[1], layer.name)
+    def _conv(self, layer: kinds.Conv, x: Value, second: Value | None) -> Value:
         low, high = self._range(layer.name)
         signed = layer.activation not in POSITIVE
         codes, scales = quantize(layer.weight)
@@ -135,24 +108,6 @@ class _ByteTranslation(Translation):
             stride=square(layer.stride), padding=layer.padding, dilation=square(layer.dilation),
             activation=layer.activation, gate=self._space(layer.name), residual=second,
         )  # fmt: skip
-
-    def _other(self, layer: kinds.Layer) -> Value:
-        x = self._seen(layer.inputs[0]) if layer.inputs[0] not in self._concats else None
-        if x is None or not x.is_bytes or self._is_expanded(layer.name, x):
-            return super()._other(layer)
-        if isinstance(layer, kinds.Average):
-            return self.builder.average(x)
-        if isinstance(layer, kinds.MaxPool) and layer.activation in ("", "relu"):
-            window = [square(pair) for pair in (layer.kernel, layer.stride, layer.padding)]
-            return self.builder.max_pool(x, *window, ceil_mode=layer.ceil, activation=layer.activation)
-        if isinstance(layer, kinds.Subsample) and layer.offset % 4 == 0 and x.channels % 4 == 0:
-            return self.builder.subsample(x, square(layer.stride), layer.channels, layer.offset)
-        return super()._other(layer)
-
-
-def on_bytes(layer: kinds.Layer) -> bool:
-    """Whether a layer is a convolution that the kernel runs on bytes, if it reads a map."""
-    return isinstance(layer, kinds.Conv) and layer.groups == 1
 
 
 def scale_of(low: float, high: float) -> float:
@@ -184,7 +139,7 @@ def calibrate(masked: MaskedCNN, policy: Policy | None, images: Iterable[Tensor]
         raise InvalidInputError(f"The network cannot run in int8: {error}") from error
     inside = policy if isinstance(policy, GatePolicy) and decides_gate_by_gate(policy) else None
     path = FullPath(program, inside)
-    convolutions = [layer for layer in program.layers if on_bytes(layer)]
+    convolutions = [layer for layer in program.layers if is_packed(layer)]
     wanted = {name for layer in convolutions for name in (layer.name, *layer.inputs)}
     found: dict[str, list[Tensor]] = {name: [] for name in wanted}
     for batch in images:

@@ -6,7 +6,7 @@ import functools
 import math
 import time
 from collections import defaultdict
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,9 +19,6 @@ from prunegym.models.skipping.torch_paths.torch_layers import FullPath
 from prunegym.models.skipping.translation import Translated, TranslationFactory, segments, translate_part
 
 KEPT_PLANS = 5
-
-SHARED_FROM = 1e6
-"""From these MACs on, threads share a single image. They wait for each other after each layer, which takes time."""
 
 
 class KernelPath(ExecutionPath):
@@ -37,6 +34,8 @@ class KernelPath(ExecutionPath):
 
     Attributes:
         segments: The parts, in order.
+        shared_from: From these MACs on, threads share a single image. They wait for each other after each layer, which
+            takes time.
 
     Raises:
         UnsupportedError: If the kernel is not available or has no layer with weights, or no such features.
@@ -45,6 +44,7 @@ class KernelPath(ExecutionPath):
     name = "kernel"
     skips = True
     own_clock = True
+    shared_from: ClassVar[float] = 1e6
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class KernelPath(ExecutionPath):
         self._torch = None if len(parts) == 1 else FullPath(program, policy)
         convolutions = (layer for part in parts if part.in_kernel for layer in part.layers if isinstance(layer, Conv))
         macs = sum(layer.weight.numel() * math.prod(program.shapes[layer.name][1:]) for layer in convolutions)
-        self._shared = macs >= SHARED_FROM
+        self._shared = macs >= self.shared_from
 
         # A policy for a range of lambdas has each one folded into its biases, so each has its plans; few are kept.
         # No reference to this object: it would keep the plans in memory until garbage is collected.

@@ -13,6 +13,7 @@ from prunegym.errors import InvalidInputError
 from prunegym.models.gating.gate_policy import GatePolicy, check_penalty
 from prunegym.models.gating.static_policy import Policy
 from prunegym.models.masking.masked_cnn import MaskedCNN
+from prunegym.models.skipping.bfloat16_path import Bfloat16Path
 from prunegym.models.skipping.int8_path import Int8Path
 from prunegym.models.skipping.kernel_path import KernelPath
 from prunegym.models.skipping.program.lowering import UnsupportedError, lower
@@ -30,13 +31,14 @@ from prunegym.models.skipping.translation import macs_of
 from prunegym.models.stopwatch import clock_for, settle
 from prunegym.validation import bits, choice, shape
 
-PATHS: tuple[type[ExecutionPath], ...] = (KernelPath, GatherPath, FullPath, MaskedPath, Int8Path)
+PATHS: tuple[type[ExecutionPath], ...] = (KernelPath, GatherPath, FullPath, MaskedPath, Int8Path, Bfloat16Path)
 """All execution paths. To add one, write its class and name it here."""
 
 EXECUTIONS = ("auto", *(path.name for path in PATHS))
 """Names of the execution paths: ``kernel`` and ``torch`` skip masked channels; ``full`` computes all channels, with
 norms folded; ``masked`` is :class:`MaskedCNN` itself; ``int8`` is ``kernel`` with convolutions on bytes, for which a
-network is calibrated first; ``auto`` takes the fastest of the first three, measured on the first images."""
+network is calibrated first; ``bfloat16`` is ``kernel`` with convolutions on bfloat16; ``auto`` takes the fastest of the
+first three, measured on the first images."""
 
 _MEASURED_IMAGES = 32
 SHORTFALL = 0.2

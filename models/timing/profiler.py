@@ -10,7 +10,7 @@ import itertools
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -115,7 +115,7 @@ def profile(
     penalty: float | None = None,
     rounds: int = 20,
     compiled: bool = False,
-    int8: bool = False,
+    also: Sequence[str] = (),
     forget: bool = True,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Profile:
@@ -129,8 +129,8 @@ def profile(
         penalty: lambda, for a policy with a ``penalty_range``.
         rounds: Rounds, if they take less than a minute.
         compiled: Also time ``torch.compile`` of the dense network.
-        int8: Also time execution ``int8``; a CNN that was not calibrated gets its ranges from ``batches``, for this
-            measurement only.
+        also: Further executions to time, ``int8`` or ``bfloat16``. For ``int8`` a CNN that was not calibrated gets its
+            ranges from ``batches``, for this measurement only.
         forget: Gather weights again for each batch, as for masks that never come twice. Otherwise each batch runs once
             before the clock starts.
         clock: Returns seconds.
@@ -146,9 +146,9 @@ def profile(
     skipping: Forms = {
         name: _in_turn(SkippingCNN(masked, policy, name), batches, wanted, penalty, forget) for name in fast.available
     }
-    if int8:
-        with _calibrated(masked, policy, batches):
-            skipping["int8"] = _in_turn(SkippingCNN(masked, policy, "int8"), batches, wanted, penalty, forget)
+    for name in also:
+        with _calibrated(masked, policy, batches) if name == "int8" else contextlib.nullcontext():
+            skipping[name] = _in_turn(SkippingCNN(masked, policy, name), batches, wanted, penalty, forget)
     reference: Forms = {}
     try:
         reference["ONNX Runtime, dense"] = dense_in_onnx_runtime(masked.network, batches[0])

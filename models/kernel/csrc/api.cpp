@@ -27,6 +27,10 @@ namespace bytes8 { extern const Variant variant; }
 namespace avxvnni { extern const Variant variant; }
 namespace vnni { extern const Variant variant; }
 namespace amx { extern const Variant variant; }
+namespace pairs4 { extern const Variant variant; }
+namespace pairs8 { extern const Variant variant; }
+namespace avx512_bf16 { extern const Variant variant; }
+namespace amx_bf16 { extern const Variant variant; }
 
 std::vector<const Variant*> runnable_variants() {
   std::vector<const Variant*> variants;
@@ -45,10 +49,10 @@ std::vector<const Variant*> runnable_variants() {
 }
 
 #if defined(PRUNEGYM_X86) && defined(__linux__)
-// Whether the processor has tiles of bytes (CPUID 7, EDX bits 24 and 25).
-[[maybe_unused]] static bool has_tiles() {
+// Whether the processor has tiles (CPUID 7, EDX bit 24), and their products of bytes (bit 25) or bfloat16 (bit 22).
+[[maybe_unused]] static bool has_tiles(int kind) {
   unsigned a = 0, b = 0, c = 0, d = 0;
-  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 24 & 3) == 3;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 24 & 1) && (d >> kind & 1);
 }
 // Whether it has AVX-VNNI (CPUID 7.1, EAX bit 4).
 [[maybe_unused]] static bool has_avxvnni() {
@@ -62,7 +66,7 @@ std::vector<const Variant*> runnable_variants() {
   return syscall(SYS_arch_prctl, request, tiles) == 0;
 }
 #else
-[[maybe_unused]] static bool has_tiles() { return false; }
+[[maybe_unused]] static bool has_tiles(int) { return false; }
 [[maybe_unused]] static bool has_avxvnni() { return false; }
 [[maybe_unused]] static bool tiles_allowed() { return false; }
 #endif
@@ -77,7 +81,7 @@ std::vector<const Variant*> runnable_on_bytes() {
   [[maybe_unused]] const bool wide = __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                                      __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi2");
 #ifndef PRUNEGYM_WITHOUT_AMX
-  static const bool tiles = wide && has_tiles() && tiles_allowed();
+  static const bool tiles = wide && has_tiles(25) && tiles_allowed();
   if (tiles) variants.push_back(&amx::variant);
 #endif
 #ifndef PRUNEGYM_WITHOUT_VNNI
@@ -90,6 +94,27 @@ std::vector<const Variant*> runnable_on_bytes() {
   if (__builtin_cpu_supports("avx2")) variants.push_back(&bytes8::variant);
 #endif
   variants.push_back(&bytes4::variant);
+  return variants;
+}
+
+std::vector<const Variant*> runnable_on_pairs() {
+  std::vector<const Variant*> variants;
+#ifdef PRUNEGYM_X86
+  __builtin_cpu_init();
+#ifdef PRUNEGYM_EMULATE_AVX512
+  if (__builtin_cpu_supports("avx2")) variants = {&amx_bf16::variant, &avx512_bf16::variant};
+#elif !defined(PRUNEGYM_WITHOUT_AVX512_BF16)
+  const bool wide = __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+                    __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi2");
+#ifndef PRUNEGYM_WITHOUT_AMX_BF16
+  static const bool tiles = wide && has_tiles(22) && tiles_allowed();
+  if (tiles) variants.push_back(&amx_bf16::variant);
+#endif
+  if (wide) variants.push_back(&avx512_bf16::variant);
+#endif
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) variants.push_back(&pairs8::variant);
+#endif
+  variants.push_back(&pairs4::variant);
   return variants;
 }
 
@@ -113,8 +138,13 @@ EXPORT const char* prunegym_variants_on_bytes() {
   return names.c_str();
 }
 
+EXPORT const char* prunegym_variants_on_pairs() {
+  static const std::string names = names_of(runnable_on_pairs());
+  return names.c_str();
+}
+
 // Increase this when the arguments of a function below change: Python then sees whether library and package fit.
-EXPORT int prunegym_interface() { return 9; }
+EXPORT int prunegym_interface() { return 10; }
 // Later runs use OpenMP's threads, or new threads if this is null.
 EXPORT void prunegym_use_openmp(void* entry) {
   openmp.call = reinterpret_cast<OpenMP>(entry);
@@ -142,9 +172,13 @@ static const Variant& named(const char* name, const std::vector<const Variant*>&
   throw std::invalid_argument("no variant " + std::string(name));
 }
 
-EXPORT void* prunegym_plan_new(const char* variant, const char* on_bytes, const NetworkRecord* network, char* error) {
+// The names of variants for floats, bytes and bfloat16.
+EXPORT void* prunegym_plan_new(const char* floats, const char* bytes, const char* pairs, const NetworkRecord* network, char* error) {
   Plan* plan = nullptr;
-  failed(error, [&] { plan = new Plan(named(variant, runnable_variants()), named(on_bytes, runnable_on_bytes()), *network); });
+  failed(error, [&] {
+    const Variants variants{named(floats, runnable_variants()), named(bytes, runnable_on_bytes()), named(pairs, runnable_on_pairs())};
+    plan = new Plan(variants, *network);
+  });
   return plan;
 }
 

@@ -29,15 +29,16 @@ class Checker {
     for (const BufferRecord& b : buffers_) {
       const bool vector = b.stride == 0 && b.height == 1 && b.width == 1;
       need(b.channels >= 1 && b.channels <= MAX_CHANNELS && b.height >= 1 && b.width >= 1, "the size of a buffer");
-      need(b.zero == FLOATS || (!vector && b.zero >= 0 && b.zero <= 255), "the zero of a buffer");
+      need(b.zero == FLOATS || (!vector && b.zero >= PAIRS && b.zero <= 255), "the zero of a buffer");
       need(vector || (b.stride > b.width && (b.height + 4L) * b.stride <= MAX_PIXELS), "the row stride of a buffer");
     }
     for (const ValueRecord& v : values_) {
       need(v.buffer >= 0 && v.buffer < n.buffer_count, "the buffer of a value");
       const BufferRecord& b = buffers_[v.buffer];
       need(v.zero == b.zero && (v.zero == FLOATS || (v.scale > 0 && v.scale < 1e30f)), "the scale of a value");
+      need(v.zero != PAIRS || v.scale == 1, "the scale of a value");
       need(v.channels >= 1 && v.channels <= MAX_CHANNELS, "the channels of a value");
-      need((v.zero == FLOATS ? v.channels : (v.channels + 3) / 4) <= b.channels, "the channels of a value");
+      need((v.channels + per(v.zero) - 1) / per(v.zero) <= b.channels, "the channels of a value");
       const bool is_space = v.space >= 0 && v.space < static_cast<int>(widths_.size());
       need(v.space == -1 || (is_space && widths_[v.space] == v.channels), "the space of a value");
     }
@@ -54,7 +55,7 @@ class Checker {
     need(r.biases == -1 || (r.kind == CONV && is_made(r.biases)), "its biases");
     need(r.activation >= NO_ACTIVATION && r.activation < ACTIVATIONS, "its activation");
     need(r.offset >= 0 && (r.kind == STORE || r.offset <= MAX_CHANNELS), "its offset");
-    bytes(r);
+    types(r);
     switch (r.kind) {
       case LOAD: break;
       case CONV: conv(r); break;
@@ -97,27 +98,30 @@ class Checker {
     need(r.weight && r.bias && inputs <= MAX_FLOATS / outputs, "its weights");
   }
 
-  bool is_bytes(int value) const { return value >= 0 && values_[value].zero != FLOATS; }
+  // FLOATS, PAIRS, or 0 for bytes.
+  int type(int value) const { return value < 0 ? FLOATS : values_[value].zero < 0 ? values_[value].zero : 0; }
+  bool is_packed(int value) const { return type(value) != FLOATS; }
+  static int per(int zero) { return zero == FLOATS ? 1 : zero == PAIRS ? 2 : 4; }  // channels in 32 bits
 
-  // Which values of a layer are bytes.
-  void bytes(const LayerRecord& r) const {
-    const bool in = is_bytes(r.input), out = is_bytes(r.output);
+  // Which values of a layer are bytes or bfloat16.
+  void types(const LayerRecord& r) const {
+    const bool in = is_packed(r.input), out = is_packed(r.output), same = type(r.input) == type(r.output);
     const char* what = "the type of a value";
     switch (r.kind) {
       case CONV:
-        need(in == out && (r.second < 0 || is_bytes(r.second) == in) && !is_bytes(r.biases), what);
-        need(!in || (r.groups == 1 && r.scale), "its groups or scales");
+        need(same && (r.second < 0 || type(r.second) == type(r.input)) && !is_packed(r.biases), what);
+        need(!in || (r.groups == 1 && (r.scale || type(r.input) == PAIRS)), "its groups or scales");
         return;
       case MAX_POOL: case SUBSAMPLE:
-        need(in == out && !is_bytes(r.second), what);
+        need(same && !is_packed(r.second), what);
         if (in) need(values_[r.input].zero == values_[r.output].zero && values_[r.input].scale == values_[r.output].scale, what);
         if (in && r.kind == MAX_POOL) need(r.activation <= RELU, "its activation");
         if (in && r.kind == SUBSAMPLE)
-          need(r.offset % 4 == 0 && values_[r.input].channels % 4 == 0, "its number of channels");
+          need(r.offset % per(type(r.input)) == 0 && values_[r.input].channels % per(type(r.input)) == 0, "its number of channels");
         return;
       case CONVERT: return need(in != out, what);
       case AVERAGE: case DECIDE: case LOOK: return need(!out, what);
-      default: need(!in && !out && !is_bytes(r.second), what);
+      default: need(!in && !out && !is_packed(r.second), what);
     }
   }
 

@@ -62,7 +62,8 @@ struct Kept {
   const int* index;
 };
 
-constexpr int FLOATS = -1;
+// In place of the byte that means zero.
+constexpr int FLOATS = -1, PAIRS = -2;
 
 // A map or vector of one image: channel i is the i-th of those that are kept.
 struct View {
@@ -70,10 +71,10 @@ struct View {
   int channels;  // kept or not
   Kept kept;
   float* data;   // null: there is no such input
-  int zero;      // of bytes, which mean scale * (byte - zero); FLOATS: the numbers are floats
-  float scale;
+  int zero;      // of bytes, which mean scale * (byte - zero); FLOATS or PAIRS (of bfloat16) for other numbers
+  float scale;   // 1 but for bytes
 
-  COMMON bool is_bytes() const { return zero != FLOATS; }
+  COMMON bool is_packed() const { return zero != FLOATS; }
 
   COMMON float* row(int channel, int y) const {
     return data + static_cast<long>(channel) * map->channel + map->first() + static_cast<long>(y) * map->stride;
@@ -115,9 +116,10 @@ enum class Path : int {
   winograd,    // squares of four output pixels, by fewer multiplications (winograd.h)
 };
 
-// What a convolution on bytes has besides (packed/conv.h).
+// What a convolution on bytes or bfloat16 has besides (packed/conv.h).
 struct Packed {
-  const int8_t* weight;  // (out, taps, inputs): the inputs of a tap adjacent, with zeros up to tap_bytes; null: floats
+  const int8_t* weight;  // (out, taps, inputs): the inputs of a tap adjacent, with zeros up to tap_bytes; null: floats.
+                         // Bytes, or bfloat16
   int tap_bytes;
   const float* factor;  // (out): from sums of products to units of the output
   int zero_in, zero_out;
@@ -158,8 +160,8 @@ struct Conv {
   COMMON int tap_count() const { return height * width; }
   COMMON int group_inputs() const { return in_channels / groups; }
   COMMON int group_outputs() const { return out_channels / groups; }
-  // Number of parts for threads to share: kept output channels, times the number of bands if there are any. Of bytes:
-  // quads of channels.
+  // Number of parts for threads to share: kept output channels, times the number of bands if there are any. Of packs:
+  // fours of channels.
   COMMON int shares(int kept) const {
     if (packed.weight) return (kept + 3) / 4;
     return path == Path::winograd ? bands * kept : kept;
@@ -187,6 +189,9 @@ struct Gate {
   Map in;
   int in_channels, width;
   int average, grid;         // whether channel averages are features; side of the coarse grid, 0 for none
+  const int32_t* edges;      // of each row of cells the first pixel and the one after the last, then of each column
+  bool halves;               // whether all cells are of one size, their width a power of two
+  float cell_share;         // then: 1 / pixels of a cell
   int hidden, hidden_padded, width_padded;
   const float *mean, *scale;  // (features): subtracted, then multiplied (scale = 1 / standard deviation)
   const float *weight1;       // (features, hidden_padded)

@@ -18,7 +18,7 @@ INLINE void for_features(const Gate& g, Kept in, const float* input, float* scra
       for (int k = 0; k < g.average + cells; k++) features[k] = *map;
     } else {
       if (g.average) *features = channel_average(g.in, map);
-      if (g.grid) coarse_grid(g.in, g.grid, map, features + g.average, scratch);
+      if (g.grid) coarse_grid(g, map, features + g.average, scratch);
     }
     for (int k = 0; k < g.average + cells; k++) {
       const int at = k < g.average ? in.index[i] : g.average * g.in_channels + in.index[i] * cells + k - g.average;

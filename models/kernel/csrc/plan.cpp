@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <new>
 #include <numeric>
 #include <stdexcept>
@@ -27,8 +28,8 @@ Floats::Floats(size_t count) {
   std::memset(data, 0, bytes);
 }
 
-Plan::Plan(const Variant& variant, const Variant& on_bytes, const NetworkRecord& network)
-    : variant_(variant), on_bytes_(on_bytes), values_(network.values, network.values + network.value_count),
+Plan::Plan(const Variants& variants, const NetworkRecord& network)
+    : variants_(variants), values_(network.values, network.values + network.value_count),
       widths_(network.widths, network.widths + network.gate_count), decided_(widths_.size(), 0),
       gates_(network.gate_count) {
   check_network(network);
@@ -36,7 +37,7 @@ Plan::Plan(const Variant& variant, const Variant& on_bytes, const NetworkRecord&
     const BufferRecord& r = network.buffers[i];
     const Map map = make_map(r.height, r.width, r.stride);
     Buffer buffer{map, round_up(static_cast<long>(r.channels) * map.channel, LINE) + OVERREAD, false, 0, 0};
-    const int32_t frame = r.zero == FLOATS ? 0 : r.zero * 0x01010101;
+    const int32_t frame = r.zero < 0 ? 0 : r.zero * 0x01010101;
     std::memcpy(&buffer.fill, &frame, sizeof(frame));
     buffers_.push_back(buffer);
   }
@@ -182,10 +183,10 @@ void Plan::place_conv(Layer& layer) {
   c.in = map_of(r.input), c.out = map_of(r.output);
   if (r.second >= 0) c.residual = map_of(r.second);
   c.fill = buffers_[in.buffer].fill;
-  c.packed.zero_in = in.zero;
+  c.packed.zero_in = std::max(in.zero, 0);
   variant_of(r).plan_conv(c, r.second >= 0);
   const size_t filters = static_cast<size_t>(out.channels) * c.group_inputs();
-  if (is_bytes(r.input)) place_weights_of_bytes(layer);
+  if (in.zero != FLOATS) place_packed_weights(layer), place_ends(layer);
   else if (c.path == Path::winograd) c.weight = keep_transformed(r.weight, out.channels, in.channels);
   else c.weight = keep(r.weight, filters * c.tap_count());
   if (c.path == Path::in_place) {
@@ -196,22 +197,45 @@ void Plan::place_conv(Layer& layer) {
   scratch_size_ = std::max(scratch_size_, c.scratch_size);
 }
 
-// (out, in, kernel, kernel) -> (out, kernel, kernel, in), as bytes; and what makes bytes of the sums.
-void Plan::place_weights_of_bytes(Layer& layer) {
+// Rounded to the nearest number of bfloat16, ties to even.
+static uint16_t upper_half(float f) {
+  uint32_t bits;
+  std::memcpy(&bits, &f, sizeof(bits));
+  return static_cast<uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+}
+
+// (out, in, kernel, kernel) -> (out, kernel, kernel, in), as bytes or bfloat16.
+void Plan::place_packed_weights(Layer& layer) {
   const LayerRecord& r = layer.record;
   const ValueRecord &in = values_[r.input], &out = values_[r.output];
   const int taps = layer.conv.tap_count();
+  const bool pairs = in.zero == PAIRS;
   Packed& p = layer.conv.packed;
-  p.tap_bytes = round_up(in.channels, 16);
+  p.tap_bytes = round_up(in.channels * (pairs ? 2 : 1), 16);
   const size_t bytes = static_cast<size_t>(out.channels) * taps * p.tap_bytes;
   constants_.emplace_back(bytes / sizeof(float));
   int8_t* to = reinterpret_cast<int8_t*>(constants_.back().data());
   p.weight = to;
-  for (long o = 0; o < out.channels; o++)
-    for (int i = 0; i < in.channels; i++)
-      for (int t = 0; t < taps; t++)
-        to[(o * taps + t) * p.tap_bytes + i] = static_cast<int8_t>(r.weight[(o * in.channels + i) * taps + t]);
+  for (long row = 0; row < static_cast<long>(out.channels) * taps; row++, to += p.tap_bytes)
+    for (int i = 0; i < in.channels; i++) {
+      const float weight = r.weight[(row / taps * in.channels + i) * taps + row % taps];
+      if (pairs) reinterpret_cast<uint16_t*>(to)[i] = upper_half(weight);
+      else to[i] = static_cast<int8_t>(weight);
+    }
   if (p.together_size) place_tiles(p, out.channels, taps);
+}
+
+// What makes numbers of the output of the sums.
+void Plan::place_ends(Layer& layer) {
+  const LayerRecord& r = layer.record;
+  const ValueRecord& out = values_[r.output];
+  Packed& p = layer.conv.packed;
+  if (out.zero == PAIRS) {
+    const float infinity = std::numeric_limits<float>::infinity();
+    p.low = r.activation == RELU || r.activation == RELU6 ? 0 : -infinity;
+    p.high = r.activation == RELU6 ? 6 : infinity;
+    return;
+  }
   p.factor = keep(r.scale, out.channels);
   p.zero_out = out.zero, p.unit = out.scale, p.inverse_unit = 1 / out.scale;
   p.offset = static_cast<float>(out.zero);
@@ -235,6 +259,22 @@ void Plan::place_tiles(Packed& p, int outputs, int taps) {
       to[(o / 32 * 2 * p.steps + k / 64 * 2 + o / 16 % 2) * 1024 + k % 64 / 4 * 64 + o % 16 * 4 + k % 4] = p.weight[o * row + k];
 }
 
+// The cells of a grid, as in torch's adaptive_avg_pool2d.
+void Plan::place_cells(Gate& g) {
+  std::vector<int32_t> edges;
+  for (int size : {g.in.height, g.in.width})
+    for (long cell = 0; cell < g.grid; cell++) {
+      edges.push_back(static_cast<int32_t>(cell * size / g.grid));
+      edges.push_back(static_cast<int32_t>(((cell + 1) * size + g.grid - 1) / g.grid));
+    }
+  edges_.push_back(edges);
+  g.edges = edges_.back().data();
+  const bool even = g.grid && g.in.height % g.grid == 0 && g.in.width % g.grid == 0;
+  const int height = even ? g.in.height / g.grid : 0, width = even ? g.in.width / g.grid : 0;
+  g.halves = even && (width & (width - 1)) == 0;
+  g.cell_share = even ? 1.f / (static_cast<float>(height) * width) : 0;
+}
+
 static long features_scratch(const Gate& g) { return g.in.channel + round_up(g.in.width, LINE) + 3 * LINE + g.grid * g.grid; }
 
 void Plan::place_features(Layer& layer) {
@@ -243,6 +283,7 @@ void Plan::place_features(Layer& layer) {
   g.in = map_of(r.input), g.in_channels = values_[r.input].channels, g.average = r.average, g.grid = r.grid;
   std::vector<float> absent(g.features());
   for (int f = 0; f < g.features(); f++) absent[f] = std::min(10.f, std::max(-10.f, -r.mean[f] * r.scale[f]));
+  place_cells(g);
   g.mean = keep(r.mean, absent.size()), g.scale = keep(r.scale, absent.size());
   g.absent = keep(absent.data(), absent.size());
   scratch_size_ = std::max(scratch_size_, features_scratch(g));
@@ -262,7 +303,8 @@ void Plan::place_gate(Layer& layer) {
   g.start = keep_transposed(r.bias, g.hidden, 1), g.bias2 = keep_transposed(r.bias2, g.width, 1);
   g.start_absent = keep_transposed(absent.data(), g.hidden, 1);
   decided_[r.gate] = 1;
-  scratch_size_ = std::max(scratch_size_, features_scratch(g) + g.hidden_padded + g.width_padded);
+  const int terms = 2 * round_up(std::max(features, g.hidden), LINE);
+  scratch_size_ = std::max(scratch_size_, features_scratch(g) + g.hidden_padded + g.width_padded + terms);
 }
 
 // Runs by chunks if the weights need more than half of a small second-level cache and few pixels share them.

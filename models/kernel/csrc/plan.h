@@ -12,12 +12,12 @@ namespace prunegym {
 
 // The records that Python fills (shared_library.py has the same structures), as LayerRecord. All arrays are copied.
 struct BufferRecord {
-  int32_t channels, height, width, stride;  // stride 0: a vector. Of bytes, four channels count as one
-  int32_t zero;                             // what the frame is made of: a byte, or FLOATS
+  int32_t channels, height, width, stride;  // stride 0: a vector. Of bytes, four channels count as one; of PAIRS, two
+  int32_t zero;                             // what the frame is made of: a byte; or FLOATS, PAIRS
 };
 struct ValueRecord {
   int32_t buffer, channels, space;  // space -1: all channels are stored
-  int32_t zero;                     // of bytes; FLOATS for floats
+  int32_t zero;                     // of bytes; or FLOATS, PAIRS
   float scale;
 };
 // A row of channels, each with its place in a mask, or -1 if it is always there.
@@ -81,6 +81,11 @@ struct Segment {
   bool by_chunks;
 };
 
+// What computes the layers of a plan, by what they read. A conversion goes with what is not floats.
+struct Variants {
+  const Variant &floats, &bytes, &pairs;
+};
+
 class Plan;
 
 // Memory and threads to run a group of images on one thread, or on `parts` threads that share each image.
@@ -101,8 +106,7 @@ struct Workspace {
 
 class Plan {
  public:
-  // on_bytes: for layers that read or write bytes.
-  Plan(const Variant& variant, const Variant& on_bytes, const NetworkRecord&);
+  Plan(const Variants&, const NetworkRecord&);
 
   // Masks (batch, mask_size) are read, and written if a gate has a policy. Outputs are (batch, outputs).
   // layer_seconds, if not null, has one number per layer, to which the layer's time is added.
@@ -114,12 +118,17 @@ class Plan {
   friend class Pass;
   void place_layer(Layer&);
   void place_conv(Layer&);
-  void place_weights_of_bytes(Layer&);
+  void place_packed_weights(Layer&);
+  void place_ends(Layer&);
   void place_tiles(Packed&, int outputs, int taps);
-  bool is_bytes(int value) const { return value >= 0 && values_[value].zero != FLOATS; }
-  const Variant& variant_of(const LayerRecord& r) const { return r.kind == CONVERT || is_bytes(r.input) ? on_bytes_ : variant_; }
+  const Variant& variant_of(const LayerRecord& r) const {
+    const int input = r.input >= 0 ? values_[r.input].zero : FLOATS;
+    const int zero = r.kind == CONVERT && input == FLOATS ? values_[r.output].zero : input;
+    return zero == FLOATS ? variants_.floats : zero == PAIRS ? variants_.pairs : variants_.bytes;
+  }
   void place_features(Layer&);
   void place_gate(Layer&);
+  void place_cells(Gate&);
   void join_loads();
   void cut_segments();
   void place_buffers();
@@ -131,7 +140,7 @@ class Plan {
   void run_share(int first, int last, int parts, const Images*, uint8_t* masks, float* outputs, double* seconds);
   std::unique_ptr<Workspace> take_workspace(int images, int parts);
 
-  const Variant &variant_, &on_bytes_;
+  const Variants variants_;
   std::vector<Buffer> buffers_;
   std::vector<ValueRecord> values_;
   std::vector<int> widths_, starts_;  // channels of each space, and where their list begins; gates come first
@@ -140,7 +149,7 @@ class Plan {
   std::vector<Layer> layers_;
   std::vector<Segment> segments_;
   std::vector<int> all_channels_;  // 0, 1, 2, ...: the kept list of values without a gate
-  std::vector<std::vector<int32_t>> valid_;
+  std::vector<std::vector<int32_t>> valid_, edges_;
   std::vector<Floats> constants_;
   int gates_ = 0, mask_size_ = 0, list_size_ = 0, inputs_ = 0;
   long output_size_ = 0;
@@ -172,8 +181,9 @@ class Pass {
   std::vector<std::unique_ptr<Workspace>> groups_;  // group_ images each
 };
 
-// The variants that were compiled and that this processor runs, best first; those for floats, or for bytes.
+// The variants that were compiled and that this processor runs, best first; those for floats, bytes or bfloat16.
 std::vector<const Variant*> runnable_variants();
 std::vector<const Variant*> runnable_on_bytes();
+std::vector<const Variant*> runnable_on_pairs();
 
 }  // namespace prunegym

@@ -5,35 +5,66 @@
 namespace prunegym {
 namespace VARIANT {
 
-// Bounds of the cells of a grid, as in torch's adaptive_avg_pool2d.
-INLINE int cell_begin(int cell, int size, int grid) { return static_cast<int>(static_cast<long>(cell) * size / grid); }
-INLINE int cell_end(int cell, int size, int grid) {
-  return static_cast<int>((static_cast<long>(cell + 1) * size + grid - 1) / grid);
-}
-
-// Averages over the cells of a grid x grid raster.
-static void coarse_grid(const Map& map, int grid, const float* in, float* out, float* columns) {
-  for (int gy = 0; gy < grid; gy++) {
-    const int top = cell_begin(gy, map.height, grid), bottom = cell_end(gy, map.height, grid);
-    for (int x = 0; x < map.width; x += LANES) {
+// Averages over the cells of a grid x grid raster, as torch's adaptive_avg_pool2d. columns: memory for a row of the map.
+static void coarse_grid(const Gate& g, const float* in, float* out, float* columns) {
+  const Map& map = g.in;
+  const int grid = g.grid, width = map.width;
+  for (int gy = 0; gy < grid; gy++, out += grid) {
+    const int top = g.edges[2 * gy], bottom = g.edges[2 * gy + 1];
+    for (int x = 0; x < width; x += LANES) {
       const float* from = in + map.first() + x;
       Vec total{};
       for (int y = top; y < bottom; y++) total += load(from + static_cast<long>(y) * map.stride);
       store(columns + x, total);
     }
+    if (g.halves) {  // cells of equal width, a power of two: sums of two neighbours, until there is one for each cell
+      for (int size = width / 2; size >= grid; size /= 2)
+        for (int x = 0; x < size; x += LANES) {
+          const Vec a = load(columns + 2 * x), b = load(columns + 2 * x + LANES);
+          store(columns + x, even_lanes(a, b) + odd_lanes(a, b));
+        }
+      for (int gx = 0; gx < grid; gx++) out[gx] = columns[gx] * g.cell_share;
+      continue;
+    }
     for (int gx = 0; gx < grid; gx++) {
-      const int left = cell_begin(gx, map.width, grid), right = cell_end(gx, map.width, grid);
+      const int left = g.edges[2 * (grid + gx)], right = g.edges[2 * (grid + gx) + 1];
       float total = 0;
       for (int x = left; x < right; x++) total += columns[x];
-      *out++ = total / ((bottom - top) * (right - left));
+      out[gx] = total / ((bottom - top) * (right - left));
     }
   }
 }
 
-// sums += value * weights, for `padded` numbers (whole lines).
-INLINE void add_scaled(float* sums, float value, const float* weights, int padded) {
-  const Vec v = broadcast(value);
-  for (int k = 0; k < padded; k += LANES) store(sums + k, load(sums + k) + v * load(weights + k));
+// Some numbers, each with the row of a matrix that it is multiplied with.
+struct Terms {
+  int count;
+  int32_t* rows;
+  float* values;
+
+  COMMON void add(int row, float value) { rows[count] = row, values[count++] = value; }
+};
+
+// sums += values * rows of weights, V vectors of them. Two chains of additions, for one would wait for itself.
+template <int V>
+INLINE void add_rows(const Terms& terms, const float* weights, long distance, float* sums) {
+  Vec even[V], odd[V] = {};
+  UNROLL for (int v = 0; v < V; v++) even[v] = load(sums + v * LANES);
+  const auto add = [&](int i, Vec(&to)[V]) {
+    const float* row = weights + terms.rows[i] * distance;
+    const Vec value = broadcast(terms.values[i]);
+    UNROLL for (int v = 0; v < V; v++) to[v] += value * load(row + v * LANES);
+  };
+  int i = 0;
+  for (; i + 1 < terms.count; i += 2) add(i, even), add(i + 1, odd);
+  if (i < terms.count) add(i, even);
+  UNROLL for (int v = 0; v < V; v++) store(sums + v * LANES, even[v] + odd[v]);
+}
+
+// The same for `padded` numbers (whole lines).
+static void add_terms(const Terms& terms, const float* weights, int padded, float* sums) {
+  int k = 0;
+  for (; k + 4 * LANES <= padded; k += 4 * LANES) add_rows<4>(terms, weights + k, padded, sums + k);
+  for (; k < padded; k += LANES) add_rows<1>(terms, weights + k, padded, sums + k);
 }
 
 // Returns how many channels are kept, and writes their numbers. Only features of stored channels are computed. Absent
@@ -42,16 +73,20 @@ INLINE void add_scaled(float* sums, float value, const float* weights, int padde
 // features(scratch, f): calls f(place, feature) for them.
 template <typename F>
 INLINE int decide_by(const Gate& g, Kept in, int* kept, float* scratch, F features) {
+  const int most = round_up(larger(g.features(), g.hidden), LINE);
   float* hidden = scratch;
   float* logits = hidden + g.hidden_padded;
+  float* values = logits + g.width_padded;
+  Terms terms{0, reinterpret_cast<int32_t*>(values + most), values};
   const bool all = in.count == g.in_channels;
   __builtin_memcpy(hidden, all ? g.start : g.start_absent, g.hidden_padded * sizeof(float));
-  features(logits + g.width_padded, [&](int at, float z) {
-    add_scaled(hidden, all ? z : z - g.absent[at], g.weight1 + static_cast<long>(at) * g.hidden_padded, g.hidden_padded);
-  });
+  features(values + 2 * most, [&](int at, float z) { terms.add(at, all ? z : z - g.absent[at]); });
+  add_terms(terms, g.weight1, g.hidden_padded, hidden);
   __builtin_memcpy(logits, g.bias2, g.width_padded * sizeof(float));
+  terms.count = 0;
   for (int h = 0; h < g.hidden; h++)
-    if (hidden[h] > 0) add_scaled(logits, hidden[h], g.weight2 + static_cast<long>(h) * g.width_padded, g.width_padded);
+    if (hidden[h] > 0) terms.add(h, hidden[h]);
+  add_terms(terms, g.weight2, g.width_padded, logits);
   int count = 0;
   for (int c = 0; c < g.width; c++) {
     kept[count] = c;

@@ -148,9 +148,8 @@ class Runner {
     const Conv& c = layer.conv;
     const Variant& v = plan_.variant_of(layer.record);
     const int unit = c.packed.weight ? 4 : 1;  // rows of a share
-    const long row = static_cast<long>(c.group_inputs()) * c.tap_count();
-    const long weights = c.packed.weight ? CHUNK_BYTES : CHUNK_FLOATS;
-    const int chunk = static_cast<int>(std::max(8L, weights / row));
+    const long row = static_cast<long>(c.tap_count()) * (c.packed.weight ? c.packed.tap_bytes : c.group_inputs());
+    const int chunk = static_cast<int>(std::max(8L, (c.packed.weight ? CHUNK_BYTES : CHUNK_FLOATS) / row));
     ConvCall calls[GROUP];
     for (int image = 0; image < count_; image++) {
       fill(image, layer.fills);
@@ -194,7 +193,7 @@ class Runner {
       n += bits[layer.bits[row]] == 0;
     }
     const View masked{nullptr, static_cast<int>(layer.bits.size()), Kept{n, list}, nullptr, FLOATS, 0};
-    plan_.variant_.layers[COMPENSATE](r, masked, view(-1, image), view(r.output, image), nullptr);
+    plan_.variants_.floats.layers[COMPENSATE](r, masked, view(-1, image), view(r.output, image), nullptr);
   }
 
   void load(const LayerRecord& r, int image) {
@@ -227,7 +226,7 @@ class Runner {
       map.origin = -1, map.stride = static_cast<int>(images.row), map.channel = static_cast<int>(images.channel);
       in.map = &map, in.data = const_cast<float*>(images.data);
     }
-    plan_.on_bytes_.layers[CONVERT](layer.record, in, View{}, view(layer.record.output, image), nullptr);
+    plan_.variant_of(layer.record).layers[CONVERT](layer.record, in, View{}, view(layer.record.output, image), nullptr);
   }
 
   // All channels in torch's layout, with zeros for masked ones.

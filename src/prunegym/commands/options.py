@@ -40,8 +40,8 @@ DenseFile = Annotated[Path | None, typer.Option(help="File of the original CNN; 
 TRUST = "Load agents of Stable-Baselines3 (.zip), which can run any code. Only from people you trust."
 TrustCode = Annotated[bool, typer.Option("--trust-code", help=TRUST)]
 HOW = (
-    "masked (compute all channels, then zero), kernel, torch, full, auto (the fastest of these three), or int8 "
-    "(the kernel on bytes, after quantize --calibrate)."
+    "masked (compute all channels, then zero), kernel, torch, full, auto (the fastest of these three), int8 "
+    "(the kernel on bytes, after quantize --calibrate), or bfloat16 (the kernel on bfloat16)."
 )
 Execution = Annotated[str, typer.Option(help=HOW)]
 ShownPenalty = Annotated[float | None, typer.Option(help="lambda, for a model that was trained for a range.")]

@@ -28,6 +28,7 @@ def profile(
     penalty: ShownPenalty = None,
     compiled: Annotated[bool, typer.Option("--compile", help="Also time torch.compile of the dense network.")] = False,
     int8: Annotated[bool, typer.Option("--int8", help="Also time execution int8.")] = False,
+    bfloat16: Annotated[bool, typer.Option("--bfloat16", help="Also time execution bfloat16.")] = False,
     seed: Seed = 0,
 ) -> None:
     """Time a CNN dense, masked and skipping, as a whole and layer by layer, and show which execution auto takes.
@@ -54,8 +55,9 @@ def profile(
         test = open_split(info, data.dataset, "test")
         indices = torch.randint(len(test), (BATCHES, batch), generator=generator)
         batches = [test.batch(rows) for rows in indices]
+    also = [name for name, wanted in (("int8", int8), ("bfloat16", bfloat16)) if wanted]
     found = measure_profile(
-        masked, batches, masks, policy, penalty=penalty, rounds=rounds, compiled=compiled, int8=int8
+        masked, batches, masks, policy, penalty=penalty, rounds=rounds, compiled=compiled, also=also
     )
     document = {"model": model, "image_shape": list(info.image_shape), "seed": seed, **found.as_json()}
     emit(document, machine.as_json, *_forms(model, found), *([_layers(found)] if found.layers else []))

@@ -9,7 +9,7 @@ namespace VARIANT {
 
 constexpr int TILE = 16;  // rows, and numbers of 32 bits in each
 
-#ifdef __AMX_INT8__
+#if defined(__AMX_INT8__) || defined(__AMX_BF16__)
 
 struct TileConfig {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -19,6 +19,13 @@ struct TileConfig {
 
 // The compiler does not know what these instructions read, so all that is stored before must be in memory.
 INLINE void written() { __asm__ volatile("" ::: "memory"); }
+
+// sums += weights * pixels.
+#ifdef __AMX_INT8__
+#define MULTIPLY_TILES(sums, weights, pixels) _tile_dpbsud(sums, weights, pixels)
+#else
+#define MULTIPLY_TILES(sums, weights, pixels) _tile_dpbf16ps(sums, weights, pixels)
+#endif
 
 // Sums are tiles 0 to 3 (rows by positions), weights 4 and 5, pixels 6 and 7.
 INLINE void begin_tiles(int rows) {
@@ -43,16 +50,16 @@ static void multiply(const int32_t* weights, int length, const int32_t* panel, i
   for (int k = 0; k < length; k += TILE) {
     _tile_loadd(4, weights + k, stride);
     _tile_loadd(6, panel + static_cast<long>(k) * TILE, 64);
-    _tile_dpbsud(0, 4, 6);
+    MULTIPLY_TILES(0, 4, 6);
     if (RIGHT) {
       _tile_loadd(7, right + static_cast<long>(k) * TILE, 64);
-      _tile_dpbsud(1, 4, 7);
+      MULTIPLY_TILES(1, 4, 7);
     }
     if (TWO) {
       _tile_loadd(5, weights + static_cast<long>(TILE) * length + k, stride);
-      _tile_dpbsud(2, 5, 6);
+      MULTIPLY_TILES(2, 5, 6);
     }
-    if (TWO && RIGHT) _tile_dpbsud(3, 5, 7);
+    if (TWO && RIGHT) MULTIPLY_TILES(3, 5, 7);
   }
   constexpr int row = BLOCK * sizeof(int32_t);
   _tile_stored(0, sums, row);
@@ -81,13 +88,13 @@ static void multiply(const int32_t* weights, int length, const int32_t* panel, i
 
 INLINE long panel_floats(int length) { return 2L * length * TILE; }
 
-// What is under each tap at a block's positions. Quads after the last tap's stay as they are: their weights are zero.
+// What is under each tap at a block's positions. Packs after the last tap's stay as they are: their weights are zero.
 static void make_panel(const Pixels& source, int length, int32_t* panel) {
   int32_t* right = panel + static_cast<long>(length) * TILE;
   long k = 0;
   for (int t = 0; t < source.tap_count; t++) {
     const int32_t* x = source.x + source.taps[t];
-    for (int i = 0; i < source.quads; i++, k += TILE, x += source.channel) {
+    for (int i = 0; i < source.packs; i++, k += TILE, x += source.channel) {
       store_bits(panel + k, load_bits(x));
       store_bits(right + k, load_bits(x + TILE));
     }

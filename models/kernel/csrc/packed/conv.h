@@ -1,5 +1,5 @@
-// Convolutions on bytes: for each image the weights of kept inputs are gathered, blocks of outputs and positions are
-// summed in 32 bits, and sums become bytes again.
+// Convolutions on packs: for each image the weights of kept inputs are gathered, blocks of outputs and positions are summed
+// in 32 bits, and sums become packs again.
 #pragma once
 #include <utility>
 
@@ -17,14 +17,12 @@ constexpr bool TILES = false;
 
 // ---- The plan of a layer.
 
-static void plan_together(Conv& c);  // together.h
-
 // Few pixels: a block of rows is gathered and used for all pixels. Many: all rows are gathered, and each block of pixels is
 // used for all of them.
 static void plan_conv(Conv& c, bool has_residual) {
   const int in_place = vectors_for(c.out.height * c.out.stride), copies = vectors_for(c.out.pixels());
   c.path = is_flat(c, has_residual) && 10 * in_place <= 11 * copies ? Path::in_place : Path::copies;
-  const int stored = (c.in_channels + 3) / 4;
+  const int stored = packs_for(c.in_channels);
   c.packed.pitch = c.stride > 1 && 10 * phases_pitch(c) <= 11 * c.out.width ? phases_pitch(c) : c.out.width;
   if (c.path == Path::in_place) plan_in_place(c);
   else if (c.packed.pitch > c.out.width) plan_phases(c, stored, BLOCK);
@@ -36,18 +34,17 @@ static void plan_conv(Conv& c, bool has_residual) {
   if (TILES && c.packed.by_rows) c.planes_size = c.packed.copies_size + all;
   const int rows = c.packed.by_rows ? BLOCK_ROWS : c.out_channels + 3;
   c.scratch_size = 2 * SUMS_FLOATS + 2L * BLOCK * length + gathered_floats(c.tap_count(), c.in_channels, rows);
-  if (TILES) plan_together(c);
 }
 
 INLINE Pixels pixels_of(const Conv& c, const float* input, int inputs, int vector) {
-  return Pixels{quads_of(input) + static_cast<long>(vector) * LANES, c.input_channel, c.taps, c.tap_count(), (inputs + 3) / 4};
+  return Pixels{packs_of(input) + static_cast<long>(vector) * LANES, c.input_channel, c.taps, c.tap_count(), packs_for(inputs)};
 }
 
 // kept: inputs, of which only the number counts.
 static const float* prepare_conv(const Conv& c, Kept kept, const float* map, float* planes) {
-  const int quads = (kept.count + 3) / 4;
+  const int packs = packs_for(kept.count);
   const auto copy = c.packed.pitch > c.out.width ? copy_phases : copy_channel;
-  for (int i = 0; c.path == Path::copies && i < quads; i++)
+  for (int i = 0; c.path == Path::copies && i < packs; i++)
     copy(c, map + static_cast<long>(i) * c.in.channel, planes + static_cast<long>(i) * c.input_channel);
   const float* input = c.path == Path::copies ? planes : map + c.in.origin;
 #if defined(PRUNEGYM_TILES)
@@ -55,43 +52,24 @@ static const float* prepare_conv(const Conv& c, Kept kept, const float* map, flo
     const int length = length_of(c.tap_count(), kept.count);
     float* panels = planes + c.packed.copies_size;
     for (int v = 0; v < c.vectors; v += 2)
-      make_panel(pixels_of(c, input, kept.count, v), length, quads_of(panels + v / 2 * panel_floats(length)));
+      make_panel(pixels_of(c, input, kept.count, v), length, packs_of(panels + v / 2 * panel_floats(length)));
     return panels;
   }
 #endif
   return input;
 }
 
-// ---- From sums to bytes.
+// ---- From sums to packs.
 
-// sum * factor + summand + second, in units of the output. LONG: an activation that is more than two bounds. F: a number
-// for all lanes, or a vector.
-template <bool SECOND, bool LONG, typename F>
-INLINE Vec scaled(const Conv& c, Bits sums, F factor, F summand, Vec second) {
-  const Packed& p = c.packed;
-  Vec v = __builtin_convertvector(sums, Vec) * factor;
-  v = v + summand;
-  if (SECOND) {
-    const Vec more = second * p.scale_second;
-    v = v + more;
-  }
-  if (LONG) {
-    const float zero = static_cast<float>(p.zero_out);
-    v = activated(c.activation, (v - zero) * p.unit) * p.inverse_unit;
-    v = v + zero;
-  }
-  return clamp(v, p.low, p.high);
-}
-
-// Four rows at one vector of positions, as bytes.
+// The rows of a pack at one vector of positions.
 template <bool SECOND, bool LONG>
 INLINE Bits finished(const Conv& c, const Gathered& g, int row, const int32_t* sums, Bits added) {
-  Vec v[4];
-  UNROLL for (int j = 0; j < 4; j++) {
-    const Vec second = SECOND ? byte_of(added, j) : Vec{};
+  Vec v[PER];
+  UNROLL for (int j = 0; j < PER; j++) {
+    const Vec second = SECOND ? number_of(added, j) : Vec{};
     v[j] = scaled<SECOND, LONG>(c, load_bits(sums + j * BLOCK), g.factor[row + j], g.summand[row + j], second);
   }
-  return to_quads(v);
+  return packed(v);
 }
 
 // Calls f(done, y, x, count) for the parts of a picture's rows among the positions first..first + count - 1 of a grid with
@@ -114,11 +92,11 @@ INLINE void store_some(int32_t* to, Bits v, int n) {
 #endif
 }
 
-INLINE const int32_t* pixel(const Map& map, const float* data, long quad, int y, int x) {
-  return quads_of(data) + quad * map.channel + map.first() + static_cast<long>(y) * map.stride + x;
+INLINE const int32_t* pixel(const Map& map, const float* data, long pack, int y, int x) {
+  return packs_of(data) + pack * map.channel + map.first() + static_cast<long>(y) * map.stride + x;
 }
 
-// Sums of a block that are not yet bytes. The next block's are computed first, since tiles take long to arrive.
+// Sums of a block that are not yet packs. The next block's are computed first, since tiles take long to arrive.
 struct Pending {
   int row, rows, at;  // rows of the kept outputs, and where the first is among the gathered
   int vector;         // the first of one or two
@@ -128,25 +106,26 @@ struct Pending {
 // Writes a block.
 template <bool SECOND, bool LONG>
 static void write(const Conv& c, const ConvCall& call, const Gathered& g, const Pending& block) {
-  const auto [row, rows, at, vector, sums] = block;
+  const auto [row, all, at, vector, sums] = block;
+  const int rows = smaller(all, PER * packs_for(call.out_kept.count) - row);
   const int vectors = smaller(2, c.vectors - vector), position = vector * LANES;
-  const Bits fill = broadcast_bits(c.packed.zero_out * 0x01010101);
-  for (int r = 0; r < rows; r += 4) {
-    const long quad = (row + r) / 4;
-    int32_t* out = quads_of(call.output) + quad * c.out.channel;
+  const Bits fill = broadcast_bits(frame_of(c.packed.zero_out));
+  for (int r = 0; r < rows; r += PER) {
+    const long pack = (row + r) / PER;
+    int32_t* out = packs_of(call.output) + pack * c.out.channel;
     if (c.path == Path::in_place) {
       for (int v = 0; v < vectors; v++) {
         const int to = position + v * LANES;
-        const Bits added = SECOND ? load_bits(quads_of(call.residual) + quad * c.residual.channel + c.residual.origin + to) : Bits{};
-        const Bits bytes = finished<SECOND, LONG>(c, g, at + r, sums + r * BLOCK + v * LANES, added);
-        store_bits(out + c.out.origin + to, bits_or(bytes, load_bits(c.valid + to), fill));
+        const Bits added = SECOND ? load_bits(packs_of(call.residual) + pack * c.residual.channel + c.residual.origin + to) : Bits{};
+        const Bits made = finished<SECOND, LONG>(c, g, at + r, sums + r * BLOCK + v * LANES, added);
+        store_bits(out + c.out.origin + to, bits_or(made, load_bits(c.valid + to), fill));
       }
       continue;
     }
     int32_t made[BLOCK + LANES], added[BLOCK] = {};
     if (SECOND)
       for_rows(c, position, vectors * LANES, [&](int done, int y, int x, int part) {
-        store_some(added + done, load_bits(pixel(c.residual, call.residual, quad, y, x)), part);
+        store_some(added + done, load_bits(pixel(c.residual, call.residual, pack, y, x)), part);
       });
     for (int v = 0; v < vectors; v++)
       store_bits(made + v * LANES, finished<SECOND, LONG>(c, g, at + r, sums + r * BLOCK + v * LANES, load_bits(added + v * LANES)));
@@ -164,16 +143,16 @@ static void finish(const Conv& c, const ConvCall& call, const Gathered& g, const
 
 // ---- Computing.
 
-// first, last of the call: quads of kept outputs.
+// first, last of the call: fours of kept outputs.
 static void conv(const Conv& c, const ConvCall& call) {
   const int first = 4 * call.first, last = 4 * call.last;
   if (first >= last) return;
   const int at_once = c.packed.by_rows ? smaller(BLOCK_ROWS, last - first) : last - first;
-  int32_t* sums[2] = {quads_of(call.scratch), quads_of(call.scratch) + SUMS_FLOATS};
+  int32_t* sums[2] = {packs_of(call.scratch), packs_of(call.scratch) + SUMS_FLOATS};
   float* scratch = call.scratch + 2 * SUMS_FLOATS;
 #if defined(PRUNEGYM_TILES)
   const long panel_size = panel_floats(length_of(c.tap_count(), c.in_channels));
-  int32_t* panels[2] = {quads_of(scratch), quads_of(scratch) + panel_size};
+  int32_t* panels[2] = {packs_of(scratch), packs_of(scratch) + panel_size};
   scratch += 2 * panel_size;
   begin_tiles(at_once);
 #endif
@@ -190,7 +169,7 @@ static void conv(const Conv& c, const ConvCall& call) {
 #if defined(PRUNEGYM_TILES)
       // A panel is made one block ahead: numbers that were just stored can't be loaded as a tile at once.
       if (!c.packed.by_rows && v + 2 < c.vectors) make_panel(pixels(v + 2), g.length, panels[1]);
-      const int32_t* panel = c.packed.by_rows ? quads_of(call.input) + v / 2 * panel_floats(g.length) : panels[0];
+      const int32_t* panel = c.packed.by_rows ? packs_of(call.input) + v / 2 * panel_floats(g.length) : panels[0];
       std::swap(panels[0], panels[1]);
 #endif
       for (int row = begin; row < end; row += BLOCK_ROWS) {

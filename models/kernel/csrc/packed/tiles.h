@@ -1,6 +1,6 @@
-// The inner loops: sums of products of bytes, for up to BLOCK_ROWS output channels at two vectors of positions.
+// The inner loops: sums of products, for up to BLOCK_ROWS output channels at two vectors of positions.
 //
-// With AMX, 16 rows of weights times a panel of 16 positions, 16 quads of inputs at a time. A panel holds what is under
+// With AMX, 16 rows of weights times a panel of 16 positions, 16 packs of inputs at a time. A panel holds what is under
 // each tap, [tap][input][position], because a tile is loaded from rows at one distance. Elsewhere pixels are read where
 // they lie, as in tile.h.
 #pragma once
@@ -13,31 +13,12 @@ constexpr int BLOCK = 2 * LANES;    // positions that are computed together
 constexpr int BLOCK_ROWS = 32;      // rows that are
 constexpr int SUMS_FLOATS = BLOCK_ROWS * BLOCK;
 
-// Adds the products of a quad's four bytes: those of pixels have no sign, those of weights have one.
-INLINE Bits dot(Bits sums, Bits pixels, int32_t weights) {
-#if defined(__AVX512VNNI__)
-  return (Bits)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)pixels, _mm512_set1_epi32(weights));
-#elif defined(__AVXVNNI__)
-  return (Bits)_mm256_dpbusd_avx_epi32((__m256i)sums, (__m256i)pixels, _mm256_set1_epi32(weights));
-#elif defined(__AVX2__) && LANES == 8
-  // Products of 16 bits: bytes 0 and 2, then 1 and 3. The instruction for bytes would cut their sums off.
-  const __m256i p = (__m256i)pixels, w = _mm256_set1_epi32(weights), low = _mm256_set1_epi32(0x00FF00FF);
-  const __m256i even = _mm256_madd_epi16(_mm256_and_si256(p, low), _mm256_srai_epi16(_mm256_slli_epi16(w, 8), 8));
-  const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(p, 8), _mm256_srai_epi16(w, 8));
-  return sums + (Bits)even + (Bits)odd;
-#else
-  UNROLL for (int j = 0; j < 4; j++)
-    sums += ((pixels >> (8 * j)) & 255) * static_cast<int32_t>(static_cast<int8_t>(weights >> (8 * j)));
-  return sums;
-#endif
-}
-
-// Where the positions of a block are read: quad (tap, input) at x + input * channel + taps[tap].
+// Where the positions of a block are read: pack (tap, input) at x + input * channel + taps[tap].
 struct Pixels {
   const int32_t* x;
   long channel;
   const long* taps;
-  int tap_count, quads;
+  int tap_count, packs;
 };
 
 #if !defined(PRUNEGYM_TILES)
@@ -50,7 +31,7 @@ static void dots(const Pixels& source, const Gathered& g, int first, int32_t* su
   long k = 0;
   for (int t = 0; t < source.tap_count; t++) {
     const int32_t* x = source.x + source.taps[t];
-    for (int i = 0; i < source.quads; i++, k++, x += source.channel) {
+    for (int i = 0; i < source.packs; i++, k++, x += source.channel) {
       const Bits left = load_bits(x), right = load_bits(x + LANES);
       UNROLL for (int r = 0; r < R; r++) {
         total[r][0] = dot(total[r][0], left, row[r][k]);

@@ -1,7 +1,7 @@
 // Maps of quads from and to pixels: for each pixel the bytes of all channels, one after the other, with zeros for masked
 // ones. together.h computes with these.
 #pragma once
-#include "conv.h"
+#include "../conv.h"
 
 namespace prunegym {
 namespace VARIANT {
@@ -85,7 +85,7 @@ INLINE void store_pixels(const Conv& c, const ConvCall& call, const uint64_t* ch
   for (int y = 0; y < height; y++) {
     for (int x = 0; x < width; x++, results += bytes)
       pick(chosen, channels, results, reinterpret_cast<int8_t*>(line + static_cast<long>(x) * pitch));
-    int32_t* row = quads_of(call.output) + c.out.first() + static_cast<long>(y) * c.out.stride;
+    int32_t* row = packs_of(call.output) + c.out.first() + static_cast<long>(y) * c.out.stride;
     for (int quad = 0; quad < quads; quad += TILE)
       for (int x = 0; x < width; x += TILE)
         transposed(line + static_cast<long>(x) * pitch + quad, pitch, width - x, quads - quad,

@@ -25,7 +25,8 @@ INLINE long picture_floats(const Conv& c) {  // one image with its frame, and wh
 }
 
 // Weights of such a layer are kept twice, since single images gather them.
-static void plan_together(Conv& c) {
+static void plan_layer(Conv& c, bool has_residual) {
+  plan_conv(c, has_residual);
   Packed& p = c.packed;
   if (p.zero_in || c.out.pixels() > MOST_PIXELS || c.groups > 1) return;
   p.steps = (c.tap_count() * in_bytes(c) + STEP_BYTES - 1) / STEP_BYTES;
@@ -165,10 +166,10 @@ static bool together(const Conv& c, const ConvCall* calls, int count, float* pla
   float* own = calls->scratch;
   const auto take = [&](long floats) { return std::exchange(own, own + round_up(floats, LINE)); };
   int8_t* picture = reinterpret_cast<int8_t*>(take(picture_floats(c)));
-  int32_t* sums[2] = {quads_of(take(OUTPUTS * OUTPUTS)), quads_of(take(OUTPUTS * OUTPUTS))};
+  int32_t* sums[2] = {packs_of(take(OUTPUTS * OUTPUTS)), packs_of(take(OUTPUTS * OUTPUTS))};
   float* factor = take(bytes);
   uint64_t* chosen = reinterpret_cast<uint64_t*>(take(chosen_floats(most_channels(c))));
-  int32_t* line = quads_of(take(line_floats(c)));
+  int32_t* line = packs_of(take(line_floats(c)));
   std::memset(picture, 0, picture_floats(c) * sizeof(float));
   std::memset(factor, 0, bytes * sizeof(float));
   std::memcpy(factor, p.factor, c.out_channels * sizeof(float));
@@ -219,7 +220,7 @@ static bool together(const Conv& c, const ConvCall* calls, int count, float* pla
 
 #else
 
-[[maybe_unused]] static void plan_together(Conv&) {}
+constexpr void (*plan_layer)(Conv&, bool) = plan_conv;
 constexpr bool (*together)(const Conv&, const ConvCall*, int, float*) = nullptr;
 
 #endif
