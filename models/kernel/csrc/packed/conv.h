@@ -72,15 +72,24 @@ INLINE Bits finished(const Conv& c, const Gathered& g, int row, const int32_t* s
   return packed(v);
 }
 
-// Calls f(done, y, x, count) for the parts of a picture's rows among the positions first..first + count - 1 of a grid with
-// rows of `pitch`, in parts of one vector at most.
-template <typename F>
-INLINE void for_rows(const Conv& c, int first, int count, F f) {
+// Pixels of one row of the picture, in a block: the first among the block's positions, its place in maps, and how many.
+struct Part {
+  int done, count;
+  long out, residual;
+};
+
+// The parts of a block, of one vector at most: of the positions first..first + count - 1 of a grid with rows of `pitch`.
+// Returns how many.
+INLINE int find_parts(const Conv& c, int first, int count, Part* parts) {
   const int width = c.out.width, height = c.out.height, pitch = c.packed.pitch;
-  int y = first / pitch, x = first % pitch;
+  int y = first / pitch, x = first % pitch, found = 0;
   for (int done = 0; done < count && y < height; done += pitch - x, y++, x = 0)
-    for (int part = 0; part < smaller(width - x, count - done); part += LANES)
-      f(done + part, y, x + part, smaller(LANES, smaller(width - x, count - done) - part));
+    for (int part = 0; part < smaller(width - x, count - done); part += LANES) {
+      const long residual = c.residual.first() + static_cast<long>(y) * c.residual.stride + x + part;
+      parts[found++] = Part{done + part, smaller(LANES, smaller(width - x, count - done) - part),
+                            c.out.first() + static_cast<long>(y) * c.out.stride + x + part, residual};
+    }
+  return found;
 }
 
 // The first n numbers of a vector, and no others.
@@ -90,10 +99,6 @@ INLINE void store_some(int32_t* to, Bits v, int n) {
 #else
   std::memcpy(to, &v, n * sizeof(int32_t));
 #endif
-}
-
-INLINE const int32_t* pixel(const Map& map, const float* data, long pack, int y, int x) {
-  return packs_of(data) + pack * map.channel + map.first() + static_cast<long>(y) * map.stride + x;
 }
 
 // Sums of a block that are not yet packs. The next block's are computed first, since tiles take long to arrive.
@@ -110,6 +115,8 @@ static void write(const Conv& c, const ConvCall& call, const Gathered& g, const 
   const int rows = smaller(all, PER * packs_for(call.out_kept.count) - row);
   const int vectors = smaller(2, c.vectors - vector), position = vector * LANES;
   const Bits fill = broadcast_bits(frame_of(c.packed.zero_out));
+  Part parts[BLOCK];
+  const int part_count = c.path == Path::in_place ? 0 : find_parts(c, position, vectors * LANES, parts);
   for (int r = 0; r < rows; r += PER) {
     const long pack = (row + r) / PER;
     int32_t* out = packs_of(call.output) + pack * c.out.channel;
@@ -123,15 +130,12 @@ static void write(const Conv& c, const ConvCall& call, const Gathered& g, const 
       continue;
     }
     int32_t made[BLOCK + LANES], added[BLOCK] = {};
-    if (SECOND)
-      for_rows(c, position, vectors * LANES, [&](int done, int y, int x, int part) {
-        store_some(added + done, load_bits(pixel(c.residual, call.residual, pack, y, x)), part);
-      });
+    const int32_t* residual = SECOND ? packs_of(call.residual) + pack * c.residual.channel : nullptr;
+    for (int i = 0; SECOND && i < part_count; i++)
+      store_some(added + parts[i].done, load_bits(residual + parts[i].residual), parts[i].count);
     for (int v = 0; v < vectors; v++)
       store_bits(made + v * LANES, finished<SECOND, LONG>(c, g, at + r, sums + r * BLOCK + v * LANES, load_bits(added + v * LANES)));
-    for_rows(c, position, vectors * LANES, [&](int done, int y, int x, int part) {
-      store_some(out + c.out.first() + static_cast<long>(y) * c.out.stride + x, load_bits(made + done), part);
-    });
+    for (int i = 0; i < part_count; i++) store_some(out + parts[i].out, load_bits(made + parts[i].done), parts[i].count);
   }
 }
 

@@ -17,20 +17,28 @@ INLINE void store_packs(int32_t* to, int width, int zero, F packs_at) {
 }
 
 static void to_packs(const View& in, const View& out) {
-  for (int pack = 0; pack < packs_in(out); pack++)
-    for (int y = 0; y < out.map->height; y++)
+  const Unit unit = unit_of(out);
+  for (int pack = 0; pack < packs_in(out); pack++) {
+    const int there = smaller(PER, in.kept.count - PER * pack);
+    for (int y = 0; y < out.map->height; y++) {
+      const float* from[PER];
+      for (int j = 0; j < PER; j++) from[j] = in.row(PER * pack + smaller(j, there - 1), y);
       store_packs(pack_row(out, pack, y), out.map->width, out.zero, [&](int x) {
         Vec v[PER] = {};
-        for (int j = 0; j < PER && PER * pack + j < in.kept.count; j++) v[j] = stored(load(in.row(PER * pack + j, y) + x), out);
+        UNROLL for (int j = 0; j < PER; j++)
+          if (j < there) v[j] = stored(load(from[j] + x), unit);
         return packed(v);
       });
+    }
+  }
 }
 
 static void to_floats(const View& in, const View& out) {
+  const Unit unit = unit_of(in);
   for (int c = 0; c < in.kept.count; c++)
     for (int y = 0; y < out.map->height; y++) {
       const int32_t* from = pack_row(in, c / PER, y);
-      store_row(out.row(c, y), out.map->width, [&](int x) { return meant(number_of(load_bits(from + x), c % PER), in); });
+      store_row(out.row(c, y), out.map->width, [&](int x) { return meant(number_of(load_bits(from + x), c % PER), unit); });
     }
 }
 
@@ -120,6 +128,7 @@ template <typename F>
 INLINE void for_packed_features(const Gate& g, const View& in, float* scratch, F f) {
   const Map& map = *in.map;
   const int cells = g.grid * g.grid;
+  const Unit unit = unit_of(in);
   const float share = in.scale / map.pixels();
   float* const picture = scratch;  // one channel as floats, in the layout of the map
   float* const grid = picture + map.channel;
@@ -137,7 +146,7 @@ INLINE void for_packed_features(const Gate& g, const View& in, float* scratch, F
       if (g.average) standardised(channel, sums[j] * share);
       if (!g.grid) continue;
       for (int i = map.origin; i < map.origin + map.height * map.stride; i += LANES)
-        store(picture + i, meant(number_of(load_bits(from + i), j), in));
+        store(picture + i, meant(number_of(load_bits(from + i), j), unit));
       coarse_grid(g, picture, grid, columns);
       for (int k = 0; k < cells; k++) standardised(g.average * g.in_channels + channel * cells + k, grid[k]);
     }

@@ -9,7 +9,8 @@
 //     Weight            the type of a weight
 //     frame_of(zero)    a pack of zeros
 //     number_of(p, j)   number j of each pack, as it is stored
-//     stored(v, view)   floats as they are stored, and meant(v, view) the reverse
+//     unit_of(view)     what a map's numbers mean
+//     stored(v, unit)   floats as they are stored, and meant(v, unit) the reverse
 //     packed(v)         PER vectors of numbers, rounded, as packs
 //     larger_numbers    of each two
 //     least(relu, zero) the smallest number, to begin a maximum with

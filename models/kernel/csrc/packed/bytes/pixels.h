@@ -67,7 +67,7 @@ INLINE void for_pixels(const Map& map, const float* data, int kept, int32_t* lin
   const int width = map.width, height = map.height, quads = (kept + 3) / 4;
   const long channel = map.channel;
   for (int y = 0; y < height; y++) {
-    const int32_t* row = pixel(map, data, 0, y, 0);
+    const int32_t* row = packs_of(data) + map.first() + static_cast<long>(y) * map.stride;
     for (int quad = 0; quad < quads; quad += TILE)
       for (int x = 0; x < width; x += TILE)
         transposed(row + quad * channel + x, channel, quads - quad, width - x,

@@ -13,11 +13,15 @@ INLINE int32_t frame_of(int zero) { return zero * 0x01010101; }
 INLINE Vec number_of(Bits quads, int j) { return __builtin_convertvector((quads >> (8 * j)) & 255, Vec); }
 
 // q = x / scale + zero, and x = (q - zero) * scale.
-INLINE Vec stored(Vec v, const View& view) {
-  v = v * (1 / view.scale);
-  return clamp(v + static_cast<float>(view.zero), 0, 255);
+struct Unit {
+  float scale, inverse, zero;
+};
+INLINE Unit unit_of(const View& view) { return Unit{view.scale, 1 / view.scale, static_cast<float>(view.zero)}; }
+INLINE Vec stored(Vec v, Unit unit) {
+  v = v * unit.inverse;
+  return clamp(v + unit.zero, 0, 255);
 }
-INLINE Vec meant(Vec v, const View& view) { return (v - static_cast<float>(view.zero)) * view.scale; }
+INLINE Vec meant(Vec v, Unit unit) { return (v - unit.zero) * unit.scale; }
 
 // Rounded to the nearest byte, ties to the even one. The sum with 1.5 * 2^23 leaves it in the lowest bits.
 INLINE Bits to_byte(Vec v) { return (Bits)(clamp(v, 0, 255) + 12582912.f) & 255; }

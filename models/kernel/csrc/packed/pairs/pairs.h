@@ -11,8 +11,10 @@ typedef uint16_t Weight;
 
 INLINE int32_t frame_of(int) { return 0; }
 INLINE Vec number_of(Bits pairs, int j) { return (Vec)(j ? pairs & static_cast<int32_t>(0xFFFF0000) : pairs << 16); }
-INLINE Vec stored(Vec v, const View&) { return v; }
-INLINE Vec meant(Vec v, const View&) { return v; }
+struct Unit {};
+INLINE Unit unit_of(const View&) { return Unit{}; }
+INLINE Vec stored(Vec v, Unit) { return v; }
+INLINE Vec meant(Vec v, Unit) { return v; }
 
 // A float's upper half, rounded to the nearest, ties to even.
 INLINE Bits upper(Vec v) {
