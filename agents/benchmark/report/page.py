@@ -23,6 +23,15 @@ from prunegym.validation import typed
 
 PARTS = Path(__file__).parent
 MOST_GALLERIES = 12
+FILES = {
+    "page": "report.html",
+    "picture": "report.png",
+    "table": "table.csv",
+    "rows": "table.json",
+    "curves": "curves.csv",
+}
+PANELS = 4
+"""Of the picture, side by side."""
 
 
 @typed
@@ -38,8 +47,8 @@ def write_report(
         title: Heading of the page.
 
     Returns:
-        The files: ``page`` (``report.html``), ``picture`` (``report.png``), ``table`` (``table.csv``) and ``curves``
-        (``curves.csv``).
+        The files: ``page`` (``report.html``), ``picture`` (``report.png``), ``table`` (``table.csv``), ``rows`` (the
+        same as ``table.json``, with each seed) and ``curves`` (``curves.csv``).
 
     Raises:
         MissingDependencyError: If plotly is not installed.
@@ -66,10 +75,10 @@ def write_report(
         "galleries": _galleries(tables, groups),
         "statistics": _statistics(tables),
     }
-    files = {"page": "report.html", "picture": "report.png", "table": "table.csv", "curves": "curves.csv"}
-    paths = {name: out / file for name, file in files.items()}
+    paths = {name: out / file for name, file in FILES.items()}
     save_text(paths["page"], page(document, script))
     save_text(paths["table"], table_csv(rows))
+    save_text(paths["rows"], json.dumps({"machine": machine(), "versions": versions(), "rows": rows}, indent=1) + "\n")
     flat = [[*list(curve.values())[:5], *row] for curve in curves for row in curve["rows"]]
     heads = ["task", "point", "split", "agent", "seed", "timesteps", "accuracy", "total_mac_share", "reward"]
     save_text(paths["curves"], _csv([heads, *flat]))
@@ -129,12 +138,13 @@ def page(document: Mapping[str, Any], script: str) -> str:
 def table_csv(rows: Iterable[Mapping[str, Any]]) -> str:
     """Return the rows as CSV: means and half widths of the 95 % intervals."""
     heads = ["task", "point", "split", "agent", "outcome", "runs"]
-    heads += [name for key in SHOWN for name in (key, f"{key}_half_width")]
+    heads += [name for key in (*SHOWN, "difference") for name in (key, f"{key}_half_width")]
     heads += ["milliseconds", "dense_milliseconds"]
     lines: list[list[Any]] = [heads]
     for row in rows:
         line = [row["task"], row["point"], row["split"], row["agent"], row["outcome"], len(row["seeds"])]
         line += [value for key in SHOWN for value in row["figures"].get(key, (None, None))]
+        line += row["difference"] or (None, None)
         times = row["times"] or {}
         lines.append([*line, times.get("milliseconds"), times.get("dense_milliseconds")])
     return _csv(lines)
@@ -154,8 +164,12 @@ def draw(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
     from matplotlib import pyplot as plt
 
     tasks = list(dict.fromkeys((row["task"], row["split"]) for row in rows))
-    picture, axes = plt.subplots(1, len(tasks), figsize=(6 * len(tasks), 4.5), squeeze=False)
-    for task, axis in zip(tasks, axes[0], strict=True):
+    columns = min(PANELS, len(tasks))
+    lines = -(-len(tasks) // columns)
+    picture, axes = plt.subplots(lines, columns, figsize=(6 * columns, 4.5 * lines), squeeze=False)
+    for axis in axes.flat[len(tasks) :]:
+        axis.axis("off")
+    for task, axis in zip(tasks, axes.flat, strict=False):
         own = [row for row in rows if (row["task"], row["split"]) == task]
         for name in dict.fromkeys(row["agent"] for row in own):
             points = sorted(_point(row) for row in own if row["agent"] == name)
