@@ -65,7 +65,8 @@ static void place(const LayerRecord& r, const View& in, const View&, const View&
   }
 }
 
-// A map times a factor for each channel. Zeros of the frame stay zeros, so all rows are one loop.
+// A map times a factor for each channel. Zeros of the frame stay zeros, so all rows are one loop, unless the factor is
+// infinite or no number: then the frame would stay spoilt for all images after this one.
 static void scale(const LayerRecord&, const View& in, const View& factors, const View& out, float*) {
   const Map& map = *in.map;
   const long length = map.is_vector() ? 1 : round_up(map.height * map.stride, LANES);
@@ -77,7 +78,10 @@ static void scale(const LayerRecord&, const View& in, const View& factors, const
     const Vec factor = broadcast(factors.data[c]);
     const float* from = in.data + static_cast<long>(c) * map.channel + map.origin;
     float* to = out.data + static_cast<long>(c) * map.channel + map.origin;
-    for (long x = 0; x < length; x += LANES) store(to + x, load(from + x) * factor);
+    const bool finite = factor[0] - factor[0] == 0;
+    for (long x = 0; finite && x < length; x += LANES) store(to + x, load(from + x) * factor);
+    for (int y = 0; !finite && y < map.height; y++)
+      for (int x = 0; x < map.width; x++) out.row(c, y)[x] = in.row(c, y)[x] * factor[0];
   }
 }
 

@@ -88,7 +88,8 @@ static void multiply(const int32_t* weights, int length, const int32_t* panel, i
 
 INLINE long panel_floats(int length) { return 2L * length * TILE; }
 
-// What is under each tap at a block's positions. Packs after the last tap's stay as they are: their weights are zero.
+// What is under each tap at a block's positions. Packs after the last tap's have weights of zero, so they stay as they are,
+// unless they may be no numbers (NaN).
 static void make_panel(const Pixels& source, int length, int32_t* panel) {
   int32_t* right = panel + static_cast<long>(length) * TILE;
   long k = 0;
@@ -98,6 +99,10 @@ static void make_panel(const Pixels& source, int length, int32_t* panel) {
       store_bits(panel + k, load_bits(x));
       store_bits(right + k, load_bits(x + TILE));
     }
+  }
+  for (; MAY_BE_NAN && k < static_cast<long>(length) * TILE; k += TILE) {
+    store_bits(panel + k, Bits{});
+    store_bits(right + k, Bits{});
   }
 }
 

@@ -6,6 +6,7 @@ namespace prunegym {
 namespace VARIANT {
 
 constexpr int PER = 4;
+constexpr bool MAY_BE_NAN = false;
 typedef int8_t Weight;
 typedef uint8_t Bytes __attribute__((vector_size(LANES * 4)));
 

@@ -7,6 +7,7 @@ namespace prunegym {
 namespace VARIANT {
 
 constexpr int PER = 2;
+constexpr bool MAY_BE_NAN = true;
 typedef uint16_t Weight;
 
 INLINE int32_t frame_of(int) { return 0; }
