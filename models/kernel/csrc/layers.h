@@ -66,7 +66,7 @@ static void place(const LayerRecord& r, const View& in, const View&, const View&
 }
 
 // A map times a factor for each channel. Zeros of the frame stay zeros, so all rows are one loop, unless the factor is
-// infinite or no number: then the frame would stay spoilt for all images after this one.
+// infinite or NaN: then the frame would be wrong for all images after this one.
 static void scale(const LayerRecord&, const View& in, const View& factors, const View& out, float*) {
   const Map& map = *in.map;
   const long length = map.is_vector() ? 1 : round_up(map.height * map.stride, LANES);

@@ -89,7 +89,7 @@ static void multiply(const int32_t* weights, int length, const int32_t* panel, i
 INLINE long panel_floats(int length) { return 2L * length * TILE; }
 
 // What is under each tap at a block's positions. Packs after the last tap's have weights of zero, so they stay as they are,
-// unless they may be no numbers (NaN).
+// unless they may be NaN.
 static void make_panel(const Pixels& source, int length, int32_t* panel) {
   int32_t* right = panel + static_cast<long>(length) * TILE;
   long k = 0;

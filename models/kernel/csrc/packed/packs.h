@@ -6,7 +6,7 @@
 // What differs between the two is in those files, which are included before all others:
 //
 //     PER               channels in a pack
-//     MAY_BE_NAN        whether some packs are no numbers
+//     MAY_BE_NAN        whether a pack may have NaN
 //     Weight            the type of a weight
 //     frame_of(zero)    a pack of zeros
 //     number_of(p, j)   number j of each pack, as it is stored
