@@ -275,7 +275,10 @@ void Plan::place_cells(Gate& g) {
   g.cell_share = even ? 1.f / (static_cast<float>(height) * width) : 0;
 }
 
-static long features_scratch(const Gate& g) { return g.in.channel + round_up(g.in.width, LINE) + 3 * LINE + g.grid * g.grid; }
+// For each of up to four channels its cells and a row of the map.
+static long features_scratch(const Gate& g) {
+  return 4L * (round_up(g.in.width, LINE) + round_up(g.grid * g.grid, LINE) + 3 * LINE);
+}
 
 void Plan::place_features(Layer& layer) {
   const LayerRecord& r = layer.record;

@@ -5,34 +5,34 @@
 namespace prunegym {
 namespace VARIANT {
 
-// Averages over the cells of a grid x grid raster, as torch's adaptive_avg_pool2d. columns: memory for a row of the map.
-static void coarse_grid(const Gate& g, const float* in, float* out, float* columns) {
-  const Map& map = g.in;
-  const int grid = g.grid, width = map.width;
-  for (int gy = 0; gy < grid; gy++, out += grid) {
-    const int top = g.edges[2 * gy], bottom = g.edges[2 * gy + 1];
-    for (int x = 0; x < width; x += LANES) {
-      const float* from = in + map.first() + x;
-      Vec total{};
-      for (int y = top; y < bottom; y++) total += load(from + static_cast<long>(y) * map.stride);
-      store(columns + x, total);
-    }
-    if (g.halves) {  // cells of equal width, a power of two: sums of two neighbours, until there is one for each cell
-      for (int size = width / 2; size >= grid; size /= 2)
-        for (int x = 0; x < size; x += LANES) {
-          const Vec a = load(columns + 2 * x), b = load(columns + 2 * x + LANES);
-          store(columns + x, even_lanes(a, b) + odd_lanes(a, b));
-        }
-      for (int gx = 0; gx < grid; gx++) out[gx] = columns[gx] * g.cell_share;
-      continue;
-    }
-    for (int gx = 0; gx < grid; gx++) {
-      const int left = g.edges[2 * (grid + gx)], right = g.edges[2 * (grid + gx) + 1];
-      float total = 0;
-      for (int x = left; x < right; x++) total += columns[x];
-      out[gx] = total / ((bottom - top) * (right - left));
-    }
+// Averages over a row of cells of the grid x grid raster (as torch's adaptive_avg_pool2d), from the sums of the columns
+// there. These are overwritten, and up to two vectors after them may be read.
+static void average_cells(const Gate& g, int gy, float* columns, float* out) {
+  const int grid = g.grid;
+  if (g.halves) {  // cells of equal width, a power of two: sums of two neighbours, until there is one for each cell
+    for (int size = g.in.width / 2; size >= grid; size /= 2)
+      for (int x = 0; x < size; x += LANES) {
+        const Vec a = load(columns + 2 * x), b = load(columns + 2 * x + LANES);
+        store(columns + x, even_lanes(a, b) + odd_lanes(a, b));
+      }
+    for (int gx = 0; gx < grid; gx++) out[gx] = columns[gx] * g.cell_share;
+    return;
   }
+  const int height = g.edges[2 * gy + 1] - g.edges[2 * gy];
+  for (int gx = 0; gx < grid; gx++) {
+    const int left = g.edges[2 * (grid + gx)], right = g.edges[2 * (grid + gx) + 1];
+    float total = 0;
+    for (int x = left; x < right; x++) total += columns[x];
+    out[gx] = total / (height * (right - left));
+  }
+}
+
+// Whether a channel's average is that of its cells, for all are of one size.
+INLINE bool averages_cells(const Gate& g) { return g.average && g.halves; }
+INLINE float average_of(const float* cells, int count) {
+  float total = 0;
+  for (int k = 0; k < count; k++) total += cells[k];
+  return total / count;
 }
 
 // Some numbers, each with the row of a matrix that it is multiplied with.

@@ -123,31 +123,36 @@ static void average(const LayerRecord&, const View& in, const View&, const View&
   }
 }
 
-// A gate's features, as for_features of policy.h does for floats; f(place, feature).
+// A gate's features, as for_features of features.h does for floats; f(place, feature).
 template <typename F>
 INLINE void for_packed_features(const Gate& g, const View& in, float* scratch, F f) {
   const Map& map = *in.map;
-  const int cells = g.grid * g.grid;
-  const Unit unit = unit_of(in);
+  const int cells = g.grid * g.grid, padded = round_up(cells, LINE), line = round_up(map.width, LINE) + 2 * LINE;
   const float share = in.scale / map.pixels();
-  float* const picture = scratch;  // one channel as floats, in the layout of the map
-  float* const grid = picture + map.channel;
-  float* const columns = grid + round_up(cells, LINE);
+  float* const grids = scratch;  // (PER, padded)
+  float* const columns = grids + PER * padded;  // (PER, line)
   for (int pack = 0; pack < packs_in(in); pack++) {
     const int32_t* from = packs_of(in.data) + static_cast<long>(pack) * map.channel;
     float sums[PER];
-    if (g.average) add_pixels(map, from, in.zero, sums);
+    if (g.average && !averages_cells(g)) add_pixels(map, from, in.zero, sums);
+    for (int gy = 0; gy < g.grid; gy++) {
+      const int top = g.edges[2 * gy], rows = g.edges[2 * gy + 1] - top;
+      const int32_t* first = from + map.first() + static_cast<long>(top) * map.stride;
+      for (int x = 0; x < map.width; x += LANES) {
+        Vec totals[PER];
+        add_columns(first + x, map.stride, rows, in.zero, totals);
+        UNROLL for (int j = 0; j < PER; j++) store(columns + j * line + x, totals[j] * in.scale);
+      }
+      for (int j = 0; j < PER; j++) average_cells(g, gy, columns + j * line, grids + j * padded + gy * g.grid);
+    }
     for (int j = 0; j < PER && PER * pack + j < in.kept.count; j++) {
       const int channel = in.kept.index[PER * pack + j];
+      const float* grid = grids + j * padded;
       const auto standardised = [&](int at, float feature) {
         const float z = (feature - g.mean[at]) * g.scale[at];
         f(at, z < -10 ? -10 : z > 10 ? 10 : z);
       };
-      if (g.average) standardised(channel, sums[j] * share);
-      if (!g.grid) continue;
-      for (int i = map.origin; i < map.origin + map.height * map.stride; i += LANES)
-        store(picture + i, meant(number_of(load_bits(from + i), j), unit));
-      coarse_grid(g, picture, grid, columns);
+      if (g.average) standardised(channel, averages_cells(g) ? average_of(grid, cells) : sums[j] * share);
       for (int k = 0; k < cells; k++) standardised(g.average * g.in_channels + channel * cells + k, grid[k]);
     }
   }

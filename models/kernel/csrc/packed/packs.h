@@ -15,7 +15,7 @@
 //     packed(v)         PER vectors of numbers, rounded, as packs
 //     larger_numbers    of each two
 //     least(relu, zero) the smallest number, to begin a maximum with
-//     add_pixels        sums over the pixels of a pack's channels
+//     add_pixels        sums over the pixels of a pack's channels, and add_columns over some rows
 //     dot               sums plus products of packs
 //     gather_tap        weights of kept inputs
 //     summand_of        what is added to the sums of a row

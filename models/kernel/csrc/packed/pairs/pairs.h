@@ -50,6 +50,15 @@ INLINE void add_pixels(const Map& map, const int32_t* pairs, int, float* sums) {
   for (int j = 0; j < PER; j++) sums[j] = sum(total[j]);
 }
 
+// The sums of some rows, at one vector of columns.
+INLINE void add_columns(const int32_t* pairs, long stride, int rows, int, Vec (&sums)[PER]) {
+  UNROLL for (int j = 0; j < PER; j++) sums[j] = Vec{};
+  for (int y = 0; y < rows; y++) {
+    const Bits v = load_bits(pairs + y * stride);
+    UNROLL for (int j = 0; j < PER; j++) sums[j] += number_of(v, j);
+  }
+}
+
 INLINE Bits dot(Bits sums, Bits pixels, int32_t weights) {
 #if defined(__AVX512BF16__)
   return (Bits)_mm512_dpbf16_ps((__m512)sums, (__m512bh)pixels, (__m512bh)_mm512_set1_epi32(weights));
