@@ -120,7 +120,7 @@ def _entries(path: str, row: Document) -> list[Document]:
     document = _read(path, row)
     if "each" not in row:
         return [document] if document else []
-    found = document.get(row["each"], [])
+    found = find(document, row["each"].format_map(row), optional=True) or []
     return list(found.values() if isinstance(found, dict) else found)
 
 

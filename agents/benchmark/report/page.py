@@ -27,7 +27,7 @@ FILES = {
     "page": "report.html",
     "picture": "report.png",
     "table": "table.csv",
-    "rows": "table.json",
+    "tables": "tables.json",
     "curves": "curves.csv",
 }
 PANELS = 4
@@ -47,8 +47,8 @@ def write_report(
         title: Heading of the page.
 
     Returns:
-        The files: ``page`` (``report.html``), ``picture`` (``report.png``), ``table`` (``table.csv``), ``rows`` (the
-        same as ``table.json``, with each seed) and ``curves`` (``curves.csv``).
+        The files: ``page`` (``report.html``), ``picture`` (``report.png``), ``table`` (``table.csv``), ``tables``
+        (``tables.json``, with each seed, as ``benchmark --json`` prints it) and ``curves`` (``curves.csv``).
 
     Raises:
         MissingDependencyError: If plotly is not installed.
@@ -78,7 +78,8 @@ def write_report(
     paths = {name: out / file for name, file in FILES.items()}
     save_text(paths["page"], page(document, script))
     save_text(paths["table"], table_csv(rows))
-    save_text(paths["rows"], json.dumps({"machine": machine(), "versions": versions(), "rows": rows}, indent=1) + "\n")
+    whole = {", ".join(where): table.as_json() for where, table in tables.items()}
+    save_text(paths["tables"], json.dumps({"machine": machine(), "tables": whole}, indent=1) + "\n")
     flat = [[*list(curve.values())[:5], *row] for curve in curves for row in curve["rows"]]
     heads = ["task", "point", "split", "agent", "seed", "timesteps", "accuracy", "total_mac_share", "reward"]
     save_text(paths["curves"], _csv([heads, *flat]))
