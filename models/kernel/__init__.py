@@ -6,11 +6,12 @@ not depend on the rest of PruneGym: you describe a network to :class:`PlanBuilde
 
 from __future__ import annotations
 
+from prunegym.models.kernel.buffers import Value as Value
 from prunegym.models.kernel.builder import PlanBuilder as PlanBuilder
-from prunegym.models.kernel.plan import GateHead as GateHead, Pass as Pass, Plan as Plan
+from prunegym.models.kernel.passes import Pass as Pass
+from prunegym.models.kernel.plan import GateHead as GateHead, Plan as Plan
 from prunegym.models.kernel.shared_library import (
     KernelError as KernelError,
-    Value as Value,
     available as available,
     bfloat16_variants as bfloat16_variants,
     byte_variants as byte_variants,

@@ -8,16 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from prunegym.errors import InvalidInputError
+from prunegym.models.kernel.buffers import Value, assign_buffers
 from prunegym.models.kernel.byte_layers import ByteLayers, Pair
 from prunegym.models.kernel.plan import GateHead, Plan
-from prunegym.models.kernel.shared_library import (
-    KINDS,
-    MAX_CHANNELS,
-    MAX_PIXELS,
-    Value,
-    ValueRecord,
-    assign_buffers,
-)
+from prunegym.models.kernel.shared_library import KINDS, MAX_CHANNELS, MAX_PIXELS, ValueRecord
 from prunegym.models.kernel.values import (
     LayerFields,
     Values,

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from prunegym.errors import InvalidInputError
+from prunegym.models.kernel.buffers import Value
 from prunegym.models.kernel.map_layers import MapLayers
-from prunegym.models.kernel.shared_library import MAX_PIXELS, PAIRS, Value
+from prunegym.models.kernel.shared_library import MAX_PIXELS, PAIRS
 from prunegym.models.kernel.values import (
     LayerFields,
     activation_number,

@@ -7,11 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from prunegym.errors import InvalidInputError
-from prunegym.models.kernel.shared_library import (
-    MAX_CHANNELS,
-    MAX_PIXELS,
-    Value,
-)
+from prunegym.models.kernel.buffers import Value
+from prunegym.models.kernel.shared_library import MAX_CHANNELS, MAX_PIXELS
 from prunegym.models.kernel.values import (
     LayerFields,
     Values,

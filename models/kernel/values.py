@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from prunegym.errors import InvalidInputError
+from prunegym.models.kernel.buffers import Value
 from prunegym.models.kernel.shared_library import (
     ACTIVATIONS,
     ARRAYS,
@@ -17,7 +18,6 @@ from prunegym.models.kernel.shared_library import (
     MAX_CHANNELS,
     MAX_PIXELS,
     LayerRecord,
-    Value,
 )
 from prunegym.validation import choice, shape, whole_number
 

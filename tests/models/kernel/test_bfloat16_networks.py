@@ -18,7 +18,7 @@ pytestmark = [
 each_variant = pytest.mark.parametrize("variant", bfloat16_variants())
 
 
-@pytest.mark.parametrize("first", range(0, 60, 20))
+@pytest.mark.parametrize("first", [0, 20])
 def test_each_layer_of_random_networks_equals_torch_up_to_rounding(first):
     for seed in range(first, first + 20):
         Bfloat16Network(seed).check(bfloat16_variants(), batch=1 + seed % 3)
