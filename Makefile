@@ -15,7 +15,7 @@ venv: $(STAMP)
 
 # torch is installed first, in its exact version, because the range of another package may fetch a CUDA build.
 # This also builds the kernel, if there is a compiler.
-$(STAMP): pyproject.toml constraints.txt setup.py $(wildcard models/kernel/csrc/*)
+$(STAMP): pyproject.toml constraints.txt setup.py $(shell find models/kernel/csrc -type f)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) "$$(grep '^torch==' constraints.txt)" -c constraints.txt
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[dev]'
