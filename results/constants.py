@@ -1,8 +1,10 @@
 r"""Constants in place of masked channels of a frozen CNN, beside zeros: gates, and the best single mask, over seeds.
 
-Each cell is one training: gates or a static mask, with constants or zeros, at one MAC share, with one seed. All gates
-of a seed begin with the same imitation; static masks are trained on as many images. A cell that is done is not made
-again, an interrupted one goes on from its last epoch. The document is written after each cell, with what is there.
+Each cell is one training: gates or a static mask, with constants or zeros, at one MAC share, with one seed. With
+``--variants`` also those of constant_variants.py, for gates with constants. All gates of a seed begin with the same
+imitation; static masks are trained on as many images. Finished cells are kept in a folder with the name of the
+document, so that other machines can add seeds; an interrupted cell goes on from its last epoch. The document is written
+after each cell, with what is there.
 
     python results/constants.py resnet20 results/cifar10-jpeg/cnn.safetensors runs/constants --json constants.json
 """
@@ -20,6 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import constant_variants
 import numpy as np
 import torch
 from torch import Tensor
@@ -27,8 +30,9 @@ from torch import Tensor
 from prunegym import DynamicCNN, load_dataset
 from prunegym.agents import evaluate
 from prunegym.agents.comparison.results import interval
-from prunegym.models import Dataset, StaticPolicy
+from prunegym.models import Dataset, MaskedCNN, StaticPolicy
 from prunegym.models.gating.features import MaskFeatures
+from prunegym.models.gating.static_policy import Policy
 from prunegym.models.storage.model_file import Bundle, read_model
 from prunegym.models.storage.run_folder import command_line, machine
 from prunegym.models.training.cnn_training import dense_logits
@@ -53,6 +57,14 @@ STUDIES = {"resnet20": Study((0.7, 0.6), 5), "vgg11": Study((0.7,), 3), "fashion
 
 SHOWN = {"gates": "gates", "static": "learnt static mask"}
 """How kinds of cells are called in the table."""
+VARIANTS = {
+    "predicted": "constants predicted for each image",
+    "imitated": "constants, imitation repeated under them",
+    "ppo": "constants, then PPO",
+    "ppo-both": "constants, then PPO that trains them too",
+}
+WAYS = {"constant": "constants", "zero": "zeros", **VARIANTS}
+"""How what replaces masked channels is called in the table."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,14 +82,15 @@ class Cell:
         return f"{self.kind}-{self.compensation}-{round(100 * self.share)}-{self.seed}"
 
 
-def cells(study: Study) -> list[Cell]:
-    """Return the cells of a study: constants of all seeds, then zeros."""
+def cells(study: Study, variants: bool = False) -> list[Cell]:
+    """Return the cells of a study: constants of all seeds, then zeros, then the variants of gates."""
     pairs = [(kind, share) for share in study.shares for kind in ("gates", "static")]
     return [
         Cell(kind, way, share, seed)
-        for way in ("constant", "zero")
+        for way in ("constant", "zero", *(VARIANTS if variants else ()))
         for seed in range(study.seeds)
         for kind, share in pairs
+        if kind == "gates" or way not in VARIANTS
     ]
 
 
@@ -86,13 +99,14 @@ class Trainings:
 
     Args:
         cnn: Its file.
-        out: Folder of checkpoints, models and finished cells.
+        out: Folder of checkpoints and models.
+        cells: Folder of finished cells.
         images: Only so many training images; None for all.
     """
 
-    def __init__(self, cnn: Path, out: Path, images: int | None = None) -> None:
+    def __init__(self, cnn: Path, out: Path, cells: Path, images: int | None = None) -> None:
         self.stored: Bundle = read_model(cnn)
-        self.out = out
+        self.out, self.cells = out, cells
         info = self.stored.info
         self.splits = {
             split: info.adapt(load_dataset(info.dataset, split))  # type: ignore[arg-type]
@@ -115,14 +129,14 @@ class Trainings:
 
     def run(self, cell: Cell) -> dict[str, Any]:
         """Train a cell, and return its figures; those that are stored, if it is done."""
-        done = self.out / "cells" / f"{cell.name}.json"
+        done = self.cells / f"{cell.name}.json"
         if done.exists():
             found: dict[str, Any] = json.loads(done.read_text())
             return found
         started = time.process_time()
-        model = self._trained(cell)
-        figures = {split: self._figures(model, self.splits[split]) for split in ("validation", "test")}
-        constants = model.masked.constants
+        masked, policy = self._trained(cell)
+        figures = {split: self._figures(masked, policy, self.splits[split]) for split in ("validation", "test")}
+        constants = masked.constants
         document = {
             **dataclasses.asdict(cell), **figures, "seconds": time.process_time() - started,
             "largest_constant": None if constants is None else constants.abs().max().item(),
@@ -134,24 +148,40 @@ class Trainings:
         part.rename(done)
         return document
 
-    def _trained(self, cell: Cell) -> DynamicCNN:
+    def _trained(self, cell: Cell) -> tuple[MaskedCNN, Policy]:
         folder = self.out / cell.name
+        folder.mkdir(parents=True, exist_ok=True)
         passes = IMITATION.steps * IMITATION.batch_size / len(self.train)
         tune = TuneConfig(
             target_macs=cell.share, epochs=EPOCHS + passes * (cell.kind == "static"), train_cnn=False, augment="flip",
-            compensation="constant" if cell.compensation == "constant" else None, seed=cell.seed,
+            compensation=None if cell.compensation == "zero" else "constant", seed=cell.seed,
         )  # fmt: skip
-        config = PrepareConfig(imitation=None, tune=tune, seed=cell.seed)
-        masked = self.stored.masked
+        config, masked = PrepareConfig(imitation=None, tune=tune, seed=cell.seed), self.stored.masked
+        match cell.compensation:
+            case "predicted":
+                begun = self._imitated(cell.seed), self.train, tune, self.teacher, folder / "tune.safetensors"
+                return constant_variants.predicted(masked, *begun)
+            case "imitated":
+                again = dataclasses.replace(config, imitation=dataclasses.replace(IMITATION, seed=cell.seed))
+                earlier = self._with_constants(cell).masked
+                return constant_variants.imitated(earlier, self.train, again, self.teacher, folder)
+            case "ppo" | "ppo-both":
+                both = cell.compensation == "ppo-both"
+                given = self._with_constants(cell), self.splits, cell.share, cell.seed, folder / "run"
+                trained = constant_variants.reinforced(*given, train=both)
+                return trained.masked, trained.policy
         start = self._imitated(cell.seed) if cell.kind == "gates" else StaticPolicy(MaskFeatures(masked))
-        folder.mkdir(parents=True, exist_ok=True)
         masked, policy = prepare(
             masked, self.train, config, policy=start, teacher=self.teacher, folder=folder,
             report=lambda stage, row: log(f"{cell.name} {stage}", row),
         )  # fmt: skip
-        model = DynamicCNN(masked, policy, self.stored.info)
-        model.save(folder / "model.safetensors")
-        return model
+        DynamicCNN(masked, policy, self.stored.info).save(folder / "model.safetensors")
+        return masked, policy
+
+    def _with_constants(self, cell: Cell) -> DynamicCNN:
+        """Return the gates and constants that were trained with a variant's seed."""
+        done = self.out / dataclasses.replace(cell, compensation="constant").name / "model.safetensors"
+        return DynamicCNN.load(done, copy.deepcopy(self.stored.masked.network))
 
     def _imitated(self, seed: int) -> Any:
         """Return gates after imitation, which is done once for each seed."""
@@ -161,10 +191,13 @@ class Trainings:
         report = lambda stage, row: log(f"{stage} {seed}", row)  # noqa: E731
         return copy.deepcopy(prepare(self.stored.masked, self.train, config, folder=folder, report=report)[1])
 
-    def _figures(self, model: DynamicCNN, split: Dataset) -> dict[str, Any]:
-        found = evaluate(model, None, split)
-        right = base64.b64encode(np.packbits(found.correct.numpy()).tobytes()).decode()
-        return {**found.as_json(), "correct": right}
+    def _figures(self, masked: MaskedCNN, policy: Policy, split: Dataset) -> dict[str, Any]:
+        if isinstance(policy, constant_variants.PredictedConstants):
+            plain, correct = constant_variants.figures(masked, policy, split)
+        else:
+            found = evaluate(DynamicCNN(masked, policy, self.stored.info), None, split)
+            plain, correct = found.as_json(), found.correct
+        return {**plain, "correct": base64.b64encode(np.packbits(correct.numpy()).tobytes()).decode()}
 
 
 def log(what: str, row: Any) -> None:
@@ -182,11 +215,12 @@ def table(study: Study, found: dict[Cell, dict[str, Any]]) -> dict[str, Any]:
     """Return the rows of a study: means over the seeds that are there, and differences to other rows."""
     rows = []
     for share in study.shares:
-        for kind, way in (("gates", "constant"), ("static", "constant"), ("gates", "zero"), ("static", "zero")):
+        both = [(kind, way) for way in ("constant", "zero") for kind in ("gates", "static")]
+        for kind, way in [*both, *(("gates", way) for way in VARIANTS)]:
             mine = {cell.seed: one for cell, one in found.items() if cell == Cell(kind, way, share, cell.seed)}
             if not mine:
                 continue
-            name = f"{share:.2f}, {SHOWN[kind]}, {way}s"
+            name = f"{share:.2f}, {SHOWN[kind]}, {WAYS[way]}"
             row: dict[str, Any] = {"name": name, "share": share, "seeds": sorted(mine), "count": len(mine)}
             row |= {
                 split: {
@@ -195,11 +229,13 @@ def table(study: Study, found: dict[Cell, dict[str, Any]]) -> dict[str, Any]:
                 }
                 for split in ("validation", "test")
             }
-            for other_kind, other_way in (("static", way), (kind, "zero")):
+            others = {"minus_static": ("static", "constant" if way in VARIANTS else way), "minus_zeros": (kind, "zero")}
+            others |= {"minus_constants": (kind, "constant")} if way in VARIANTS else {}
+            for column, (other_kind, other_way) in others.items():
                 other = {seed: found.get(Cell(other_kind, other_way, share, seed)) for seed in mine}
                 pairs = {seed: one for seed, one in other.items() if one is not None}
                 if pairs and (other_kind, other_way) != (kind, way):
-                    row["minus_static" if other_kind != kind else "minus_zeros"] = difference(mine, pairs)
+                    row[column] = difference(mine, pairs)
             rows.append(row)
     return {"rows": rows, "seeds": sorted({cell.seed for cell in found})}
 
@@ -226,19 +262,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", choices=STUDIES)
     parser.add_argument("cnn", type=Path, help="file of the trained CNN")
-    parser.add_argument("out", type=Path, help="folder of the runs")
+    parser.add_argument("out", type=Path, help="folder of checkpoints and models")
     parser.add_argument("--json", type=Path, required=True, help="document to write")
     parser.add_argument("--seeds", type=int, help="how many; those of the study by default")
     parser.add_argument("--images", type=int, help="use only so many images of each split, for a trial")
+    parser.add_argument("--variants", action="store_true", help="make the variants too")
     parser.add_argument("--no-run", action="store_true", help="write the document of the cells that are done")
     options = parser.parse_args(sys.argv[1:])
     torch.set_num_threads(1)
     study = STUDIES[options.study]
     study = dataclasses.replace(study, seeds=options.seeds or study.seeds)
     found: dict[Cell, dict[str, Any]] = {}
-    trainings = None if options.no_run else Trainings(options.cnn, options.out, options.images)
-    for cell in cells(study):
-        done = options.out / "cells" / f"{cell.name}.json"
+    folder = options.json.with_suffix("")
+    trainings = None if options.no_run else Trainings(options.cnn, options.out, folder, options.images)
+    for cell in cells(study, options.variants or options.no_run):
+        done = folder / f"{cell.name}.json"
         if trainings is not None:
             found[cell] = trainings.run(cell)
         elif done.exists():

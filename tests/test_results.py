@@ -12,8 +12,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
+from prunegym import DynamicCNN, load_dataset, shipped_model
 from prunegym.models.dynamic_cnn import shipped_path
+from prunegym.models.gating.static_policy import rollout
 from tests import ROOT
 
 MAKEFILE = ROOT / "results" / "Makefile"
@@ -129,6 +132,7 @@ def test_the_page_of_networks_is_what_its_documents_say(monkeypatch: pytest.Monk
 
 
 def test_cells_with_constants_are_made_once_and_become_a_table(tmp_path, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "results"))
     script = load_script("constants")
     monkeypatch.setattr(script, "IMITATION", dataclasses.replace(script.IMITATION, steps=1, batch_size=32))
     monkeypatch.setattr(script, "EPOCHS", 1.0)
@@ -142,14 +146,46 @@ def test_cells_with_constants_are_made_once_and_become_a_table(tmp_path, monkeyp
         "0.60, learnt static mask, zeros",
     ]  # fmt: skip
     gates, static = document["rows"][:2]
-    cells = [tmp_path / f"runs/cells/{kind}-constant-60-0.json" for kind in ("gates", "static")]
+    cells = [tmp_path / f"table/{kind}-constant-60-0.json" for kind in ("gates", "static")]
     both = [json.loads(cell.read_text())["test"] for cell in cells]
     assert gates["test"]["accuracy"]["mean"] == both[0]["accuracy"]
     difference = both[0]["accuracy"] - both[1]["accuracy"]
     assert gates["minus_static"]["over_seeds"]["mean"] == pytest.approx(difference)
     assert gates["minus_static"]["by_image"]["mean"] == pytest.approx(difference)
     assert static["test"]["policy_mac_share"]["mean"] == 0
+    # The variants begin with these cells.
+    monkeypatch.setattr(importlib.import_module("constant_variants"), "EPISODES", 512)
+    monkeypatch.setattr(script.sys, "argv", ["constants.py", *options, "--images", "64", "--variants"])
+    script.main()
+    document = json.loads((tmp_path / "table.json").read_text())
+    variants = {row["name"].split(", gates, ")[1]: row for row in document["rows"] if "minus_constants" in row}
+    assert list(variants) == list(script.VARIANTS.values())
+    assert all(row["test"]["total_mac_share"]["mean"] == pytest.approx(0.6, abs=0.05) for row in variants.values())
+    models = [DynamicCNN.load(tmp_path / f"runs/{place}model.safetensors") for place in (
+        "gates-constant-60-0/", "gates-ppo-60-0/run/", "gates-ppo-both-60-0/run/",
+    )]  # fmt: skip
+    before, kept, trained = (model.masked.constants for model in models)
+    assert torch.equal(before, kept)
+    assert not torch.equal(before, trained)
     # Cells that are done are read, not made again.
     monkeypatch.setattr(script, "prepare", None)
     script.main()
     assert json.loads((tmp_path / "table.json").read_text()) == document
+
+
+def test_predicted_constants_are_those_of_a_cnn_with_these_constants(monkeypatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "results"))
+    variants = importlib.import_module("constant_variants")
+    model, images = shipped_model("digits"), load_dataset("digits", "test").batch(torch.arange(5))
+    policy = variants.PredictedConstants(model.policy, model.masked)
+    policy.rescale_logits(offset=-3.0)
+    for shift in policy.shifts:
+        torch.nn.init.normal_(shift.weight, std=3.0)
+    model.masked.compensate(torch.linspace(-1, 1, model.masked.mask_size))
+    run = rollout(model.masked, policy, images)
+    shifts = torch.cat([policy.predicted[gate] for gate in range(len(model.masked.gates))], 1)
+    assert shifts.abs().max() > 0.5
+    assert 0.1 < run.mask.mean() < 0.9
+    for row in range(5):
+        plain = shipped_model("digits").masked.compensate(model.masked.constants + shifts[row])
+        torch.testing.assert_close(plain(images[row : row + 1], run.mask[row : row + 1]), run.output[row : row + 1])
