@@ -11,10 +11,11 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
-from prunegym import DynamicCNN, load_dataset, shipped_model
+from prunegym import DynamicCNN, MaskVecEnv, load_dataset, shipped_model
 from prunegym.models.dynamic_cnn import shipped_path
 from prunegym.models.gating.static_policy import rollout
 from tests import ROOT
@@ -189,3 +190,27 @@ def test_predicted_constants_are_those_of_a_cnn_with_these_constants(monkeypatch
     for row in range(5):
         plain = shipped_model("digits").masked.compensate(model.masked.constants + shifts[row])
         torch.testing.assert_close(plain(images[row : row + 1], run.mask[row : row + 1]), run.output[row : row + 1])
+
+
+def test_groups_branch_at_a_gate(monkeypatch) -> None:
+    script = load_script("credit")
+    inner = MaskVecEnv("prunegym/LayerwiseChannelMask-v0", 24, group=4, model="digits", reward="macs", seed=0)
+    env = script.BranchAtGate(inner, seed=0)
+    rng, gates = np.random.default_rng(0), len(inner.simulator.decisions)
+    env.reset()
+    branch, paid, ended = env._branch, np.zeros(24), np.full(24, -1)
+    for gate in range(gates):
+        mask = inner.simulator.mask
+        _, rewards, dones, infos = env.step(rng.integers(0, 2, (24, *inner.action_space.shape)))
+        bits = inner.simulator.task.masked.split(mask)[gate].reshape(6, 4, -1)
+        same = (bits == bits[:, :1]).all(2).all(1).numpy()
+        np.testing.assert_array_equal(same, (gate < branch)[::4])
+        assert not rewards[gate < branch].any()
+        ended[dones & (ended < 0)] = gate
+        paid += rewards
+    # PPO's episode of the steps that a group plays together ends before the gate where it parts.
+    np.testing.assert_array_equal(ended, np.where(branch > 0, branch - 1, gates - 1))
+    assert set(branch) == set(range(gates))
+    # From there on, returns are those of the episodes, less the mean of the other three.
+    whole = np.array([info["episode"]["r"] for info in infos]).reshape(6, 4)
+    np.testing.assert_allclose(paid.reshape(6, 4), (whole - whole.mean(1, keepdims=True)) * 4 / 3, atol=1e-5)
