@@ -48,7 +48,7 @@ class HardCap:
 
 @dataclasses.dataclass(frozen=True)
 class Deadline:
-    """A right answer counts only if it is there in time, by a latency table with its steps.
+    """A right answer counts only if it is there in time, by a latency table.
 
     Attributes:
         milliseconds: The deadline of one image, without the time of deciding.
