@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from prunegym.agents.benchmark.records import RESULTS, Record, read_record
+from prunegym.agents.benchmark.records import RESULTS, Record, grouped, read_record
 from prunegym.errors import InvalidInputError, MissingDataError
 from prunegym.models.data.files.bounded_files import read_json
 from prunegym.models.storage.run_folder import begin_run, finish_run
@@ -31,8 +31,8 @@ def merge(folders: Sequence[Path | str], out: Path | str) -> int:
 
     Raises:
         MissingDataError: If a folder is no benchmark.
-        InvalidInputError: If ``out`` has a run already, if the suites differ, or if a cell is in two folders with
-            other results.
+        InvalidInputError: If ``out`` has a run already, if the suites differ, if a cell is in two folders with
+            other results, or if cells of a task are of another model, other images or another reward.
     """
     out, roots = Path(out), [Path(folder) for folder in folders]
     if out.exists() and any(out.iterdir()):
@@ -52,6 +52,7 @@ def merge(folders: Sequence[Path | str], out: Path | str) -> int:
                 raise InvalidInputError(
                     f"{known.file} and {file} are of the same cell, with other results. Remove one of the two runs."
                 )
+    grouped(cells.values())  # all that will be in one table must have the same model, images and reward
     begin_run(out, {"suite": _name(roots[0])}, resume=False)
     for place, record in cells.items():
         shutil.copytree(record.folder, out / place.parent, dirs_exist_ok=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from prunegym.agents.comparison.results import BROKEN, Result
-from prunegym.agents.comparison.table import Comparison, row_of
+from prunegym.agents.comparison.table import Comparison, paired, row_of
 from prunegym.errors import InvalidInputError, MissingDataError
 from prunegym.models.data.files.bounded_files import read_json
 
@@ -68,9 +68,16 @@ class Record:
 
     @property
     def terms(self) -> dict[str, Any]:
-        """What all results in one table must have in common: images, lambda and reward."""
-        marks = self.configuration or {}
-        return {"data set": marks.get("dataset"), "lambda": self.penalty, "reward": self.cell.get("reward")}
+        """What all results in one table must have in common: images, lambda, reward and, unless seeds differ, model."""
+        marks, cell = self.configuration or {}, self.cell
+        named = {
+            "data set": "dataset", "training images": "train", "validation images": "validation",
+            "original CNN": "dense", "reward": "reward",
+        }  # fmt: skip
+        if not cell.get("model_of_seed", "{seed}" in str(cell.get("model"))):
+            named |= {"model": "model", "gates": "policy"}
+        terms = {name: marks.get(key) for name, key in named.items()}
+        return {**terms, "lambda": self.penalty, "reward's text": cell.get("reward")}
 
     @property
     def penalty(self) -> float:
@@ -116,7 +123,7 @@ def read_records(folders: Iterable[Path | str]) -> list[Record]:
 
 
 def grouped(records: Iterable[Record]) -> dict[Where, dict[str, dict[int, Record]]]:
-    """Return records by place, agent and seed.
+    """Return records by place, agent and seed; of an agent that does not depend on the seed only the first.
 
     Raises:
         InvalidInputError: If two have the same place, agent and seed.
@@ -137,6 +144,11 @@ def grouped(records: Iterable[Record]) -> dict[Where, dict[str, dict[int, Record
                 "folders that have each run once, or join them with prunegym merge."
             )
         seeds[record.seed] = record
+    for agents in found.values():
+        for agent, seeds in agents.items():
+            if not any(record.cell.get("each") for record in seeds.values()):
+                first_seed = min(seeds)  # parts of a suite on several machines have each made the same
+                agents[agent] = {first_seed: seeds[first_seed]}
     return found
 
 
@@ -145,7 +157,7 @@ def comparison(
 ) -> Comparison | None:
     """Return the table of a place; None if its reference has no result.
 
-    The seeds that count for an agent are those that the reference has too.
+    The seeds that count for an agent are those that the reference has too; without any, all, and no difference.
 
     Args:
         where: The place.
@@ -161,10 +173,10 @@ def comparison(
     for agent in sorted(agents, key=lambda one: one != name):
         own, other = known[agent], known[name]
         each = [any(record.cell.get("each") for record in agents[one].values()) for one in (agent, name)]
-        if agent != name and all(each):  # neither is for all seeds
-            both = [seed for seed in own if seed in other]
-            own, other = ({seed: one[seed] for seed in both} or one for one in (own, other))
-        rows.append(row_of(agent, own, other, first.penalty))
+        pairs = None if agent == name else paired(own, other, *each)
+        if pairs and all(each):
+            own = {seed: result for seed, result in own.items() if seed in other}
+        rows.append(row_of(agent, own, pairs, first.penalty))
     return Comparison(f"{where.task}, {where.point}, {where.split}", name, tuple(known[name]), tuple(rows))
 
 

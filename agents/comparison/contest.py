@@ -10,20 +10,20 @@ from typing import Any
 
 from torch import nn
 
+from prunegym.agents.comparison.checking import check_reward, checked_models
 from prunegym.agents.comparison.entries import Entry, Terms, as_entry
 from prunegym.agents.comparison.results import VERSION, Result, fingerprint, save_agent, slug
-from prunegym.agents.comparison.table import Comparison, of_seed, row_of
+from prunegym.agents.comparison.table import Comparison, of_seed, paired, row_of
 from prunegym.agents.evaluation.evaluator import evaluate
 from prunegym.agents.evaluation.predictors import PredictorOptions
 from prunegym.agents.rl.recipe import Recipe, own_reward
 from prunegym.errors import InvalidInputError
-from prunegym.models.catalog import Model, resolve_model
-from prunegym.models.checks import check_dense, check_masked
+from prunegym.models.catalog import Model
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.data.dataset_registry import other_split
 from prunegym.models.storage.model_file import Bundle
 from prunegym.models.storage.run_folder import begin_run, finish_run
-from prunegym.models.training.cnn_training import StageReport, answered
+from prunegym.models.training.cnn_training import StageReport
 from prunegym.validation import choice
 
 
@@ -95,14 +95,17 @@ class Contest:
         train = other_split(dataset, "train", "train=") if train is None else train
         validation = other_split(dataset, "validation", "validation=") if validation is None else validation
         data = {"evaluated": dataset, "train": train, "validation": validation}
-        models = _models(model, seeds, data, dense, device)
+        models = checked_models(model, seeds, data, dense, device)
         return cls(
             entries=tuple(rows), reference=first, models=models, of_seeds=isinstance(model, Mapping), share=share,
             dense=dense, **more,
         )  # fmt: skip
 
     def check(self) -> None:
-        """Raise an error if an entry cannot be made or evaluated. Nothing is trained."""
+        """Raise an error if an entry cannot be made or evaluated, or the task's reward fails. Nothing is trained."""
+        if self.reward is not None:
+            for model in {id(model): model for model in self.models.values()}.values():
+                check_reward(self.reward, model, self.penalty)
         for entry in self.entries:
             seeds = list(self.models)
             for seed in seeds if self.of_seeds or entry.seed_key is not None else seeds[:1]:
@@ -110,8 +113,11 @@ class Contest:
 
     def seeds_of(self, entry: Entry) -> list[int]:
         """Return the seeds of an entry: only the first, if they make no difference."""
-        each = self.of_seeds or entry.seeded or (entry.at_share and self.reference.seeded)
-        return list(self.models) if each else list(self.models)[:1]
+        return list(self.models) if self.depends_on_seed(entry) else list(self.models)[:1]
+
+    def depends_on_seed(self, entry: Entry) -> bool:
+        """Return whether an entry's result depends on the seed."""
+        return self.of_seeds or entry.seeded or (entry.at_share and self.reference.seeded)
 
     @property
     def ordered(self) -> list[Entry]:
@@ -124,18 +130,27 @@ class Contest:
         return min(1.0, spent)
 
     def folder(self, entry: Entry, seed: int) -> Path:
-        """Return the folder of a cell."""
-        return self.root / "runs" / f"{slug(entry.run_name or entry.name)}-seed{seed}"
+        """Return the folder of a cell.
+
+        A training by a recipe has one folder for all splits. Other agents may depend on the split, for example by the
+        reference's MACs there: the first split has the plain name, and each other one a folder of its own.
+        """
+        plain = self.root / "runs" / f"{slug(entry.run_name or entry.name)}-seed{seed}"
+        name = self._result_name(seed)
+        if entry.run_name is not None or (plain / name).exists() or not any(plain.glob("result-*.json")):
+            return plain
+        return plain.with_name(f"{plain.name}-{slug(self.models[seed].data['evaluated'].split)}")
 
     def file(self, entry: Entry, seed: int) -> Path:
         """Return the file of a cell's result."""
-        return self.folder(entry, seed) / f"result-{slug(self.models[seed].data['evaluated'].split)}.json"
+        return self.folder(entry, seed) / self._result_name(seed)
 
-    def configuration(self, entry: Entry, seed: int, share: float) -> dict[str, Any] | None:
-        """Return everything that a result depends on, as plain JSON; None for an agent that may depend on more."""
+    def _result_name(self, seed: int) -> str:
+        return f"result-{slug(self.models[seed].data['evaluated'].split)}.json"
+
+    def configuration(self, entry: Entry, seed: int, share: float) -> dict[str, Any]:
+        """Return everything that a result depends on, as plain JSON. An agent that may depend on more has no entry."""
         key = entry.key if entry.seed_key is None else entry.seed_key(seed)
-        if key is None:
-            return None
         model = self.models[seed]
         own = None if self.reward is None else self.reward.as_dict()["env_kwargs"]
         return {
@@ -158,7 +173,7 @@ class Contest:
     def stored(self, entry: Entry, seed: int, share: float) -> Result | None:
         """Return the stored result of a cell; None if there is none, or one of another configuration."""
         configuration = self.configuration(entry, seed, share)
-        return None if configuration is None else Result.load(self.file(entry, seed), configuration)
+        return None if configuration["entry"] is None else Result.load(self.file(entry, seed), configuration)
 
     def result(self, entry: Entry, seed: int, share: float, report: StageReport | None = None) -> Result:
         """Return the result of a cell: the stored one, or that of an agent which is trained and evaluated now.
@@ -172,13 +187,14 @@ class Contest:
         stored = self.stored(entry, seed, share)
         if stored is not None:
             return stored
-        model, folder = dataclasses.replace(self.models[seed], seed=seed), self.folder(entry, seed)
+        model, file = dataclasses.replace(self.models[seed], seed=seed), self.file(entry, seed)
+        folder = file.parent
         configuration = self.configuration(entry, seed, share)
         started = time.perf_counter()
         if entry.run_name is None:  # a training by a recipe writes its own record, and may resume
-            for file in (*folder.glob("*.json"), *folder.glob("*.safetensors")):
-                file.unlink()
-            begin_run(folder, {"entry": entry.name, **(configuration or {}), "seed": seed}, resume=False)
+            for old in (*folder.glob("*.json"), *folder.glob("*.safetensors")):
+                old.unlink()
+            begin_run(folder, {"entry": entry.name, **configuration, "seed": seed}, resume=False)
         terms = Terms(share, self.epochs, self.penalty, folder, self.progress, self.reward, report, self.shared)
         agent = entry.make(model, terms)
         found = evaluate(
@@ -191,17 +207,23 @@ class Contest:
         if entry.run_name is None:
             save_agent(agent, folder)
             finish_run(folder, time.perf_counter() - started)
-        each = len(self.seeds_of(entry)) > 1 or len(self.models) == 1
-        cell = {"agent": entry.name, "spec": entry.spec, "seed": seed, "each": each, "reference": self.reference.name}
-        result.save(self.file(entry, seed), configuration, {**cell, **self.described, "penalty": self.penalty})
+        cell = {
+            "agent": entry.name, "spec": entry.spec, "seed": seed, "each": self.depends_on_seed(entry),
+            "model_of_seed": self.of_seeds, "reference": self.reference.name,
+        }  # fmt: skip
+        result.save(file, configuration, {**cell, **self.described, "penalty": self.penalty})
         return result
 
     def table(self, found: Mapping[str, dict[int, Result]]) -> Comparison:
         """Return the table, given the results of each entry by seed."""
         first = found[self.reference.name]
-        rows = tuple(row_of(entry.name, found[entry.name], first, self.penalty) for entry in self.entries)
+        rows = []
+        for entry in self.entries:
+            each = self.depends_on_seed(entry), self.depends_on_seed(self.reference)
+            pairs = None if entry is self.reference else paired(found[entry.name], first, *each)
+            rows.append(row_of(entry.name, found[entry.name], pairs, self.penalty))
         data = next(iter(self.models.values())).data["evaluated"]
-        return Comparison(f"{data.name}/{data.split}", self.reference.name, tuple(self.models), rows)
+        return Comparison(f"{data.name}/{data.split}", self.reference.name, tuple(self.models), tuple(rows))
 
     def run(self, report: Callable[[str, int, Result], None] | None = None) -> Comparison:
         """Run all cells, one after the other, and return the table."""
@@ -256,39 +278,6 @@ def check_entries(
             "before it, or give a share: --target-macs 0.5, or share=0.5 in Python."
         )
     return first
-
-
-def _models(
-    model: Model | Mapping[int, Model],
-    seeds: Sequence[int],
-    data: Mapping[str, Dataset],
-    dense: nn.Module | None,
-    device: str,
-) -> dict[int, Bundle]:
-    """Return the model of each seed on the device, with images of its size and type."""
-
-    def ready(given: Model) -> Bundle:
-        one = resolve_model(given, lambda _info: data)
-        one.masked.to(device)
-        if one.policy is not None:
-            one.policy.to(device)
-        for part in one.data.values():
-            check_masked(one.masked, part)
-        if dense is not None:
-            check_dense(dense, one.masked, one.data["evaluated"])
-        judge = one.masked if dense is None else dense
-        parts = {name: answered(part, judge) for name, part in one.data.items()}
-        return dataclasses.replace(one, data=parts, device=device)
-
-    if not isinstance(model, Mapping):
-        return dict.fromkeys(seeds, ready(model))
-    missing = [seed for seed in seeds if seed not in model]
-    if missing:
-        raise InvalidInputError(
-            f"There is no model for seed {', '.join(map(str, missing))}, only for {', '.join(map(str, model))}. "
-            "Give one for each seed, or one model for all."
-        )
-    return {seed: ready(model[seed]) for seed in seeds}
 
 
 def _marks(model: Bundle) -> dict[str, Any]:

@@ -11,15 +11,15 @@ from typing import Any
 
 from prunegym.agents.baselines import static_masks as static
 from prunegym.agents.baselines.literature import best_of_k, decore, gates_by_gradient
+from prunegym.agents.comparison.checking import check_fits
 from prunegym.agents.comparison.results import fingerprint
-from prunegym.agents.evaluation.masks import Agent, Masks, decide_fixed, is_masks
+from prunegym.agents.evaluation.masks import Agent, Masks
 from prunegym.agents.evaluation.predictors import agent_name, as_predictor, load_agent
 from prunegym.agents.rl.lagrangian import gates_at_best_offset, gates_at_mac_share
 from prunegym.agents.rl.recipe import Recipe, own_reward
 from prunegym.agents.rl.recipe_files import as_recipe
 from prunegym.agents.rl.trainer import train_agent, try_recipe
 from prunegym.errors import InvalidInputError
-from prunegym.models.checks import check_masked
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.dynamic_cnn import DynamicCNN
 from prunegym.models.masking.masked_cnn import MaskedCNN
@@ -150,15 +150,9 @@ def agent_entry(agent: Any, name: str | None = None) -> Entry:
     key = None if mark is None else {"agent": mark}
     if mark is None:
         agent = as_predictor(agent, name)
-    return Entry(name or agent_name(agent), lambda _model, _terms: agent, key, check=lambda model: _fits(agent, model))
-
-
-def _fits(agent: Agent, model: Bundle) -> None:
-    """Check that a dynamic CNN or masks fit the images."""
-    if isinstance(agent, DynamicCNN):
-        check_masked(agent.masked, agent.info.adapt(model.data["evaluated"]))
-    elif is_masks(agent):
-        decide_fixed(agent, model.masked, model.data["evaluated"])  # type: ignore[arg-type]
+    return Entry(
+        name or agent_name(agent), lambda _model, _terms: agent, key, check=lambda model: check_fits(agent, model)
+    )
 
 
 def files_entry(path: str) -> Entry:
@@ -170,7 +164,8 @@ def files_entry(path: str) -> Entry:
 
     return Entry(
         Path(path).stem, lambda model, _terms: load(model.seed), None, seeded=True,
-        seed_key=lambda seed: {"agent": fingerprint(load(seed))}, check=lambda model: _fits(load(model.seed), model),
+        seed_key=lambda seed: {"agent": fingerprint(load(seed))},
+        check=lambda model: check_fits(load(model.seed), model),
     )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -40,7 +40,8 @@ class Row:
         reward_difference_over_seeds: The same with the interval over seeds.
         task_reward_difference: The task's own reward minus the reference's, with the interval over seeds; None if the
             task has none.
-        outcome: ``better`` or ``worse`` than the reference by the reward, or ``tie``; see :func:`outcome_of`.
+        outcome: ``better`` or ``worse`` than the reference by the reward, or ``tie``; see :func:`outcome_of`. Empty
+            for the reference, and for an agent that has no seed in common with it.
         static_seeds: Number of runs in which the policy is static.
         verdict: Verdict of the first run.
         notes: Explanations that a reader of the figures needs.
@@ -108,20 +109,45 @@ class Comparison:
         return {**vars(self), "seeds": list(self.seeds), "rows": [row.as_json() for row in self.rows]}
 
 
-def row_of(name: str, results: dict[int, Result], reference: dict[int, Result], penalty: float) -> Row:
+Pairs = Sequence[tuple[Result, Result]]
+"""Results of an agent and of the reference that belong together."""
+
+
+def paired(
+    results: Mapping[int, Result], reference: Mapping[int, Result], each: bool = True, reference_each: bool = True
+) -> Pairs:
+    """Pair the results of the same seed. One that does not depend on the seed is paired with each of the other's.
+
+    Args:
+        results: Of an agent, by seed.
+        reference: Of the agent that differences are counted from.
+        each: Whether the agent depends on the seed; else it has one result.
+        reference_each: Whether the reference does.
+
+    Returns:
+        The pairs; none if both depend on the seed, but no seed is common.
+    """
+    if each and reference_each:
+        return [(results[seed], reference[seed]) for seed in sorted(results) if seed in reference]
+    one, other = next(iter(results.values())), next(iter(reference.values()))
+    if each:
+        return [(result, other) for result in results.values()]
+    return [(one, result) for result in (reference.values() if reference_each else [other])]
+
+
+def row_of(name: str, results: dict[int, Result], pairs: Pairs | None, penalty: float) -> Row:
     """Return an agent's line.
 
     Args:
         name: Of the agent.
         results: Its results by seed.
-        reference: Those of the agent that differences are counted from; the same object for this one itself.
+        pairs: Of :func:`paired`; None for the reference itself. Without any, there are no differences and no outcome.
         penalty: lambda in the figure ``reward``.
     """
     keys = [*JSON_KEYS, *(key for key in (TASK_REWARD,) if key in next(iter(results.values())).figures)]
     figures = {key: interval([result.figures[key] for result in results.values()]) for key in keys}
     differences: dict[str, Interval | None] = dict.fromkeys(DIFFERENCES)
-    if results is not reference:
-        pairs = [(of_seed(results, seed), of_seed(reference, seed)) for seed in sorted({*results, *reference})]
+    if pairs:
         # At lambda 0 the reward is the accuracy.
         for key, price in (("difference", 0.0), ("reward_difference", penalty)):
             # Paired differences (pairs, images): their means over pairs give the interval over images, and the reverse.

@@ -118,7 +118,7 @@ import prunegym
 WIDTH = prunegym.shipped_model("digits").masked.mask_size
 
 def agent(observation):
-    if pathlib.Path("broken").exists():
+    if pathlib.Path("broken").exists() and len(observation["features"]) > 4:  # not yet in the check
         raise OSError("the disk is gone")
     return np.ones((len(observation["features"]), WIDTH))
 
@@ -199,3 +199,12 @@ def test_a_process_that_dies_costs_its_cell_only(tmp_path):
     assert len(lost) == 1
     assert found.finished >= 2
     assert run_suite(suite, tmp_path, resume=True).failed == {}
+
+
+def test_a_reward_that_fails_is_found_before_the_first_cell(tmp_path):
+    """Also where no recipe tries it."""
+    reward = {"prunegym.envs.rewards.no_gradient:CostlyErrors": {"prices": [1, 2], "macs": 0.0}}
+    suite = make_suite("wrong", {"agents": ["start", "random"], "tasks": {"digits": {"reward": reward, "images": 20}}})
+    with pytest.raises(PruneGymError, match="2 prices, for 10 classes"):
+        run_suite(suite, tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("result-*.json"))

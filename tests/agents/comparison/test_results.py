@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from prunegym.agents.benchmark.records import comparisons, read_records
 from prunegym.agents.comparison.comparing import compare
 from prunegym.agents.comparison.entries import Entry, agent_entry
 from prunegym.agents.comparison.results import Result, fingerprint
 from prunegym.agents.evaluation.evaluator import evaluate
+from prunegym.agents.evaluation.predictors import AgentError
 from prunegym.models import MaskedCNN, load_dataset, shipped_model
 from tests.agents.comparison.seeded_entries import masks_of, seeded
 
@@ -73,7 +75,7 @@ def test_results_of_an_agent_that_cannot_be_fingerprinted_are_never_reused(maske
 
     for _ in range(2):
         compare([agent_entry(keep, "mine")], masked, few, (1,), out=tmp_path)
-    assert calls == [40, 40]
+    assert calls == [4, 40] * 2  # a few images in the check
 
 
 def test_a_result_survives_its_file(masked, few, tmp_path):
@@ -128,3 +130,45 @@ def test_the_best_offset_is_searched_for_each_validation_split(tmp_path):
         for out, split in ((tmp_path / "a", validation), (tmp_path / "a", other), (tmp_path / "b", other))
     ]  # fmt: skip
     assert found[1] == found[2] != found[0]
+
+
+def test_seeds_that_come_later_change_nothing_in_the_table(masked, few, tmp_path):
+    """An agent that ignores the seed has one result, whatever the number of seeds when it was made."""
+    entries = [seeded(), agent_entry(masks_of(9), "fixed")]
+    compare(entries, masked, few, (1,), out=tmp_path / "parts")
+    compare(entries, masked, few, (1, 2, 3), out=tmp_path / "parts")
+    whole = compare(entries, masked, few, (1, 2, 3), out=tmp_path / "whole").as_json()["rows"]
+    for folder in ("parts", "whole"):
+        (table,) = comparisons(read_records([tmp_path / folder])).values()
+        assert table.as_json()["rows"] == whole
+    assert [row["reward_difference_over_seeds"] and row["reward_difference_over_seeds"]["count"] for row in whole] == [
+        None,
+        3,
+    ]
+
+
+def test_another_split_leaves_what_is_there(masked, few, tmp_path):
+    fixed, validation = agent_entry(masks_of(9), "fixed"), load_dataset("digits", "validation").sample(40)
+    compare([seeded(), fixed], masked, few, (1,), out=tmp_path)
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.suffix in (".json", ".safetensors")}
+    before.pop(tmp_path / "comparison.json", None)
+    compare([seeded(), fixed], masked, validation, (1,), out=tmp_path)
+    assert {file: file.read_bytes() for file in before} == before
+    assert len(read_records([tmp_path])) == 4
+
+
+def test_an_agent_of_your_own_can_be_in_a_report(masked, few, tmp_path):
+    def keep(observation):
+        return np.ones((len(observation["features"]), 48))
+
+    compare([seeded(), agent_entry(keep, "mine")], masked, few, (1,), out=tmp_path)
+    (table,) = comparisons(read_records([tmp_path])).values()
+    assert [row.name for row in table.rows] == [seeded().name, "mine"]
+
+
+def test_an_agent_that_does_not_fit_is_found_before_others_are_made(masked, few, tmp_path):
+    made = []
+    short = agent_entry(lambda observation: np.ones((len(observation["features"]), 47)), "short")
+    with pytest.raises(AgentError, match="48"):
+        compare([seeded(made=made), short], masked, few, (1,), out=tmp_path)
+    assert made == []
