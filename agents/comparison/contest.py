@@ -133,7 +133,7 @@ class Contest:
         """Return the folder of a cell.
 
         A training by a recipe has one folder for all splits. Other agents may depend on the split, for example by the
-        reference's MACs there: the first split has the plain name, and each other one a folder of its own.
+        reference's MACs there: the first split has the plain name, and others have their split in the name.
         """
         plain = self.root / "runs" / f"{slug(entry.run_name or entry.name)}-seed{seed}"
         name = self._result_name(seed)
