@@ -87,6 +87,8 @@ def read_record(file: Path) -> Record:
     try:
         stored = read_json(file, "result")
         found = Record(file, stored["cell"], stored["configuration"], stored["result"])
+        if not isinstance(found.configuration, Mapping | None):
+            raise TypeError(f"its configuration is {found.configuration!r}")
         _ = found.result, found.agent, found.seed, found.penalty
     except (*BROKEN, AttributeError) as error:
         raise InvalidInputError(
