@@ -16,8 +16,8 @@ from prunegym.agents.comparison.results import MODEL, slug
 from prunegym.models.data.files.bounded_files import read_json
 from prunegym.models.storage.run_folder import without_unused
 
-START = "start.safetensors"
-"""In the folder of a training: the agent that it began with."""
+CHECKPOINT = "checkpoint.safetensors"
+"""In the folder of a training by a recipe: its end, with the state of its random numbers."""
 WITHOUT_SEED = ("greedy-static", "taylor-static")
 """Trained baselines that give the same for all seeds."""
 
@@ -43,8 +43,8 @@ def contradictions(record: Record) -> list[str]:
 def copies(records: Iterable[Record]) -> dict[Path, str]:
     """Return which runs have the agent of another seed, byte for byte, and why that cannot be, by folder.
 
-    Only agents that learn with a seed count. An agent that is what it began with is left out: without episodes, or
-    without a gradient, all seeds give the same.
+    Only agents that learn with a seed count. Seeds give the same agent if there are no episodes or no gradient; then
+    the random numbers in their checkpoints differ.
     """
     groups: dict[tuple[Any, ...], list[Record]] = {}
     for record in records:
@@ -53,13 +53,19 @@ def copies(records: Iterable[Record]) -> dict[Path, str]:
     found = {}
     for same in groups.values():
         for record in same:
-            other = next((one for one in same if one.seed != record.seed), None)
+            other = next((one for one in same if one.seed != record.seed and _same_end(one, record)), None)
             if other is not None:
                 found[record.folder] = (
                     f"its {MODEL} is that of seed {other.seed} in {other.folder}, byte for byte, so one of the two is "
                     "a copy: remove it, or run that seed again"
                 )
     return found
+
+
+def _same_end(one: Record, other: Record) -> bool:
+    """Return whether two trainings ended the same; one without a checkpoint says nothing else."""
+    files = [record.folder / CHECKPOINT for record in (one, other)]
+    return not all(file.is_file() for file in files) or _digest(files[0]) == _digest(files[1])
 
 
 def _with_configuration(record: Record) -> Iterator[str]:
@@ -116,10 +122,8 @@ def _with_folder(record: Record) -> Iterator[str]:
 
 
 def _learns_by_seed(record: Record) -> bool:
-    entry, model, start = (record.configuration or {}).get("entry"), record.folder / MODEL, record.folder / START
-    if not isinstance(entry, Mapping) or not model.is_file():
-        return False
-    if start.is_file() and _digest(start) == _digest(model):
+    entry = (record.configuration or {}).get("entry")
+    if not isinstance(entry, Mapping) or not (record.folder / MODEL).is_file():
         return False
     recipe, rival = entry.get("recipe"), entry.get("rival")
     if isinstance(recipe, Mapping):

@@ -29,7 +29,8 @@ def leaderboard(folders: Iterable[Path | str]) -> tuple[list[Board], dict[str, s
     """Rank the validated runs in some folders, by the task's own reward or else by the figure ``reward``.
 
     A stored validation counts only while the hashes of all files of the run are those that it was made with, and only
-    if you made it: ``prunegym validate`` seals it with your key.
+    if you made it: ``prunegym validate`` seals it with your key. Seeds that are copies of one
+    training are left out too.
 
     Args:
         folders: Folders of ``prunegym benchmark`` or ``prunegym compare``, or of single runs.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from prunegym.agents.comparison.results import BROKEN, Result
-from prunegym.agents.comparison.table import Comparison, row_of
+from prunegym.agents.comparison.table import TASK_REWARD, Comparison, row_of
 from prunegym.errors import InvalidInputError, MissingDataError
 from prunegym.models.data.files.bounded_files import read_json
 
@@ -70,7 +70,10 @@ class Record:
     def terms(self) -> dict[str, Any]:
         """What all results in one table must have in common: images, lambda and reward."""
         marks = self.configuration or {}
-        return {"data set": marks.get("dataset"), "lambda": self.penalty, "reward": self.cell.get("reward")}
+        return {
+            "data set": marks.get("dataset"), "lambda": self.penalty, "reward": self.cell.get("reward"),
+            "set of figures (task_reward)": TASK_REWARD in self.result.figures,
+        }  # fmt: skip
 
     @property
     def penalty(self) -> float:

@@ -42,7 +42,7 @@ def copy_of(run, seed):
         ("ppo-seed0", {"seed": 7}, "seed is 7, and 0 in its run.json"),
         ("ppo-seed0", {"seed": 7}, "its folder is called 'ppo-seed0', and that of PPO, seed 7, is 'ppo-seed7'"),
         ("ppo-seed0", {"agent": "SOTA"}, "agent is 'SOTA', and 'PPO' in its run.json"),
-        ("start-seed0", {"agent": "SOTA"}, "its folder is called 'start-seed0', and that of SOTA, seed 0, is 'sota-seed0'"),
+        ("start-seed0", {"agent": "A"}, "its folder is called 'start-seed0', and that of A, seed 0, is 'a-seed0'"),
         ("random-seed0", {"penalty": 0.1}, "penalty is 0.1, and 0.2 in its configuration"),
         ("random-seed0", {"reward": "l0"}, 'reward is {"penalty": 0.2, "reward": "l0"}, and null in its configuration'),
         ("random-seed0", {"point": "lambda-0.5"}, "point is 'lambda-0.5', but its lambda is 0.2"),

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from prunegym.agents.benchmark.leaderboard import leaderboard
-from prunegym.agents.benchmark.records import read_record
+from prunegym.agents.benchmark.records import comparisons, read_record, read_records
 from prunegym.agents.benchmark.validation import VALIDATION, hashes_of, validate, why_not_trusted
 from prunegym.agents.comparison.results import Result
 from prunegym.errors import InvalidInputError, MissingDataError
@@ -268,3 +268,14 @@ def test_a_damaged_configuration_is_named(run):
     edit(run, lambda content: content.update(configuration="x"))
     with pytest.raises(InvalidInputError, match=r"damaged \(TypeError: its configuration is 'x'"):
         read_record(run / "result-test.json")
+
+
+def test_a_reward_of_the_tasks_own_that_was_deleted_is_named(copied):
+    for name in ("ppo-seed0", "ppo-seed1", "random-seed0"):
+        edit(copied / RUNS / name, lambda content: content["result"]["figures"].update(task_reward=0.5))
+    edit(copied / RUNS / "ppo-seed1", lambda content: content["result"]["figures"].pop("task_reward"))
+    records = read_records([copied / RUNS / name for name in ("ppo-seed0", "ppo-seed1", "random-seed0")])
+    with pytest.raises(
+        InvalidInputError, match=r"ppo-seed1/result-test\.json .*another set of figures \(task_reward\)"
+    ):
+        comparisons(records)
