@@ -104,7 +104,7 @@ def validate(run: Path | str, *, trust_code: bool = False, device: str = "cpu", 
 
 
 def validate_all(folders: Iterable[Path], *, trust_code: bool = False, device: str = "cpu") -> list[Validation]:
-    """Validate several runs, see :func:`validate`. A run that cannot be opened is not valid, and the others go on.
+    """Validate several runs, see :func:`validate`. A run that cannot be opened is not valid.
 
     Two seeds of an agent that learns must not have the same weights. Then neither is valid, since nothing says which
     one is the copy.
