@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from prunegym.agents.benchmark.records import Where, comparison, grouped, read_records
-from prunegym.agents.benchmark.validation import why_not_trusted
+from prunegym.agents.benchmark.validation import why_left_out
 from prunegym.agents.comparison.results import Interval
 from prunegym.agents.comparison.table import TASK_REWARD, Row
 
@@ -29,7 +29,8 @@ def leaderboard(folders: Iterable[Path | str]) -> tuple[list[Board], dict[str, s
     """Rank the validated runs in some folders, by the task's own reward or else by the figure ``reward``.
 
     A stored validation counts only while the hashes of all files of the run are those that it was made with, and only
-    if you made it: ``prunegym validate`` seals it with your key.
+    if you made it: ``prunegym validate`` seals it with your key. Seeds that are copies of one
+    training are left out too.
 
     Args:
         folders: Folders of ``prunegym benchmark`` or ``prunegym compare``, or of single runs.
@@ -42,8 +43,8 @@ def leaderboard(folders: Iterable[Path | str]) -> tuple[list[Board], dict[str, s
         InvalidInputError: If a result is damaged, or two are of the same task, point, agent and seed.
     """
     records = read_records(folders)
-    reasons = {str(folder): why_not_trusted(folder) for folder in dict.fromkeys(record.folder for record in records)}
-    trusted = [record for record in records if reasons[str(record.folder)] is None]
+    left_out = why_left_out(records)
+    trusted = [record for record in records if record.folder not in left_out]
     boards = []
     for where, agents in grouped(trusted).items():
         # Each agent against itself first, to find the best one; then all against that.
@@ -52,7 +53,7 @@ def leaderboard(folders: Iterable[Path | str]) -> tuple[list[Board], dict[str, s
         table = comparison(where, agents, best.name)
         if table is not None:
             boards.append(Board(where, tuple(sorted(table.rows, key=lambda row: -rank(row).mean))))
-    return boards, {folder: reason for folder, reason in reasons.items() if reason is not None}
+    return boards, {str(folder): reason for folder, reason in left_out.items()}
 
 
 def rank(row: Row) -> Interval:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from prunegym.agents.comparison.results import BROKEN, Result
-from prunegym.agents.comparison.table import Comparison, paired, row_of
+from prunegym.agents.comparison.table import TASK_REWARD, Comparison, paired, row_of
 from prunegym.errors import InvalidInputError, MissingDataError
 from prunegym.models.data.files.bounded_files import read_json
 
@@ -77,7 +77,8 @@ class Record:
         if not cell.get("model_of_seed", "{seed}" in str(cell.get("model"))):
             named |= {"model": "model", "gates": "policy"}
         terms = {name: marks.get(key) for name, key in named.items()}
-        return {**terms, "lambda": self.penalty, "reward's text": cell.get("reward")}
+        own = TASK_REWARD in self.result.figures
+        return {**terms, "lambda": self.penalty, "reward's text": cell.get("reward"), f"figure {TASK_REWARD}": own}
 
     @property
     def penalty(self) -> float:
@@ -94,6 +95,8 @@ def read_record(file: Path) -> Record:
     try:
         stored = read_json(file, "result")
         found = Record(file, stored["cell"], stored["configuration"], stored["result"])
+        if not isinstance(found.configuration, Mapping | None):
+            raise TypeError(f"its configuration is {found.configuration!r}")
         _ = found.result, found.agent, found.seed, found.penalty
     except (*BROKEN, AttributeError) as error:
         raise InvalidInputError(

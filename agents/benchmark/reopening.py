@@ -69,12 +69,17 @@ def saved_agent(record: Record, trust_code: bool = False) -> Agent:
     raise MissingDataError(f"{record.folder} has neither {MODEL} nor {MASKS}, so its agent cannot be evaluated again.")
 
 
-def task_reward(record: Record, model: Bundle, masks: Tensor, logits: Tensor) -> float | None:
-    """Return the mean of the task's own reward under masks (images, mask_size); None if it has none."""
+def task_recipe(record: Record) -> Recipe | None:
+    """Return a recipe with the task's own reward; None if it has none."""
     reward = open_reward(record.cell.get("reward"))
     if reward is None:
         return None
     kwargs = {"reward": reward, "accuracy": record.cell.get("accuracy"), "penalty": record.cell.get("lambda")}
-    recipe = Recipe(name="task", env_kwargs={key: value for key, value in kwargs.items() if value is not None})
-    measure = own_reward(recipe, model.masked, model.data["evaluated"])
+    return Recipe(name="task", env_kwargs={key: value for key, value in kwargs.items() if value is not None})
+
+
+def task_reward(record: Record, model: Bundle, masks: Tensor, logits: Tensor) -> float | None:
+    """Return the mean of the task's own reward under masks (images, mask_size); None if it has none."""
+    recipe = task_recipe(record)
+    measure = None if recipe is None else own_reward(recipe, model.masked, model.data["evaluated"])
     return None if measure is None else measure(masks, logits, record.penalty)

@@ -9,20 +9,26 @@ import hmac
 import json
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+from prunegym.agents.benchmark.agreement import Again, differences, other_masks
+from prunegym.agents.benchmark.identity import contradictions, copies, run_of
 from prunegym.agents.benchmark.records import RESULTS, Record, read_record
 from prunegym.agents.benchmark.reopening import open_cell, saved_agent, task_reward
 from prunegym.agents.comparison.results import Result, fingerprint
-from prunegym.agents.evaluation.evaluator import evaluate
-from prunegym.agents.evaluation.masks import penalised_accuracy
+from prunegym.agents.evaluation.evaluator import Evaluation, evaluate
+from prunegym.agents.evaluation.masks import Agent, derangement
 from prunegym.agents.evaluation.predictors import PredictorOptions
-from prunegym.errors import MissingDataError
+from prunegym.errors import MissingDataError, PruneGymError
+from prunegym.models.catalog import Model
+from prunegym.models.data.dataset import Dataset
 from prunegym.models.data.files.bounded_files import read_json
+from prunegym.models.dynamic_cnn import DynamicCNN
 from prunegym.models.kernel.shared_library import MAX_THREADS
 from prunegym.models.storage.model_file import Bundle, read_model
 from prunegym.models.storage.run_folder import machine
@@ -31,11 +37,6 @@ from prunegym.models.training.cnn_training import answered
 
 VALIDATION = "validation.json"
 SAME_MACHINE = ("system", "processor", "instructions", "torch", "kernel")
-MOST_OTHER_MASKS = 0.005
-"""Share of images whose mask may differ on another machine: rounding flips bits near a threshold."""
-MOST_OTHER_MACS = 0.002
-EXACT = 1e-6
-"""What figures may differ by on the same machine; they are sums of the same numbers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +48,8 @@ class Validation:
         valid: Whether it does.
         exact: Whether this machine and torch are those of the run, so that every mask must be the same.
         problems: What differs.
-        figures: Those of the evaluation made now.
-        other_masks: Share of images with another mask than the run claims.
+        figures: Those of the evaluation made now; empty if the run cannot be opened.
+        other_masks: Share of images with another mask than the run claims; None if the run cannot be opened.
     """
 
     file: str
@@ -56,14 +57,16 @@ class Validation:
     exact: bool
     problems: tuple[str, ...]
     figures: Mapping[str, float]
-    other_masks: float
+    other_masks: float | None
 
 
 def validate(run: Path | str, *, trust_code: bool = False, device: str = "cpu", store: bool = True) -> list[Validation]:
     """Evaluate the saved agent of a run again, execution ``masked``, and compare with each result in its folder.
 
-    On the machine and torch of the run, all masks must be equal, and all figures. Elsewhere at most 0.5 % of the images
-    may have another mask, accuracy may differ by as many images, and MACs by 0.002.
+    On the machine and torch of the run, all masks, answers, figures, the verdict and the notes must be equal. Elsewhere
+    at most 0.5 % of the images may have another mask, and as many another answer; MACs may differ by 0.002, and the
+    verdict must be one that so many other answers can give. The MACs of each image must be those of its mask. Agent,
+    seed, lambda and reward must be those of the configuration, of ``run.json`` and of the folder's name.
 
     Args:
         run: Folder of a run of ``prunegym benchmark`` or ``prunegym compare``.
@@ -98,6 +101,37 @@ def validate(run: Path | str, *, trust_code: bool = False, device: str = "cpu", 
     content["seal"] = _seal(content)
     save_text(folder / VALIDATION, json.dumps(content, indent=1) + "\n")
     return found
+
+
+def validate_all(folders: Iterable[Path], *, trust_code: bool = False, device: str = "cpu") -> list[Validation]:
+    """Validate several runs, see :func:`validate`. A run that cannot be opened is not valid.
+
+    Two seeds of an agent that learns must not have the same weights. Then neither is valid, since nothing says which
+    one is the copy.
+    """
+    found: list[Validation] = []
+    for folder in folders:
+        try:
+            found += validate(folder, trust_code=trust_code, device=device)
+        except PruneGymError as error:  # a stored validation stays: perhaps only the images are not there
+            files = sorted(folder.glob(RESULTS))
+            found += [Validation(str(file), False, False, (str(error),), {}, None) for file in files]
+    why = copies(read_record(Path(one.file)) for one in found if one.valid)
+    for folder in why:
+        (folder / VALIDATION).unlink(missing_ok=True)
+    return [_with_problem(one, why.get(Path(one.file).parent)) for one in found]
+
+
+def _with_problem(one: Validation, problem: str | None) -> Validation:
+    return one if problem is None else dataclasses.replace(one, valid=False, problems=(*one.problems, problem))
+
+
+def why_left_out(records: Iterable[Record]) -> dict[Path, str]:
+    """Return the folders of runs that do not count here, and why: no stored validation that counts, or a copy."""
+    known = list(records)
+    reasons = {folder: why_not_trusted(folder) for folder in dict.fromkeys(record.folder for record in known)}
+    trusted = [record for record in known if reasons[record.folder] is None]
+    return {folder: reason for folder, reason in reasons.items() if reason is not None} | copies(trusted)
 
 
 def why_not_trusted(folder: Path) -> str | None:
@@ -151,73 +185,35 @@ def _key() -> bytes:
 
 
 def _checked(record: Record, trust_code: bool, device: str) -> Validation:
-    claimed, cell = record.result, record.cell
     model = open_cell(record, device)
     dataset = model.data["evaluated"]
     agent = saved_agent(record, trust_code)
-    dense = None if cell.get("dense") is None else read_model(cell["dense"]).masked.network
+    dense = None if record.cell.get("dense") is None else read_model(record.cell["dense"]).masked.network
     dataset = answered(model.info.adapt(dataset), model.masked if dense is None else dense)
-    problems = [f"{name} are others than the run's" for name in _other_inputs(record, model, dataset)]
-    run, here = _run_of(record), machine()
-    with _threads(run.get("threads")):
-        found = evaluate(
-            agent, model, model.data["evaluated"], penalty=record.penalty, dense=dense, device=device,
+    problems = contradictions(record)
+    problems += [f"{name} are others than the run's" for name in _other_inputs(record, model, dataset, dense)]
+    run, here = run_of(record).get("machine"), machine()
+    run = run if isinstance(run, Mapping) else {}
+
+    def evaluated(agent: Agent, owner: Model) -> Evaluation:
+        return evaluate(
+            agent, owner, model.data["evaluated"], penalty=record.penalty, dense=dense, device=device,
             options=PredictorOptions(train=model.data["train"]),
         )  # fmt: skip
-    own = task_reward(record, model, found.masks, found.logits)
-    now = Result.of(found, own)
-    exact = all(run.get(key) == here.get(key) for key in SAME_MACHINE)
-    other = 1.0
-    if claimed.masks is not None and now.masks is not None and claimed.masks.shape == now.masks.shape:
-        other = torch.ne(claimed.masks, now.masks).any(1).double().mean().item()
-    most = 0.0 if exact else MOST_OTHER_MASKS
-    if other > most:
-        problems.append(f"{other:.2%} of the images have another mask; at most {most:.2%} may")
-    problems += _inconsistent(claimed, record.penalty)
-    for key in sorted({*claimed.figures, *now.figures}):
-        before, after = claimed.figures.get(key), now.figures.get(key)
-        if not _close(before, after, 0.0 if exact else _tolerance(key, record, len(dataset))):
-            problems.append(f"{key} is {before}, and {after} now")
-    if exact and not torch.equal(claimed.correct, now.correct):
-        problems.append("other images are answered correctly")
-    if claimed.is_static != now.is_static and exact:
-        problems.append(f"static is {claimed.is_static}, and {now.is_static} now")
-    return Validation(str(record.file), not problems, exact, tuple(problems), now.figures, other)
 
-
-def _close(claimed: Any, now: Any, tolerance: float) -> bool:
-    if not isinstance(claimed, int | float) or not isinstance(now, int | float):
-        return False
-    return abs(claimed - now) <= max(tolerance, EXACT)
-
-
-def _tolerance(key: str, record: Record, images: int) -> float:
-    """Return what a figure may differ by on another machine."""
-    if key == "distinct_masks":
-        return MOST_OTHER_MASKS * images
-    if key in ("images", "policy_mac_share"):
-        return 0.0
-    if key in ("mac_share", "total_mac_share", "mac_share_std", "kept_share"):
-        return MOST_OTHER_MACS
-    if key == "reward":
-        return MOST_OTHER_MASKS + record.penalty * MOST_OTHER_MACS
-    # Accuracies. A reward of the task's own counts as one: its scale is not known.
-    return MOST_OTHER_MASKS * (2 if key == "task_reward" else 1)
-
-
-def _inconsistent(claimed: Result, penalty: float) -> list[str]:
-    """Return which figures are not the means of what is stored for each image."""
-    figures, correct, shares = claimed.figures, claimed.correct.double(), claimed.total_mac_shares.double()
-    means = {
-        "accuracy": correct.mean().item(),
-        "total_mac_share": shares.mean().item(),
-        "reward": penalised_accuracy(correct, shares, penalty).mean().item(),
-    }
-    return [
-        f"{key} is {figures.get(key)}, but {value:.6f} image by image"
-        for key, value in means.items()
-        if not _close(figures.get(key), value, 1e-5)  # shares are stored as float32
-    ]
+    with _threads(run.get("threads")):
+        found = evaluated(agent, model)
+        owner = agent if isinstance(agent, DynamicCNN) else model
+        now = Again(
+            found,
+            Result.of(found, task_reward(record, model, found.masks, found.logits)),
+            owner.masked,
+            all(run.get(key) == here.get(key) for key in SAME_MACHINE),
+            lambda: evaluated(found.masks[derangement(len(found.masks))], owner).correct,
+        )
+        problems += differences(record.result, now, record.penalty)
+    other = other_masks(record.result, now.result)
+    return Validation(str(record.file), not problems, now.exact, tuple(problems), now.result.figures, other)
 
 
 @contextlib.contextmanager
@@ -231,16 +227,8 @@ def _threads(count: Any) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _run_of(record: Record) -> Mapping[str, Any]:
-    try:
-        found = read_json(record.folder / "run.json", "record of a run")["machine"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-    return found if isinstance(found, Mapping) else {}
-
-
-def _other_inputs(record: Record, model: Bundle, dataset: Any) -> list[str]:
+def _other_inputs(record: Record, model: Bundle, dataset: Dataset, dense: nn.Module | None) -> list[str]:
     """Return which inputs have other hashes than the run's."""
     claimed = record.configuration or {}
-    now = {"model": fingerprint(model.masked), "dataset": fingerprint(dataset)}
+    now = {"model": fingerprint(model.masked), "dataset": fingerprint(dataset), "dense": fingerprint(dense)}
     return [name for name, mark in now.items() if claimed.get(name) not in (None, mark)]

@@ -194,7 +194,8 @@ class Contest:
         if entry.run_name is None:  # a training by a recipe writes its own record, and may resume
             for old in (*folder.glob("*.json"), *folder.glob("*.safetensors")):
                 old.unlink()
-            begin_run(folder, {"entry": entry.name, **configuration, "seed": seed}, resume=False)
+            settings = {**configuration, "entry": configuration["entry"] or entry.name, "seed": seed}
+            begin_run(folder, settings, resume=False)
         terms = Terms(share, self.epochs, self.penalty, folder, self.progress, self.reward, report, self.shared)
         agent = entry.make(model, terms)
         found = evaluate(

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import Tensor, nn
 
-from prunegym.agents.evaluation.evaluator import Evaluation
+from prunegym.agents.evaluation.evaluator import JSON_KEYS, Evaluation
 from prunegym.agents.evaluation.masks import Masks, is_masks, penalised_accuracy
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.data.files.bounded_files import read_json
@@ -97,6 +97,9 @@ class Result:
         """Return the result in the content of a file; one of ``BROKEN`` is raised if it is damaged."""
         figures, is_static, verdict = content["figures"], content["is_static"], content["verdict"]
         notes, images = tuple(content["notes"]), whole_number("images", figures["images"])
+        missing = [key for key in JSON_KEYS if key not in figures]
+        if missing:
+            raise ValueError(f"it has no figure {', '.join(missing)}")
         for name, value in figures.items():
             finite(f"The figure {name}", value)
         if not isinstance(is_static, bool) or not all(isinstance(text, str) for text in (verdict, *notes)):

@@ -11,7 +11,7 @@ import torch
 
 from prunegym.agents.benchmark.records import Record, Where
 from prunegym.agents.benchmark.reopening import open_cell, saved_agent
-from prunegym.agents.benchmark.validation import why_not_trusted
+from prunegym.agents.benchmark.validation import why_left_out
 from prunegym.agents.comparison.results import MASKS, MODEL
 from prunegym.agents.comparison.table import TASK_REWARD, Comparison
 from prunegym.agents.evaluation.masks import Masks
@@ -42,7 +42,8 @@ def rows_of(
     rows = [_row(where, table, row, times) for where, table in tables.items() for row in table.rows]
     for row in rows:
         runs = groups[Where(row["task"], row["point"], row["split"])][row["agent"]].values()
-        row["validated"] = sum(why_not_trusted(record.folder) is None for record in runs)
+        left_out = why_left_out(runs)
+        row["validated"] = sum(record.folder not in left_out for record in runs)
     return rows
 
 

@@ -16,10 +16,11 @@ import pytest
 import torch
 
 from prunegym.agents.benchmark.leaderboard import leaderboard
-from prunegym.agents.benchmark.records import read_record
+from prunegym.agents.benchmark.records import comparisons, read_record, read_records
 from prunegym.agents.benchmark.validation import VALIDATION, hashes_of, validate, why_not_trusted
 from prunegym.agents.comparison.results import Result
 from prunegym.errors import InvalidInputError, MissingDataError
+from prunegym.models.dynamic_cnn import DynamicCNN
 
 RUNS = "digits/lambda-0.2/runs"
 
@@ -84,23 +85,90 @@ def test_other_weights_than_the_runs_are_caught(copied):
     assert found.other_masks > 0
 
 
-def test_elsewhere_few_masks_may_differ(run):
-    record = read_record(run / "result-test.json")
-    masks, shares = record.result.masks.clone(), record.result.total_mac_shares.clone()
-    masks[:3, 5] = ~masks[:3, 5]  # three images of 600: 0.50 %
-    rewrite(run, masks=masks, total_mac_shares=shares + 0.001)
-    (here,) = validate(run)
-    assert (here.valid, here.exact) == (False, True)
+def elsewhere(run):
+    """Say that another machine made the run."""
     described = json.loads((run / "run.json").read_text())
     described["machine"]["processor"] = "another"
     (run / "run.json").write_text(json.dumps(described))
-    (elsewhere,) = validate(run)
-    assert (elsewhere.valid, elsewhere.exact) == (True, False)
+
+
+def test_elsewhere_few_masks_may_differ(run):
+    record = read_record(run / "result-test.json")
+    masks, policy = record.result.masks.clone(), record.result.figures["policy_mac_share"]
+    cost = DynamicCNN.load(run / "model.safetensors").masked.cost
+    masks[:3, 5] = ~masks[:3, 5]  # three images of 600: 0.50 %
+    rewrite(run, masks=masks, total_mac_shares=(cost.mac_share(masks) + policy).float())
+    (here,) = validate(run)
+    assert (here.valid, here.exact) == (False, True)
+    elsewhere(run)
+    (there,) = validate(run)
+    assert (there.valid, there.exact, there.problems) == (True, False, ())
     masks[3, 5] = ~masks[3, 5]
     rewrite(run, masks=masks)
     assert "0.67% of the images have another mask; at most 0.50% may" in validate(run)[0].problems
-    rewrite(run, masks=record.result.masks, total_mac_shares=shares + 0.003)
-    assert any(problem.startswith("total_mac_share is") for problem in validate(run)[0].problems)
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_the_macs_of_each_image_are_those_of_its_mask(run, away):
+    """The means of both forgeries are right, and intervals over images become narrow."""
+    shares = read_record(run / "result-test.json").result.total_mac_shares
+    if away:
+        elsewhere(run)
+    rewrite(run, total_mac_shares=torch.full_like(shares, shares.double().mean().item()))
+    different = int((shares - shares.double().mean()).abs().gt(1e-5).sum())
+    assert different > 500
+    (found,) = validate(run)
+    assert found.problems == (f"total_mac_shares of {different} images are not those of their masks",)
+    rewrite(run, total_mac_shares=shares.flip(0))
+    assert validate(run)[0].problems[0].startswith("total_mac_shares of ")
+
+
+def test_elsewhere_few_answers_may_differ(run):
+    elsewhere(run)
+    old = read_record(run / "result-test.json").result.correct
+    right = old.clone()
+    right[torch.where(~old)[0][:3]] = True  # three images of 600 are just 0.5 %, and 595.0 / 600 - 592.0 / 600 is more
+    assert right.double().mean() - old.double().mean() > 0.005
+    rewrite(run, correct=right)
+    assert validate(run)[0].problems == ()
+    rewrite(run, correct=old.flip(0))  # accuracy and reward stay
+    share = 100 * (old != old.flip(0)).double().mean()
+    assert f"{share:.2f}% of the images are answered otherwise; at most 0.50% may" in validate(run)[0].problems
+
+
+def test_words_that_were_edited_are_caught(run):
+    verdict = read_record(run / "result-test.json").result.verdict
+    edit(run, lambda content: content["result"].update(verdict=verdict.replace(" 3.", " 99.")))
+    assert validate(run)[0].problems[0].startswith("verdict is 'The masks depend on the image")
+    edit(run, lambda content: content["result"].update(verdict=verdict, notes=["Checked by hand."]))
+    assert validate(run)[0].problems == ("notes are ['Checked by hand.'], and [] now",)
+    earlier = verdict.replace("The masks depend on the image: those of", "Per input:").replace(
+        "images lose", "images' masks lose"
+    )
+    edit(run, lambda content: content["result"].update(verdict=earlier, notes=[]))
+    assert validate(run)[0].valid
+
+
+LOSE = "The masks depend on the image: those of other images lose"
+
+
+@pytest.mark.parametrize(
+    ("name", "static", "verdict", "problem"),
+    [
+        ("ppo-seed0", False, f"{LOSE} 2.1 points, 3.3 standard errors.", None),
+        ("ppo-seed0", False, f"{LOSE} 2.0 points, 99 standard errors.", "the verdict claims 99 standard errors"),
+        ("ppo-seed0", True, f"{LOSE} 2.0 points, 3.2 standard errors.", "static is True, but the verdict is"),
+        ("random-seed0", False, f"{LOSE} 9.0 points, 2.1 standard errors.", "static is False, and True now; rounding"),
+    ],
+)
+def test_elsewhere_a_verdict_is_one_that_rounding_can_give(copied, name, static, verdict, problem):
+    run = copied / RUNS / name
+    elsewhere(run)
+    edit(run, lambda content: content["result"].update(verdict=verdict, is_static=static))
+    (found,) = validate(run)
+    assert not found.exact
+    assert found.valid == (problem is None)
+    assert problem is None or any(one.startswith(problem) for one in found.problems)
 
 
 def test_only_validated_runs_are_ranked(copied):
@@ -162,6 +230,7 @@ def test_a_folder_without_a_result_is_no_run(tmp_path):
 
 DAMAGED: dict[str, Callable[[dict[str, Any]], object]] = {
     "accuracy of NaN": lambda result: result["figures"].update(accuracy=float("nan")),
+    "no accuracy": lambda result: result["figures"].pop("accuracy"),
     "accuracy of text": lambda result: result["figures"].update(accuracy="0.9"),
     "no images": lambda result: result["figures"].update(images=0),
     "too few answers": lambda result: result.update(correct=""),
@@ -187,3 +256,26 @@ def test_a_damaged_record_of_a_run_does_not_end_validation(content, run):
     else:
         (run / "run.json").write_text(content)
     assert validate(run)[0].valid
+
+
+def test_a_deleted_figure_is_named(run):
+    edit(run, lambda content: content["result"]["figures"].pop("static_accuracy"))
+    with pytest.raises(InvalidInputError, match=r"ppo-seed0/result-test\.json .*it has no figure static_accuracy"):
+        read_record(run / "result-test.json")
+
+
+def test_a_damaged_configuration_is_named(run):
+    edit(run, lambda content: content.update(configuration="x"))
+    with pytest.raises(InvalidInputError, match=r"damaged \(TypeError: its configuration is 'x'"):
+        read_record(run / "result-test.json")
+
+
+def test_a_reward_of_the_tasks_own_that_was_deleted_is_named(copied):
+    for name in ("ppo-seed0", "ppo-seed1", "random-seed0"):
+        edit(copied / RUNS / name, lambda content: content["result"]["figures"].update(task_reward=0.5))
+    edit(copied / RUNS / "ppo-seed1", lambda content: content["result"]["figures"].pop("task_reward"))
+    records = read_records([copied / RUNS / name for name in ("ppo-seed0", "ppo-seed1", "random-seed0")])
+    with pytest.raises(
+        InvalidInputError, match=r"ppo-seed1/result-test\.json .*another figure task_reward"
+    ):
+        comparisons(records)
