@@ -27,7 +27,7 @@ class Moved(str):
         (True, ['table.json'], 'table.json')
     """
 
-    __slots__ = ("named",)
+    named: str
 
     def __new__(cls, here: str, named: str) -> Moved:
         """Keep both."""
@@ -35,7 +35,7 @@ class Moved(str):
         made.named = named
         return made
 
-    def __getnewargs__(self) -> tuple[str, str]:
+    def __getnewargs__(self) -> tuple[str, str]:  # type: ignore[override]  # __new__ takes two
         """For copies."""
         return str(self), self.named
 

@@ -195,7 +195,7 @@ def make_suite(name: str, settings: Mapping[str, Any]) -> Suite:
 
 AGENT_TEXTS = ("agent", "name")
 TASK_TEXTS = ("model", "dataset", "split", "train_images", "environment", "accuracy", "reference", "dense")
-"""Settings of agents and of tasks that are text: ``name: "16"`` is no number."""
+"""Settings of agents and of tasks that are text: ``name: "16"`` stays text."""
 
 
 def _with_numbers(given: Any, texts: Collection[str] = AGENT_TEXTS) -> Any:

@@ -84,7 +84,7 @@ def tune_recipe(
 
     Trials are runs in ``OUT/trial-N``, and the study is ``OUT/study.db`` (SQLite). A trial that is worse than the
     median of the others at the same step is stopped. A trial that fails keeps its error in ``error.txt``, does not
-    count, and the search goes on. After an interruption, the unfinished trial continues from its checkpoint.
+    count, and the search continues. After an interruption, the unfinished trial continues from its checkpoint.
 
     Args:
         model: The CNN with gates or without, with images ``train`` and ``validation``; its seed is that of all trials.
@@ -206,7 +206,7 @@ def _ranked(tried: list[Tried]) -> list[Tried]:
 
 
 class _FailedTrialError(Exception):
-    """A trial failed, and its error is kept; the search goes on."""
+    """A trial failed, and its error is kept; the search continues."""
 
 
 def _too_many(failed: int, trials: int, left: int) -> bool:
