@@ -7,11 +7,11 @@ from .baselines.static_masks import (
     pruned_and_tuned as pruned_and_tuned,
     taylor_static as taylor_static,
 )
-from .benchmark.leaderboard import leaderboard as leaderboard
 from .benchmark.merging import merge as merge
 from .benchmark.running import Benchmark as Benchmark, run_suite as run_suite
 from .benchmark.suite import Suite as Suite, SuiteTask as SuiteTask
-from .benchmark.validation import Validation as Validation, validate as validate
+from .benchmark.validation.leaderboard import leaderboard as leaderboard
+from .benchmark.validation.validating import Validation as Validation, validate as validate
 from .comparison.comparing import compare as compare
 from .comparison.entries import (
     TRAINED_BASELINES as TRAINED_BASELINES,

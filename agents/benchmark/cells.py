@@ -9,18 +9,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from prunegym.agents.benchmark.inputs import moved, tables
 from prunegym.agents.benchmark.suite import Point, Suite, SuiteTask, make_suite
 from prunegym.agents.comparison.contest import Contest
 from prunegym.agents.comparison.entries import SEED_MARK, Entry, as_entry, file_of, is_recipe, recipe_entry, split_label
 from prunegym.agents.comparison.results import Result, slug
 from prunegym.agents.comparison.straight_through import straight_through_entry
 from prunegym.agents.rl.recipe import Recipe
-from prunegym.agents.rl.recipe_files import adjusted_recipe
+from prunegym.agents.rl.recipe_files import adjusted_recipe, read_recipe
 from prunegym.errors import InvalidInputError
 from prunegym.models.catalog import open_split, open_trained
 from prunegym.models.data.dataset import Dataset
 from prunegym.models.storage.model_file import Bundle, read_model
 from prunegym.models.training.cnn_training import StageReport
+from prunegym.settings import Change
 from prunegym.user_code import import_object
 from prunegym.validation import choice, instance
 
@@ -62,6 +64,10 @@ class Place:
         """Return the path on this machine of a file that the suite names."""
         return dict(self.files).get(path, path)
 
+    def moved(self, value: Any) -> Any:
+        """Return a value with the paths on this machine, shown as in the suite; see :func:`inputs.moved`."""
+        return moved(value, dict(self.files)) if self.files else value
+
 
 def contest_of(suite: Suite, name: str, point: Point, place: Place) -> Contest:
     """Open a task at a point: its model, its images and its agents.
@@ -71,7 +77,7 @@ def contest_of(suite: Suite, name: str, point: Point, place: Place) -> Contest:
     """
     task = suite.tasks[name]
     models, parts = _opened(json.dumps(vars(task)), suite.seeds, place)
-    reward = open_reward(task.reward)
+    reward = open_reward(task.reward, place)
     shown = {"reward": reward, "accuracy": task.accuracy, "penalty": point.penalty}
     own = {key: value for key, value in shown.items() if value is not None}
     described = {
@@ -114,8 +120,12 @@ def _opened(settings: str, seeds: tuple[int, ...], place: Place) -> tuple[dict[i
     return {seed: bundles[path] for seed, path in paths.items()}, parts
 
 
-def open_reward(reward: Any) -> Any:
+def open_reward(reward: Any, place: Place | None = None) -> Any:
     """Return a task's reward: a name stays one, ``{module:Class: {argument: value}}`` becomes an object.
+
+    Args:
+        reward: As a suite has it.
+        place: Where files in its arguments are, if elsewhere.
 
     Raises:
         InvalidInputError: If it has another form, or the class refuses its arguments.
@@ -130,7 +140,7 @@ def open_reward(reward: Any) -> Any:
         ((path, arguments),) = reward.items()
         if isinstance(path, str) and isinstance(arguments, Mapping):
             try:
-                return import_object(path, "reward")(**arguments)
+                return import_object(path, "reward")(**(arguments if place is None else place.moved(arguments)))
             except TypeError as error:
                 raise InvalidInputError(f"The reward {path!r} does not take {dict(arguments)}: {error}.") from error
     raise InvalidInputError(
@@ -160,6 +170,8 @@ def entry_of(agent: Any, task: SuiteTask, point: Point, place: Place) -> Entry:
         raise InvalidInputError(f"An agent is {agent!r}; a name, a file, or a mapping with agent: is needed.")
     label, thing = split_label(options["agent"])
     label = options.get("name", label)
+    if label is not None and not isinstance(label, str):
+        raise InvalidInputError(f"The name of an agent is {label!r}; text is needed. In YAML, put it in quotes.")
     given = instance("set of an agent", options.get("set") or {}, Mapping)
     settings = [(tuple(str(key).split(".")), value) for key, value in given.items()]
     if thing == STRAIGHT_THROUGH:
@@ -167,13 +179,13 @@ def entry_of(agent: Any, task: SuiteTask, point: Point, place: Place) -> Entry:
         entry = straight_through_entry(targets, epochs=options.get("epochs"))
     elif is_recipe(thing):
         recipe = adjusted_recipe(
-            place.of(thing), env=task.environment, reward=open_reward(task.reward), accuracy=task.accuracy,
-            penalty=point.penalty, target_macs=point.budget, settings=settings,
+            place.of(thing), env=task.environment, reward=open_reward(task.reward, place), accuracy=task.accuracy,
+            penalty=point.penalty, target_macs=point.budget, settings=_with_tables(settings, thing, given, place),
         )  # fmt: skip
         # Two entries with the same recipe and other settings train in separate folders.
         entry = recipe_entry(recipe if label is None else dataclasses.replace(recipe, name=label))
     else:
-        entry = as_entry(place.of(thing), place.trust_code)
+        entry = _agent_entry(thing, place)
     extra = {"set", "targets", "epochs"} - {STRAIGHT_THROUGH: {"targets", "epochs"}}.get(
         thing, {"set"} if is_recipe(thing) else set()
     )
@@ -185,6 +197,37 @@ def entry_of(agent: Any, task: SuiteTask, point: Point, place: Place) -> Entry:
     if entry.key is None and entry.seed_key is None:
         entry = dataclasses.replace(entry, key={"agent": thing})  # named by its path: a finished cell is not run again
     return entry if label is None else dataclasses.replace(entry, name=label)
+
+
+def _agent_entry(thing: str, place: Place) -> Entry:
+    """Return the entry of a baseline or an agent, with the name and the spec that it has where the suite is read."""
+    if SEED_MARK not in thing or not thing.endswith(".safetensors"):
+        entry = as_entry(place.of(thing), place.trust_code)
+        return entry if entry.spec is None else dataclasses.replace(entry, name=thing, spec=thing)
+
+    @functools.cache
+    def own(seed: int) -> Entry:
+        return as_entry(place.of(file_of(thing, seed)))
+
+    return dataclasses.replace(
+        as_entry(thing), make=lambda model, terms: own(model.seed).make(model, terms),
+        seed_key=lambda seed: own(seed).key or {}, check=lambda model: own(model.seed).check(model),
+    )  # fmt: skip
+
+
+def _with_tables(settings: list[Change], recipe: str, given: Mapping[str, Any], place: Place) -> list[Change]:
+    """Return changes of a recipe with the latency tables where they are: the recipe's own, and those of the changes."""
+    if not place.files:
+        return settings
+    own = tables(read_recipe(place.of(recipe))[2])
+    first, last = ([(key, place.moved(text)) for key, text in found] for found in (own, tables(given)))
+    return [*first, *settings, *last]
+
+
+def forget() -> None:
+    """Forget what was opened: files may have changed since."""
+    _opened.cache_clear()
+    _contest.cache_clear()
 
 
 @functools.lru_cache(maxsize=1)
@@ -207,10 +250,7 @@ def run_cell(
     """
     contest = _contest(json.dumps(suite), name, cell.task, cell.point, place)
     (entry,) = (entry for entry in contest.entries if entry.name == cell.agent)
-    error = contest.folder(entry, cell.seed) / ERROR
-    result = contest.result(entry, cell.seed, share, report)
-    error.unlink(missing_ok=True)
-    return result
+    return contest.result(entry, cell.seed, share, report)
 
 
 ERROR = "error.txt"

@@ -9,13 +9,14 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from prunegym.agents.benchmark.cells import ERROR, Cell, Place, contest_of
+from prunegym.agents.benchmark.cells import ERROR, Cell, Place, contest_of, forget
 from prunegym.agents.benchmark.executors.local import Event, Executor, InProcess, Job, Processes
 from prunegym.agents.benchmark.records import Where, comparisons, read_records
 from prunegym.agents.benchmark.suite import Suite, as_suite
 from prunegym.agents.comparison.contest import Contest
 from prunegym.agents.comparison.table import Comparison
 from prunegym.errors import InvalidInputError
+from prunegym.models.kernel.shared_library import MAX_THREADS
 from prunegym.models.storage.run_folder import begin_run, finish_run
 from prunegym.models.storage.weights import save_text
 from prunegym.validation import typed, whole_number
@@ -123,7 +124,8 @@ def run_suite(
         jobs: Number of processes. 1 runs all cells in this one. For more, your script needs
             ``if __name__ == "__main__":``.
         device: Torch device.
-        threads: Threads of torch in each process; by default the cores are shared.
+        threads: Threads of torch in each process. By default the cores are shared among the processes, and a single
+            one keeps its number. Ray's processes have one each.
         trust_code: Also load agents of Stable-Baselines3, ``.zip``.
         resume: Continue in a folder that has this suite already.
         watch: Called with what happens to each cell.
@@ -135,8 +137,11 @@ def run_suite(
     """
     suite, out = as_suite(suite), Path(out)
     whole_number("jobs", jobs)
+    if threads is not None:
+        whole_number("threads", threads, 1, MAX_THREADS)
     if (out / "run.json").exists() and not resume:
         raise InvalidInputError(f"{out} has a run already. Add --resume to continue, or give another --out.")
+    forget()
     place = Place(out, device, trust_code)
     cells = plan(suite, place)
     begin_run(out, {"suite": suite.name}, resume)
@@ -145,7 +150,7 @@ def run_suite(
     if executor is not None:
         running = executor(suite, place)
     elif jobs == 1:
-        running = InProcess(suite.as_dict(), suite.name, place)
+        running = InProcess(suite.as_dict(), suite.name, place, threads)
         running.heard = watch or (lambda _event: None)
     else:
         running = Processes(suite.as_dict(), suite.name, place, jobs, threads or max(1, (os.cpu_count() or 1) // jobs))
@@ -194,6 +199,7 @@ def _run(cells: Mapping[Cell, Planned], running: Executor, watch: Watch) -> None
 def _take(one: Planned, event: Event) -> None:
     if event.kind == "done":
         one.state, one.spent = "done", float(event.figures["total_mac_share"])
+        (one.folder / ERROR).unlink(missing_ok=True)  # of an earlier try, perhaps on another machine
     elif event.kind == "lost" and one.tries < TRIES:
         one.state = "waiting"
     elif event.kind in ("failed", "lost"):

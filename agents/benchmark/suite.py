@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,11 +14,12 @@ import yaml
 from prunegym.agents.comparison.results import slug
 from prunegym.errors import InvalidInputError, MissingDataError, UnknownNameError
 from prunegym.models.data.files.bounded_files import check_regular
-from prunegym.settings import Loader, make_config, numbers
-from prunegym.validation import choice, finite, share, whole_number
+from prunegym.settings import Loader, check_types, make_config, numbers
+from prunegym.validation import choice, finite, instance, share, whole_number
 
 FOLDER = Path(__file__).parents[1] / "suites"
 MOST_CHARACTERS = 100_000
+MOST_SEEDS, LAST_SEED, MOST_DIGITS = 10_000, 2**32 - 1, 12
 
 
 class Point(NamedTuple):
@@ -67,7 +69,8 @@ class SuiteTask:
     """File of the original CNN, if the model's CNN was trained further."""
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
+        """Check the types and the numbers."""
+        check_types(self)
         finite("penalty of a task", self.penalty, 0)
         for one in self.penalties:
             finite("A lambda of a task", one, 0)
@@ -102,9 +105,15 @@ class Suite:
     agents: Sequence[Any] = ()
     """Entries as ``prunegym compare`` takes them; or mappings with ``agent``, and ``name``, ``set`` or ``targets``."""
     seeds: Sequence[int] = (0, 1, 2)
+    """Also ``"0:20"``, or a number of seeds, see :func:`read_seeds`; kept as a tuple."""
 
     def __post_init__(self) -> None:
         """Check that each task has agents, and that no two have the same folder."""
+        object.__setattr__(self, "seeds", read_seeds(self.seeds))
+        instance("tasks of a suite", self.tasks, Mapping, "Give SuiteTask objects by name.")
+        for task in self.tasks.values():
+            instance("A task of a suite", task, SuiteTask)
+        _agent_list(self.name, self.agents)
         if not self.tasks:
             raise InvalidInputError(f"Suite {self.name!r} has no tasks. Give at least one, under tasks:.")
         try:
@@ -177,12 +186,33 @@ def make_suite(name: str, settings: Mapping[str, Any]) -> Suite:
     if not isinstance(tasks, Mapping) or not all(isinstance(one, Mapping | None) for one in tasks.values()):
         raise InvalidInputError(f"Suite {name!r}: tasks is {tasks!r}; tasks by name, with their settings, are needed.")
     made = {
-        str(task): make_config(SuiteTask, numbers(own or {}), f"Suite {name!r}: {task}.") for task, own in tasks.items()
+        str(task): make_config(SuiteTask, _with_numbers(own or {}, TASK_TEXTS), f"Suite {name!r}: {task}.")
+        for task, own in tasks.items()
     }
-    agents = settings.get("agents") or []
+    agents = _agent_list(name, settings.get("agents") or [])
+    return Suite(name, made, _with_numbers(agents), read_seeds(settings.get("seeds", (0, 1, 2))))
+
+
+AGENT_TEXTS = ("agent", "name")
+TASK_TEXTS = ("model", "dataset", "split", "train_images", "environment", "accuracy", "reference", "dense")
+"""Settings of agents and of tasks that are text: ``name: "16"`` stays text."""
+
+
+def _with_numbers(given: Any, texts: Collection[str] = AGENT_TEXTS) -> Any:
+    """Return a task, an agent or a list of agents with numbers where YAML reads a string, but texts as they are."""
+    if isinstance(given, Mapping):
+        agents = "agents" if texts is TASK_TEXTS else None
+        return {
+            key: one if key in texts else _with_numbers(one) if key == agents else numbers(one)
+            for key, one in given.items()
+        }
+    return [_with_numbers(one) for one in given] if isinstance(given, list) else given
+
+
+def _agent_list(suite: str, agents: Any) -> list[Any]:
     if not isinstance(agents, Sequence) or isinstance(agents, str):
-        raise InvalidInputError(f"Suite {name!r}: agents is {agents!r}; a list is needed.")
-    return Suite(name, made, numbers(list(agents)), read_seeds(settings.get("seeds", (0, 1, 2))))
+        raise InvalidInputError(f"Suite {suite!r}: agents is {agents!r}; a list is needed.")
+    return list(agents)
 
 
 def read_seeds(seeds: Any) -> tuple[int, ...]:
@@ -193,14 +223,19 @@ def read_seeds(seeds: Any) -> tuple[int, ...]:
         ((4, 5, 6), (0, 1), (1, 5))
     """
     first, colon, last = str(seeds).partition(":")
-    if isinstance(seeds, str) and colon and first.isdecimal() and last.isdecimal() and int(first) < int(last):
-        return tuple(range(int(first), int(last)))
-    if isinstance(seeds, str) and seeds.isdecimal():
+    if isinstance(seeds, str) and colon and _is_whole(first) and _is_whole(last) and int(first) < int(last):
+        seeds = range(int(first), int(last))
+    if isinstance(seeds, str) and _is_whole(seeds):
         seeds = int(seeds)
-    if isinstance(seeds, int) and not isinstance(seeds, bool):
-        return tuple(range(whole_number("The number of seeds", seeds, high=10_000)))
-    if isinstance(seeds, Sequence) and seeds and not isinstance(seeds, str):
-        found = tuple(whole_number("A seed", seed, 0, 2**32 - 1) for seed in seeds)
+    if isinstance(seeds, Integral) and not isinstance(seeds, bool):
+        return tuple(range(whole_number("The number of seeds", seeds, high=MOST_SEEDS)))
+    if isinstance(seeds, Sequence) and seeds and not isinstance(seeds, str | bytes):
+        whole_number("The number of seeds", len(seeds), high=MOST_SEEDS)
+        found = tuple(whole_number("A seed", seed, 0, LAST_SEED) for seed in seeds)
         if len(set(found)) == len(found):
             return found
-    raise InvalidInputError(f"seeds is {seeds!r}. Give FROM:TO, such as 0:20 (in YAML in quotes), a number, or a list.")
+    raise InvalidInputError(f"seeds is {seeds!r}. Give FROM:TO, such as 0:20, a number of seeds, or a list of seeds.")
+
+
+def _is_whole(text: str) -> bool:
+    return text.isdecimal() and len(text) <= MOST_DIGITS

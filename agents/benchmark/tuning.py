@@ -9,12 +9,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import yaml
 
+from prunegym.agents.benchmark.cells import ERROR
+from prunegym.agents.benchmark.executors.local import error_text
 from prunegym.agents.rl.recipe import Recipe
 from prunegym.agents.rl.recipe_files import make_recipe, read_recipe
 from prunegym.agents.rl.trainer import train_agent, try_recipe
-from prunegym.errors import InvalidInputError, MissingDependencyError
+from prunegym.errors import InvalidInputError, MissingDependencyError, PruneGymError
 from prunegym.models.data.files.bounded_files import read_json
 from prunegym.models.storage.model_file import Bundle
 from prunegym.models.storage.run_folder import begin_run, finish_run
@@ -36,7 +39,10 @@ SPACE: Space = {
     "n_minibatches": [1, 2, 4],
 }
 """What is searched if nothing else is given: ranges with ``low``, ``high`` and ``log``, or lists of values."""
-FOLDER, INTERRUPTED = "folder", "interrupted"
+FOLDER, INTERRUPTED, FAILURE = "folder", "interrupted", "error"
+"""Attributes of a trial: its folder, whether it was interrupted, and the error of one that failed."""
+FIRST = 5
+"""A search stops if so many trials fail and none has ended."""
 STUDY = "study.db"
 BEST = "best.yaml"
 
@@ -51,6 +57,7 @@ class Tried:
         reward: The highest validation reward; None for a trial that failed.
         settings: What was tried.
         folder: Folder of its run.
+        error: What a trial that failed raised.
     """
 
     number: int
@@ -58,6 +65,7 @@ class Tried:
     reward: float | None
     settings: Mapping[str, Any]
     folder: str
+    error: str | None = None
 
 
 def tune_recipe(
@@ -75,8 +83,8 @@ def tune_recipe(
     """Search for the settings of a recipe with the highest reward on the validation images.
 
     Trials are runs in ``OUT/trial-N``, and the study is ``OUT/study.db`` (SQLite). A trial that is worse than the
-    median of the others at the same step is stopped. After an interruption, the unfinished trial continues from its
-    checkpoint.
+    median of the others at the same step is stopped. A trial that fails keeps its error in ``error.txt``, does not
+    count, and the search continues. After an interruption, the unfinished trial continues from its checkpoint.
 
     Args:
         model: The CNN with gates or without, with images ``train`` and ``validation``; its seed is that of all trials.
@@ -90,12 +98,13 @@ def tune_recipe(
         cluster: Trains several trials at once on a Ray cluster; None trains one after the other in this process.
 
     Returns:
-        All trials, the best first. ``OUT/best.yaml`` is the recipe of the best.
+        All trials, the best first, those that failed last. ``OUT/best.yaml`` is the recipe of the best.
 
     Raises:
         MissingDependencyError: If Optuna is not installed.
         InvalidInputError: If the space is wrong, or the folder has another study.
-        PruneGymError: If the recipe cannot run with the middle of the space.
+        PruneGymError: If the recipe cannot run with the ends of the space, or too many trials fail: the first five, or
+            later more than five and than ``trials``.
     """
     try:
         import optuna
@@ -114,13 +123,14 @@ def tune_recipe(
         out, {"recipe": own, "env": env, "space": dict(space), "seed": model.seed}, resume,
         {"CNN": model.masked, "gates": model.policy, **model.data},
     )  # fmt: skip
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    sampler = optuna.samplers.TPESampler(seed=model.seed)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # it would print the traceback of each trial that fails
     pruner = optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1)
     study = optuna.create_study(
-        storage=f"sqlite:///{out / STUDY}", study_name="prunegym", direction="maximize", sampler=sampler, pruner=pruner,
+        storage=f"sqlite:///{out / STUDY}", study_name="prunegym", direction="maximize", pruner=pruner,
         load_if_exists=True,
     )  # fmt: skip
+    begun = len(study.get_trials(deepcopy=False))
+    study.sampler = optuna.samplers.TPESampler(seed=_sampler_seed(model.seed, begun))
     for lost in _in_hand(study):
         if not lost.state.is_finished():
             study.tell(lost.number, state=optuna.trial.TrialState.FAIL)
@@ -153,25 +163,60 @@ def tune_recipe(
                     policy=model.policy, seed=model.seed, resume=(folder / "run.json").exists(), device=model.device,
                     progress=False, report=watch,
                 )  # fmt: skip
+            return _best_of(folder)
         except KeyboardInterrupt:
             trial.set_user_attr(INTERRUPTED, True)  # Optuna would take it for a trial that fails
             raise
-        return _best_of(folder)
+        except optuna.TrialPruned:
+            raise
+        except Exception as error:  # settings that no check foresees fail in torch or Stable-Baselines3
+            trial.set_user_attr(FAILURE, error_text(error))
+            folder.mkdir(parents=True, exist_ok=True)
+            save_text(folder / ERROR, error_text(error) + "\n")
+            raise _FailedTrialError from error
 
     done = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
     tell = None if report is None else [lambda _, trial: report(_tried(trial, out))]
     slots = 1 if cluster is None else cluster.slots
-    while (left := trials - len(study.get_trials(states=done))) > 0:
-        study.optimize(objective, n_trials=min(left, slots), n_jobs=slots, callbacks=tell)
-    found = [_tried(trial, out) for trial in study.get_trials(states=done)]
-    found.sort(key=lambda one: -float("inf") if one.reward is None else -one.reward)
-    complete = [one for one in found if one.state == "complete"]
-    if complete:
-        best = changed(own, [(tuple(key.split(".")), value) for key, value in complete[0].settings.items()])
+    failed: list[FrozenTrial] = []
+    while (left := trials - len(study.get_trials(states=done))) > 0 and not _too_many(len(failed), trials, left):
+        study.optimize(objective, n_trials=min(left, slots), n_jobs=slots, callbacks=tell, catch=_FailedTrialError)
+        failed = [one for one in study.get_trials()[begun:] if FAILURE in one.user_attrs]
+    found = _ranked([_tried(trial, out) for trial in study.get_trials()])
+    if found and found[0].state == "complete":
+        best = changed(own, [(tuple(key.split(".")), value) for key, value in found[0].settings.items()])
         save_text(out / BEST, yaml.safe_dump({env: best}, sort_keys=False))
-        shutil.copyfile(Path(complete[0].folder) / "model.safetensors", out / "model.safetensors")
+        shutil.copyfile(Path(found[0].folder) / "model.safetensors", out / "model.safetensors")
     finish_run(out, 0.0, {"trials": [dataclasses.asdict(one) for one in found]})
-    return [*complete, *(one for one in found if one.state != "complete")]
+    if left > 0:
+        last = _tried(failed[-1], out)
+        raise PruneGymError(
+            f"{len(failed)} trials failed and {trials - left} of {trials} ended, so the search stopped. The last that "
+            f"failed, {last.folder}, had the settings {dict(last.settings)}: {last.error}\nCorrect the cause and add "
+            "--resume, or give a space without such settings (--space) and another --out."
+        )
+    return found
+
+
+def _ranked(tried: list[Tried]) -> list[Tried]:
+    """Return the trials that ended, the best first, then those that were stopped early, then those that failed."""
+    states = ("complete", "pruned", "fail")
+    ended = [one for one in tried if one.state in states[:2] or one.error is not None]  # not those that were cut off
+    return sorted(ended, key=lambda one: (states.index(one.state), 0.0 if one.reward is None else -one.reward))
+
+
+class _FailedTrialError(Exception):
+    """A trial failed, and its error is kept; the search continues."""
+
+
+def _too_many(failed: int, trials: int, left: int) -> bool:
+    """Return whether a search that has so many trials left to do should stop for the number of those that failed."""
+    return failed >= FIRST and (left == trials or failed > trials)
+
+
+def _sampler_seed(seed: int, begun: int) -> int:
+    """Return the seed of the sampler in a study that has so many trials: else a resumed search repeats its draws."""
+    return seed if begun == 0 else int(np.random.SeedSequence([seed, begun]).generate_state(1)[0])
 
 
 def _in_hand(study: Study) -> list[FrozenTrial]:
@@ -223,4 +268,6 @@ def _best_of(folder: Path) -> float:
 
 def _tried(trial: FrozenTrial, out: Path) -> Tried:
     folder = str(out / str(trial.user_attrs.get(FOLDER, f"trial-{trial.number}")))
-    return Tried(trial.number, trial.state.name.lower(), trial.value, dict(trial.params), folder)
+    return Tried(
+        trial.number, trial.state.name.lower(), trial.value, dict(trial.params), folder, trial.user_attrs.get(FAILURE)
+    )

@@ -24,7 +24,16 @@ ABSTRACT: dict[Any, type] = {int: Integral, float: Real}
 
 
 class Loader(yaml.SafeLoader):
-    """Refuses duplicate keys, because YAML silently uses the last one, and aliases, which can expand to billions."""
+    """Refuses duplicate keys, because YAML silently uses the last one, and aliases, which can expand to billions.
+
+    What has a colon is text: YAML 1.1 reads ``4:7`` as a number in base 60, 247.
+    """
+
+    def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> Any:
+        """Return the tag of a node."""
+        tag = super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
+        number = kind is yaml.ScalarNode and tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+        return self.DEFAULT_SCALAR_TAG if number and ":" in value else tag
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """Return the next node."""
@@ -162,7 +171,7 @@ def _needed(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return " or ".join(map(repr, get_args(hint)))
     if get_origin(hint) in (Sequence, tuple, list):
-        return "a list of names" if get_args(hint)[0] is str else "a list of numbers"
+        return {str: "a list of names", Any: "a list"}.get(get_args(hint)[0], "a list of numbers")
     if get_args(hint):
         return ", or ".join(map(_needed, get_args(hint)))
     return WORDS.get(hint, "a group of settings")

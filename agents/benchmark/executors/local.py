@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple, Protocol
 
+import torch
+
 from prunegym.agents.benchmark.cells import Cell, Place, run_cell
 from prunegym.errors import PruneGymError
 from prunegym.user_code import import_module
@@ -75,12 +77,21 @@ def run_job(suite: Mapping[str, Any], name: str, job: Job, place: Place, report:
 
 
 class InProcess:
-    """Runs one cell at a time in this process."""
+    """Runs one cell at a time in this process.
+
+    Args:
+        suite: :meth:`Suite.as_dict`.
+        name: The suite's name.
+        place: Where cells run.
+        threads: Threads of torch until :meth:`close`; None for as many as now.
+    """
 
     slots = 1
 
-    def __init__(self, suite: Mapping[str, Any], name: str, place: Place) -> None:
+    def __init__(self, suite: Mapping[str, Any], name: str, place: Place, threads: int | None = None) -> None:
         self.suite, self.name, self.place = suite, name, place
+        self._before = torch.get_num_threads()
+        torch.set_num_threads(threads or self._before)
         self._job: Job | None = None
         self.heard: Any = lambda _event: None
 
@@ -95,7 +106,8 @@ class InProcess:
         yield run_job(self.suite, self.name, job, self.place, self.heard)
 
     def close(self) -> None:
-        """Nothing is left running."""
+        """Nothing is left running; torch has as many threads as before."""
+        torch.set_num_threads(self._before)
 
 
 class Processes:
@@ -157,8 +169,6 @@ class Processes:
 def _work(pipe: Connection, suite: Mapping[str, Any], name: str, place: Place, threads: int) -> None:
     """Run cells until the other end of the pipe is closed, for any reason."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that a person started
-    import torch
-
     torch.set_num_threads(threads)
     for module in os.environ.get("PRUNEGYM_IMPORT", "").split():
         import_module(module, f"module {module!r}")

@@ -8,14 +8,14 @@ import os
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from prunegym.agents.benchmark.cells import Cell, Place
 from prunegym.agents.benchmark.executors.local import Event, Job, run_job
+from prunegym.agents.benchmark.inputs import input_files
 from prunegym.agents.benchmark.suite import Suite
-from prunegym.agents.comparison.entries import SEED_MARK, file_of
 from prunegym.agents.comparison.results import slug
 from prunegym.errors import MissingDependencyError
 
@@ -27,9 +27,9 @@ WAIT = 1.0
 class RayCluster:
     """Runs cells on a Ray cluster, one for each of its processors.
 
-    Model files that the suite names are put into the object store once; each node writes them to its disk once. Data
-    sets are read where the nodes have them, by name or path. If a node is lost, its cells in hand begin again on
-    another.
+    Files that the suite names, see :func:`input_files`, are put into the object store once; each node writes them to
+    its disk once. Folders of data sets are read where the nodes have them, by name or path. If a node is lost, its
+    cells in hand begin again on another.
 
     Args:
         suite: The suite.
@@ -93,18 +93,6 @@ def join(address: str | None) -> None:
 
     # Without an address Ray itself would join a cluster that somebody left running here.
     ray.init(address=address or "local", log_to_driver=False, include_dashboard=None if address else False)
-
-
-def input_files(suite: Suite) -> set[str]:
-    """Return the files on this machine that a suite names: models, recipes and original CNNs, and data archives."""
-    named: set[str] = set()
-    for name, task in suite.tasks.items():
-        named |= {text for text in (task.model, task.dense, task.dataset) if text is not None}
-        for agent in suite.agents_of(name):
-            text = str(agent["agent"] if isinstance(agent, Mapping) else agent)
-            named.add(text.partition("=")[2] or text)
-    each = {file_of(text, seed) for text in named for seed in (suite.seeds if SEED_MARK in text else (0,))}
-    return {text for text in each if Path(text).is_file()}
 
 
 def remote_cell(

@@ -63,7 +63,8 @@ class RayTrials:
             try:
                 archive = self._wait(reference, reports, watch)
             except self._ray.exceptions.RayTaskError as error:
-                raise error.as_instanceof_cause() from error
+                cause = error.cause
+                raise (cause if isinstance(cause, PruneGymError) else error.as_instanceof_cause()) from error
             except self._ray.exceptions.RayError as error:
                 lost = error
                 continue

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from prunegym.agents.benchmark.records import Record, Where
-from prunegym.agents.benchmark.reopening import open_cell, saved_agent
-from prunegym.agents.benchmark.validation import why_left_out
+from prunegym.agents.benchmark.validation.reopening import open_cell, saved_agent
+from prunegym.agents.benchmark.validation.validating import why_left_out
 from prunegym.agents.comparison.results import MASKS, MODEL
 from prunegym.agents.comparison.table import TASK_REWARD, Comparison
 from prunegym.agents.evaluation.masks import Masks

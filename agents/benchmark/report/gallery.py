@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from prunegym.agents.benchmark.records import Record
-from prunegym.agents.benchmark.reopening import open_cell, saved_agent
+from prunegym.agents.benchmark.validation.reopening import open_cell, saved_agent
 from prunegym.html import png
 from prunegym.models.dynamic_cnn import DynamicCNN
 from prunegym.models.tasks.answers import target_text

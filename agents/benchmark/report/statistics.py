@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prunegym.agents.benchmark.leaderboard import rank_key
 from prunegym.agents.benchmark.records import Where
+from prunegym.agents.benchmark.validation.leaderboard import rank_key
 from prunegym.agents.comparison.table import Comparison
 from prunegym.errors import MissingDependencyError
 

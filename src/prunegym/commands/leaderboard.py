@@ -16,7 +16,7 @@ def leaderboard(
     as_json: JsonFlag = False,
 ) -> None:
     """Rank validated runs; the others are left out, and you are told why. See prunegym validate."""
-    from prunegym.agents.benchmark.leaderboard import leaderboard as rank_runs, rank
+    from prunegym.agents.benchmark.validation.leaderboard import leaderboard as rank_runs, rank
     from prunegym.commands.compare import interval_text
 
     boards, left_out = rank_runs(folders)

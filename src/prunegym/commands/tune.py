@@ -30,8 +30,9 @@ def tune(
 ) -> None:
     """Search for the settings of a recipe with the highest validation reward. OUT/best.yaml is the best recipe.
 
-    Trials that are worse than the median are stopped early. With --resume the
-    search continues; OUT/study.db is an SQLite file that Optuna's dashboard shows.
+    Trials that are worse than the median are stopped early, and one that fails
+    keeps its error in error.txt. With --resume the search continues;
+    OUT/study.db is an SQLite file that Optuna's dashboard shows.
     """
     from prunegym.agents.benchmark.executors.ray_trials import RayTrials
     from prunegym.agents.benchmark.tuning import SPACE, Tried, tune_recipe
@@ -46,7 +47,8 @@ def tune(
 
     def report(tried: Tried) -> None:
         reward = "" if tried.reward is None else f", reward {tried.reward:.4f}"
-        note(f"trial {tried.number}: {tried.state}{reward}, {_shown(tried)}", run.quiet)
+        reason = "" if tried.error is None else f": {tried.error.splitlines()[0]}"
+        note(f"trial {tried.number}: {tried.state}{reward}, {_shown(tried)}{reason}", run.quiet)
 
     choice("executor", executor, ("local", "ray"))
     bundle = dataclasses.replace(data.hidden(stored), data=parts, seed=seed, device=run.device)

@@ -12,7 +12,7 @@ from prunegym.commands import options as opt
 from prunegym.commands.output import Table, emit
 
 if TYPE_CHECKING:
-    from prunegym.agents.benchmark.validation import Validation
+    from prunegym.agents.benchmark.validation.validating import Validation
 
 
 @opt.grouped
@@ -28,7 +28,7 @@ def validate(
     may have another mask, and as many another answer; MACs may differ by 0.002.
     """
     from prunegym.agents.benchmark.records import RESULTS
-    from prunegym.agents.benchmark.validation import validate_all
+    from prunegym.agents.benchmark.validation.validating import validate_all
     from prunegym.errors import MissingDataError
 
     machine.settle(opt.Data(data_root=data_root))

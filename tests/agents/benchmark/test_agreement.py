@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from prunegym.agents.benchmark.agreement import Again, differences
+from prunegym.agents.benchmark.validation.agreement import Again, differences
 from prunegym.agents.comparison.results import Result
 from prunegym.agents.evaluation.evaluator import evaluate
 from prunegym.models import MaskedCNN, build, load_dataset

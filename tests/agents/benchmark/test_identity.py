@@ -8,10 +8,10 @@ import shutil
 import pytest
 from safetensors.torch import load_file
 
-from prunegym.agents.benchmark.leaderboard import leaderboard
 from prunegym.agents.benchmark.running import run_suite
 from prunegym.agents.benchmark.suite import make_suite
-from prunegym.agents.benchmark.validation import VALIDATION, validate, validate_all
+from prunegym.agents.benchmark.validation.leaderboard import leaderboard
+from prunegym.agents.benchmark.validation.validating import VALIDATION, validate, validate_all
 from tests.agents.benchmark.tiny import TINY
 from tests.commands.command_line import fail, run as command
 

@@ -76,6 +76,8 @@ from pathlib import Path
 from prunegym import load_dataset, shipped_model
 from prunegym.agents.benchmark.executors.ray_trials import RayTrials
 from prunegym.agents.benchmark.tuning import tune_recipe
+from prunegym.agents.rl.recipe_files import adjusted_recipe
+from prunegym.errors import InvalidInputError
 from prunegym.models.storage.model_file import Bundle
 from prunegym.settings import parse
 
@@ -89,8 +91,13 @@ found = tune_recipe(
     model, "digits", Path(sys.argv[1]), trials=4, settings=small, space={"n_minibatches": [1, 2]}, report=told.append,
     cluster=cluster,
 )
+wrong = adjusted_recipe("digits", settings=parse(["n_minibatches=9000001"]))
+try:
+    cluster.train(wrong, Path(sys.argv[1]) / "wrong", lambda *_: None)
+except InvalidInputError as error:
+    refused = str(error)
 cluster.close()
-document = {"found": [[one.folder, one.reward, one.state] for one in found], "told": len(told)}
+document = {"refused": refused, "found": [[one.folder, one.reward, one.state] for one in found], "told": len(told)}
 Path(sys.argv[2]).write_text(json.dumps(document))
 """
 
@@ -100,6 +107,7 @@ def test_trials_of_a_search_run_on_ray(tmp_path):
     subprocess.run(program, check=True, capture_output=True, timeout=280)
     answer = json.loads((tmp_path / "found.json").read_text())
     assert (len(answer["found"]), answer["told"]) == (4, 4)
+    assert answer["refused"].startswith("Recipe 'digits': n_minibatches is 9000001;")  # without Ray's traceback
     for folder, reward, state in answer["found"]:
         if state == "complete":
             history = json.loads((Path(folder) / "monitor.json").read_text())["history"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -11,9 +12,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from prunegym import DynamicCNN, evaluate, load_dataset
+from prunegym.agents.benchmark.executors.local import InProcess
+from prunegym.agents.benchmark.executors.ray_cluster import pack, unpack
 from prunegym.agents.benchmark.records import read_records
 from prunegym.agents.benchmark.running import run_suite
 from prunegym.agents.benchmark.suite import make_suite
@@ -98,6 +102,7 @@ def test_compare_is_the_suite_of_one_task(made, tmp_path):
     [
         ({"agent": "digits", "name": "other", "set": {"env_kwargs.reward": "maks"}}, "maks"),
         ({"agent": "digits", "set": {"n_evs": 3}}, "n_evs"),
+        ({"agent": "start", "name": 16}, "The name of an agent is 16; text is needed"),
         ({"agent": "digits", "set": 3}, "set of an agent is a int"),
         ({"agent": "l1", "set": {"n_envs": 3}}, "'l1' has no set:"),
         ({"agent": "straight-through", "targets": [1.5]}, "1.5"),
@@ -145,6 +150,43 @@ def test_a_failed_cell_keeps_its_error_and_the_rest_goes_on(tmp_path, monkeypatc
     assert not file.exists()
     again = run_suite(suite, "out", resume=True, watch=lambda event: event.kind != "begun" or pytest.fail("ran"))
     assert again.finished == 3
+
+
+class OnNode(InProcess):
+    """Runs cells in a folder of its own, as a node does, and sends archives."""
+
+    def __init__(self, suite, place, root):
+        super().__init__(suite.as_dict(), suite.name, dataclasses.replace(place, root=root))
+        self.home = place.root
+
+    def events(self):
+        for event in super().events():
+            runs = Path(event.cell.task, event.cell.point.name, "runs")
+            unpack(pack(self.place.root / runs), self.home / runs)
+            yield event
+
+
+def test_the_error_of_a_cell_is_gone_after_it_ran_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "fragile_there.py").write_text(FRAGILE)
+    (tmp_path / "broken").touch()
+    suite = make_suite("x", {"seeds": 1, "agents": ["fragile_there:agent"], "tasks": {"digits": {"images": 50}}})
+    assert len(run_suite(suite, "out").failed) == 1
+    assert list(Path("out").rglob("error.txt"))
+    (tmp_path / "broken").unlink()
+    found = run_suite(suite, "out", resume=True, executor=lambda suite, place: OnNode(suite, place, tmp_path / "node"))
+    assert (found.finished, found.failed) == (1, {})
+    assert not list(Path("out").rglob("error.txt"))
+
+
+def test_one_process_has_the_threads_that_were_asked_for(tmp_path):
+    before, seen = torch.get_num_threads(), []
+    suite = make_suite("x", {"seeds": 1, "agents": ["start"], "tasks": {"digits": {"images": 20}}})
+    run_suite(suite, tmp_path / "a", threads=before + 1, watch=lambda _event: seen.append(torch.get_num_threads()))
+    assert set(seen) == {before + 1}
+    assert torch.get_num_threads() == before
+    with pytest.raises(InvalidInputError, match="threads is 0; a whole number from 1"):
+        run_suite(suite, tmp_path / "b", threads=0)
 
 
 def test_agents_that_need_the_macs_of_a_failed_one_fail_with_its_name(tmp_path, monkeypatch):

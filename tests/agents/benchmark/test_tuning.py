@@ -108,3 +108,85 @@ def test_a_search_that_is_killed_goes_on_with_the_trial_in_hand(tmp_path):
     assert len(trials) == 3
     assert [one["settings"] for one in trials if one["folder"].endswith("trial-1")] == [asked]
     assert load_recipe(out / "best.yaml").n_envs == 32
+
+
+def trained(recipe, folder):
+    """Write what a training leaves, in no time: the search reads no more of it."""
+    folder.mkdir()
+    (folder / "monitor.json").write_text(json.dumps({"history": [{"reward": recipe.hyperparameters["learning_rate"]}]}))
+    (folder / "model.safetensors").touch()
+
+
+def test_a_resumed_search_tries_new_settings_and_the_same_ones_again_from_the_same_history(
+    model, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(tuning, "train_agent", lambda *given, **_options: trained(given[4], given[5]))
+    for name in ("one", "two"):
+        for trials in (3, 6):
+            found = tune_recipe(
+                model, "digits", tmp_path / name, space=SPACE, trials=trials, settings=SMALL, resume=trials > 3
+            )
+    rates = {one.number: one.settings["hyperparameters.learning_rate"] for one in found}
+    assert len(set(rates.values())) == 6
+    first = optuna.load_study(study_name="prunegym", storage=f"sqlite:///{tmp_path / 'one/study.db'}")
+    assert [trial.params["hyperparameters.learning_rate"] for trial in first.trials] == [rates[k] for k in range(6)]
+
+
+def test_a_trial_that_fails_keeps_its_error_and_the_search_goes_on(model, tmp_path, monkeypatch):
+    told, calls = [], []
+
+    def training(*given, **_options):
+        calls.append(given[5].name)
+        if len(calls) == 1:
+            raise InvalidInputError("no such thing")
+        if len(calls) == 3:
+            raise ValueError("NaN in the logits")
+        trained(given[4], given[5])
+
+    monkeypatch.setattr(tuning, "train_agent", training)
+    out = tmp_path / "out"
+    found = tune_recipe(model, "digits", out, space=SPACE, trials=3, settings=SMALL, report=told.append)
+    assert [one.state for one in found] == ["complete"] * 3 + ["fail"] * 2
+    assert [one.state for one in told] == ["fail", "complete", "fail", "complete", "complete"]
+    assert [one.number for one in found[3:]] == [0, 2]
+    assert found[3].error == "InvalidInputError: no such thing"
+    assert (out / "trial-0/error.txt").read_text() == "InvalidInputError: no such thing\n"
+    assert (out / "trial-2/error.txt").read_text().startswith("ValueError: NaN in the logits\n")
+    assert "Traceback" in found[4].error  # it is no error of ours, so its place is of use
+    assert load_recipe(out / "best.yaml").hyperparameters["learning_rate"] == found[0].reward
+    before = [one.number for one in found]
+    again = tune_recipe(model, "digits", out, space=SPACE, trials=3, settings=SMALL, resume=True)
+    assert ([one.number for one in again], len(calls)) == (before, 5)
+
+
+@pytest.mark.parametrize(("good", "trials", "failures"), [(0, 20, 5), (0, 2, 5), (1, 2, 5), (1, 6, 7)])
+def test_a_search_in_which_too_many_trials_fail_stops(model, tmp_path, monkeypatch, good, trials, failures):
+    calls = []
+
+    def training(*given, **_options):
+        calls.append(given[5].name)
+        if len(calls) > good:
+            raise InvalidInputError(f"no number {len(calls)}")
+        trained(given[4], given[5])
+
+    monkeypatch.setattr(tuning, "train_agent", training)
+    count = good + failures
+    message = (
+        rf"{failures} trials failed and {good} of {trials} ended.*trial-{count - 1}, .*no number {count}\n.*--resume"
+    )
+    with pytest.raises(PruneGymError, match=message):
+        tune_recipe(model, "digits", tmp_path / "out", space=SPACE, trials=trials, settings=SMALL)
+    assert (tmp_path / "out/best.yaml").exists() == bool(good)
+    with pytest.raises(PruneGymError, match=f"{failures} trials failed"):  # those of the start before do not count
+        tune_recipe(model, "digits", tmp_path / "out", space=SPACE, trials=trials, settings=SMALL, resume=True)
+    assert len(calls) == count + failures
+
+
+@pytest.mark.slow
+def test_settings_that_no_check_of_the_space_foresees(model, tmp_path):
+    # Both ends of the list are fine; a rollout has too few steps for what is between them.
+    space = {"n_minibatches": [1, 90_001, 90_002, 2]}
+    found = tune_recipe(model, "digits", tmp_path / "out", space=space, trials=2, settings=SMALL)
+    assert {one.settings["n_minibatches"] for one in found[:2]} <= {1, 2}
+    for one in found[2:]:
+        assert f"n_minibatches is {one.settings['n_minibatches']}" in one.error

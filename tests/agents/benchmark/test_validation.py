@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import torch
 
-from prunegym.agents.benchmark.leaderboard import leaderboard
 from prunegym.agents.benchmark.records import comparisons, read_record, read_records
-from prunegym.agents.benchmark.validation import VALIDATION, hashes_of, validate, why_not_trusted
+from prunegym.agents.benchmark.validation.leaderboard import leaderboard
+from prunegym.agents.benchmark.validation.validating import VALIDATION, hashes_of, validate, why_not_trusted
 from prunegym.agents.comparison.results import Result
 from prunegym.errors import InvalidInputError, MissingDataError
 from prunegym.models.dynamic_cnn import DynamicCNN
@@ -275,7 +275,5 @@ def test_a_reward_of_the_tasks_own_that_was_deleted_is_named(copied):
         edit(copied / RUNS / name, lambda content: content["result"]["figures"].update(task_reward=0.5))
     edit(copied / RUNS / "ppo-seed1", lambda content: content["result"]["figures"].pop("task_reward"))
     records = read_records([copied / RUNS / name for name in ("ppo-seed0", "ppo-seed1", "random-seed0")])
-    with pytest.raises(
-        InvalidInputError, match=r"ppo-seed1/result-test\.json .*another figure task_reward"
-    ):
+    with pytest.raises(InvalidInputError, match=r"ppo-seed1/result-test\.json .*another figure task_reward"):
         comparisons(records)

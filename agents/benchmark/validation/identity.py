@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from prunegym.agents.benchmark.records import Record
-from prunegym.agents.benchmark.reopening import task_recipe
 from prunegym.agents.benchmark.suite import Point
+from prunegym.agents.benchmark.validation.reopening import task_recipe
 from prunegym.agents.comparison.results import MODEL, slug
 from prunegym.models.data.files.bounded_files import read_json
 from prunegym.models.storage.run_folder import without_unused

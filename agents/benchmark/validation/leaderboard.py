@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from prunegym.agents.benchmark.records import Where, comparison, grouped, read_records
-from prunegym.agents.benchmark.validation import why_left_out
+from prunegym.agents.benchmark.validation.validating import why_left_out
 from prunegym.agents.comparison.results import Interval
-from prunegym.agents.comparison.table import TASK_REWARD, Row
+from prunegym.agents.comparison.table import DIFFERENCES, TASK_REWARD, Row
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -18,7 +18,8 @@ class Board:
 
     Attributes:
         where: Task, point and split.
-        rows: The agents' lines; differences and outcomes are counted from the best.
+        rows: The agents' lines. Figures are over all seeds of an agent, and so is the order; differences and outcomes
+            are counted from the best, over the seeds that both have.
     """
 
     where: Where
@@ -47,13 +48,19 @@ def leaderboard(folders: Iterable[Path | str]) -> tuple[list[Board], dict[str, s
     trusted = [record for record in records if record.folder not in left_out]
     boards = []
     for where, agents in grouped(trusted).items():
-        # Each agent against itself first, to find the best one; then all against that.
+        # Each agent against itself first: these figures are over all of its seeds, and they alone make the order.
         alone = [comparison(where, {name: agents[name]}, name) for name in agents]
-        best = max((table.rows[0] for table in alone if table is not None), key=lambda row: rank(row).mean)
-        table = comparison(where, agents, best.name)
+        ranked = sorted((table.rows[0] for table in alone if table is not None), key=lambda row: -rank(row).mean)
+        table = comparison(where, agents, ranked[0].name)
         if table is not None:
-            boards.append(Board(where, tuple(sorted(table.rows, key=lambda row: -rank(row).mean))))
+            pairs = {row.name: row for row in table.rows}
+            boards.append(Board(where, tuple(_against_best(row, pairs[row.name]) for row in ranked)))
     return boards, {str(folder): reason for folder, reason in left_out.items()}
+
+
+def _against_best(row: Row, pair: Row) -> Row:
+    """Return an agent's line with the differences and the outcome of its comparison with the best."""
+    return dataclasses.replace(row, **{key: getattr(pair, key) for key in DIFFERENCES}, outcome=pair.outcome)
 
 
 def rank(row: Row) -> Interval:

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunegym.agents.benchmark.agreement import Again, differences, other_masks
-from prunegym.agents.benchmark.identity import contradictions, copies, run_of
 from prunegym.agents.benchmark.records import RESULTS, Record, read_record
-from prunegym.agents.benchmark.reopening import open_cell, saved_agent, task_reward
+from prunegym.agents.benchmark.validation.agreement import Again, differences, other_masks
+from prunegym.agents.benchmark.validation.identity import contradictions, copies, run_of
+from prunegym.agents.benchmark.validation.reopening import open_cell, saved_agent, task_reward
 from prunegym.agents.comparison.results import Result, fingerprint
 from prunegym.agents.evaluation.evaluator import Evaluation, evaluate
 from prunegym.agents.evaluation.masks import Agent, derangement
