@@ -14,16 +14,18 @@ import yaml
 
 from prunegym.agents.benchmark.cells import ERROR
 from prunegym.agents.benchmark.executors.local import error_text
+from prunegym.agents.benchmark.search_space import SPACE, Space, check_space, space_end, suggested
 from prunegym.agents.rl.recipe import Recipe
 from prunegym.agents.rl.recipe_files import make_recipe, read_recipe
 from prunegym.agents.rl.trainer import train_agent, try_recipe
-from prunegym.errors import InvalidInputError, MissingDependencyError, PruneGymError
+from prunegym.errors import MissingDependencyError, PruneGymError
 from prunegym.models.data.files.bounded_files import read_json
 from prunegym.models.storage.model_file import Bundle
 from prunegym.models.storage.run_folder import begin_run, finish_run
 from prunegym.models.storage.weights import save_text
+from prunegym.models.training.cnn_training import StageReport
 from prunegym.settings import Change, changed
-from prunegym.validation import choice, finite, whole_number
+from prunegym.validation import whole_number
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -31,14 +33,6 @@ if TYPE_CHECKING:
 
     from prunegym.agents.benchmark.executors.ray_trials import RayTrials
 
-Space = Mapping[str, Any]
-SPACE: Space = {
-    "hyperparameters.learning_rate": {"low": 1e-4, "high": 3e-3, "log": True},
-    "hyperparameters.n_epochs": {"low": 1, "high": 4},
-    "sharpen": {"low": 1.0, "high": 4.0},
-    "n_minibatches": [1, 2, 4],
-}
-"""What is searched if nothing else is given: ranges with ``low``, ``high`` and ``log``, or lists of values."""
 FOLDER, INTERRUPTED, FAILURE = "folder", "interrupted", "error"
 """Attributes of a trial: its folder, whether it was interrupted, and the error of one that failed."""
 FIRST = 5
@@ -115,7 +109,7 @@ def tune_recipe(
     check_space(space)
     name, env, own = read_recipe(recipe)
     own = changed(own, settings)
-    for wanted in (_end(space, 0), _end(space, -1)):
+    for wanted in (space_end(space, 0), space_end(space, -1)):
         try_recipe(
             _recipe(name, env, own, wanted), model.masked, model.data["train"], model.data["validation"], model.policy
         )
@@ -123,58 +117,8 @@ def tune_recipe(
         out, {"recipe": own, "env": env, "space": dict(space), "seed": model.seed}, resume,
         {"CNN": model.masked, "gates": model.policy, **model.data},
     )  # fmt: skip
-    optuna.logging.set_verbosity(optuna.logging.ERROR)  # it would print the traceback of each trial that fails
-    pruner = optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1)
-    study = optuna.create_study(
-        storage=f"sqlite:///{out / STUDY}", study_name="prunegym", direction="maximize", pruner=pruner,
-        load_if_exists=True,
-    )  # fmt: skip
-    begun = len(study.get_trials(deepcopy=False))
-    study.sampler = optuna.samplers.TPESampler(seed=_sampler_seed(model.seed, begun))
-    for lost in _in_hand(study):
-        if not lost.state.is_finished():
-            study.tell(lost.number, state=optuna.trial.TrialState.FAIL)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            study.enqueue_trial(lost.params, user_attrs={FOLDER: lost.user_attrs[FOLDER]})
-
-    def objective(trial: Trial) -> float:
-        folder = out / str(trial.user_attrs.get(FOLDER, f"trial-{trial.number}"))
-        trial.set_user_attr(FOLDER, folder.name)
-        values = {key: _suggest(trial, key, one) for key, one in space.items()}
-        best = -float("inf")
-
-        def watch(_stage: str, row: Mapping[str, Any]) -> None:
-            nonlocal best
-            if "timesteps" not in row:
-                return
-            best = max(best, float(row["reward"]))
-            trial.report(best, step=int(row["updates"]))
-            if trial.should_prune():
-                raise optuna.TrialPruned
-
-        made = _recipe(name, env, own, values)
-        try:
-            if cluster is not None:
-                cluster.train(made, folder, watch)
-            else:
-                train_agent(
-                    model.masked, model.info, model.data["train"], model.data["validation"], made, folder,
-                    policy=model.policy, seed=model.seed, resume=(folder / "run.json").exists(), device=model.device,
-                    progress=False, report=watch,
-                )  # fmt: skip
-            return _best_of(folder)
-        except KeyboardInterrupt:
-            trial.set_user_attr(INTERRUPTED, True)  # Optuna would take it for a trial that fails
-            raise
-        except optuna.TrialPruned:
-            raise
-        except Exception as error:  # settings that no check foresees fail in torch or Stable-Baselines3
-            trial.set_user_attr(FAILURE, error_text(error))
-            folder.mkdir(parents=True, exist_ok=True)
-            save_text(folder / ERROR, error_text(error) + "\n")
-            raise _FailedTrialError from error
-
+    study, begun = _open_study(out, model.seed)
+    objective = _Objective(model, lambda values: _recipe(name, env, own, values), space, out, cluster)
     done = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
     tell = None if report is None else [lambda _, trial: report(_tried(trial, out))]
     slots = 1 if cluster is None else cluster.slots
@@ -196,6 +140,91 @@ def tune_recipe(
             "--resume, or give a space without such settings (--space) and another --out."
         )
     return found
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Objective:
+    """Trains with a trial's settings, and returns the highest validation reward."""
+
+    model: Bundle
+    recipe: Callable[[Mapping[str, Any]], Recipe]
+    space: Space
+    out: Path
+    cluster: RayTrials | None
+
+    def __call__(self, trial: Trial) -> float:
+        import optuna
+
+        folder = self.out / str(trial.user_attrs.get(FOLDER, f"trial-{trial.number}"))
+        trial.set_user_attr(FOLDER, folder.name)
+        made = self.recipe({key: suggested(trial, key, one) for key, one in self.space.items()})
+        try:
+            self._train(made, folder, _watching(trial))
+            return _best_of(folder)
+        except KeyboardInterrupt:
+            trial.set_user_attr(INTERRUPTED, True)  # Optuna would take it for a trial that fails
+            raise
+        except optuna.TrialPruned:
+            raise
+        except Exception as error:  # settings that no check foresees fail in torch or Stable-Baselines3
+            trial.set_user_attr(FAILURE, error_text(error))
+            folder.mkdir(parents=True, exist_ok=True)
+            save_text(folder / ERROR, error_text(error) + "\n")
+            raise _FailedTrialError from error
+
+    def _train(self, recipe: Recipe, folder: Path, watch: StageReport) -> None:
+        model = self.model
+        if self.cluster is not None:
+            self.cluster.train(recipe, folder, watch)
+            return
+        train_agent(
+            model.masked, model.info, model.data["train"], model.data["validation"], recipe, folder,
+            policy=model.policy, seed=model.seed, resume=(folder / "run.json").exists(), device=model.device,
+            progress=False, report=watch,
+        )  # fmt: skip
+
+
+def _watching(trial: Trial) -> StageReport:
+    """Return a report of a training that stops it if the trial is worse than others."""
+    import optuna
+
+    best = -float("inf")
+
+    def watch(_stage: str, row: Mapping[str, Any]) -> None:
+        nonlocal best
+        if "timesteps" not in row:
+            return
+        best = max(best, float(row["reward"]))
+        trial.report(best, step=int(row["updates"]))
+        if trial.should_prune():
+            raise optuna.TrialPruned
+
+    return watch
+
+
+def _open_study(out: Path, seed: int) -> tuple[Study, int]:
+    """Open the study of a folder, or a new one, with the trials that were cut off in its queue.
+
+    Returns:
+        The study, and how many trials it has already.
+    """
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # it would print the traceback of each trial that fails
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1)
+    study = optuna.create_study(
+        storage=f"sqlite:///{out / STUDY}", study_name="prunegym", direction="maximize", pruner=pruner,
+        load_if_exists=True,
+    )  # fmt: skip
+    begun = len(study.get_trials(deepcopy=False))
+    study.sampler = optuna.samplers.TPESampler(seed=_sampler_seed(seed, begun))
+    for lost in _in_hand(study):
+        if not lost.state.is_finished():
+            study.tell(lost.number, state=optuna.trial.TrialState.FAIL)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.enqueue_trial(lost.params, user_attrs={FOLDER: lost.user_attrs[FOLDER]})
+    return study, begun
 
 
 def _ranked(tried: list[Tried]) -> list[Tried]:
@@ -227,37 +256,8 @@ def _in_hand(study: Study) -> list[FrozenTrial]:
     return [one for one in left if FOLDER in one.user_attrs and one.user_attrs[FOLDER] not in later[one.number]]
 
 
-def check_space(space: Space) -> None:
-    """Raise InvalidInputError if a space is not of ranges and lists."""
-    if not isinstance(space, Mapping) or not space:
-        raise InvalidInputError(f"The space is {space!r}; settings by name are needed, with a range or a list each.")
-    for key, one in space.items():
-        if isinstance(one, list) and one:
-            continue
-        if not isinstance(one, Mapping):
-            raise InvalidInputError(f"{key} of the space is {one!r}; {{low: 0.1, high: 1.0}} or a list is needed.")
-        for word in one:
-            choice(f"word in the range of {key}:", word, ("low", "high", "log"))
-        low, high = (finite(f"{word} of {key}", one.get(word)) for word in ("low", "high"))
-        if low >= high or (one.get("log") and low <= 0):
-            raise InvalidInputError(f"The range of {key} is {dict(one)}; low must be below high, and above 0 for log.")
-
-
-def _end(space: Space, which: int) -> dict[str, Any]:
-    """Return one end of the space."""
-    return {key: one[which] if isinstance(one, list) else one[("low", "high")[which]] for key, one in space.items()}
-
-
 def _recipe(name: str, env: str, own: Mapping[str, Any], values: Mapping[str, Any]) -> Recipe:
     return make_recipe(name, env, changed(own, [(tuple(key.split(".")), value) for key, value in values.items()]))
-
-
-def _suggest(trial: Trial, key: str, one: Any) -> Any:
-    if isinstance(one, list):
-        return trial.suggest_categorical(key, one)
-    whole = all(isinstance(one[word], int) for word in ("low", "high"))
-    suggest: Any = trial.suggest_int if whole else trial.suggest_float
-    return suggest(key, one["low"], one["high"], log=bool(one.get("log")))
 
 
 def _best_of(folder: Path) -> float:

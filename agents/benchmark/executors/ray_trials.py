@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from prunegym.agents.benchmark.executors.ray_cluster import SCRATCH, join, pack,
 from prunegym.agents.rl.trainer import train_agent
 from prunegym.errors import MissingDependencyError, PruneGymError
 from prunegym.models.storage.model_file import Bundle
+from prunegym.models.training.cnn_training import StageReport
 
 WAIT = 0.5
 """Seconds between two looks at what a trial has reported."""
@@ -48,7 +48,7 @@ class RayTrials:
         self._model = ray.put(model)
         self._remote = ray.remote(num_cpus=1, max_retries=0)(remote_trial)
 
-    def train(self, recipe: Any, folder: Path, watch: Callable[[str, Mapping[str, Any]], None]) -> None:
+    def train(self, recipe: Any, folder: Path, watch: StageReport) -> None:
         """Train with a recipe on any node. ``watch`` gets the figures of each stage; what it raises ends the trial.
 
         A trial whose node is lost begins again on another.
@@ -73,7 +73,7 @@ class RayTrials:
             return unpack(archive, folder)
         raise PruneGymError(f"The node of {folder.name} was lost {ATTEMPTS} times. The last time: {lost}")
 
-    def _wait(self, reference: Any, reports: Any, watch: Callable[[str, Mapping[str, Any]], None]) -> bytes:
+    def _wait(self, reference: Any, reports: Any, watch: StageReport) -> bytes:
         try:
             while True:
                 ended, _ = self._ray.wait([reference], timeout=WAIT)

@@ -35,7 +35,8 @@ def tune(
     OUT/study.db is an SQLite file that Optuna's dashboard shows.
     """
     from prunegym.agents.benchmark.executors.ray_trials import RayTrials
-    from prunegym.agents.benchmark.tuning import SPACE, Tried, tune_recipe
+    from prunegym.agents.benchmark.search_space import SPACE
+    from prunegym.agents.benchmark.tuning import Tried, tune_recipe
     from prunegym.agents.rl.recipe_files import read_yaml
     from prunegym.models.catalog import open_split
     from prunegym.settings import numbers
