@@ -11,7 +11,8 @@ import pytest
 
 from prunegym import load_dataset, load_recipe, shipped_model
 from prunegym.agents.benchmark import tuning
-from prunegym.agents.benchmark.tuning import check_space, tune_recipe
+from prunegym.agents.benchmark.search_space import check_space
+from prunegym.agents.benchmark.tuning import tune_recipe
 from prunegym.errors import InvalidInputError, PruneGymError
 from prunegym.models.storage.model_file import Bundle
 from prunegym.settings import parse
