@@ -116,7 +116,7 @@ function statistics() {
     return;
   }
   at("statistics-note").textContent = `Scores are rewards, scaled at each task and point so that the worst agent has 0 and the best 1. Interquartile means with 95 % intervals of a stratified bootstrap; the probability that a run is better than one of ${found.reference}. Below: the share of runs above each score.`
-    + (found.left_out.length ? ` Left out, for they lack a task: ${found.left_out.join(", ")}.` : "");
+    + (found.left_out.length ? ` Left out, because no seed has a run of each task: ${found.left_out.join(", ")}.` : "");
   const text = (three) => (three ? `${three[0].toFixed(3)}${three[1] === null ? " (one run)" : ` [${three[1].toFixed(3)}, ${three[2].toFixed(3)}]`}` : "");
   const rows = Object.entries(found.iqm).sort((a, b) => b[1][0] - a[1][0]).map(([agent, iqm]) => [agent, text(iqm), text(found.improvement[agent])]);
   at("statistics-table").replaceChildren(...[["agent", "interquartile mean", "P(improvement)"], ...rows].map((row, number) => {

@@ -24,18 +24,27 @@ def scores_of(tables: Mapping[Where, Comparison]) -> Scores:
     """Return the scores of each agent, (seeds, places) float64, over all places that every agent has.
 
     A place is a task at a lambda or budget. Its score is the task's own reward or else the figure ``reward``, scaled so
-    that 0 is the mean of the worst agent there and 1 that of the best. An agent that does not depend on the seed has
-    one row. Agents without a result for a place, or have other numbers of seeds in two, are left out.
+    that 0 is the mean of the worst agent there and 1 that of the best. An agent's rows are the seeds that it has at all
+    places; one that does not depend on the seed has one row. Agents without a result for a place, or without a seed
+    that all places have, are left out.
     """
-    found: dict[str, list[list[float]]] = {}
+    found: dict[str, list[dict[int, float]]] = {}
     for table in tables.values():
-        raw = {row.name: [one.figures[rank_key(row)] for _, one in sorted(row.results.items())] for row in table.rows}
-        means = [float(np.mean(values)) for values in raw.values()]
+        raw = {row.name: {seed: one.figures[rank_key(row)] for seed, one in row.results.items()} for row in table.rows}
+        means = [float(np.mean([*values.values()])) for values in raw.values()]
         low, width = min(means), max(means) - min(means) or 1.0
         for name, values in raw.items():
-            found.setdefault(name, []).append([(value - low) / width for value in values])
-    full = {name: rows for name, rows in found.items() if len(rows) == len(tables) and len(set(map(len, rows))) == 1}
-    return {name: np.asarray(rows, np.float64).T for name, rows in full.items()}
+            found.setdefault(name, []).append({seed: (value - low) / width for seed, value in values.items()})
+    rows = {name: _common(places) for name, places in found.items() if len(places) == len(tables)}
+    return {name: np.asarray(scores, np.float64) for name, scores in rows.items() if scores}
+
+
+def _common(places: list[dict[int, float]]) -> list[list[float]]:
+    """Return the scores at all places of each seed that they have in common; of single runs, whatever their seeds."""
+    if all(len(scores) == 1 for scores in places):
+        return [[next(iter(scores.values())) for scores in places]]
+    seeds = sorted(set.intersection(*(set(scores) for scores in places)))
+    return [[scores[seed] for scores in places] for seed in seeds]
 
 
 def summary(tables: Mapping[Where, Comparison], reps: int = 2000, seed: int = 0) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import itertools
 import json
 import re
@@ -101,6 +102,20 @@ def test_statistics_are_those_of_the_formulas(made):
         assert scores[best.name][:, place].mean() == pytest.approx(1)
         lowest = min(zip(means, table.rows, strict=True), key=lambda pair: pair[0])[1]
         assert scores[lowest.name][:, place].mean() == pytest.approx(0)
+
+
+def test_statistics_use_the_seeds_that_all_tasks_have(made):
+    tables = dict(made[1].tables)
+    where, table = list(tables.items())[-1]
+    rows = tuple(
+        dataclasses.replace(row, results={1: row.results[1]} if row.name == "PPO" else row.results)
+        for row in table.rows
+        if row.name != "start"
+    )
+    whole, part = scores_of(tables), scores_of({**tables, where: dataclasses.replace(table, rows=rows)})
+    assert part.keys() == {"PPO", "random"}
+    assert part["PPO"].shape == (1, 2)
+    assert part["PPO"][0, 0] == whole["PPO"][1, 0]
 
 
 def test_a_difference_inside_its_interval_is_a_tie():
