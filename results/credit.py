@@ -154,7 +154,7 @@ def variances(start: DynamicCNN, train: Dataset, recipe: Recipe) -> dict[str, fl
 
 
 def main() -> None:
-    """Train both sides with each seed, and write the document after each."""
+    """Train both sides with each seed that is not in the document yet, and write it after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="its gates are where PPO begins: a model file, or a shipped model")
     parser.add_argument("--recipe", default="refined")
@@ -169,23 +169,39 @@ def main() -> None:
     splits = {name: model.info.adapt(load_dataset(model.info.dataset, name)) for name in names}
     start = gates_at_best_offset(model, splits["validation"], recipe.middle_penalty)
     every = max(recipe.n_envs, recipe.n_episodes // 6 // recipe.n_envs * recipe.n_envs)
-    document: dict[str, Any] = {
-        "command": command_line(), "machine": machine(), "variance": variances(start, splits["train"], recipe),
-        "start": {name: measured(start, start.policy, splits[name], recipe.middle_penalty) for name in names[1:]},
-        "rows": [],
-    }  # fmt: skip
+    document: dict[str, Any] = json.loads(options.json.read_text()) if options.json.exists() else {}
+    if not document:
+        document = {
+            "command": command_line(), "machine": machine(), "variance": variances(start, splits["train"], recipe),
+            "start": {name: measured(start, start.policy, splits[name], recipe.middle_penalty) for name in names[1:]},
+            "rows": [],
+        }  # fmt: skip
     for seed in options.seeds:
+        if seed in [row["seed"] for row in document["rows"]]:
+            continue
         sides = {}
         for name, branch in (("group", False), ("branch", True)):
             begun = time.process_time()
             sides[name] = train(start, splits, recipe, seed, branch=branch, every=every)
             sides[name]["seconds"] = time.process_time() - begun
-            print(seed, name, sides[name], flush=True)
+            print(seed, name, sides[name]["test"], flush=True)
         document["rows"].append({"seed": seed, **sides})
-        pairs = [[row[name]["test"]["reward"] for row in document["rows"]] for name in ("branch", "group")]
-        gained = interval([one - other for one, other in zip(*pairs, strict=True)])
-        document["branch_minus_group"] = {"mean": gained.mean, "half_width": gained.half_width, "count": gained.count}
         options.json.write_text(json.dumps(document, indent=1) + "\n")
+    options.json.write_text(json.dumps({**document, **summary(document)}, indent=1) + "\n")
+
+
+def summary(document: dict[str, Any]) -> dict[str, Any]:
+    """Return the rewards on the test images over seeds, and what branching and PPO gain, paired by seed."""
+    group, branch = ([row[name]["test"]["reward"] for row in document["rows"]] for name in ("group", "branch"))
+    start = document["start"]["test"]["reward"]
+    found = {
+        "group": group,
+        "branch": branch,
+        "group_minus_start": [one - start for one in group],
+        "branch_minus_group": [one - other for one, other in zip(branch, group, strict=True)],
+    }
+    share = document["variance"]["macs"] / document["variance"]["return"]
+    return {"macs_share_of_variance": share, **{name: vars(interval(values)) for name, values in found.items()}}
 
 
 if __name__ == "__main__":
