@@ -17,7 +17,7 @@ from prunegym.agents.benchmark.executors.local import Event, Job, run_job
 from prunegym.agents.benchmark.inputs import input_files
 from prunegym.agents.benchmark.suite import Suite
 from prunegym.agents.comparison.results import slug
-from prunegym.errors import MissingDependencyError
+from prunegym.errors import MissingDependencyError, PruneGymError
 
 SCRATCH = "PRUNEGYM_SCRATCH"
 """Environment variable of a node: its folder for cells in hand and for inputs; by default that of temporary files."""
@@ -143,4 +143,11 @@ def unpack(archive: bytes, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with tarfile.open(fileobj=io.BytesIO(archive)) as packed:
         members = sorted(packed.getmembers(), key=lambda one: Path(one.name).name.startswith("result-"))
-        packed.extractall(folder, members=members, filter="data")
+        # By hand: `extractall(filter="data")` came with Python 3.11.4.
+        for member in members:
+            place, content = folder / member.name, packed.extractfile(member) if member.isfile() else None
+            if not place.resolve().is_relative_to(folder.resolve()):
+                raise PruneGymError(f"An archive from a node has the path {member.name}, which leaves its folder.")
+            if content is not None:
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.write_bytes(content.read())

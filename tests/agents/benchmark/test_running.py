@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -250,3 +252,19 @@ def test_a_reward_that_fails_is_found_before_the_first_cell(tmp_path):
     with pytest.raises(PruneGymError, match="2 prices, for 10 classes"):
         run_suite(suite, tmp_path / "out")
     assert not list((tmp_path / "out").rglob("result-*.json"))
+
+
+def test_a_folder_comes_back_as_it_was_and_nothing_is_written_elsewhere(tmp_path):
+    (tmp_path / "run/deep").mkdir(parents=True)
+    (tmp_path / "run/result-test.json").write_text("{}")
+    (tmp_path / "run/deep/model").write_bytes(b"\0\1")
+    unpack(pack(tmp_path / "run"), tmp_path / "back")
+    found = {file.relative_to(tmp_path / "back"): file.read_bytes() for file in (tmp_path / "back").rglob("*.*")}
+    assert found == {Path("result-test.json"): b"{}"}
+    assert (tmp_path / "back/deep/model").read_bytes() == b"\0\1"
+    whole = io.BytesIO()
+    with tarfile.open(fileobj=whole, mode="w") as archive:
+        archive.add(tmp_path / "run/result-test.json", arcname="../away.json")
+    with pytest.raises(PruneGymError, match="leaves its folder"):
+        unpack(whole.getvalue(), tmp_path / "back")
+    assert not (tmp_path / "away.json").exists()
