@@ -57,14 +57,19 @@ class GroupAdvantage(_GroupWrapper):
     def step_wait(self) -> VecEnvStepReturn:
         """Return the rewards; at the end of episodes the group's baseline is subtracted."""
         observation, rewards, dones, infos = self.venv.step_wait()
+        return observation, self._paid(rewards, bool(dones.any())), dones, infos
+
+    def _paid(self, rewards: npt.NDArray[np.float32], over: bool) -> npt.NDArray[np.float32]:
+        """Add a step's rewards to the returns, and return them; at the end without the mean return of the others."""
         self._returns += rewards
-        if dones.any():
-            returns = self._returns.reshape(-1, self.group)
-            # The leave-one-out mean over the group's K masks: (sum - own) / (K - 1).
-            others = (returns.sum(1, keepdims=True) - returns) / (self.group - 1)
-            rewards = (rewards - others.reshape(-1)).astype(np.float32)
-            self._returns = np.zeros(self.num_envs)
-        return observation, rewards, dones, infos
+        if not over:
+            return rewards
+        returns = self._returns.reshape(-1, self.group)
+        # The leave-one-out mean over the group's K masks: (sum - own) / (K - 1).
+        others = (returns.sum(1, keepdims=True) - returns) / (self.group - 1)
+        self._returns = np.zeros(self.num_envs)
+        paid: npt.NDArray[np.float32] = (rewards - others.reshape(-1)).astype(np.float32)
+        return paid
 
 
 class Greedy(Protocol):

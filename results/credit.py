@@ -32,8 +32,8 @@ from prunegym.agents.comparison.results import interval
 from prunegym.agents.rl.lagrangian import gates_at_best_offset
 from prunegym.agents.rl.recipe import Recipe
 from prunegym.agents.rl.recipe_files import adjusted_recipe
-from prunegym.agents.rl.trainer import build_algorithm
-from prunegym.envs import GroupAdvantage, MaskVecEnv
+from prunegym.agents.rl.trainer import build_algorithm, training_env
+from prunegym.envs import GroupAdvantage
 from prunegym.models import Dataset, GatePolicy
 from prunegym.models.storage.run_folder import command_line, machine
 
@@ -69,13 +69,9 @@ class BranchAtGate(GroupAdvantage):
         """Return rewards from the branch on, less the mean of the others' in the last step."""
         observation, rewards, dones, infos = self.venv.step_wait()
         together = self._at < self._branch
-        rewards = np.where(together, 0, rewards).astype(np.float32)
-        self._returns += rewards
-        if dones.any():
-            returns = self._returns.reshape(-1, self.group)
-            others = (returns.sum(1, keepdims=True) - returns) / (self.group - 1)
-            rewards = (rewards - others.reshape(-1)).astype(np.float32)
-            self._returns = np.zeros(self.num_envs)
+        over = bool(dones.any())
+        rewards = self._paid(np.where(together, 0, rewards).astype(np.float32), over)
+        if over:
             self._begin()
         else:
             self._at += 1
@@ -116,12 +112,9 @@ def train(
 ) -> dict[str, Any]:
     """Train one side with a seed, and return its curve on the validation images and its figures on the test images."""
     assert isinstance(start.policy, GatePolicy)
-    env = MaskVecEnv(
-        recipe.env, recipe.n_envs, group=recipe.group, seed=seed, model=start.masked, dataset=splits["train"],
-        features=start.policy.features, **recipe.env_kwargs,
-    )  # fmt: skip
-    wrapped = BranchAtGate(env, seed) if branch else GroupAdvantage(env)
-    algorithm = build_algorithm(wrapped, start.policy, recipe, seed, "cpu")
+    env = training_env(start.masked, start.policy, splits["train"], recipe, seed, "cpu")
+    assert isinstance(env, GroupAdvantage)
+    algorithm = build_algorithm(BranchAtGate(env.venv, seed) if branch else env, start.policy, recipe, seed, "cpu")
     penalty = recipe.middle_penalty
     curve = Curve(start, splits["validation"], penalty, every)
     algorithm.learn(recipe.n_episodes * len(start.policy.decisions), curve)
@@ -133,10 +126,7 @@ def train(
 def variances(start: DynamicCNN, train: Dataset, recipe: Recipe) -> dict[str, float]:
     """Return the variance within a group of the accuracy term, of lambda * MACs, and of their difference."""
     assert isinstance(start.policy, GatePolicy)
-    env = MaskVecEnv(
-        recipe.env, recipe.n_envs, group=recipe.group, seed=0, model=start.masked, dataset=train,
-        features=start.policy.features, **recipe.env_kwargs,
-    )  # fmt: skip
+    env = training_env(start.masked, start.policy, train, recipe, 0, "cpu")
     algorithm = build_algorithm(env, start.policy, recipe, 0, "cpu")
     returns, costs = [], []
     observation = env.reset()
