@@ -199,7 +199,7 @@ TASK_TEXTS = ("model", "dataset", "split", "train_images", "environment", "accur
 
 
 def _with_numbers(given: Any, texts: Collection[str] = AGENT_TEXTS) -> Any:
-    """Return a task, an agent or a list of agents with numbers where YAML reads a string, but texts as they are."""
+    """Return a task, an agent or a list of agents. Texts such as 3e-1 become numbers, but names stay texts."""
     if isinstance(given, Mapping):
         agents = "agents" if texts is TASK_TEXTS else None
         return {
