@@ -3,8 +3,8 @@ r"""Constants in place of masked channels of a frozen CNN, beside zeros: gates, 
 Each cell is one training: gates or a static mask, with constants or zeros, at one MAC share, with one seed. With
 ``--variants`` also those of constant_variants.py, for gates with constants. All gates of a seed begin with the same
 imitation; static masks are trained on as many images. Finished cells are kept in a folder with the name of the
-document, so that other machines can add seeds; an interrupted cell goes on from its last epoch. The document is written
-after each cell, with what is there.
+document, so that other machines can add seeds; an interrupted cell goes on from its last epoch. Processes that are
+started with the same folders share the cells. The document is written after each cell, with what is there.
 
     python results/constants.py resnet20 results/cifar10-jpeg/cnn.safetensors runs/constants --json constants.json
 """
@@ -13,12 +13,16 @@ from __future__ import annotations
 
 import argparse
 import base64
+import contextlib
 import copy
 import dataclasses
+import fcntl
 import functools
 import json
+import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +57,6 @@ class Study:
 
 
 STUDIES = {"resnet20": Study((0.7, 0.6), 5), "vgg11": Study((0.7,), 3), "fashion": Study((0.46,), 3)}
-
-
 SHOWN = {"gates": "gates", "static": "learnt static mask"}
 """How kinds of cells are called in the table."""
 VARIANTS = {
@@ -114,25 +116,24 @@ class Trainings:
         }
         if images is not None:
             self.splits = {split: data.sample(min(images, len(data))) for split, data in self.splits.items()}
+        self.train = self.splits["train"]
         masked = self.stored.masked.freeze()
         masked.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    @property
-    def train(self) -> Dataset:
-        """The training images."""
-        return self.splits["train"]
 
     @functools.cached_property
     def teacher(self) -> Tensor:
         """The CNN's logits for each training image."""
         return dense_logits(self.stored.masked, self.train)
 
-    def run(self, cell: Cell) -> dict[str, Any]:
-        """Train a cell, and return its figures; those that are stored, if it is done."""
+    def run(self, cell: Cell) -> None:
+        """Train a cell, unless it is done, or another process has it or the cell that it begins with in hand."""
         done = self.cells / f"{cell.name}.json"
-        if done.exists():
-            found: dict[str, Any] = json.loads(done.read_text())
-            return found
+        begun = self.cells / f"{dataclasses.replace(cell, compensation='constant').name}.json"
+        with alone(self.out / cell.name, wait=False) as mine:
+            if mine and not done.exists() and (cell.compensation not in VARIANTS or begun.exists()):
+                self._make(cell, done)
+
+    def _make(self, cell: Cell, done: Path) -> None:
         started = time.process_time()
         masked, policy = self._trained(cell)
         figures = {split: self._figures(masked, policy, self.splits[split]) for split in ("validation", "test")}
@@ -146,11 +147,9 @@ class Trainings:
         part = done.with_suffix(".partial")
         part.write_text(json.dumps(document, indent=1) + "\n")
         part.rename(done)
-        return document
 
     def _trained(self, cell: Cell) -> tuple[MaskedCNN, Policy]:
         folder = self.out / cell.name
-        folder.mkdir(parents=True, exist_ok=True)
         passes = IMITATION.steps * IMITATION.batch_size / len(self.train)
         tune = TuneConfig(
             target_macs=cell.share, epochs=EPOCHS + passes * (cell.kind == "static"), train_cnn=False, augment="flip",
@@ -187,9 +186,9 @@ class Trainings:
         """Return gates after imitation, which is done once for each seed."""
         config = PrepareConfig(imitation=dataclasses.replace(IMITATION, seed=seed), tune=None, seed=seed)
         folder = self.out / f"imitation-{seed}"
-        folder.mkdir(parents=True, exist_ok=True)
         report = lambda stage, row: log(f"{stage} {seed}", row)  # noqa: E731
-        return copy.deepcopy(prepare(self.stored.masked, self.train, config, folder=folder, report=report)[1])
+        with alone(folder):
+            return copy.deepcopy(prepare(self.stored.masked, self.train, config, folder=folder, report=report)[1])
 
     def _figures(self, masked: MaskedCNN, policy: Policy, split: Dataset) -> dict[str, Any]:
         if isinstance(policy, constant_variants.PredictedConstants):
@@ -198,6 +197,22 @@ class Trainings:
             found = evaluate(DynamicCNN(masked, policy, self.stored.info), None, split)
             plain, correct = found.as_json(), found.correct
         return {**plain, "correct": base64.b64encode(np.packbits(correct.numpy()).tobytes()).decode()}
+
+
+@contextlib.contextmanager
+def alone(folder: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Hold a folder, which is made; True, or False if another process holds it and nothing waits for that."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        mine = True
+    except BlockingIOError:
+        mine = False
+    try:
+        yield mine
+    finally:
+        os.close(descriptor)
 
 
 def log(what: str, row: Any) -> None:
@@ -272,15 +287,13 @@ def main() -> None:
     torch.set_num_threads(1)
     study = STUDIES[options.study]
     study = dataclasses.replace(study, seeds=options.seeds or study.seeds)
-    found: dict[Cell, dict[str, Any]] = {}
     folder = options.json.with_suffix("")
     trainings = None if options.no_run else Trainings(options.cnn, options.out, folder, options.images)
-    for cell in cells(study, options.variants or options.no_run):
-        done = folder / f"{cell.name}.json"
-        if trainings is not None:
-            found[cell] = trainings.run(cell)
-        elif done.exists():
-            found[cell] = json.loads(done.read_text())
+    for cell in [None] if trainings is None else cells(study, options.variants):
+        if trainings is not None and cell is not None:
+            trainings.run(cell)
+        done = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
+        found = {Cell(*(one[field.name] for field in dataclasses.fields(Cell))): one for one in done}
         options.json.write_text(json.dumps(table(study, found), indent=1) + "\n")
 
 
