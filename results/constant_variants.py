@@ -1,11 +1,13 @@
 """Variants of constants in place of masked channels, for results/constants.py.
 
-All begin with what that script has made: the gates after imitation, or the gates and constants that were trained.
+Those of gates begin with what that script has made: the gates after imitation, or the gates and constants that were
+trained.
 """
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,11 @@ from torch import Tensor, nn
 
 from prunegym import DynamicCNN
 from prunegym.agents import train_agent
+from prunegym.agents.baselines.static_masks import greedy_static, taylor_static
 from prunegym.agents.rl.recipe_files import adjusted_recipe
 from prunegym.models import Dataset, GatePolicy, MaskedCNN
 from prunegym.models.gating.importance import channel_scores
-from prunegym.models.gating.static_policy import deciding_macs, rollout
+from prunegym.models.gating.static_policy import StaticPolicy, deciding_macs, fixed_policy, rollout
 from prunegym.models.masking.graph import Step, attribute_of
 from prunegym.models.training import preparation
 from prunegym.models.training.preparation import PrepareConfig, prepare
@@ -153,6 +156,18 @@ def imitated(
         made, policy = prepare(masked, train, config, teacher=teacher, folder=folder)
     assert isinstance(policy, GatePolicy)
     return made, policy
+
+
+def fixed(
+    masked: MaskedCNN, kind: str, train: Dataset, config: TuneConfig, teacher: Tensor, checkpoint: Path
+) -> tuple[MaskedCNN, StaticPolicy]:
+    """Train constants for the mask of Taylor scores (``taylor``) or of greedy search (``greedy``)."""
+    assert config.target is not None
+    masked, search = copy.deepcopy(masked), {"taylor": taylor_static, "greedy": greedy_static}[kind]
+    policy = fixed_policy(masked, search(masked, train, config.target).mask.float())
+    config = dataclasses.replace(config, target_macs=1.0, train_gates=False)
+    tune(masked, policy, train, config, teacher=teacher, checkpoint=checkpoint)
+    return masked, policy
 
 
 class TrainConstants(BaseCallback):

@@ -1,10 +1,11 @@
 r"""Constants in place of masked channels of a frozen CNN, beside zeros: gates, and the best single mask, over seeds.
 
 Each cell is one training: gates or a static mask, with constants or zeros, at one MAC share, with one seed. With
-``--variants`` also those of constant_variants.py, for gates with constants. All gates of a seed begin with the same
-imitation; static masks are trained on as many images. Finished cells are kept in a folder with the name of the
-document, so that other machines can add seeds; an interrupted cell goes on from its last epoch. Processes that are
-started with the same folders share the cells. The document is written after each cell, with what is there.
+``--variants`` also those of constant_variants.py: other gates with constants, and masks by Taylor scores and greedy
+search with constants. All gates of a seed begin with the same imitation; static masks are trained on as many images.
+Finished cells are kept in a folder with the name of the document, so that other machines can add seeds; an interrupted
+cell goes on from its last epoch. Processes that are started with the same folders share the cells. The document is
+written after each cell, with what is there.
 
     python results/constants.py resnet20 results/cifar10-jpeg/cnn.safetensors runs/constants --json constants.json
 """
@@ -29,11 +30,11 @@ from typing import Any
 import constant_variants
 import numpy as np
 import torch
+from constant_cells import FIXED, STUDIES, VARIANTS, Cell, cells, table
 from torch import Tensor
 
 from prunegym import DynamicCNN, load_dataset
 from prunegym.agents import evaluate
-from prunegym.agents.comparison.results import interval
 from prunegym.models import Dataset, MaskedCNN, StaticPolicy
 from prunegym.models.gating.features import MaskFeatures
 from prunegym.models.gating.static_policy import Policy
@@ -46,54 +47,6 @@ from prunegym.models.training.tuning import TuneConfig
 IMITATION = ImitationConfig(mac_share=0.69, augment="flip")
 EPOCHS = 5.0
 """Of gates, after the imitation."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Study:
-    """A CNN's MAC shares, and how many seeds."""
-
-    shares: tuple[float, ...]
-    seeds: int
-
-
-STUDIES = {"resnet20": Study((0.7, 0.6), 5), "vgg11": Study((0.7,), 3), "fashion": Study((0.46,), 3)}
-SHOWN = {"gates": "gates", "static": "learnt static mask"}
-"""How kinds of cells are called in the table."""
-VARIANTS = {
-    "predicted": "constants predicted for each image",
-    "imitated": "constants, imitation repeated under them",
-    "ppo": "constants, then PPO",
-    "ppo-both": "constants, then PPO that trains them too",
-}
-WAYS = {"constant": "constants", "zero": "zeros", **VARIANTS}
-"""How what replaces masked channels is called in the table."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """One training."""
-
-    kind: str
-    compensation: str
-    share: float
-    seed: int
-
-    @property
-    def name(self) -> str:
-        """Its folder, and the name of its file."""
-        return f"{self.kind}-{self.compensation}-{round(100 * self.share)}-{self.seed}"
-
-
-def cells(study: Study, variants: bool = False) -> list[Cell]:
-    """Return the cells of a study: constants of all seeds, then zeros, then the variants of gates."""
-    pairs = [(kind, share) for share in study.shares for kind in ("gates", "static")]
-    return [
-        Cell(kind, way, share, seed)
-        for way in ("constant", "zero", *(VARIANTS if variants else ()))
-        for seed in range(study.seeds)
-        for kind, share in pairs
-        if kind == "gates" or way not in VARIANTS
-    ]
 
 
 class Trainings:
@@ -152,22 +105,25 @@ class Trainings:
         folder = self.out / cell.name
         passes = IMITATION.steps * IMITATION.batch_size / len(self.train)
         tune = TuneConfig(
-            target_macs=cell.share, epochs=EPOCHS + passes * (cell.kind == "static"), train_cnn=False, augment="flip",
+            target_macs=cell.share, epochs=EPOCHS + passes * (cell.kind != "gates"), train_cnn=False, augment="flip",
             compensation=None if cell.compensation == "zero" else "constant", seed=cell.seed,
         )  # fmt: skip
         config, masked = PrepareConfig(imitation=None, tune=tune, seed=cell.seed), self.stored.masked
+        if cell.kind in FIXED:
+            given = self.train, tune, self.teacher, folder / "tune.safetensors"
+            return constant_variants.fixed(masked, cell.kind, *given)
         match cell.compensation:
             case "predicted":
-                begun = self._imitated(cell.seed), self.train, tune, self.teacher, folder / "tune.safetensors"
-                return constant_variants.predicted(masked, *begun)
+                given = self.train, tune, self.teacher, folder / "tune.safetensors"
+                return constant_variants.predicted(masked, self._imitated(cell.seed), *given)
             case "imitated":
                 again = dataclasses.replace(config, imitation=dataclasses.replace(IMITATION, seed=cell.seed))
                 earlier = self._with_constants(cell).masked
                 return constant_variants.imitated(earlier, self.train, again, self.teacher, folder)
             case "ppo" | "ppo-both":
                 both = cell.compensation == "ppo-both"
-                given = self._with_constants(cell), self.splits, cell.share, cell.seed, folder / "run"
-                trained = constant_variants.reinforced(*given, train=both)
+                begun = self._with_constants(cell), self.splits, cell.share, cell.seed, folder / "run"
+                trained = constant_variants.reinforced(*begun, train=both)
                 return trained.masked, trained.policy
         start = self._imitated(cell.seed) if cell.kind == "gates" else StaticPolicy(MaskFeatures(masked))
         masked, policy = prepare(
@@ -218,58 +174,6 @@ def alone(folder: Path, *, wait: bool = True) -> Iterator[bool]:
 def log(what: str, row: Any) -> None:
     """Print figures with the time."""
     print(time.strftime("%H:%M:%S"), what, row, flush=True)
-
-
-def right(document: dict[str, Any], split: str = "test") -> np.ndarray[Any, Any]:
-    """Return whether each image of a finished cell is right, (images,) of 0 and 1."""
-    packed = np.frombuffer(base64.b64decode(document[split]["correct"]), np.uint8)
-    return np.unpackbits(packed)[: document[split]["images"]].astype(np.int64)
-
-
-def table(study: Study, found: dict[Cell, dict[str, Any]]) -> dict[str, Any]:
-    """Return the rows of a study: means over the seeds that are there, and differences to other rows."""
-    rows = []
-    for share in study.shares:
-        both = [(kind, way) for way in ("constant", "zero") for kind in ("gates", "static")]
-        for kind, way in [*both, *(("gates", way) for way in VARIANTS)]:
-            mine = {cell.seed: one for cell, one in found.items() if cell == Cell(kind, way, share, cell.seed)}
-            if not mine:
-                continue
-            name = f"{share:.2f}, {SHOWN[kind]}, {WAYS[way]}"
-            row: dict[str, Any] = {"name": name, "share": share, "seeds": sorted(mine), "count": len(mine)}
-            row |= {
-                split: {
-                    figure: over([one[split][figure] for one in mine.values()])
-                    for figure in ("accuracy", "dense_accuracy", "total_mac_share", "policy_mac_share")
-                }
-                for split in ("validation", "test")
-            }
-            others = {"minus_static": ("static", "constant" if way in VARIANTS else way), "minus_zeros": (kind, "zero")}
-            others |= {"minus_constants": (kind, "constant")} if way in VARIANTS else {}
-            for column, (other_kind, other_way) in others.items():
-                other = {seed: found.get(Cell(other_kind, other_way, share, seed)) for seed in mine}
-                pairs = {seed: one for seed, one in other.items() if one is not None}
-                if pairs and (other_kind, other_way) != (kind, way):
-                    row[column] = difference(mine, pairs)
-            rows.append(row)
-    return {"rows": rows, "seeds": sorted({cell.seed for cell in found})}
-
-
-def difference(mine: dict[int, Any], other: dict[int, Any]) -> dict[str, Any]:
-    """Return the difference of two rows on the test images, over the seeds of both, and by image."""
-    each = [right(mine[seed]) - right(one) for seed, one in other.items()]
-    by_image = np.mean(each, axis=0)
-    # 95 % of a normal distribution: there are thousands of images.
-    half = 1.96 * float(by_image.std(ddof=1)) / len(by_image) ** 0.5
-    return {
-        "over_seeds": over([float(one.mean()) for one in each]),
-        "by_image": {"mean": float(by_image.mean()), "half_width": half, "count": len(by_image)},
-    }
-
-
-def over(values: list[float]) -> dict[str, Any]:
-    """Return a mean with its interval, for JSON; one value alone has none."""
-    return dataclasses.asdict(interval(values))
 
 
 def main() -> None:

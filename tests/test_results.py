@@ -137,7 +137,7 @@ def test_cells_with_constants_are_made_once_and_become_a_table(tmp_path, monkeyp
     script = load_script("constants")
     monkeypatch.setattr(script, "IMITATION", dataclasses.replace(script.IMITATION, steps=1, batch_size=32))
     monkeypatch.setattr(script, "EPOCHS", 1.0)
-    monkeypatch.setattr(script, "STUDIES", {"resnet20": script.Study((0.6,), 1)})
+    monkeypatch.setattr(script, "STUDIES", {"resnet20": importlib.import_module("constant_cells").Study((0.6,), 1)})
     options = ["resnet20", str(shipped_path("digits")), str(tmp_path / "runs"), "--json", str(tmp_path / "table.json")]
     monkeypatch.setattr(script.sys, "argv", ["constants.py", *options, "--images", "64"])
     names = [
@@ -166,6 +166,9 @@ def test_cells_with_constants_are_made_once_and_become_a_table(tmp_path, monkeyp
     document = json.loads((tmp_path / "table.json").read_text())
     variants = {row["name"].split(", gates, ")[1]: row for row in document["rows"] if "minus_constants" in row}
     assert list(variants) == list(script.VARIANTS.values())
+    fixed = {row["name"].split(", ", 1)[1]: row for row in document["rows"][-2:]}
+    assert list(fixed) == ["Taylor, static, constants", "greedy static mask, constants"]
+    assert all(row["test"]["total_mac_share"]["mean"] == pytest.approx(0.6, abs=0.05) for row in fixed.values())
     assert all(row["test"]["total_mac_share"]["mean"] == pytest.approx(0.6, abs=0.05) for row in variants.values())
     models = [DynamicCNN.load(tmp_path / f"runs/{place}model.safetensors") for place in (
         "gates-constant-60-0/", "gates-ppo-60-0/run/", "gates-ppo-both-60-0/run/",
