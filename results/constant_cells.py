@@ -9,17 +9,29 @@ from typing import Any
 import numpy as np
 
 from prunegym.agents.comparison.results import interval
+from prunegym.models.training.preparation import ImitationConfig
+from prunegym.models.training.tuning import TuneConfig
+
+IMITATION = ImitationConfig(mac_share=0.69, augment="flip")
+TUNE = TuneConfig(epochs=5.0, train_cnn=False, augment="flip")
 
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """A CNN's MAC shares, and how many seeds."""
+    """A CNN's MAC shares, how many seeds, and the training: the CNN is frozen unless ``tune`` says otherwise."""
 
     shares: tuple[float, ...]
     seeds: int
+    imitation: ImitationConfig = IMITATION
+    tune: TuneConfig = TUNE
 
 
-STUDIES = {"resnet20": Study((0.7, 0.6), 5), "vgg11": Study((0.7,), 3), "fashion": Study((0.46,), 3)}
+STUDIES = {
+    "resnet20": Study((0.7, 0.6), 5),
+    "resnet20-prepared": Study((0.36,), 5, ImitationConfig(kept_share=0.6, steps=300), TuneConfig(epochs=8.0)),
+    "vgg11": Study((0.7,), 3),
+    "fashion": Study((0.46,), 3),
+}
 FIXED = {"taylor": "Taylor, static", "greedy": "greedy static mask"}
 """Masks that are not trained; their constants are."""
 SHOWN = {"gates": "gates", "static": "learnt static mask", **FIXED}

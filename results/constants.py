@@ -1,4 +1,4 @@
-r"""Constants in place of masked channels of a frozen CNN, beside zeros: gates, and the best single mask, over seeds.
+r"""Constants in place of masked channels, compared with zeros: gates, and the best single mask, over seeds.
 
 Each cell is one training: gates or a static mask, with constants or zeros, at one MAC share, with one seed. With
 ``--variants`` also those of constant_variants.py: other gates with constants, and masks by Taylor scores and greedy
@@ -30,7 +30,7 @@ from typing import Any
 import constant_variants
 import numpy as np
 import torch
-from constant_cells import FIXED, STUDIES, VARIANTS, Cell, cells, table
+from constant_cells import FIXED, STUDIES, VARIANTS, Cell, Study, cells, table
 from torch import Tensor
 
 from prunegym import DynamicCNN, load_dataset
@@ -41,27 +41,23 @@ from prunegym.models.gating.static_policy import Policy
 from prunegym.models.storage.model_file import Bundle, read_model
 from prunegym.models.storage.run_folder import command_line, machine
 from prunegym.models.training.cnn_training import dense_logits
-from prunegym.models.training.preparation import ImitationConfig, PrepareConfig, prepare
-from prunegym.models.training.tuning import TuneConfig
-
-IMITATION = ImitationConfig(mac_share=0.69, augment="flip")
-EPOCHS = 5.0
-"""Of gates, after the imitation."""
+from prunegym.models.training.preparation import PrepareConfig, prepare
 
 
 class Trainings:
-    """Makes cells of a frozen CNN.
+    """Makes cells of a study.
 
     Args:
-        cnn: Its file.
+        study: What is trained.
+        cnn: The CNN's file.
         out: Folder of checkpoints and models.
         cells: Folder of finished cells.
         images: Only so many training images; None for all.
     """
 
-    def __init__(self, cnn: Path, out: Path, cells: Path, images: int | None = None) -> None:
+    def __init__(self, study: Study, cnn: Path, out: Path, cells: Path, images: int | None = None) -> None:
         self.stored: Bundle = read_model(cnn)
-        self.out, self.cells = out, cells
+        self.study, self.out, self.cells = study, out, cells
         info = self.stored.info
         self.splits = {
             split: info.adapt(load_dataset(info.dataset, split))  # type: ignore[arg-type]
@@ -103,10 +99,12 @@ class Trainings:
 
     def _trained(self, cell: Cell) -> tuple[MaskedCNN, Policy]:
         folder = self.out / cell.name
-        passes = IMITATION.steps * IMITATION.batch_size / len(self.train)
-        tune = TuneConfig(
-            target_macs=cell.share, epochs=EPOCHS + passes * (cell.kind != "gates"), train_cnn=False, augment="flip",
-            compensation=None if cell.compensation == "zero" else "constant", seed=cell.seed,
+        imitation, epochs = dataclasses.replace(self.study.imitation, seed=cell.seed), self.study.tune.epochs
+        if cell.kind != "gates":
+            epochs += imitation.steps * imitation.batch_size / len(self.train)
+        tune = dataclasses.replace(
+            self.study.tune, target_macs=cell.share, epochs=epochs, seed=cell.seed,
+            compensation=None if cell.compensation == "zero" else "constant",
         )  # fmt: skip
         config, masked = PrepareConfig(imitation=None, tune=tune, seed=cell.seed), self.stored.masked
         if cell.kind in FIXED:
@@ -117,7 +115,7 @@ class Trainings:
                 given = self.train, tune, self.teacher, folder / "tune.safetensors"
                 return constant_variants.predicted(masked, self._imitated(cell.seed), *given)
             case "imitated":
-                again = dataclasses.replace(config, imitation=dataclasses.replace(IMITATION, seed=cell.seed))
+                again = dataclasses.replace(config, imitation=imitation)
                 earlier = self._with_constants(cell).masked
                 return constant_variants.imitated(earlier, self.train, again, self.teacher, folder)
             case "ppo" | "ppo-both":
@@ -140,7 +138,7 @@ class Trainings:
 
     def _imitated(self, seed: int) -> Any:
         """Return gates after imitation, which is done once for each seed."""
-        config = PrepareConfig(imitation=dataclasses.replace(IMITATION, seed=seed), tune=None, seed=seed)
+        config = PrepareConfig(imitation=dataclasses.replace(self.study.imitation, seed=seed), tune=None, seed=seed)
         folder = self.out / f"imitation-{seed}"
         report = lambda stage, row: log(f"{stage} {seed}", row)  # noqa: E731
         with alone(folder):
@@ -150,7 +148,8 @@ class Trainings:
         if isinstance(policy, constant_variants.PredictedConstants):
             plain, correct = constant_variants.figures(masked, policy, split)
         else:
-            found = evaluate(DynamicCNN(masked, policy, self.stored.info), None, split)
+            dense = self.stored.masked.network
+            found = evaluate(DynamicCNN(masked, policy, self.stored.info), None, split, dense=dense)
             plain, correct = found.as_json(), found.correct
         return {**plain, "correct": base64.b64encode(np.packbits(correct.numpy()).tobytes()).decode()}
 
@@ -192,7 +191,7 @@ def main() -> None:
     study = STUDIES[options.study]
     study = dataclasses.replace(study, seeds=options.seeds or study.seeds)
     folder = options.json.with_suffix("")
-    trainings = None if options.no_run else Trainings(options.cnn, options.out, folder, options.images)
+    trainings = None if options.no_run else Trainings(study, options.cnn, options.out, folder, options.images)
     for cell in [None] if trainings is None else cells(study, options.variants):
         if trainings is not None and cell is not None:
             trainings.run(cell)

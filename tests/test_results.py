@@ -135,9 +135,11 @@ def test_the_page_of_networks_is_what_its_documents_say(monkeypatch: pytest.Monk
 def test_cells_with_constants_are_made_once_and_become_a_table(tmp_path, monkeypatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "results"))
     script = load_script("constants")
-    monkeypatch.setattr(script, "IMITATION", dataclasses.replace(script.IMITATION, steps=1, batch_size=32))
-    monkeypatch.setattr(script, "EPOCHS", 1.0)
-    monkeypatch.setattr(script, "STUDIES", {"resnet20": importlib.import_module("constant_cells").Study((0.6,), 1)})
+    study = script.STUDIES["resnet20"]
+    imitation = dataclasses.replace(study.imitation, steps=1, batch_size=32)
+    tune = dataclasses.replace(study.tune, epochs=1.0)
+    study = dataclasses.replace(study, shares=(0.6,), seeds=1, imitation=imitation, tune=tune)
+    monkeypatch.setattr(script, "STUDIES", {"resnet20": study})
     options = ["resnet20", str(shipped_path("digits")), str(tmp_path / "runs"), "--json", str(tmp_path / "table.json")]
     monkeypatch.setattr(script.sys, "argv", ["constants.py", *options, "--images", "64"])
     names = [
