@@ -36,7 +36,12 @@ PANELS = 4
 
 @typed
 def write_report(
-    folders: Sequence[Path | str], out: Path | str, *, timed: bool = True, title: str = "PruneGym benchmark"
+    folders: Sequence[Path | str],
+    out: Path | str,
+    *,
+    timed: bool = True,
+    images: bool = True,
+    title: str = "PruneGym benchmark",
 ) -> dict[str, Path]:
     """Write the report of benchmarks and comparisons.
 
@@ -44,6 +49,7 @@ def write_report(
         folders: Folders of ``prunegym benchmark`` or ``prunegym compare``.
         out: Folder of the report.
         timed: Measure the time of single images. Times that were measured here before are read.
+        images: Show images of the data set. Without them you can publish a report of data that you may not publish.
         title: Heading of the page.
 
     Returns:
@@ -72,7 +78,7 @@ def write_report(
         "t": quantiles(),
         "rows": rows,
         "curves": curves,
-        "galleries": _galleries(tables, groups),
+        "galleries": _galleries(tables, groups) if images else [],
         "statistics": _statistics(tables),
     }
     paths = {name: out / file for name, file in FILES.items()}

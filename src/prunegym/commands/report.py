@@ -20,12 +20,14 @@ def report(
     out: Annotated[Path | None, typer.Option(help=INTO)] = None,
     title: Annotated[str, typer.Option(help="Heading of the page.")] = "PruneGym benchmark",
     data_root: opt.DataRoot = None,
+    no_images: Annotated[bool, typer.Option("--no-images", help="Show no images of the data set.")] = False,
     no_times: Annotated[bool, typer.Option("--no-times", help="Do not measure the time of images.")] = False,
 ) -> None:
     """Write a benchmark as one HTML page that works offline; also a picture (PNG) and CSV files."""
     from prunegym.agents.benchmark.report.page import write_report
 
     machine.settle(opt.Data(data_root=data_root))
-    paths = write_report(folders, folders[0] / "report" if out is None else out, timed=not no_times, title=title)
+    into = folders[0] / "report" if out is None else out
+    paths = write_report(folders, into, timed=not no_times, images=not no_images, title=title)
     document = {name: str(path) for name, path in paths.items()}
     emit(document, machine.as_json, Facts("Report", document))
